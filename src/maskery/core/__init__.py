@@ -1,0 +1,1 @@
+"""What every other package stands on: errors, randomness, batches, the task contract."""

@@ -1,0 +1,67 @@
+"""The batch types that every part of Maskery speaks: sequences end to end, never padded.
+
+Shapes: B sequences, T tokens of all sequences together, M masked tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """B token sequences laid end to end, special tokens included.
+
+    Position `starts[b] + i` of example `example_ids[b]` names token i of sequence b for good: every
+    random decision about the token is drawn for that name, whatever batch it stands in.
+
+    Attributes:
+        input_ids: (T,) int64.
+        boundaries: (B + 1,) int64; sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`.
+        example_ids: (B,) uint64; the windows of one document share its id.
+        starts: (B,) int64; where the sequence starts in its document, in tokens.
+        word_starts: (T,) bool; True at the first token of each word, and at special tokens.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    boundaries: npt.NDArray[np.int64]
+    example_ids: npt.NDArray[np.uint64]
+    starts: npt.NDArray[np.int64]
+    word_starts: npt.NDArray[np.bool_]
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(B,) int64: the tokens of each sequence."""
+        return np.diff(self.boundaries)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTokens:
+    """A `TokenBatch` after masking.
+
+    Attributes:
+        batch: What was masked; untouched.
+        input_ids: (T,) int64, corrupted.
+        positions: (M,) int64, ascending indices of the masked tokens into the T.
+        targets: (M,) int64, the original ids there.
+    """
+
+    batch: TokenBatch
+    input_ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+
+    def labels(self, ignore_index: int = -100) -> npt.NDArray[np.int64]:
+        """(T,) int64: the original ids at masked positions, `ignore_index` elsewhere."""
+        labels = np.full(len(self.input_ids), ignore_index, np.int64)
+        labels[self.positions] = self.targets
+        return labels

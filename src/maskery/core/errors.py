@@ -1,0 +1,31 @@
+"""The one exception tree of Maskery.
+
+Every error a user can cause derives from `MaskeryError`. Its message is one line that names the
+value, the rule it breaks and the fix; the command line prints that line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class MaskeryError(Exception):
+    """Something the user can mend; the message says how."""
+
+
+class ConfigError(MaskeryError, ValueError):
+    """A setting is outside its range, or two settings contradict each other."""
+
+
+class DataError(MaskeryError):
+    """A corpus, an image or an annotation file cannot be used as it is."""
+
+
+class ModelError(MaskeryError):
+    """A model or tokenizer is missing, unreadable or of the wrong kind."""
+
+
+class CheckpointError(MaskeryError):
+    """A checkpoint or run folder is damaged, in use or belongs to another run."""
+
+
+class MissingExtraError(MaskeryError, ImportError):
+    """An optional dependency is not installed."""

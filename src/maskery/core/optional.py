@@ -1,0 +1,28 @@
+"""Optional dependencies, imported at the moment they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from maskery.core.errors import MissingExtraError
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which extra brings it.
+
+    Args:
+        module: The importable name, for example `"PIL.Image"`.
+        extra: The extra of the `maskery` distribution that installs it.
+        purpose: What it is wanted for, to complete "... is needed to <purpose>".
+
+    Raises:
+        MissingExtraError: The module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module.partition('.')[0]} is needed to {purpose} and is not installed; "
+            f"install it with: pip install 'maskery[{extra}]'"
+        ) from error

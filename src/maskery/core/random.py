@@ -1,0 +1,274 @@
+"""Counter-based random numbers: a uniform is a pure function of what it is for.
+
+Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011) maps a 128-bit counter and a 64-bit key to 128 random bits. Here
+
+    key      = seed                                   (64 bits)
+    counter  = (position // 4, example id, epoch | stream << 24)
+                 32 bits       64 bits     24 bits  8 bits
+
+and the word `position % 4` of the result belongs to `position`. So nothing about a draw depends on
+batch composition, on the order of the draws, on the number of workers or on resuming. NumPy and
+torch give identical bits.
+
+Shapes: N draws, C counters (four words each).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.errors import ConfigError
+
+UInt64Array: TypeAlias = npt.NDArray[np.uint64]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+
+ROUNDS = 10
+MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
+WORD = 0xFFFFFFFF
+MAX_EPOCH = (1 << 24) - 1
+# Counters are worked through in blocks that stay in the second-level cache.
+BLOCK = 16384
+
+
+class Stream(IntEnum):
+    """What a draw is for. Draws of different streams are independent."""
+
+    SELECT = 0
+    """Which tokens (or words, or spans) are masked."""
+    CORRUPT = 1
+    """What a masked token becomes: `[MASK]`, a random token or itself."""
+    REPLACE = 2
+    """Which random token replaces it."""
+    SPAN = 3
+    """The gaps and lengths of masked spans."""
+    ORDER = 4
+    """The order of the examples of an epoch."""
+    SAMPLE = 5
+    """Tokens sampled from a generator's distribution (MRTD)."""
+    NEGATIVE = 6
+    """Hard negatives of a matching loss."""
+    VIEW = 7
+    """Augmented views of an image."""
+    CAPTION = 8
+    """Which caption of a picture or a person is read."""
+    EVALUATE = 9
+    """Frozen decisions of an evaluation."""
+
+
+def philox4x32(
+    counter: tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array], key: tuple[int, int]
+) -> tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array]:
+    """Ten rounds of Philox4x32 over arrays of counters.
+
+    Args:
+        counter: Four arrays (C,) uint64 with values below 2**32; not modified.
+        key: Two 32-bit words.
+
+    Returns:
+        Four arrays (C,) uint64 with values below 2**32.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    multiplier_0, multiplier_1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
+    low, shift = np.uint64(WORD), np.uint64(32)
+    for _ in range(ROUNDS):
+        product_0 = c0 * multiplier_0
+        product_1 = c2 * multiplier_1
+        c0 = product_1 >> shift
+        c0 ^= c1
+        c0 ^= np.uint64(k0)
+        c2 = product_0 >> shift
+        c2 ^= c3
+        c2 ^= np.uint64(k1)
+        product_1 &= low
+        product_0 &= low
+        c1, c3 = product_1, product_0
+        k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
+    return c0, c1, c2, c3
+
+
+def philox4x32_torch(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
+    """The same ten rounds in torch, on any device.
+
+    Args:
+        counter: (4, C) int64 with values in [0, 2**32).
+        key: Two 32-bit words.
+
+    Returns:
+        (4, C) int64 with values in [0, 2**32), bit for bit those of `philox4x32`.
+    """
+    c0, c1, c2, c3 = counter.unbind()
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        # A product of two 32-bit words wraps around int64; its bits are right, and the shift's
+        # sign extension is cut off by the mask.
+        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
+        c0 = ((product_1 >> 32) & WORD) ^ c1 ^ k0
+        c2 = ((product_0 >> 32) & WORD) ^ c3 ^ k1
+        c1, c3 = product_1 & WORD, product_0 & WORD
+        k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
+    return torch.stack((c0, c1, c2, c3))
+
+
+def key_of(seed: int) -> tuple[int, int]:
+    """Split a 64-bit seed into Philox's two key words, low word first."""
+    if not 0 <= seed < 1 << 64:
+        raise ConfigError(f"the seed is {seed}: it must be from 0 to 2**64 - 1; choose another")
+    return seed & WORD, seed >> 32
+
+
+def last_word(stream: Stream, epoch: int) -> int:
+    """The fourth counter word: 24 bits of epoch under 8 bits of stream."""
+    if not 0 <= epoch <= MAX_EPOCH:
+        raise ConfigError(f"the epoch is {epoch}: it must be from 0 to {MAX_EPOCH}")
+    return epoch | int(stream) << 24
+
+
+def random_words(
+    seed: int,
+    stream: Stream,
+    epoch: int,
+    example_ids: UInt64Array,
+    positions: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint32]:
+    """One 32-bit word for each (example id, position), any order, any repetition.
+
+    Args:
+        seed: From 0 to 2**64 - 1.
+        stream: What the draws are for.
+        epoch: From 0 to 2**24 - 1.
+        example_ids: (N,) uint64.
+        positions: (N,) int64, from 0 to 2**32 - 1.
+
+    Returns:
+        (N,) uint32.
+    """
+    key, epoch_and_stream = key_of(seed), np.uint64(last_word(stream, epoch))
+    words = np.empty(len(positions), np.uint32)
+    for start in range(0, len(positions), BLOCK):
+        chosen = slice(start, start + BLOCK)
+        ids, block_positions = example_ids[chosen], positions[chosen].astype(np.uint64)
+        block = philox4x32(
+            (
+                block_positions >> np.uint64(2),
+                ids & np.uint64(WORD),
+                ids >> np.uint64(32),
+                np.full(len(ids), epoch_and_stream),
+            ),
+            key,
+        )
+        lane = (block_positions & np.uint64(3)).astype(np.intp)
+        words[chosen] = np.choose(lane, block)
+    return words
+
+
+def random_rows(
+    seed: int,
+    stream: Stream,
+    epoch: int,
+    example_ids: UInt64Array,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint32]:
+    """`random_words` for runs of consecutive positions, four positions for each counter.
+
+    Args:
+        seed: From 0 to 2**64 - 1.
+        stream: What the draws are for.
+        epoch: From 0 to 2**24 - 1.
+        example_ids: (B,) uint64, one a run.
+        starts: (B,) int64, the first position of each run.
+        lengths: (B,) int64, how many positions each run has.
+
+    Returns:
+        (sum of lengths,) uint32: the words of run 0, then of run 1, and so on.
+    """
+    key, epoch_and_stream = key_of(seed), np.uint64(last_word(stream, epoch))
+    first = starts >> 2
+    counts = np.where(lengths > 0, ((starts + lengths + 3) >> 2) - first, 0)
+    num_counters = int(counts.sum())
+    offsets = np.cumsum(counts) - counts
+    # Every run takes whole counters; `within` numbers the counters of each run from its first.
+    within = np.arange(num_counters) - np.repeat(offsets - first, counts)
+    low = np.repeat(example_ids & np.uint64(WORD), counts)
+    high = np.repeat(example_ids >> np.uint64(32), counts)
+    words = np.empty((num_counters, 4), np.uint32)
+    for start in range(0, num_counters, BLOCK):
+        chosen = slice(start, start + BLOCK)
+        block = philox4x32(
+            (
+                within[chosen].astype(np.uint64),
+                low[chosen],
+                high[chosen],
+                np.full(len(low[chosen]), epoch_and_stream),
+            ),
+            key,
+        )
+        for lane in range(4):
+            words[chosen, lane] = block[lane]
+    flat = words.reshape(-1)
+    # Drop the words before each run's first position and after its last.
+    run_starts = np.cumsum(lengths) - lengths
+    gaps = 4 * offsets + (starts & 3) - run_starts
+    if not gaps.any() and len(flat) == int(lengths.sum()):
+        return flat
+    return flat[np.arange(int(lengths.sum())) + np.repeat(gaps, lengths)]
+
+
+def to_uniforms(words: npt.NDArray[np.uint32]) -> Float32Array:
+    """Turn 32-bit words into float32 uniforms in [0, 1), exact multiples of 2**-24."""
+    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def to_integers(words: npt.NDArray[np.uint32], bound: int) -> npt.NDArray[np.int64]:
+    """Turn 32-bit words into integers in [0, bound), by multiply and shift.
+
+    Each value's probability differs from 1 / bound by at most 2**-32.
+    """
+    return ((words.astype(np.uint64) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+
+
+def uniforms(
+    seed: int,
+    stream: Stream,
+    epoch: int,
+    example_ids: UInt64Array,
+    positions: npt.NDArray[np.int64],
+) -> Float32Array:
+    """`random_words` as float32 uniforms in [0, 1): (N,)."""
+    return to_uniforms(random_words(seed, stream, epoch, example_ids, positions))
+
+
+def uniforms_torch(
+    seed: int, stream: Stream, epoch: int, example_ids: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """`uniforms` in torch, on the device of `positions`.
+
+    Args:
+        seed: From 0 to 2**64 - 1.
+        stream: What the draws are for.
+        epoch: From 0 to 2**24 - 1.
+        example_ids: (N,) int64; the bits of the uint64 ids.
+        positions: (N,) int64.
+
+    Returns:
+        (N,) float32, bit for bit those of `uniforms`.
+    """
+    counter = torch.stack(
+        (
+            positions >> 2,
+            example_ids & WORD,
+            (example_ids >> 32) & WORD,
+            torch.full_like(positions, last_word(stream, epoch)),
+        )
+    )
+    words = philox4x32_torch(counter, key_of(seed))
+    chosen = words.gather(0, (positions & 3).unsqueeze(0)).squeeze(0)
+    return (chosen >> 8).to(torch.float32) * 2.0**-24

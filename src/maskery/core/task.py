@@ -1,0 +1,71 @@
+"""The contract between training and what is trained.
+
+A task is the unit of change: it wires a model, a masking policy and objectives. The loop in
+`training/` knows nothing else. A step runs so:
+
+    prepared = task.prepare(batch, epoch=..., progress=...)   # random decisions; may run in a thread
+    task.before_step()                                        # once per optimiser step
+    sums = task.loss_sums(prepared)                           # once per micro-batch
+    loss = sum(task.loss_weights[n] * sums[n] / counts[n])    # counts of the whole step, all processes
+
+so gradients do not depend on how a step is cut into micro-batches and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import nn
+
+BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A batch with every random decision of its step taken."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """By loss term, how many things its sum runs over (masked tokens, pairs)."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens in the batch, for the speed shown."""
+
+    def to(self, device: torch.device) -> Prepared:
+        """The same with its tensors on `device`."""
+
+
+class Task(Protocol[BatchT_contra]):
+    """What the training loop asks of a task.
+
+    Attributes:
+        model: The module that is trained; the loop may replace it by a wrapped one (DDP).
+        loss_weights: By loss term, its weight in the total.
+    """
+
+    model: nn.Module
+    loss_weights: Mapping[str, float]
+
+    def prepare(self, batch: BatchT_contra, *, epoch: int, progress: float) -> Prepared:
+        """Take the step's random decisions.
+
+        Args:
+            batch: Examples, not masked yet.
+            epoch: From 0.
+            progress: The share of the run that is done, in [0, 1), for schedules.
+        """
+
+    def loss_sums(self, prepared: Prepared) -> Mapping[str, torch.Tensor]:
+        """Each loss term as a sum over its `counts`, scalar tensors with gradients."""
+
+    def before_step(self) -> None:
+        """Called once per optimiser step, before its first micro-batch (momentum updates)."""
+
+    def extra_state(self) -> Mapping[str, torch.Tensor]:
+        """Tensors beyond the model that a checkpoint must hold (momentum twin, queues)."""
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `extra_state` gave."""

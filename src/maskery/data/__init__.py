@@ -1,0 +1,1 @@
+"""Corpora, tokens, pairs and batch plans; never masks."""

@@ -1,0 +1,1 @@
+"""Masking policies, corruption and rate schedules: pure functions over flat ids."""

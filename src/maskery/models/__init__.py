@@ -1,0 +1,1 @@
+"""Hugging Face adapters and the models of Maskery."""

@@ -1,0 +1,1 @@
+"""Training objectives: tensors in, named loss terms out."""

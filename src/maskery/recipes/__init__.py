@@ -1,0 +1,1 @@
+"""Presets: Python functions that wire whole runs."""

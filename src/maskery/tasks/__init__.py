@@ -1,0 +1,1 @@
+"""Tasks: model, masking and objectives wired into what the loop can train."""
