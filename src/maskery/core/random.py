@@ -232,7 +232,8 @@ def to_integers(words: npt.NDArray[np.uint32], bound: int) -> npt.NDArray[np.int
 
     Each value's probability differs from 1 / bound by at most 2**-32.
     """
-    return ((words.astype(np.uint64) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+    products = words.astype(np.uint64) * np.uint64(bound)
+    return (products >> np.uint64(32)).astype(np.int64)
 
 
 def uniforms(

@@ -3,10 +3,10 @@
 A task is the unit of change: it wires a model, a masking policy and objectives. The loop in
 `training/` knows nothing else. A step runs so:
 
-    prepared = task.prepare(batch, epoch=..., progress=...)   # random decisions; may run in a thread
-    task.before_step()                                        # once per optimiser step
-    sums = task.loss_sums(prepared)                           # once per micro-batch
-    loss = sum(task.loss_weights[n] * sums[n] / counts[n])    # counts of the whole step, all processes
+    prepared = task.prepare(batch, epoch=..., progress=...)  # random decisions; in a thread
+    task.before_step()                                       # once per optimiser step
+    sums = task.loss_sums(prepared)                          # once per micro-batch
+    loss = sum(task.loss_weights[n] * sums[n] / counts[n])   # counts: whole step, all processes
 
 so gradients do not depend on how a step is cut into micro-batches and processes.
 """
