@@ -13,13 +13,14 @@ so gradients do not depend on how a step is cut into micro-batches and processes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
+BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 @runtime_checkable
@@ -36,6 +37,18 @@ class Prepared(Protocol):
 
     def to(self, device: torch.device) -> Prepared:
         """The same with its tensors on `device`."""
+
+
+class BatchSource(Protocol[BatchT_co]):
+    """Where a run's batches come from: a pure function of the epoch and the step."""
+
+    def num_steps(self, epoch: int) -> int:
+        """How many optimiser steps an epoch has."""
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int, world_size: int
+    ) -> Sequence[BatchT_co]:
+        """One process's share of a step; every process gets equally many."""
 
 
 class Task(Protocol[BatchT_contra]):
