@@ -238,7 +238,8 @@ def geometric(uniform: npt.NDArray[np.float64], chance: float) -> IntArray:
     """Geometric numbers from 1 on, by inversion."""
     if chance >= 1.0:
         return np.ones(len(uniform), np.int64)
-    return (np.floor(np.log(uniform) / np.log1p(-chance)) + 1.0).astype(np.int64)
+    numbers: IntArray = (np.floor(np.log(uniform) / np.log1p(-chance)) + 1.0).astype(np.int64)
+    return numbers
 
 
 def cumulative(lengths: IntArray) -> IntArray:

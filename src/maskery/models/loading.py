@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import (
     AutoConfig,
@@ -27,6 +28,7 @@ ATTENTION_DROPOUTS = (
     "attn_dropout",
     "attention_probs_dropout",
 )
+HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")
 ALIASES = ("minilm",)
 
 
@@ -115,14 +117,18 @@ def load_masked_lm(
     name: str,
     *,
     attention_dropout: bool = False,
+    hidden_dropout: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
 ) -> Loaded:
     """Load a masked language model in float32.
 
     Args:
         name: `minilm`, a model folder, a run folder or a hub name.
         attention_dropout: Whether to keep the model's own attention dropout.
+        hidden_dropout: Dropout of hidden states; None for the model's own.
         tokenizer: If it is already there.
+        seed: Of the weights that the checkpoint does not have.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -130,17 +136,23 @@ def load_masked_lm(
     attention.register()
     config = load_config(name)
     dropouts = {} if attention_dropout else turn_off_attention_dropout(config)
+    if hidden_dropout is not None:
+        for setting in HIDDEN_DROPOUTS:
+            if hasattr(config, setting):
+                setattr(config, setting, hidden_dropout)
     tokenizer = tokenizer or load_tokenizer(name)
     quiet = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # the missing head is reported by us
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            resolve(name),
-            config=config,
-            attn_implementation=implementation(config),
-            dtype="float32",
-            output_loading_info=True,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                resolve(name),
+                config=config,
+                attn_implementation=implementation(config),
+                dtype="float32",
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unloadable(name, "weights", error) from error
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -36,7 +37,7 @@ class PreparedText:
         """Masked tokens."""
         return {"mlm": len(self.targets)}
 
-    def to(self, device: torch.device) -> PreparedText:
+    def to(self, device: torch.device) -> Self:
         """The same with its tensors on `device`."""
         targets = self.targets.to(device, non_blocking=True)
         return replace(self, inputs=self.inputs.to(device), targets=targets)

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -79,7 +80,7 @@ class Checkpoints:
         self.keep = keep
 
     def save(
-        self, task: Task[object], optimiser: torch.optim.Optimizer, position: Position
+        self, task: Task[Any, Any], optimiser: torch.optim.Optimizer, position: Position
     ) -> Path:
         """Write a checkpoint; what was there stays until it is complete.
 
@@ -127,7 +128,7 @@ class Checkpoints:
 
 
 def restore(
-    path: Path, task: Task[object], optimiser: torch.optim.Optimizer, identity: str
+    path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
 ) -> Position:
     """Load a checkpoint into a task and its optimiser.
 

@@ -79,7 +79,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task[Any],
+        task: Task[Any, Any],
         source: BatchSource[Any],
         optimiser: torch.optim.Optimizer,
         config: TrainingConfig,
