@@ -147,8 +147,9 @@ class Scanner:
                 raise self._invalid(error.msg) from error
             except (ValueError, RecursionError) as error:
                 raise self._invalid(_why(error)) from error
-            # A number at the very end may have more digits.
-            if end == len(self.text) and self._read_more():
+            # A number this near the end may go on: "1" with digits, "1." and "1e-" with them.
+            near_the_end = end + len("e-") >= len(self.text)
+            if isinstance(value, (int, float)) and near_the_end and self._read_more():
                 continue
             self.reading.place.number = self.line
             self._advance(end)
@@ -167,6 +168,7 @@ class Scanner:
         parts = [self.text[self.position :]]
         wanted = max(1, len(parts[0]))
         if wanted > self.reading.max_record_chars:
+            self.reading.place.number = self.line
             raise too_long(self.reading)
         size = 0
         while size < wanted:

@@ -12,7 +12,7 @@ from maskery.data.corpus import hub
 from maskery.data.corpus.compression import cannot_read
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.csv_files import read_csv, read_tsv
-from maskery.data.corpus.examples import Example
+from maskery.data.corpus.examples import Example, example_id
 from maskery.data.corpus.json_files import read_json, read_json_lines
 from maskery.data.corpus.parquet_files import read_parquet
 from maskery.data.corpus.reading import BLOCK_BYTES, Place, Reading, ReadingReport
