@@ -118,6 +118,8 @@ def test_the_fix_is_named() -> None:
             decode("ab".encode("utf-16"), on_bad_text=policy)
     with pytest.raises(DataError, match=r"UTF-32 byte-order mark .* pass --encoding utf-32"):
         decode("ab".encode("utf-32"))
+    with pytest.raises(DataError, match="UTF-16 byte-order mark and is not utf-16-be; pass"):
+        decode(codecs.BOM_UTF16_LE + b"a\0", "utf-16-be")
     with pytest.raises(DataError, match="does not start with a byte-order mark"):
         decode(b"a\0b\0", "utf-16")
     with pytest.raises(DataError, match="looks like a gzip archive"):

@@ -129,6 +129,17 @@ def test_replacing(write: Write, read: Read) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_bad_bytes_count_in_the_text_column_alone(write: Write, read: Read, name: str) -> None:
+    path = write(name, b'{"text": "a\xffb"}\n{"text": "c", "note": "\xff\0"}\n{"text": "d\0"}')
+    with pytest.raises(DataError, match="byte 11 is not valid utf-8"):
+        read(path)
+    for block_bytes in (1, 10, 1000):
+        assert read(path, on_bad_text="skip", block_bytes=block_bytes) == ["c"]
+        expected = ["a\ufffdb", "c", "d\ufffd"]
+        assert read(path, on_bad_text="replace", block_bytes=block_bytes) == expected
+
+
 def test_an_invalid_file_names_the_line(write: Write, read: Read) -> None:
     for block_bytes in (1, 50, 1 << 20):
         for content, line, why in (

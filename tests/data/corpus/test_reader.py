@@ -150,6 +150,15 @@ def test_bad_text_in_a_cell_is_skipped_whole(write: Write) -> None:
     assert corpus.report.skipped == 1
 
 
+def test_replaced_texts_are_counted(write: Write, tmp_path: Path) -> None:
+    write("a.txt", b"a\xff\xffb\nfine\nc\xff\n")
+    write("b.jsonl", b'{"text": "d\xff"}\n{"text": "\\ud800e"}\n{"text": "fine"}\n')
+    pq.write_table(pa.table({"text": [b"f\xff", b"fine"]}), tmp_path / "c.parquet")
+    corpus = Corpus.open([str(tmp_path)], CorpusConfig(on_bad_text="replace"))
+    assert sum("\ufffd" in example.text for example in corpus) == 5
+    assert (corpus.report.replaced, corpus.report.skipped, corpus.report.examples) == (5, 0, 8)
+
+
 def test_fingerprints_follow_content_and_config(write: Write, tmp_path: Path) -> None:
     def fingerprint(*names: str, **config: Any) -> str:
         sources = [str(tmp_path / name) for name in names]

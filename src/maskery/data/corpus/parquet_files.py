@@ -25,8 +25,9 @@ def read_parquet(reading: Reading) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     reading.place.unit = "row"
-    column, size = reading.config.text_column, reading.path.stat().st_size
+    column = reading.config.text_column
     try:
+        size = reading.path.stat().st_size
         with (
             _seekable(reading) as file,
             pq.ParquetFile(file, buffer_size=reading.block_bytes, pre_buffer=False) as table,
