@@ -167,8 +167,9 @@ class Filler:
             rows=(ids == self.mask_id).flatten().nonzero().flatten(),
             arguments={"attention_mask": torch.ones_like(ids)},
         )
-        logits = self.model(inputs.to(self.model.hf.device)).float().cpu()
-        return logits.log_softmax(dim=-1).view(len(sequences), -1, logits.shape[-1])
+        logits: torch.Tensor = self.model(inputs.to(self.model.hf.device)).float().cpu()
+        logs = logits.log_softmax(dim=-1)
+        return logs.view(len(sequences), -1, logs.shape[-1])
 
     def _joint(self, ids: list[int], top_k: int, beams: int) -> tuple[Completion, ...]:
         """Beam search from left to right; each step sees the masks already filled."""
