@@ -248,10 +248,10 @@ def uniforms(
     return to_uniforms(random_words(seed, stream, epoch, example_ids, positions))
 
 
-def uniforms_torch(
+def random_words_torch(
     seed: int, stream: Stream, epoch: int, example_ids: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """`uniforms` in torch, on the device of `positions`.
+    """`random_words` in torch, on the device of `positions`.
 
     Args:
         seed: From 0 to 2**64 - 1.
@@ -261,7 +261,7 @@ def uniforms_torch(
         positions: (N,) int64.
 
     Returns:
-        (N,) float32, bit for bit those of `uniforms`.
+        (N,) int64 with values in [0, 2**32), bit for bit those of `random_words`.
     """
     counter = torch.stack(
         (
@@ -272,5 +272,21 @@ def uniforms_torch(
         )
     )
     words = philox4x32_torch(counter, key_of(seed))
-    chosen = words.gather(0, (positions & 3).unsqueeze(0)).squeeze(0)
-    return (chosen >> 8).to(torch.float32) * 2.0**-24
+    return words.gather(0, (positions & 3).unsqueeze(0)).squeeze(0)
+
+
+def to_uniforms_torch(words: torch.Tensor) -> torch.Tensor:
+    """`to_uniforms` in torch: float32."""
+    return (words >> 8).to(torch.float32) * 2.0**-24
+
+
+def to_integers_torch(words: torch.Tensor, bound: int) -> torch.Tensor:
+    """`to_integers` in torch: int64, for bounds up to 2**31."""
+    return (words * bound) >> 32
+
+
+def uniforms_torch(
+    seed: int, stream: Stream, epoch: int, example_ids: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """`uniforms` in torch, bit for bit; takes what `random_words_torch` takes."""
+    return to_uniforms_torch(random_words_torch(seed, stream, epoch, example_ids, positions))

@@ -11,7 +11,12 @@ from typing import NamedTuple
 import torch
 
 from maskery.core.errors import ConfigError
-from maskery.core.random import Stream, uniforms_torch
+from maskery.core.random import (
+    Stream,
+    random_words_torch,
+    to_integers_torch,
+    to_uniforms_torch,
+)
 from maskery.core.vocabulary import Vocabulary
 
 IGNORE_INDEX = -100
@@ -90,20 +95,22 @@ def mask(
     positions = torch.arange(length, device=device).repeat(rows)
 
     def draw(stream: Stream) -> torch.Tensor:
-        return uniforms_torch(seed, stream, epoch, names, positions).view(rows, length)
+        return random_words_torch(seed, stream, epoch, names, positions).view(rows, length)
 
     protected = torch.from_numpy(vocabulary.protected).to(device)
     maskable = ~protected[input_ids.clamp(max=len(protected) - 1)]
     if masked_indices is None:
-        masked_indices = select(maskable, probability_matrix, draw(Stream.SELECT), at_least_one)
+        masked_indices = select(
+            maskable, probability_matrix, to_uniforms_torch(draw(Stream.SELECT)), at_least_one
+        )
     labels = torch.where(masked_indices, input_ids if targets is None else targets, IGNORE_INDEX)
 
-    fate = draw(Stream.CORRUPT)
+    fate = to_uniforms_torch(draw(Stream.CORRUPT))
     to_mask = masked_indices & (fate < mask_share)
     to_random = masked_indices & (fate >= mask_share) & (fate < mask_share + random_share)
     replacements = torch.from_numpy(vocabulary.replacements).to(device)
     replacements = replacements[replacements < vocab_size]
-    choices = (draw(Stream.REPLACE).double() * len(replacements)).long()
+    choices = to_integers_torch(draw(Stream.REPLACE), len(replacements))
     corrupted = torch.where(to_mask, vocabulary.mask_token_id, input_ids)
     corrupted = torch.where(to_random, replacements[choices], corrupted)
     return Masked(corrupted, labels)
