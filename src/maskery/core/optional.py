@@ -22,7 +22,9 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        # What is missing may be what `module` imports: torch.utils.tensorboard, tensorboard.
+        missing = (error.name or module).partition(".")[0]
         raise MissingExtraError(
-            f"{module.partition('.')[0]} is needed to {purpose} and is not installed; "
+            f"{missing} is needed to {purpose} and is not installed; "
             f"install it with: pip install 'maskery[{extra}]'"
         ) from error
