@@ -199,7 +199,7 @@ def test_an_epoch_out_of_range_is_refused(epoch: int) -> None:
             np.zeros(1, np.int64),
             np.ones(1, np.int64),
         )
-    with pytest.raises(ConfigError, match="the epoch"):
+    with pytest.raises(ConfigError, match=r"the epoch"):
         uniforms_torch(
             0,
             Stream.SELECT,

@@ -47,6 +47,10 @@ class Vocabulary:
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         """Ask a Hugging Face tokenizer.
 
+        Special are its special tokens and every added token it marks as special, such as
+        ModernBERT's `<|endoftext|>`. Where ids have holes, `size` is one more than the largest, and
+        an id that stands for no token counts as special, so that none is drawn as a replacement.
+
         Raises:
             ModelError: The tokenizer has no mask token.
         """
@@ -56,8 +60,18 @@ class Vocabulary:
                 f"modelling needs one; use a BERT-like model, or add one to the tokenizer "
                 f"(mask_token in its special_tokens_map)"
             )
+        added = tokenizer.added_tokens_decoder
+        special = {int(i) for i in tokenizer.all_special_ids}
+        special |= {int(i) for i, token in added.items() if token.special}
+        size = vocabulary_size(tokenizer)
+        special |= set(range(size)).difference(tokenizer.get_vocab().values())
         return cls(
-            size=len(tokenizer),
+            size=size,
             mask_token_id=int(tokenizer.mask_token_id),
-            special_ids=tuple(sorted({int(i) for i in tokenizer.all_special_ids})),
+            special_ids=tuple(sorted(special)),
         )
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id of a tokenizer, which counts at least its tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from maskery.core import errors
+
+TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_every_error_hangs_on_the_one_tree(kind: type[Exception]) -> None:
+    assert issubclass(kind, errors.MaskeryError)
+    assert str(kind("what, rule, fix")) == "what, rule, fix"
+
+
+def test_settings_and_imports_are_caught_by_their_usual_names() -> None:
+    assert issubclass(errors.ConfigError, ValueError)
+    assert issubclass(errors.MissingExtraError, ImportError)
