@@ -43,6 +43,11 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         if self.policy not in get_args(PolicyName):
             raise ConfigError(f"policy is '{self.policy}': it must be one of token, word, span")
+        if self.mask_schedule not in get_args(ScheduleName):
+            raise ConfigError(
+                f"mask_schedule is '{self.mask_schedule}': it must be one of constant, linear, "
+                f"cosine"
+            )
         for flag, rate in (("mask-rate", self.mask_rate), ("mask-rate-end", self.mask_rate_end)):
             if rate is not None and not 0.0 < rate < 1.0:
                 raise ConfigError(
@@ -64,3 +69,21 @@ class MaskingConfig:
             raise ConfigError(
                 f"--mask-rate-end {self.mask_rate_end} needs --mask-schedule linear or cosine"
             )
+        highest = max(self.mask_rate, self.mask_rate_end or 0.0)
+        if self.policy == "span" and highest > self.span_rate_limit:
+            raise ConfigError(
+                f"the mask rate is {highest}: spans of {self.mean_span:.2f} words on average that "
+                f"never touch mask at most {self.span_rate_limit:.3f}; lower --mask-rate, or raise "
+                f"--span-max"
+            )
+
+    @property
+    def mean_span(self) -> float:
+        """The mean length of a span, in words: a geometric distribution cut at `span_max`."""
+        weights = [self.span_p * (1.0 - self.span_p) ** n for n in range(self.span_max)]
+        return sum((n + 1) * weight for n, weight in enumerate(weights)) / sum(weights)
+
+    @property
+    def span_rate_limit(self) -> float:
+        """The highest rate of spans that never touch: one word between any two."""
+        return self.mean_span / (self.mean_span + 1.0)
