@@ -20,6 +20,8 @@ from maskery.masking.config import MaskingConfig
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
+# Longer than any sequence, and small enough for sums of many gaps in 64 bits.
+FAR = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ def walk_spans(
     chances = span_lengths(p, longest)
     mean_span = float(np.arange(1, longest + 1) @ chances)
     # A gap is geometric from 1 on, so that spans never touch, with the mean that gives the rate.
-    mean_gap = max(mean_span * (1.0 - rate) / rate, 1.0)
+    mean_gap = max(mean_span * (1.0 - rate) / rate, 1.0)  # the config keeps the rate in reach
     # A gap and a span take two words at least; the first span may start before the sequence.
     num_pairs = num_words // 2 + 1
     words = random_rows(
@@ -235,11 +237,12 @@ def begin_in_steady_state(
 
 
 def geometric(uniform: npt.NDArray[np.float64], chance: float) -> IntArray:
-    """Geometric numbers from 1 on, by inversion."""
+    """Geometric numbers from 1 on, by inversion; those past any sequence are cut to `FAR`."""
     if chance >= 1.0:
         return np.ones(len(uniform), np.int64)
-    numbers: IntArray = (np.floor(np.log(uniform) / np.log1p(-chance)) + 1.0).astype(np.int64)
-    return numbers
+    numbers = np.floor(np.log(uniform) / np.log1p(-max(chance, 1.0 / FAR))) + 1.0
+    cut: IntArray = np.minimum(numbers, FAR).astype(np.int64)
+    return cut
 
 
 def cumulative(lengths: IntArray) -> IntArray:
