@@ -87,6 +87,7 @@ def mask(
             f"mask_share {mask_share} and random_share {random_share}: both must be at least 0 "
             f"and sum to at most 1"
         )
+    check_shapes(input_ids, probability_matrix, masked_indices, example_ids)
     rows, length = input_ids.shape
     device = input_ids.device
     if example_ids is None:
@@ -114,6 +115,29 @@ def mask(
     corrupted = torch.where(to_mask, vocabulary.mask_token_id, input_ids)
     corrupted = torch.where(to_random, replacements[choices], corrupted)
     return Masked(corrupted, labels)
+
+
+def check_shapes(
+    input_ids: torch.Tensor,
+    probability: float | torch.Tensor,
+    masked_indices: torch.Tensor | None,
+    example_ids: torch.Tensor | None,
+) -> None:
+    """Refuse what would broadcast by accident or fail deep inside."""
+    named: dict[str, tuple[torch.Tensor | None, tuple[int, ...]]] = {
+        "masked_indices": (masked_indices, tuple(input_ids.shape)),
+        "example_ids": (example_ids, (len(input_ids),)),
+    }
+    if isinstance(probability, torch.Tensor) and probability.dim():
+        named["probability_matrix"] = (probability, tuple(input_ids.shape))
+    elif not 0.0 <= float(probability) <= 1.0:
+        raise ConfigError(f"probability_matrix is {float(probability)}: it must be from 0 to 1")
+    for name, (tensor, shape) in named.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ConfigError(
+                f"{name} has shape {tuple(tensor.shape)}: for input_ids of shape "
+                f"{tuple(input_ids.shape)} it must be {shape}"
+            )
 
 
 def select(
