@@ -130,7 +130,8 @@ def split_step(
 ) -> list[npt.NDArray[np.int64]]:
     """Cut a step into micro-batches: at least `parts`, a multiple of it, none over the budget.
 
-    Longest first into the emptiest, so that the parts are of like size.
+    Where one example exceeds the budget by itself, its length is the budget. Longest first into the
+    emptiest, so that the parts are of like size.
 
     Args:
         lengths: (n,) int64: the tokens of the step's examples.
@@ -140,7 +141,8 @@ def split_step(
     Returns:
         Indices into `lengths`, each ascending; empty where there are fewer examples than parts.
     """
-    count = max(1, -(-int(lengths.sum()) // micro_tokens))
+    budget = max(micro_tokens, int(lengths.max(initial=0)))
+    count = max(1, -(-int(lengths.sum()) // budget))
     while True:
         count = -(-count // parts) * parts
         sizes = np.zeros(count, np.int64)
@@ -149,6 +151,6 @@ def split_step(
             emptiest = int(np.argmin(sizes))
             sizes[emptiest] += lengths[index]
             members[emptiest].append(index)
-        if count == parts or int(sizes.max()) <= micro_tokens or count >= len(lengths):
+        if int(sizes.max()) <= budget:
             return [np.array(sorted(m), np.int64) for m in members]
         count += 1
