@@ -80,11 +80,11 @@ class TokenStore:
             files = {name: StoreFile(**entry) for name, entry in manifest["files"].items()}
             if manifest["format"] != FORMAT:
                 raise DataError(f"the token store '{folder}' has format {manifest['format']}")
+            for name, file in files.items():
+                _check(folder / f"{name}.bin", file, verify)
+            return cls(folder, files, manifest["about"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"'{folder}' holds no complete token store ({error})") from error
-        for name, file in files.items():
-            _check(folder / f"{name}.bin", file, verify)
-        return cls(folder, files, manifest["about"])
 
     @property
     def num_documents(self) -> int:

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskery.core.errors import DataError
+from maskery.data import store as store_module
+from maskery.data.store import MANIFEST, TokenStore, TokenStoreWriter
+
+DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
+
+
+def write(
+    folder: Path, documents: list[list[int]] = DOCUMENTS, *, vocab_size: int = 1000, cut: int = 2
+) -> TokenStore:
+    with TokenStoreWriter(folder, vocab_size=vocab_size, about={"tokenizer": "t"}) as writer:
+        for part in (documents[:cut], documents[cut:]):
+            tokens = np.array([token for document in part for token in document], np.int64)
+            writer.append(
+                tokens,
+                tokens % 2 == 0,
+                np.array([len(document) for document in part], np.int64),
+                np.array([2**63 + sum(document) for document in part], np.uint64),
+            )
+        writer.finish()
+    return TokenStore.open(folder)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    edges = store.boundaries.tolist()
+    documents = [store.tokens[a:b].tolist() for a, b in pairwise(edges)]
+    assert documents == DOCUMENTS
+    assert store.word_starts.tolist() == [t % 2 == 0 for d in DOCUMENTS for t in d]
+    assert store.ids.tolist() == [2**63 + sum(document) for document in DOCUMENTS]
+    assert store.ids.dtype == np.uint64
+    assert store.lengths().tolist() == [3, 1, 4]
+    assert (store.num_documents, store.num_tokens) == (3, 8)
+    assert store.about == {"tokenizer": "t"}
+    assert isinstance(store.tokens, np.memmap)
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "largest", "dtype"),
+    [
+        (1 << 16, 65_535, np.uint16),
+        ((1 << 16) + 1, 65_536, np.uint32),
+        (250_002, 250_001, np.uint32),
+    ],
+)
+def test_the_largest_id_fits(tmp_path: Path, vocab_size: int, largest: int, dtype: Any) -> None:
+    store = write(tmp_path / "store", [[0, largest]], vocab_size=vocab_size)
+    assert store.tokens.dtype == dtype
+    assert store.tokens.tolist() == [0, largest]
+
+
+def test_a_store_of_nothing(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", [])
+    assert (store.num_documents, store.num_tokens) == (0, 0)
+    assert store.boundaries.tolist() == [0]
+    assert store.token_counts(5).tolist() == [0] * 5
+
+
+def test_token_counts_over_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BLOCK_BYTES", 7)
+    tokens = np.random.default_rng(0).integers(0, 9, 100).tolist()
+    store = write(tmp_path / "store", [tokens])
+    assert store.token_counts(12).tolist() == [tokens.count(token) for token in range(12)]
+
+
+def test_an_earlier_store_is_replaced_whole(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    assert write(tmp_path / "store", [[1]]).tokens.tolist() == [1]
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def interrupted() -> None:
+        with TokenStoreWriter(tmp_path / "store", vocab_size=9, about={}) as writer:
+            writer.append(np.array([1]), np.array([True]), np.array([1]), np.array([1], np.uint64))
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_manifest_is_no_store(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    (tmp_path / "store" / MANIFEST).unlink()
+    with pytest.raises(DataError, match=r"holds no complete token store"):
+        TokenStore.open(tmp_path / "store")
+    with pytest.raises(DataError, match=r"holds no complete token store"):
+        TokenStore.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["tokens", "word_starts", "boundaries", "ids"])
+def test_one_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "store").folder / f"{name}.bin"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=f"{name}.bin' does not match its checksum"):
+        TokenStore.open(tmp_path / "store")
+    TokenStore.open(tmp_path / "store", verify=False)
+
+
+@pytest.mark.parametrize("name", ["tokens", "word_starts", "boundaries", "ids"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_short_file_is_noticed_even_without_checksums(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    path = write(tmp_path / "store").folder / f"{name}.bin"
+    size = path.stat().st_size
+    if damage == "cut":
+        os.truncate(path, size - 1)
+    else:
+        path.unlink()
+    with pytest.raises(DataError, match=f"has -?\\d+ of {size} bytes"):
+        TokenStore.open(tmp_path / "store", verify=False)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "store").folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(DataError, match=r"has format 99"):
+        TokenStore.open(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("stores") / "store").folder
+
+
+@given(data=st.data())
+def test_a_damaged_manifest_gives_one_kind_of_error(finished: Path, data: st.DataObject) -> None:
+    path = finished / MANIFEST
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    byte = data.draw(st.binary(max_size=2))
+    path.write_bytes(whole[:place] + byte + whole[place + 1 :])
+    try:
+        TokenStore.open(finished)
+    except DataError:
+        pass
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(DataError, match=r"could not be written to .*--cache-dir"),
+        TokenStoreWriter(tmp_path / "file" / "store", vocab_size=9, about={}),
+    ):
+        pass
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"\(No space left on device\); free some space"):
+        write(tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
