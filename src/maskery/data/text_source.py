@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ModelError
-from maskery.data.plan import Layout, Plan, plan_epoch, split_step
+from maskery.data.plan import (
+    Layout,
+    Plan,
+    cut_by_padded_size,
+    cut_by_sum,
+    plan_epoch,
+    split_step,
+)
 from maskery.data.store import TokenStore
 from maskery.data.windows import Windows, cut_windows
 
@@ -39,9 +47,17 @@ class Template:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
         """Read it off what the tokenizer does to a one-word text."""
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = tokenizer("a", add_special_tokens=True)["input_ids"]
-        for start in range(len(full) - len(bare) + 1):
+        probe = "a"
+        bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        if not bare:  # not a letter of its script: take the tokens it has
+            ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+            texts = (tokenizer.decode([index]) for index in ordinary)
+            encoded = (
+                (text, tokenizer(text, add_special_tokens=False).input_ids) for text in texts
+            )
+            probe, bare = next(((text, ids) for text, ids in encoded if ids), (probe, bare))
+        full = tokenizer(probe, add_special_tokens=True)["input_ids"]
+        for start in range(len(full) - len(bare) + 1 if bare else 0):
             if full[start : start + len(bare)] == bare:
                 end = start + len(bare)
                 return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
@@ -80,7 +96,7 @@ def assemble(
     words = np.ones(len(ids), np.bool_)
     ids[target] = tokens[source]
     words[target] = word_starts[source]
-    words[boundaries[:-1] + before] = True
+    words[(boundaries[:-1] + before)[lengths > 0]] = True
     for offset, token in enumerate(template.prefix):
         ids[boundaries[:-1] + offset] = token
     for offset, token in enumerate(template.suffix):
@@ -173,13 +189,8 @@ class TextSource:
     def in_order(self) -> Iterator[TokenBatch]:
         """Every window once, by length, in batches of the budget: for evaluation."""
         order = np.argsort(self.lengths, kind="stable")
-        cost = self.lengths[order]
-        first = 0
-        while first < len(order):
-            if self.layout == "packed":
-                fits = np.cumsum(cost[first:]) <= self.batch_tokens
-            else:  # ascending lengths: the last is the longest
-                fits = cost[first:] * np.arange(1, len(order) - first + 1) <= self.batch_tokens
-            count = max(1, int(np.argmin(fits)) if not fits.all() else len(fits))
-            yield self.batch(order[first : first + count])
-            first += count
+        # A window longer than the budget fills it: it is read by itself.
+        cost = np.minimum(self.lengths[order], self.batch_tokens)
+        cut = cut_by_sum if self.layout == "packed" else cut_by_padded_size
+        for first, end in pairwise(cut(cost, self.batch_tokens).tolist()):
+            yield self.batch(order[first:end])
