@@ -8,7 +8,8 @@ from tokenizers import Encoding, Tokenizer
 
 # The lead bytes of the CJK ideographs U+4000 to U+9FFF in UTF-8.
 CJK_LEAD_BYTES = range(0xE4, 0xEA)
-WORD_MARKERS = ("▁", "Ġ")
+# How a space before a word is written by Metaspace and by byte-level tokenizers.
+METASPACE, BYTE_LEVEL_SPACE = "▁", "Ġ"
 
 
 def byte_level_alphabet() -> dict[str, int]:
@@ -30,13 +31,15 @@ def starts_word_table(backend: Tokenizer) -> npt.NDArray[np.bool_]:
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
     byte_level = "ByteLevel" in str(backend.pre_tokenizer) + str(backend.decoder)
     alphabet = byte_level_alphabet() if byte_level else {}
+    # Elsewhere Ġ is a letter (of Maltese).
+    marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
     for token, index in vocabulary.items():
-        text = token.lstrip("".join(WORD_MARKERS))
+        text = token.lstrip(marker)
         if byte_level:
             ideograph = bool(text) and alphabet.get(text[0], 0) in CJK_LEAD_BYTES
         else:
             ideograph = bool(text) and "\u3400" <= text[0] <= "\u9fff"
-        table[index] = token.startswith(WORD_MARKERS) or ideograph
+        table[index] = token.startswith(marker) or ideograph
     return table
 
 
