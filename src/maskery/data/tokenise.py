@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
+from maskery.core.vocabulary import vocabulary_size
 from maskery.data.store import FORMAT, TokenStore, TokenStoreWriter
 from maskery.data.words import starts_word_table, word_starts
 
@@ -87,8 +88,9 @@ def tokenise(
             return TokenStore.open(folder)
         except DataError as error:
             log.warning("%s; tokenising again", error)
-    about = {"tokenizer": tokenizer.name_or_path, "vocab_size": len(tokenizer)}
-    with TokenStoreWriter(folder, vocab_size=len(tokenizer), about=about) as writer:
+    vocab_size = vocabulary_size(tokenizer)
+    about = {"tokenizer": tokenizer.name_or_path, "vocab_size": vocab_size}
+    with TokenStoreWriter(folder, vocab_size=vocab_size, about=about) as writer:
         bar = tqdm(
             total=corpus.num_bytes,
             desc="tokenising",
@@ -99,11 +101,18 @@ def tokenise(
         )
         with bar:
             encode = encoder(tokenizer, backend)
+            num_tokens = 0
             for texts, ids in batched(corpus):
                 tokens, starts, lengths = encode(texts)
                 kept = lengths > 0
                 writer.append(tokens, starts, lengths[kept], np.array(ids, np.uint64)[kept])
+                num_tokens += len(tokens)
                 bar.update(corpus.bytes_read - bar.n)
+        if num_tokens == 0:
+            raise DataError(
+                f"the corpus holds no tokens for the tokenizer of '{tokenizer.name_or_path}'; name "
+                f"a corpus with text in a script that it knows"
+            )
         writer.finish()
     return TokenStore.open(folder, verify=False)
 
@@ -124,7 +133,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     if backend is not None:
         described = backend.to_str()
     else:
-        described = repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
+        settings = {k: v for k, v in tokenizer.init_kwargs.items() if k != "name_or_path"}
+        described = repr(
+            (
+                type(tokenizer).__name__,
+                sorted(tokenizer.get_vocab().items()),
+                sorted((name, repr(value)) for name, value in settings.items()),
+            )
+        )
     return hashlib.blake2b(described.encode("utf-8"), digest_size=16).hexdigest()
 
 
@@ -150,6 +166,8 @@ def encoder(
         rows = [np.array(encoding.ids, np.int64) for encoding in encodings]
         starts = [word_starts(e, row, always) for e, row in zip(encodings, rows, strict=True)]
         lengths = np.array([len(row) for row in rows], np.int64)
+        if not rows:
+            return np.zeros(0, np.int64), np.zeros(0, np.bool_), lengths
         return np.concatenate(rows), np.concatenate(starts), lengths
 
     return encode
