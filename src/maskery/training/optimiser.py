@@ -26,8 +26,9 @@ def build_optimiser(
     Returns:
         AdamW whose groups carry their peak learning rate under `peak_lr`.
     """
-    head_rate = config.head_learning_rate or min(10.0 * config.learning_rate, 1e-3)
-    head_rate = max(head_rate, config.learning_rate)
+    head_rate = config.head_learning_rate
+    if head_rate is None:
+        head_rate = max(config.learning_rate, min(10.0 * config.learning_rate, 1e-3))
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
