@@ -30,7 +30,9 @@ class Tracker:
             return
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        self._path.write_text(text, "utf-8")
+        partial = self._path.with_name(f"{self._path.name}.partial")
+        partial.write_text(text, "utf-8")
+        partial.replace(self._path)
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Write one line."""
@@ -40,6 +42,11 @@ class Tracker:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def has(self, kind: str, step: int) -> bool:
+        """Whether a line of that kind and step is written."""
+        lines = read_metrics(self._path) if self._path.exists() else []
+        return any((line["kind"], line["step"]) == (kind, step) for line in lines)
 
     def close(self) -> None:
         """Flush TensorBoard's file."""
