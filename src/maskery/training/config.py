@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from maskery.core.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
+LearningRateShape = Literal["linear", "cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,12 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     """Peak learning rate."""
     head_learning_rate: float | None = None
-    """Peak learning rate of a new head. Default: ten times learning_rate."""
+    """Peak learning rate of a new head. Default: ten times learning_rate, 1e-3 at most."""
     weight_decay: float = 0.01
     """Decoupled weight decay; biases and norms have none."""
     warmup_share: float = 0.06
     """Share of the steps over which the learning rate rises from 0."""
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    lr_schedule: LearningRateShape = "linear"
     """How the learning rate falls to 0 after the warm-up."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 for no limit."""
@@ -40,7 +41,7 @@ class TrainingConfig:
     seed: int = 0
     """Decides masks, data order, dropout and new weights."""
     log_every: int = 10
-    """Steps between lines in metrics.jsonl."""
+    """Steps between lines in metrics.jsonl; a checkpoint always comes with one."""
     eval_every: int | None = None
     """Steps between held-out evaluations; the first and the last always happen."""
     checkpoint_every: int = 500
@@ -57,6 +58,12 @@ class TrainingConfig:
                 raise ConfigError(
                     f"{name} is {rate}: it must be above 0 and at most 1; "
                     f"try --{name.replace('_', '-')} 1e-4"
+                )
+        for name, choices in (("precision", Precision), ("lr_schedule", LearningRateShape)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"{name} is '{getattr(self, name)}': it must be one of "
+                    f"{', '.join(get_args(choices))}"
                 )
         at_least_one = ("epochs", "max_steps", "batch_tokens", "micro_batch_tokens", "log_every")
         for name in (*at_least_one, "eval_every", "checkpoint_every", "keep_checkpoints"):

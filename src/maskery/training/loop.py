@@ -108,14 +108,16 @@ class Trainer:
         Args:
             resume: Whether to go on from the newest sound checkpoint, if there is one.
         """
+        # The model moves before the optimiser's moments are restored to where it is.
+        self.task.model.to(self.accelerator.device)
         start = (
             self._restore()
             if resume
             else Position(step=0, epoch=0, epoch_step=0, identity=self.identity)
         )
-        self.task.model.to(self.accelerator.device)
-        if start.step == 0:
-            self._evaluate(0)
+        # A run may have been stopped between a step's checkpoint and its evaluation.
+        if self._due(start.step) and not (resume and self.tracker.has("held_out", start.step)):
+            self._evaluate(start.step)
         tokens, began = 0, time.perf_counter()
         window = _Window()
         bar = tqdm(
@@ -133,12 +135,14 @@ class Trainer:
                 tokens += step_tokens
                 window.add(losses, step_tokens)
                 bar.update()
-                if done % self.config.log_every == 0 or done == self.total_steps:
+                saves = done % self.config.checkpoint_every == 0 or done == self.total_steps
+                # A line at every checkpoint, so that a resumed run averages over the same steps.
+                if saves or done % self.config.log_every == 0:
                     self._log(done, step, window, bar)
                     window = _Window()
-                if done % self.config.checkpoint_every == 0 or done == self.total_steps:
+                if saves:
                     self._save(step)
-                if done < self.total_steps and done % (self.config.eval_every or done + 1) == 0:
+                if done < self.total_steps and self._due(done):
                     self._evaluate(done)
         seconds = time.perf_counter() - began
         if start.step < self.total_steps:
@@ -217,6 +221,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.tracker.log("train", done, values)
 
+    def _due(self, step: int) -> bool:
+        """Whether the held-out figures belong to a step: the first, the last, and by the config."""
+        every = self.config.eval_every
+        return step in (0, self.total_steps) or bool(every and step % every == 0)
+
     def _evaluate(self, step: int) -> None:
         if self.evaluate is None:
             return
@@ -248,7 +257,8 @@ class Trainer:
             position = Position(step=0, epoch=0, epoch_step=0, identity=self.identity)
         else:
             position = restore(path, self.task, self.optimiser, self.identity)
-        self.tracker.rewind(position.step)
+        if self.accelerator.is_main_process:
+            self.tracker.rewind(position.step)
         return position
 
 

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maskery.core.errors import ConfigError
+from maskery.training.config import TrainingConfig
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0.*--learning-rate 1e-4"),
+        ({"learning_rate": NAN}, "learning_rate is nan"),
+        ({"learning_rate": 1.5}, "learning_rate is 1.5"),
+        ({"head_learning_rate": -1e-3}, "head_learning_rate is -0.001.*--head-learning-rate"),
+        ({"epochs": 0}, "epochs is 0: it must be at least 1"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"batch_tokens": -5}, "batch_tokens is -5"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
+        ({"micro_batch_tokens": 5000}, "5000, more than batch_tokens \\(4096\\)"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"eval_every": 0}, "eval_every is 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
+        ({"warmup_share": 1.0}, "warmup_share is 1.0"),
+        ({"warmup_share": NAN}, "warmup_share is nan"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"clip_norm": INF}, "clip_norm is inf"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "it must be from 0 to"),
+        ({"precision": "fp16"}, "precision is 'fp16'.*auto, fp32, bf16"),
+        ({"lr_schedule": "step"}, "lr_schedule is 'step'.*linear, cosine, constant"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        TrainingConfig(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learning_rate": 1.0, "warmup_share": 0.0, "clip_norm": 0.0, "weight_decay": 0.0},
+        {"micro_batch_tokens": 4096, "seed": 2**63 - 1, "epochs": 1, "max_steps": 1},
+    ],
+)
+def test_settings_at_the_edges_are_taken(settings: dict[str, Any]) -> None:
+    TrainingConfig(**settings)
