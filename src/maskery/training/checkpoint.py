@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -27,6 +28,9 @@ from maskery.core.task import Task
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
+STATE = "state.json"
+FILES = (MODEL, OPTIMISER, EXTRA, STATE)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -92,15 +96,15 @@ class Checkpoints:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _save(named_tensors(task.model), partial / "model.safetensors")
-            _save(optimiser_tensors(task.model, optimiser), partial / "optimiser.safetensors")
-            _save(task.extra_state(), partial / "extra.safetensors")
-            (partial / "state.json").write_text(json.dumps(asdict(position)), "utf-8")
+            _save(named_tensors(task.model), partial / MODEL)
+            _save(optimiser_tensors(task.model, optimiser), partial / OPTIMISER)
+            _save(task.extra_state(), partial / EXTRA)
+            (partial / STATE).write_text(json.dumps(asdict(position)), "utf-8")
             _seal(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _flush(self.folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint '{final}' could not be written ({error}); free some space there "
@@ -135,14 +139,14 @@ def restore(
     Raises:
         CheckpointError: It belongs to another run or another model.
     """
-    position = Position(**json.loads((path / "state.json").read_text("utf-8")))
+    position = Position(**json.loads((path / STATE).read_text("utf-8")))
     if position.identity != identity:
         raise CheckpointError(
             f"the checkpoint '{path}' belongs to a run with another model, corpus or setting; "
             f"repeat that run's settings, or start afresh with another --output"
         )
-    _copy_into(named_tensors(task.model), load_file(path / "model.safetensors"), path)
-    moments = load_file(path / "optimiser.safetensors")
+    _copy_into(named_tensors(task.model), load_file(path / MODEL), path)
+    moments = load_file(path / OPTIMISER)
     for name, parameter in task.model.named_parameters():
         if f"{MOMENTS[0]}.{name}" in moments:
             optimiser.state[parameter] = {
@@ -151,7 +155,7 @@ def restore(
                 )
                 for moment in MOMENTS
             }
-    task.load_extra_state(load_file(path / "extra.safetensors"))
+    task.load_extra_state(load_file(path / EXTRA))
     return position
 
 
@@ -159,10 +163,10 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest: dict[str, str] = json.loads((path / MANIFEST).read_text("utf-8"))
-        for name, expected in manifest.items():
-            if _sha256(path / name) != expected:
+        for name in FILES:
+            if _sha256(path / name) != manifest[name]:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return str(error)
     return None
 
