@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maskery.core.errors import CheckpointError
+from maskery.training.config import TrainingConfig
+from maskery.training.loop import Step, Summary, Trainer
+from maskery.training.optimiser import build_optimiser
+from maskery.training.tracking import METRICS, read_metrics
+
+Make = Callable[..., Any]
+CONFIG = TrainingConfig(
+    epochs=2, learning_rate=1e-2, log_every=2, checkpoint_every=3, eval_every=4, precision="fp32"
+)
+TIMING = {"tokens_per_second"}
+
+
+def trainer(
+    task: Any, source: Any, folder: Path, config: TrainingConfig = CONFIG, **more: Any
+) -> Trainer:
+    return Trainer(
+        task,
+        source,
+        build_optimiser(task.model, config, {"1.bias"}),
+        config,
+        folder,
+        identity="run",
+        progress=False,
+        **more,
+    )
+
+
+def weights(task: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / METRICS)
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+
+
+def gradients(make_task: Make, make_source: Make, folder: Path, micro: int) -> tuple[Any, Any]:
+    """The gradients and losses of one step cut into `micro` parts; nothing is clipped."""
+    task, source = make_task(), make_source(micro=micro)
+    loop = trainer(task, source, folder, replace(CONFIG, clip_norm=0.0))
+    found: dict[str, torch.Tensor] = {}
+    loop.optimiser.register_step_pre_hook(
+        lambda *_: found.update(
+            {n: p.grad.clone() for n, p in task.model.named_parameters() if p.grad is not None}
+        )
+    )
+    batches = source.micro_batches(0, 0, rank=0, world_size=1)
+    prepared = [task.prepare(batch, epoch=0, progress=0.0) for batch in batches]
+    losses = loop.step(Step(number=0, epoch=0, epoch_step=0, micro=prepared))
+    return found, losses
+
+
+def test_a_step_is_the_formula(tmp_path: Path, make_task: Make, make_source: Make) -> None:
+    found, losses = gradients(make_task, make_source, tmp_path, micro=1)
+    task = make_task()
+    rows = task.prepare(
+        make_source().micro_batches(0, 0, rank=0, world_size=1)[0], epoch=0, progress=0.0
+    )
+    x, y = rows.inputs.double().numpy(), rows.targets.double().numpy()
+    state = task.model.state_dict()
+    w, b = state["1.weight"].double().numpy()[0], float(state["1.bias"])
+    chosen = rows.chosen.numpy()
+    predicted = x @ w + b
+    error, size = (predicted - y)[chosen], np.abs(predicted)
+    assert float(losses["error"]) == pytest.approx((error**2).mean(), rel=1e-5)
+    assert float(losses["size"]) == pytest.approx(size.mean(), rel=1e-5)
+    assert float(losses["loss"]) == pytest.approx((error**2).mean() + 0.5 * size.mean(), rel=1e-5)
+    slope = 2 * error @ x[chosen] / chosen.sum() + 0.5 * np.sign(predicted) @ x / len(x)
+    np.testing.assert_allclose(found["1.weight"][0].numpy(), slope, rtol=1e-4, atol=1e-6)
+    norm = np.sqrt(sum(float((g**2).sum()) for g in found.values()))
+    assert float(losses["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro", [2, 3, 5])
+def test_micro_batches_make_no_difference(
+    tmp_path: Path, make_task: Make, make_source: Make, micro: int
+) -> None:
+    whole, whole_losses = gradients(make_task, make_source, tmp_path, micro=1)
+    parts, part_losses = gradients(make_task, make_source, tmp_path, micro=micro)
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-6)
+    for name, value in whole_losses.items():
+        torch.testing.assert_close(part_losses[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_term_with_nothing_to_count_is_nought(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    task = make_task()
+    loop = trainer(task, make_source(), tmp_path)
+    rows = task.prepare(np.array([3, 6, 9]), epoch=0, progress=0.0)  # none of them is chosen
+    losses = loop.step(Step(number=0, epoch=0, epoch_step=0, micro=[rows]))
+    assert float(losses["error"]) == 0.0
+    assert all(torch.isfinite(tensor).all() for tensor in task.model.state_dict().values())
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, 0.5), (1e9, None), (0.0, None)])
+def test_gradients_are_clipped_to_the_norm(
+    tmp_path: Path, make_task: Make, make_source: Make, limit: float, expected: float | None
+) -> None:
+    task, source = make_task(), make_source()
+    loop = trainer(task, source, tmp_path, replace(CONFIG, clip_norm=limit))
+    norms: list[float] = []
+    loop.optimiser.register_step_pre_hook(
+        lambda *_: norms.append(
+            torch.cat([p.grad.flatten() for p in loop.parameters]).norm().item()
+        )
+    )
+    rows = task.prepare(np.arange(12), epoch=0, progress=0.0)
+    losses = loop.step(Step(number=0, epoch=0, epoch_step=0, micro=[rows]))
+    # The norm in the log is the one before clipping.
+    assert float(losses["grad_norm"]) > 1.0
+    assert norms == [pytest.approx(expected or float(losses["grad_norm"]), rel=1e-4)]
+
+
+def test_a_run_calls_the_task_in_order(tmp_path: Path, make_task: Make, make_source: Make) -> None:
+    task = make_task()
+    summary = trainer(task, make_source(micro=2), tmp_path).train()
+    assert isinstance(summary, Summary)
+    assert (summary.steps, summary.tokens, summary.resumed_from) == (10, 100, 0)
+    assert task.calls.count(("before_step",)) == 10
+    prepared = [call for call in task.calls if call[0] == "prepare"]
+    # The share that is done, for schedules: the same for all micro-batches of a step.
+    assert [call[1] for call in prepared] == sorted(call[1] for call in prepared)
+    assert sorted({call[2] for call in prepared}) == [step / 10 for step in range(10)]
+    assert {call[1] for call in prepared} == {0, 1}
+
+
+def test_the_learning_rate_follows_the_schedule(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    task = make_task()
+    config = replace(CONFIG, log_every=1, warmup_share=0.2, head_learning_rate=2e-2)
+    trainer(task, make_source(), tmp_path, config).train()
+    seen = [line["learning_rate"] for line in metrics(tmp_path) if line["kind"] == "train"]
+    # Logged is the highest of the groups: the head's.
+    expected = 2e-2 * np.array([0.5, 1.0, *(np.arange(8, 0, -1) / 8)])
+    np.testing.assert_allclose(seen, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("max_steps", "expected"), [(1, 1), (7, 7), (99, 10)])
+def test_max_steps(
+    tmp_path: Path, make_task: Make, make_source: Make, max_steps: int, expected: int
+) -> None:
+    task = make_task()
+    summary = trainer(task, make_source(), tmp_path, replace(CONFIG, max_steps=max_steps)).train()
+    assert summary.steps == expected
+    assert task.calls.count(("before_step",)) == expected
+    assert task.model.steps_seen == expected
+    assert (tmp_path / "checkpoints" / f"step-{expected:08d}").is_dir()
+
+
+def evaluations(task: Any) -> Callable[[], Mapping[str, float]]:
+    def evaluate() -> Mapping[str, float]:
+        assert not task.model.training
+        # Draws of an evaluation must not reach the training.
+        torch.rand(7)
+        return {"weight": task.model[1].weight.double().sum().item()}
+
+    return evaluate
+
+
+def test_metrics_are_written_when_they_are_due(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    task = make_task()
+    trainer(task, make_source(), tmp_path, evaluate=evaluations(task)).train()
+    lines = metrics(tmp_path)
+    steps = {
+        kind: [line["step"] for line in lines if line["kind"] == kind]
+        for kind in ("train", "held_out")
+    }
+    # Every second step and every checkpoint; every fourth, the first and the last.
+    assert steps == {"train": [2, 3, 4, 6, 8, 9, 10], "held_out": [0, 4, 8, 10]}
+    train = next(line for line in lines if line["kind"] == "train")
+    assert set(train) == {
+        *("kind", "step", "loss", "error", "size", "grad_norm", "learning_rate", "epoch")
+    }
+
+
+def test_logged_losses_are_means_over_the_steps_since_the_line_before(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    for name, log_every in (("each", 1), ("pairs", 2)):
+        (tmp_path / name).mkdir()
+        config = replace(CONFIG, log_every=log_every, checkpoint_every=100)
+        trainer(make_task(), make_source(), tmp_path / name, config).train()
+    each = [line["loss"] for line in metrics(tmp_path / "each")]
+    pairs = [line["loss"] for line in metrics(tmp_path / "pairs")]
+    np.testing.assert_allclose(pairs, np.array(each).reshape(-1, 2).mean(1), rtol=1e-6)
+
+
+class StoppedError(Exception):
+    """The process ends here."""
+
+
+def stop_after(loop: Trainer, steps: int) -> None:
+    """Make a run stop like a killed process: after a step's update, before anything is written."""
+    original = loop.step
+
+    def step(prepared: Step) -> dict[str, torch.Tensor]:
+        losses = original(prepared)
+        if prepared.number + 1 == steps:
+            raise StoppedError
+        return losses
+
+    loop.step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("steps", range(1, 11))
+def test_a_stopped_and_resumed_run_is_the_run_that_never_stopped(
+    tmp_path: Path, make_task: Make, make_source: Make, steps: int
+) -> None:
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    whole.mkdir()
+    halved.mkdir()
+    source = make_source(micro=2)
+    unbroken = make_task(dropout=0.3)
+    trainer(unbroken, source, whole, evaluate=evaluations(unbroken)).train()
+
+    first = make_task(dropout=0.3)
+    loop = trainer(first, source, halved, evaluate=evaluations(first))
+    stop_after(loop, steps)
+    with pytest.raises(StoppedError):
+        loop.train()
+    torch.manual_seed(12345)
+    second = make_task(dropout=0.3)
+    resumed = trainer(second, source, halved, evaluate=evaluations(second)).train(resume=True)
+
+    assert resumed.resumed_from == (steps - 1) // 3 * 3
+    assert resumed.steps == 10
+    for name, tensor in weights(unbroken).items():
+        assert torch.equal(weights(second)[name], tensor), name
+    assert torch.equal(second.twin, unbroken.twin)
+    assert metrics(halved) == metrics(whole)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_an_evaluation_cut_short_is_made_up_for(
+    tmp_path: Path, make_task: Make, make_source: Make, at: int
+) -> None:
+    config = replace(CONFIG, eval_every=3)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    whole.mkdir()
+    halved.mkdir()
+    unbroken = make_task()
+    trainer(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken)).train()
+    first = make_task()
+    plain = evaluations(first)
+    num_calls = 0
+
+    def stopping() -> Mapping[str, float]:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == at + 1:
+            raise StoppedError
+        return plain()
+
+    with pytest.raises(StoppedError):
+        trainer(first, make_source(), halved, config, evaluate=stopping).train()
+    second = make_task()
+    trainer(second, make_source(), halved, config, evaluate=evaluations(second)).train(resume=True)
+    assert metrics(halved) == metrics(whole)
+
+
+def test_a_finished_run_resumed_does_nothing(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    task = make_task()
+    trainer(task, make_source(), tmp_path, evaluate=evaluations(task)).train()
+    before = metrics(tmp_path)
+    again = make_task()
+    summary = trainer(again, make_source(), tmp_path, evaluate=evaluations(again)).train(
+        resume=True
+    )
+    assert (summary.resumed_from, summary.tokens) == (10, 0)
+    assert metrics(tmp_path) == before
+    assert all(torch.equal(weights(again)[n], t) for n, t in weights(task).items())
+
+
+def test_resuming_without_a_checkpoint_starts_afresh(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    summary = trainer(make_task(), make_source(), tmp_path).train(resume=True)
+    assert (summary.resumed_from, summary.steps) == (0, 10)
+
+
+def test_only_damaged_checkpoints_are_an_error(
+    tmp_path: Path, make_task: Make, make_source: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(make_task(), make_source(), tmp_path).train()
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged; start afresh"):
+        trainer(make_task(), make_source(), tmp_path).train(resume=True)
+
+
+def test_an_error_of_the_task_reaches_the_caller(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    task = make_task()
+
+    def broken(batch: Any, *, epoch: int, progress: float) -> Any:
+        raise StoppedError
+
+    task.prepare = broken
+    with pytest.raises(StoppedError):
+        trainer(task, make_source(), tmp_path).train()
+
+
+def test_a_run_learns(tmp_path: Path, make_task: Make, make_source: Make) -> None:
+    config = replace(CONFIG, epochs=40, learning_rate=0.1, log_every=10)
+    trainer(make_task(), make_source(), tmp_path, config).train()
+    losses = [line["error"] for line in metrics(tmp_path) if line["kind"] == "train"]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_no_steps(tmp_path: Path, make_task: Make, make_source: Make) -> None:
+    task = make_task()
+    summary = trainer(task, make_source(total=0), tmp_path, evaluate=evaluations(task)).train()
+    assert (summary.steps, summary.tokens) == (0, 0)
+    assert [line["step"] for line in metrics(tmp_path)] == [0]
