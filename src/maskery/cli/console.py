@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -13,17 +15,35 @@ from typing import Any, TypeVar
 
 import tyro
 
+from maskery.core.errors import MaskeryError
+
 ConfigT = TypeVar("ConfigT")
 
 
 def parse(
     kind: type[ConfigT], command: str, arguments: Sequence[str], default: ConfigT | None = None
 ) -> ConfigT:
-    """Flags become a config; a mistake ends the program with exit code 2."""
-    # tyro also answers --help, and ends the program with code 2 on a mistake.
-    parsed: ConfigT = tyro.cli(
-        kind, prog=f"maskery {command}", args=list(arguments), default=default
-    )  # type: ignore[assignment]
+    """Flags become a config; a mistake ends the program with exit code 2.
+
+    Raises:
+        ConfigError: A flag's value breaks a rule of the config.
+    """
+    # tyro also answers --help, and ends the program with code 2 on a mistake. What it says of a
+    # mistake is held back until it is clear that the config itself has not said it in one line.
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: ConfigT = tyro.cli(
+                kind, prog=f"maskery {command}", args=list(arguments), default=default
+            )  # type: ignore[assignment]
+    except SystemExit as stop:
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, MaskeryError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
     return parsed
 
 

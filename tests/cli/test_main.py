@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maskery
+from maskery.cli import main as main_module
+from maskery.cli.main import COMMANDS, find_command, main
+from maskery.core import errors
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    lines = [line.split("  ") for line in out.splitlines()]
+    for name, (_, about) in COMMANDS.items():
+        assert any(name in line and line[-1].strip() == about for line in lines)
+    assert err == ""
+
+
+def test_every_command_has_a_module_that_answers_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stopped:
+            main([*name.split(), "--help"])
+        assert stopped.value.code == 0
+        assert f"maskery {name}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"maskery {maskery.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["trian", "text"], ["train"], ["train", "--verbose"]])
+def test_an_unknown_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert f"no command '{arguments[0]}'" in err
+    assert all(name in err for name in COMMANDS)
+
+
+def test_the_command_and_its_arguments() -> None:
+    assert find_command(["train", "text", "a.txt", "--epochs", "2"]) == (
+        "train text",
+        ["a.txt", "--epochs", "2"],
+    )
+    assert find_command(["fill", "model"]) == ("fill", ["model"])
+    assert find_command(["train", "--config", "c.yaml"]) == ("train text", ["--config", "c.yaml"])
+    assert find_command([]) is None
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.ConfigError,
+        errors.DataError,
+        errors.ModelError,
+        errors.CheckpointError,
+        errors.MissingExtraError,
+    ],
+)
+def test_an_error_the_user_can_mend_is_one_line(
+    kind: type[errors.MaskeryError],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Module:
+        @staticmethod
+        def main(rest: list[str]) -> int:
+            raise kind(f"{rest} is wrong; mend it")
+
+    monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
+    assert main(["fill", "x"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "maskery fill: ['x'] is wrong; mend it\n")
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        @staticmethod
+        def main(rest: list[str]) -> int:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
+    with pytest.raises(ZeroDivisionError):
+        main(["fill", "x"])
+
+
+def test_an_interrupt_is_said_and_has_its_own_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Module:
+        @staticmethod
+        def main(rest: list[str]) -> int:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
+    assert main(["fill", "x"]) == 130
+    assert capsys.readouterr().err == "maskery fill: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/missing.txt"], "missing.txt"),
+        (["{tmp}/text.txt", "--mask-rate", "1.5"], "1.5"),
+        (["{tmp}/text.txt", "--learning-rate", "-1"], "-1.0"),
+        (["{tmp}/text.txt", "--policy", "span", "--mask-rate", "0.9"], "--span-max"),
+        (["{tmp}/text.txt", "--warmup-share", "nan"], "nan"),
+        (["{tmp}/text.txt", "--model", "scratch:huge"], "scratch:huge"),
+        (["{tmp}/empty.txt"], "empty"),
+    ],
+)
+def test_bad_input_to_training_is_one_line_with_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASKERY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("one line\nanother line\n")
+    (tmp_path / "empty.txt").write_text("")
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    if "--model" not in given:
+        given += ["--model", "scratch:tiny"]
+    assert main(["train", "text", *given]) == 2
+    out, err = capfd.readouterr()
+    assert message in err
+    assert "Traceback" not in out + err
+    # A progress bar overwrites itself; what stays is one line.
+    assert err.strip().count("\n") == 0
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-flag", "1"], ["--epochs", "many"]])
+def test_a_flag_that_cannot_be_read_is_said_with_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "text", *arguments])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert arguments[0] in err
+    assert "Traceback" not in err
+
+
+def test_the_command_line_needs_nothing_heavy_to_answer_help() -> None:
+    code = (
+        "import sys; from maskery.cli.main import main; main(['--help']); "
+        "print([m for m in ('torch', 'transformers', 'datasets', 'numpy', 'tyro') "
+        "if m in sys.modules], file=sys.stderr)"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert seen.stderr.strip() == "[]"
