@@ -322,7 +322,7 @@ def test_an_error_of_the_task_reaches_the_caller(
 
 
 def test_a_run_learns(tmp_path: Path, make_task: Make, make_source: Make) -> None:
-    config = replace(CONFIG, epochs=40, learning_rate=0.1, log_every=10)
+    config = replace(CONFIG, epochs=40, learning_rate=0.1, log_every=10, checkpoint_every=1000)
     trainer(make_task(), make_source(), tmp_path, config).train()
     losses = [line["error"] for line in metrics(tmp_path) if line["kind"] == "train"]
     assert losses[-1] < 0.1 * losses[0]
