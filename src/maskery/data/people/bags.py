@@ -55,7 +55,12 @@ def _draw_handbag(canvas: Canvas, body: Body, colour: RGB) -> None:
     strap = _strap(colour)
     canvas.line([(x - 0.035, y + 0.075), (x, y), (x + 0.035, y + 0.075)], strap, 0.014)
     canvas.polygon(
-        [(x - 0.05, y + 0.06), (x + 0.05, y + 0.06), (x + 0.065, y + 0.165), (x - 0.065, y + 0.165)],
+        [
+            (x - 0.05, y + 0.06),
+            (x + 0.05, y + 0.06),
+            (x + 0.065, y + 0.165),
+            (x - 0.065, y + 0.165),
+        ],
         colour,
     )
 

@@ -11,7 +11,16 @@ from maskery.data.people.attributes import Build, Figure, Identity
 from maskery.data.people.canvas import Point
 from maskery.data.people.scene import Pose, Scene, View
 
-CHIN, NECK, SHOULDER, WAIST, HIP, KNEE, ANKLE, SOLE = 0.168, 0.19, 0.21, 0.42, 0.53, 0.74, 0.925, 0.955
+CHIN, NECK, SHOULDER, WAIST, HIP, KNEE, ANKLE, SOLE = (
+    0.168,
+    0.19,
+    0.21,
+    0.42,
+    0.53,
+    0.74,
+    0.925,
+    0.955,
+)
 HEAD_CENTRE, HEAD_RADII = 0.088, (0.068, 0.084)
 BREADTHS = {Build.SLIM: 0.86, Build.AVERAGE: 1.0, Build.BROAD: 1.2}
 # Half widths at shoulder, waist and hip, seen from the front.

@@ -30,23 +30,24 @@ def draw_legs(canvas: Canvas, identity: Identity, body: Body, view: View) -> Non
     cloth = PAINTS[identity.lower_colour]
     for index, leg in enumerate(body.legs):
         far = view.is_side and index == 0
-        _draw_shoe(canvas, leg, PAINTS[identity.shoes_colour], view)
         if identity.outfit.lower is Lower.TROUSERS:
             colour = shade(cloth, 0.86) if far else cloth
-            canvas.limb(leg.points, colour, TROUSER_WIDTH * body.breadth)
-            continue
-        canvas.limb(leg.points, shade(skin, 0.88) if far else skin, LEG_WIDTH * body.breadth)
+            hem = between(leg.middle, leg.end, 0.86)
+            canvas.limb((leg.root, leg.middle, hem), colour, TROUSER_WIDTH * body.breadth)
+        else:
+            canvas.limb(leg.points, shade(skin, 0.88) if far else skin, LEG_WIDTH * body.breadth)
         if identity.outfit.lower is Lower.SHORTS:
             knee = between(leg.root, leg.middle, 0.8)
             canvas.limb((leg.root, knee), cloth, 1.12 * TROUSER_WIDTH * body.breadth)
+        _draw_shoe(canvas, leg, PAINTS[identity.shoes_colour], view)
     if identity.outfit.lower is Lower.SKIRT:
         reach = max(abs(leg.middle[0]) for leg in body.legs)
         bottom = max(body.hip + 0.045, reach + 0.06)
         _skirt(canvas, body.waist, bottom, WAIST, KNEE - 0.02, cloth)
     elif identity.outfit.lower is not None:
-        hip = body.hip
+        hip, top = body.hip, HIP - 0.04
         canvas.polygon(
-            [(-hip, WAIST), (hip, WAIST), (hip, HIP + 0.03), (0, HIP + 0.055), (-hip, HIP + 0.03)],
+            [(-hip, top), (hip, top), (hip, HIP + 0.03), (0, HIP + 0.055), (-hip, HIP + 0.03)],
             cloth,
             outline=False,
         )
@@ -100,14 +101,14 @@ def _mark_on(colour: RGB) -> RGB:
     return shade(colour, 0.6) if sum(colour) > 150 else (105, 105, 112)
 
 
-def _shirt(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
+def _shirt(canvas: Canvas, identity: Identity, _body: Body, view: View) -> None:
     """A round neck that shows skin."""
     if view is not View.BACK:
         offset = 0.02 if view.is_side else 0.0
         canvas.ellipse((offset, NECK), (0.036, 0.022), SKIN_PAINTS[identity.skin])
 
 
-def _sweater(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
+def _sweater(canvas: Canvas, identity: Identity, body: Body, _view: View) -> None:
     """Knitted bands around the chest and a ribbed hem."""
     mark = _mark_on(PAINTS[identity.upper_colour])
     for y, half in ((0.27, body.shoulder), (0.33, body.shoulder), (0.39, body.waist)):
@@ -167,7 +168,12 @@ def _dress(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     half = body.waist + 0.006
     belt = PAINTS[identity.lower_colour]
     canvas.polygon(
-        [(-half, WAIST - 0.018), (half, WAIST - 0.018), (half, WAIST + 0.026), (-half, WAIST + 0.026)],
+        [
+            (-half, WAIST - 0.018),
+            (half, WAIST - 0.018),
+            (half, WAIST + 0.026),
+            (-half, WAIST + 0.026),
+        ],
         belt,
     )
 

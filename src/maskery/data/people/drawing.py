@@ -94,9 +94,7 @@ def _draw_figure(canvas: Canvas, identity: Identity, scene: Scene) -> None:
         draw_bag_before(canvas, identity, body, view)
 
 
-def _noise(
-    identity: Identity, scene: Scene, shape: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
+def _noise(identity: Identity, scene: Scene, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """(H, W, 3) float32 with standard deviation 1: a byte's sum of bits' worth of randomness.
 
     Two four-bit halves of a byte add up to a triangular distribution, near enough to a sensor's

@@ -89,7 +89,12 @@ def _draw_hair(canvas: Canvas, hair: Hair, colour: RGB, view: View) -> None:
     )
     if hair is Hair.LONG:
         for side in (-1, 1):
-            lock = [(side * 0.06, 0.045), (side * 0.1, 0.08), (side * 0.1, 0.27), (side * 0.064, 0.26)]
+            lock = [
+                (side * 0.06, 0.045),
+                (side * 0.1, 0.08),
+                (side * 0.1, 0.27),
+                (side * 0.064, 0.26),
+            ]
             canvas.polygon(lock, colour)
 
 
@@ -113,7 +118,7 @@ def _draw_cap(canvas: Canvas, colour: RGB, view: View) -> None:
         canvas.ellipse((0, 0.058), (0.078, 0.018), peak)
 
 
-def _draw_brimmed(canvas: Canvas, colour: RGB, view: View) -> None:
+def _draw_brimmed(canvas: Canvas, colour: RGB, _view: View) -> None:
     """A tall crown over a wide brim, the same from all sides."""
     canvas.polygon([(-0.066, 0.04), (-0.052, -0.05), (0.052, -0.05), (0.066, 0.04)], colour)
     canvas.ellipse((0, 0.044), (0.135, 0.021), colour)

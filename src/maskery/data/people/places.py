@@ -73,9 +73,7 @@ def _square(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float])
         draw.line((x, 0, x, height), joint, max(1, width // 64))
 
 
-PLACES: dict[
-    Place, Callable[[ImageDraw, tuple[int, int], tuple[float, float]], None]
-] = {
+PLACES: dict[Place, Callable[[ImageDraw, tuple[int, int], tuple[float, float]], None]] = {
     Place.STREET: _street,
     Place.PARK: _park,
     Place.HALL: _hall,
