@@ -2,8 +2,8 @@
 
 People are dealt like cards, so that no two are alike and shares are exact. `OUTFITS` is one deck of
 outfits; every run of `len(OUTFITS)` people is one shuffled deck. Inside an outfit the clothing
-(colours of upper and lower garment and of the shoes) goes through all combinations, in random order,
-before one repeats; then the hair differs. Bags, hats and build are drawn freely on top.
+(colours of upper and lower garment and of the shoes) goes through all combinations, in random
+order, before one repeats; then the hair differs. Bags, hats and build are drawn freely on top.
 """
 
 from __future__ import annotations

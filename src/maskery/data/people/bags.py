@@ -23,7 +23,7 @@ def draw_bag_behind(canvas: Canvas, identity: Identity, body: Body, view: View) 
 
 
 def draw_bag_before(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """What lies in front of the body: straps, bags in hand or at the hip, a backpack from behind."""
+    """What lies on the body: straps, bags in hand or at the hip, a backpack from behind."""
     if identity.bag is None or identity.bag_colour is None:
         return
     colour = PAINTS[identity.bag_colour]

@@ -1,7 +1,7 @@
 """A drawing surface in figure units, over Pillow.
 
-One unit is the height of the person: y runs from 0 at the top of the head to 1 on the ground, x grows
-to the right from the body's axis. Shapes are drawn twice as large as the picture and reduced
+One unit is the height of the person: y runs from 0 at the top of the head to 1 on the ground, x
+grows to the right from the body's axis. Shapes are drawn twice as large as the picture and reduced
 afterwards, which smooths their edges.
 """
 

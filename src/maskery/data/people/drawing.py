@@ -117,4 +117,5 @@ def _lit(
     gain = np.array(scene.tint, np.float32) * np.float32(scene.brightness)
     levels = (picture.astype(np.float32) - 128) * np.float32(scene.contrast) + 128
     levels = levels * gain + noise * np.float32(scene.noise)
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    lit: npt.NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return lit
