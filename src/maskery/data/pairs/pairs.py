@@ -18,7 +18,7 @@ import pyarrow as pa
 from maskery.core.errors import DataError
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.images import ImageRef, Place
+from maskery.data.pairs.image_refs import ImageRef, Place
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
     Reader,

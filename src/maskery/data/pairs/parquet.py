@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.images import FileImage, ImageRef, Place, StoredImage
+from maskery.data.pairs.image_refs import FileImage, ImageRef, Place, StoredImage
 from maskery.data.pairs.records import (
     Columns,
     Reader,

@@ -11,7 +11,7 @@ from typing import Any
 
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.images import ImageRef, Place
+from maskery.data.pairs.image_refs import ImageRef, Place
 
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "file_path", "image_path", "img_path")
 CAPTION_COLUMNS = ("caption", "captions", "title", "text")

@@ -11,8 +11,8 @@ from pathlib import Path
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.csv_records import csv_records
+from maskery.data.pairs.image_refs import FileImage, ImageRef, Place
 from maskery.data.pairs.imagefolder import METADATA, imagefolder_records, metadata_files
-from maskery.data.pairs.images import FileImage, ImageRef, Place
 from maskery.data.pairs.json_records import json_records
 from maskery.data.pairs.records import Reader, Record
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.images import ImageRef, Place, StoredImage
+from maskery.data.pairs.image_refs import ImageRef, Place, StoredImage
 from maskery.data.pairs.json_records import read_json
 from maskery.data.pairs.records import (
     CAPTION_COLUMNS,
