@@ -31,16 +31,15 @@ def test_no_two_people_look_alike(people: list[Identity]) -> None:
 
 
 def test_no_two_people_look_alike_when_clothings_come_round_again() -> None:
-    # One dress has 660 colourings and is dealt four times a deck: the second round starts at deck
-    # 165. All wearers of all clothings in three rounds are compared.
-    people = [identity_at(0, number) for number in range(500 * len(OUTFITS))]
+    # A dress has 660 colourings and is dealt four times a deck: round two starts at deck 165.
+    people = [identity_at(0, number) for number in range(190 * len(OUTFITS))]
     clothings = {person.looks[:4] for person in people}
     assert len(clothings) < len(people), "the test must reach a second round"
     assert len({person.looks for person in people}) == len(people)
 
 
 def test_clothing_alone_tells_the_first_people_apart() -> None:
-    people = [identity_at(1, number) for number in range(160 * len(OUTFITS))]
+    people = [identity_at(1, number) for number in range(100 * len(OUTFITS))]
     assert len({person.looks[:4] for person in people}) == len(people)
 
 
@@ -111,11 +110,11 @@ def test_people_depend_on_seed_and_number_alone() -> None:
 def test_hair_is_not_bound_to_clothing_across_seeds() -> None:
     by_clothing: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
     for seed in range(3):
-        for number in range(2000):
+        for number in range(1000):
             looks = identity_at(seed, number).looks
             by_clothing.setdefault(looks[:4], set()).add(looks[4:])
     repeated = [hair for hair in by_clothing.values() if len(hair) > 1]
-    assert len(repeated) > 50
+    assert len(repeated) > 10
 
 
 @pytest.mark.parametrize("number", [-1, max_people()])

@@ -109,7 +109,7 @@ def test_an_interrupted_call_is_continued(folder: Path, tmp_path: Path) -> None:
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("important")
-    with pytest.raises(DataError, match="is not empty and holds no drawn_people.json"):
+    with pytest.raises(DataError, match=r"is not empty and holds no drawn_people\.json"):
         draw_people(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(DataError, match="is a file"):
