@@ -28,6 +28,9 @@ from maskery.data.pairs.records import (
 GROUPS_KEPT = 4
 """Row groups whose images stay in memory."""
 
+UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
+"""What pyarrow raises on damaged files."""
+
 IN_FILE = -1
 """In place of a row: the image is a file of its own."""
 
@@ -78,7 +81,7 @@ class ParquetImages:
         for number, path in enumerate(self.paths):
             try:
                 yield from self._file_records(number, path)
-            except (pa.ArrowException, OSError) as error:
+            except UNSOUND as error:
                 raise _damaged(path, error) from error
 
     def _file_records(self, number: int, path: Path) -> Iterator[Record]:
@@ -142,7 +145,7 @@ class ParquetImages:
         try:
             with pq.ParquetFile(path, metadata=self.metadata[number]) as file:
                 table = file.read_row_group(group, columns=[column], use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except UNSOUND as error:
             raise _damaged(path, error) from error
         with self._lock:
             self._kept[number, group] = table.column(0)
@@ -154,7 +157,7 @@ class ParquetImages:
 def _opened(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except UNSOUND as error:
         raise _damaged(path, error) from error
 
 

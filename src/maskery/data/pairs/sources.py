@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -63,7 +64,7 @@ def expand(source: str | Path) -> list[Path]:
     if "\0" in text:
         raise DataError("the path of the pairs holds a null character; correct it")
     path = Path(text)
-    if path.exists():
+    if os.path.lexists(path):
         return [path]
     if RANGE.search(text):
         paths = [Path(name) for name in _ranged(text)]
