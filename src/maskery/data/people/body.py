@@ -22,9 +22,9 @@ CHIN, NECK, SHOULDER, WAIST, HIP, KNEE, ANKLE, SOLE = (
     0.955,
 )
 HEAD_CENTRE, HEAD_RADII = 0.088, (0.068, 0.084)
-BREADTHS = {Build.SLIM: 0.86, Build.AVERAGE: 1.0, Build.BROAD: 1.2}
+BREADTHS = {Build.SLIM: 0.82, Build.AVERAGE: 1.0, Build.BROAD: 1.24}
 # Half widths at shoulder, waist and hip, seen from the front.
-OUTLINES = {Figure.MAN: (0.128, 0.104, 0.1), Figure.WOMAN: (0.106, 0.08, 0.11)}
+OUTLINES = {Figure.MAN: (0.128, 0.104, 0.1), Figure.WOMAN: (0.104, 0.074, 0.114)}
 PROFILE = 0.66
 
 

@@ -26,6 +26,11 @@ def shade(colour: RGB, factor: float) -> RGB:
     return red, green, blue
 
 
+def is_light(colour: RGB) -> bool:
+    """Whether dark marks show better on `colour` than pale ones."""
+    return sum(colour) > 420
+
+
 def edge_of(colour: RGB) -> RGB:
     """The outline colour of a shape: darker, but never lost on black."""
     return shade(colour, 0.55) if sum(colour) > 150 else (70, 70, 76)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from maskery.data.people.attributes import Colour, Identity, Lower, Upper
+from maskery.data.people.attributes import Identity, Lower, Upper
 from maskery.data.people.body import ANKLE, HIP, KNEE, NECK, SHOULDER, SOLE, WAIST, Body, Limb
-from maskery.data.people.canvas import RGB, Canvas, Point, shade
+from maskery.data.people.canvas import RGB, Canvas, Point, is_light, shade
 from maskery.data.people.palette import DARK_CLOTH, PAINTS, PALE_CLOTH, SKIN_PAINTS
 from maskery.data.people.scene import View
 
@@ -13,7 +13,7 @@ HEMS = {
     Upper.SHIRT: 0.55,
     Upper.SWEATER: 0.56,
     Upper.JACKET: 0.55,
-    Upper.COAT: 0.69,
+    Upper.COAT: 0.65,
     Upper.VEST: 0.55,
     Upper.DRESS: 0.73,
 }
@@ -43,7 +43,7 @@ def draw_legs(canvas: Canvas, identity: Identity, body: Body, view: View) -> Non
     if identity.outfit.lower is Lower.SKIRT:
         reach = max(abs(leg.middle[0]) for leg in body.legs)
         bottom = max(body.hip + 0.045, reach + 0.06)
-        _skirt(canvas, body.waist, bottom, WAIST, KNEE - 0.02, cloth)
+        _skirt(canvas, body.waist, bottom, WAIST, KNEE + 0.04, cloth)
     elif identity.outfit.lower is not None:
         hip, top = body.hip, HIP - 0.04
         canvas.polygon(
@@ -101,6 +101,11 @@ def _mark_on(colour: RGB) -> RGB:
     return shade(colour, 0.6) if sum(colour) > 150 else (105, 105, 112)
 
 
+def _stripe_on(colour: RGB) -> RGB:
+    """A colour for stripes in strong contrast to `colour`."""
+    return shade(colour, 0.5) if is_light(colour) else shade(colour, 2.4)
+
+
 def _shirt(canvas: Canvas, identity: Identity, _body: Body, view: View) -> None:
     """A round neck that shows skin."""
     if view is not View.BACK:
@@ -109,32 +114,29 @@ def _shirt(canvas: Canvas, identity: Identity, _body: Body, view: View) -> None:
 
 
 def _sweater(canvas: Canvas, identity: Identity, body: Body, _view: View) -> None:
-    """Knitted bands around the chest and a ribbed hem."""
-    mark = _mark_on(PAINTS[identity.upper_colour])
-    for y, half in ((0.27, body.shoulder), (0.33, body.shoulder), (0.39, body.waist)):
-        canvas.line([(-0.92 * half, y), (0.92 * half, y)], mark, 0.013)
-    canvas.line([(-body.hip, HEMS[Upper.SWEATER] - 0.016), (body.hip, 0.544)], mark, 0.026)
-    canvas.ellipse((0, NECK), (0.05, 0.02), mark, outline=False)
+    """Stripes around the chest."""
+    stripe = _stripe_on(PAINTS[identity.upper_colour])
+    rows = ((0.265, body.shoulder), (0.345, body.shoulder), (0.425, body.waist), (0.505, body.hip))
+    for y, half in rows:
+        canvas.line([(-0.94 * half, y), (0.94 * half, y)], stripe, 0.02)
+    canvas.ellipse((0, NECK), (0.05, 0.02), PAINTS[identity.upper_colour])
 
 
 def _jacket(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """Open over a pale shirt; dark collar and hem."""
+    """Dark over the shoulders and at the hem; open in front, over a shirt."""
     mark = _mark_on(PAINTS[identity.upper_colour])
-    inner = DARK_CLOTH if identity.upper_colour in (Colour.WHITE, Colour.GREY) else PALE_CLOTH
-    hem = HEMS[Upper.JACKET]
+    hem, yoke = HEMS[Upper.JACKET], 0.275
+    shoulder = body.shoulder - 0.004
+    neck, low = NECK - 0.004, yoke - 0.012
+    right = [(0.042, neck), (shoulder, SHOULDER + 0.006), (shoulder, low)]
+    left = [(-x, y) for x, y in reversed(right)]
+    canvas.polygon([*right, (0, yoke), *left], mark, outline=False)
+    canvas.line([(-body.hip, hem - 0.018), (body.hip, hem - 0.018)], mark, 0.036)
     if view is View.FRONT:
-        canvas.polygon([(-0.04, NECK), (0.04, NECK), (0.026, hem), (-0.026, hem)], inner)
-        for side in (-1, 1):
-            lapel = [(side * 0.03, NECK - 0.01), (side * 0.075, NECK + 0.02), (side * 0.03, 0.31)]
-            canvas.polygon(lapel, mark, outline=False)
-    elif view.is_side:
         canvas.polygon(
-            [(0.04, NECK), (body.shoulder, 0.25), (body.hip, hem), (body.hip - 0.025, hem)], inner
+            [(-0.04, NECK), (0.04, NECK), (0.028, hem), (-0.028, hem)], _shirt_under(identity)
         )
-    canvas.line([(-body.hip, hem - 0.014), (body.hip, hem - 0.014)], mark, 0.028)
-    if view is View.FRONT:
-        canvas.polygon([(-0.026, 0.5), (0.026, 0.5), (0.026, hem), (-0.026, hem)], inner)
-    canvas.ellipse((0, NECK), (0.058, 0.024), mark, outline=False)
+    canvas.ellipse((0, NECK), (0.058, 0.022), mark, outline=False)
 
 
 def _coat(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
@@ -154,7 +156,7 @@ def _coat(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
 def _vest(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     """Deep neck over the shirt, zip in front."""
     mark = _mark_on(PAINTS[identity.upper_colour])
-    inner = _vest_sleeve(identity)
+    inner = _shirt_under(identity)
     if view is View.FRONT:
         canvas.polygon([(-0.055, NECK - 0.01), (0.055, NECK - 0.01), (0, 0.31)], inner)
         canvas.line([(0, 0.31), (0, HEMS[Upper.VEST])], mark, 0.012)
@@ -169,10 +171,10 @@ def _dress(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     belt = PAINTS[identity.lower_colour]
     canvas.polygon(
         [
-            (-half, WAIST - 0.018),
-            (half, WAIST - 0.018),
-            (half, WAIST + 0.026),
-            (-half, WAIST + 0.026),
+            (-half, WAIST - 0.022),
+            (half, WAIST - 0.022),
+            (half, WAIST + 0.036),
+            (-half, WAIST + 0.036),
         ],
         belt,
     )
@@ -188,9 +190,9 @@ DETAILS = {
 }
 
 
-def _vest_sleeve(identity: Identity) -> RGB:
-    light = identity.upper_colour in (Colour.WHITE, Colour.GREY)
-    return DARK_CLOTH if light else PALE_CLOTH
+def _shirt_under(identity: Identity) -> RGB:
+    """The shirt under an open garment, in contrast to it."""
+    return DARK_CLOTH if is_light(PAINTS[identity.upper_colour]) else PALE_CLOTH
 
 
 def draw_arm(canvas: Canvas, identity: Identity, arm: Limb, *, far: bool) -> None:
@@ -204,8 +206,12 @@ def draw_arm(canvas: Canvas, identity: Identity, arm: Limb, *, far: bool) -> Non
         canvas.limb((arm.root, between(arm.root, arm.middle, 0.6)), colour, SLEEVE_WIDTH)
         return
     wrist = between(arm.middle, arm.end, 0.82)
-    sleeve = _vest_sleeve(identity) if kind is Upper.VEST else colour
+    sleeve = _shirt_under(identity) if kind is Upper.VEST else colour
     canvas.limb((arm.root, arm.middle, wrist), sleeve, SLEEVE_WIDTH)
-    if kind in (Upper.JACKET, Upper.SWEATER):
-        cuff = between(arm.middle, arm.end, 0.66)
-        canvas.line([cuff, wrist], _mark_on(colour), SLEEVE_WIDTH * 0.9)
+    if kind is Upper.JACKET:
+        yoke = between(arm.root, arm.middle, 0.3)
+        canvas.limb((arm.root, yoke), _mark_on(colour), SLEEVE_WIDTH)
+    elif kind is Upper.SWEATER:
+        for start, stop in ((arm.root, arm.middle), (arm.middle, wrist)):
+            band = (between(start, stop, 0.42), between(start, stop, 0.58))
+            canvas.line(band, _stripe_on(colour), SLEEVE_WIDTH * 0.9)
