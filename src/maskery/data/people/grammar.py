@@ -21,7 +21,7 @@ from maskery.data.people.attributes import (
     Lower,
     Upper,
 )
-from maskery.data.people.draws import Draws, draws
+from maskery.data.people.draws import Draws, draw_rows
 from maskery.data.people.scene import Pose, Scene, View, scene_of, visible
 
 COLOUR_NAMES: Mapping[Colour, tuple[str, ...]] = MappingProxyType(
@@ -307,11 +307,12 @@ def captions_of(identity: Identity, image_index: int, count: int = 2) -> tuple[s
     if not 1 <= count <= len(SHAPES):
         raise ValueError(f"count is {count}: it must be from 1 to {len(SHAPES)}")
     scene = scene_of(identity, image_index)
-    draw = draws(identity.seed, Stream.CAPTION, identity.number, image_index)
-    shapes = draw.shuffled(SHAPES)[:count]
+    # Identities have numbers below 2**32; the caption's number, from 1, stands above.
+    numbers = [caption << 32 | identity.number for caption in range(count + 1)]
+    order, *rows = draw_rows(identity.seed, Stream.CAPTION, numbers, image_index)
+    shapes = order.shuffled(SHAPES)[:count]
     return tuple(
-        _caption(identity, scene, shape, caption_index)
-        for caption_index, shape in enumerate(shapes)
+        _caption(identity, scene, shape, draw) for shape, draw in zip(shapes, rows, strict=True)
     )
 
 
@@ -319,10 +320,7 @@ def _caption(
     identity: Identity,
     scene: Scene,
     shape: Callable[[_Phrases, Draws], list[str]],
-    caption_index: int,
+    draw: Draws,
 ) -> str:
-    # Identities have numbers below 2**32; the caption's index stands above.
-    number = (caption_index + 1) << 32 | identity.number
-    draw = draws(identity.seed, Stream.CAPTION, number, scene.image_index)
     sentences = shape(_phrases(identity, scene, draw), draw)
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences if sentence)

@@ -107,10 +107,15 @@ def scene_of(identity: Identity, image_index: int) -> Scene:
 
     Consecutive pictures differ in view, pose and place; the rest is drawn for each.
     """
-    views, poses, places = _orders(identity.seed, identity.number)
     if not 0 <= image_index <= MAX_EPOCH:
         raise ValueError(f"image_index is {image_index}: it must be from 0 to {MAX_EPOCH}")
-    draw = draws(identity.seed, Stream.VIEW, identity.number, image_index)
+    return _scene(identity.seed, identity.number, image_index)
+
+
+@lru_cache(maxsize=64)
+def _scene(seed: int, number: int, image_index: int) -> Scene:
+    views, poses, places = _orders(seed, number)
+    draw = draws(seed, Stream.VIEW, number, image_index)
     return Scene(
         image_index=image_index,
         view=views[image_index % len(views)],
