@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     columns = {"as loaded": outcome.as_loaded, "before": result.before, "after": result.after}
     print(scores_table(columns, result.difference))
     print(
-        "as loaded: with a random prediction head; before: with the head that training starts from; "
-        "difference: after minus before"
+        "as loaded: with a random prediction head; before: with the head that training starts "
+        "from; difference: after minus before"
     )
     for before, after in outcome.fills:
         rows = [["before", "", "after", ""]]
