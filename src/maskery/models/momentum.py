@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from maskery.core.errors import CheckpointError, ConfigError
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
-class MomentumTwin:
+
+class MomentumTwin(Generic[ModelT]):
     """A copy of a model that takes no gradients and moves only when `update` is called.
 
     The twin is in evaluation mode, so its dropout is off and its soft labels are those of one
@@ -26,7 +29,7 @@ class MomentumTwin:
         momentum: What an update keeps of the twin's weights, in [0, 1].
     """
 
-    def __init__(self, online: nn.Module, momentum: float, *, train_mode: bool = False):
+    def __init__(self, online: ModelT, momentum: float, *, train_mode: bool = False):
         if not 0 <= momentum <= 1:
             raise ConfigError(
                 f"momentum is {momentum}: it must be from 0 (the twin is the model) to 1 (the twin "
@@ -34,14 +37,16 @@ class MomentumTwin:
             )
         self.momentum = momentum
         self._online = online
-        self.model = copy.deepcopy(online).requires_grad_(False).train(train_mode)
+        self.model: ModelT = copy.deepcopy(online)
+        self.model.requires_grad_(False).train(train_mode)
 
     @torch.no_grad()
     def update(self) -> None:
         """Move every weight: `twin = momentum * twin + (1 - momentum) * online`."""
         self.follow_device()
-        twin, online = list(self.model.parameters()), list(self._online.parameters())
-        torch._foreach_lerp_(twin, [p.detach() for p in online], 1 - self.momentum)
+        twin = [parameter.detach() for parameter in self.model.parameters()]
+        online = [parameter.detach() for parameter in self._online.parameters()]
+        torch._foreach_lerp_(twin, online, 1 - self.momentum)
         for twin_buffer, buffer in zip(self.model.buffers(), self._online.buffers(), strict=True):
             twin_buffer.copy_(buffer)
 

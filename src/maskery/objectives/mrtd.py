@@ -79,8 +79,8 @@ def mrtd_mask_modeling(
     # Tokens that were masked but not chosen to change are the original's again.
     replaced = input_ids.flatten().index_copy(0, positions, sampled).view_as(input_ids)
     labels = (replaced != input_ids).long()
-    labels.masked_fill_(~labelled(input_ids, attention_mask, special_ids), IGNORE)
-    return replaced, labels
+    ignored = ~labelled(input_ids, attention_mask, special_ids)
+    return replaced, labels.masked_fill(ignored, IGNORE)
 
 
 def mrtd_mask_modeling_everywhere(
@@ -88,31 +88,27 @@ def mrtd_mask_modeling_everywhere(
     attention_mask: torch.Tensor,
     sampled: torch.Tensor,
     *,
-    cls_token_id: int,
     pad_token_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The replaced text as RaSa released it: a sampled token at every position.
 
-    The release draws at masked and unmasked positions alike, restores the first token and the
-    padding, and ignores positions where the draw is the padding or class token.
+    The release draws at masked and unmasked positions alike, restores the first token (the class
+    token) and the padding, and ignores positions where the draw is one of these two.
 
     Args:
         input_ids: (B, L) int64, the original text.
         attention_mask: (B, L) bool or integer, 0 at padding.
         sampled: (B, L) int64, one draw at every position; what stands at padding is not read.
-        cls_token_id: Stands at position 0 of every sequence.
         pad_token_id: Stands at padding.
 
     Returns:
         As `mrtd_mask_modeling`.
     """
-    real = attention_mask.bool()
-    replaced = sampled.clone()
-    replaced[:, 0] = cls_token_id
-    replaced.masked_fill_(~real, pad_token_id)
+    real, first = attention_mask.bool(), input_ids[:, :1]
+    replaced = torch.cat((first, sampled[:, 1:]), dim=1).masked_fill(~real, pad_token_id)
     labels = (replaced != input_ids).long()
-    ignored = ~real | (replaced == pad_token_id) | (replaced == cls_token_id)
-    return replaced, labels.masked_fill_(ignored, IGNORE)
+    ignored = ~real | (replaced == pad_token_id) | (replaced == first)
+    return replaced, labels.masked_fill(ignored, IGNORE)
 
 
 def labelled(

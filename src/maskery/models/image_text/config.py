@@ -25,8 +25,8 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     model_type = "maskery_image_text"
     sub_configs = {"text_config": BertConfig, "vision_config": AutoConfig}  # noqa: RUF012
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
     fusion_layer: int = 6
     embed_dim: int = 256
     temperature: float = 0.07
@@ -36,7 +36,7 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _text_config(self.text_config)
         self.vision_config = _vision_config(self.vision_config)
-        num_layers = self.text_config.num_hidden_layers
+        num_layers: int = self.text_config.num_hidden_layers
         if not 0 <= self.fusion_layer <= num_layers:
             raise ModelError(
                 f"fusion_layer is {self.fusion_layer}: it must be from 0 to the text encoder's "

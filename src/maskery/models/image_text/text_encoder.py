@@ -1,8 +1,8 @@
 """The text-and-fusion encoder: BERT whose later layers also look at an image.
 
 Li et al., "Align before Fuse" (ALBEF, NeurIPS 2021), section 3.1: the first `fusion_layer` layers
-read text alone; the others cross-attend to the image tokens between self-attention and feed-forward.
-Parameters carry BERT's and ALBEF's names, so their checkpoints load as they are.
+read text alone; the others cross-attend to the image tokens between self-attention and
+feed-forward. Parameters carry BERT's and ALBEF's names, so their checkpoints load as they are.
 
 Shapes: R text rows, L tokens a row, I images, N image tokens, D text width, W image width,
 V vocabulary, M selected tokens.
@@ -83,6 +83,12 @@ class Layer(nn.Module):
             )
         self.intermediate = Intermediate(config)
         self.output = AttentionOutput(config.intermediate_size, width, dropout, eps)
+
+    def project_image(self, image_tokens: torch.Tensor) -> ImageKeys:
+        """The cross-attention's keys and values of (I, N, W) image tokens."""
+        attention: Any = self.crossattention
+        keys: ImageKeys = attention.project(image_tokens)
+        return keys
 
     def forward(
         self,
@@ -185,7 +191,7 @@ class TextFusionEncoder(nn.Module):
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """Keys and values of (I, N, W) image tokens, one entry for each fusion layer."""
         layers = self.bert.encoder.layer[self.fusion_layer :]
-        return [layer.crossattention.project(image_tokens) for layer in layers]
+        return [layer.project_image(image_tokens) for layer in layers]
 
     def fuse(
         self,
