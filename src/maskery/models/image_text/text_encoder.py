@@ -32,7 +32,10 @@ class Embeddings(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         width = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, width)
+        # The padding's embedding takes no gradient from being read, as in BERT.
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, width, padding_idx=config.pad_token_id
+        )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -190,7 +193,7 @@ class TextFusionEncoder(nn.Module):
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """Keys and values of (I, N, W) image tokens, one entry for each fusion layer."""
-        layers = self.bert.encoder.layer[self.fusion_layer :]
+        layers: Any = self.bert.encoder.layer[self.fusion_layer :]
         return [layer.project_image(image_tokens) for layer in layers]
 
     def fuse(
