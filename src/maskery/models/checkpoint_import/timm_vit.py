@@ -99,7 +99,7 @@ def fit_positions(
     table = state[name]
     old = square_grid(table.shape[1] - 1)
     new = tuple(s // p for s, p in zip(config.image_size, config.patch_size, strict=True))
-    if new[0] * new[1] == table.shape[1] - 1:
+    if new == old:
         return ()
     state[name] = resize_positions(table, old, (new[0], new[1]))
     return (f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches",)

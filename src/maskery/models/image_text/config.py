@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
@@ -17,6 +18,8 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
             kinds of layers. `attention_probs_dropout_prob` is read as any other setting, but
             attention is several times faster with 0.
         vision_config: A Hugging Face vision configuration (ViT, DeiT, CLIP, SigLIP, DINOv2).
+        image_size: Height and width of the images that are read, in pixels; by default those of the
+            vision encoder, which interpolates its positions for others.
         fusion_layer: The first layer with cross-attention; layers before it read text alone.
         embed_dim: The width of the contrastive features.
         temperature: What similarities are divided by at first; learnt.
@@ -27,6 +30,7 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
 
     text_config: Any = None
     vision_config: Any = None
+    image_size: Any = None
     fusion_layer: int = 6
     embed_dim: int = 256
     temperature: float = 0.07
@@ -42,7 +46,8 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"fusion_layer is {self.fusion_layer}: it must be from 0 to the text encoder's "
                 f"{num_layers} layers; half of them is usual"
             )
-        check_image_size(self.vision_config)
+        self.image_size = list(self.image_size or image_size_of(self.vision_config))
+        check_image_size(self.image_size, self.vision_config)
         super().__post_init__(**kwargs)
 
 
@@ -51,13 +56,13 @@ def image_size_of(vision_config: Any) -> tuple[int, int]:
     return _pair(vision_config.image_size)
 
 
-def check_image_size(vision_config: Any) -> None:
-    """Refuse an image size that the patch size does not divide.
+def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
+    """Refuse an image size (height, width) that the encoder's patch size does not divide.
 
     Raises:
         ModelError: It does not.
     """
-    size, patch = _pair(vision_config.image_size), _pair(vision_config.patch_size)
+    size, patch = _pair(image_size), _pair(vision_config.patch_size)
     if size[0] % patch[0] or size[1] % patch[1]:
         raise ModelError(
             f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x "
@@ -66,7 +71,7 @@ def check_image_size(vision_config: Any) -> None:
         )
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
     height, width = size

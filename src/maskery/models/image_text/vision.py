@@ -24,19 +24,22 @@ class VisionFamily:
         class_token: Whether token 0 stands for the whole image; otherwise the mean of all does.
         token_norm: The attribute of a normalisation that the architecture keeps for its pooled
             token and that is put on all tokens here.
+        oblong: Whether its position table may be of an image that is not square; others are
+            interpolated in every pass.
         unused_settings: Settings that leave out parts which nothing reads.
         arguments: Likewise, for the constructor.
     """
 
     class_token: bool = True
     token_norm: str | None = None
+    oblong: bool = False
     unused_settings: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
 VISION_FAMILIES: dict[str, VisionFamily] = {
-    "vit": VisionFamily(arguments={"add_pooling_layer": False}),
-    "deit": VisionFamily(arguments={"add_pooling_layer": False}),
+    "vit": VisionFamily(oblong=True, arguments={"add_pooling_layer": False}),
+    "deit": VisionFamily(oblong=True, arguments={"add_pooling_layer": False}),
     "dinov2": VisionFamily(unused_settings={"use_mask_token": False}),
     "dinov2_with_registers": VisionFamily(),
     "clip_vision_model": VisionFamily(token_norm="post_layernorm"),
