@@ -31,8 +31,10 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, ViTConfig
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import TokenBatch
 from maskery.core.vocabulary import Vocabulary
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
 from maskery.models.image_text.config import ImageTextConfig
 from maskery.models.image_text.model import ImageTextModel
 from maskery.tasks.image_text_batch import PreparedPersons
@@ -229,23 +231,6 @@ def tokens(lengths: np.ndarray, first_id: int, generator: np.random.Generator) -
     )
 
 
-class Mask:
-    """Masks a share of the words, differently at each call."""
-
-    def __init__(self, rate: float, seed: int):
-        self.rate, self.generator = rate, np.random.default_rng(seed)
-
-    def __call__(self, batch: TokenBatch, *, epoch: int, progress: float) -> MaskedTokens:  # noqa: ARG002
-        """At least one word is masked."""
-        chosen = (self.generator.random(batch.num_tokens) < self.rate) & (batch.input_ids > SEP)
-        chosen[1] = True
-        ids = np.where(chosen, MASK, batch.input_ids)
-        positions = np.flatnonzero(chosen)
-        return MaskedTokens(
-            batch=batch, input_ids=ids, positions=positions, targets=batch.input_ids[positions]
-        )
-
-
 def make_pairs(batch: int, size: int, seed: int) -> Pairs:
     """Noise images and captions of about 35 real tokens."""
     generator, torch_generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -302,6 +287,8 @@ def check_agreement(task: PersonSearch, prepared: PreparedPersons, wide: Prepare
         )
         ours = maskery_losses(task, replayed)
     task.model.train()
+    for name in LOSSES:
+        print(f"{name}: released {float(theirs[name]):.6f}, Maskery {float(ours[name]):.6f}")
     return max(abs(float(ours[n] - theirs[n])) / abs(float(theirs[n])) for n in LOSSES)
 
 
@@ -331,13 +318,14 @@ def main() -> None:
 
     model = make_model(options.small, options.dropout).train()
     config = PersonSearchConfig(mrtd_sample_at="every", queue_size=1024 if options.small else 65536)
+    vocabulary = Vocabulary(size=30522, mask_token_id=MASK, special_ids=(PAD, CLS, SEP, MASK))
     task = PersonSearch(
         model,
         config,
-        vocabulary=Vocabulary(size=30522, mask_token_id=MASK, special_ids=(PAD, CLS, SEP, MASK)),
+        vocabulary=vocabulary,
         pad_token_id=PAD,
-        mask_for_mlm=Mask(0.15, 0),
-        mask_for_mrtd=Mask(0.3, 1),
+        masker=Masker(vocabulary=vocabulary, seed=0),
+        mrtd_masker=Masker(vocabulary=vocabulary, config=MaskingConfig(mask_rate=0.3), seed=1),
     )
     pairs = make_pairs(options.batch, 64 if options.small else 384, seed=0)
     prepared = task.prepare(pairs, epoch=0, progress=0.5)

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from maskery.core.vocabulary import Vocabulary
+from maskery.masking.masker import Masker
 from maskery.models.checkpoint_import.albef import Imported, import_albef
+from maskery.tasks.caption_steps import Step
 from maskery.tasks.image_text_batch import MaskedText, MRTDPlan, PaddedText, PreparedPersons
 from maskery.tasks.image_text_config import PersonSearchConfig
-from maskery.tasks.image_text_mlm import Step
 from maskery.tasks.person_search import PersonSearch
 
 SIBLING = Path(__file__).parents[3] / "shared" / "golden" / "rasa_tiny"
@@ -79,10 +80,6 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
     )
 
 
-def refuse(*args: object, **kwargs: object) -> Any:
-    raise AssertionError("the record's masks are handed in")
-
-
 @pytest.fixture(scope="module")
 def replay() -> Replay:
     sizes = json.loads((FOLDER / "config.json").read_text("utf-8"))
@@ -105,18 +102,20 @@ def replay() -> Replay:
         distill_over="sequence",
         mrtd_sample_at="every",
     )
-    specials = (sizes["pad_token_id"], sizes["cls_token_id"], sizes["sep_token_id"])
+    names = ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    vocabulary = Vocabulary(
+        size=sizes["vocab_size"],
+        mask_token_id=sizes["mask_token_id"],
+        special_ids=tuple(sizes[name] for name in names),
+    )
+    masker = Masker(vocabulary=vocabulary)  # not asked: the record's masks are handed in
     task = PersonSearch(
         imported.model,
         config,
-        vocabulary=Vocabulary(
-            size=sizes["vocab_size"],
-            mask_token_id=sizes["mask_token_id"],
-            special_ids=(*specials, sizes["mask_token_id"]),
-        ),
+        vocabulary=vocabulary,
         pad_token_id=sizes["pad_token_id"],
-        mask_for_mlm=refuse,
-        mask_for_mrtd=refuse,
+        masker=masker,
+        mrtd_masker=masker,
     )
     task.load_extra_state(imported.extra_state)
     prepared = prepared_from(record, sizes)

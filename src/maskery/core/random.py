@@ -219,7 +219,8 @@ def random_rows(
     gaps = 4 * offsets + (starts & 3) - run_starts
     if not gaps.any() and len(flat) == int(lengths.sum()):
         return flat
-    return flat[np.arange(int(lengths.sum())) + np.repeat(gaps, lengths)]
+    kept: npt.NDArray[np.uint32] = flat[np.arange(int(lengths.sum())) + np.repeat(gaps, lengths)]
+    return kept
 
 
 def to_uniforms(words: npt.NDArray[np.uint32]) -> Float32Array:

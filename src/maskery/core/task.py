@@ -13,13 +13,15 @@ so gradients do not depend on how a step is cut into micro-batches and processes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+PreparedT = TypeVar("PreparedT", bound="Prepared")
 
 
 @runtime_checkable
@@ -34,11 +36,23 @@ class Prepared(Protocol):
     def num_tokens(self) -> int:
         """Real tokens in the batch, for the speed shown."""
 
-    def to(self, device: torch.device) -> Prepared:
+    def to(self, device: torch.device) -> Self:
         """The same with its tensors on `device`."""
 
 
-class Task(Protocol[BatchT_contra]):
+class BatchSource(Protocol[BatchT_co]):
+    """Where a run's batches come from: a pure function of the epoch and the step."""
+
+    def num_steps(self, epoch: int) -> int:
+        """How many optimiser steps an epoch has."""
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int, world_size: int
+    ) -> Sequence[BatchT_co]:
+        """One process's share of a step; every process gets equally many."""
+
+
+class Task(Protocol[BatchT_contra, PreparedT]):
     """What the training loop asks of a task.
 
     Attributes:
@@ -49,7 +63,7 @@ class Task(Protocol[BatchT_contra]):
     model: nn.Module
     loss_weights: Mapping[str, float]
 
-    def prepare(self, batch: BatchT_contra, *, epoch: int, progress: float) -> Prepared:
+    def prepare(self, batch: BatchT_contra, *, epoch: int, progress: float) -> PreparedT:
         """Take the step's random decisions.
 
         Args:
@@ -58,7 +72,7 @@ class Task(Protocol[BatchT_contra]):
             progress: The share of the run that is done, in [0, 1), for schedules.
         """
 
-    def loss_sums(self, prepared: Prepared) -> Mapping[str, torch.Tensor]:
+    def loss_sums(self, prepared: PreparedT) -> Mapping[str, torch.Tensor]:
         """Each loss term as a sum over its `counts`, scalar tensors with gradients."""
 
     def before_step(self) -> None:

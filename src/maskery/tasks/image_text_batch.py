@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +51,6 @@ class PersonBatch(PairBatch, Protocol):
     @property
     def replaced(self) -> torch.Tensor:
         """(B,) int64: 1 where `text2` is another picture's caption."""
-
-
-class Masker(Protocol):
-    """Masks a batch; a pure function of its arguments and its own settings."""
-
-    def __call__(self, batch: TokenBatch, *, epoch: int, progress: float) -> MaskedTokens:
-        """The masked batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +127,7 @@ class PreparedPairs:
         """Masked tokens, and tokens that are judged replaced or not."""
         return {"mlm": len(self.mlm.positions), "mrtd": len(self.mrtd.labelled_at)}
 
-    def to(self, device: torch.device) -> PreparedPairs:
+    def to(self, device: torch.device) -> Self:
         """The same with its tensors on `device`."""
         return moved(self, device)
 
@@ -177,10 +170,6 @@ class PreparedPersons(PreparedPairs):
             "prd": pairs,
             "mrtd": len(self.mrtd.labelled_at),
         }
-
-    def to(self, device: torch.device) -> PreparedPersons:
-        """The same with its tensors on `device`."""
-        return moved(self, device)
 
 
 def moved(prepared: DataclassT, device: torch.device) -> DataclassT:

@@ -1,10 +1,10 @@
 """Text-based person search: RaSa's five losses (Bai et al., IJCAI 2023).
 
-`ImageTextMLM`'s nine steps read `text1`, the caption written for the picture. Beside them,
-`text2`, which may be another caption of the same person, is contrasted with the pictures (ITC,
-section 3.1), matched against hard negatives (ITM) and tested for being another picture's caption
-(PRD, section 3.2). The ten encoder passes of the released step are six here: each model reads its
-images once, its captions once and fuses once.
+`text1`, the caption written for the picture, is read by the nine steps of masked and replaced words
+(`CaptionSteps`). `text2`, which may be another caption of the same person, is contrasted with the
+pictures (ITC, section 3.1), matched against hard negatives (ITM) and tested for being another
+picture's caption (PRD, section 3.2). The ten encoder passes of the released step are six here: each
+model reads its images once, its captions once and fuses once.
 
 Shapes: B pairs, L caption length, D text width, N image tokens, W image width, K queued features.
 """
@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
 from maskery.core.vocabulary import Vocabulary
+from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
+from maskery.models.momentum import MomentumTwin
 from maskery.models.queue import FeatureQueue
 from maskery.objectives.itc import (
     ALBEF_DIRECTIONS,
@@ -30,8 +33,17 @@ from maskery.objectives.itc import (
 )
 from maskery.objectives.itm import draw_hard_negatives, has_negative, itm_labels, itm_loss_sum
 from maskery.objectives.prd import prd_loss_sum
+from maskery.tasks.caption_steps import (
+    Block,
+    CaptionSteps,
+    Lesson,
+    Step,
+    encode_captions,
+    freeze_unused_heads,
+    part_of,
+    replayable,
+)
 from maskery.tasks.image_text_batch import (
-    Masker,
     PaddedText,
     PersonBatch,
     PreparedPersons,
@@ -39,15 +51,6 @@ from maskery.tasks.image_text_batch import (
     pad_text,
 )
 from maskery.tasks.image_text_config import PersonSearchConfig
-from maskery.tasks.image_text_mlm import (
-    Block,
-    ImageTextMLM,
-    Lesson,
-    Step,
-    encode_captions,
-    part_of,
-    replayable,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +66,18 @@ class Negatives:
     texts: torch.Tensor
 
 
-class PersonSearch(ImageTextMLM):
+class PersonSearch:
     """The task: contrast, matching, relations, MLM and MRTD on pictures of known persons.
 
     Attributes:
+        model: The trained model, or what the loop wrapped it in.
+        twin: Its momentum twin.
+        captions: The nine steps on `text1`.
         config: Settings.
         image_queue: The twin's features of earlier pictures.
         text_queue: Those of their captions.
+        loss_weights: By loss term, its weight in the total.
     """
-
-    config: PersonSearchConfig
 
     def __init__(
         self,
@@ -81,28 +86,32 @@ class PersonSearch(ImageTextMLM):
         *,
         vocabulary: Vocabulary,
         pad_token_id: int,
-        mask_for_mlm: Masker,
-        mask_for_mrtd: Masker,
+        masker: Masker,
+        mrtd_masker: Masker,
     ):
-        super().__init__(
-            model,
-            config,
+        self.config, self.pad_token_id = config, pad_token_id
+        self.captions = CaptionSteps(
+            config=config,
             vocabulary=vocabulary,
             pad_token_id=pad_token_id,
-            mask_for_mlm=mask_for_mlm,
-            mask_for_mrtd=mask_for_mrtd,
+            masker=masker,
+            mrtd_masker=mrtd_masker,
         )
+        self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
         generator = torch.Generator().manual_seed(config.seed)
         width = model.config.embed_dim
         self.image_queue = FeatureQueue(width, config.queue_size, generator=generator)
         self.text_queue = FeatureQueue(width, config.queue_size, generator=generator)
+        self.loss_weights = config.weights
+        freeze_unused_heads(model, self.loss_weights)
         self.temperature = model.temp
+        self.model: nn.Module = model
 
-    def prepare(self, batch: PersonBatch, *, epoch: int, progress: float) -> PreparedPersons:  # type: ignore[override]
-        """Mask the captions; draw what samples and negatives will be made from."""
+    def prepare(self, batch: PersonBatch, *, epoch: int, progress: float) -> PreparedPersons:
+        """Mask the captions; draw what replacements and negatives will be sampled with."""
         # Both captions are padded alike, so that they are read in one pass.
         length = int(max(batch.text1.lengths.max(), batch.text2.lengths.max()))
-        pairs = self.prepare_captions(batch, length, epoch=epoch, progress=progress)
+        pairs = self.captions.prepare(batch, length, epoch=epoch, progress=progress)
         common = {f.name: getattr(pairs, f.name) for f in dataclasses.fields(pairs)}
         return PreparedPersons(
             **common,
@@ -116,14 +125,18 @@ class PersonSearch(ImageTextMLM):
     @torch.no_grad()
     def before_step(self) -> None:
         """Move the twin and keep the temperature in bounds: once per optimiser step."""
-        super().before_step()
+        self.twin.update()
         self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
 
-    def step(self, prepared: PreparedPersons) -> Step[PreparedPersons]:  # type: ignore[override]
+    def loss_sums(self, prepared: PreparedPersons) -> Mapping[str, torch.Tensor]:
+        """Each loss term as a sum over `prepared.counts`; the queues take the batch in."""
+        return self.step(prepared).loss_sums
+
+    def step(self, prepared: PreparedPersons) -> Step[PreparedPersons]:
         """One step: the twin teaches, the model learns, the queues move on."""
         with torch.no_grad():
-            lesson, teacher = self._teach_persons(prepared)
-        compute = partial(self._learn_persons, prepared=prepared, lesson=lesson, teacher=teacher)
+            lesson, teacher = self._teach(prepared)
+        compute = partial(self._learn, prepared=prepared, lesson=lesson, teacher=teacher)
         loss_sums, negatives = self.model(compute=compute)
         self.image_queue.enqueue(teacher.image, prepared.person_ids)
         self.text_queue.enqueue(teacher.text, prepared.person_ids)
@@ -134,18 +147,19 @@ class PersonSearch(ImageTextMLM):
             )
         return Step(loss_sums=loss_sums, lesson=lesson, prepared=decided)
 
-    def _teach_persons(self, prepared: PreparedPersons) -> tuple[Lesson, Features]:
+    def _teach(self, prepared: PreparedPersons) -> tuple[Lesson, Features]:
         """The twin reads the second view once and all its captions once."""
         twin = self.twin.model
         tokens = twin.encode_image(prepared.image2)
-        captions = {"pair": prepared.text2} | self.generator_inputs(prepared)
+        captions = {"pair": prepared.text2} | self.captions.generator_inputs(prepared)
         blocks = encode_captions(twin, captions)
         pair = blocks.pop("pair")
         features = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
         images = twin.project_images(tokens) if blocks else None
-        return self.lesson(self.fuse(twin, blocks, images), prepared), features
+        fused = self.captions.fuse(twin, blocks, images)
+        return self.captions.lesson(twin, fused, prepared), features
 
-    def _learn_persons(
+    def _learn(
         self,
         model: ImageTextModel,
         *,
@@ -156,7 +170,7 @@ class PersonSearch(ImageTextMLM):
         """The trained model reads the first view once, all its captions once, and fuses once."""
         tokens = model.encode_image(prepared.image1)
         captions: dict[str, PaddedText] = {"pair": prepared.text2}
-        blocks = encode_captions(model, captions | self.learner_inputs(prepared, lesson))
+        blocks = encode_captions(model, captions | self.captions.learner_inputs(prepared, lesson))
         student = Features(
             image=model.image_feature(tokens), text=model.text_feature(blocks["pair"].hidden)
         )
@@ -165,8 +179,8 @@ class PersonSearch(ImageTextMLM):
         images = model.project_images(tokens)
         paired = self._pair_up(blocks, negatives)
         others = None if negatives is None else negatives.images
-        fused = self.fuse(model, paired, images, others)
-        sums = self.caption_sums(model, fused, prepared, lesson)
+        fused = self.captions.fuse(model, paired, images, others)
+        sums = self.captions.sums(model, fused, prepared, lesson)
         sums |= self._pair_sums(model, fused, prepared)
         if "itc" in self.loss_weights:
             sums["itc"] = contrast.loss_sum
@@ -240,13 +254,13 @@ class PersonSearch(ImageTextMLM):
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """The momentum twin as `twin.*`, the queues as `image_queue.*` and `text_queue.*`."""
-        state = dict(super().extra_state())
+        state = {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
         for name, queue in (("image_queue", self.image_queue), ("text_queue", self.text_queue)):
             state |= {f"{name}.{key}": value for key, value in queue.state_dict().items()}
         return state
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
-        super().load_extra_state(state)
+        self.twin.load_state_dict(part_of(state, "twin."))
         self.image_queue.load_state_dict(part_of(state, "image_queue."))
         self.text_queue.load_state_dict(part_of(state, "text_queue."))

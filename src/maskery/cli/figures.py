@@ -1,0 +1,42 @@
+"""Held-out figures as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from maskery.cli.console import table
+
+ROWS = (("loss", "loss (nats)"), ("perplexity", "perplexity"), ("top1", "top-1"), ("top5", "top-5"))
+SHARES = ("top1", "top5")
+
+
+def figure(name: str, interval: Any, *, signed: bool = False) -> str:
+    """A value with its 95% interval; accuracies in percent."""
+    scale, unit = (100.0, "%") if name in SHARES else (1.0, "")
+    sign = "+" if signed else ""
+    value, low, high = (scale * number for number in interval)
+    digits = 1 if name in SHARES or abs(value) >= 100 else 3
+    return f"{value:{sign}.{digits}f}{unit} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def scores_table(columns: Mapping[str, Any], difference: Mapping[str, Any] | None = None) -> str:
+    """One column a model, and the paired difference last.
+
+    Args:
+        columns: `MaskedScores` by heading.
+        difference: Intervals by figure.
+    """
+    heading = ["held out", *columns, *(["difference"] if difference else [])]
+    rows = [heading]
+    for name, label in ROWS:
+        row = [label, *(figure(name, getattr(scores, name)) for scores in columns.values())]
+        if difference is not None:
+            row.append(figure(name, difference[name], signed=True) if name in difference else "")
+        rows.append(row)
+    first = next(iter(columns.values()))
+    note = (
+        f"{first.masked_tokens:,} masked tokens of {first.examples:,} examples; "
+        f"95% bootstrap intervals over examples"
+    )
+    return f"{table(rows)}\n{note}"

@@ -1,0 +1,86 @@
+"""The `maskery` command: a table of commands, each in a module of its own.
+
+Nothing heavy is imported here, so that `maskery --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from maskery.core.errors import MaskeryError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
+    "train text": ("train_text", "adapt an encoder to your text, or train one from scratch"),
+    "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
+    "fill": ("fill", "fill the [MASK]s of a sentence"),
+}
+EXAMPLES = """examples:
+  maskery quickstart
+  maskery train text notes/*.txt --model minilm --epochs 3
+  maskery train --config runs/notes-minilm/config.yaml
+  maskery evaluate runs/notes-minilm
+  maskery fill runs/notes-minilm "The [MASK] of the matter."
+"""
+
+
+def usage() -> str:
+    """What `maskery --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    return (
+        "usage: maskery COMMAND ...\n\n"
+        "Masked language modelling for text and image-text.\n\n"
+        "commands:\n" + "\n".join(lines) + "\n\n"
+        "maskery COMMAND --help says more.\n\n" + EXAMPLES
+    )
+
+
+def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The command that arguments start with, and the rest of them."""
+    if list(arguments[:1]) == ["train"] and "--config" in arguments:
+        return "train text", list(arguments[1:])
+    for count in (2, 1):
+        name = " ".join(arguments[:count])
+        if name in COMMANDS:
+            return name, list(arguments[count:])
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 2 for anything the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if arguments[0] == "--version":
+        from maskery import __version__
+
+        print(f"maskery {__version__}")
+        return 0
+    found = find_command(arguments)
+    if found is None:
+        known = ", ".join(COMMANDS)
+        print(f"maskery: there is no command '{arguments[0]}'; there are {known}", file=sys.stderr)
+        return 2
+    name, rest = found
+    try:
+        module = importlib.import_module(f"maskery.cli.{COMMANDS[name][0]}")
+        return int(module.main(rest))
+    except MaskeryError as error:
+        print(f"maskery {name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"maskery {name}: stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

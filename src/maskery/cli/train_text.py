@@ -1,0 +1,70 @@
+"""`maskery train text`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.cli.figures import scores_table
+from maskery.recipes.run_folder import load_config
+from maskery.recipes.text_config import TextRunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainText:
+    """Adapt an encoder to your text, or train one from scratch.
+
+    Prints held-out loss, perplexity and accuracy before and after, and leaves a run folder with
+    config.yaml, metrics.jsonl, checkpoints/ and model/, a Hugging Face folder.
+
+    Examples:
+      maskery train text meditations.txt --model minilm
+      maskery train text 'notes/**/*.txt.gz' --model bert-base-uncased --epochs 1 --mask-rate 0.3
+      maskery train text logs.jsonl --text-column message --model scratch:tiny --policy word
+      maskery train text meditations.txt --output runs/meditations-minilm --resume auto
+      maskery train --config runs/meditations-minilm/config.yaml --output runs/again
+    """
+
+    run: Annotated[TextRunConfig, tyro.conf.OmitArgPrefixes]
+    json: bool = False
+    """Print the result as JSON on standard output."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, train, report."""
+    rest, default = take_config(list(arguments))
+    wanted = parse(TrainText, "train text", rest, default)
+    set_up_logging(quiet=wanted.json)
+    from maskery.recipes.text import train_text
+
+    result = train_text(wanted.run, progress=not wanted.json)
+    if wanted.json:
+        print_json(result.to_json())
+        return 0
+    summary = result.summary
+    if summary.resumed_from >= summary.steps:
+        print(f"the run was already finished: {summary.steps} steps")
+    elif summary.seconds > 0:
+        print(
+            f"{summary.steps} steps; {summary.tokens:,} tokens in {summary.seconds:,.0f} s, "
+            f"{summary.tokens / summary.seconds:,.0f} tokens/s"
+        )
+    print(scores_table({"before": result.before, "after": result.after}, result.difference))
+    print(f"the model is in {result.folder / 'model'}; try it:")
+    print(f'  maskery fill {result.folder} "The [MASK] of the matter."')
+    return 0
+
+
+def take_config(arguments: list[str]) -> tuple[list[str], TrainText | None]:
+    """Take `--config FILE` out of the arguments; its settings become the defaults."""
+    if "--config" not in arguments:
+        return arguments, None
+    index = arguments.index("--config")
+    path = Path(arguments[index + 1]) if index + 1 < len(arguments) else Path("config.yaml")
+    rest = arguments[:index] + arguments[index + 2 :]
+    return rest, TrainText(run=load_config(path, TextRunConfig))

@@ -1,0 +1,183 @@
+"""JSON: an object on each line (.jsonl, .ndjson), or values one after the other (.json).
+
+A `.json` file may hold a list of objects, or objects with white space between them: JSON lines
+and pretty-printed objects alike. It is read by a scanner that never holds more than a record.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from maskery.core.errors import DataError
+from maskery.data.corpus.reading import Reading
+from maskery.data.corpus.records import open_blocks, too_long, whole_lines
+
+SPACE = re.compile(r"[ \t\n\r]*")
+# An error this near the end of what was read may come from a token that goes on after it;
+# the longest that is not a string is an escaped surrogate pair, 12 characters.
+TOKEN_CHARS = 16
+
+
+def read_json_lines(reading: Reading) -> Iterator[str]:
+    """The texts of a JSON lines file.
+
+    Raises:
+        DataError: A line is not a JSON object, or has no text in the text column.
+    """
+    with open_blocks(reading) as blocks:
+        for number, raw_line in enumerate(whole_lines(blocks, reading), start=1):
+            reading.place.number = number
+            line = raw_line
+            if "\0" in line:
+                mended = reading.mend(line)
+                if mended is None:
+                    continue
+                line = mended
+            if not line or line.isspace():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reading.refuse(f"is not valid JSON ({_why(error)})")
+                continue
+            text = text_of(record, reading)
+            if text is not None:
+                yield text
+
+
+def read_json(reading: Reading) -> Iterator[str]:
+    """The texts of a JSON file: of a list of objects, or of objects one after the other.
+
+    Raises:
+        DataError: It is not valid JSON, or a record has no text in the text column.
+    """
+    with open_blocks(reading) as blocks:
+        scanner = Scanner(blocks, reading)
+        for record in scanner.elements() if scanner.peek() == "[" else scanner.sequence():
+            text = text_of(record, reading)
+            if text is not None:
+                yield text
+
+
+def text_of(record: object, reading: Reading) -> str | None:
+    """The text of a record, or None if it is skipped.
+
+    Raises:
+        DataError: The record is not an object, has no text column, or no string in it.
+    """
+    column = reading.config.text_column
+    if not isinstance(record, dict):
+        reading.refuse(f"is a JSON {_kind(record)}, not an object with a column {column!r}")
+        return None
+    if column in record:
+        return reading.value(record[column])
+    # A column that the first record lacks is most likely a wrong name: skipping would skip all.
+    if reading.first_record or reading.config.on_bad_text != "skip":
+        raise reading.missing_column([str(name) for name in record])
+    reading.report.skipped += 1
+    return None
+
+
+def _kind(value: object) -> str:
+    names = {str: "string", list: "list", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+class Scanner:
+    """Takes JSON values off a stream of text blocks.
+
+    When a value is given out, `reading.place` is the line that it starts at.
+    """
+
+    def __init__(self, blocks: Iterator[str], reading: Reading) -> None:
+        self.blocks, self.reading = blocks, reading
+        self.text, self.position, self.line = "", 0, 1
+        self.decoder = json.JSONDecoder()
+
+    def elements(self) -> Iterator[object]:
+        """The elements of the list that starts here."""
+        self._advance(self.position + 1)
+        if self.peek() == "]":
+            self._advance(self.position + 1)
+        else:
+            while True:
+                yield self._value()
+                separator = self.peek()
+                if separator not in (",", "]"):
+                    raise self._invalid("Expecting ',' or ']'")
+                self._advance(self.position + 1)
+                if separator == "]":
+                    break
+        if self.peek():
+            raise self._invalid("Extra data after the list")
+
+    def sequence(self) -> Iterator[object]:
+        """Values with nothing but white space between them."""
+        while self.peek():
+            yield self._value()
+
+    def peek(self) -> str:
+        """The next character that is not white space, or "" at the end."""
+        while True:
+            space = SPACE.match(self.text, self.position)
+            assert space is not None
+            self._advance(space.end())
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self._read_more():
+                return ""
+
+    def _value(self) -> object:
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                if self._may_go_on(error) and self._read_more():
+                    continue
+                self._advance(min(error.pos, len(self.text)))
+                raise self._invalid(error.msg) from error
+            except (ValueError, RecursionError) as error:
+                raise self._invalid(_why(error)) from error
+            # A number at the very end may have more digits.
+            if end == len(self.text) and self._read_more():
+                continue
+            self.reading.place.number = self.line
+            self._advance(end)
+            return value
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        near_the_end = error.pos >= len(self.text) - TOKEN_CHARS
+        return near_the_end or error.msg.startswith("Unterminated string")
+
+    def _advance(self, position: int) -> None:
+        self.line += self.text.count("\n", self.position, position)
+        self.position = position
+
+    def _read_more(self) -> bool:
+        """Read as much again as is held, so that a long record costs linear time."""
+        parts = [self.text[self.position :]]
+        wanted = max(1, len(parts[0]))
+        if wanted > self.reading.max_record_chars:
+            raise too_long(self.reading)
+        size = 0
+        while size < wanted:
+            block = next(self.blocks, None)
+            if block is None:
+                break
+            parts.append(block)
+            size += len(block)
+        self.text, self.position = "".join(parts), 0
+        return size > 0
+
+    def _invalid(self, why: str) -> DataError:
+        self.reading.place.number = self.line
+        return DataError(f"{self.reading.place} is not valid JSON ({why}); mend the file")

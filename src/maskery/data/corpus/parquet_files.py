@@ -1,0 +1,133 @@
+"""Parquet tables, read batch by batch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from maskery.core.errors import DataError
+from maskery.data.corpus.compression import COMPRESSIONS, cannot_read, open_stream
+from maskery.data.corpus.reading import Reading
+
+MAX_BATCH_ROWS = 8192
+BATCH_BYTES = 8 << 20
+
+
+def read_parquet(reading: Reading) -> Iterator[str]:
+    """The texts of a Parquet file.
+
+    Raises:
+        DataError: It is damaged, has no such column, or the column does not hold strings.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    reading.place.unit = "row"
+    column, size = reading.config.text_column, reading.path.stat().st_size
+    try:
+        with (
+            _seekable(reading) as file,
+            pq.ParquetFile(file, buffer_size=reading.block_bytes, pre_buffer=False) as table,
+        ):
+            _check_column(table.schema_arrow, reading)
+            num_rows = max(1, table.metadata.num_rows)
+            for batch in table.iter_batches(
+                _batch_rows(table.metadata, column), columns=[column], use_threads=False
+            ):
+                for value in _values(batch.column(0)):
+                    reading.place.number += 1
+                    binary = isinstance(value, bytes)
+                    text = _decoded(value, reading) if binary else reading.value(value)
+                    if text is not None:
+                        yield text
+                if file is reading.path:
+                    reading.on_read(size * batch.num_rows // num_rows)
+    except pa.ArrowException as error:
+        raise _damaged(reading, error) from error
+    except OSError as error:
+        if error.errno is None:  # Arrow's own; the system's have a number
+            raise _damaged(reading, error) from error
+        raise cannot_read(reading.path, error) from error
+
+
+@contextmanager
+def _seekable(reading: Reading) -> Iterator[Any]:
+    """The path, or an unpacked copy of it in a temporary file: Parquet begins at its end."""
+    if reading.path.suffix.lower() not in COMPRESSIONS:
+        yield reading.path
+        return
+    with tempfile.TemporaryFile() as copy, open_stream(reading.path, reading.on_read) as stream:
+        copied: IO[bytes] = copy
+        shutil.copyfileobj(stream, copied, reading.block_bytes)
+        copied.seek(0)
+        yield copied
+
+
+def _check_column(schema: Any, reading: Reading) -> None:
+    import pyarrow.types as types
+
+    name = reading.config.text_column
+    if name not in schema.names:
+        raise reading.missing_column(schema.names)
+    kind = schema.field(name).type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(
+        is_kind(kind)
+        for is_kind in (types.is_string, types.is_large_string, types.is_string_view)
+        + (types.is_binary, types.is_large_binary, types.is_null)
+    ):
+        raise DataError(
+            f"{reading.place} holds values of type {kind} in the column {name!r}; they must be "
+            "strings: name a column of text by --text-column"
+        )
+
+
+def _batch_rows(metadata: Any, column: str) -> int:
+    """How many rows make about `BATCH_BYTES` of the column, uncompressed."""
+    num_bytes = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            if row_group.column(index).path_in_schema == column:
+                num_bytes += row_group.column(index).total_uncompressed_size
+    mean = num_bytes / max(1, metadata.num_rows)
+    return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(1.0, mean))))
+
+
+def _values(array: Any) -> list[object]:
+    """The values of a column; bytes where it is binary or is not the UTF-8 it should be."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    try:
+        values: list[object] = array.to_pylist()
+    except UnicodeDecodeError:  # some writers do not check what they write
+        values = array.cast(pa.large_binary()).to_pylist()
+    return values
+
+
+def _decoded(value: bytes, reading: Reading) -> str | None:
+    """The text of a binary value, or None if it is skipped."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        if reading.config.on_bad_text == "replace":
+            reading.report.replaced += 1
+            return value.decode("utf-8", "replace")
+        reading.refuse(
+            f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
+            "which is not valid utf-8"
+        )
+        return None
+
+
+def _damaged(reading: Reading, error: Exception) -> DataError:
+    return DataError(
+        f"{reading.path} is no whole Parquet file ({str(error).splitlines()[0]}); "
+        "it is cut short, damaged or of another kind; fetch it again"
+    )

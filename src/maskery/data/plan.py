@@ -1,0 +1,154 @@
+"""Which examples make up each step: a pure function of (seed, epoch, lengths, budget).
+
+A step holds at most `batch_tokens` tokens over all processes and micro-batches together, so the
+order of the data does not depend on how many there are.
+
+Shapes: W examples, S steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from maskery.core.errors import ConfigError
+from maskery.core.random import Stream, random_words
+
+Layout = Literal["packed", "padded"]
+# Padded batches are cut from pools of this many budgets, sorted by length: large enough that
+# neighbours are of like length, small enough that an epoch is still well mixed.
+POOL_BUDGETS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The steps of an epoch.
+
+    Attributes:
+        order: (W,) int64: example indices, step after step.
+        boundaries: (S + 1,) int64: step s takes `order[boundaries[s]:boundaries[s + 1]]`.
+    """
+
+    order: npt.NDArray[np.int64]
+    boundaries: npt.NDArray[np.int64]
+
+    @property
+    def num_steps(self) -> int:
+        """S."""
+        return len(self.boundaries) - 1
+
+    def step(self, index: int) -> npt.NDArray[np.int64]:
+        """The example indices of one step."""
+        return self.order[self.boundaries[index] : self.boundaries[index + 1]]
+
+
+def plan_epoch(
+    lengths: npt.NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    batch_tokens: int,
+    layout: Layout = "packed",
+) -> Plan:
+    """Shuffle the examples and cut them into steps.
+
+    Args:
+        lengths: (W,) int64: the tokens of each example, special tokens included.
+        seed: From 0 to 2**64 - 1.
+        epoch: From 0.
+        batch_tokens: The most tokens of a step; in the padded layout, padding counts.
+        layout: In the padded layout, examples of like length share a step.
+
+    Raises:
+        ConfigError: An example alone exceeds the budget.
+    """
+    if len(lengths) and int(lengths.max()) > batch_tokens:
+        raise ConfigError(
+            f"--batch-tokens is {batch_tokens}, less than the longest example "
+            f"({int(lengths.max())} tokens); raise it, or lower --max-length"
+        )
+    index = np.arange(len(lengths), dtype=np.int64)
+    keys = random_words(seed, Stream.ORDER, epoch, index.astype(np.uint64), np.zeros_like(index))
+    order = np.argsort(keys, kind="stable")
+    if layout == "packed":
+        return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
+    order = sort_in_pools(order, lengths, batch_tokens)
+    boundaries = cut_by_padded_size(lengths[order], batch_tokens)
+    return shuffle_steps(Plan(order=order, boundaries=boundaries), seed, epoch)
+
+
+def cut_by_sum(lengths: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:
+    """Cut where the next example would exceed the budget: (S + 1,) boundaries."""
+    ends = np.cumsum(lengths)
+    cuts = [0]
+    while cuts[-1] < len(lengths):
+        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        cuts.append(int(np.searchsorted(ends, done + budget, side="right")))
+    return np.array(cuts, np.int64)
+
+
+def cut_by_padded_size(lengths: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:
+    """The same with every example of a step counted as long as the longest."""
+    cuts, longest, count = [0], 0, 0
+    for index, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        count += 1
+        if longest * count > budget:
+            cuts.append(index)
+            longest, count = length, 1
+    if len(lengths):
+        cuts.append(len(lengths))
+    return np.array(cuts, np.int64)
+
+
+def sort_in_pools(
+    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], batch_tokens: int
+) -> npt.NDArray[np.int64]:
+    """Sort stretches of a shuffled order by length; ties keep their shuffled order."""
+    pool = (np.cumsum(lengths[order]) - 1) // (POOL_BUDGETS * batch_tokens)
+    return order[np.lexsort((lengths[order], pool))]
+
+
+def shuffle_steps(plan: Plan, seed: int, epoch: int) -> Plan:
+    """Put the steps of a plan in a random order."""
+    steps = np.arange(plan.num_steps, dtype=np.int64)
+    keys = random_words(seed, Stream.ORDER, epoch, steps.astype(np.uint64), np.full_like(steps, 4))
+    shuffled = np.argsort(keys, kind="stable")
+    pieces = [plan.step(int(step)) for step in shuffled]
+    sizes = np.diff(plan.boundaries)[shuffled]
+    return Plan(
+        order=np.concatenate(pieces) if pieces else plan.order,
+        boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
+    )
+
+
+def split_step(
+    lengths: npt.NDArray[np.int64], *, micro_tokens: int, parts: int
+) -> list[npt.NDArray[np.int64]]:
+    """Cut a step into micro-batches: at least `parts`, a multiple of it, none over the budget.
+
+    Longest first into the emptiest, so that the parts are of like size.
+
+    Args:
+        lengths: (n,) int64: the tokens of the step's examples.
+        micro_tokens: The most tokens of a micro-batch.
+        parts: Number of processes.
+
+    Returns:
+        Indices into `lengths`, each ascending; empty where there are fewer examples than parts.
+    """
+    count = max(1, -(-int(lengths.sum()) // micro_tokens))
+    while True:
+        count = -(-count // parts) * parts
+        sizes = np.zeros(count, np.int64)
+        members: list[list[int]] = [[] for _ in range(count)]
+        for index in np.argsort(-lengths, kind="stable").tolist():
+            emptiest = int(np.argmin(sizes))
+            sizes[emptiest] += lengths[index]
+            members[emptiest].append(index)
+        if count == parts or int(sizes.max()) <= micro_tokens or count >= len(lengths):
+            return [np.array(sorted(m), np.int64) for m in members]
+        count += 1

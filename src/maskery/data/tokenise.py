@@ -1,0 +1,176 @@
+"""From a corpus to a token store, once for each (content, tokenizer)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.errors import DataError
+from maskery.data.store import FORMAT, TokenStore, TokenStoreWriter
+from maskery.data.words import starts_word_table, word_starts
+
+log = logging.getLogger(__name__)
+
+BATCH_CHARS = 1_000_000
+BATCH_TEXTS = 2_000
+
+
+class Example(Protocol):
+    """One document of a corpus."""
+
+    @property
+    def text(self) -> str:
+        """Its text."""
+
+    @property
+    def id(self) -> int:
+        """Its stable 64-bit id."""
+
+
+class Examples(Protocol):
+    """What `tokenise` needs of a corpus."""
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Its size, if known, for the progress bar."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of it the current iteration has read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over its examples, always in the same order."""
+
+    def fingerprint(self) -> str:
+        """A hash of its content."""
+
+
+def default_cache_dir() -> Path:
+    """`$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
+    chosen = os.environ.get("MASKERY_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskery"
+
+
+def tokenise(
+    corpus: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    cache_dir: Path,
+    *,
+    progress: bool = True,
+) -> TokenStore:
+    """The token store of a corpus, made now or found from an earlier run.
+
+    A store that turns out damaged is made again, with a warning.
+
+    Raises:
+        DataError: The corpus holds no tokens, or the store cannot be written.
+    """
+    backend = plain_backend(tokenizer)
+    key = hashlib.blake2b(digest_size=16)
+    key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
+    folder = cache_dir / "tokens" / key.hexdigest()
+    if folder.exists():
+        try:
+            return TokenStore.open(folder)
+        except DataError as error:
+            log.warning("%s; tokenising again", error)
+    about = {"tokenizer": tokenizer.name_or_path, "vocab_size": len(tokenizer)}
+    with TokenStoreWriter(folder, vocab_size=len(tokenizer), about=about) as writer:
+        bar = tqdm(
+            total=corpus.num_bytes,
+            desc="tokenising",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=not progress,
+        )
+        with bar:
+            encode = encoder(tokenizer, backend)
+            for texts, ids in batched(corpus):
+                tokens, starts, lengths = encode(texts)
+                kept = lengths > 0
+                writer.append(tokens, starts, lengths[kept], np.array(ids, np.uint64)[kept])
+                bar.update(corpus.bytes_read - bar.n)
+        writer.finish()
+    return TokenStore.open(folder, verify=False)
+
+
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The Rust tokenizer without the truncation and padding a model may have saved with it."""
+    if not tokenizer.is_fast:
+        return None
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that decides what a text becomes."""
+    backend = plain_backend(tokenizer)
+    if backend is not None:
+        described = backend.to_str()
+    else:
+        described = repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
+    return hashlib.blake2b(described.encode("utf-8"), digest_size=16).hexdigest()
+
+
+Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
+
+
+def encoder(
+    tokenizer: PreTrainedTokenizerBase, backend: Tokenizer | None
+) -> Callable[[list[str]], Encoded]:
+    """A function from texts to (ids (t,), word starts (t,), lengths (n,)), no special tokens."""
+    if backend is None:
+        # Tokenizers in Python know no word ids; each token counts as a word.
+        def encode_slowly(texts: list[str]) -> Encoded:
+            rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            ids = np.fromiter(chain.from_iterable(rows), np.int64)
+            return ids, np.ones(len(ids), np.bool_), np.array([len(r) for r in rows], np.int64)
+
+        return encode_slowly
+    always = starts_word_table(backend)
+
+    def encode(texts: list[str]) -> Encoded:
+        encodings = backend.encode_batch(texts, add_special_tokens=False)
+        rows = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        starts = [word_starts(e, row, always) for e, row in zip(encodings, rows, strict=True)]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        return np.concatenate(rows), np.concatenate(starts), lengths
+
+    return encode
+
+
+def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Tokenise a few texts as a store would: (ids, word starts, lengths)."""
+    return encoder(tokenizer, plain_backend(tokenizer))(list(texts))
+
+
+def batched(corpus: Examples) -> Iterator[tuple[list[str], list[int]]]:
+    """Examples in batches of about a million characters."""
+    texts: list[str] = []
+    ids: list[int] = []
+    chars = 0
+    for example in corpus:
+        texts.append(example.text)
+        ids.append(example.id)
+        chars += len(example.text)
+        if chars >= BATCH_CHARS or len(texts) >= BATCH_TEXTS:
+            yield texts, ids
+            texts, ids, chars = [], [], 0
+    if texts:
+        yield texts, ids

@@ -1,0 +1,139 @@
+"""Held-out loss, perplexity and accuracy on frozen masks.
+
+The masks are a pure function of the examples, so the figures are the same at any batch size and
+for any model with the same tokenizer, and two models can be compared example by example.
+
+Shapes: M masked tokens, N examples, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.evaluation.bootstrap import Interval, bootstrap
+from maskery.masking.masker import Masker
+from maskery.models.masked_lm import MaskedLanguageModel
+
+# Evaluations share an epoch that no run reaches.
+FROZEN_EPOCH = (1 << 24) - 1
+COLUMNS = ("count", "loss", "top1", "top5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSums:
+    """What a model scored on each example.
+
+    Attributes:
+        ids: (N,) uint64, ascending.
+        sums: (N, 4) float64: masked tokens, their loss in nats, how many were right, and how many
+            were among the first five.
+    """
+
+    ids: npt.NDArray[np.uint64]
+    sums: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedScores:
+    """Token-weighted figures with 95% bootstrap intervals over examples.
+
+    Attributes:
+        loss: Cross-entropy of a masked token, in nats.
+        perplexity: exp(loss).
+        top1: Share of masked tokens whose likeliest prediction is right.
+        top5: Share whose right token is among the five likeliest.
+        masked_tokens: How many were predicted.
+        examples: How many examples they come from.
+    """
+
+    loss: Interval
+    perplexity: Interval
+    top1: Interval
+    top5: Interval
+    masked_tokens: int
+    examples: int
+
+
+@torch.no_grad()
+def score_examples(
+    model: MaskedLanguageModel, batches: Iterable[TokenBatch], masker: Masker
+) -> ExampleSums:
+    """Predict the frozen masks of every example.
+
+    Args:
+        model: Put into evaluation mode while it runs.
+        batches: Held-out examples; logits exist for one batch's masked tokens at a time.
+        masker: Its seed and config decide the masks.
+
+    Raises:
+        DataError: Nothing could be masked.
+    """
+    was_training, device = model.training, model.hf.device
+    model.eval()
+    ids, rows = [], []
+    for batch in batches:
+        masked = masker.mask(batch, epoch=FROZEN_EPOCH)
+        if not len(masked.positions):
+            continue
+        targets = torch.from_numpy(masked.targets).to(device)
+        logits = model(model.lay_out(masked).to(device)).float()
+        loss = F.cross_entropy(logits, targets, reduction="none")
+        better = (logits > logits.gather(1, targets[:, None])).sum(dim=1)
+        token_rows = torch.stack((torch.ones_like(loss), loss, better == 0, better < 5), dim=1)
+        sequence = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
+        ids.append(batch.example_ids[sequence])
+        rows.append(token_rows.double().cpu().numpy())
+    model.train(was_training)
+    if not ids:
+        raise DataError("no held-out example has a token that can be masked; bring more text")
+    unique, inverse = np.unique(np.concatenate(ids), return_inverse=True)
+    sums = np.zeros((len(unique), len(COLUMNS)))
+    np.add.at(sums, inverse, np.concatenate(rows))
+    return ExampleSums(ids=unique, sums=sums)
+
+
+def summarise(scored: ExampleSums, *, seed: int = 0) -> MaskedScores:
+    """Figures and intervals of one model."""
+    loss, top1, top5 = bootstrap(scored.sums[:, 1:], scored.sums[:, 0], seed=seed)
+    return MaskedScores(
+        loss=loss,
+        perplexity=Interval(*(safe_exp(v) for v in (loss.value, loss.low, loss.high))),
+        top1=top1,
+        top5=top5,
+        masked_tokens=int(scored.sums[:, 0].sum()),
+        examples=len(scored.ids),
+    )
+
+
+def compare(after: ExampleSums, before: ExampleSums, *, seed: int = 0) -> dict[str, Interval]:
+    """Paired differences, `after` minus `before`, of loss, top1 and top5.
+
+    Both models predict the same masked tokens, so the intervals are those of the difference
+    within each example and much narrower than two separate ones.
+
+    Raises:
+        DataError: They were not scored on the same masked tokens.
+    """
+    same = np.array_equal(after.ids, before.ids)
+    if not same or not np.array_equal(after.sums[:, 0], before.sums[:, 0]):
+        raise DataError(
+            "the two models were scored on different masked tokens, so they cannot be compared; "
+            "use the same data and the same tokenizer"
+        )
+    difference = after.sums[:, 1:] - before.sums[:, 1:]
+    values = bootstrap(difference, after.sums[:, 0], seed=seed)
+    return dict(zip(("loss", "top1", "top5"), values, strict=True))
+
+
+def safe_exp(value: float) -> float:
+    """exp, infinite where it would overflow."""
+    return math.exp(value) if value < 700.0 else math.inf

@@ -1,0 +1,66 @@
+"""What is masked and how: one frozen config, light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from maskery.core.errors import ConfigError
+
+PolicyName = Literal["token", "word", "span"]
+ScheduleName = Literal["constant", "linear", "cosine"]
+
+
+def check_share(name: str, value: float, flag: str) -> None:
+    """Refuse a share outside [0, 1]; written so that NaN fails too."""
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{name} is {value}: it must be from 0 to 1; set {flag}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """The masking policy, its rate over the run, and what masked tokens become."""
+
+    policy: PolicyName = "token"
+    """What is masked as one: single tokens, whole words, or spans of words (SpanBERT)."""
+    mask_rate: float = 0.15
+    """Share of maskable tokens that is masked (in expectation). BERT: 0.15; Wettig et al.: 0.4."""
+    mask_rate_end: float | None = None
+    """Rate at the end of the run, for --mask-schedule linear or cosine. Default: mask_rate."""
+    mask_schedule: ScheduleName = "constant"
+    """How the rate goes from mask_rate to mask_rate_end."""
+    mask_share: float = 0.8
+    """Share of masked tokens shown as [MASK]. BERT: 0.8; the seed document: 1.0."""
+    random_share: float = 0.1
+    """Share of masked tokens shown as a random token; the rest keep their own."""
+    static: bool = False
+    """Draw the masks once and keep them, instead of afresh in each epoch."""
+    span_p: float = 0.2
+    """Span lengths are geometric with this parameter, as in SpanBERT."""
+    span_max: int = 10
+    """Longest span, in words."""
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(PolicyName):
+            raise ConfigError(f"policy is '{self.policy}': it must be one of token, word, span")
+        for flag, rate in (("mask-rate", self.mask_rate), ("mask-rate-end", self.mask_rate_end)):
+            if rate is not None and not 0.0 < rate < 1.0:
+                raise ConfigError(
+                    f"the mask rate is {rate}: it must lie between 0 and 1, both excluded; "
+                    f"try --{flag} 0.15"
+                )
+        check_share("the share shown as [MASK]", self.mask_share, "--mask-share")
+        check_share("the share shown as a random token", self.random_share, "--random-share")
+        if self.mask_share + self.random_share > 1.0 + 1e-9:
+            raise ConfigError(
+                f"--mask-share {self.mask_share} and --random-share {self.random_share} sum to "
+                f"more than 1; lower one of them"
+            )
+        if not 0.0 < self.span_p < 1.0:
+            raise ConfigError(f"span_p is {self.span_p}: it must lie between 0 and 1; try 0.2")
+        if self.span_max < 1:
+            raise ConfigError(f"span_max is {self.span_max}: a span has at least 1 word; try 10")
+        if self.mask_schedule == "constant" and self.mask_rate_end not in (None, self.mask_rate):
+            raise ConfigError(
+                f"--mask-rate-end {self.mask_rate_end} needs --mask-schedule linear or cosine"
+            )

@@ -1,0 +1,125 @@
+"""`mask`, as both seed documents describe it: on padded torch tensors, on any device.
+
+Training uses the flat engine in `masker.py`; this function is for reading, for image-text steps and
+for scripts of one's own. Shapes: B sequences, L padded length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from maskery.core.errors import ConfigError
+from maskery.core.random import Stream, uniforms_torch
+from maskery.core.vocabulary import Vocabulary
+
+IGNORE_INDEX = -100
+
+
+class Masked(NamedTuple):
+    """What `mask` returns.
+
+    Attributes:
+        input_ids: (B, L) int64, corrupted.
+        labels: (B, L) int64, the target where masked, -100 elsewhere.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+
+def mask(
+    input_ids: torch.Tensor,
+    vocab_size: int,
+    targets: torch.Tensor | None = None,
+    *,
+    probability_matrix: float | torch.Tensor,
+    vocabulary: Vocabulary,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
+    masked_indices: torch.Tensor | None = None,
+    at_least_one: bool = True,
+    seed: int = 0,
+    epoch: int = 0,
+    example_ids: torch.Tensor | None = None,
+) -> Masked:
+    """Corrupt some tokens and label them; the arguments are never written to.
+
+    Args:
+        input_ids: (B, L) int64, special tokens and padding included.
+        vocab_size: Random replacements are drawn below it; V or less.
+        targets: (B, L) int64, what to predict; `input_ids` itself if None.
+        probability_matrix: The chance of each token to be masked: one number, or (B, L). Special
+            tokens are never masked, whatever it says.
+        vocabulary: From `Vocabulary.of(tokenizer)`.
+        mask_share: Share of masked tokens shown as the mask token (BERT 0.8, the text seed 1.0).
+        random_share: Share of masked tokens shown as a random token; the rest keep their own.
+        masked_indices: (B, L) bool; replays a selection instead of drawing one.
+        at_least_one: Whether a sequence in which nothing was drawn gets one mask all the same.
+        seed: From 0 to 2**64 - 1.
+        epoch: From 0; other epochs give other masks.
+        example_ids: (B,) int64, stable names of the sequences; 0 to B - 1 if None.
+
+    Returns:
+        The corrupted ids, and labels that are -100 wherever nothing was masked.
+
+    Raises:
+        ConfigError: Shapes do not agree, or a share is out of range.
+    """
+    if input_ids.dim() != 2:
+        raise ConfigError(
+            f"input_ids has shape {tuple(input_ids.shape)}: mask takes (sequences, tokens); "
+            f"add a dimension with input_ids.unsqueeze(0)"
+        )
+    if targets is not None and targets.shape != input_ids.shape:
+        raise ConfigError(
+            f"targets has shape {tuple(targets.shape)} and input_ids {tuple(input_ids.shape)}: "
+            f"they must agree; tokenise both in one call"
+        )
+    if not 0.0 <= mask_share <= mask_share + random_share <= 1.0 + 1e-9:
+        raise ConfigError(
+            f"mask_share {mask_share} and random_share {random_share}: both must be at least 0 "
+            f"and sum to at most 1"
+        )
+    rows, length = input_ids.shape
+    device = input_ids.device
+    if example_ids is None:
+        example_ids = torch.arange(rows, device=device)
+    names = example_ids.to(device).repeat_interleave(length)
+    positions = torch.arange(length, device=device).repeat(rows)
+
+    def draw(stream: Stream) -> torch.Tensor:
+        return uniforms_torch(seed, stream, epoch, names, positions).view(rows, length)
+
+    protected = torch.from_numpy(vocabulary.protected).to(device)
+    maskable = ~protected[input_ids.clamp(max=len(protected) - 1)]
+    if masked_indices is None:
+        masked_indices = select(maskable, probability_matrix, draw(Stream.SELECT), at_least_one)
+    labels = torch.where(masked_indices, input_ids if targets is None else targets, IGNORE_INDEX)
+
+    fate = draw(Stream.CORRUPT)
+    to_mask = masked_indices & (fate < mask_share)
+    to_random = masked_indices & (fate >= mask_share) & (fate < mask_share + random_share)
+    replacements = torch.from_numpy(vocabulary.replacements).to(device)
+    replacements = replacements[replacements < vocab_size]
+    choices = (draw(Stream.REPLACE).double() * len(replacements)).long()
+    corrupted = torch.where(to_mask, vocabulary.mask_token_id, input_ids)
+    corrupted = torch.where(to_random, replacements[choices], corrupted)
+    return Masked(corrupted, labels)
+
+
+def select(
+    maskable: torch.Tensor,
+    probability: float | torch.Tensor,
+    uniforms: torch.Tensor,
+    at_least_one: bool,
+) -> torch.Tensor:
+    """Choose the masked tokens: (B, L) bool."""
+    selected = maskable & (uniforms < probability)
+    if at_least_one:
+        allowed = maskable & (torch.as_tensor(probability, device=uniforms.device) > 0)
+        nearest = uniforms.masked_fill(~allowed, 2.0).argmin(dim=1, keepdim=True)
+        bare = ~selected.any(dim=1, keepdim=True) & allowed.any(dim=1, keepdim=True)
+        selected = selected.scatter(1, nearest, selected.gather(1, nearest) | bare)
+    return selected

