@@ -45,6 +45,9 @@ class CountedFile:
         self.on_read(len(data))
         return data
 
+    def close(self) -> None:
+        """Nothing: who opened the file closes it. pyarrow calls this."""
+
 
 class MultiStream:
     """The streams of an xz or bzip2 file, one after the other.
@@ -175,5 +178,5 @@ def open_stream(path: Path, on_read: Callable[[int], object]) -> Iterator[Readab
         raise cannot_read(path, error) from error
     with file:
         opener = COMPRESSIONS.get(path.suffix.lower())
-        counted = CountedFile(file, on_read)  # type: ignore[arg-type]
+        counted = CountedFile(file, on_read)
         yield NamedStream(path, opener(counted) if opener else counted)

@@ -61,7 +61,7 @@ def _names(literal: object) -> str:
 def _check_encoding(encoding: str) -> None:
     """Refuse names that Python does not know and codecs that are not of text (rot13, base64)."""
     try:
-        b"".decode(encoding)
+        b"    ".decode(encoding, "replace")  # of no bytes at all, Python decodes anything
         codecs.getincrementaldecoder(encoding)
     except (LookupError, UnicodeError, ValueError) as error:
         raise ConfigError(

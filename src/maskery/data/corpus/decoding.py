@@ -105,25 +105,26 @@ def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]
     name = codecs.lookup(encoding).name.removesuffix("-sig")
     mark, marked = next(
         ((mark, marked) for mark, marked in BYTE_ORDER_MARKS.items() if head.startswith(mark)),
-        (b"", None),
+        (b"", ""),
     )
     # UTF-16 text may begin with a NUL character: then UTF-32's mark is UTF-16's and a NUL.
     if name.startswith("utf-16") and marked == "utf-32-le":
         mark, marked = codecs.BOM_UTF16_LE, "utf-16-le"
-    if marked is not None and marked.startswith(name):
+    if marked and marked.startswith(name):
         return marked, len(mark)
+    wide = name.startswith(("utf-16", "utf-32"))
+    if marked not in ("", "utf-8") and (wide or name == "utf-8"):
+        family = marked[:6]
+        raise DataError(
+            f"{source} starts with a {family.upper()} byte-order mark and is not {name}; "
+            f"pass --encoding {family}"
+        )
     if name in ("utf-16", "utf-32"):
         if not head:
             return f"{name}-le", 0
         raise DataError(
             f"{source} does not start with a byte-order mark, which --encoding {name} needs; "
             f"pass --encoding {name}-le or {name}-be"
-        )
-    if name == "utf-8" and marked is not None:
-        family = marked[:6]
-        raise DataError(
-            f"{source} starts with a {family.upper()} byte-order mark and is not utf-8; "
-            f"pass --encoding {family}"
         )
     return name, 0
 

@@ -20,7 +20,7 @@ MULTIPLIER_1, MULTIPLIER_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Example(NamedTuple):
-    """One text of a corpus.
+    r"""One text of a corpus.
 
     Attributes:
         text: Stripped of white space at both ends, never blank; line ends are `\n`.

@@ -27,18 +27,13 @@ def read_json_lines(reading: Reading) -> Iterator[str]:
         DataError: A line is not a JSON object, or has no text in the text column.
     """
     with open_blocks(reading) as blocks:
-        for number, raw_line in enumerate(whole_lines(blocks, reading), start=1):
+        decoder = new_decoder(reading)
+        for number, line in enumerate(whole_lines(blocks, reading), start=1):
             reading.place.number = number
-            line = raw_line
-            if "\0" in line:
-                mended = reading.mend(line)
-                if mended is None:
-                    continue
-                line = mended
             if not line or line.isspace():
                 continue
             try:
-                record = json.loads(line)
+                record = decoder.decode(line)
             except (ValueError, RecursionError) as error:
                 reading.refuse(f"is not valid JSON ({_why(error)})")
                 continue
@@ -59,6 +54,14 @@ def read_json(reading: Reading) -> Iterator[str]:
             text = text_of(record, reading)
             if text is not None:
                 yield text
+
+
+def new_decoder(reading: Reading) -> json.JSONDecoder:
+    """A decoder that lets the marks of bad text pass, where there may be some.
+
+    They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
+    """
+    return json.JSONDecoder(strict=reading.config.on_bad_text == "fail")
 
 
 def text_of(record: object, reading: Reading) -> str | None:
@@ -100,7 +103,7 @@ class Scanner:
     def __init__(self, blocks: Iterator[str], reading: Reading) -> None:
         self.blocks, self.reading = blocks, reading
         self.text, self.position, self.line = "", 0, 1
-        self.decoder = json.JSONDecoder()
+        self.decoder = new_decoder(reading)
 
     def elements(self) -> Iterator[object]:
         """The elements of the list that starts here."""
@@ -147,8 +150,9 @@ class Scanner:
                 raise self._invalid(error.msg) from error
             except (ValueError, RecursionError) as error:
                 raise self._invalid(_why(error)) from error
-            # A number at the very end may have more digits.
-            if end == len(self.text) and self._read_more():
+            # A number this near the end may go on: "1" with digits, "1." and "1e-" with them.
+            near_the_end = end + len("e-") >= len(self.text)
+            if isinstance(value, (int, float)) and near_the_end and self._read_more():
                 continue
             self.reading.place.number = self.line
             self._advance(end)
@@ -167,6 +171,7 @@ class Scanner:
         parts = [self.text[self.position :]]
         wanted = max(1, len(parts[0]))
         if wanted > self.reading.max_record_chars:
+            self.reading.place.number = self.line
             raise too_long(self.reading)
         size = 0
         while size < wanted:
@@ -175,8 +180,10 @@ class Scanner:
                 break
             parts.append(block)
             size += len(block)
+        if size == 0:
+            return False
         self.text, self.position = "".join(parts), 0
-        return size > 0
+        return True
 
     def _invalid(self, why: str) -> DataError:
         self.reading.place.number = self.line

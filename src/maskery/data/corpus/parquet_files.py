@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.compression import COMPRESSIONS, cannot_read, open_stream
@@ -26,8 +25,9 @@ def read_parquet(reading: Reading) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     reading.place.unit = "row"
-    column, size = reading.config.text_column, reading.path.stat().st_size
+    column = reading.config.text_column
     try:
+        size = reading.path.stat().st_size
         with (
             _seekable(reading) as file,
             pq.ParquetFile(file, buffer_size=reading.block_bytes, pre_buffer=False) as table,
@@ -39,8 +39,7 @@ def read_parquet(reading: Reading) -> Iterator[str]:
             ):
                 for value in _values(batch.column(0)):
                     reading.place.number += 1
-                    binary = isinstance(value, bytes)
-                    text = _decoded(value, reading) if binary else reading.value(value)
+                    text = _text(value, reading)
                     if text is not None:
                         yield text
                 if file is reading.path:
@@ -60,10 +59,10 @@ def _seekable(reading: Reading) -> Iterator[Any]:
         yield reading.path
         return
     with tempfile.TemporaryFile() as copy, open_stream(reading.path, reading.on_read) as stream:
-        copied: IO[bytes] = copy
-        shutil.copyfileobj(stream, copied, reading.block_bytes)
-        copied.seek(0)
-        yield copied
+        while block := stream.read(reading.block_bytes):
+            copy.write(block)
+        copy.seek(0)
+        yield copy
 
 
 def _check_column(schema: Any, reading: Reading) -> None:
@@ -75,11 +74,9 @@ def _check_column(schema: Any, reading: Reading) -> None:
     kind = schema.field(name).type
     if types.is_dictionary(kind):
         kind = kind.value_type
-    if not any(
-        is_kind(kind)
-        for is_kind in (types.is_string, types.is_large_string, types.is_string_view)
-        + (types.is_binary, types.is_large_binary, types.is_null)
-    ):
+    are_text = (types.is_string, types.is_large_string, types.is_string_view)
+    are_bytes = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    if not any(is_kind(kind) for is_kind in (*are_text, *are_bytes, types.is_null)):
         raise DataError(
             f"{reading.place} holds values of type {kind} in the column {name!r}; they must be "
             "strings: name a column of text by --text-column"
@@ -111,14 +108,16 @@ def _values(array: Any) -> list[object]:
     return values
 
 
-def _decoded(value: bytes, reading: Reading) -> str | None:
-    """The text of a binary value, or None if it is skipped."""
+def _text(value: object, reading: Reading) -> str | None:
+    """The text of a value, or None if it is skipped."""
+    if not isinstance(value, bytes):
+        return reading.value(value)
     try:
-        return value.decode()
+        return reading.value(value.decode())
     except UnicodeDecodeError as error:
         if reading.config.on_bad_text == "replace":
             reading.report.replaced += 1
-            return value.decode("utf-8", "replace")
+            return reading.value(value.decode("utf-8", "replace"))
         reading.refuse(
             f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
             "which is not valid utf-8"

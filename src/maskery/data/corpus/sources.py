@@ -177,7 +177,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _glob_files(pattern: Path) -> list[Path]:
-    matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]
+    # Path.glob takes no absolute pattern and matches hidden files.
+    names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207
+    matches = [Path(name) for name in names]
     files = [_supported(path) for path in matches if not path.is_dir()]
     for folder in (path for path in matches if path.is_dir()):
         files.extend(path for path in _walk(folder) if _usable(path))

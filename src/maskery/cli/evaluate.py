@@ -1,0 +1,90 @@
+"""`maskery evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.cli.figures import scores_table
+from maskery.core.errors import ConfigError
+from maskery.data.corpus.config import CorpusConfig
+from maskery.masking.config import MaskingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Did it get better? Held-out loss, perplexity and accuracy with 95% intervals.
+
+    The masks are frozen: the same text gets the same masks at any batch size and for any model with
+    the same tokenizer, so two models are compared token by token.
+
+    Examples:
+      maskery evaluate runs/meditations-minilm
+      maskery evaluate runs/a --data held_out.txt --against bert-base-uncased
+      maskery evaluate runs/a --data held_out.txt --json
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    """A run folder, a model folder, a hub name or minilm."""
+    data: tuple[str, ...] = ()
+    """Held-out text: files, folders, globs or a hub id. Default: what the run held out."""
+    against: str | None = None
+    """Another model with the same tokenizer, for the paired difference."""
+    batch_tokens: int | None = None
+    """Tokens scored at once; the figures do not depend on it. Default: 4096, or the run's."""
+    mask_seed: int = 0
+    """Of the frozen masks, with --data."""
+    cache_dir: Path | None = None
+    """Where tokenised text is kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    json: bool = False
+    """Print JSON on standard output."""
+    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=CorpusConfig
+    )
+    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=MaskingConfig
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens is not None and self.batch_tokens < 8:
+            raise ConfigError(f"batch_tokens is {self.batch_tokens}: it must be at least 8")
+        if self.against is not None and not self.data:
+            raise ConfigError("--against needs --data FILE: the text to compare the models on")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, evaluate, report."""
+    wanted = parse(Evaluate, "evaluate", arguments)
+    set_up_logging(quiet=True)
+    from maskery.recipes.evaluate import evaluate_model, evaluate_run
+
+    if wanted.data:
+        result = evaluate_model(
+            wanted.model,
+            wanted.data,
+            against=wanted.against,
+            reading=wanted.reading,
+            masking=wanted.masking,
+            cache_dir=wanted.cache_dir,
+            batch_tokens=wanted.batch_tokens or 4096,
+            seed=wanted.mask_seed,
+            progress=not wanted.json,
+        )
+    elif (Path(wanted.model) / "config.yaml").is_file():
+        result = evaluate_run(Path(wanted.model), batch_tokens=wanted.batch_tokens)
+    else:
+        raise ConfigError(
+            f"'{wanted.model}' is no run folder, so there is no held-out text of its own; "
+            f"name some with --data FILE"
+        )
+    if wanted.json:
+        scores = {name: asdict(value) for name, value in result.scores.items()}
+        print_json({"scores": scores, "difference": result.difference})
+    else:
+        print(scores_table(result.scores, result.difference))
+    return 0

@@ -1,0 +1,83 @@
+"""`maskery fill`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskery.evaluation.fill import Filling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill:
+    """Fill the [MASK]s of a sentence.
+
+    Examples:
+      maskery fill runs/meditations-minilm "The [MASK] of the universe is change."
+      maskery fill bert-base-uncased "Paris is the [MASK] of France." --words capital heart
+      maskery fill runs/a "He [MASK] the [MASK]." --top-k 10 --json
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, a model folder or a hub name."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCE ...")]
+    """Sentences with one or more [MASK] each."""
+    top_k: int = 5
+    """Candidates for each mask, and joint completions."""
+    words: tuple[str, ...] = ()
+    """Words whose probability in place of the first mask is wanted."""
+    beams: int = 10
+    """Partial fillings that the joint search of several masks keeps."""
+    json: bool = False
+    """Print JSON on standard output."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ConfigError('no sentence is given: add one, such as "The [MASK] is red."')
+        for name in ("top_k", "beams"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, fill, report."""
+    wanted = parse(Fill, "fill", arguments)
+    set_up_logging(quiet=True)
+    from maskery.evaluation.fill import Filler
+    from maskery.evaluation.opening import open_model
+
+    opened = open_model(wanted.model)
+    filler = Filler(opened.model, opened.tokenizer)
+    fillings = [
+        filler.fill(text, top_k=wanted.top_k, words=wanted.words, beams=wanted.beams)
+        for text in wanted.text
+    ]
+    if wanted.json:
+        print_json([asdict(filling) for filling in fillings])
+    else:
+        print("\n\n".join(describe(filling) for filling in fillings))
+    return 0
+
+
+def describe(filling: Filling) -> str:
+    """A filling for people."""
+    blocks = [filling.text]
+    for number, candidates in enumerate(filling.masks, 1):
+        rows = [[c.token, f"{100 * c.probability:.1f}%"] for c in candidates]
+        heading = f"mask {number}:\n" if len(filling.masks) > 1 else ""
+        blocks.append(heading + table(rows))
+    if filling.completions:
+        rows = [[c.text, f"{100 * math.exp(c.log_probability):.2f}%"] for c in filling.completions]
+        blocks.append("together:\n" + table(rows))
+    if filling.words:
+        rows = [[w.word, f"{100 * w.probability:.3g}%", " ".join(w.pieces)] for w in filling.words]
+        blocks.append("asked for:\n" + table(rows))
+    return "\n".join(blocks)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from maskery.core.errors import ConfigError
+from maskery.data.corpus.config import CorpusConfig
+
+
+@pytest.mark.parametrize(
+    ("setting", "flag"),
+    [
+        ({"unit": "word"}, "--unit is 'word': it must be one of line, paragraph, document"),
+        ({"on_bad_text": "ignore"}, "--on-bad-text is 'ignore'"),
+        ({"encoding": "utf-9"}, "--encoding is 'utf-9'"),
+        ({"encoding": "rot13"}, "--encoding is 'rot13'"),
+        ({"encoding": "base64"}, "--encoding is 'base64'"),
+        ({"encoding": ""}, "--encoding is ''"),
+        ({"encoding": "utf\0"}, "--encoding is"),
+        ({"text_column": ""}, "--text-column is empty"),
+        ({"split": ""}, "--split is empty"),
+        ({"max_example_chars": 0}, "--max-example-chars is 0"),
+    ],
+)
+def test_a_bad_setting_names_its_flag(setting: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CorpusConfig(**setting)
+    assert str(caught.value).startswith(flag)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["UTF8", "latin-1", "cp1252", "utf-16", "shift_jis"])
+def test_encodings_of_text_pass(encoding: str) -> None:
+    assert CorpusConfig(encoding=encoding).encoding == encoding
+
+
+def test_the_module_is_light() -> None:
+    heavy = "{'torch', 'numpy', 'pyarrow', 'datasets'}"
+    code = f"import sys, maskery.data.corpus.config; print({heavy} & set(sys.modules) or 'light')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "light"

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import codecs
+import io
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from maskery.core.errors import DataError
+from maskery.data.corpus.decoding import decoded_blocks
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
+BLOCKS = st.integers(1, 9)
+MARKS = {
+    "utf-8": codecs.BOM_UTF8,
+    "utf-16": codecs.BOM_UTF16_BE,
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32": codecs.BOM_UTF32_LE,
+}
+
+
+def decode(data: bytes, encoding: str = "utf-8", block_bytes: int = 4, **options: Any) -> str:
+    options = {"on_bad_text": "fail", "source": "a.txt", **options}
+    stream = io.BytesIO(data)
+    return "".join(
+        decoded_blocks(stream, encoding=encoding, block_bytes=block_bytes, **options)
+    )  # fmt: skip
+
+
+def one_newline(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@given(TEXT, BLOCKS, st.sampled_from(["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "gb18030"]))
+@example("\r\n\r\r\n\n", 1, "utf-8")
+@example("\U0001f600é\r\n", 1, "utf-16-le")
+def test_any_text_comes_back_with_one_kind_of_line_end(
+    text: str, block_bytes: int, encoding: str
+) -> None:
+    if text.startswith("\ufeff"):
+        text = text.lstrip("\ufeff")
+    assert decode(text.encode(encoding), encoding, block_bytes) == one_newline(text)
+
+
+@given(TEXT, BLOCKS, st.sampled_from(sorted(MARKS)))
+def test_byte_order_marks_are_passed_over(text: str, block_bytes: int, encoding: str) -> None:
+    mark = MARKS[encoding]
+    body = {"utf-16": "utf-16-be", "utf-32": "utf-32-le"}.get(encoding, encoding)
+    assert decode(mark + text.encode(body), encoding, block_bytes) == one_newline(text)
+    if encoding == "utf-8":
+        assert decode(mark + text.encode(), "utf-8-sig", block_bytes) == one_newline(text)
+        assert decode(text.lstrip("\ufeff").encode(), "utf-8-sig", block_bytes) == one_newline(
+            text.lstrip("\ufeff")
+        )
+
+
+@given(st.binary(max_size=40), BLOCKS)
+@example(b"abc\xe2\x82A", 1)
+@example(b"abc\xe2\x82", 1)
+@example(b"\xef\xbb\xbfab\xff", 3)
+@example(b"ab\xff\0", 2)
+def test_the_first_bad_byte_is_named_exactly(data: bytes, block_bytes: int) -> None:
+    """The oracle: what Python says of the whole, and the first NUL."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return
+    nul = data.find(b"\0")
+    bad, problem = (nul, "is a NUL character") if nul >= 0 else (None, "")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        if bad is None or error.start < bad:
+            bad, problem = error.start, f"is not valid utf-8 (0x{data[error.start]:02x})"
+    if bad is None:
+        assert decode(data, block_bytes=block_bytes) == one_newline(text.removeprefix("\ufeff"))
+        return
+    with pytest.raises(DataError) as caught:
+        decode(data, block_bytes=block_bytes)
+    assert f"a.txt: byte {bad} {problem}; " in str(caught.value)
+
+
+@given(st.binary(max_size=40), BLOCKS)
+def test_marking_puts_a_nul_wherever_python_puts_a_replacement(
+    data: bytes, block_bytes: int
+) -> None:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return
+    expected = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
+    marked = decode(data, block_bytes=block_bytes, on_bad_text="skip")
+    assert marked.replace("\0", "\ufffd") == one_newline(expected.replace("\0", "\ufffd"))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2, 3, 100])
+def test_offsets_are_right_in_other_encodings(block_bytes: int) -> None:
+    cases = [
+        ("utf-16", codecs.BOM_UTF16_LE + "aé\0".encode("utf-16-le"), 6, "NUL"),
+        ("utf-16-be", "aé".encode("utf-16-be") + b"\xdc\x00\x00a", 4, "0xdc"),
+        ("utf-16-le", "aé".encode("utf-16-le") + b"\x00", 4, "0x00"),
+        ("shift_jis", "日本".encode("shift_jis") + b"\xff", 4, "0xff"),
+        ("ascii", b"abc\xe9", 3, "0xe9"),
+        ("cp1252", b"ab\x81", 2, "0x81"),
+        ("iso2022_jp", "日本".encode("iso2022_jp") + b"ab\xff", 12, "0xff"),
+    ]
+    for encoding, data, offset, what in cases:
+        with pytest.raises(DataError, match=f"byte {offset} .*{what}"):
+            decode(data, encoding, block_bytes)
+
+
+def test_the_fix_is_named() -> None:
+    with pytest.raises(DataError, match=r"--encoding .*cp1252.* or --on-bad-text skip or replace"):
+        decode("Müller".encode("latin-1"))
+    with pytest.raises(DataError, match=r"byte 1 is a NUL.*binary, or in UTF-16.*utf-16-le"):
+        decode("ab".encode("utf-16-le"))
+    for policy in ("fail", "skip", "replace"):
+        with pytest.raises(DataError, match=r"UTF-16 byte-order mark .* pass --encoding utf-16"):
+            decode("ab".encode("utf-16"), on_bad_text=policy)
+    with pytest.raises(DataError, match=r"UTF-32 byte-order mark .* pass --encoding utf-32"):
+        decode("ab".encode("utf-32"))
+    with pytest.raises(DataError, match="UTF-16 byte-order mark and is not utf-16-be; pass"):
+        decode(codecs.BOM_UTF16_LE + b"a\0", "utf-16-be")
+    with pytest.raises(DataError, match="does not start with a byte-order mark"):
+        decode(b"a\0b\0", "utf-16")
+    with pytest.raises(DataError, match="looks like a gzip archive"):
+        decode(b"\x1f\x8b\x08\x00")
+
+
+def test_no_read_asks_for_more_than_a_block() -> None:
+    class Counting(io.BytesIO):
+        largest = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            assert size is not None
+            assert size > 0
+            self.largest = max(self.largest, size)
+            return super().read(size)
+
+    stream = Counting(b"x" * 100_000)
+    sizes = [
+        len(block)
+        for block in decoded_blocks(
+            stream, source="a", encoding="utf-8", on_bad_text="fail", block_bytes=1000
+        )
+    ]
+    assert stream.largest == max(sizes) == 1000

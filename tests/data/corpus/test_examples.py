@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskery.core.errors import ConfigError
+from maskery.data.corpus.examples import example_id, is_held_out, mix
+
+
+def test_an_id_is_the_hash_of_the_text() -> None:
+    # `printf 'maskery' | b2sum --length 64` gives the bytes in order; the id reads them from
+    # the low end.
+    digest = hashlib.blake2b("Gedächtnis".encode(), digest_size=8).digest()
+    assert example_id("Gedächtnis") == sum(byte << (8 * i) for i, byte in enumerate(digest))
+    assert example_id("") == int.from_bytes(bytes.fromhex("e4a6a0577479b2b4"), "little")
+
+
+def splitmix64(seed: int) -> int:
+    z = (seed + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def test_mixing_is_splitmix64() -> None:
+    # The first outputs for seeds 0 and 1234567, as published with the Java and C versions.
+    known = {0: 0xE220A8397B1DCDAF, 1234567: 6457827717110365317}
+    assert mix(np.array(list(known), np.uint64)).tolist() == list(known.values())
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=50), st.floats(0, 1))
+def test_held_out_is_the_hash_below_the_share(ids: list[int], share: float) -> None:
+    array = np.array(ids, np.uint64)
+    chosen = is_held_out(array, share)
+    assert chosen.tolist() == [splitmix64(i) < share * 2**64 for i in ids]
+    assert array.tolist() == ids
+    assert not (chosen & ~is_held_out(array, min(1.0, share + 0.1))).any()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_the_share_holds_for_texts_and_for_plain_numbers(share: float) -> None:
+    n = 20_000
+    ids = np.array([example_id(f"text {i}") for i in range(n)], np.uint64)
+    tolerance = 5 * np.sqrt(share * (1 - share) / n)
+    assert abs(is_held_out(ids, share).mean() - share) <= tolerance
+    assert abs(is_held_out(np.arange(n, dtype=np.uint64), share).mean() - share) <= tolerance
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_out_of_range_fails(share: float) -> None:
+    with pytest.raises(ConfigError, match="must be from 0 to 1"):
+        is_held_out(np.zeros(1, np.uint64), share)
