@@ -14,9 +14,8 @@ from maskery.core.task import Prepared
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 from maskery.tasks.image_text_mlm import ImageTextMLM
 
-spec = importlib.util.spec_from_file_location(
-    "image_text_pairs", Path(__file__).with_name("pairs.py")
-)
+HELPER = Path(__file__).with_name("image_text_pairs.py")
+spec = importlib.util.spec_from_file_location(HELPER.stem, HELPER)
 assert spec is not None
 assert spec.loader is not None
 tiny: Any = importlib.util.module_from_spec(spec)
