@@ -119,6 +119,28 @@ def test_queues_take_in_the_twins_features() -> None:
     assert of.image_queue.pointer == 5
 
 
+def test_data_parallel_training_reduces_every_gradient(tmp_path: Path) -> None:
+    of, alone = task(), task()
+    of.model.eval()
+    alone.model.eval()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        of.model = torch.nn.parallel.DistributedDataParallel(of.model)
+        # A parameter without gradient in the first step would stop the second.
+        for ids in ([1, 2, 3], [4, 5]):
+            for one in (of, alone):
+                one.model.zero_grad()
+                sum(one.loss_sums(prepared_for(one, ids)).values()).backward()  # type: ignore[union-attr]
+        for wrapped, plain in zip(of.model.parameters(), alone.model.parameters(), strict=True):
+            if plain.grad is not None:
+                assert wrapped.grad is not None
+                torch.testing.assert_close(wrapped.grad, plain.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_temperature_stays_in_bounds() -> None:
     of = task()
     with torch.no_grad():
