@@ -87,7 +87,8 @@ def itc_loss(
     Args:
         student: (B, E) each, with gradients.
         teacher: (B, E) each, of the momentum twin on the other view.
-        candidates: (C, E) each: the teacher's features of the batch first, then the queues.
+        candidates: (C, E) each: the teacher's features of the batch (of all processes) and the
+            queues.
         ids: (B,) int64, who is shown.
         candidate_ids: (C,) int64.
         temperature: Scalar, positive; may be learnt.
@@ -108,10 +109,9 @@ def itc_loss(
             targets = soft_targets(query_m @ keys.T / temperature, hard, alpha)
         log_probabilities = F.log_softmax((query @ keys.T / temperature).float(), dim=1)
         loss_sum = loss_sum - torch.sum(log_probabilities * targets)
-    batch = len(ids)
     with torch.no_grad():
-        image_to_text = student.image @ candidates.text[:batch].T / temperature
-        text_to_image = student.text @ candidates.image[:batch].T / temperature
+        image_to_text = student.image @ teacher.text.T / temperature
+        text_to_image = student.text @ teacher.image.T / temperature
     return Contrast(
         loss_sum=loss_sum / len(directions),
         image_to_text=image_to_text,

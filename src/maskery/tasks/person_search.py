@@ -6,7 +6,7 @@ pictures (ITC, section 3.1), matched against hard negatives (ITM) and tested for
 picture's caption (PRD, section 3.2). The ten encoder passes of the released step are six here: each
 model reads its images once, its captions once and fuses once.
 
-Shapes: B pairs, L caption length, D text width, N image tokens, W image width, K queued features.
+Shapes: B pairs of this process, G of all processes, L caption length, D text width, E features.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
+from maskery.models.gather import gather_rows
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.momentum import MomentumTwin
 from maskery.models.queue import FeatureQueue
@@ -64,6 +65,23 @@ class Negatives:
 
     images: torch.Tensor
     texts: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """What the twin hands to the trained model.
+
+    Attributes:
+        lesson: Soft labels and replacements.
+        features: (B, E) each, of this process's pairs.
+        crowd: (G, E) each, of the pairs of all processes.
+        crowd_ids: (G,) int64, the persons of the crowd.
+    """
+
+    lesson: Lesson
+    features: Features
+    crowd: Features
+    crowd_ids: torch.Tensor
 
 
 class PersonSearch:
@@ -135,19 +153,19 @@ class PersonSearch:
     def step(self, prepared: PreparedPersons) -> Step[PreparedPersons]:
         """One step: the twin teaches, the model learns, the queues move on."""
         with torch.no_grad():
-            lesson, teacher = self._teach(prepared)
-        compute = partial(self._learn, prepared=prepared, lesson=lesson, teacher=teacher)
+            teaching = self._teach(prepared)
+        compute = partial(self._learn, prepared=prepared, teaching=teaching)
         loss_sums, negatives = self.model(compute=compute)
-        self.image_queue.enqueue(teacher.image, prepared.person_ids)
-        self.text_queue.enqueue(teacher.text, prepared.person_ids)
-        decided = replayable(prepared, lesson)
+        self.image_queue.enqueue(teaching.crowd.image, teaching.crowd_ids)
+        self.text_queue.enqueue(teaching.crowd.text, teaching.crowd_ids)
+        decided = replayable(prepared, teaching.lesson)
         if negatives is not None:
             decided = dataclasses.replace(
                 decided, image_negatives=negatives.images, text_negatives=negatives.texts
             )
-        return Step(loss_sums=loss_sums, lesson=lesson, prepared=decided)
+        return Step(loss_sums=loss_sums, lesson=teaching.lesson, prepared=decided)
 
-    def _teach(self, prepared: PreparedPersons) -> tuple[Lesson, Features]:
+    def _teach(self, prepared: PreparedPersons) -> Teaching:
         """The twin reads the second view once and all its captions once."""
         twin = self.twin.model
         tokens = twin.encode_image(prepared.image2)
@@ -157,24 +175,28 @@ class PersonSearch:
         features = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
         images = twin.project_images(tokens) if blocks else None
         fused = self.captions.fuse(twin, blocks, images)
-        return self.captions.lesson(twin, fused, prepared), features
+        return Teaching(
+            lesson=self.captions.lesson(twin, fused, prepared),
+            features=features,
+            crowd=Features(image=gather_rows(features.image), text=gather_rows(features.text)),
+            crowd_ids=gather_rows(prepared.person_ids),
+        )
 
     def _learn(
         self,
         model: ImageTextModel,
         *,
         prepared: PreparedPersons,
-        lesson: Lesson,
-        teacher: Features,
+        teaching: Teaching,
     ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
         """The trained model reads the first view once, all its captions once, and fuses once."""
-        tokens = model.encode_image(prepared.image1)
+        tokens, lesson = model.encode_image(prepared.image1), teaching.lesson
         captions: dict[str, PaddedText] = {"pair": prepared.text2}
         blocks = encode_captions(model, captions | self.captions.learner_inputs(prepared, lesson))
         student = Features(
             image=model.image_feature(tokens), text=model.text_feature(blocks["pair"].hidden)
         )
-        contrast = self._contrast(model, student, teacher, prepared)
+        contrast = self._contrast(model, student, teaching, prepared)
         negatives = self._draw(contrast, prepared) if "itm" in self.loss_weights else None
         images = model.project_images(tokens)
         paired = self._pair_up(blocks, negatives)
@@ -187,21 +209,25 @@ class PersonSearch:
         return sums, negatives
 
     def _contrast(
-        self, model: ImageTextModel, student: Features, teacher: Features, prepared: PreparedPersons
+        self,
+        model: ImageTextModel,
+        student: Features,
+        teaching: Teaching,
+        prepared: PreparedPersons,
     ) -> Contrast:
         """The contrastive loss, and the similarities that negatives are drawn from."""
         for queue in (self.image_queue, self.text_queue):
             queue.to(prepared.person_ids.device)
         candidates = Features(
-            image=torch.cat((teacher.image, self.image_queue.features)),
-            text=torch.cat((teacher.text, self.text_queue.features)),
+            image=torch.cat((teaching.crowd.image, self.image_queue.features)),
+            text=torch.cat((teaching.crowd.text, self.text_queue.features)),
         )
         return itc_loss(
             student,
-            teacher,
+            teaching.features,
             candidates,
             ids=prepared.person_ids,
-            candidate_ids=torch.cat((prepared.person_ids, self.image_queue.ids)),
+            candidate_ids=torch.cat((teaching.crowd_ids, self.image_queue.ids)),
             temperature=model.temp,
             alpha=prepared.alpha,
             directions=RASA_DIRECTIONS if self.config.within_modality else ALBEF_DIRECTIONS,
