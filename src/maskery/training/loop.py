@@ -125,7 +125,7 @@ class Trainer:
             unit="step",
             disable=not (self.progress and self.accelerator.is_main_process),
         )
-        with bar, Prefetch(self._steps(start)) as steps:
+        with bar, Prefetch(self.steps(start)) as steps:
             for step in steps:
                 losses = self.step(step)
                 done = step.number + 1
@@ -180,7 +180,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         return losses
 
-    def _steps(self, start: Position) -> Iterator[Step]:
+    def steps(self, start: Position) -> Iterator[Step]:
         """Every step from a position on; runs in the prefetching thread."""
         number, epoch_step = start.step, start.epoch_step
         for epoch in range(start.epoch, self.config.epochs):

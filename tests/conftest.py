@@ -1,0 +1,20 @@
+"""Shared settings: quiet libraries, a cache of the tests' own, the shared data where it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Test helpers stand beside the tests that use them.
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("MASKERY_CACHE", str(tmp_path / "cache"))
