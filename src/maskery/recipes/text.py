@@ -34,7 +34,7 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
-from maskery.models.loading import Loaded, load_masked_lm, load_tokenizer
+from maskery.models.loading import Loaded, load_masked_lm, load_tokenizer, quiet_transformers
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.packing import can_pack, max_positions
 from maskery.models.scratch import new_masked_lm
@@ -135,6 +135,7 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
     fresh = not any(folder.iterdir())
     try:
         run = prepare_text(config, progress=progress)
+        run.train.num_steps(0)  # a budget that is too small shows here
     except Exception:
         if fresh:  # nothing was done yet: leave no empty folder behind
             shutil.rmtree(folder, ignore_errors=True)
@@ -355,7 +356,8 @@ def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
         hf = run.loaded.model
         for name, value in run.loaded.attention_dropouts.items():
             setattr(hf.config, name, value)
-        hf.save_pretrained(partial)
+        with quiet_transformers():
+            hf.save_pretrained(partial)
         run.loaded.tokenizer.save_pretrained(partial)
         write_text(partial / "README.md", text_model_card(run.config, result.before, result.after))
         shutil.rmtree(folder, ignore_errors=True)
