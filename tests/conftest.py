@@ -1,7 +1,24 @@
+"""Shared settings: quiet libraries, a cache of the tests' own, the shared data where it is."""
+
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 # No test is timed: a busy machine must not fail one.
 settings.register_profile("maskery", deadline=None)
 settings.load_profile("maskery")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Test helpers stand beside the tests that use them.
+sys.path[:0] = [str(Path(__file__).parent / name) for name in ("models", "support")]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("MASKERY_CACHE", str(tmp_path / "cache"))

@@ -163,9 +163,10 @@ def test_max_steps(
     assert (tmp_path / "checkpoints" / f"step-{expected:08d}").is_dir()
 
 
-def evaluations(task: Any) -> Callable[[], Mapping[str, float]]:
-    def evaluate() -> Mapping[str, float]:
+def evaluations(task: Any) -> Callable[[int], Mapping[str, float]]:
+    def evaluate(step: int) -> Mapping[str, float]:
         assert not task.model.training
+        assert task.model.steps_seen == step
         # Draws of an evaluation must not reach the training.
         torch.rand(7)
         return {"weight": task.model[1].weight.double().sum().item()}
@@ -262,12 +263,12 @@ def test_an_evaluation_cut_short_is_made_up_for(
     plain = evaluations(first)
     num_calls = 0
 
-    def stopping() -> Mapping[str, float]:
+    def stopping(step: int) -> Mapping[str, float]:
         nonlocal num_calls
         num_calls += 1
         if num_calls == at + 1:
             raise StoppedError
-        return plain()
+        return plain(step)
 
     with pytest.raises(StoppedError):
         trainer(first, make_source(), halved, config, evaluate=stopping).train()

@@ -5,6 +5,7 @@ Shapes: M masks, V vocabulary, L tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -178,10 +179,13 @@ class Filler:
         for place in places:
             # The leftmost mask still there is the first row of each sequence.
             logs = self.log_probabilities([sequence for _, sequence in states])[:, 0]
+            logs[:, self.mask_id] = -math.inf  # a mask filled with the mask is not filled
             totals = logs + torch.tensor([score for score, _ in states])[:, None]
             best = totals.flatten().topk(min(max(beams, top_k), totals.numel()))
             grown = []
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                if score == -math.inf:
+                    continue
                 parent, token = divmod(index, totals.shape[1])
                 sequence = list(states[parent][1])
                 sequence[place] = token

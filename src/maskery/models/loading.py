@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,10 +143,8 @@ def load_masked_lm(
             if hasattr(config, setting):
                 setattr(config, setting, hidden_dropout)
     tokenizer = tokenizer or load_tokenizer(name)
-    quiet = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # the missing head is reported by us
     try:
-        with torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, info = AutoModelForMaskedLM.from_pretrained(
                 resolve(name),
@@ -155,8 +155,6 @@ def load_masked_lm(
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unloadable(name, "weights", error) from error
-    finally:
-        transformers.logging.set_verbosity(quiet)
     if len(tokenizer) > config.vocab_size:
         raise ModelError(
             f"the tokenizer of '{name}' has {len(tokenizer)} tokens and its model "
@@ -168,6 +166,21 @@ def load_masked_lm(
         new_parameters=frozenset(_own_missing(model, info)),
         attention_dropouts=dropouts,
     )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Transformers without its bars and reports; what matters of them is reported by us."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 def implementation(config: PreTrainedConfig) -> str | None:

@@ -34,7 +34,7 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
-from maskery.models.loading import Loaded, load_masked_lm, load_tokenizer
+from maskery.models.loading import Loaded, load_masked_lm, load_tokenizer, quiet_transformers
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.packing import can_pack, max_positions
 from maskery.models.scratch import new_masked_lm
@@ -135,13 +135,20 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
     fresh = not any(folder.iterdir())
     try:
         run = prepare_text(config, progress=progress)
+        run.train.num_steps(0)  # a budget that is too small shows here
     except Exception:
         if fresh:  # nothing was done yet: leave no empty folder behind
             shutil.rmtree(folder, ignore_errors=True)
         raise
     save_config(folder, replace(config, output=folder))
     use_fast_dropout(run.model)
-    before = run.score()
+    scored: list[ExampleSums] = [run.score()]
+
+    def evaluate(step: int) -> dict[str, float]:
+        if step > 0:
+            scored.append(run.score())
+        return held_out_figures(scored[-1])
+
     task = TextMLM(
         run.model,
         Masker(vocabulary=run.vocabulary, config=config.masking, seed=config.training.seed),
@@ -154,16 +161,17 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
         config.training,
         folder,
         identity=run.identity,
-        evaluate=lambda: held_out_figures(run.score()),
+        evaluate=evaluate,
         progress=progress,
     )
     summary = trainer.train(resume=resume)
-    after = run.score()
+    if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
+        scored.append(run.score())
     result = TextResult(
         folder=folder,
-        before=summarise(before),
-        after=summarise(after),
-        difference=compare(after, before),
+        before=summarise(scored[0]),
+        after=summarise(scored[-1]),
+        difference=compare(scored[-1], scored[0]),
         summary=summary,
     )
     save_model(run, folder / MODEL, result)
@@ -348,7 +356,8 @@ def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
         hf = run.loaded.model
         for name, value in run.loaded.attention_dropouts.items():
             setattr(hf.config, name, value)
-        hf.save_pretrained(partial)
+        with quiet_transformers():
+            hf.save_pretrained(partial)
         run.loaded.tokenizer.save_pretrained(partial)
         write_text(partial / "README.md", text_model_card(run.config, result.before, result.after))
         shutil.rmtree(folder, ignore_errors=True)

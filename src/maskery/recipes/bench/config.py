@@ -1,0 +1,51 @@
+"""What a benchmark compares, light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from maskery.core.errors import ConfigError
+
+Name = Literal["maskery", "hf-blocks", "hf-lines", "seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Contenders take turns in one process; medians of the rounds are compared."""
+
+    corpus: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS")]
+    """A text file; each line is an example."""
+    model: str = "minilm"
+    """minilm, a folder or a hub name."""
+    contenders: tuple[Name, ...] = ("maskery", "hf-blocks", "hf-lines", "seed")
+    """Who takes part; the first is what the others are compared with."""
+    rounds: int = 3
+    """Turns of each contender."""
+    tokens: int = 4096
+    """Real tokens each contender trains on in a round, at least."""
+    batch_tokens: int = 4096
+    """Tokens of a step of Maskery, and of HF's block recipe (batches of 512-token blocks)."""
+    dropout: Literal["model", "none"] = "model"
+    """The model's own dropout for everybody, attention included, or none for anybody."""
+    memory: bool = True
+    """Also measure the peak memory of each contender, in processes of their own."""
+    seed: int = 0
+    """Of masks and dropout."""
+
+    def __post_init__(self) -> None:
+        if not self.contenders:
+            raise ConfigError(
+                "no contender is named: choose from maskery, hf-blocks, hf-lines, seed"
+            )
+        for name in ("rounds", "tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.batch_tokens < 512 or self.batch_tokens % 512:
+            raise ConfigError(
+                f"batch_tokens is {self.batch_tokens}: it must be a multiple of 512, the block "
+                f"length of HF's recipe"
+            )
