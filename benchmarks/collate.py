@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="minilm", help="whose tokenizer")
     parser.add_argument("--corpus", type=Path, help="a text file, a line a sequence")
-    parser.add_argument("--rows", type=int, default=64, help="sequences in a batch")
+    parser.add_argument("--rows", type=int, default=512, help="sequences in a batch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="print JSON")
     wanted = parser.parse_args()
