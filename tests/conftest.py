@@ -11,7 +11,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Test helpers stand beside the tests that use them.
-sys.path.insert(0, str(Path(__file__).parent / "models"))
+sys.path[:0] = [str(Path(__file__).parent / name) for name in ("models", "support")]
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,8 @@ def maskery_imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             names.add(node.module or "")
             if node.module == "maskery":
-                names.update(f"maskery.{alias.name}" for alias in node.names)
+                members = [alias.name for alias in node.names]
+                names.update(f"maskery.{n}" for n in members if (PACKAGE / n).is_dir())
     return {name.split(".")[1] for name in names if name.startswith("maskery.")}
 
 

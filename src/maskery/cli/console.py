@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
 import os
+import re
+import socket
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlparse
 
 import tyro
+
+from maskery.core.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
 
@@ -19,12 +26,38 @@ ConfigT = TypeVar("ConfigT")
 def parse(
     kind: type[ConfigT], command: str, arguments: Sequence[str], default: ConfigT | None = None
 ) -> ConfigT:
-    """Flags become a config; a mistake ends the program with exit code 2."""
-    # tyro also answers --help, and ends the program with code 2 on a mistake.
-    parsed: ConfigT = tyro.cli(
-        kind, prog=f"maskery {command}", args=list(arguments), default=default
-    )  # type: ignore[assignment]
+    """Flags become a config; `--help` prints and ends the program.
+
+    Raises:
+        ConfigError: A flag is unknown or missing, or its value is wrong.
+    """
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(report):
+            parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
+                kind, prog=f"maskery {command}", args=list(arguments), default=default
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ConfigError(one_line(report.getvalue())) from end
     return parsed
+
+
+def one_line(report: str) -> str:
+    """The flag parser's boxed report as one line."""
+    boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|─{3,}|│", re.MULTILINE)
+    words = " ".join(boxes.sub(" ", report).split())
+    return words.replace("For full helptext, see", "see").replace("For full helptext, run", "see")
+
+
+def go_offline_without_a_network() -> None:
+    """Spare people the hub's retries, half a minute of them, where no network answers at all."""
+    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.getaddrinfo(endpoint.hostname, endpoint.port or 443)
+    except OSError:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def set_up_logging(*, quiet: bool = False) -> None:
@@ -35,6 +68,7 @@ def set_up_logging(*, quiet: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    go_offline_without_a_network()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

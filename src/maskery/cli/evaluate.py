@@ -78,6 +78,8 @@ def main(arguments: Sequence[str]) -> int:
     elif (Path(wanted.model) / "config.yaml").is_file():
         result = evaluate_run(Path(wanted.model), batch_tokens=wanted.batch_tokens)
     else:
+        if "/" in wanted.model and not Path(wanted.model).exists():
+            raise ConfigError(f"there is no folder '{wanted.model}'; name a run or model folder")
         raise ConfigError(
             f"'{wanted.model}' is no run folder, so there is no held-out text of its own; "
             f"name some with --data FILE"

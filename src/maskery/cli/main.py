@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train text": ("train_text", "adapt an encoder to your text, or train one from scratch"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
+    "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
     "bench": ("bench", "measure Maskery beside what people use now"),
 }
 EXAMPLES = """examples:

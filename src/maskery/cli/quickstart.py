@@ -43,9 +43,14 @@ def main(arguments: Sequence[str]) -> int:
     result = outcome.result
     if wanted.json:
         fills = [[asdict(before), asdict(after)] for before, after in outcome.fills]
-        print_json({**result.to_json(), "fills": fills})
+        print_json({**result.to_json(), "as_loaded": asdict(outcome.as_loaded), "fills": fills})
         return 0
-    print(scores_table({"before": result.before, "after": result.after}, result.difference))
+    columns = {"as loaded": outcome.as_loaded, "before": result.before, "after": result.after}
+    print(scores_table(columns, result.difference))
+    print(
+        "as loaded: with a random prediction head; before: with the head that training starts "
+        "from; difference: after minus before"
+    )
     for before, after in outcome.fills:
         rows = [["before", "", "after", ""]]
         for one, other in zip(before.masks[0], after.masks[0], strict=True):

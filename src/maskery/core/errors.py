@@ -11,8 +11,11 @@ class MaskeryError(Exception):
     """Something the user can mend; the message says how."""
 
 
-class ConfigError(MaskeryError, ValueError):
-    """A setting is outside its range, or two settings contradict each other."""
+class ConfigError(MaskeryError):
+    """A setting is outside its range, or two settings contradict each other.
+
+    Not a ValueError: the flag parser turns those into reports of its own.
+    """
 
 
 class DataError(MaskeryError):

@@ -178,6 +178,7 @@ class Filler:
         for place in places:
             # The leftmost mask still there is the first row of each sequence.
             logs = self.log_probabilities([sequence for _, sequence in states])[:, 0]
+            logs[:, self.mask_id] = -torch.inf  # a mask filled with the mask is not filled
             totals = logs + torch.tensor([score for score, _ in states])[:, None]
             best = totals.flatten().topk(min(max(beams, top_k), totals.numel()))
             grown = []

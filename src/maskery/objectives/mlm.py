@@ -1,6 +1,9 @@
-"""Masked language modelling with hard labels (BERT, section 3.1).
+"""Masked language modelling: cross-entropy at masked tokens, with hard or softened targets.
 
-Shapes: M masked tokens, V vocabulary.
+Devlin et al., "BERT" (NAACL 2019), section 3.1; softened by a momentum teacher: Li et al.,
+"Align before Fuse" (ALBEF, NeurIPS 2021), section 3.3, equation 7.
+
+Shapes: B sequences, L tokens each, M masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,13 +13,66 @@ import torch.nn.functional as F
 
 
 def mlm_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the masked tokens, summed.
+    """Sum of cross-entropies at the masked tokens, in nats, computed in float32.
 
     Args:
-        logits: (M, V), any float type; computed in float32.
-        targets: (M,) int64.
+        logits: (M, V), the masked rows alone; any floating dtype.
+        targets: (M,) int64, the original ids.
 
     Returns:
-        A scalar; 0, with gradients of 0, where nothing was masked.
+        Scalar float32; 0 with a gradient when nothing is masked (M = 0).
     """
     return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def soft_mlm_loss_sum(
+    logits: torch.Tensor, targets: torch.Tensor, soft_labels: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """`(1 - alpha) * hard + alpha * soft`, each a sum over the masked tokens (ALBEF, equation 7).
+
+    The soft part is the cross-entropy of the model against the teacher's distribution over the
+    vocabulary.
+
+    Args:
+        logits: (M, V), the masked rows alone; any floating dtype.
+        targets: (M,) int64, the original ids.
+        soft_labels: (M, V), the teacher's probabilities at the same rows.
+        alpha: The weight of the soft part, in [0, 1].
+
+    Returns:
+        Scalar float32; 0 with a gradient when nothing is masked.
+    """
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    hard = F.nll_loss(log_probabilities, targets, reduction="sum")
+    soft = -torch.sum(log_probabilities * soft_labels.float())
+    return (1 - alpha) * hard + alpha * soft
+
+
+def soft_mlm_loss_sum_over_sequence(
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    soft_labels: torch.Tensor,
+    alpha: float,
+) -> torch.Tensor:
+    """The same loss as ALBEF and RaSa released it, for comparison with their results.
+
+    Their soft part takes the log-softmax over dimension 1, the sequence, so a token's score is
+    normalised against the same vocabulary entry at the other positions, padding included. That
+    needs the logits of every position; `soft_mlm_loss_sum` is what their papers describe.
+
+    Args:
+        logits: (B, L, V) at every position.
+        positions: (M,) int64, the masked tokens as indices into B * L.
+        targets: (M,) int64, the original ids.
+        soft_labels: (M, V), the teacher's probabilities at the masked rows.
+        alpha: The weight of the soft part, in [0, 1].
+
+    Returns:
+        Scalar float32; 0 with a gradient when nothing is masked.
+    """
+    scores = logits.float()
+    hard = mlm_loss_sum(scores.flatten(0, 1)[positions], targets)
+    over_sequence = F.log_softmax(scores, dim=1).flatten(0, 1)[positions]
+    soft = -torch.sum(over_sequence * soft_labels.float())
+    return (1 - alpha) * hard + alpha * soft

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.fill import Filler, Filling
+from maskery.evaluation.masked import MaskedScores, summarise
 from maskery.evaluation.opening import OpenModel, open_model
 from maskery.masking.config import MaskingConfig
+from maskery.models.loading import load_masked_lm
+from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.recipes.run_folder import write_text
 from maskery.recipes.text import TextResult, prepare_text, train_text
 from maskery.recipes.text_config import TextRunConfig
@@ -28,10 +31,13 @@ class QuickstartResult:
     Attributes:
         result: Of the run.
         fills: For each sentence, the fillings before and after.
+        as_loaded: Held-out figures of the encoder with the prediction head that Transformers gives
+            it: random, before Maskery starts a better one.
     """
 
     result: TextResult
     fills: tuple[tuple[Filling, Filling], ...]
+    as_loaded: MaskedScores
 
 
 def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
@@ -49,6 +55,7 @@ def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
         masking=MaskingConfig(mask_rate=0.3),
         training=TrainingConfig(
             epochs=2,
+            max_steps=100,
             batch_tokens=2048,
             learning_rate=3e-4,
             head_learning_rate=1e-3,
@@ -73,11 +80,22 @@ def run_quickstart(folder: Path, *, progress: bool = True) -> QuickstartResult:
     config = quickstart_config(write_corpus(folder), folder / "run")
     result = train_text(config, progress=progress)
     initial = prepare_text(config, progress=False)
+    as_loaded = initial.score(
+        MaskedLanguageModel(
+            load_masked_lm(config.model, seed=config.training.seed).model,
+            packed=initial.model.packed,
+            pad_token_id=initial.model.pad_token_id,
+        )
+    )
     before = fill_samples(
         OpenModel(name=config.model, model=initial.model, tokenizer=initial.loaded.tokenizer)
     )
     after = fill_samples(open_model(str(result.folder)))
-    return QuickstartResult(result=result, fills=tuple(zip(before, after, strict=True)))
+    return QuickstartResult(
+        result=result,
+        fills=tuple(zip(before, after, strict=True)),
+        as_loaded=summarise(as_loaded),
+    )
 
 
 def fill_samples(opened: OpenModel) -> list[Filling]:

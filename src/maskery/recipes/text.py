@@ -141,7 +141,13 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
         raise
     save_config(folder, replace(config, output=folder))
     use_fast_dropout(run.model)
-    before = run.score()
+    scored: list[ExampleSums] = [run.score()]
+
+    def evaluate(step: int) -> dict[str, float]:
+        if step > 0:
+            scored.append(run.score())
+        return held_out_figures(scored[-1])
+
     task = TextMLM(
         run.model,
         Masker(vocabulary=run.vocabulary, config=config.masking, seed=config.training.seed),
@@ -154,16 +160,17 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
         config.training,
         folder,
         identity=run.identity,
-        evaluate=lambda: held_out_figures(run.score()),
+        evaluate=evaluate,
         progress=progress,
     )
     summary = trainer.train(resume=resume)
-    after = run.score()
+    if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
+        scored.append(run.score())
     result = TextResult(
         folder=folder,
-        before=summarise(before),
-        after=summarise(after),
-        difference=compare(after, before),
+        before=summarise(scored[0]),
+        after=summarise(scored[-1]),
+        difference=compare(scored[-1], scored[0]),
         summary=summary,
     )
     save_model(run, folder / MODEL, result)

@@ -25,7 +25,7 @@ from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
 from maskery.training.tracking import Tracker
 
-Evaluate = Callable[[], Mapping[str, float]]
+Evaluate = Callable[[int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ class Trainer:
         config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
         identity: A hash of what a continuation must share with the run.
-        evaluate: Held-out figures by name; called with the model in evaluation mode.
+        evaluate: From the steps done to held-out figures by name; called at the start, every
+            `eval_every` steps and at the end, with the model in evaluation mode.
         accelerator: Devices and precision; one is made from the config if None.
         progress: Whether to draw a progress bar.
     """
@@ -221,7 +222,7 @@ class Trainer:
         if self.evaluate is None:
             return
         self.task.model.eval()
-        values = self.evaluate()
+        values = self.evaluate(step)
         if self.accelerator.is_main_process:
             self.tracker.log("held_out", step, values)
 

@@ -176,7 +176,7 @@ def hf_lines(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Be
     return _hf_trainer(hf, tokenizer, rows, 8, config)
 
 
-class _Stopwatch(TrainerCallback):
+class _Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Times a Trainer from its first step's start to its last step's end."""
 
     def __init__(self) -> None:

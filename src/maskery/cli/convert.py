@@ -1,0 +1,89 @@
+"""`maskery convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.core.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Turn an ALBEF, RaSa, BERT or timm ViT checkpoint into a model folder.
+
+    Every key of the file is reported as used, missing or left over. Nothing in the file is run.
+
+    Examples:
+      maskery convert ALBEF.pth models/albef --tokenizer bert-base-uncased
+      maskery convert rasa_cuhk_checkpoint.pth models/rasa --image-size 384 384
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """A .pth or .safetensors file."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The folder to write; must be empty or not exist."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to resize image positions to. Default: those of the checkpoint."""
+    text_heads: int | None = None
+    """Attention heads of the text encoder, which no tensor tells. Default: width / 64."""
+    vision_heads: int | None = None
+    """Attention heads of the vision encoder. Default: width / 64."""
+    tokenizer: str | None = None
+    """A tokenizer to put into the folder: its folder or hub name. ALBEF's: bert-base-uncased."""
+    json: bool = False
+    """Print the whole report as JSON on standard output."""
+
+    def __post_init__(self) -> None:
+        for name in ("text_heads", "vision_heads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: it must be at least 1")
+        if self.image_size is not None and min(self.image_size) < 1:
+            height, width = self.image_size
+            raise ConfigError(f"image_size is {height} x {width}: both must be at least 1")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, convert, report."""
+    wanted = parse(Convert, "convert", arguments)
+    set_up_logging(quiet=True)
+    from maskery.models.checkpoint_import.convert import import_checkpoint
+
+    report = import_checkpoint(
+        wanted.checkpoint,
+        wanted.out,
+        image_size=wanted.image_size,
+        num_text_heads=wanted.text_heads,
+        num_vision_heads=wanted.vision_heads,
+    )
+    if wanted.tokenizer is not None:
+        save_tokenizer(wanted.tokenizer, wanted.out)
+    if wanted.json:
+        print_json(asdict(report))
+    else:
+        print("\n".join(report.lines()))
+        print(f"written to {wanted.out}")
+    return 0
+
+
+def save_tokenizer(name: str, out: Path) -> None:
+    """Put a tokenizer beside the model.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(name).save_pretrained(out)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"'{name}' is not a tokenizer that can be read "
+            f"({str(error).strip().splitlines()[0]:.140}); the model is written to '{out}' without"
+        ) from error

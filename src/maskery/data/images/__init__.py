@@ -1,0 +1,1 @@
+"""Pictures: opened safely, augmented by given random numbers, turned into tensors."""

@@ -1,0 +1,178 @@
+"""Views: from a picture to the tensor that a vision encoder reads.
+
+Random parts are driven by uniforms that are handed in, `NUM_DRAWS` to a view, each with a fixed
+use; `view_draws` makes them from (seed, epoch, example). The order is: crop and resize, mirror,
+RandAugment, pad and crop back, erase, normalise.
+
+Shapes: N examples, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.optional import require
+from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
+from maskery.data.images.augment import DRAWS_PER_OPERATION, augment
+from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ERASE_RATIO = (0.3, 3.3)
+"""Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020)."""
+
+
+class Draw(IntEnum):
+    """What each uniform of a view decides."""
+
+    FLIP = 0
+    CROP_AREA = 1
+    CROP_RATIO = 2
+    CROP_X = 3
+    CROP_Y = 4
+    PAD_X = 5
+    PAD_Y = 6
+    ERASE = 7
+    ERASE_AREA = 8
+    ERASE_RATIO = 9
+    ERASE_X = 10
+    ERASE_Y = 11
+    AUGMENT = 12
+
+
+NUM_DRAWS = Draw.AUGMENT + DRAWS_PER_OPERATION * MAX_AUGMENT_OPERATIONS
+
+
+def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -> Float32Array:
+    """The uniforms of one view of each example.
+
+    Args:
+        seed: From 0 to 2**64 - 1.
+        epoch: From 0 to 2**24 - 1.
+        example_ids: (N,) uint64.
+        view: Which view of the same picture, from 0.
+
+    Returns:
+        (N, `NUM_DRAWS`) float32 in [0, 1).
+    """
+    count = len(example_ids)
+    words = random_rows(
+        seed,
+        Stream.VIEW,
+        epoch,
+        example_ids,
+        np.full(count, view * NUM_DRAWS, np.int64),
+        np.full(count, NUM_DRAWS, np.int64),
+    )
+    return to_uniforms(words).reshape(count, NUM_DRAWS)
+
+
+def view(image: Image, config: ViewConfig, draws: Float32Array | None = None) -> torch.Tensor:
+    """Resize, augment and normalise a picture.
+
+    Args:
+        image: RGB.
+        config: With size and normalisation set.
+        draws: (`NUM_DRAWS`,) uniforms for a random view; None for the view of evaluation.
+
+    Returns:
+        (3, H, W) float32.
+    """
+    return normalise(view_pixels(image, config, draws), config)
+
+
+def view_pixels(
+    image: Image, config: ViewConfig, draws: Float32Array | None = None
+) -> npt.NDArray[np.uint8]:
+    """`view` before normalisation: (H, W, 3) uint8, a quarter of the bytes to hand on."""
+    module = require("PIL.Image", extra="vision", purpose="resize pictures")
+    bicubic = module.Resampling.BICUBIC
+    if draws is None:
+        return np.array(image.resize(config.size, bicubic))
+    uniforms: list[float] = np.asarray(draws, np.float64).tolist()
+    box = _crop_box(image.size, config, uniforms)
+    resized = image.resize(config.size, bicubic, box=box)
+    if uniforms[Draw.FLIP] < config.flip_probability:
+        resized = resized.transpose(module.Transpose.FLIP_LEFT_RIGHT)
+    if config.augment_operations:
+        resized = augment(resized, config, uniforms[Draw.AUGMENT :])
+    pixels = np.array(resized)
+    pixels = _pad_and_crop(pixels, config, uniforms)
+    _erase(pixels, config, uniforms)
+    return pixels
+
+
+def normalise(pixels: npt.NDArray[np.uint8], config: ViewConfig) -> torch.Tensor:
+    """(..., H, W, 3) uint8 to (..., 3, H, W) float32: (pixels / 255 - mean) / std."""
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in config.normalisation)
+    # One multiplication and one subtraction per pixel.
+    levels = torch.from_numpy(pixels).to(torch.float32)
+    return (levels * (1 / (255 * std)) - mean / std).movedim(-1, -3).contiguous()
+
+
+def _between(limits: tuple[float, float], uniform: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * uniform
+
+
+def _log_between(limits: tuple[float, float], uniform: float) -> float:
+    return math.exp(_between((math.log(limits[0]), math.log(limits[1])), uniform))
+
+
+def _crop_box(
+    size: tuple[int, int], config: ViewConfig, uniforms: list[float]
+) -> tuple[float, float, float, float] | None:
+    """Where a random resized crop lies, in pixels; a side that would stick out is cut to fit."""
+    if config.crop_scale is None:
+        return None
+    share = _between(config.crop_scale, uniforms[Draw.CROP_AREA])
+    stretch = math.sqrt(_log_between(config.crop_ratio, uniforms[Draw.CROP_RATIO]))
+    side = math.sqrt(share)
+    width = size[0] * min(1.0, side * stretch)
+    height = size[1] * min(1.0, side / stretch)
+    left = (size[0] - width) * uniforms[Draw.CROP_X]
+    top = (size[1] - height) * uniforms[Draw.CROP_Y]
+    return left, top, min(left + width, size[0]), min(top + height, size[1])
+
+
+def _mean_colour(config: ViewConfig) -> npt.NDArray[np.uint8]:
+    colour: npt.NDArray[np.uint8] = np.rint(np.array(config.normalisation[0]) * 255).astype(
+        np.uint8
+    )
+    return colour
+
+
+def _pad_and_crop(
+    pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[float]
+) -> npt.NDArray[np.uint8]:
+    """Shift the picture by up to `pad` pixels each way; the gap has the mean colour."""
+    pad = config.pad
+    if not pad:
+        return pixels
+    height, width, _ = pixels.shape
+    padded = np.empty((height + 2 * pad, width + 2 * pad, 3), np.uint8)
+    padded[:] = _mean_colour(config)
+    padded[pad : pad + height, pad : pad + width] = pixels
+    top = int(uniforms[Draw.PAD_Y] * (2 * pad + 1))
+    left = int(uniforms[Draw.PAD_X] * (2 * pad + 1))
+    return padded[top : top + height, left : left + width].copy()
+
+
+def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[float]) -> None:
+    """Paint a random rectangle over with the mean colour, in place."""
+    if uniforms[Draw.ERASE] >= config.erase_probability:
+        return
+    height, width, _ = pixels.shape
+    area = _between(config.erase_scale, uniforms[Draw.ERASE_AREA]) * height * width
+    ratio = _log_between(ERASE_RATIO, uniforms[Draw.ERASE_RATIO])
+    erased_width = max(1, min(width, round(math.sqrt(area * ratio))))
+    erased_height = max(1, min(height, round(math.sqrt(area / ratio))))
+    top = int(uniforms[Draw.ERASE_Y] * (height - erased_height + 1))
+    left = int(uniforms[Draw.ERASE_X] * (width - erased_width + 1))
+    pixels[top : top + erased_height, left : left + erased_width] = _mean_colour(config)

@@ -1,0 +1,1 @@
+"""Image-caption pairs from the formats that people keep them in."""

@@ -1,0 +1,180 @@
+"""Pairs in Parquet tables; images are bytes, as Hugging Face datasets writes them, or paths."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskery.core.errors import DataError
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.image_refs import FileImage, ImageRef, Place, StoredImage
+from maskery.data.pairs.records import (
+    Columns,
+    Reader,
+    Record,
+    checked_image_name,
+    find_columns,
+    printable,
+)
+
+GROUPS_KEPT = 4
+"""Row groups whose images stay in memory."""
+
+UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
+"""What pyarrow raises on damaged files."""
+
+IN_FILE = -1
+"""In place of a row: the image is a file of its own."""
+
+
+def open_parquet(paths: list[Path], config: PairsConfig) -> Reader:
+    """Open one or more tables with the same columns.
+
+    Raises:
+        DataError: A file is no Parquet table or lacks a column.
+    """
+    store = ParquetImages(paths, config)
+    return Reader(records=store.records(), ref=store.ref)
+
+
+class ParquetImages:
+    """The images of Parquet tables.
+
+    The images of a row are read with their row group, of which the last few are kept. Files are
+    opened for each group and closed again, so that the object may be shared with forked workers.
+    """
+
+    def __init__(self, paths: list[Path], config: PairsConfig) -> None:
+        self.paths = paths
+        self.config = config
+        self.root = config.images or paths[0].parent
+        self.metadata = [_opened(path).metadata for path in paths]
+        self.first_rows = [
+            np.cumsum([0] + [data.row_group(i).num_rows for i in range(data.num_row_groups)])
+            for data in self.metadata
+        ]
+        self.columns: list[Columns] = []
+        for path in paths:
+            schema = _opened(path).schema_arrow
+            columns = find_columns(schema.names, config, str(path))
+            _check_type(path, columns.image, schema.field(columns.image).type)
+            self.columns.append(columns)
+        self._kept: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._lock = Lock()
+
+    def ref(self, name: str, place: Place) -> ImageRef:
+        """The image of a record."""
+        if place[1] == IN_FILE:
+            return FileImage(name, self.root, self.config.max_pixels)
+        return StoredImage(name, self, place, self.config.max_pixels)
+
+    def records(self) -> Iterator[Record]:
+        """Every row, without its image bytes."""
+        for number, path in enumerate(self.paths):
+            try:
+                yield from self._file_records(number, path)
+            except UNSOUND as error:
+                raise _damaged(path, error) from error
+
+    def _file_records(self, number: int, path: Path) -> Iterator[Record]:
+        file, columns = _opened(path), self.columns[number]
+        kind = file.schema_arrow.field(columns.image).type
+        wanted = [columns.caption, *filter(None, (columns.person, columns.split))]
+        if pa.types.is_struct(kind):
+            wanted += [f"{columns.image}.path"] if kind.get_field_index("path") >= 0 else []
+        elif _is_string(kind):
+            wanted.append(columns.image)
+        row_number = 0
+        for batch in file.iter_batches(batch_size=4096, columns=wanted):
+            for row in batch.to_pylist():
+                where = f"{path}, row {row_number}"
+                record = columns.read(row, where, (number, row_number, 0))
+                yield self._named(record, kind, path, row_number)
+                row_number += 1
+
+    def _named(self, record: Record, kind: Any, path: Path, row: int) -> Record:
+        """The record with its image's name, and with `IN_FILE` where the image is a file."""
+        stored = f"{path.name}#{row}"
+        if _is_string(kind):
+            place, image = (0, IN_FILE, 0), record.image
+        elif isinstance(record.image, dict) and record.image.get("path"):
+            # Beside bytes the path is only a name, and often the same in every row.
+            place, image = record.place, printable(f"{stored}/{Path(record.image['path']).name}")
+        else:
+            place, image = record.place, printable(stored)
+        return replace(record, image=image, place=place, is_file=_is_string(kind))
+
+    def read(self, place: Place) -> bytes:
+        """The bytes of the image in row `place[1]` of table `place[0]`."""
+        number, row, _ = place
+        group = int(np.searchsorted(self.first_rows[number], row, side="right")) - 1
+        value = self._group(number, group)[row - int(self.first_rows[number][group])].as_py()
+        where = f"{self.paths[number]}, row {row}"
+        if isinstance(value, dict):
+            content = value.get("bytes")
+            if content is None:
+                return self._from_file(value.get("path"), where)
+            value = content
+        if not isinstance(value, bytes):
+            raise DataError(f"{where}: the image is null; remove the row")
+        return value
+
+    def _from_file(self, name: object, where: str) -> bytes:
+        """Hugging Face tables may hold a path in place of the bytes."""
+        image = FileImage(checked_image_name(name, where), self.root, self.config.max_pixels)
+        try:
+            return image.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{where}: image {name} cannot be read ({error.strerror})") from error
+
+    def _group(self, number: int, group: int) -> Any:
+        """The image column of a row group."""
+        with self._lock:
+            if (number, group) in self._kept:
+                self._kept.move_to_end((number, group))
+                return self._kept[number, group]
+        path, column = self.paths[number], self.columns[number].image
+        try:
+            with pq.ParquetFile(path, metadata=self.metadata[number]) as file:
+                table = file.read_row_group(group, columns=[column], use_threads=False)
+        except UNSOUND as error:
+            raise _damaged(path, error) from error
+        with self._lock:
+            self._kept[number, group] = table.column(0)
+            while len(self._kept) > GROUPS_KEPT:
+                self._kept.popitem(last=False)
+        return table.column(0)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path)
+    except UNSOUND as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"{path} is not a sound Parquet file ({reason}); restore or remove it")
+
+
+def _is_string(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _check_type(path: Path, column: str, kind: Any) -> None:
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not (is_bytes or is_struct or _is_string(kind)):
+        raise DataError(
+            f"{path}: column {column!r} is of type {kind}; expected bytes, paths, or Hugging "
+            f"Face's struct of both"
+        )

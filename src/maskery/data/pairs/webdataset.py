@@ -1,0 +1,210 @@
+"""Pairs in webdataset tar shards: `a.jpg` with `a.txt` or `a.json`, one after the other.
+
+Shards are indexed once, and images are then read at random by their offset.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from maskery.core.errors import DataError
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.image_refs import ImageRef, Place, StoredImage
+from maskery.data.pairs.json_records import read_json
+from maskery.data.pairs.records import (
+    CAPTION_COLUMNS,
+    PERSON_COLUMNS,
+    SPLIT_COLUMN,
+    Reader,
+    Record,
+    find_column,
+    printable,
+)
+
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
+)
+BLOCK = 512
+MAX_TEXT_BYTES = 1 << 24
+"""Larger `.txt` and `.json` members are refused unread."""
+
+
+def open_webdataset(paths: list[Path], config: PairsConfig) -> Reader:
+    """Open one or more shards.
+
+    Raises:
+        DataError: A shard cannot be opened.
+    """
+    store = TarImages(paths)
+
+    def ref(name: str, place: Place) -> ImageRef:
+        return StoredImage(name, store, place, config.max_pixels)
+
+    return Reader(records=_records(paths, config), ref=ref)
+
+
+@dataclass(frozen=True)
+class TarImages:
+    """The images of tar shards; a place is (shard, offset, size).
+
+    A shard is opened for each image and closed again, so that the object may be shared with threads
+    and forked workers.
+    """
+
+    paths: list[Path]
+
+    def read(self, place: Place) -> bytes:
+        """The bytes of a member."""
+        shard, offset, size = place
+        path = self.paths[shard]
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
+        if len(content) < size:
+            raise DataError(f"{path} has been cut short since it was indexed; restore it")
+        return content
+
+
+@dataclass
+class _Sample:
+    """The members of one stem, by suffix."""
+
+    stem: str
+    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+
+
+def _records(paths: list[Path], config: PairsConfig) -> Iterator[Record]:
+    for shard, path in enumerate(paths):
+        try:
+            with path.open("rb") as file:
+                for sample in _samples(path, file):
+                    yield _record(shard, path, file, sample, config)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a shard; an unsound one is refused, not read in part."""
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                blocks = -(-member.size // BLOCK) if member.isreg() else 0
+                end = member.offset_data + blocks * BLOCK
+                if member.issparse():
+                    raise DataError(f"{path}: member {member.name!r} is sparse; pack it plainly")
+                if member.isreg():
+                    yield member
+                elif not member.isdir():
+                    raise DataError(
+                        f"{path}: member {member.name!r} is a link or a device; pack the file"
+                    )
+                # The archive would remember every member.
+                archive.members = []  # type: ignore[attr-defined]
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not a sound, uncompressed tar file ({' '.join(str(error).split())}); "
+            f"restore or decompress it"
+        ) from error
+    _check_end(path, file, end)
+
+
+def _check_end(path: Path, file: BinaryIO, end: int) -> None:
+    """After the last member only zeros may follow, and at least one block of them.
+
+    `tarfile` ends quietly at a damaged header, where shards were joined, or where one is cut short.
+    """
+    file.seek(0, 2)
+    num_left = file.tell() - end
+    file.seek(min(end, file.tell()))
+    while chunk := file.read(1 << 20):
+        if chunk.count(0) < len(chunk):
+            raise DataError(
+                f"{path} is damaged at byte {end}, or two shards were joined there; restore it"
+            )
+    if num_left < BLOCK:
+        raise DataError(f"{path} is cut short: its end mark is missing; restore it")
+
+
+def _samples(path: Path, file: BinaryIO) -> Iterator[_Sample]:
+    """Consecutive members of one stem; the stem ends at the first dot of the file name."""
+    sample: _Sample | None = None
+    for member in _members(path, file):
+        folder, _, base = member.name.rpartition("/")
+        base, _, suffix = base.partition(".")
+        stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
+        if sample is None or stem != sample.stem:
+            if sample is not None:
+                yield sample
+            sample = _Sample(stem)
+        if suffix in sample.members:
+            raise DataError(f"{path}: member {member.name!r} occurs twice; remove one")
+        sample.members[suffix] = member
+    if sample is not None:
+        yield sample
+
+
+def _text(path: Path, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    if member.size > MAX_TEXT_BYTES:
+        raise DataError(
+            f"{path}: member {member.name!r} has {member.size} bytes, more than the "
+            f"{MAX_TEXT_BYTES} allowed for text; shorten it"
+        )
+    file.seek(member.offset_data)
+    return file.read(member.size)
+
+
+def _record(shard: int, path: Path, file: BinaryIO, sample: _Sample, config: PairsConfig) -> Record:
+    where = f"{path}, sample {sample.stem!r}"
+    images = [suffix for suffix in sample.members if suffix in IMAGE_SUFFIXES]
+    if config.image_column is not None:
+        images = [suffix for suffix in sample.members if suffix == config.image_column]
+    if len(images) != 1:
+        raise DataError(
+            f"{where} has {len(images)} images among its members "
+            f"({', '.join('.' + suffix for suffix in sample.members)}); one is expected, or name "
+            f"the suffix as image_column"
+        )
+    image = sample.members[images[0]]
+    caption, person, split = _annotation(path, file, sample, config, where)
+    return Record(
+        image=printable(f"{path.name}/{image.name}"),
+        caption=caption,
+        person=person,
+        split=split,
+        where=where,
+        place=(shard, image.offset_data, image.size),
+        is_file=False,
+    )
+
+
+def _annotation(
+    path: Path, file: BinaryIO, sample: _Sample, config: PairsConfig, where: str
+) -> tuple[Any, Any, Any]:
+    """Caption, person and split; the caption is the `.txt` member unless a key is asked for."""
+    row: dict[str, Any] = {}
+    if "json" in sample.members:
+        value = read_json(_text(path, file, sample.members["json"]), f"{where}, .json")
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: its .json member is not an object; write one")
+        row = value
+    caption: Any = None
+    if "txt" in sample.members and config.caption_column is None:
+        try:
+            caption = _text(path, file, sample.members["txt"]).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: its .txt member is not valid UTF-8; mend it") from error
+    elif row:
+        key = find_column(row, config.caption_column, CAPTION_COLUMNS, "caption", where)
+        caption = row[key]
+    else:
+        raise DataError(f"{where} has neither a .txt nor a .json member with its caption; add one")
+    person = next((row[key] for key in PERSON_COLUMNS if key in row), None)
+    return caption, person, row.get(SPLIT_COLUMN)

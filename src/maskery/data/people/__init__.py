@@ -1,0 +1,1 @@
+"""Drawn people: pictures and captions that are pure functions of a seed, for tests and demos."""

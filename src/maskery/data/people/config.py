@@ -1,0 +1,76 @@
+"""The settings of a drawn dataset; light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskery.core.errors import ConfigError
+
+SPLITS = ("train", "val", "test")
+MAX_SIDE = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleConfig:
+    """How many people are drawn, how often, and how large."""
+
+    num_people: int = 2000
+    """How many different people."""
+
+    images_per_person: int = 4
+    """Pictures of each, in different view, pose, light and place."""
+
+    seed: int = 0
+    """Everything drawn is a function of it; person n is the same however many are drawn."""
+
+    width: int = 64
+    """Width of the pictures, in pixels."""
+
+    height: int = 128
+    """Height of the pictures, in pixels."""
+
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of the people in train, val and test; nobody is in two of them."""
+
+    image_format: Literal["jpg", "png"] = "jpg"
+    """Files are JPEG of quality 95, or PNG (exact pixels, about six times larger)."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_people", "images_per_person"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed is {self.seed}: it must be from 0 to 2**64 - 1")
+        for name in ("width", "height"):
+            if not 16 <= getattr(self, name) <= MAX_SIDE:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}: it must be from 16 to {MAX_SIDE} pixels"
+                )
+        if self.image_format not in ("jpg", "png"):
+            raise ConfigError(f"image_format is {self.image_format!r}: choose 'jpg' or 'png'")
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        shares = self.splits
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"splits is {shares}: give three shares that are not negative and add up to 1"
+            )
+        for name, share, count in zip(SPLITS, shares, self.split_sizes(), strict=True):
+            if share > 0 and count == 0:
+                raise ConfigError(
+                    f"splits gives {name} a share of {share:g}, which of {self.num_people} people "
+                    f"is nobody; draw more people or set the share to 0"
+                )
+
+    def split_sizes(self) -> tuple[int, int, int]:
+        """How many people are in train, val and test."""
+        val = round(self.num_people * self.splits[1])
+        test = round(self.num_people * self.splits[2])
+        return self.num_people - val - test, val, test
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), in pixels, as Pillow counts."""
+        return self.width, self.height

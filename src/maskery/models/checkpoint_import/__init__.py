@@ -1,0 +1,1 @@
+"""Reading the checkpoints of others: ALBEF, RaSa, BERT and ViT state dicts."""

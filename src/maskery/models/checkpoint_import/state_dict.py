@@ -1,0 +1,91 @@
+"""State dicts from `.pth` and `.safetensors` files, without running anything in them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from maskery.core.errors import ModelError
+
+NESTED_UNDER = ("model", "state_dict")
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint file, by name.
+
+    A training checkpoint that keeps its weights under "model" or "state_dict" is entered; the
+    prefix "module." of data-parallel training is dropped.
+
+    Raises:
+        ModelError: The file is missing, damaged, or holds something else than tensors; a pickle
+            that asks to run code is refused unread.
+    """
+    if not path.is_file():
+        raise ModelError(f"checkpoint '{path}' is not a file; give a .pth or .safetensors file")
+    load = _load_safetensors if path.suffix == ".safetensors" else _load_pickle
+    content = load(path)
+    for key in NESTED_UNDER:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"checkpoint '{path}' holds a {type(content).__name__}: it must hold a dictionary of "
+            f"tensors, plain or under 'model'; save model.state_dict()"
+        )
+    tensors = {
+        str(name).removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise ModelError(
+            f"checkpoint '{path}' holds no tensors at its top level or under 'model'; save "
+            f"model.state_dict()"
+        )
+    return tensors
+
+
+def _load_safetensors(path: Path) -> object:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"checkpoint '{path}' is not a readable safetensors file ({error}); fetch it again"
+        ) from error
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            # An unusual pickle protocol is warned of; what cannot be read is an error below.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"checkpoint '{path}' holds more than tensors, which could run code when read "
+            f"({_first_reason(error)}); save it anew as a plain state_dict, or as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"checkpoint '{path}' is damaged or not a PyTorch file ({_first_line(error)}); fetch "
+            f"it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
+
+
+def _first_reason(error: Exception) -> str:
+    """The name PyTorch refused, if its message tells it."""
+    for line in str(error).splitlines():
+        if "GLOBAL" in line or "Unsupported" in line:
+            return line.partition("GLOBAL")[2].strip(" .")[:120] or line.strip()[:120]
+    return _first_line(error)

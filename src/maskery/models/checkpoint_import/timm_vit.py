@@ -1,0 +1,135 @@
+"""Vision transformers as timm, DeiT and ALBEF name them, to Hugging Face's `ViTModel`.
+
+Shapes: W width.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from transformers import ViTConfig
+
+from maskery.core.errors import ModelError
+from maskery.models.checkpoint_import.positions import resize_positions, square_grid
+
+TOP = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
+HEAD_WIDTH = 64
+
+
+def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Where a timm parameter goes in `ViTModel`; nothing if nowhere.
+
+    timm keeps query, key and value as one matrix; Hugging Face keeps three.
+    """
+    if name in TOP:
+        return {TOP[name]: tensor}
+    match = BLOCK_NAME.fullmatch(name)
+    if match is None:
+        return {}
+    number, part, kind = match.groups()
+    if part == "attn.qkv":
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"layers.{number}.attention.{c}_proj.{kind}": t for c, t in parts}
+    if part in BLOCK:
+        return {f"layers.{number}.{BLOCK[part]}.{kind}": tensor}
+    return {}
+
+
+def vit_config(
+    state: dict[str, torch.Tensor],
+    *,
+    num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Any:
+    """Read the sizes of a timm vision transformer off its tensors.
+
+    Args:
+        state: By timm's names.
+        num_heads: By default one for each 64 of width, as all published sizes have.
+        image_size: Height and width wanted; by default those of the checkpoint, if square.
+
+    Returns:
+        A `ViTConfig`.
+
+    Raises:
+        ModelError: A tensor that gives a size is missing or has the wrong shape.
+    """
+    width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
+    _, num_positions, _ = shape_of(state, "pos_embed", 3)
+    hidden, _ = shape_of(state, "blocks.0.mlp.fc1.weight", 2)
+    if image_size is None:
+        rows, columns = square_grid(num_positions - 1)
+        image_size = rows * patch_height, columns * patch_width
+    return ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=count_layers(state, "blocks."),
+        num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
+        intermediate_size=hidden,
+        layer_norm_eps=1e-6,
+        image_size=list(image_size),
+        patch_size=[patch_height, patch_width],
+    )
+
+
+def fit_positions(
+    state: dict[str, torch.Tensor], config: Any, *, name: str = "pos_embed"
+) -> tuple[str, ...]:
+    """Resize the position table in `state`, in place, to the image size of `config`.
+
+    Returns:
+        What was resized, for the report.
+    """
+    table = state[name]
+    old = square_grid(table.shape[1] - 1)
+    new = tuple(s // p for s, p in zip(config.image_size, config.patch_size, strict=True))
+    if new == old:
+        return ()
+    state[name] = resize_positions(table, old, (new[0], new[1]))
+    return (f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches",)
+
+
+def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor that gives a size.
+
+    Raises:
+        ModelError: It is missing, or has another number of dimensions.
+    """
+    if name not in state:
+        raise ModelError(
+            f"the checkpoint has no '{name}', which tells its sizes; is it an ALBEF, RaSa, BERT or "
+            f"ViT checkpoint?"
+        )
+    shape = tuple(state[name].shape)
+    if len(shape) != num_dimensions:
+        raise ModelError(
+            f"'{name}' in the checkpoint has shape {list(shape)}: it must have {num_dimensions} "
+            f"dimensions; the checkpoint is not of a supported model"
+        )
+    return shape
+
+
+def count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+    """How many numbered layers follow `prefix` in the names."""
+    numbers = {
+        int(name[len(prefix) :].partition(".")[0])
+        for name in state
+        if name.startswith(prefix) and name[len(prefix) :].partition(".")[0].isdigit()
+    }
+    return max(numbers, default=-1) + 1

@@ -1,0 +1,159 @@
+"""BERT's attention blocks, with image keys and values that are projected once and reused.
+
+Parameters carry BERT's names (`self.query`, `output.dense`, `output.LayerNorm`).
+
+Shapes: R text rows, L tokens a row, I images, N image tokens, H heads, d head width,
+D = H * d text width, W image width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageKeys:
+    """The keys and values of I images in one fusion layer.
+
+    Attributes:
+        keys: (I, H, N, d).
+        values: (I, H, N, d).
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> ImageKeys:
+        """Those of the images `rows` (S,), in that order."""
+        return ImageKeys(keys=self.keys[rows], values=self.values[rows])
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention without its output projection (BERT's `attention.self`)."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, key_width: int | None = None):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(key_width or width, width)
+        self.value = nn.Linear(key_width or width, width)
+
+    def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """(R, L, D) to (R, H, L, d)."""
+        rows, length, width = projected.shape
+        split = projected.view(rows, length, self.num_heads, width // self.num_heads)
+        return split.transpose(1, 2)
+
+    def project(self, tokens: torch.Tensor) -> ImageKeys:
+        """Keys and values of (I, N, W) tokens."""
+        return ImageKeys(
+            keys=self.split_heads(self.key(tokens)), values=self.split_heads(self.value(tokens))
+        )
+
+    def attend(
+        self, query: torch.Tensor, to: ImageKeys, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(R, H, L, d) queries to (R, H, L, d) contexts; mask (R, 1, 1, N) bool or None."""
+        return F.scaled_dot_product_attention(
+            query,
+            to.keys,
+            to.values,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+
+
+class AttentionOutput(nn.Module):
+    """Projection, dropout, residual and normalisation (BERT's `attention.output`, `output`)."""
+
+    def __init__(self, in_width: int, width: int, dropout: float, eps: float):
+        super().__init__()
+        self.dense = nn.Linear(in_width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """(R, L, in_width) and (R, L, D) to (R, L, D)."""
+        normalised: torch.Tensor = self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+        return normalised
+
+
+class TextAttention(nn.Module):
+    """Text tokens attend to the text tokens of their own row (BERT's `attention`)."""
+
+    def __init__(
+        self, width: int, num_heads: int, *, attention_dropout: float, dropout: float, eps: float
+    ):
+        super().__init__()
+        self.self = SelfAttention(width, num_heads, attention_dropout)
+        self.output = AttentionOutput(width, width, dropout, eps)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(R, L, D) to (R, L, D); mask (R, 1, 1, L) bool, or None where all tokens are real."""
+        query = self.self.split_heads(self.self.query(hidden))
+        context = self.self.attend(query, self.self.project(hidden), mask)
+        attended: torch.Tensor = self.output(context.transpose(1, 2).flatten(2), hidden)
+        return attended
+
+
+class ImageAttention(nn.Module):
+    """Text tokens attend to the tokens of an image (ALBEF's `crossattention`)."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        image_width: int,
+        *,
+        attention_dropout: float,
+        dropout: float,
+        eps: float,
+    ):
+        super().__init__()
+        self.self = SelfAttention(width, num_heads, attention_dropout, key_width=image_width)
+        self.output = AttentionOutput(width, width, dropout, eps)
+
+    def project(self, image_tokens: torch.Tensor) -> ImageKeys:
+        """The keys and values of (I, N, W) image tokens, to be reused by every row."""
+        return self.self.project(image_tokens)
+
+    def forward(
+        self, hidden: torch.Tensor, images: ImageKeys, others: ImageKeys | None = None
+    ) -> torch.Tensor:
+        """Attend from each text row to its image.
+
+        Args:
+            hidden: (R, L, D). Unless `others` says otherwise, row r looks at image r modulo I.
+            images: Of I images.
+            others: Of S images that the last S rows look at instead.
+
+        Returns:
+            (R, L, D).
+        """
+        query = self.self.split_heads(self.self.query(hidden))
+        num_others = 0 if others is None else len(others.keys)
+        context = self._in_blocks(query[: len(query) - num_others], images)
+        if others is not None:
+            apart = self.self.attend(query[len(query) - num_others :], others)
+            context = torch.cat((context, apart))
+        attended: torch.Tensor = self.output(context.transpose(1, 2).flatten(2), hidden)
+        return attended
+
+    def _in_blocks(self, query: torch.Tensor, images: ImageKeys) -> torch.Tensor:
+        """Attend from whole blocks of I rows: rows of one image become one long row of queries.
+
+        So no key or value is copied, however many texts look at an image.
+        """
+        num_images = len(images.keys)
+        blocks, length = len(query) // num_images, query.shape[2]
+        if blocks == 1:
+            return self.self.attend(query, images)
+        _, heads, _, head_width = query.shape
+        folded = query.view(blocks, num_images, heads, length, head_width).permute(1, 2, 0, 3, 4)
+        context = self.self.attend(folded.flatten(2, 3), images)
+        unfolded = context.view(num_images, heads, blocks, length, head_width)
+        return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)

@@ -1,0 +1,183 @@
+"""Image-text models from nothing, or from a BERT and a vision encoder that exist already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, ViTConfig
+
+from maskery.core.errors import ModelError
+from maskery.models.checkpoint_import.positions import resize_positions
+from maskery.models.image_text.config import ImageTextConfig, check_image_size, image_size_of
+from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.sizes import ImageTextSizes
+from maskery.models.image_text.vision import VISION_FAMILIES, vision_family
+
+WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+"""Two-tower checkpoints whose vision tower is taken."""
+POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
+
+
+def build_from_scratch(
+    sizes: ImageTextSizes, *, vocabulary_size: int, pad_token_id: int = 0
+) -> ImageTextModel:
+    """A freshly initialised model; seed torch before, for the same one twice.
+
+    Args:
+        sizes: How large.
+        vocabulary_size: Of the tokenizer, added tokens included.
+        pad_token_id: Of the tokenizer.
+    """
+    text = BertConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.text_layers + sizes.fusion_layers,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=4 * sizes.width,
+        max_position_embeddings=sizes.max_length,
+        hidden_dropout_prob=sizes.dropout,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=pad_token_id,
+    )
+    vision = ViTConfig(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.image_layers,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=4 * sizes.width,
+        layer_norm_eps=1e-6,
+        image_size=list(sizes.image_size),
+        patch_size=sizes.patch_size,
+    )
+    config = ImageTextConfig(
+        text_config=text,
+        vision_config=vision,
+        fusion_layer=sizes.text_layers,
+        embed_dim=sizes.embed_dim,
+    )
+    return ImageTextModel(config)
+
+
+def build_from_encoders(
+    text: str | Path,
+    vision: str | Path,
+    *,
+    fusion_layer: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    embed_dim: int = 256,
+) -> ImageTextModel:
+    """A model whose text side is a BERT and whose vision side is a vision encoder.
+
+    Cross-attention, projections and heads are freshly initialised; everything else is theirs.
+
+    Args:
+        text: Folder or hub name of a BERT checkpoint.
+        vision: Folder or hub name of a ViT, DeiT, CLIP, SigLIP or DINOv2 checkpoint.
+        fusion_layer: The first layer with cross-attention; by default the middle one.
+        image_size: Height and width wanted; positions are interpolated once. By default the
+            vision encoder's own.
+        embed_dim: The width of the contrastive features.
+
+    Raises:
+        ModelError: A checkpoint is missing or of another kind.
+    """
+    text_config = _load_config(text)
+    if text_config.model_type != "bert":
+        raise ModelError(
+            f"'{text}' is a {text_config.model_type} model: the text side must be a BERT; choose a "
+            f"checkpoint of that architecture"
+        )
+    # Dropout inside attention costs half the speed and is not what trains the model.
+    text_config.attention_probs_dropout_prob = 0.0
+    bert = BertForMaskedLM.from_pretrained(str(text), config=text_config)
+    eyes = _load_vision(vision)
+    config = ImageTextConfig(
+        text_config=text_config,
+        vision_config=_resized(eyes.config, image_size),
+        image_size=image_size,
+        fusion_layer=text_config.num_hidden_layers // 2 if fusion_layer is None else fusion_layer,
+        embed_dim=embed_dim,
+    )
+    model = ImageTextModel(config)
+    _copy(model.text_encoder, bert.state_dict(), kept_apart=("cls.predictions.decoder.",))
+    _copy(model.visual_encoder.backbone, fit_vision_positions(eyes, config.vision_config))
+    return model
+
+
+def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
+    """An encoder's weights with its position table interpolated to the image size of `config`."""
+    state = dict(encoder.state_dict())
+    patch = _patch(config)
+    old, new = (
+        tuple(s // p for s, p in zip(image_size_of(c), patch, strict=True))
+        for c in (encoder.config, config)
+    )
+    for name in POSITION_TABLES:
+        if name in state and old != new:
+            table = state[name]
+            flat = table.view(1, -1, table.shape[-1])
+            leading = flat.shape[1] - old[0] * old[1]
+            resized = resize_positions(flat, (old[0], old[1]), (new[0], new[1]), leading)
+            state[name] = resized if table.dim() == 3 else resized[0]
+    return state
+
+
+def _patch(config: Any) -> tuple[int, int]:
+    patch = config.patch_size
+    return (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
+
+
+def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
+    """A copy of a vision configuration for another image size, where its kind allows one."""
+    copied = type(config).from_dict(config.to_dict())
+    if image_size is None or image_size == image_size_of(config):
+        return copied
+    check_image_size(image_size, config)
+    height, width = image_size
+    if height == width:
+        copied.image_size = height
+    elif vision_family(config.model_type).oblong:
+        copied.image_size = [height, width]
+    return copied
+
+
+def _load_config(name: str | Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"'{name}' is not a model that can be read ({str(error).strip().splitlines()[0]:.140}"
+            f"); give a folder with config.json and weights, or the hub name of one"
+        ) from error
+
+
+def _load_vision(name: str | Path) -> Any:
+    """The vision encoder of a checkpoint, without its pooler."""
+    config = _load_config(name)
+    model_type = WITHIN.get(config.model_type, config.model_type)
+    family = vision_family(model_type)
+    if model_type != config.model_type:
+        config = config.vision_config
+    for setting, value in family.unused_settings.items():
+        setattr(config, setting, value)
+    return AutoModel.from_pretrained(str(name), config=config, **family.arguments)
+
+
+def _copy(
+    module: torch.nn.Module, state: dict[str, torch.Tensor], kept_apart: tuple[str, ...] = ()
+) -> None:
+    """Copy the weights that the module has; those it has not belong to heads it does without."""
+    own = module.state_dict()
+    fitting = {n: t for n, t in state.items() if n in own and not n.startswith(kept_apart)}
+    for name, tensor in fitting.items():
+        if own[name].shape != tensor.shape:
+            raise ModelError(
+                f"'{name}' has shape {list(tensor.shape)} in the checkpoint and "
+                f"{list(own[name].shape)} in the model that its config.json describes; the two do "
+                f"not belong together"
+            )
+    module.load_state_dict(fitting, strict=False)
+
+
+__all__ = ["VISION_FAMILIES", "build_from_encoders", "build_from_scratch", "fit_vision_positions"]

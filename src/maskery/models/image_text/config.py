@@ -1,0 +1,90 @@
+"""What an image-text model is made of, saved as its `config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
+
+from maskery.core.errors import ModelError
+
+
+class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Sizes of an `ImageTextModel`.
+
+    Args:
+        text_config: The text-and-fusion encoder's BERT sizes; its `num_hidden_layers` counts both
+            kinds of layers. `attention_probs_dropout_prob` is read as any other setting, but
+            attention is several times faster with 0.
+        vision_config: A Hugging Face vision configuration (ViT, DeiT, CLIP, SigLIP, DINOv2).
+        image_size: Height and width of the images that are read, in pixels; by default those of the
+            vision encoder, which interpolates its positions for others.
+        fusion_layer: The first layer with cross-attention; layers before it read text alone.
+        embed_dim: The width of the contrastive features.
+        temperature: What similarities are divided by at first; learnt.
+    """
+
+    model_type = "maskery_image_text"
+    sub_configs = {"text_config": BertConfig, "vision_config": AutoConfig}  # noqa: RUF012
+
+    text_config: Any = None
+    vision_config: Any = None
+    image_size: Any = None
+    fusion_layer: int = 6
+    embed_dim: int = 256
+    temperature: float = 0.07
+    tie_word_embeddings: bool = False
+    """The masked language modelling head has no matrix of its own to tie."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _text_config(self.text_config)
+        self.vision_config = _vision_config(self.vision_config)
+        num_layers: int = self.text_config.num_hidden_layers
+        if not 0 <= self.fusion_layer <= num_layers:
+            raise ModelError(
+                f"fusion_layer is {self.fusion_layer}: it must be from 0 to the text encoder's "
+                f"{num_layers} layers; half of them is usual"
+            )
+        self.image_size = list(self.image_size or image_size_of(self.vision_config))
+        check_image_size(self.image_size, self.vision_config)
+        super().__post_init__(**kwargs)
+
+
+def image_size_of(vision_config: Any) -> tuple[int, int]:
+    """The height and width, in pixels, that a vision encoder was made for."""
+    return _pair(vision_config.image_size)
+
+
+def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
+    """Refuse an image size (height, width) that the encoder's patch size does not divide.
+
+    Raises:
+        ModelError: It does not.
+    """
+    size, patch = _pair(image_size), _pair(vision_config.patch_size)
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise ModelError(
+            f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x "
+            f"{patch[1]}: the patch size must divide the image size; choose "
+            f"{size[0] // patch[0] * patch[0]} x {size[1] // patch[1] * patch[1]}"
+        )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def _text_config(config: Any) -> Any:
+    if config is None:
+        return BertConfig(attention_probs_dropout_prob=0.0)
+    return BertConfig(**config) if isinstance(config, dict) else config
+
+
+def _vision_config(config: Any) -> Any:
+    if config is None:
+        config = {"model_type": "vit"}
+    return AutoConfig.for_model(**config) if isinstance(config, dict) else config

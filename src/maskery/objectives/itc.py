@@ -1,0 +1,119 @@
+"""Image-text contrastive learning (ITC) with momentum features, queues and soft targets.
+
+Li et al., "Align before Fuse" (ALBEF, NeurIPS 2021), sections 3.2 and 3.3, equations 1, 2 and 6.
+RaSa (IJCAI 2023, section 3.1) adds contrast within images and within texts and counts every pair
+of the same person as positive.
+
+Shapes: B pairs, K queued features, C = B + K candidates, E features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+
+Direction: TypeAlias = Literal["i2t", "t2i", "i2i", "t2t"]
+ALBEF_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
+RASA_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i", "i2i", "t2t")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Unit-length features of B image-text pairs, or of C candidates.
+
+    Attributes:
+        image: (B, E).
+        text: (B, E).
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """What the contrastive loss gives.
+
+    Attributes:
+        loss_sum: Scalar, over the B pairs; the directions are averaged.
+        image_to_text: (B, B) similarities of each image with the batch's texts, over the
+            temperature, without gradient: hard negatives are drawn from them.
+        text_to_image: (B, B), likewise.
+    """
+
+    loss_sum: torch.Tensor
+    image_to_text: torch.Tensor
+    text_to_image: torch.Tensor
+
+
+def identity_targets(ids: torch.Tensor, candidate_ids: torch.Tensor) -> torch.Tensor:
+    """Spread each row's target evenly over the candidates of the same identity.
+
+    Args:
+        ids: (B,) int64; each occurs among the candidates.
+        candidate_ids: (C,) int64.
+
+    Returns:
+        (B, C) float32, rows sum to one.
+    """
+    positive = (ids.unsqueeze(1) == candidate_ids.unsqueeze(0)).float()
+    return positive / positive.sum(dim=1, keepdim=True)
+
+
+def soft_targets(
+    similarities: torch.Tensor, hard_targets: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """`alpha * softmax(teacher similarities) + (1 - alpha) * hard targets` (ALBEF, equation 6)."""
+    return alpha * F.softmax(similarities.float(), dim=1) + (1 - alpha) * hard_targets
+
+
+def itc_loss(
+    student: Features,
+    teacher: Features,
+    candidates: Features,
+    *,
+    ids: torch.Tensor,
+    candidate_ids: torch.Tensor,
+    temperature: torch.Tensor,
+    alpha: float,
+    directions: Sequence[Direction] = RASA_DIRECTIONS,
+) -> Contrast:
+    """Contrast each student feature with the teacher's features of the batch and the queues.
+
+    Args:
+        student: (B, E) each, with gradients.
+        teacher: (B, E) each, of the momentum twin on the other view.
+        candidates: (C, E) each: the teacher's features of the batch (of all processes) and the
+            queues.
+        ids: (B,) int64, who is shown.
+        candidate_ids: (C,) int64.
+        temperature: Scalar, positive; may be learnt.
+        alpha: The weight of the teacher's similarities in the targets, in [0, 1].
+        directions: Which contrasts are averaged; `i2t` asks each image for its text.
+
+    Returns:
+        The loss and the batch's similarities.
+    """
+    hard = identity_targets(ids, candidate_ids)
+    sides = {"i": (student.image, teacher.image, candidates.image)}
+    sides["t"] = (student.text, teacher.text, candidates.text)
+    loss_sum = torch.zeros((), device=ids.device)
+    for direction in directions:
+        query, query_m, _ = sides[direction[0]]
+        keys = sides[direction[2]][2]
+        with torch.no_grad():
+            targets = soft_targets(query_m @ keys.T / temperature, hard, alpha)
+        log_probabilities = F.log_softmax((query @ keys.T / temperature).float(), dim=1)
+        loss_sum = loss_sum - torch.sum(log_probabilities * targets)
+    with torch.no_grad():
+        image_to_text = student.image @ teacher.text.T / temperature
+        text_to_image = student.text @ teacher.image.T / temperature
+    return Contrast(
+        loss_sum=loss_sum / len(directions),
+        image_to_text=image_to_text,
+        text_to_image=text_to_image,
+    )

@@ -1,0 +1,68 @@
+"""Image-text matching (ITM) with hard negatives drawn from the batch.
+
+Li et al., "Align before Fuse" (ALBEF, NeurIPS 2021), section 3.2; RaSa (IJCAI 2023, section 3.2)
+calls it probabilistic matching (pITM) because the positive text may be that of another picture of
+the same person.
+
+Shapes: B pairs, R judged pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from maskery.objectives.mrtd import sample_tokens
+
+
+def draw_hard_negatives(
+    similarities: torch.Tensor, same: torch.Tensor, uniforms: torch.Tensor
+) -> torch.Tensor:
+    """For each row draw a column that is not the same, the more similar the likelier.
+
+    The probabilities are the softmax of the similarities over the columns that are allowed. A row
+    in which none is allowed gives its own index; the caller leaves it out of the loss
+    (`has_negative` says which).
+
+    Args:
+        similarities: (B, B), over the temperature.
+        same: (B, B) bool, True where row and column show the same person (the diagonal included).
+        uniforms: (B,) in [0, 1).
+
+    Returns:
+        (B,) int64.
+    """
+    allowed = ~same
+    # Masking before the softmax, not after: a similar positive cannot underflow the negatives.
+    scores = similarities.float().masked_fill(same, float("-inf"))
+    own = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    none_allowed = ~allowed.any(dim=1, keepdim=True)
+    weights = F.softmax(scores.masked_fill(none_allowed & own, 0.0), dim=1)
+    return sample_tokens(weights, uniforms)
+
+
+def has_negative(ids: torch.Tensor) -> torch.Tensor:
+    """(B,) bool: True where someone else is in the batch; from ids (B,)."""
+    return (ids.unsqueeze(1) != ids.unsqueeze(0)).any(dim=1)
+
+
+def itm_labels(num_positive: int, num_negative: int, device: torch.device) -> torch.Tensor:
+    """(R,) int64: 1 for matching pairs, then 0 for the others."""
+    return (torch.arange(num_positive + num_negative, device=device) < num_positive).long()
+
+
+def itm_loss_sum(
+    logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum of two-class cross-entropies over the judged pairs, in nats.
+
+    Args:
+        logits: (R, 2), mismatch against match; any floating dtype.
+        labels: (R,) int64, 1 where image and text belong together.
+        counted: (R,) bool; pairs that do not count (no negative could be drawn) are False.
+
+    Returns:
+        Scalar float32.
+    """
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return losses.sum() if counted is None else losses.masked_fill(~counted, 0.0).sum()

@@ -1,0 +1,140 @@
+"""Momentum-based replaced token detection (MRTD).
+
+Bai et al., "RaSa" (IJCAI 2023), section 3.3: a momentum model fills masked words by sampling from
+its own prediction, and the trained model says of every word whether it was replaced. The idea is
+ELECTRA's (Clark et al., ICLR 2020, section 2); the generator is the momentum twin.
+
+Shapes: B sequences, L tokens each, V vocabulary, N sampled tokens, P labelled tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+IGNORE = -100
+
+
+def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draw one token from each row by inverting its cumulative distribution.
+
+    Args:
+        weights: (N, V), non-negative; rows need not sum to one. A token of weight 0 is never drawn.
+        uniforms: (N,) in [0, 1), one a row.
+
+    Returns:
+        (N,) int64.
+    """
+    # 30,000 small terms lose the tail in float32; Apple's GPUs have no float64.
+    precision = torch.float32 if weights.device.type == "mps" else torch.float64
+    cumulative = weights.to(precision).cumsum(dim=-1)
+    thresholds = uniforms.to(precision).unsqueeze(-1) * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
+    return drawn.clamp_(max=weights.shape[-1] - 1)
+
+
+def mrtd_mask_modeling(
+    mrtd_input_ids: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    positions: torch.Tensor | None = None,
+    uniforms: torch.Tensor | None = None,
+    sampled: torch.Tensor | None = None,
+    special_ids: Sequence[int] = (),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace masked tokens by tokens sampled from the teacher, and label what was replaced.
+
+    A sample that happens to be the original token counts as original, as in ELECTRA. Special
+    tokens are never sampled and carry no label: there is nothing to detect at them.
+
+    Args:
+        mrtd_input_ids: (B, L) int64, the masked text that the teacher read.
+        input_ids: (B, L) int64, the original text.
+        attention_mask: (B, L) bool or integer, 0 at padding.
+        weights: (N, V), the teacher's probabilities at `positions`, or (B, L, V) or (B * L, V) at
+            every position. Not needed when `sampled` is given.
+        positions: (N,) int64, the masked tokens as indices into B * L; by default those where the
+            masked text differs from the original.
+        uniforms: (N,) in [0, 1), the randomness of the draws.
+        sampled: (N,) int64, the draws themselves, to replay a step.
+        special_ids: Ids that are neither sampled nor labelled.
+
+    Returns:
+        The replaced text, (B, L) int64, and its labels, (B, L) int64: 1 where the token is not the
+        original, 0 where it is, -100 at padding and special tokens.
+    """
+    if positions is None:
+        positions = (mrtd_input_ids != input_ids).flatten().nonzero().squeeze(-1)
+    if sampled is None:
+        if weights is None or uniforms is None:
+            raise ValueError("mrtd_mask_modeling needs weights and uniforms, or sampled")
+        rows = weights.reshape(-1, weights.shape[-1])
+        if len(rows) != len(positions):
+            rows = rows[positions]
+        sampled = sample_tokens(_without(rows, special_ids), uniforms)
+    # Tokens that were masked but not chosen to change are the original's again.
+    replaced = input_ids.flatten().index_copy(0, positions, sampled).view_as(input_ids)
+    labels = (replaced != input_ids).long()
+    ignored = ~labelled(input_ids, attention_mask, special_ids)
+    return replaced, labels.masked_fill(ignored, IGNORE)
+
+
+def mrtd_mask_modeling_everywhere(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    sampled: torch.Tensor,
+    *,
+    pad_token_id: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The replaced text as RaSa released it: a sampled token at every position.
+
+    The release draws at masked and unmasked positions alike, restores the first token (the class
+    token) and the padding, and ignores positions where the draw is one of these two.
+
+    Args:
+        input_ids: (B, L) int64, the original text.
+        attention_mask: (B, L) bool or integer, 0 at padding.
+        sampled: (B, L) int64, one draw at every position; what stands at padding is not read.
+        pad_token_id: Stands at padding.
+
+    Returns:
+        As `mrtd_mask_modeling`.
+    """
+    real, first = attention_mask.bool(), input_ids[:, :1]
+    replaced = torch.cat((first, sampled[:, 1:]), dim=1).masked_fill(~real, pad_token_id)
+    labels = (replaced != input_ids).long()
+    ignored = ~real | (replaced == pad_token_id) | (replaced == first)
+    return replaced, labels.masked_fill(ignored, IGNORE)
+
+
+def labelled(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, special_ids: Sequence[int]
+) -> torch.Tensor:
+    """Where MRTD asks its question: (B, L) bool, True at real tokens that are not special."""
+    special = torch.tensor(list(special_ids), dtype=torch.int64, device=input_ids.device)
+    return attention_mask.bool() & ~torch.isin(input_ids, special)
+
+
+def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of two-class cross-entropies over the labelled tokens, in nats (RaSa, section 3.3).
+
+    Args:
+        logits: (P, 2), original against replaced; any floating dtype.
+        labels: (P,) int64: 0, 1 or -100 for positions that do not count.
+
+    Returns:
+        Scalar float32.
+    """
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+
+
+def _without(weights: torch.Tensor, special_ids: Sequence[int]) -> torch.Tensor:
+    """The weights with those of special tokens set to zero; (N, V)."""
+    if not special_ids:
+        return weights
+    special = torch.tensor(list(special_ids), dtype=torch.int64, device=weights.device)
+    return weights.index_fill(1, special, 0.0)

@@ -1,0 +1,239 @@
+"""Batches of image-caption pairs, before and after a step's random decisions.
+
+Shapes: B pairs, H x W pixels, L the longest caption of the batch in tokens, M masked tokens,
+N tokens to sample, P tokens with a replaced-token label.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.random import Stream, uniforms
+
+DataclassT = TypeVar("DataclassT")
+
+
+class PairBatch(Protocol):
+    """B images, each in two augmented views, and a caption for each."""
+
+    @property
+    def image1(self) -> torch.Tensor:
+        """(B, 3, H, W) float32, normalised: the view that the trained model sees."""
+
+    @property
+    def image2(self) -> torch.Tensor:
+        """(B, 3, H, W) float32, normalised: the view that the momentum twin sees."""
+
+    @property
+    def text1(self) -> TokenBatch:
+        """The B captions written for the images."""
+
+
+class PersonBatch(PairBatch, Protocol):
+    """Pairs that show known persons."""
+
+    @property
+    def text2(self) -> TokenBatch:
+        """The same captions, some of them replaced by another caption of the same person."""
+
+    @property
+    def person_ids(self) -> torch.Tensor:
+        """(B,) int64."""
+
+    @property
+    def replaced(self) -> torch.Tensor:
+        """(B,) int64: 1 where `text2` is another picture's caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedText:
+    """B captions side by side.
+
+    Attributes:
+        input_ids: (B, L) int64.
+        attention_mask: (B, L) bool, False at padding.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedText:
+    """The same captions, masked.
+
+    Attributes:
+        input_ids: (B, L) int64, corrupted.
+        positions: (M,) int64, the masked tokens as indices into B * L, ascending.
+        targets: (M,) int64, the original ids there.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MRTDPlan:
+    """What replaced token detection will sample and judge.
+
+    Attributes:
+        masked_ids: (B, L) int64, what the generator reads.
+        sampled_at: (N,) int64, where it replaces tokens, as indices into B * L.
+        uniforms: (N,) float32, the randomness of the draws.
+        labelled_at: (P,) int64, where the trained model says whether a token was replaced.
+        sampled: (N,) int64, the draws themselves, where a step is replayed.
+    """
+
+    masked_ids: torch.Tensor
+    sampled_at: torch.Tensor
+    uniforms: torch.Tensor
+    labelled_at: torch.Tensor
+    sampled: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedPairs:
+    """A batch of pairs with every decision taken that does not need the model.
+
+    Attributes:
+        image1: (B, 3, H, W), for the trained model; None to learn from text alone.
+        image2: (B, 3, H, W), for the momentum twin; None with `image1`.
+        text1: The captions.
+        mlm: The captions masked for masked language modelling.
+        mrtd: What replaced token detection needs.
+        alpha: The weight of the soft labels at this point of the run.
+        num_tokens: Real tokens in `text1`.
+    """
+
+    image1: torch.Tensor | None
+    image2: torch.Tensor | None
+    text1: PaddedText
+    mlm: MaskedText
+    mrtd: MRTDPlan
+    alpha: float
+    num_tokens: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Masked tokens, and tokens that are judged replaced or not."""
+        return {"mlm": len(self.mlm.positions), "mrtd": len(self.mrtd.labelled_at)}
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on `device`."""
+        return moved(self, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedPersons(PreparedPairs):
+    """Pairs of known persons with every decision taken that does not need the model.
+
+    Attributes:
+        image1: (B, 3, H, W), for the trained model.
+        image2: (B, 3, H, W), for the momentum twin.
+        text2: The captions that contrastive learning, matching and relations read.
+        person_ids: (B,) int64.
+        replaced: (B,) int64, 1 where `text2` is another picture's caption.
+        negative_uniforms: (2, B) float32, the randomness of the image and text negatives.
+        num_negatives: How many negatives can be drawn: twice the pairs that have anyone else
+            beside them in the batch.
+        image_negatives: (B,) int64, the image drawn for each text, where a step is replayed.
+        text_negatives: (B,) int64, the text drawn for each image, likewise.
+    """
+
+    image1: torch.Tensor
+    image2: torch.Tensor
+    text2: PaddedText
+    person_ids: torch.Tensor
+    replaced: torch.Tensor
+    negative_uniforms: torch.Tensor
+    num_negatives: int
+    image_negatives: torch.Tensor | None = None
+    text_negatives: torch.Tensor | None = None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Pairs, judged pairs, masked tokens and judged tokens."""
+        pairs = len(self.person_ids)
+        return {
+            "itc": pairs,
+            "itm": pairs + self.num_negatives,
+            "mlm": len(self.mlm.positions),
+            "prd": pairs,
+            "mrtd": len(self.mrtd.labelled_at),
+        }
+
+
+def moved(prepared: DataclassT, device: torch.device) -> DataclassT:
+    """A frozen dataclass with its tensors, nested ones too, on `device`."""
+    changes: dict[str, object] = {}
+    for entry in dataclasses.fields(prepared):  # type: ignore[arg-type]
+        value = getattr(prepared, entry.name)
+        if isinstance(value, torch.Tensor):
+            changes[entry.name] = value.to(device, non_blocking=True)
+        elif dataclasses.is_dataclass(value):
+            changes[entry.name] = moved(value, device)
+    return dataclasses.replace(prepared, **changes)  # type: ignore[type-var]
+
+
+def padded_places(batch: TokenBatch, length: int) -> npt.NDArray[np.int64]:
+    """(T,) int64: where each token of the batch stands in B * `length`."""
+    rows = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
+    within = np.arange(batch.num_tokens) - batch.boundaries[:-1][rows]
+    return rows * length + within
+
+
+def pad(
+    batch: TokenBatch,
+    input_ids: npt.NDArray[np.int64],
+    length: int,
+    pad_token_id: int,
+) -> torch.Tensor:
+    """Lay (T,) ids of a batch side by side: (B, `length`) int64."""
+    padded = np.full(len(batch.lengths) * length, pad_token_id, np.int64)
+    padded[padded_places(batch, length)] = input_ids
+    return torch.from_numpy(padded.reshape(-1, length))
+
+
+def pad_text(batch: TokenBatch, length: int, pad_token_id: int) -> PaddedText:
+    """The captions of a batch side by side."""
+    real = np.arange(length) < batch.lengths[:, None]
+    return PaddedText(
+        input_ids=pad(batch, batch.input_ids, length, pad_token_id),
+        attention_mask=torch.from_numpy(real),
+    )
+
+
+def pad_masked(masked: MaskedTokens, length: int, pad_token_id: int) -> MaskedText:
+    """A masked batch side by side."""
+    places = padded_places(masked.batch, length)
+    return MaskedText(
+        input_ids=pad(masked.batch, masked.input_ids, length, pad_token_id),
+        positions=torch.from_numpy(places[masked.positions]),
+        targets=torch.from_numpy(masked.targets),
+    )
+
+
+def token_uniforms(
+    batch: TokenBatch, tokens: npt.NDArray[np.int64], *, seed: int, epoch: int
+) -> torch.Tensor:
+    """One uniform for each of the given tokens (N,), of the stream that samples replacements."""
+    rows = np.searchsorted(batch.boundaries, tokens, side="right") - 1
+    positions = batch.starts[rows] + tokens - batch.boundaries[rows]
+    drawn = uniforms(seed, Stream.SAMPLE, epoch, batch.example_ids[rows], positions)
+    return torch.from_numpy(drawn)
+
+
+def negative_uniforms(batch: TokenBatch, *, seed: int, epoch: int) -> torch.Tensor:
+    """(2, B) float32: for each pair the randomness of its image and of its text negative."""
+    ids, ones = batch.example_ids, np.ones(len(batch.example_ids), np.int64)
+    drawn = [uniforms(seed, Stream.NEGATIVE, epoch, ids, which * ones) for which in (0, 1)]
+    return torch.from_numpy(np.stack(drawn))

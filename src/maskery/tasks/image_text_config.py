@@ -1,0 +1,115 @@
+"""Settings of the image-text tasks; light to import, so that flags and help are made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from maskery.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextMLMConfig:
+    """Masked language modelling and replaced token detection on image-caption pairs."""
+
+    mlm_weight: float = 1.0
+    """Weight of the masked language modelling loss."""
+    mrtd_weight: float = 0.5
+    """Weight of the replaced token detection loss; 0 leaves its passes out."""
+    momentum: float = 0.995
+    """What the momentum twin keeps of its weights at each optimiser step."""
+    twin_train_mode: bool = False
+    """Leave dropout on in the momentum twin, as ALBEF and RaSa were released."""
+    alpha: float = 0.4
+    """Weight of the twin's soft labels, once warmed up, against the true words; 0: none."""
+    alpha_warmup: float = 0.067
+    """The share of the run over which alpha rises from 0 (RaSa: 2 of 30 epochs)."""
+    distill_over: Literal["vocabulary", "sequence"] = "vocabulary"
+    """What the soft-label log-softmax runs over; `sequence` is the released code's."""
+    mrtd_sample_at: Literal["masked", "every"] = "masked"
+    """Where replacements are sampled: at masked words, or everywhere as RaSa was released."""
+    mlm_with_image: bool = True
+    """Fill masked words with the picture's help; off to measure what the picture adds."""
+    seed: int = 0
+    """Seed of the sampled replacements and the drawn negatives."""
+
+    def __post_init__(self) -> None:
+        _in_unit("momentum", self.momentum)
+        _in_unit("alpha", self.alpha)
+        _in_unit("alpha_warmup", self.alpha_warmup)
+        _not_negative("mlm_weight", self.mlm_weight)
+        _not_negative("mrtd_weight", self.mrtd_weight)
+        _one_of("distill_over", self.distill_over, ("vocabulary", "sequence"))
+        _one_of("mrtd_sample_at", self.mrtd_sample_at, ("masked", "every"))
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """By loss term, its weight; terms of weight 0 are left out."""
+        weights = {"mlm": self.mlm_weight, "mrtd": self.mrtd_weight}
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def alpha_at(self, progress: float) -> float:
+        """Alpha after the share `progress` of the run, in [0, 1)."""
+        if progress >= self.alpha_warmup:
+            return self.alpha
+        return self.alpha * progress / self.alpha_warmup
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchConfig(ImageTextMLMConfig):
+    """RaSa's five losses (IJCAI 2023, section 3.4); the defaults are its released settings."""
+
+    itc_weight: float = 0.5
+    """Weight of the contrastive loss."""
+    itm_weight: float = 1.0
+    """Weight of the matching loss."""
+    prd_weight: float = 0.5
+    """Weight of the relation loss."""
+    within_modality: bool = True
+    """Contrast images with images and texts with texts too (RaSa); ALBEF does not."""
+    queue_size: int = 65536
+    """Features of earlier batches to contrast with."""
+    min_temperature: float = 0.001
+    """The learnt temperature is kept at or above this."""
+    max_temperature: float = 0.5
+    """The learnt temperature is kept at or below this."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("itc_weight", "itm_weight", "prd_weight"):
+            _not_negative(name, getattr(self, name))
+        if self.queue_size < 1:
+            raise ConfigError(f"queue_size is {self.queue_size}: it must be at least 1")
+        if not 0 < self.min_temperature <= self.max_temperature:
+            raise ConfigError(
+                f"the temperature is to stay from {self.min_temperature} to "
+                f"{self.max_temperature}: the first must be positive and not above the second"
+            )
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """By loss term, its weight; terms of weight 0 are left out."""
+        weights = {
+            "itc": self.itc_weight,
+            "itm": self.itm_weight,
+            "mlm": self.mlm_weight,
+            "prd": self.prd_weight,
+            "mrtd": self.mrtd_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def _in_unit(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value}: it must be from 0 to 1")
+
+
+def _not_negative(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"{name} is {value}: it must be 0 or more; 0 leaves the term out")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is '{value}': it must be one of {', '.join(choices)}")

@@ -1,0 +1,292 @@
+"""Text-based person search: RaSa's five losses (Bai et al., IJCAI 2023).
+
+`text1`, the caption written for the picture, is read by the nine steps of masked and replaced words
+(`CaptionSteps`). `text2`, which may be another caption of the same person, is contrasted with the
+pictures (ITC, section 3.1), matched against hard negatives (ITM) and tested for being another
+picture's caption (PRD, section 3.2). The ten encoder passes of the released step are six here: each
+model reads its images once, its captions once and fuses once.
+
+Shapes: B pairs of this process, G of all processes, L caption length, D text width, E features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from maskery.core.vocabulary import Vocabulary
+from maskery.masking.masker import Masker
+from maskery.models.gather import gather_rows
+from maskery.models.image_text.model import ImageTextModel
+from maskery.models.momentum import MomentumTwin
+from maskery.models.queue import FeatureQueue
+from maskery.objectives.itc import (
+    ALBEF_DIRECTIONS,
+    RASA_DIRECTIONS,
+    Contrast,
+    Features,
+    itc_loss,
+)
+from maskery.objectives.itm import draw_hard_negatives, has_negative, itm_labels, itm_loss_sum
+from maskery.objectives.prd import prd_loss_sum
+from maskery.tasks.caption_steps import (
+    Block,
+    CaptionSteps,
+    Lesson,
+    Step,
+    encode_captions,
+    freeze_unused_heads,
+    part_of,
+    replayable,
+)
+from maskery.tasks.image_text_batch import (
+    PaddedText,
+    PersonBatch,
+    PreparedPersons,
+    negative_uniforms,
+    pad_text,
+)
+from maskery.tasks.image_text_config import PersonSearchConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """The hard negatives of a step.
+
+    Attributes:
+        images: (B,) int64, the image drawn for each text.
+        texts: (B,) int64, the text drawn for each image.
+    """
+
+    images: torch.Tensor
+    texts: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """What the twin hands to the trained model.
+
+    Attributes:
+        lesson: Soft labels and replacements.
+        features: (B, E) each, of this process's pairs.
+        crowd: (G, E) each, of the pairs of all processes.
+        crowd_ids: (G,) int64, the persons of the crowd.
+    """
+
+    lesson: Lesson
+    features: Features
+    crowd: Features
+    crowd_ids: torch.Tensor
+
+
+class PersonSearch:
+    """The task: contrast, matching, relations, MLM and MRTD on pictures of known persons.
+
+    Attributes:
+        model: The trained model, or what the loop wrapped it in.
+        twin: Its momentum twin.
+        captions: The nine steps on `text1`.
+        config: Settings.
+        image_queue: The twin's features of earlier pictures.
+        text_queue: Those of their captions.
+        loss_weights: By loss term, its weight in the total.
+    """
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        config: PersonSearchConfig,
+        *,
+        vocabulary: Vocabulary,
+        pad_token_id: int,
+        masker: Masker,
+        mrtd_masker: Masker,
+    ):
+        self.config, self.pad_token_id = config, pad_token_id
+        self.captions = CaptionSteps(
+            config=config,
+            vocabulary=vocabulary,
+            pad_token_id=pad_token_id,
+            masker=masker,
+            mrtd_masker=mrtd_masker,
+        )
+        self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
+        generator = torch.Generator().manual_seed(config.seed)
+        width = model.config.embed_dim
+        self.image_queue = FeatureQueue(width, config.queue_size, generator=generator)
+        self.text_queue = FeatureQueue(width, config.queue_size, generator=generator)
+        self.loss_weights = config.weights
+        freeze_unused_heads(model, self.loss_weights)
+        self.temperature = model.temp
+        self.model: nn.Module = model
+
+    def prepare(self, batch: PersonBatch, *, epoch: int, progress: float) -> PreparedPersons:
+        """Mask the captions; draw what replacements and negatives will be sampled with."""
+        # Both captions are padded alike, so that they are read in one pass.
+        length = int(max(batch.text1.lengths.max(), batch.text2.lengths.max()))
+        pairs = self.captions.prepare(batch, length, epoch=epoch, progress=progress)
+        common = {f.name: getattr(pairs, f.name) for f in dataclasses.fields(pairs)}
+        return PreparedPersons(
+            **common,
+            text2=pad_text(batch.text2, length, self.pad_token_id),
+            person_ids=batch.person_ids,
+            replaced=batch.replaced,
+            negative_uniforms=negative_uniforms(batch.text2, seed=self.config.seed, epoch=epoch),
+            num_negatives=2 * int(has_negative(batch.person_ids).sum()),
+        )
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Move the twin and keep the temperature in bounds: once per optimiser step."""
+        self.twin.update()
+        self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
+
+    def loss_sums(self, prepared: PreparedPersons) -> Mapping[str, torch.Tensor]:
+        """Each loss term as a sum over `prepared.counts`; the queues take the batch in."""
+        return self.step(prepared).loss_sums
+
+    def step(self, prepared: PreparedPersons) -> Step[PreparedPersons]:
+        """One step: the twin teaches, the model learns, the queues move on."""
+        with torch.no_grad():
+            teaching = self._teach(prepared)
+        compute = partial(self._learn, prepared=prepared, teaching=teaching)
+        loss_sums, negatives = self.model(compute=compute)
+        self.image_queue.enqueue(teaching.crowd.image, teaching.crowd_ids)
+        self.text_queue.enqueue(teaching.crowd.text, teaching.crowd_ids)
+        decided = replayable(prepared, teaching.lesson)
+        if negatives is not None:
+            decided = dataclasses.replace(
+                decided, image_negatives=negatives.images, text_negatives=negatives.texts
+            )
+        return Step(loss_sums=loss_sums, lesson=teaching.lesson, prepared=decided)
+
+    def _teach(self, prepared: PreparedPersons) -> Teaching:
+        """The twin reads the second view once and all its captions once."""
+        twin = self.twin.model
+        tokens = twin.encode_image(prepared.image2)
+        captions = {"pair": prepared.text2} | self.captions.generator_inputs(prepared)
+        blocks = encode_captions(twin, captions)
+        pair = blocks.pop("pair")
+        features = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
+        images = twin.project_images(tokens) if blocks else None
+        fused = self.captions.fuse(twin, blocks, images)
+        return Teaching(
+            lesson=self.captions.lesson(twin, fused, prepared),
+            features=features,
+            crowd=Features(image=gather_rows(features.image), text=gather_rows(features.text)),
+            crowd_ids=gather_rows(prepared.person_ids),
+        )
+
+    def _learn(
+        self,
+        model: ImageTextModel,
+        *,
+        prepared: PreparedPersons,
+        teaching: Teaching,
+    ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
+        """The trained model reads the first view once, all its captions once, and fuses once."""
+        tokens, lesson = model.encode_image(prepared.image1), teaching.lesson
+        captions: dict[str, PaddedText] = {"pair": prepared.text2}
+        blocks = encode_captions(model, captions | self.captions.learner_inputs(prepared, lesson))
+        student = Features(
+            image=model.image_feature(tokens), text=model.text_feature(blocks["pair"].hidden)
+        )
+        contrast = self._contrast(model, student, teaching, prepared)
+        negatives = self._draw(contrast, prepared) if "itm" in self.loss_weights else None
+        images = model.project_images(tokens)
+        paired = self._pair_up(blocks, negatives)
+        others = None if negatives is None else negatives.images
+        fused = self.captions.fuse(model, paired, images, others)
+        sums = self.captions.sums(model, fused, prepared, lesson)
+        sums |= self._pair_sums(model, fused, prepared)
+        if "itc" in self.loss_weights:
+            sums["itc"] = contrast.loss_sum
+        return sums, negatives
+
+    def _contrast(
+        self,
+        model: ImageTextModel,
+        student: Features,
+        teaching: Teaching,
+        prepared: PreparedPersons,
+    ) -> Contrast:
+        """The contrastive loss, and the similarities that negatives are drawn from."""
+        for queue in (self.image_queue, self.text_queue):
+            queue.to(prepared.person_ids.device)
+        candidates = Features(
+            image=torch.cat((teaching.crowd.image, self.image_queue.features)),
+            text=torch.cat((teaching.crowd.text, self.text_queue.features)),
+        )
+        return itc_loss(
+            student,
+            teaching.features,
+            candidates,
+            ids=prepared.person_ids,
+            candidate_ids=torch.cat((teaching.crowd_ids, self.image_queue.ids)),
+            temperature=model.temp,
+            alpha=prepared.alpha,
+            directions=RASA_DIRECTIONS if self.config.within_modality else ALBEF_DIRECTIONS,
+        )
+
+    def _draw(self, contrast: Contrast, prepared: PreparedPersons) -> Negatives:
+        """Hard negatives: those handed in, or drawn by similarity among other persons."""
+        if prepared.image_negatives is not None and prepared.text_negatives is not None:
+            return Negatives(images=prepared.image_negatives, texts=prepared.text_negatives)
+        ids = prepared.person_ids
+        same = ids.unsqueeze(1) == ids.unsqueeze(0)
+        for_texts, for_images = prepared.negative_uniforms
+        return Negatives(
+            images=draw_hard_negatives(contrast.text_to_image, same, for_texts),
+            texts=draw_hard_negatives(contrast.image_to_text, same, for_images),
+        )
+
+    def _pair_up(
+        self, blocks: Mapping[str, Block], negatives: Negatives | None
+    ) -> dict[str, Block]:
+        """All text rows that are fused, the ones that look at other images last."""
+        paired = dict(blocks)
+        pair = paired.pop("pair")
+        if negatives is not None or "prd" in self.loss_weights:
+            paired["match"] = pair
+        if negatives is not None:
+            chosen = negatives.texts
+            paired["wrong text"] = Block(hidden=pair.hidden[chosen], mask=pair.mask[chosen])
+            paired["wrong image"] = pair
+        return paired
+
+    def _pair_sums(
+        self,
+        model: ImageTextModel,
+        fused: Mapping[str, torch.Tensor],
+        prepared: PreparedPersons,
+    ) -> dict[str, torch.Tensor]:
+        """Matching and relations, from the fused class tokens."""
+        sums: dict[str, torch.Tensor] = {}
+        if "wrong text" in fused:
+            parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
+            judged, num_pairs = torch.cat(parts), len(parts[0])
+            possible = has_negative(prepared.person_ids)
+            counted = torch.cat((torch.ones_like(possible), possible, possible))
+            labels = itm_labels(num_pairs, 2 * num_pairs, judged.device)
+            sums["itm"] = itm_loss_sum(model.itm_head(judged), labels, counted)
+        if "prd" in self.loss_weights:
+            sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
+        return sums
+
+    def extra_state(self) -> Mapping[str, torch.Tensor]:
+        """The momentum twin as `twin.*`, the queues as `image_queue.*` and `text_queue.*`."""
+        state = {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
+        for name, queue in (("image_queue", self.image_queue), ("text_queue", self.text_queue)):
+            state |= {f"{name}.{key}": value for key, value in queue.state_dict().items()}
+        return state
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `extra_state` gave."""
+        self.twin.load_state_dict(part_of(state, "twin."))
+        self.image_queue.load_state_dict(part_of(state, "image_queue."))
+        self.text_queue.load_state_dict(part_of(state, "text_queue."))

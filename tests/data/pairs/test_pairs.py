@@ -1,0 +1,324 @@
+"""Every format gives the same three pairs back; every kind of bad input gives one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from maskery.core.errors import DataError
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.pairs import NOBODY, Pairs
+from maskery.data.pairs.records import pair_id
+
+COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+CAPTIONS = ["a red square", "a green, leafy square", 'a "blue" square']
+PERSONS = ["ann", "bob", "ann"]
+ROWS = [{"image": f"imgs/{n}.png", "caption": CAPTIONS[n], "person": PERSONS[n]} for n in range(3)]
+
+
+def write_json(root: Path, rows: list[dict[str, Any]], name: str = "pairs.json") -> Path:
+    (root / name).write_text(json.dumps(rows, indent=2))
+    return root / name
+
+
+def write_jsonl(root: Path, rows: list[dict[str, Any]], name: str = "pairs.jsonl") -> Path:
+    (root / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return root / name
+
+
+def write_table(root: Path, rows: list[dict[str, Any]], name: str, separator: str) -> Path:
+    with (root / name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    return root / name
+
+
+def renamed(**names: str) -> list[dict[str, Any]]:
+    return [{names.get(key, key): value for key, value in row.items()} for row in ROWS]
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def bytes_of(root: Path, number: int) -> bytes:
+    return (root / "imgs" / f"{number}.png").read_bytes()
+
+
+def as_json(root: Path) -> Path:
+    return write_json(root, ROWS)
+
+
+def as_jsonl(root: Path) -> Path:
+    return write_jsonl(root, ROWS)
+
+
+def as_json_lines_called_json(root: Path) -> Path:
+    return write_jsonl(root, ROWS, "pairs.json")
+
+
+def as_list_called_jsonl(root: Path) -> Path:
+    return write_json(root, ROWS, "pairs.jsonl")
+
+
+def as_jsonl_with_mark(root: Path) -> Path:
+    path = write_jsonl(root, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    return path
+
+
+def as_csv(root: Path) -> Path:
+    return write_table(root, ROWS, "pairs.csv", ",")
+
+
+def as_open_clip_csv(root: Path) -> Path:
+    return write_table(root, renamed(image="filepath", caption="title"), "pairs.csv", "\t")
+
+
+def as_tsv(root: Path) -> Path:
+    return write_table(root, ROWS, "pairs.tsv", "\t")
+
+
+def as_imagefolder(root: Path) -> Path:
+    rows = [{**row, "file_name": Path(row["image"]).name} for row in ROWS]
+    rows = [{key: row[key] for key in ("file_name", "caption", "person")} for row in rows]
+    write_jsonl(root / "imgs", rows, "metadata.jsonl")
+    return root
+
+
+def as_imagefolder_csv(root: Path) -> Path:
+    write_table(root, renamed(image="file_name", caption="text"), "metadata.csv", ",")
+    return root
+
+
+def as_parquet_paths(root: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(ROWS), root / "pairs.parquet")
+    return root / "pairs.parquet"
+
+
+def as_parquet_structs(root: Path) -> Path:
+    rows = [
+        {**row, "image": {"bytes": bytes_of(root, n), "path": f"{n}.png"}}
+        for n, row in enumerate(ROWS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), root / "pairs.parquet", row_group_size=2)
+    return root / "pairs.parquet"
+
+
+def as_parquet_structs_of_paths(root: Path) -> Path:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": None, "path": row["image"]} for row in ROWS], kind)
+    pq.write_table(
+        pa.table({"image": images, "caption": CAPTIONS, "person": PERSONS}),
+        root / "pairs.parquet",
+    )
+    return root / "pairs.parquet"
+
+
+def as_parquet_bytes(root: Path) -> Path:
+    folder = root / "data"
+    folder.mkdir()
+    for n, row in enumerate(ROWS):
+        table = pa.Table.from_pylist([{**row, "image": bytes_of(root, n)}])
+        pq.write_table(table, folder / f"train-{n:05d}-of-00003.parquet")
+    return root
+
+
+def as_huggingface_dataset(root: Path) -> Path:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "caption": datasets.Value("string"),
+            "person": datasets.Value("string"),
+        }
+    )
+    images = [{"bytes": bytes_of(root, n), "path": None} for n in range(3)]
+    rows = [{**row, "image": image} for row, image in zip(ROWS, images, strict=True)]
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    dataset.to_parquet(str(root / "hf.parquet"))
+    return root / "hf.parquet"
+
+
+def as_shard_with_text(root: Path) -> Path:
+    members = []
+    for n, row in enumerate(ROWS):
+        members.append((f"a/{n}.png", bytes_of(root, n)))
+        members.append((f"a/{n}.txt", f"{row['caption']}\n".encode()))
+        members.append((f"a/{n}.json", json.dumps({"person": row["person"]}).encode()))
+    return write_tar(root / "pairs.tar", members)
+
+
+def as_shards_with_json(root: Path) -> str:
+    for n, row in enumerate(ROWS):
+        annotation = json.dumps({"caption": row["caption"], "person": row["person"]}).encode()
+        members = [("0.json", annotation), ("0.png", bytes_of(root, n))]
+        write_tar(root / f"shard-{n:03d}.tar", members)
+    return str(root / "shard-{000..002}.tar")
+
+
+FORMATS: list[Callable[[Path], Path | str]] = [
+    as_json,
+    as_jsonl,
+    as_json_lines_called_json,
+    as_list_called_jsonl,
+    as_jsonl_with_mark,
+    as_csv,
+    as_open_clip_csv,
+    as_tsv,
+    as_imagefolder,
+    as_imagefolder_csv,
+    as_parquet_paths,
+    as_parquet_structs,
+    as_parquet_structs_of_paths,
+    as_parquet_bytes,
+    as_huggingface_dataset,
+    as_shard_with_text,
+    as_shards_with_json,
+]
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
+def test_every_format_gives_the_pairs_back(root: Path, write: Callable[[Path], Path | str]) -> None:
+    pairs = Pairs.open(write(root))
+    assert len(pairs) == 3
+    assert [pair.captions for pair in pairs] == [(caption,) for caption in CAPTIONS]
+    assert pairs.person_names == ("ann", "bob")
+    assert [pair.person for pair in pairs] == pairs.persons.tolist() == [0, 1, 0]
+    # Backwards: nothing depends on reading in order.
+    for index in (2, 1, 0, -1):
+        image = pairs[index].image.load()
+        assert (image.size, image.mode) == ((4, 3), "RGB")
+        assert image.getpixel((1, 1)) == COLOURS[index]
+    assert len(set(pairs.ids.tolist())) == 3
+    for pair, number in zip(pairs, pairs.ids, strict=True):
+        assert pair.id == number == pair_id(pair.image.name, pair.captions)
+
+
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
+def test_ids_do_not_depend_on_where_the_data_lies(
+    root: Path, tmp_path: Path, write: Callable[[Path], Path | str]
+) -> None:
+    source = write(root)
+    before = Pairs.open(source).ids
+    root.rename(tmp_path / "moved")
+    moved = str(source).replace(str(root), str(tmp_path / "moved"))
+    np.testing.assert_array_equal(Pairs.open(moved).ids, before)
+
+
+def test_several_captions_and_no_person(root: Path) -> None:
+    pairs = Pairs.open(
+        write_jsonl(
+            root,
+            [
+                {"image": "imgs/0.png", "caption": ["a square", "something red"]},
+                {"image": "imgs/1.png", "caption": "green"},
+            ],
+        )
+    )
+    assert pairs[0].captions == ("a square", "something red")
+    assert pairs[0].person is None
+    assert pairs.persons.tolist() == [NOBODY, NOBODY]
+    assert pairs.person_names == ()
+
+
+def test_many_pairs_cross_the_chunks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskery.data.pairs.pairs.CHUNK", 7)
+    rows = [{"image": f"{n}.png", "caption": f"number {n}", "id": n * 10} for n in range(50)]
+    pairs = Pairs.open(write_jsonl(root, rows))
+    assert [pair.captions[0] for pair in pairs] == [f"number {n}" for n in range(50)]
+    assert pairs.person_names == tuple(str(n * 10) for n in range(50))
+
+
+def test_index_outside(root: Path) -> None:
+    pairs = Pairs.open(as_jsonl(root))
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"pair {index} of 3"):
+            pairs[index]
+
+
+def test_images_of_another_folder(root: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, [{"image": "1.png", "caption": "green"}])
+    pairs = Pairs.open(path, PairsConfig(images=root / "imgs"))
+    assert pairs[0].image.load().getpixel((0, 0)) == COLOURS[1]
+    with pytest.raises(DataError, match=r"the image folder .* does not exist"):
+        Pairs.open(path, PairsConfig(images=root / "nowhere"))
+
+
+def test_nested_metadata(root: Path) -> None:
+    for split, number in (("train", 0), ("test", 1)):
+        (root / split).mkdir()
+        (root / split / "x.png").write_bytes(bytes_of(root, number))
+        write_jsonl(root / split, [{"file_name": "x.png", "text": split}], "metadata.jsonl")
+    pairs = Pairs.open(root)
+    by_caption = {pair.captions[0]: pair.image.load().getpixel((0, 0)) for pair in pairs}
+    assert by_caption == {"train": COLOURS[0], "test": COLOURS[1]}
+
+
+def test_splits_are_not_mixed_unasked(root: Path) -> None:
+    splits = ("train", "test", "train")
+    rows = [{**row, "split": split} for row, split in zip(ROWS, splits, strict=True)]
+    path = write_jsonl(root, rows)
+    with pytest.raises(DataError, match=r"holds several splits \('train', 'test', perhaps more\)"):
+        Pairs.open(path)
+    assert len(Pairs.open(path, PairsConfig(split="train"))) == 2
+    with pytest.raises(DataError, match="has no split 'val', only 'train', 'test'"):
+        Pairs.open(path, PairsConfig(split="val"))
+    with pytest.raises(DataError, match="so split 'val' cannot be chosen"):
+        Pairs.open(write_jsonl(root, ROWS), PairsConfig(split="val"))
+
+
+BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
+    ({"image": "../x.png", "caption": "x"}, "climbs out"),
+    ({"image": "/etc/passwd", "caption": "x"}, "is absolute"),
+    ({"image": 5, "caption": "x"}, "the image is 5"),
+    ({"caption": "x"}, "the image is None"),
+    ({"image": "imgs/0.png"}, "the caption is None"),
+    ({"image": "imgs/0.png", "caption": ""}, "holds no word"),
+    ({"image": "imgs/0.png", "caption": 12}, "the caption is 12"),
+    ({"image": "imgs/0.png", "caption": []}, "list of captions is empty"),
+    ({"image": "imgs/0.png", "caption": "y" * 3_000_000}, "3000000 characters"),
+    ({"image": "imgs/0.png", "caption": "x", "person": 1.5}, "the person is 1.5"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), BAD_RECORDS)
+def test_bad_records_are_named_by_line(root: Path, record: dict[str, Any], message: str) -> None:
+    path = write_jsonl(root, [ROWS[0], record, ROWS[2]])
+    with pytest.raises(DataError, match=f"jsonl, line 2: .*{message}"):
+        Pairs.open(path)
+    path = write_json(root, [ROWS[0], record, ROWS[2]])
+    with pytest.raises(DataError, match=f"json, record 2: .*{message}"):
+        Pairs.open(path)
+
+
+def test_bad_captions_can_be_skipped_and_are_counted(root: Path) -> None:
+    bad = {"image": "imgs/1.png", "caption": "?!", "person": "carl"}
+    path = write_jsonl(root, [ROWS[0], bad, ROWS[2], {**bad, "caption": 3}])
+    pairs = Pairs.open(path, PairsConfig(on_bad_caption="skip"))
+    assert [pair.captions[0] for pair in pairs] == [CAPTIONS[0], CAPTIONS[2]]
+    assert pairs.person_names == ("ann",)
+    assert pairs.skipped_captions.count == 2
+    assert "line 2" in str(pairs.skipped_captions)
+    path = write_jsonl(root, [bad])
+    with pytest.raises(DataError, match=r"holds no pairs \(1 caption skipped; the first: .*line 1"):
+        Pairs.open(path, PairsConfig(on_bad_caption="skip"))
+    climbing = {"image": "../1.png", "caption": "x"}
+    with pytest.raises(DataError, match="climbs out"):
+        Pairs.open(write_jsonl(root, [climbing]), PairsConfig(on_bad_caption="skip"))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from maskery.core.errors import DataError
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.pairs import Pairs
+
+Members = list[tuple[str, bytes]]
+
+
+def tar(members: Members) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def members(pictures: list[bytes]) -> Members:
+    return [
+        ("0.png", pictures[0]),
+        ("0.txt", b"red"),
+        ("1.png", pictures[1]),
+        ("1.txt", b"green"),
+    ]
+
+
+def opened(tmp_path: Path, content: bytes, config: PairsConfig | None = None) -> Pairs:
+    (tmp_path / "pairs.tar").write_bytes(content)
+    return Pairs.open(tmp_path / "pairs.tar", config)
+
+
+def refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        opened(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_read_by_offset(tmp_path: Path, members: Members) -> None:
+    pairs = opened(tmp_path, tar(members))
+    assert [pair.image.name for pair in pairs] == ["pairs.tar/0.png", "pairs.tar/1.png"]
+    assert pairs[1].image.load().getpixel((0, 0)) == (0, 250, 0)
+    assert pairs[0].image.load().getpixel((0, 0)) == (250, 0, 0)
+
+
+def test_long_names_and_folders(tmp_path: Path, members: Members) -> None:
+    folder = "deep/" * 60
+    pairs = opened(tmp_path, tar([(folder + name, content) for name, content in members]))
+    assert pairs[1].captions == ("green",)
+    assert pairs[1].image.load().getpixel((0, 0)) == (0, 250, 0)
+
+
+def test_other_members_are_left_alone(tmp_path: Path, members: Members) -> None:
+    pairs = opened(tmp_path, tar([*members[:2], ("0.cls", b"7"), *members[2:]]))
+    assert [pair.captions[0] for pair in pairs] == ["red", "green"]
+
+
+def test_a_key_of_the_json_can_be_asked_for(tmp_path: Path, pictures: list[bytes]) -> None:
+    annotation = json.dumps({"long": ["one", "two"], "person": 4}).encode()
+    content = tar([("0.png", pictures[0]), ("0.txt", b"red"), ("0.json", annotation)])
+    pairs = opened(tmp_path, content, PairsConfig(caption_column="long"))
+    assert pairs[0].captions == ("one", "two")
+    assert pairs.person_names == ("4",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([("0.txt", b"red")], "sample '0' has 0 images"),
+        ([("0.png", b"x"), ("0.jpg", b"x"), ("0.txt", b"red")], "has 2 images"),
+        ([("0.png", b"x")], "neither a .txt nor a .json"),
+        ([("0.png", b"x"), ("0.json", b"{")], "not valid JSON"),
+        ([("0.png", b"x"), ("0.json", b"[1]")], "is not an object"),
+        ([("0.png", b"x"), ("0.json", b'{"a": 1}')], "no caption column"),
+        ([("0.png", b"x"), ("0.txt", b"\xff")], "not valid UTF-8"),
+        ([("0.png", b"x"), ("0.txt", b"")], "holds no word"),
+        ([("0.png", b"x"), ("0.png", b"x"), ("0.txt", b"a")], "occurs twice"),
+        ([], "holds no pairs"),
+    ],
+)
+def test_bad_samples(tmp_path: Path, changes: Members, message: str) -> None:
+    refused(tmp_path, tar(changes), message)
+
+
+def test_no_tar(tmp_path: Path, members: Members) -> None:
+    refused(tmp_path, b"", "not a sound, uncompressed tar file")
+    refused(tmp_path, b"hello" * 500, "not a sound, uncompressed tar file")
+    refused(tmp_path, gzip.compress(tar(members)), "not a sound, uncompressed tar file")
+
+
+def test_nothing_is_lost_where_a_shard_is_cut_or_damaged(tmp_path: Path, members: Members) -> None:
+    content = tar(members)
+    # Header and body of each member take two blocks of 512 bytes.
+    for length in (512, 700, 1024, 1500, 2048, 2500, 4096 - 100, 4096):
+        refused(tmp_path, content[:length], "sound|cut short|damaged|neither")
+    broken = bytearray(content)
+    broken[2048 + 150] ^= 0xFF
+    refused(tmp_path, bytes(broken), "is damaged at byte 2048, or two shards were joined there")
+    refused(tmp_path, content + tar(members), "two shards were joined")
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("0.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(info)
+    refused(tmp_path, buffer.getvalue(), "is a link or a device")
+
+
+def test_huge_texts_are_not_read(
+    tmp_path: Path, members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskery.data.pairs.webdataset.MAX_TEXT_BYTES", 4)
+    refused(tmp_path, tar(members), "member '1.txt' has 5 bytes, more than the 4 allowed")
+
+
+def test_a_shard_that_shrinks_after_indexing(tmp_path: Path, members: Members) -> None:
+    pairs = opened(tmp_path, tar(members))
+    (tmp_path / "pairs.tar").write_bytes(tar(members)[:2600])
+    with pytest.raises(DataError, match="cut short since it was indexed"):
+        pairs[1].image.load()
+    (tmp_path / "pairs.tar").unlink()
+    with pytest.raises(DataError, match=r"pairs\.tar cannot be read"):
+        pairs[1].image.load()
+
+
+def test_images_make_no_sense_with_shards(tmp_path: Path, members: Members) -> None:
+    with pytest.raises(DataError, match="hold their images themselves"):
+        opened(tmp_path, tar(members), PairsConfig(images=tmp_path))
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.integers(0, 2047), st.integers(0, 255)), min_size=1, max_size=4))
+def test_flipped_bytes_give_pairs_or_one_line(
+    tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    broken = bytearray(tar([("0.png", b"x" * 30), ("0.txt", b"red")]))
+    for position, value in changes:
+        broken[position] = value
+    message = ""
+    try:
+        opened(tmp_path, bytes(broken))
+    except DataError as error:
+        message = str(error)
+    assert "\n" not in message

@@ -1,0 +1,224 @@
+"""A whole text run, small: what it writes, that it learns, that it resumes and repeats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_text import lines, save_tiny_model
+from transformers import AutoModelForMaskedLM, pipeline
+
+from maskery.core.errors import CheckpointError, ConfigError, DataError, MaskeryError, ModelError
+from maskery.data.corpus.config import CorpusConfig
+from maskery.recipes.evaluate import evaluate_run
+from maskery.recipes.run_folder import load_config
+from maskery.recipes.text import TextRunConfig, train_text
+from maskery.training.config import TrainingConfig
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(lines(150)), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("encoder"), head=False)
+
+
+def config_of(corpus: Path, model: Path | str, output: Path, **training: object) -> TextRunConfig:
+    settings = {"epochs": 2, "batch_tokens": 256, "learning_rate": 3e-3, "log_every": 1}
+    return TextRunConfig(
+        corpus=(str(corpus),),
+        model=str(model),
+        output=output,
+        training=TrainingConfig(**{**settings, **training}),  # type: ignore[arg-type]
+    )
+
+
+def test_a_run_learns_and_leaves_everything_it_promises(
+    corpus: Path, encoder: Path, tmp_path: Path
+) -> None:
+    config = config_of(corpus, encoder, tmp_path / "run", epochs=10)
+    result = train_text(config, progress=False)
+    assert result.after.loss.value < result.before.loss.value - 0.5
+    assert result.difference["loss"].high < 0.0
+    folder = result.folder
+    assert load_config(folder / "config.yaml", TextRunConfig) == config
+    kinds = [json.loads(line)["kind"] for line in (folder / "metrics.jsonl").open()]
+    assert kinds[0] == kinds[-1] == "held_out"
+    assert kinds.count("train") == result.summary.steps
+    assert json.loads((folder / "evaluation.json").read_text())["after"]["masked_tokens"] > 0
+
+    text = "river stone [MASK] ember forest."
+    predictions = pipeline("fill-mask", model=str(folder / "model"))(text)
+    assert len(predictions) == 5
+    saved = AutoModelForMaskedLM.from_pretrained(folder / "model")
+    assert saved.config.attention_probs_dropout_prob == 0.1  # the encoder's own, not ours
+
+    again = evaluate_run(folder)
+    for name, expected in (("before", result.before), ("after", result.after)):
+        assert again.scores[name].loss.value == pytest.approx(expected.loss.value, abs=1e-5)
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def test_a_run_stopped_and_resumed_equals_one_never_stopped(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from maskery.training import loop
+
+    whole = train_text(
+        config_of(corpus, model, tmp_path / "whole", checkpoint_every=3), progress=False
+    )
+    cut = config_of(corpus, model, tmp_path / "cut", checkpoint_every=3)
+    step = loop.Trainer.step
+
+    def die(self: loop.Trainer, prepared: loop.Step) -> dict[str, torch.Tensor]:
+        if prepared.number == 7:
+            raise KeyboardInterrupt
+        return step(self, prepared)
+
+    monkeypatch.setattr(loop.Trainer, "step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train_text(cut, progress=False)
+    monkeypatch.setattr(loop.Trainer, "step", step)
+    with pytest.raises(CheckpointError, match="in use"):
+        train_text(cut, progress=False)
+    resumed = train_text(
+        TextRunConfig(**{**vars(cut), "resume": "auto"}),
+        progress=False,
+    )
+    assert resumed.summary.resumed_from == 6
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    one, other = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert resumed.after == whole.after
+
+    done = train_text(TextRunConfig(**{**vars(cut), "resume": "auto"}), progress=False)
+    assert done.summary.resumed_from == done.summary.steps
+    assert done.after == whole.after
+
+
+def test_a_checkpoint_of_another_course_is_refused(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    train_text(config_of(corpus, model, tmp_path / "run"), progress=False)
+    other = config_of(corpus, model, tmp_path / "run", seed=1)
+    with pytest.raises(CheckpointError, match="another model, corpus or setting"):
+        train_text(TextRunConfig(**{**vars(other), "resume": "auto"}), progress=False)
+
+
+def test_micro_batches_do_not_change_the_course(corpus: Path, model: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 6}
+    plain = config_of(corpus, model, tmp_path / "plain", **settings)
+    cut = config_of(corpus, model, tmp_path / "micro", micro_batch_tokens=64, **settings)
+    for config in (plain, cut):
+        train_text(
+            TextRunConfig(**{**vars(config), "hidden_dropout": 0.0}),
+            progress=False,
+        )
+    np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "micro"), atol=1e-4)
+
+
+def test_packed_and_padded_take_the_same_first_step(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    firsts = []
+    for layout in ("packed", "padded"):
+        config = config_of(corpus, model, tmp_path / layout, max_steps=1, batch_tokens=100_000)
+        config = TextRunConfig(**{**vars(config), "layout": layout, "hidden_dropout": 0.0})
+        train_text(config, progress=False)
+        firsts.append(losses(tmp_path / layout)[0])
+    assert firsts[0] == pytest.approx(firsts[1], abs=1e-5)
+
+
+def test_from_scratch_trains_a_tokenizer_and_a_model(corpus: Path, tmp_path: Path) -> None:
+    config = config_of(corpus, "scratch:tiny", tmp_path / "run", max_steps=2)
+    result = train_text(TextRunConfig(**{**vars(config), "vocab_size": 120}), progress=False)
+    assert pipeline("fill-mask", model=str(result.folder / "model"))("river [MASK] cloud")
+    assert evaluate_run(result.folder).difference is not None
+
+
+def test_paragraphs_and_an_own_held_out_file(corpus: Path, model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("\n\n".join(lines(9, seed=8)), "utf-8")
+    config = config_of(corpus, model, tmp_path / "run", max_steps=1)
+    config = TextRunConfig(
+        **{
+            **vars(config),
+            "eval_data": (str(own),),
+            "reading": CorpusConfig(unit="paragraph"),
+        }
+    )
+    result = train_text(config, progress=False)
+    assert result.after.examples == 9
+
+
+def bad(corpus: Path, model: Path, tmp_path: Path) -> dict[str, tuple[TextRunConfig, type, str]]:
+    good = vars(config_of(corpus, model, tmp_path / "run"))
+    one = tmp_path / "one.txt"
+    one.write_text("only one example", "utf-8")
+    no_mask = tmp_path / "no-mask"
+    no_mask.mkdir()
+    (no_mask / "x").write_text("")
+    return {
+        "positions": (TextRunConfig(**{**good, "max_length": 33}), ConfigError, "32 positions"),
+        "budget": (
+            TextRunConfig(**{**good, "training": TrainingConfig(batch_tokens=4)}),
+            ConfigError,
+            "batch-tokens",
+        ),
+        "one example": (
+            TextRunConfig(**{**good, "corpus": (str(one),)}),
+            DataError,
+            "held out",
+        ),
+        "folder without a model": (
+            TextRunConfig(**{**good, "model": str(no_mask)}),
+            ModelError,
+            "no config.json",
+        ),
+        "size": (TextRunConfig(**{**good, "model": "scratch:giant"}), ModelError, "no size"),
+        "hub": (TextRunConfig(**{**good, "model": "a/b"}), ModelError, "model hub"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case", ["positions", "budget", "one example", "folder without a model", "size", "hub"]
+)
+def test_bad_settings_say_what_to_do_and_leave_no_folder(
+    case: str, corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    config, kind, message = bad(corpus, model, tmp_path)[case]
+    with pytest.raises(MaskeryError, match=message) as caught:
+        train_text(config, progress=False)
+    assert isinstance(caught.value, kind)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_forced_packing_of_a_family_that_cannot(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskery.models.packing.PACKABLE", frozenset())
+    config = config_of(corpus, model, tmp_path / "run", max_steps=1)
+    with pytest.raises(ModelError, match="--layout padded"):
+        train_text(TextRunConfig(**{**vars(config), "layout": "packed"}), progress=False)
+    assert train_text(config, progress=False).summary.steps == 1  # auto falls back

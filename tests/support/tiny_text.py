@@ -1,0 +1,62 @@
+"""A tiny BERT with a tokenizer trained on a few lines, saved as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "ember",
+    "forest",
+    "signal",
+    "harbour",
+    "lantern",
+    "meadow",
+    "thunder",
+    "copper",
+    "violet",
+]
+
+
+def lines(count: int, seed: int = 0) -> list[str]:
+    """Distinct sentences of 3 to 14 words with a pattern to learn: words follow their order."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        start, length = generator.integers(len(WORDS)), generator.integers(3, 15)
+        words = [WORDS[(start + i) % len(WORDS)] for i in range(length)]
+        rows.append(" ".join(words) + f" number {number}.")
+    return rows
+
+
+def save_tiny_model(folder: Path, *, head: bool = True, seed: int = 0) -> Path:
+    """Write `config.json`, weights and tokenizer; without a head, the encoder alone."""
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=160, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(lines(50), trainer)
+    tokenizer = BertTokenizer(vocab=backend.get_vocab(), model_max_length=32)
+    torch.manual_seed(seed)
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            pad_token_id=0,
+        )
+    )
+    (model if head else model.bert).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
