@@ -19,6 +19,7 @@ from maskery import Masker, MaskingConfig, Vocabulary
 from maskery.data.rows import RowSource, tokenise_rows
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.packing import can_pack
 from maskery.objectives.mlm import mlm_loss_sum
 
 
@@ -41,11 +42,13 @@ def main() -> None:
     wanted = parser.parse_args()
 
     loaded = load_masked_lm(wanted.model)  # attention dropout off: twice as fast
+    pad_token_id = loaded.tokenizer.pad_token_id
+    packed, _ = can_pack(loaded.model, pad_token_id)  # some families need padding after all
     rows = tokenise_rows(read_lines(wanted.corpus), loaded.tokenizer, max_length=128)
-    source = RowSource(rows, batch_tokens=wanted.batch_tokens)
-    model = MaskedLanguageModel(
-        loaded.model, packed=True, pad_token_id=loaded.tokenizer.pad_token_id
+    source = RowSource(
+        rows, batch_tokens=wanted.batch_tokens, layout="packed" if packed else "padded"
     )
+    model = MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=pad_token_id)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     model.to(device).train()
     config = MaskingConfig(mask_rate=0.15, mask_share=1.0, random_share=0.0)  # [MASK] alone
