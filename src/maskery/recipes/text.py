@@ -52,6 +52,7 @@ from maskery.recipes.text_config import SCRATCH, TextRunConfig
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.loop import Summary, Trainer
 from maskery.training.optimiser import build_optimiser
+from maskery.training.trainer_run import train_under_trainer
 
 log = logging.getLogger(__name__)
 
@@ -154,17 +155,28 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
         Masker(vocabulary=run.vocabulary, config=config.masking, seed=config.training.seed),
     )
     new = {f"hf.{name}" for name in run.loaded.new_parameters}
-    trainer = Trainer(
-        task,
-        run.train,
-        build_optimiser(run.model, config.training, new),
-        config.training,
-        folder,
-        identity=run.identity,
-        evaluate=evaluate,
-        progress=progress,
-    )
-    summary = trainer.train(resume=resume)
+    if config.engine == "trainer":
+        summary = train_under_trainer(
+            task,
+            run.train,
+            config.training,
+            folder,
+            new_parameters=new,
+            evaluate=evaluate,
+            progress=progress,
+        )
+    else:
+        trainer = Trainer(
+            task,
+            run.train,
+            build_optimiser(run.model, config.training, new),
+            config.training,
+            folder,
+            identity=run.identity,
+            evaluate=evaluate,
+            progress=progress,
+        )
+        summary = trainer.train(resume=resume)
     if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
         scored.append(run.score())
     result = TextResult(

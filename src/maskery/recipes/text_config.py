@@ -28,6 +28,8 @@ class TextRunConfig:
     """The run folder. Default: runs/CORPUS-MODEL, numbered if taken."""
     resume: Literal["no", "auto"] = "no"
     """auto: go on from the newest sound checkpoint in the run folder, or start if there is none."""
+    engine: Literal["loop", "trainer"] = "loop"
+    """trainer: the same steps under the Hugging Face Trainer; it keeps no checkpoints to resume."""
     eval_data: tuple[str, ...] = ()
     """Held-out text of its own, read like the corpus. Default: a share of the corpus."""
     held_out_share: float = 0.05
@@ -57,6 +59,11 @@ class TextRunConfig:
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
+        if self.engine == "trainer" and self.resume == "auto":
+            raise ConfigError(
+                "--resume auto needs --engine loop: a run of --engine trainer keeps no "
+                "checkpoints; start it afresh with another --output"
+            )
         if not 0.0 < self.held_out_share < 1.0:
             raise ConfigError(
                 f"held_out_share is {self.held_out_share}: it must lie between 0 and 1; try 0.05"

@@ -1,0 +1,202 @@
+"""Tokenised rows, as datasets and data collators hold them, as flat batches and as a source.
+
+A row is a mapping with `input_ids` (special tokens included) and, where known, `example_id` and
+`word_starts`; its ids may be a list, a NumPy array or a tensor.
+
+Shapes: B rows, T tokens of all rows together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.data.plan import Layout, Plan, plan_epoch, split_step
+from maskery.data.text_source import Template, assemble
+from maskery.data.tokenise import encode_texts
+
+Row = Mapping[str, Any]
+# SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def tokenise_rows(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> list[dict[str, Any]]:
+    """Rows with their word starts, for a dataset that fits into memory.
+
+    Longer texts are cut into several rows, so no token is lost; empty texts give none.
+
+    Args:
+        texts: One text a row.
+        tokenizer: Of the model.
+        max_length: The most tokens of a row, special ones included.
+    """
+    template = Template.of(tokenizer)
+    room = max_length - template.num_special
+    if room < 1:
+        raise DataError(
+            f"max_length is {max_length}, which leaves no room beside {template.num_special} "
+            f"special tokens; raise it"
+        )
+    ids, starts, lengths = encode_texts(texts, tokenizer)
+    firsts = np.concatenate(([0], np.cumsum(lengths)))
+    cuts = [np.arange(a, b, room) for a, b in pairwise(firsts)]
+    begins = np.concatenate(cuts or [np.zeros(0, np.int64)]).astype(np.int64)
+    ends = np.minimum(begins + room, firsts[np.searchsorted(firsts, begins, side="right")])
+    none = np.zeros(len(begins), np.int64)
+    batch = assemble(ids, starts, begins, ends - begins, none.astype(np.uint64), none, template)
+    return [
+        {"input_ids": batch.input_ids[a:b], "word_starts": batch.word_starts[a:b]}
+        for a, b in pairwise(batch.boundaries)
+    ]
+
+
+def flatten(rows: Sequence[Row]) -> TokenBatch:
+    """Lay rows end to end.
+
+    A row without `example_id` is named by a hash of its tokens; one without `word_starts` has every
+    token for a word of its own.
+
+    Raises:
+        DataError: A row has no `input_ids`, or its columns disagree in length.
+    """
+    if not rows:
+        raise DataError("a batch has no rows; give the collator at least one")
+    if any("input_ids" not in row for row in rows):
+        raise DataError("a row has no 'input_ids': tokenise the texts first")
+    columns = [row["input_ids"] for row in rows]
+    lengths = np.fromiter(map(len, columns), np.int64, len(columns))
+    boundaries = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+    ids = flat_column(columns, np.int64)
+    if "word_starts" in rows[0]:
+        word_starts = flat_column([row["word_starts"] for row in rows], np.bool_)
+        if len(word_starts) != len(ids):
+            raise DataError(
+                f"the rows have {len(ids)} input_ids and {len(word_starts)} word_starts; "
+                f"they must agree"
+            )
+    else:
+        word_starts = np.ones(len(ids), np.bool_)
+    if "example_id" in rows[0]:
+        example_ids = np.array([int(row["example_id"]) & (1 << 64) - 1 for row in rows], np.uint64)
+    else:
+        example_ids = hash_rows(ids, boundaries)
+    return TokenBatch(
+        input_ids=ids,
+        boundaries=boundaries,
+        example_ids=example_ids,
+        starts=np.zeros(len(rows), np.int64),
+        word_starts=word_starts,
+    )
+
+
+def flat_column(columns: Sequence[Any], dtype: Any) -> npt.NDArray[Any]:
+    """Lists, arrays or tensors end to end, copied."""
+    if isinstance(columns[0], np.ndarray):
+        return np.concatenate(columns).astype(dtype, copy=False)
+    if isinstance(columns[0], torch.Tensor):
+        return torch.cat(list(columns)).numpy().astype(dtype, copy=False)
+    return np.fromiter(chain.from_iterable(columns), dtype)
+
+
+def hash_rows(
+    input_ids: npt.NDArray[np.int64], boundaries: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """(B,) uint64: a hash of each row's tokens and their order, the same on any machine."""
+    lengths = np.diff(boundaries)
+    sums = np.zeros(len(lengths), np.uint64)
+    full = lengths > 0
+    if full.any():
+        within = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths)
+        mixed = (within.astype(np.uint64) << np.uint64(32)) + input_ids.astype(np.uint64)
+        sums[full] = np.add.reduceat(_mixed(mixed), boundaries[:-1][full])
+    return _mixed(sums + lengths.astype(np.uint64))
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    mixed = (values + np.uint64(1)) * np.uint64(GOLDEN)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(MIX_1)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(MIX_2)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+class RowSource:
+    """The batches of a run over rows in memory.
+
+    Args:
+        rows: Tokenised, special tokens included.
+        batch_tokens: The most tokens of a step.
+        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
+        layout: Packed or padded, as the model.
+        seed: Of the order.
+
+    Raises:
+        DataError: There are no rows.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        *,
+        batch_tokens: int,
+        micro_tokens: int | None = None,
+        layout: Layout = "packed",
+        seed: int = 0,
+    ) -> None:
+        self.all = flatten(rows)
+        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
+        self.layout: Layout = layout
+        self.seed = seed
+        self._plan: tuple[int, Plan] | None = None
+
+    def plan(self, epoch: int) -> Plan:
+        """The steps of an epoch; the latest is kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            plan = plan_epoch(
+                self.all.lengths,
+                seed=self.seed,
+                epoch=epoch,
+                batch_tokens=self.batch_tokens,
+                layout=self.layout,
+            )
+            self._plan = (epoch, plan)
+        return self._plan[1]
+
+    def num_steps(self, epoch: int) -> int:
+        """How many steps an epoch has."""
+        return self.plan(epoch).num_steps
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[TokenBatch]:
+        """One process's share of a step."""
+        chosen = self.plan(epoch).step(step)
+        parts = split_step(
+            self.all.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size
+        )
+        return [self.batch(chosen[part]) for part in parts[rank::world_size]]
+
+    def batch(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+        """The batch of some rows, shortest first, so that equal lengths are neighbours."""
+        chosen = chosen[np.argsort(self.all.lengths[chosen], kind="stable")]
+        return assemble(
+            self.all.input_ids,
+            self.all.word_starts,
+            self.all.boundaries[chosen],
+            self.all.lengths[chosen],
+            self.all.example_ids[chosen],
+            np.zeros(len(chosen), np.int64),
+            Template(prefix=(), suffix=()),
+        )
