@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from maskery.core.errors import ModelError
 from maskery.core.optional import require
+from maskery.core.vocabulary import vocabulary_size
 from maskery.models import attention
 
 ATTENTION_DROPOUTS = (
@@ -155,10 +156,11 @@ def load_masked_lm(
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unloadable(name, "weights", error) from error
-    if len(tokenizer) > config.vocab_size:
+    size = vocabulary_size(tokenizer)
+    if size > config.vocab_size:
         raise ModelError(
-            f"the tokenizer of '{name}' has {len(tokenizer)} tokens and its model "
-            f"{config.vocab_size}: they do not belong together; use the model's own tokenizer"
+            f"the tokenizer of '{name}' has ids up to {size - 1} and its model "
+            f"{config.vocab_size} rows: they do not belong together; use the model's own tokenizer"
         )
     return Loaded(
         model=model.eval(),

@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
 from maskery.core.errors import ModelError
+from maskery.core.vocabulary import vocabulary_size
 from maskery.models import attention
 from maskery.models.loading import Loaded
 
@@ -39,7 +40,7 @@ def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -
     attention.register()
     shape = SIZES[size]
     config = BertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         hidden_size=shape.width,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,

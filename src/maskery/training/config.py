@@ -19,7 +19,7 @@ class TrainingConfig:
     epochs: int = 3
     """Times the corpus is read."""
     max_steps: int | None = None
-    """Stop after this many optimiser steps, whatever epochs says."""
+    """Most optimiser steps; fewer if the epochs end before."""
     batch_tokens: int = 4096
     """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
     micro_batch_tokens: int | None = None

@@ -157,7 +157,7 @@ class Trainer:
         """One optimiser step; returns its loss terms and total, detached, and the gradient norm."""
         self.task.model.train()
         # Dropout follows from (seed, step, process) alone, so that resuming repeats it.
-        torch.manual_seed(_mix(self.config.seed, step.number, self.accelerator.process_index))
+        torch.manual_seed(step_seed(self.config.seed, step.number, self.accelerator.process_index))
         factor = learning_rate_factor(
             step.number,
             self.total_steps,
@@ -293,7 +293,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
 
 
-def _mix(*numbers: int) -> int:
+def step_seed(*numbers: int) -> int:
     """A 63-bit seed from several numbers."""
     mixed = 0
     for number in numbers:

@@ -27,7 +27,7 @@ from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.task import BatchSource, Task
 from maskery.training.checkpoint import named_tensors
 from maskery.training.config import TrainingConfig
-from maskery.training.loop import Step, _mix
+from maskery.training.loop import Step, step_seed
 from maskery.training.optimiser import build_optimiser
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
@@ -120,7 +120,7 @@ class MaskedLMTrainer(Trainer):  # type: ignore[misc]  # Transformers is not typ
             self._window_began = time.perf_counter()
         self.task.model = model  # wrapped, where there are several processes
         model.train()
-        torch.manual_seed(_mix(self.args.seed, step.number, self.args.process_index))
+        torch.manual_seed(step_seed(self.args.seed, step.number, self.args.process_index))
         self._learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
         self.task.before_step()
         counts = self._global_counts(step)

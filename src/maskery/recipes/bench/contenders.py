@@ -18,6 +18,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -243,6 +244,7 @@ def _hf_trainer(
                 data_collator=collator,
                 callbacks=[watch],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return Turn(
             real_tokens=collator.real,
