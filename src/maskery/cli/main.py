@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `maskery --help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -20,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
     "bench": ("bench", "measure Maskery beside what people use now"),
 }
+# What a full or protected disk raises; everything else is a fault of ours and keeps its traceback.
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 EXAMPLES = """examples:
   maskery quickstart
   maskery train text notes/*.txt --model minilm --epochs 3
@@ -79,6 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        where = f" '{error.filename}'" if error.filename else ""
+        print(
+            f"maskery {name}: writing{where} failed ({error.strerror}); free some space or choose "
+            f"another folder; a training run goes on with --resume auto",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"maskery {name}: stopped", file=sys.stderr)
         return 130

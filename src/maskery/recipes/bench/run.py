@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,13 +130,22 @@ def environment(config: BenchConfig) -> dict[str, Any]:
 
 
 def _measure_memory() -> None:
-    import resource
-
     request = json.load(sys.stdin)
     config = from_plain(request["config"], BenchConfig, "request")
     take = build(request["name"], config)
     take(config.batch_tokens)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(_peak_resident_mb())
+
+
+def _peak_resident_mb() -> float:
+    """Of this process alone; `ru_maxrss` would also count what its parent had before the fork."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
