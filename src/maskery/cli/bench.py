@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ class Bench:
     """Maskery beside HF's recipe and the seed document's loop, interleaved in one run.
 
     Examples:
+      maskery bench
       maskery bench meditations.txt
       maskery bench meditations.txt --contenders maskery hf-blocks --dropout none --rounds 5
       maskery bench meditations.txt --json --chart bench.png
@@ -35,9 +37,14 @@ class Bench:
 def main(arguments: Sequence[str]) -> int:
     """Parse, measure, report."""
     wanted = parse(Bench, "bench", arguments)
+    set_up_logging(quiet=True)
+    if wanted.run.corpus == Path():
+        from maskery.recipes.quickstart import write_corpus
+
+        corpus = write_corpus(Path(tempfile.mkdtemp(prefix="maskery-bench-")))
+        wanted = replace(wanted, run=replace(wanted.run, corpus=corpus))
     if not wanted.run.corpus.is_file():
         raise DataError(f"there is no file '{wanted.run.corpus}'; name a text file to train on")
-    set_up_logging(quiet=True)
     from maskery.recipes.bench.run import run_bench
 
     result = run_bench(wanted.run, lambda line: print(line, file=sys.stderr))

@@ -17,8 +17,8 @@ Name = Literal["maskery", "hf-blocks", "hf-lines", "seed"]
 class BenchConfig:
     """Contenders take turns in one process; medians of the rounds are compared."""
 
-    corpus: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS")]
-    """A text file; each line is an example."""
+    corpus: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS")] = Path()
+    """A text file; each line is an example. Default: the text of Python's language reference."""
     model: str = "minilm"
     """minilm, a folder or a hub name."""
     contenders: tuple[Name, ...] = ("maskery", "hf-blocks", "hf-lines", "seed")
