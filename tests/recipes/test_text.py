@@ -14,9 +14,10 @@ from transformers import AutoModelForMaskedLM, pipeline
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, MaskeryError, ModelError
 from maskery.data.corpus.config import CorpusConfig
+from maskery.models.loading import load_masked_lm
 from maskery.recipes.evaluate import evaluate_run
 from maskery.recipes.run_folder import load_config
-from maskery.recipes.text import TextRunConfig, train_text
+from maskery.recipes.text import TextRunConfig, choose_layout, train_text
 from maskery.training.config import TrainingConfig
 from maskery.training.tracking import read_metrics
 
@@ -224,3 +225,20 @@ def test_forced_packing_of_a_family_that_cannot(
     with pytest.raises(ModelError, match="--layout padded"):
         train_text(TextRunConfig(**{**vars(config), "layout": "packed"}), progress=False)
     assert train_text(config, progress=False).summary.steps == 1  # auto falls back
+
+
+def test_attention_dropout_on_a_gpu_is_padded_or_refused(
+    corpus: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = load_masked_lm(str(model))
+    settings = vars(config_of(corpus, model, tmp_path / "run"))
+    wanted = TextRunConfig(**{**settings, "attention_dropout": True})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_layout(wanted, loaded) == "padded"
+    forced = TextRunConfig(**{**vars(wanted), "layout": "packed"})
+    with pytest.raises(ConfigError, match="do not go together"):
+        choose_layout(forced, loaded)
+    assert choose_layout(TextRunConfig(**settings), loaded) == "packed"

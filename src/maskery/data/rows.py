@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.data.plan import Layout, Plan, plan_epoch, split_step
+from maskery.data.plan import Layout
+from maskery.data.planned import PlannedSource
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
 
@@ -132,7 +133,7 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return mixed
 
 
-class RowSource:
+class RowSource(PlannedSource):
     """The batches of a run over rows in memory.
 
     Args:
@@ -156,41 +157,16 @@ class RowSource:
         seed: int = 0,
     ) -> None:
         self.all = flatten(rows)
-        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
-        self.layout: Layout = layout
-        self.seed = seed
-        self._plan: tuple[int, Plan] | None = None
-
-    def plan(self, epoch: int) -> Plan:
-        """The steps of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            plan = plan_epoch(
-                self.all.lengths,
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_tokens,
-                layout=self.layout,
-            )
-            self._plan = (epoch, plan)
-        return self._plan[1]
-
-    def num_steps(self, epoch: int) -> int:
-        """How many steps an epoch has."""
-        return self.plan(epoch).num_steps
-
-    def micro_batches(
-        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[TokenBatch]:
-        """One process's share of a step."""
-        chosen = self.plan(epoch).step(step)
-        parts = split_step(
-            self.all.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size
+        super().__init__(
+            self.all.lengths,
+            batch_tokens=batch_tokens,
+            micro_tokens=micro_tokens,
+            layout=layout,
+            seed=seed,
         )
-        return [self.batch(chosen[part]) for part in parts[rank::world_size]]
 
-    def batch(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """The batch of some rows, shortest first, so that equal lengths are neighbours."""
-        chosen = chosen[np.argsort(self.all.lengths[chosen], kind="stable")]
+    def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+        """The batch of some rows, in the order given."""
         return assemble(
             self.all.input_ids,
             self.all.word_starts,

@@ -5,7 +5,7 @@ Shapes: W windows, B sequences, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,14 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ModelError
-from maskery.data.plan import (
-    Layout,
-    Plan,
-    cut_by_padded_size,
-    cut_by_sum,
-    plan_epoch,
-    split_step,
-)
+from maskery.data.plan import Layout, cut_by_padded_size, cut_by_sum
+from maskery.data.planned import PlannedSource
 from maskery.data.store import TokenStore
 from maskery.data.windows import Windows, cut_windows
 
@@ -111,7 +105,7 @@ def assemble(
     )
 
 
-class TextSource:
+class TextSource(PlannedSource):
     """The batches of a run over some documents of a store.
 
     Args:
@@ -138,43 +132,19 @@ class TextSource:
         seed: int = 0,
     ) -> None:
         self.store, self.template = store, template
-        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
-        self.layout: Layout = layout
-        self.seed = seed
         self.windows: Windows = cut_windows(
             store.lengths(), documents, max_length - template.num_special
         )
-        self.lengths = self.windows.lengths + template.num_special
-        self._plan: tuple[int, Plan] | None = None
+        super().__init__(
+            self.windows.lengths + template.num_special,
+            batch_tokens=batch_tokens,
+            micro_tokens=micro_tokens,
+            layout=layout,
+            seed=seed,
+        )
 
-    def plan(self, epoch: int) -> Plan:
-        """The steps of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            plan = plan_epoch(
-                self.lengths,
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_tokens,
-                layout=self.layout,
-            )
-            self._plan = (epoch, plan)
-        return self._plan[1]
-
-    def num_steps(self, epoch: int) -> int:
-        """How many steps an epoch has."""
-        return self.plan(epoch).num_steps
-
-    def micro_batches(
-        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[TokenBatch]:
-        """One process's share of a step."""
-        chosen = self.plan(epoch).step(step)
-        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
-        return [self.batch(chosen[part]) for part in parts[rank::world_size]]
-
-    def batch(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """The batch of some windows, shortest first, so that equal lengths are neighbours."""
-        chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
+    def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+        """The batch of some windows, in the order given."""
         documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
         return assemble(
             self.store.tokens,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
@@ -302,6 +303,14 @@ def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
         ModelError: Packing is asked for and this model cannot be packed.
     """
     if config.layout == "padded":
+        return "padded"
+    if config.attention_dropout and torch.cuda.is_available():
+        if config.layout == "packed":
+            raise ConfigError(
+                "--layout packed and --attention-dropout do not go together on a GPU, whose "
+                "variable-length attention has no dropout; leave out one of them"
+            )
+        log.warning("batches are padded: the GPU's variable-length attention has no dropout")
         return "padded"
     possible, reason = can_pack(loaded.model, pad_token_id(loaded.tokenizer))
     if possible:
