@@ -12,6 +12,8 @@ from hypothesis import settings
 # No test is timed: a busy machine must not fail one.
 settings.register_profile("maskery", deadline=None)
 settings.load_profile("maskery")
+# Tiny models on workers that share two cores: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Test helpers stand beside the tests that use them.
