@@ -147,6 +147,10 @@ class ParquetImages:
                 table = file.read_row_group(group, columns=[column], use_threads=False)
         except UNSOUND as error:
             raise _damaged(path, error) from error
+        expected = self.metadata[number].row_group(group).num_rows
+        if table.num_rows != expected:
+            shortfall = ValueError(f"row group {group} has {table.num_rows} of {expected} rows")
+            raise _damaged(path, shortfall)
         with self._lock:
             self._kept[number, group] = table.column(0)
             while len(self._kept) > GROUPS_KEPT:
