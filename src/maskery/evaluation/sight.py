@@ -3,7 +3,7 @@
 Masks are frozen and wrong pictures fixed, so the three answers are to the same questions and can be
 compared word by word.
 
-Shapes: B captions, L tokens of the longest, I pictures, D text width, M masked tokens, V vocabulary.
+Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -153,9 +153,7 @@ def sequences(batch: TokenBatch, positions: npt.NDArray[np.int64]) -> npt.NDArra
     return np.searchsorted(batch.boundaries, positions, side="right") - 1
 
 
-def _one_each(
-    batch: TokenBatch, wanted: npt.NDArray[np.bool_]
-) -> Iterable[npt.NDArray[np.int64]]:
+def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.NDArray[np.int64]]:
     """The wanted tokens in rounds, each with at most one of a sequence."""
     positions = np.flatnonzero(wanted)
     rows = sequences(batch, positions)

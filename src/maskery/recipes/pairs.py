@@ -133,7 +133,7 @@ def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult
     folder = open_folder(config.output, default_folder(stem, config.start), resume=resume)
     fresh = not any(folder.iterdir())
     try:
-        run = prepare_pairs(config, progress=progress)
+        run = prepare_pairs(config, folder=folder, progress=progress)
         save_config(folder, replace(config, output=folder))
         trainer = Trainer(
             run.task,
@@ -163,17 +163,22 @@ def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult
 
 
 def prepare_pairs(
-    config: PairsRunConfig, *, start: StartModel | None = None, progress: bool = True
+    config: PairsRunConfig,
+    *,
+    start: StartModel | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
 ) -> PairsRun:
     """Read, tokenise and split the pairs, and load or make the initial model.
 
     Args:
         config: The run.
         start: A model to use instead of the one the config names.
+        folder: The run folder, as in `start_model`.
         progress: Whether to draw bars.
     """
     pairs = Pairs.open(config.pairs, config.reading)
-    start = start or start_model(config, pairs, progress=progress)
+    start = start or start_model(config, pairs, folder=folder, progress=progress)
     captions = _tokenise(config, pairs, start)
     groups = group_ids(pairs)
     if config.eval_pairs is None:

@@ -20,7 +20,7 @@ def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str
     right = scores["right"]
     found = ""
     if evaluation.mrtd_auc is not None:
-        found = f"\nReplaced words are told from original ones with an AUC of "
+        found = "\nReplaced words are told from original ones with an AUC of "
         found += f"{evaluation.mrtd_auc:.3f}.\n"
     table = "\n".join(rows)
     return f"""---

@@ -43,9 +43,9 @@ class PairsTrainingConfig(TrainingConfig):
     """Pairs of one optimiser step, over all processes."""
     micro_batch_pairs: int | None = None
     """Most pairs one device computes at once; smaller values accumulate. Default: batch_pairs."""
-    batch_tokens: Annotated[int, tyro.conf.Fixed] = 4096
+    batch_tokens: Annotated[int, tyro.conf.Suppress, tyro.conf.Fixed] = 4096
     """Not used: steps are counted in pairs."""
-    micro_batch_tokens: Annotated[int | None, tyro.conf.Fixed] = None
+    micro_batch_tokens: Annotated[int | None, tyro.conf.Suppress, tyro.conf.Fixed] = None
     """Not used: steps are counted in pairs."""
 
     def __post_init__(self) -> None:

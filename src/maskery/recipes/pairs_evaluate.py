@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
+from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.source import ViewedPairs
 from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.masked import FROZEN_EPOCH, ExampleSums, MaskedScores, compare, summarise
@@ -74,11 +75,12 @@ def evaluate_pairs(run: PairsRun) -> PairsEvaluation:
     )
 
 
-def mrtd_auc(run: PairsRun) -> float:
+def mrtd_auc(run: PairsRun) -> float | None:
     """The area under the ROC curve of replaced against original words on held-out captions.
 
     The momentum twin fills frozen masks by sampling, as in training, and the model judges every
-    word that is not special.
+    word that is not special. None where all its samples are the original words, or none are: a twin
+    that knows every word replaces nothing.
     """
     scores, labels = [], []
     run.task.model.eval()
@@ -89,7 +91,11 @@ def mrtd_auc(run: PairsRun) -> float:
         log_odds, replaced = run.task.judge(prepared.to(run.start.model.device))
         scores.append(log_odds.double().cpu().numpy())
         labels.append(replaced.cpu().numpy())
-    return auc(np.concatenate(scores), np.concatenate(labels))
+    judged = np.concatenate(labels)
+    if len(np.unique(judged)) < 2:
+        log.warning("replaced words are not judged: %d of %d are", judged.sum(), len(judged))
+        return None
+    return auc(np.concatenate(scores), judged)
 
 
 def accepted_ids(
@@ -166,8 +172,7 @@ def evaluate_pairs_run(
     Raises:
         ConfigError: The run has no model yet.
     """
-    from dataclasses import replace
-
+    # The recipe imports this module, so these come at the last moment.
     from maskery.recipes.pairs import prepare_pairs
     from maskery.recipes.pairs_model import start_model
 
@@ -186,8 +191,6 @@ def evaluate_pairs_run(
         score_words=score_words or config.score_words,
         eval_pairs=eval_pairs or config.eval_pairs,
     )
-    from maskery.data.pairs.pairs import Pairs
-
     start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)
     with torch.no_grad():
         return evaluate_pairs(prepare_pairs(config, start=start, progress=False))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
@@ -24,8 +24,7 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer
 from maskery.recipes.pairs_config import SCRATCH, SIZES, PairsRunConfig
 
-log = logging.getLogger(__name__)
-
+TOKENIZER = "tokenizer"
 NEW_PARTS = (".crossattention.",)
 NEW_HEADS = ("vision_proj.", "text_proj.", "itm_head.", "prd_head.", "mrtd_head.", "temp")
 
@@ -49,8 +48,17 @@ class StartModel:
     from_scratch: bool = False
 
 
-def start_model(config: PairsRunConfig, pairs: Pairs, *, progress: bool = True) -> StartModel:
+def start_model(
+    config: PairsRunConfig, pairs: Pairs, *, folder: Path | None = None, progress: bool = True
+) -> StartModel:
     """Make or load the model of a run.
+
+    Args:
+        config: The run.
+        pairs: What a tokenizer is trained on, from scratch.
+        folder: The run folder, which keeps that tokenizer: trained again, it would number its
+            pieces differently, and the run could not be resumed.
+        progress: Whether to draw bars.
 
     Raises:
         ModelError: It cannot be loaded, or does not fit its tokenizer.
@@ -58,7 +66,7 @@ def start_model(config: PairsRunConfig, pairs: Pairs, *, progress: bool = True) 
     if config.text_model is not None and config.vision_model is not None:
         start = _from_encoders(config, config.text_model, config.vision_model)
     elif config.model.startswith(SCRATCH):
-        start = _from_scratch(config, pairs, progress=progress)
+        start = _from_scratch(config, _own_tokenizer(config, pairs, folder, progress))
     else:
         start = _from_folder(config)
     vocabulary, pieces = start.model.config.text_config.vocab_size, len(start.tokenizer)
@@ -74,14 +82,34 @@ def _image_size(view: ViewConfig) -> tuple[int, int] | None:
     return None if view.height is None or view.width is None else (view.height, view.width)
 
 
-def _from_scratch(config: PairsRunConfig, pairs: Pairs, *, progress: bool) -> StartModel:
+def _own_tokenizer(
+    config: PairsRunConfig, pairs: Pairs, folder: Path | None, progress: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that the run folder keeps, or one trained on the captions now."""
+    kept = None if folder is None else folder / TOKENIZER
+    if kept is not None and kept.is_dir():
+        try:
+            return AutoTokenizer.from_pretrained(kept)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
+            ) from error
+    tokenizer = train_wordpiece(CaptionCorpus(pairs), config.vocab_size, progress=progress)
+    if kept is not None:
+        partial = kept.with_name(f"{kept.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        tokenizer.save_pretrained(partial)
+        partial.rename(kept)
+    return tokenizer
+
+
+def _from_scratch(config: PairsRunConfig, tokenizer: PreTrainedTokenizerBase) -> StartModel:
     sizes = SIZES[config.model.removeprefix(SCRATCH)]
     asked = _image_size(config.view)
     if asked is not None:
         sizes = replace(sizes, image_size=asked)
     if config.max_length is not None:
         sizes = replace(sizes, max_length=config.max_length)
-    tokenizer = train_wordpiece(CaptionCorpus(pairs), config.vocab_size, progress=progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = build_from_scratch(
@@ -132,7 +160,8 @@ def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
     """
     fitted = preprocessing_of(name, model, view)
     height, width = fitted.height, fitted.width
-    assert height is not None and width is not None
+    assert height is not None
+    assert width is not None
     check_image_size((height, width), model.config.vision_config)
     return fitted
 

@@ -35,7 +35,7 @@ class ImageTextMLMConfig:
     """Where replacements are sampled: at masked words, or everywhere as RaSa was released."""
     mlm_with_image: bool = True
     """Fill masked words with the picture's help; off to measure what the picture adds."""
-    seed: Annotated[int, tyro.conf.Fixed] = 0
+    seed: Annotated[int, tyro.conf.Suppress, tyro.conf.Fixed, tyro.conf.arg(name="step-seed")] = 0
     """Seed of the sampled replacements and the drawn negatives; a run gives it its own."""
 
     def __post_init__(self) -> None:

@@ -149,9 +149,7 @@ def _chunks(pairs: Pairs) -> Iterator[list[tuple[int, str]]]:
         yield chunk
 
 
-def _starts(
-    owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _starts(owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Where each caption starts among those of its owner: (C,)."""
     before = np.cumsum(lengths) - lengths
     first = np.searchsorted(owners, owners, side="left")

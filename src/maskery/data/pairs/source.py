@@ -133,8 +133,7 @@ class PairSource:
         members, images = self._sound(members, epoch)
         ids = self.ids[members]
         views = [
-            self._views(images, view_draws(self.seed, epoch, ids, view=number))
-            for number in (0, 1)
+            self._views(images, view_draws(self.seed, epoch, ids, view=number)) for number in (0, 1)
         ]
         return ViewedPairs(
             image1=views[0],
