@@ -158,15 +158,15 @@ def test_a_run_goes_on_from_the_model_and_twin_of_another(tmp_path: Path) -> Non
 
 
 def test_broken_pictures_are_told_of_at_the_end_or_end_the_run(tmp_path: Path) -> None:
-    pairs = save_tiny_pairs(tmp_path / "data", 24)
-    for number in range(0, 24, 5):
+    pairs = save_tiny_pairs(tmp_path / "data", 48)
+    for number in (1, 9, 17, 25):
         (tmp_path / "data" / f"{number:03d}.png").write_bytes(b"GIF89a")
     result = train_pairs(config_of(pairs, tmp_path / "run", max_steps=4), progress=False)
     assert result.skipped
     assert "skipped; the first: image" in result.skipped[0]
     strict = config_of(pairs, tmp_path / "strict")
     strict = replace(strict, reading=replace(strict.reading, on_bad_image="fail"))
-    with pytest.raises(MaskeryError, match="is damaged|is not a picture"):
+    with pytest.raises(MaskeryError, match=r"is damaged|is not a picture"):
         train_pairs(strict, progress=False)
 
 
