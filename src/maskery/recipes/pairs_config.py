@@ -95,7 +95,7 @@ class PairsRunConfig:
     mrtd_mask_rate: float = 0.3
     """Share of the words that the momentum twin fills anew for replaced token detection (RaSa)."""
     objectives: Annotated[ImageTextMLMConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: ImageTextMLMConfig(itc_weight=1.0)
+        default_factory=lambda: ImageTextMLMConfig(itc_weight=0.5)
     )
     training: Annotated[PairsTrainingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=PairsTrainingConfig
