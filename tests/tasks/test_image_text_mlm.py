@@ -234,3 +234,45 @@ def test_learning_lowers_both_losses() -> None:
         optimizer.zero_grad()
         history.append(means["mlm"].item())
     assert sum(history[-10:]) < 0.7 * sum(history[:10])
+
+
+def test_the_contrast_is_albefs_formula_with_the_twin_as_teacher() -> None:
+    of = task(itc_weight=1.0, momentum=0.5, alpha=0.4)
+    of.model.eval()
+    of.before_step()
+    prepared = prepared_for(of, [1, 2, 3, 2])  # two of one pair: positives of each other
+    with torch.no_grad():
+        loss = of.loss_sums(prepared)["itc"]
+
+        def features(model: Any, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            tokens, text = model.encode_image(image), prepared.text1
+            hidden = model.text_encoder.encode_text(text.input_ids, text.attention_mask)
+            pair = model.vision_proj(tokens[:, 0]), model.text_proj(hidden[:, 0])
+            return pair[0] / pair[0].norm(dim=1, keepdim=True), pair[1] / pair[1].norm(
+                dim=1, keepdim=True
+            )
+
+        image, text = features(of.model, prepared.image1)
+        image_m, text_m = features(of.twin.model, prepared.image2)
+        same = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1]]).float()
+        hard = same / same.sum(dim=1, keepdim=True)
+        expected = 0.0
+        for query, query_m, keys in ((image, image_m, text_m), (text, text_m, image_m)):
+            targets = 0.6 * hard + 0.4 * torch.softmax(query_m @ keys.T / of.model.temp, dim=1)
+            logs = torch.log_softmax(query @ keys.T / of.model.temp, dim=1)
+            expected += float(-(targets * logs).sum()) / 2
+    assert prepared.counts["itc"] == 4
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_judging_reads_the_same_words_as_the_detection_loss() -> None:
+    of = task()
+    of.model.eval()
+    prepared = prepared_for(of, [1, 2, 3])
+    log_odds, labels = of.judge(prepared)
+    assert 0 < int(labels.sum()) < len(labels) == prepared.counts["mrtd"]
+    # -log P(label) from the log-odds, summed, is the loss.
+    loss = torch.nn.functional.softplus(torch.where(labels == 1, -log_odds, log_odds)).sum()
+    assert loss.item() == pytest.approx(of.loss_sums(prepared)["mrtd"].item(), rel=1e-5)
+    with pytest.raises(ConfigError, match="mrtd_weight is 0"):
+        task(mrtd_weight=0).judge(prepared)

@@ -57,6 +57,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
             input_ids=record["text2.input_ids"],
             attention_mask=record["text2.attention_mask"].bool(),
         ),
+        pair_ids=record["idx"],
         mlm=MaskedText(
             input_ids=record["mlm_input_ids"],
             positions=positions,

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
-from maskery.cli.figures import scores_table
+from maskery.cli.figures import scores_table, sights_table
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.masking.config import MaskingConfig
@@ -27,12 +27,16 @@ class Evaluate:
       maskery evaluate runs/meditations-minilm
       maskery evaluate runs/a --data held_out.txt --against bert-base-uncased
       maskery evaluate runs/a --data held_out.txt --json
+      maskery evaluate runs/people --data people/pairs_test.jsonl --score-words drawn-people
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """A run folder, a model folder, a hub name or minilm."""
     data: tuple[str, ...] = ()
-    """Held-out text: files, folders, globs or a hub id. Default: what the run held out."""
+    """Held-out text: files, folders, globs or a hub id; for a run of train pairs, one source of
+    pairs. Default: what the run held out."""
+    score_words: tuple[str, ...] = ()
+    """For a run of train pairs: words scored one at a time, as there. Default: the run's."""
     against: str | None = None
     """Another model with the same tokenizer, for the paired difference."""
     batch_tokens: int | None = None
@@ -61,6 +65,12 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, evaluate, report."""
     wanted = parse(Evaluate, "evaluate", arguments)
     set_up_logging(quiet=True)
+    from maskery.recipes.pairs_evaluate import is_pairs_run
+
+    if is_pairs_run(Path(wanted.model)):
+        return report_pairs(wanted)
+    if wanted.score_words:
+        raise ConfigError("--score-words is for a run of maskery train pairs; leave it out")
     from maskery.recipes.evaluate import evaluate_model, evaluate_run
 
     if wanted.data:
@@ -89,4 +99,32 @@ def main(arguments: Sequence[str]) -> int:
         print_json({"scores": scores, "difference": result.difference})
     else:
         print(scores_table(result.scores, result.difference))
+    return 0
+
+
+def report_pairs(wanted: Evaluate) -> int:
+    """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
+    default = Evaluate(model=wanted.model)
+    for name in ("against", "batch_tokens", "mask_seed", "cache_dir", "reading", "masking"):
+        if getattr(wanted, name) != getattr(default, name):
+            raise ConfigError(
+                f"{name} is set, and '{wanted.model}' is a run of maskery train pairs, which is "
+                f"evaluated with the run's own settings; leave it out"
+            )
+    if len(wanted.data) > 1:
+        raise ConfigError(
+            f"--data names {len(wanted.data)} sources, and a run of maskery train pairs is "
+            f"evaluated on one; give a pattern"
+        )
+    from maskery.recipes.pairs_evaluate import evaluate_pairs_run
+
+    result = evaluate_pairs_run(
+        Path(wanted.model),
+        score_words=wanted.score_words,
+        eval_pairs=wanted.data[0] if wanted.data else None,
+    )
+    if wanted.json:
+        print_json(result.to_json())
+    else:
+        print(sights_table(result))
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 from maskery.cli.console import table
 
 ROWS = (("loss", "loss (nats)"), ("perplexity", "perplexity"), ("top1", "top-1"), ("top5", "top-5"))
+SIGHT_LABELS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
 SHARES = ("top1", "top5")
 
 
@@ -40,3 +41,32 @@ def scores_table(columns: Mapping[str, Any], difference: Mapping[str, Any] | Non
         f"95% bootstrap intervals over examples"
     )
     return f"{table(rows)}\n{note}"
+
+
+def sights_table(evaluation: Any) -> str:
+    """The same model with the right picture, a wrong one and none, side by side.
+
+    Args:
+        evaluation: A `PairsEvaluation`.
+    """
+    columns = evaluation.scores
+    rows = [["held out", *(SIGHT_LABELS[sight] for sight in columns), "right - wrong"]]
+    for name, label in ROWS:
+        row = [label, *(figure(name, getattr(scores, name)) for scores in columns.values())]
+        over = evaluation.difference["wrong"]
+        row.append(figure(name, over[name], signed=True) if name in over else "")
+        rows.append(row)
+    words = evaluation.words
+    if words is not None:
+        row = ["chosen words", *(figure("top1", share) for share in words.accuracy.values())]
+        rows.append([*row, figure("top1", words.difference["wrong"], signed=True)])
+    first = columns["right"]
+    notes = [
+        f"{first.masked_tokens:,} masked tokens of {first.examples:,} pictures or persons; "
+        f"95% bootstrap intervals over them"
+    ]
+    if words is not None:
+        notes.append(f"chosen words: {words.words:,}, masked one at a time; synonyms count")
+    if evaluation.mrtd_auc is not None:
+        notes.append(f"replaced against original words: AUC {evaluation.mrtd_auc:.3f}")
+    return "\n".join([table(rows), *notes])

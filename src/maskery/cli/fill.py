@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -13,7 +14,7 @@ from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from maskery.evaluation.fill import Filling
+    from maskery.evaluation.fill import Filler, Filling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +25,15 @@ class Fill:
       maskery fill runs/meditations-minilm "The [MASK] of the universe is change."
       maskery fill bert-base-uncased "Paris is the [MASK] of France." --words capital heart
       maskery fill runs/a "He [MASK] the [MASK]." --top-k 10 --json
+      maskery fill runs/people "A woman in a [MASK] coat." --image people/imgs/000/000001_00.jpg
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder or a hub name."""
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCE ...")]
     """Sentences with one or more [MASK] each."""
+    image: Path | None = None
+    """A picture to look at, for a model that maskery train pairs or convert has written."""
     top_k: int = 5
     """Candidates for each mask, and joint completions."""
     words: tuple[str, ...] = ()
@@ -51,11 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, fill, report."""
     wanted = parse(Fill, "fill", arguments)
     set_up_logging(quiet=True)
-    from maskery.evaluation.fill import Filler
-    from maskery.evaluation.opening import open_model
-
-    opened = open_model(wanted.model)
-    filler = Filler(opened.model, opened.tokenizer)
+    filler = open_filler(wanted.model, wanted.image)
     fillings = [
         filler.fill(text, top_k=wanted.top_k, words=wanted.words, beams=wanted.beams)
         for text in wanted.text
@@ -65,6 +65,30 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print("\n\n".join(describe(filling) for filling in fillings))
     return 0
+
+
+def open_filler(model: str, image: Path | None) -> Filler:
+    """What fills masks: an image-text model with or without a picture, or a text model.
+
+    Raises:
+        ConfigError: A picture is given to a model that reads text alone.
+    """
+    from maskery.evaluation.image_text_opening import is_image_text, open_image_text
+
+    if is_image_text(model):
+        from maskery.evaluation.image_fill import ImageFiller
+
+        return ImageFiller(open_image_text(model), image)
+    from maskery.evaluation.fill import Filler
+    from maskery.evaluation.opening import open_model
+
+    opened = open_model(model)
+    if image is not None:
+        raise ConfigError(
+            f"--image {image}: '{model}' reads text alone; leave the picture out, or name a model "
+            f"of maskery train pairs"
+        )
+    return Filler(opened.model, opened.tokenizer)
 
 
 def describe(filling: Filling) -> str:

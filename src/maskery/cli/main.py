@@ -10,12 +10,15 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from maskery.core.errors import MaskeryError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train_text", "adapt an encoder to your text, or train one from scratch"),
+    "train pairs": ("train_pairs", "learn to fill the words of captions from their pictures"),
+    "data draw-people": ("data_people", "draw a dataset of people with captions"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
@@ -46,13 +49,23 @@ def usage() -> str:
 
 def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
     """The command that arguments start with, and the rest of them."""
-    if list(arguments[:1]) == ["train"] and "--config" in arguments:
-        return "train text", list(arguments[1:])
     for count in (2, 1):
         name = " ".join(arguments[:count])
         if name in COMMANDS:
             return name, list(arguments[count:])
+    if list(arguments[:1]) == ["train"] and "--config" in arguments:
+        return train_command(arguments), list(arguments[1:])
     return None
+
+
+def train_command(arguments: Sequence[str]) -> str:
+    """Which kind of run the file after `--config` describes; `train text` if it cannot be told."""
+    path = "".join(arguments[arguments.index("--config") + 1 :][:1])
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return "train text"
+    return "train pairs" if any(line.startswith("pairs:") for line in lines) else "train text"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,6 +94,7 @@ class Filler:
     def __init__(self, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.mask_id = int(tokenizer.mask_token_id)
+        self.limit = max_positions(model.hf.config)
 
     def fill(
         self, text: str, *, top_k: int = 5, words: Sequence[str] = (), beams: int = 10
@@ -144,10 +145,9 @@ class Filler:
                 f"the sentence {text!r} has no {MASK}, so there is nothing to fill; put {MASK} "
                 f"where a word is wanted"
             )
-        limit = max_positions(self.model.hf.config)
-        if limit is not None and len(ids) > limit:
+        if self.limit is not None and len(ids) > self.limit:
             raise DataError(
-                f"the sentence has {len(ids)} tokens, and the model has {limit} positions; "
+                f"the sentence has {len(ids)} tokens, and the model has {self.limit} positions; "
                 f"shorten it around the {MASK}"
             )
         return ids

@@ -142,6 +142,7 @@ class CaptionSteps:
             image1=batch.image1,
             image2=batch.image2,
             text1=text1,
+            pair_ids=torch.from_numpy(batch.text1.example_ids.view(np.int64)),
             mlm=pad_masked(masked, length, self.pad_token_id),
             mrtd=self._plan_mrtd(
                 self.mrtd_masker.mask(batch.text1, epoch=epoch, progress=progress), length, epoch

@@ -108,6 +108,7 @@ class PreparedPairs:
         image1: (B, 3, H, W), for the trained model; None to learn from text alone.
         image2: (B, 3, H, W), for the momentum twin; None with `image1`.
         text1: The captions.
+        pair_ids: (B,) int64; pairs of one id are positives of each other.
         mlm: The captions masked for masked language modelling.
         mrtd: What replaced token detection needs.
         alpha: The weight of the soft labels at this point of the run.
@@ -117,6 +118,7 @@ class PreparedPairs:
     image1: torch.Tensor | None
     image2: torch.Tensor | None
     text1: PaddedText
+    pair_ids: torch.Tensor
     mlm: MaskedText
     mrtd: MRTDPlan
     alpha: float
@@ -124,8 +126,12 @@ class PreparedPairs:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Masked tokens, and tokens that are judged replaced or not."""
-        return {"mlm": len(self.mlm.positions), "mrtd": len(self.mrtd.labelled_at)}
+        """Pairs, masked tokens, and tokens that are judged replaced or not."""
+        return {
+            "itc": len(self.pair_ids),
+            "mlm": len(self.mlm.positions),
+            "mrtd": len(self.mrtd.labelled_at),
+        }
 
     def to(self, device: torch.device) -> Self:
         """The same with its tensors on `device`."""

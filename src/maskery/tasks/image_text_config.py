@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from maskery.core.errors import ConfigError
 
@@ -17,6 +19,8 @@ class ImageTextMLMConfig:
     """Weight of the masked language modelling loss."""
     mrtd_weight: float = 0.5
     """Weight of the replaced token detection loss; 0 leaves its passes out."""
+    itc_weight: float = 0.0
+    """Weight of ALBEF's contrastive loss within the batch; helps small models learn to look."""
     momentum: float = 0.995
     """What the momentum twin keeps of its weights at each optimiser step."""
     twin_train_mode: bool = False
@@ -31,8 +35,8 @@ class ImageTextMLMConfig:
     """Where replacements are sampled: at masked words, or everywhere as RaSa was released."""
     mlm_with_image: bool = True
     """Fill masked words with the picture's help; off to measure what the picture adds."""
-    seed: int = 0
-    """Seed of the sampled replacements and the drawn negatives."""
+    seed: Annotated[int, tyro.conf.Suppress, tyro.conf.Fixed, tyro.conf.arg(name="step-seed")] = 0
+    """Seed of the sampled replacements and the drawn negatives; a run gives it its own."""
 
     def __post_init__(self) -> None:
         _in_unit("momentum", self.momentum)
@@ -40,13 +44,14 @@ class ImageTextMLMConfig:
         _in_unit("alpha_warmup", self.alpha_warmup)
         _not_negative("mlm_weight", self.mlm_weight)
         _not_negative("mrtd_weight", self.mrtd_weight)
+        _not_negative("itc_weight", self.itc_weight)
         _one_of("distill_over", self.distill_over, ("vocabulary", "sequence"))
         _one_of("mrtd_sample_at", self.mrtd_sample_at, ("masked", "every"))
 
     @property
     def weights(self) -> Mapping[str, float]:
         """By loss term, its weight; terms of weight 0 are left out."""
-        weights = {"mlm": self.mlm_weight, "mrtd": self.mrtd_weight}
+        weights = {"itc": self.itc_weight, "mlm": self.mlm_weight, "mrtd": self.mrtd_weight}
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     def alpha_at(self, progress: float) -> float:
@@ -77,7 +82,7 @@ class PersonSearchConfig(ImageTextMLMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("itc_weight", "itm_weight", "prd_weight"):
+        for name in ("itm_weight", "prd_weight"):
             _not_negative(name, getattr(self, name))
         if self.queue_size < 1:
             raise ConfigError(f"queue_size is {self.queue_size}: it must be at least 1")

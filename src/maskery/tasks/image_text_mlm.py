@@ -10,16 +10,21 @@ Shapes: B pairs, L caption length, D text width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
+from maskery.core.errors import ConfigError
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
+from maskery.models.gather import gather_rows
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.momentum import MomentumTwin
+from maskery.objectives.itc import ALBEF_DIRECTIONS, Features, itc_loss
 from maskery.tasks.caption_steps import (
+    Block,
     CaptionSteps,
     Lesson,
     Step,
@@ -29,8 +34,24 @@ from maskery.tasks.caption_steps import (
     project,
     replayable,
 )
-from maskery.tasks.image_text_batch import PairBatch, PreparedPairs
+from maskery.tasks.image_text_batch import PaddedText, PairBatch, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
+"""ALBEF's bounds of the learnt temperature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """What the twin hands to the trained model.
+
+    Attributes:
+        lesson: Soft labels and replacements.
+        features: (B, E) each, its contrastive features; None where there is no contrast.
+    """
+
+    lesson: Lesson
+    features: Features | None
 
 
 class ImageTextMLM:
@@ -50,6 +71,8 @@ class ImageTextMLM:
 
     Steps 2 to 9 are `CaptionSteps`'. The twin reads both masked captions in one pass (4 and 6), and
     so does the model (5 and 8); every image is encoded, and its keys and values projected, once.
+    With `itc_weight` above 0 the images are also contrasted with the unmasked captions of the batch
+    (ALBEF, section 3.2, without its queues).
 
     Attributes:
         model: The trained model, or what the loop wrapped it in.
@@ -77,6 +100,7 @@ class ImageTextMLM:
         )
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
         self.loss_weights = config.weights
+        self.temperature = model.temp
         freeze_unused_heads(model, self.loss_weights)
         self.model: nn.Module = model
 
@@ -85,9 +109,11 @@ class ImageTextMLM:
         length = int(batch.text1.lengths.max())
         return self.captions.prepare(batch, length, epoch=epoch, progress=progress)
 
+    @torch.no_grad()
     def before_step(self) -> None:
         """Move the twin: once per optimiser step, before its first forward pass."""
         self.twin.update()
+        self.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
 
     def loss_sums(self, prepared: PreparedPairs) -> Mapping[str, torch.Tensor]:
         """Each loss term as a sum over `prepared.counts`."""
@@ -96,26 +122,91 @@ class ImageTextMLM:
     def step(self, prepared: PreparedPairs) -> Step[PreparedPairs]:
         """The twin teaches, the model learns."""
         with torch.no_grad():
-            lesson = self._teach(self.twin.model, prepared)
-        compute = partial(self._learn, prepared=prepared, lesson=lesson)
+            teaching = self._teach(self.twin.model, prepared)
+        compute = partial(self._learn, prepared=prepared, teaching=teaching)
         loss_sums: Mapping[str, torch.Tensor] = self.model(compute=compute)
+        lesson = teaching.lesson
         return Step(loss_sums=loss_sums, lesson=lesson, prepared=replayable(prepared, lesson))
 
-    def _teach(self, twin: ImageTextModel, prepared: PreparedPairs) -> Lesson:
-        """Steps 3, 4, 6 and 7."""
-        images = project(twin, prepared.image2)
-        blocks = encode_captions(twin, self.captions.generator_inputs(prepared))
+    @torch.no_grad()
+    def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model, in evaluation mode, thinks of the words that the twin replaced.
+
+        Returns:
+            (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+
+        Raises:
+            ConfigError: The task has no replaced token detection.
+        """
+        lesson = self._teach(self.twin.model, prepared).lesson
+        if lesson.replacements is None:
+            raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
+        compute = partial(self._judge, prepared=prepared, lesson=lesson)
+        log_odds: torch.Tensor = self.model(compute=compute)
+        labels = lesson.replacements.labels.flatten()[prepared.mrtd.labelled_at]
+        return log_odds, labels
+
+    def _judge(
+        self, model: ImageTextModel, *, prepared: PreparedPairs, lesson: Lesson
+    ) -> torch.Tensor:
+        inputs = {"mrtd": self.captions.learner_inputs(prepared, lesson)["mrtd"]}
+        images = project(model, prepared.image1)
+        fused = self.captions.fuse(model, encode_captions(model, inputs), images)["mrtd"]
+        logits = model.mrtd_head(fused.flatten(0, 1)[prepared.mrtd.labelled_at]).float()
+        log_odds: torch.Tensor = logits[:, 1] - logits[:, 0]
+        return log_odds
+
+    def _teach(self, twin: ImageTextModel, prepared: PreparedPairs) -> Teaching:
+        """Steps 3, 4, 6 and 7, and the twin's contrastive features."""
+        tokens = None if prepared.image2 is None else twin.encode_image(prepared.image2)
+        inputs = self.captions.generator_inputs(prepared)
+        blocks = encode_captions(twin, self._contrasted(prepared) | inputs)
+        features = _features(twin, tokens, blocks.pop("pair", None))
+        images = None if tokens is None or not blocks else twin.project_images(tokens)
         fused = self.captions.fuse(twin, blocks, images)
-        return self.captions.lesson(twin, fused, prepared)
+        lesson = self.captions.lesson(twin, fused, prepared)
+        return Teaching(lesson=lesson, features=features)
 
     def _learn(
-        self, model: ImageTextModel, *, prepared: PreparedPairs, lesson: Lesson
+        self, model: ImageTextModel, *, prepared: PreparedPairs, teaching: Teaching
     ) -> dict[str, torch.Tensor]:
-        """Steps 3, 5, 8 and 9."""
-        images = project(model, prepared.image1)
-        blocks = encode_captions(model, self.captions.learner_inputs(prepared, lesson))
+        """Steps 3, 5, 8 and 9, and the contrast."""
+        lesson = teaching.lesson
+        tokens = None if prepared.image1 is None else model.encode_image(prepared.image1)
+        inputs = self.captions.learner_inputs(prepared, lesson)
+        blocks = encode_captions(model, self._contrasted(prepared) | inputs)
+        features = _features(model, tokens, blocks.pop("pair", None))
+        images = None if tokens is None else model.project_images(tokens)
         fused = self.captions.fuse(model, blocks, images)
-        return self.captions.sums(model, fused, prepared, lesson)
+        sums = self.captions.sums(model, fused, prepared, lesson)
+        if features is not None and teaching.features is not None:
+            sums["itc"] = self._contrast(model, features, teaching.features, prepared)
+        return sums
+
+    def _contrasted(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
+        """The unmasked captions, where they are contrasted with images."""
+        wanted = "itc" in self.loss_weights and prepared.image1 is not None
+        return {"pair": prepared.text1} if wanted else {}
+
+    def _contrast(
+        self,
+        model: ImageTextModel,
+        student: Features,
+        teacher: Features,
+        prepared: PreparedPairs,
+    ) -> torch.Tensor:
+        """ALBEF's contrastive loss; candidates are the twin's features of all processes."""
+        crowd = Features(image=gather_rows(teacher.image), text=gather_rows(teacher.text))
+        return itc_loss(
+            student,
+            teacher,
+            crowd,
+            ids=prepared.pair_ids,
+            candidate_ids=gather_rows(prepared.pair_ids),
+            temperature=model.temp,
+            alpha=prepared.alpha,
+            directions=ALBEF_DIRECTIONS,
+        ).loss_sum
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """The momentum twin, as `twin.*`."""
@@ -124,3 +215,12 @@ class ImageTextMLM:
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
         self.twin.load_state_dict(part_of(state, "twin."))
+
+
+def _features(
+    model: ImageTextModel, tokens: torch.Tensor | None, pair: Block | None
+) -> Features | None:
+    """The contrastive features of image tokens and unmasked captions, where both are there."""
+    if tokens is None or pair is None:
+        return None
+    return Features(image=model.image_feature(tokens), text=model.text_feature(pair.hidden))

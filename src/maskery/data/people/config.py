@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from maskery.core.errors import ConfigError
 
@@ -15,7 +17,7 @@ MAX_SIDE = 2048
 class PeopleConfig:
     """How many people are drawn, how often, and how large."""
 
-    num_people: int = 2000
+    num_people: Annotated[int, tyro.conf.arg(aliases=("--people",))] = 2000
     """How many different people."""
 
     images_per_person: int = 4

@@ -1,0 +1,72 @@
+"""`maskery train pairs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.cli.figures import sights_table
+from maskery.core.errors import ConfigError
+from maskery.recipes.pairs_config import PairsRunConfig
+from maskery.recipes.run_folder import load_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPairs:
+    """Learn to fill the hidden words of captions from their pictures.
+
+    Masked language modelling and replaced token detection with a momentum twin, on any
+    image-caption data. Prints held-out figures of the same model with the right picture, a wrong
+    one and none, and leaves a run folder with config.yaml, metrics.jsonl, checkpoints/ and model/.
+
+    Examples:
+      maskery data draw-people people --people 3000
+      maskery train pairs people/pairs_train.jsonl --score-words drawn-people
+      maskery train pairs captions.csv --images photos --model models/albef
+      maskery train pairs photos/ --text-model bert-base-uncased --vision-model facebook/deit-tiny-patch16-224
+      maskery train pairs captions.json --images photos --output runs/photos --resume auto
+    """  # noqa: E501
+
+    run: Annotated[PairsRunConfig, tyro.conf.OmitArgPrefixes]
+    json: bool = False
+    """Print the result as JSON on standard output."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, train, report."""
+    rest, default = take_config(list(arguments))
+    wanted = parse(TrainPairs, "train pairs", rest, default)
+    set_up_logging(quiet=wanted.json)
+    from maskery.recipes.pairs import train_pairs
+
+    result = train_pairs(wanted.run, progress=not wanted.json)
+    if wanted.json:
+        print_json(result.to_json())
+        return 0
+    summary = result.summary
+    if summary.resumed_from >= summary.steps:
+        print(f"the run was already finished: {summary.steps} steps")
+    elif summary.seconds > 0:
+        print(f"{summary.steps} steps; {summary.tokens:,} tokens in {summary.seconds:,.0f} s")
+    for line in result.skipped:
+        print(line)
+    print(sights_table(result.evaluation))
+    print(f"the model is in {result.folder / 'model'}; try it:")
+    print(f'  maskery fill {result.folder} "A picture of a [MASK]." --image PICTURE')
+    return 0
+
+
+def take_config(arguments: list[str]) -> tuple[list[str], TrainPairs | None]:
+    """Take `--config FILE` out of the arguments; its settings become the defaults."""
+    if "--config" not in arguments:
+        return arguments, None
+    index = arguments.index("--config")
+    if index + 1 == len(arguments):
+        raise ConfigError("--config names no file; give the config.yaml of a run")
+    rest = arguments[:index] + arguments[index + 2 :]
+    return rest, TrainPairs(run=load_config(Path(arguments[index + 1]), PairsRunConfig))

@@ -1,0 +1,200 @@
+"""The captions of image-caption pairs as tokens, in memory.
+
+Shapes: N pairs, C captions, T tokens of all captions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.images.skipped import Skipped
+from maskery.data.pairs.pairs import Pair, Pairs
+from maskery.data.pairs.records import brief
+from maskery.data.text_source import Template, assemble
+from maskery.data.tokenise import encoder, plain_backend
+
+log = logging.getLogger(__name__)
+
+CAPTIONS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTokens:
+    """Every usable caption, tokenised once.
+
+    Attributes:
+        tokens: (T,) int32, without special tokens.
+        word_starts: (T,) bool.
+        boundaries: (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
+        owners: (C,) int64, ascending: the pair of each caption.
+        starts: (C,) int64: where the caption starts among its pair's, special tokens counted. A
+            pair's captions are windows of one document, so that each has masks of its own.
+        template: The special tokens of a sequence.
+        skipped: What was left out because nothing in it can be masked.
+        num_cut: How many captions were cut at the longest length.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    word_starts: npt.NDArray[np.bool_]
+    boundaries: npt.NDArray[np.int64]
+    owners: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    template: Template
+    skipped: Skipped
+    num_cut: int
+
+    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """(V,) int64: how often each token stands in the captions."""
+        return np.bincount(self.tokens, minlength=vocab_size).astype(np.int64)
+
+    def batch(
+        self, captions: npt.NDArray[np.int64], example_ids: npt.NDArray[np.uint64]
+    ) -> TokenBatch:
+        """Some captions end to end, each under the id of its pair.
+
+        Args:
+            captions: (B,) int64.
+            example_ids: (B,) uint64.
+        """
+        firsts = self.boundaries[captions]
+        return assemble(
+            self.tokens,
+            self.word_starts,
+            firsts,
+            self.boundaries[captions + 1] - firsts,
+            example_ids,
+            self.starts[captions],
+            self.template,
+        )
+
+
+def tokenise_captions(
+    pairs: Pairs, tokenizer: PreTrainedTokenizerBase, skipped: Skipped, *, max_length: int
+) -> CaptionTokens:
+    """Tokenise the captions of all pairs.
+
+    Args:
+        pairs: Read already.
+        tokenizer: With a mask token.
+        skipped: Told of captions in which no token can be masked.
+        max_length: The most tokens of a caption, special ones included; longer ones are cut.
+
+    Raises:
+        DataError: No caption is left, or one cannot be used and `skipped` does not skip it.
+    """
+    template = Template.of(tokenizer)
+    protected = Vocabulary.of(tokenizer).protected
+    longest = max_length - template.num_special
+    parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = []
+    owners: list[int] = []
+    num_cut = 0
+    for index, caption, ids, words in _encoded(pairs, tokenizer):
+        num_cut += len(ids) > longest
+        ids, words = ids[:longest], words[:longest]
+        if not len(ids) or bool(protected[ids].all()):
+            skipped.report(
+                DataError(
+                    f"the caption {brief(caption)} of image {pairs[index].image.name} holds no "
+                    f"token that could be masked; correct it or choose another tokenizer"
+                )
+            )
+            continue
+        parts.append((ids, words))
+        owners.append(index)
+    if not parts:
+        raise DataError(f"no caption is left to learn from ({skipped}); bring others")
+    boundaries = np.concatenate(([0], np.cumsum([len(ids) for ids, _ in parts]))).astype(np.int64)
+    return CaptionTokens(
+        tokens=np.concatenate([ids for ids, _ in parts]).astype(np.int32),
+        word_starts=np.concatenate([words for _, words in parts]),
+        boundaries=boundaries,
+        owners=np.array(owners, np.int64),
+        starts=_starts(np.array(owners, np.int64), np.diff(boundaries) + template.num_special),
+        template=template,
+        skipped=skipped,
+        num_cut=num_cut,
+    )
+
+
+def _encoded(
+    pairs: Pairs, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, str, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """(pair, caption, ids, word starts) of each caption, in order."""
+    encode = encoder(tokenizer, plain_backend(tokenizer))
+    for chunk in _chunks(pairs):
+        ids, words, lengths = encode([caption for _, caption in chunk])
+        ends = np.cumsum(lengths)
+        for (index, caption), first, end in zip(chunk, ends - lengths, ends, strict=True):
+            yield index, caption, ids[first:end], words[first:end]
+
+
+def _chunks(pairs: Pairs) -> Iterator[list[tuple[int, str]]]:
+    chunk: list[tuple[int, str]] = []
+    pair: Pair
+    for index, pair in enumerate(pairs):
+        chunk += [(index, caption) for caption in pair.captions]
+        if len(chunk) >= CAPTIONS_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _starts(owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each caption starts among those of its owner: (C,)."""
+    before = np.cumsum(lengths) - lengths
+    first = np.searchsorted(owners, owners, side="left")
+    return before - before[first]
+
+
+class CaptionCorpus:
+    """The captions of pairs as a corpus, to train a tokenizer on.
+
+    Attributes:
+        num_bytes: Not known.
+        bytes_read: None.
+    """
+
+    num_bytes: int | None = None
+    bytes_read: int = 0
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[Caption]:
+        for pair in self._pairs:
+            for caption in pair.captions:
+                yield Caption(text=caption, id=pair.id)
+
+    def fingerprint(self) -> str:
+        """A hash of the pairs' ids."""
+        return fingerprint(self._pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """One caption, as a corpus has examples.
+
+    Attributes:
+        text: The caption.
+        id: Of its pair.
+    """
+
+    text: str
+    id: int
+
+
+def fingerprint(pairs: Pairs) -> str:
+    """A hash of the pairs' ids, which follow from image names and captions."""
+    from hashlib import blake2b
+
+    return blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,196 @@
+"""Held-out figures of an image-text run: what the picture adds, chosen words, replaced words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.errors import ConfigError
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.source import ViewedPairs
+from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.masked import FROZEN_EPOCH, ExampleSums, MaskedScores, compare, summarise
+from maskery.evaluation.ranking import auc
+from maskery.evaluation.sight import Sight, WordScores, score_words
+from maskery.recipes.pairs_config import DRAWN_PEOPLE, PairsRunConfig
+from maskery.recipes.run_folder import CONFIG, MODEL, load_config
+
+if TYPE_CHECKING:
+    from maskery.recipes.pairs import PairsRun
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsEvaluation:
+    """Figures of one model on held-out pairs.
+
+    Attributes:
+        scores: Frozen masks: the same model with the right picture, a wrong one, and none.
+        difference: `right` minus each of the others: loss, top1, top5.
+        words: The chosen words, masked one at a time; None where none were chosen.
+        mrtd_auc: How well replaced words are told from original ones; None without MRTD.
+    """
+
+    scores: dict[Sight, MaskedScores]
+    difference: dict[str, dict[str, Interval]]
+    words: WordScores | None
+    mrtd_auc: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+        return {
+            "scores": {sight: asdict(score) for sight, score in self.scores.items()},
+            "difference": self.difference,
+            "words": None if self.words is None else asdict(self.words),
+            "mrtd_auc": self.mrtd_auc,
+        }
+
+
+def evaluate_pairs(run: PairsRun) -> PairsEvaluation:
+    """Every held-out figure of a run's model as it is now."""
+    scored: dict[Sight, ExampleSums] = run.score()
+    words = None
+    if run.config.score_words:
+        accepted = accepted_ids(run.config.score_words, run.start.tokenizer)
+        words = score_words(
+            run.start.model.eval(), run.held_out, accepted, run.vocabulary.mask_token_id
+        )
+    return PairsEvaluation(
+        scores={sight: summarise(sums) for sight, sums in scored.items()},
+        difference={
+            sight: compare(scored["right"], sums)
+            for sight, sums in scored.items()
+            if sight != "right"
+        },
+        words=words,
+        mrtd_auc=mrtd_auc(run) if "mrtd" in run.task.loss_weights else None,
+    )
+
+
+def mrtd_auc(run: PairsRun) -> float | None:
+    """The area under the ROC curve of replaced against original words on held-out captions.
+
+    The momentum twin fills frozen masks by sampling, as in training, and the model judges every
+    word that is not special. None where all its samples are the original words, or none are: a twin
+    that knows every word replaces nothing.
+    """
+    scores, labels = [], []
+    run.task.model.eval()
+    for batch in run.held_out:
+        images = batch.images[batch.right]
+        viewed = ViewedPairs(image1=images, image2=images, text1=batch.text)
+        prepared = run.task.prepare(viewed, epoch=FROZEN_EPOCH, progress=0.0)
+        log_odds, replaced = run.task.judge(prepared.to(run.start.model.device))
+        scores.append(log_odds.double().cpu().numpy())
+        labels.append(replaced.cpu().numpy())
+    judged = np.concatenate(labels)
+    if len(np.unique(judged)) < 2:
+        log.warning("replaced words are not judged: %d of %d are", judged.sum(), len(judged))
+        return None
+    return auc(np.concatenate(scores), judged)
+
+
+def accepted_ids(
+    words: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+) -> dict[int, frozenset[int]]:
+    """From the id of each word to score to the ids that are right in its place.
+
+    Args:
+        words: Words, alternatives joined by `|`; `drawn-people` stands for all of its words.
+        tokenizer: Words that are several of its pieces, or unknown to it, are left out and named.
+
+    Raises:
+        ConfigError: None is one piece.
+    """
+    accepted: dict[int, frozenset[int]] = {}
+    left_out: list[str] = []
+    for word, synonyms in _synonyms(words).items():
+        pieces = {other: _piece(other, tokenizer) for other in {word, *synonyms}}
+        own = pieces[word]
+        if own is None:
+            left_out.append(word)
+        else:
+            accepted[own] = frozenset(piece for piece in pieces.values() if piece is not None)
+    if not accepted:
+        raise ConfigError(
+            f"none of the words to score is one token of this tokenizer ({', '.join(left_out)}); "
+            f"correct --score-words"
+        )
+    if left_out:
+        log.warning("not scored, because not one token: %s", ", ".join(sorted(left_out)))
+    return accepted
+
+
+def _synonyms(words: tuple[str, ...]) -> Mapping[str, frozenset[str]]:
+    chosen: dict[str, frozenset[str]] = {}
+    for entry in words:
+        if entry == DRAWN_PEOPLE:
+            from maskery.data.people.grammar import COLOUR_WORDS, GARMENT_WORDS, SYNONYMS
+
+            chosen |= {word: SYNONYMS[word] for word in COLOUR_WORDS | GARMENT_WORDS}
+            continue
+        group = frozenset(word.strip() for word in entry.split("|") if word.strip())
+        if not group:
+            raise ConfigError(f"--score-words has an entry without a word, {entry!r}; remove it")
+        chosen |= dict.fromkeys(group, group)
+    return chosen
+
+
+def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of a word that is one known token within a sentence."""
+    ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+
+
+def is_pairs_run(folder: Path) -> bool:
+    """Whether a folder's configuration is that of an image-text run."""
+    try:
+        lines = (folder / CONFIG).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.startswith("pairs:") for line in lines)
+
+
+def evaluate_pairs_run(
+    folder: Path, *, score_words: tuple[str, ...] = (), eval_pairs: str | None = None
+) -> PairsEvaluation:
+    """A run's model on what the run held out, or on other pairs.
+
+    Args:
+        folder: The run folder.
+        score_words: Other words than the run's.
+        eval_pairs: Other pairs than the run's held-out ones.
+
+    Raises:
+        ConfigError: The run has no model yet.
+    """
+    # The recipe imports this module, so these come at the last moment.
+    from maskery.recipes.pairs import prepare_pairs
+    from maskery.recipes.pairs_model import start_model
+
+    config = load_config(folder / CONFIG, PairsRunConfig)
+    if not (folder / MODEL / "config.json").is_file():
+        raise ConfigError(
+            f"the run '{folder}' has no model yet; finish it with: maskery train pairs --config "
+            f"{folder / CONFIG} --resume auto"
+        )
+    config = replace(
+        config,
+        model=str(folder),
+        text_model=None,
+        vision_model=None,
+        fusion_layer=None,
+        score_words=score_words or config.score_words,
+        eval_pairs=eval_pairs or config.eval_pairs,
+    )
+    start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)
+    with torch.no_grad():
+        return evaluate_pairs(prepare_pairs(config, start=start, progress=False))

@@ -1,0 +1,125 @@
+"""`train pairs`, `data draw-people`, `fill --image` and `evaluate` of such a run, as typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_pairs import save_tiny_pairs
+from tiny_text import save_tiny_model
+
+from maskery.cli.main import main
+
+FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
+WORDS = ["--score-words", "red", "green", "blue", "white"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pairs")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    pairs = save_tiny_pairs(folder / "data", 24)
+    output = folder / "run"
+    arguments = ["train", "pairs", str(pairs), "--output", str(output), *FEW, *WORDS, "--json"]
+    assert main(arguments) == 0
+    return output
+
+
+def test_training_prints_the_three_sights(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(folder / "again")
+    # The same run from its own file.
+    assert main(["train", "--config", str(run / "config.yaml"), "--output", output]) == 0
+    printed = capsys.readouterr().out
+    for heading in ("right picture", "wrong picture", "no picture", "chosen words", "AUC"):
+        assert heading in printed
+    assert f"maskery fill {output}" in printed
+
+
+def test_evaluate_repeats_what_training_found(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    written = json.loads((run / "evaluation.json").read_text())
+    assert found["words"] == written["words"]
+    right = found["scores"]["right"]
+    assert right["loss"][0] == pytest.approx(written["scores"]["right"]["loss"][0], abs=1e-5)
+
+
+def test_fill_looks_at_the_picture(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, answers = "a [MASK] square of paper", []
+    for picture in (["--image", str(folder / "data" / f"00{n}.png")] for n in (0, 2)):
+        assert main(["fill", str(run), text, *picture, "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)[0]["masks"])
+    assert main(["fill", str(run), text, "--json"]) == 0
+    answers.append(json.loads(capsys.readouterr().out)[0]["masks"])
+    assert answers[0] != answers[1] != answers[2]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    # In this process transformers was imported before its progress bars were turned off.
+    said = [line for line in capsys.readouterr().err.splitlines() if "maskery " in line]
+    assert len(said) == 1
+    assert said[0].split("maskery ", 1)[1].count(":") >= 1
+    return said[0]
+
+
+def test_mistakes_are_one_line_each(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    fill = ["fill", str(run), "a [MASK]", "--image"]
+    assert "is empty" in refused([*fill, str(empty)], capsys)
+    assert "cannot be read" in refused([*fill, str(tmp_path / "no.png")], capsys)
+    text_model = save_tiny_model(tmp_path / "text")
+    arguments = ["fill", str(text_model), "a [MASK]", "--image", str(empty)]
+    assert "reads text alone" in refused(arguments, capsys)
+    assert "masking is set" in refused(["evaluate", str(run), "--mask-rate", "0.5"], capsys)
+    arguments = ["evaluate", str(run), "--score-words", "antidisestablishment"]
+    assert "none of the words to score is one token" in refused(arguments, capsys)
+    pairs = str(folder / "data" / "pairs.jsonl")
+    assert "in use" in refused(["train", "pairs", pairs, "--output", str(run)], capsys)
+    assert "Unrecognized" in refused(["train", "pairs", pairs, "--batch-tokens", "8"], capsys)
+    assert "patch" in refused(
+        ["train", "pairs", pairs, "--output", str(tmp_path / "x"), "--height", "9", "--width", "9"],
+        capsys,
+    )
+
+
+def test_drawing_people_leaves_pairs_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "people"
+    arguments = ["data", "draw-people", str(out), "--people", "10", "--images-per-person", "1"]
+    assert main(arguments) == 0
+    assert "train: 8 people, 8 pictures, 16 captions" in capsys.readouterr().out
+    assert (out / "pairs_train.jsonl").is_file()
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_drawn"] == 0
+    assert "other settings" in refused([*arguments, "--seed", "1"], capsys)
+
+
+def test_help_of_these_commands_imports_no_torch() -> None:
+    import subprocess
+
+    for command in ("['train', 'pairs', '--help']", "['data', 'draw-people', '--help']"):
+        program = (
+            "import sys, maskery.cli.main as m\n"
+            f"try: m.main({command})\n"
+            "except SystemExit as end: assert not end.code\n"
+            "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+            "sys.exit(f'imported {heavy}' if heavy else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
