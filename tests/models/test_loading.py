@@ -1,0 +1,103 @@
+"""Loading models: what is new, what is turned off, and errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_text import save_tiny_model
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from maskery.core.errors import ModelError
+from maskery.models.head_init import start_new_head
+from maskery.models.loading import load_masked_lm, load_tokenizer, resolve
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("encoder"), head=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_missing_head_is_noticed_and_seeded(encoder: Path, whole: Path) -> None:
+    assert not load_masked_lm(str(whole)).new_parameters
+    one, same, other = (load_masked_lm(str(encoder), seed=seed) for seed in (1, 1, 2))
+    assert "cls.predictions.transform.dense.weight" in one.new_parameters
+    name = "cls.predictions.transform.dense.weight"
+    weights = [loaded.model.get_parameter(name) for loaded in (one, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_new_head_starts_at_the_unigram_distribution(encoder: Path) -> None:
+    loaded = load_masked_lm(str(encoder))
+    counts = np.arange(loaded.model.config.vocab_size)
+    start_new_head(loaded.model, loaded.new_parameters, counts)
+    transform = loaded.model.cls.predictions.transform.dense
+    assert torch.equal(transform.weight, torch.eye(32))
+    bias = loaded.model.get_output_embeddings().bias.detach().double().numpy()
+    expected = np.log((counts + 1) / (counts + 1).sum())
+    np.testing.assert_allclose(bias, expected, rtol=1e-5)
+
+
+def test_attention_dropout_is_off_unless_asked_for(whole: Path) -> None:
+    quiet, own = load_masked_lm(str(whole)), load_masked_lm(str(whole), attention_dropout=True)
+    assert quiet.model.config.attention_probs_dropout_prob == 0.0
+    assert quiet.attention_dropouts == {"attention_probs_dropout_prob": 0.1}
+    assert own.model.config.attention_probs_dropout_prob == 0.1
+    none = load_masked_lm(str(whole), hidden_dropout=0.0)
+    assert none.model.config.hidden_dropout_prob == 0.0
+
+
+def test_a_run_folder_stands_for_its_model(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(whole)
+    assert resolve(str(tmp_path)) == str(tmp_path / "model")
+
+
+def test_a_family_without_a_head_class(tmp_path: Path, whole: Path) -> None:
+    config = GPT2Config(vocab_size=100, n_embd=8, n_layer=1, n_head=1, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="'gpt2', which has no masked-language-modelling head"):
+        load_masked_lm(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_mask_token(tmp_path: Path, whole: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((whole / "config.json").read_text())
+    with pytest.raises(ModelError, match="has no mask token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_weights_that_are_cut_short(tmp_path: Path, whole: Path) -> None:
+    for file in whole.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="the weights in") as caught:
+        load_masked_lm(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("./nowhere", "no model folder"), ("some/name", "could not be fetched")],
+)
+def test_names_that_lead_nowhere(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_tokenizer(name)
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"")
+    with pytest.raises(ModelError, match="is a file"):
+        resolve(str(path))
