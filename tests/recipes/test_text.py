@@ -17,7 +17,7 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.models.loading import load_masked_lm
 from maskery.recipes.evaluate import evaluate_run
 from maskery.recipes.run_folder import load_config
-from maskery.recipes.text import TextRunConfig, choose_layout, train_text
+from maskery.recipes.text import TextRunConfig, choose_layout, prepare_text, train_text
 from maskery.training.config import TrainingConfig
 from maskery.training.tracking import read_metrics
 
@@ -172,6 +172,20 @@ def test_paragraphs_and_an_own_held_out_file(corpus: Path, model: Path, tmp_path
     )
     result = train_text(config, progress=False)
     assert result.after.examples == 9
+
+
+def test_what_is_held_out_is_not_trained_on(corpus: Path, model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("\n".join(lines(150)[:20]), "utf-8")  # twenty lines of the corpus
+    settings = vars(config_of(corpus, model, tmp_path / "run"))
+    run = prepare_text(TextRunConfig(**{**settings, "eval_data": (str(own),)}), progress=False)
+    held = set(run.held_out.store.ids.tolist())
+    trained = {i for b in run.train.in_order() for i in b.example_ids.tolist()}
+    assert len(held) == 20
+    assert len(trained) == 130
+    assert not held & trained
+    with pytest.raises(DataError, match="nothing is left"):
+        prepare_text(TextRunConfig(**{**settings, "eval_data": (str(corpus),)}), progress=False)
 
 
 def bad(corpus: Path, model: Path, tmp_path: Path) -> dict[str, tuple[TextRunConfig, type, str]]:

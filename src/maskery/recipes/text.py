@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,33 +152,7 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
             scored.append(run.score())
         return held_out_figures(scored[-1])
 
-    task = TextMLM(
-        run.model,
-        Masker(vocabulary=run.vocabulary, config=config.masking, seed=config.training.seed),
-    )
-    new = {f"hf.{name}" for name in run.loaded.new_parameters}
-    if config.engine == "trainer":
-        summary = train_under_trainer(
-            task,
-            run.train,
-            config.training,
-            folder,
-            new_parameters=new,
-            evaluate=evaluate,
-            progress=progress,
-        )
-    else:
-        trainer = Trainer(
-            task,
-            run.train,
-            build_optimiser(run.model, config.training, new),
-            config.training,
-            folder,
-            identity=run.identity,
-            evaluate=evaluate,
-            progress=progress,
-        )
-        summary = trainer.train(resume=resume)
+    summary = fit(run, folder, evaluate, progress=progress)
     if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
         scored.append(run.score())
     result = TextResult(
@@ -190,6 +165,37 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
     save_model(run, folder / MODEL, result)
     write_json(folder / EVALUATION, result.to_json())
     return result
+
+
+def fit(
+    run: TextRun, folder: Path, evaluate: Callable[[int], dict[str, float]], *, progress: bool
+) -> Summary:
+    """Train the run's model in place, under the engine that its configuration names."""
+    config, training = run.config, run.config.training
+    masker = Masker(vocabulary=run.vocabulary, config=config.masking, seed=training.seed)
+    task = TextMLM(run.model, masker)
+    new = {f"hf.{name}" for name in run.loaded.new_parameters}
+    if config.engine == "trainer":
+        return train_under_trainer(
+            task,
+            run.train,
+            training,
+            folder,
+            new_parameters=new,
+            evaluate=evaluate,
+            progress=progress,
+        )
+    trainer = Trainer(
+        task,
+        run.train,
+        build_optimiser(run.model, training, new),
+        training,
+        folder,
+        identity=run.identity,
+        evaluate=evaluate,
+        progress=progress,
+    )
+    return trainer.train(resume=config.resume == "auto")
 
 
 def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
@@ -208,7 +214,7 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
     if config.eval_data:
         other = Corpus.open(config.eval_data, config.reading)
         held_store = tokenise(other, tokenizer, cache_dir, progress=progress)
-        train_documents = np.arange(store.num_documents)
+        train_documents = without_held_out(store, held_store)
         held_documents = np.arange(held_store.num_documents)
     else:
         held_store = store
@@ -266,6 +272,25 @@ def split(store: TokenStore, share: float) -> tuple[npt.NDArray[np.int64], npt.N
         )
     held = np.isin(np.asarray(store.ids), np.asarray(store.ids)[held])
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def without_held_out(store: TokenStore, held_out: TokenStore) -> npt.NDArray[np.int64]:
+    """The documents of a corpus that do not also stand in the held-out text.
+
+    Raises:
+        DataError: All of them do.
+    """
+    leaked = np.isin(np.asarray(store.ids), np.asarray(held_out.ids))
+    if leaked.all():
+        raise DataError(
+            "every example of the corpus also stands in --eval-data, so nothing is left to train "
+            "on; name other held-out text, or leave it out to hold out a share"
+        )
+    if leaked.any():
+        log.warning(
+            "%s examples also stand in --eval-data and are not trained on", f"{leaked.sum():,}"
+        )
+    return np.flatnonzero(~leaked)
 
 
 def load(
