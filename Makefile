@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types slow soak bench clean
+.PHONY: install quickstart test lint types bench clean
 
 install: $(VENV)/installed
 
@@ -25,12 +25,6 @@ types: install
 
 test: lint types
 	$(BIN)/pytest --numprocesses 2 --quiet
-
-slow: install
-	$(BIN)/pytest -m slow
-
-soak: install
-	$(BIN)/pytest -m soak
 
 bench: install
 	$(BIN)/maskery bench
