@@ -8,8 +8,10 @@ import pytest
 
 import maskery
 from maskery.cli import main as main_module
+from maskery.cli.console import take_config
 from maskery.cli.main import COMMANDS, find_command, main
 from maskery.core import errors
+from maskery.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
@@ -161,3 +163,13 @@ def test_the_command_line_needs_nothing_heavy_to_answer_help() -> None:
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stderr.strip() == "[]"
+
+
+def test_a_configuration_file_is_taken_from_anywhere_among_the_flags() -> None:
+    assert take_config(["a.txt", "--config", "b.yaml", "--json"]) == (
+        ["a.txt", "--json"],
+        Path("b.yaml"),
+    )
+    assert take_config(["a.txt"]) == (["a.txt"], None)
+    with pytest.raises(ConfigError, match="--config names no file"):
+        take_config(["a.txt", "--config"])

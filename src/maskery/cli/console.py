@@ -13,6 +13,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
@@ -42,6 +43,23 @@ def parse(
             raise
         raise ConfigError(one_line(report.getvalue())) from end
     return parsed
+
+
+def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` out of the arguments, wherever it stands.
+
+    Raises:
+        ConfigError: No file follows it.
+    """
+    rest = list(arguments)
+    if "--config" not in rest:
+        return rest, None
+    index = rest.index("--config")
+    if index + 1 == len(rest):
+        raise ConfigError("--config names no file; give the config.yaml of a run")
+    path = Path(rest[index + 1])
+    del rest[index : index + 2]
+    return rest, path
 
 
 def one_line(report: str) -> str:

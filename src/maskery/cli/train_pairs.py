@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import sights_table
-from maskery.core.errors import ConfigError
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.run_folder import load_config
 
@@ -39,7 +37,8 @@ class TrainPairs:
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, train, report."""
-    rest, default = take_config(list(arguments))
+    rest, saved = take_config(arguments)
+    default = None if saved is None else TrainPairs(run=load_config(saved, PairsRunConfig))
     wanted = parse(TrainPairs, "train pairs", rest, default)
     set_up_logging(quiet=wanted.json)
     from maskery.recipes.pairs import train_pairs
@@ -59,14 +58,3 @@ def main(arguments: Sequence[str]) -> int:
     print(f"the model is in {result.folder / 'model'}; try it:")
     print(f'  maskery fill {result.folder} "A picture of a [MASK]." --image PICTURE')
     return 0
-
-
-def take_config(arguments: list[str]) -> tuple[list[str], TrainPairs | None]:
-    """Take `--config FILE` out of the arguments; its settings become the defaults."""
-    if "--config" not in arguments:
-        return arguments, None
-    index = arguments.index("--config")
-    if index + 1 == len(arguments):
-        raise ConfigError("--config names no file; give the config.yaml of a run")
-    rest = arguments[:index] + arguments[index + 2 :]
-    return rest, TrainPairs(run=load_config(Path(arguments[index + 1]), PairsRunConfig))

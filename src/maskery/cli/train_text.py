@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import scores_table
 from maskery.recipes.run_folder import load_config
 from maskery.recipes.text_config import TextRunConfig
@@ -37,7 +36,8 @@ class TrainText:
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, train, report."""
-    rest, default = take_config(list(arguments))
+    rest, saved = take_config(arguments)
+    default = None if saved is None else TrainText(run=load_config(saved, TextRunConfig))
     wanted = parse(TrainText, "train text", rest, default)
     set_up_logging(quiet=wanted.json)
     from maskery.recipes.text import train_text
@@ -58,13 +58,3 @@ def main(arguments: Sequence[str]) -> int:
     print(f"the model is in {result.folder / 'model'}; try it:")
     print(f'  maskery fill {result.folder} "The [MASK] of the matter."')
     return 0
-
-
-def take_config(arguments: list[str]) -> tuple[list[str], TrainText | None]:
-    """Take `--config FILE` out of the arguments; its settings become the defaults."""
-    if "--config" not in arguments:
-        return arguments, None
-    index = arguments.index("--config")
-    path = Path(arguments[index + 1]) if index + 1 < len(arguments) else Path("config.yaml")
-    rest = arguments[:index] + arguments[index + 2 :]
-    return rest, TrainText(run=load_config(path, TextRunConfig))

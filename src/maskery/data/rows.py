@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
+from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.plan import Layout
 from maskery.data.planned import PlannedSource
 from maskery.data.text_source import Template, assemble
@@ -26,7 +27,6 @@ from maskery.data.tokenise import encode_texts
 
 Row = Mapping[str, Any]
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def tokenise_rows(
@@ -118,19 +118,14 @@ def hash_rows(
     full = lengths > 0
     if full.any():
         within = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths)
-        mixed = (within.astype(np.uint64) << np.uint64(32)) + input_ids.astype(np.uint64)
-        sums[full] = np.add.reduceat(_mixed(mixed), boundaries[:-1][full])
-    return _mixed(sums + lengths.astype(np.uint64))
+        named = (within.astype(np.uint64) << np.uint64(32)) + input_ids.astype(np.uint64)
+        sums[full] = np.add.reduceat(spread(named), boundaries[:-1][full])
+    return spread(sums + lengths.astype(np.uint64))
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    mixed = (values + np.uint64(1)) * np.uint64(GOLDEN)
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(MIX_1)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(MIX_2)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
+def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's output number `values` of the seed 0, so that neighbours share no bits."""
+    return mix(values * np.uint64(GOLDEN_GAMMA))
 
 
 class RowSource(PlannedSource):
