@@ -45,9 +45,15 @@ class RankingFigures:
 FIGURES = tuple(field.name for field in fields(RankingFigures))
 
 
-def rank(scores: torch.Tensor) -> torch.Tensor:
-    """(T, I) scores to (T, I) int64 columns, best first; ties stay in the gallery's order."""
-    return torch.sort(scores, dim=1, descending=True, stable=True).indices
+def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
+    """(T, I) scores to (T, I) int64 columns, best first.
+
+    Args:
+        scores: Higher is better.
+        stable: Ties stay in the gallery's order. Otherwise they lie as `torch.argsort` leaves them,
+            which is the released order of everything beyond the k that were ranked anew.
+    """
+    return torch.sort(scores, dim=1, descending=True, stable=stable).indices
 
 
 def matches_of(
@@ -108,7 +114,11 @@ def summarise_texts(
 
 
 def ranking_figures(
-    scores: torch.Tensor, *, text_persons: torch.Tensor, image_persons: torch.Tensor
+    scores: torch.Tensor,
+    *,
+    text_persons: torch.Tensor,
+    image_persons: torch.Tensor,
+    stable: bool = True,
 ) -> RankingFigures:
     """The figures of a whole score matrix.
 
@@ -116,9 +126,10 @@ def ranking_figures(
         scores: (T, I), higher is better.
         text_persons: (T,) int64.
         image_persons: (I,) int64.
+        stable: As in `rank`.
 
     Raises:
         DataError: A text has no right image.
     """
-    matches = matches_of(rank(scores), text_persons, image_persons)
+    matches = matches_of(rank(scores, stable=stable), text_persons, image_persons)
     return summarise_texts(text_figures(matches), text_persons.cpu().numpy())
