@@ -111,6 +111,7 @@ def train_person_search(
     Raises:
         MaskeryError: Something the user can mend.
     """
+    config.require_start()
     return run_in_folder(
         config,
         default_folder(str(config.data.root), config.start),

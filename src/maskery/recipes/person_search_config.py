@@ -92,10 +92,17 @@ class PersonSearchRunConfig:
             raise ConfigError(
                 f"{self.model} is no size; choose {', '.join(SCRATCH + name for name in SIZES)}"
             )
+
+    def require_start(self) -> None:
+        """Make sure that there is something to start from; presets of large models name nothing.
+
+        Raises:
+            ConfigError: There is not.
+        """
         if self.text_model is None and not self.model:
             raise ConfigError(
-                "no model is named: give --model the folder that maskery convert ALBEF.pth writes, "
-                "or --text-model and --vision-model"
+                "no model is named to start from: give --model the folder that maskery convert "
+                "ALBEF.pth writes, or --text-model and --vision-model"
             )
 
     @property
