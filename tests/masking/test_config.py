@@ -36,6 +36,7 @@ def test_the_defaults_are_berts() -> None:
         ({"mask_rate": NAN}, "mask rate is nan"),
         ({"mask_rate_end": 1.2, "mask_schedule": "linear"}, "1.2.*--mask-rate-end"),
         ({"mask_rate_end": 0.3}, "--mask-rate-end 0.3 needs --mask-schedule"),
+        ({"mask_schedule": "linear"}, "--mask-schedule linear needs --mask-rate-end"),
         ({"mask_share": -0.1}, "is -0.1.*--mask-share"),
         ({"mask_share": NAN}, "is nan.*--mask-share"),
         ({"random_share": 1.1}, "is 1.1.*--random-share"),

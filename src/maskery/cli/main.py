@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskery.core.errors import MaskeryError
+from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
+from maskery.core.launcher import is_main_process, launched_rank
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
@@ -92,8 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"maskery.cli.{COMMANDS[name][0]}")
         return int(module.main(rest))
+    except StoppedError as end:
+        if is_main_process():
+            print(f"maskery {name}: {end}", file=sys.stderr)
+        return end.exit_code
     except MaskeryError as error:
-        print(f"maskery {name}: {error}", file=sys.stderr)
+        # What is wrong with the arguments is found by every process, and said once.
+        if is_main_process() or not isinstance(error, ConfigError | OtherProcessError):
+            process = "" if is_main_process() else f" (process {launched_rank()})"
+            print(f"maskery {name}{process}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read our output has seen enough.

@@ -10,6 +10,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import sights_table
+from maskery.core.launcher import is_main_process
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.run_folder import load_config
 
@@ -40,10 +41,12 @@ def main(arguments: Sequence[str]) -> int:
     rest, saved = take_config(arguments)
     default = None if saved is None else TrainPairs(run=load_config(saved, PairsRunConfig))
     wanted = parse(TrainPairs, "train pairs", rest, default)
-    set_up_logging(quiet=wanted.json)
+    set_up_logging(quiet=wanted.json or not is_main_process())
     from maskery.recipes.pairs import train_pairs
 
     result = train_pairs(wanted.run, progress=not wanted.json)
+    if not is_main_process():
+        return 0
     if wanted.json:
         print_json(result.to_json())
         return 0

@@ -10,6 +10,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import scores_table
+from maskery.core.launcher import is_main_process
 from maskery.recipes.run_folder import load_config
 from maskery.recipes.text_config import TextRunConfig
 
@@ -39,10 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     rest, saved = take_config(arguments)
     default = None if saved is None else TrainText(run=load_config(saved, TextRunConfig))
     wanted = parse(TrainText, "train text", rest, default)
-    set_up_logging(quiet=wanted.json)
+    set_up_logging(quiet=wanted.json or not is_main_process())
     from maskery.recipes.text import train_text
 
     result = train_text(wanted.run, progress=not wanted.json)
+    if not is_main_process():
+        return 0
     if wanted.json:
         print_json(result.to_json())
         return 0

@@ -32,3 +32,19 @@ class CheckpointError(MaskeryError):
 
 class MissingExtraError(MaskeryError, ImportError):
     """An optional dependency is not installed."""
+
+
+class OtherProcessError(MaskeryError):
+    """Another process of the run has failed, and reports it itself."""
+
+
+class StoppedError(MaskeryError):
+    """A signal asked for the end; everything that is needed to go on is written.
+
+    Attributes:
+        exit_code: What the command ends with: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -14,13 +14,15 @@ so gradients do not depend on how a step is cut into micro-batches and processes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, Self, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 BatchT_co = TypeVar("BatchT_co", covariant=True)
+BatchT = TypeVar("BatchT")
 PreparedT = TypeVar("PreparedT", bound="Prepared")
 
 
@@ -40,6 +42,37 @@ class Prepared(Protocol):
         """The same with its tensors on `device`."""
 
 
+@dataclass(frozen=True)
+class StandIn(Generic[BatchT]):
+    """A batch for a process that a small step leaves without one: computed, counted for nothing.
+
+    Every process must take part in every forward and backward pass.
+    """
+
+    batch: BatchT
+
+
+@dataclass(frozen=True)
+class Uncounted:
+    """A prepared stand-in."""
+
+    prepared: Prepared
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Nothing."""
+        return {}
+
+    @property
+    def num_tokens(self) -> int:
+        """None."""
+        return 0
+
+    def to(self, device: torch.device) -> Uncounted:
+        """The same with its tensors on `device`."""
+        return Uncounted(self.prepared.to(device))
+
+
 class BatchSource(Protocol[BatchT_co]):
     """Where a run's batches come from: a pure function of the epoch and the step."""
 
@@ -48,7 +81,7 @@ class BatchSource(Protocol[BatchT_co]):
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int, world_size: int
-    ) -> Sequence[BatchT_co]:
+    ) -> Sequence[BatchT_co | StandIn[Any]]:
         """One process's share of a step; every process gets equally many."""
 
 
@@ -83,3 +116,24 @@ class Task(Protocol[BatchT_contra, PreparedT]):
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
+
+
+def prepare_all(
+    task: Task[Any, Any], batches: Sequence[Any], *, epoch: int, progress: float
+) -> list[Prepared]:
+    """Prepare the micro-batches of a step, stand-ins too."""
+    prepared: list[Prepared] = []
+    for batch in batches:
+        if isinstance(batch, StandIn):
+            inner = task.prepare(batch.batch, epoch=epoch, progress=progress)
+            prepared.append(Uncounted(inner))
+        else:
+            prepared.append(task.prepare(batch, epoch=epoch, progress=progress))
+    return prepared
+
+
+def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch.Tensor]:
+    """The loss terms of a micro-batch; those of a stand-in are 0, with gradients of 0."""
+    if not isinstance(prepared, Uncounted):
+        return task.loss_sums(prepared)
+    return {name: 0.0 * value for name, value in task.loss_sums(prepared.prepared).items()}

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.batch import TokenBatch
+from maskery.core.task import StandIn
 from maskery.data.plan import Layout, Plan, plan_epoch, split_step
 
 
@@ -64,11 +65,14 @@ class PlannedSource(ABC):
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[TokenBatch]:
+    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
         """One process's share of a step."""
         chosen = self.plan(epoch).step(step)
         parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
-        return [self.batch(chosen[part]) for part in parts[rank::world_size]]
+        return [
+            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
+            for part in parts[rank::world_size]
+        ]
 
     def batch(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
         """The batch of some sequences, shortest first, so that equal lengths are neighbours."""

@@ -26,7 +26,7 @@ class MaskingConfig:
     mask_rate: float = 0.15
     """Share of maskable tokens that is masked (in expectation). BERT: 0.15; Wettig et al.: 0.4."""
     mask_rate_end: float | None = None
-    """Rate at the end of the run, for --mask-schedule linear or cosine. Default: mask_rate."""
+    """Rate at the end of the run; --mask-schedule linear and cosine need it."""
     mask_schedule: ScheduleName = "constant"
     """How the rate goes from mask_rate to mask_rate_end."""
     mask_share: float = 0.8
@@ -68,6 +68,11 @@ class MaskingConfig:
         if self.mask_schedule == "constant" and self.mask_rate_end not in (None, self.mask_rate):
             raise ConfigError(
                 f"--mask-rate-end {self.mask_rate_end} needs --mask-schedule linear or cosine"
+            )
+        if self.mask_schedule != "constant" and self.mask_rate_end is None:
+            raise ConfigError(
+                f"--mask-schedule {self.mask_schedule} needs --mask-rate-end, the rate at the end "
+                f"of the run; decay from 0.3 to 0.15 is a common choice"
             )
         highest = max(self.mask_rate, self.mask_rate_end or 0.0)
         if self.policy == "span" and highest > self.span_rate_limit:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from safetensors.torch import load_file, save_file
 
 from maskery.core.errors import CheckpointError
+from maskery.core.processes import join_processes
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
@@ -41,7 +42,7 @@ from maskery.recipes.run_folder import (
     EVALUATION,
     MODEL,
     default_folder,
-    open_folder,
+    open_run_folder,
     save_config,
     write_json,
     write_text,
@@ -130,11 +131,14 @@ def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult
     """
     resume = config.resume == "auto"
     stem = config.pairs.rstrip("/")
-    folder = open_folder(config.output, default_folder(stem, config.start), resume=resume)
-    fresh = not any(folder.iterdir())
+    processes = join_processes()
+    default = default_folder(stem, config.start)
+    folder, fresh = open_run_folder(processes, config.output, default, resume=resume)
     try:
-        run = prepare_pairs(config, folder=folder, progress=progress)
-        save_config(folder, replace(config, output=folder))
+        with processes.main_first():  # the others find the tokenizer that it leaves in the folder
+            run = prepare_pairs(config, folder=folder, progress=progress and processes.is_main)
+        if processes.is_main:
+            save_config(folder, replace(config, output=folder))
         trainer = Trainer(
             run.task,
             run.train,
@@ -157,8 +161,9 @@ def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult
         summary=summary,
         skipped=skipped_lines(run),
     )
-    save_model(run, folder / MODEL, result)
-    write_json(folder / EVALUATION, result.to_json())
+    if processes.is_main:
+        save_model(run, folder / MODEL, result)
+        write_json(folder / EVALUATION, result.to_json())
     return result
 
 
@@ -288,11 +293,6 @@ def skipped_lines(run: PairsRun) -> tuple[str, ...]:
 
 def identity_of(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> str:
     """A hash of everything that decides the course of a run, but not how it is computed."""
-    course = asdict(config.training)
-    for name in ("micro_batch_pairs", "log_every", "eval_every", "checkpoint_every"):
-        del course[name]
-    for name in ("keep_checkpoints", "tensorboard", "precision"):
-        del course[name]
     described = {
         "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
         "pairs": fingerprint(pairs),
@@ -303,7 +303,7 @@ def identity_of(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> str:
         "masking": asdict(config.masking),
         "mrtd_mask_rate": config.mrtd_mask_rate,
         "objectives": asdict(config.objectives),
-        "training": course,
+        "training": config.training.course(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

@@ -9,11 +9,14 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from maskery.core.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from maskery.core.processes import Processes
 
 CONFIG = "config.yaml"
 MODEL = "model"
@@ -54,6 +57,19 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> Path:
             f"the run folder '{folder}' cannot be made ({error.strerror}); name another --output"
         ) from error
     return folder
+
+
+def open_run_folder(
+    processes: Processes, output: Path | None, default: Path, *, resume: bool
+) -> tuple[Path, bool]:
+    """`open_folder` once for all processes: the folder, and whether this one is to undo it.
+
+    Raises:
+        CheckpointError: It is in use, or cannot be written.
+    """
+    opened = processes.on_main(lambda: str(open_folder(output, default, resume=resume)))
+    folder = Path(str(opened))
+    return folder, processes.is_main and not any(folder.iterdir())
 
 
 def _in_use(folder: Path) -> bool:

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
+from maskery.core.processes import join_processes
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.examples import is_held_out
 from maskery.data.corpus.reader import Corpus
@@ -45,7 +46,7 @@ from maskery.recipes.run_folder import (
     EVALUATION,
     MODEL,
     default_folder,
-    open_folder,
+    open_run_folder,
     save_config,
     write_json,
     write_text,
@@ -132,18 +133,19 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
         MaskeryError: Something the user can mend.
     """
     resume = config.resume == "auto"
-    folder = open_folder(
-        config.output, default_folder(config.corpus[0], config.model), resume=resume
-    )
-    fresh = not any(folder.iterdir())
+    processes = join_processes()
+    default = default_folder(config.corpus[0], config.model)
+    folder, fresh = open_run_folder(processes, config.output, default, resume=resume)
     try:
-        run = prepare_text(config, progress=progress)
-        run.train.num_steps(0)  # a budget that is too small shows here
+        with processes.main_first():  # the others find the tokens that it leaves in the cache
+            run = prepare_text(config, progress=progress and processes.is_main)
+            run.train.num_steps(0)  # a budget that is too small shows here
     except Exception:
         if fresh:  # nothing was done yet: leave no empty folder behind
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    save_config(folder, replace(config, output=folder))
+    if processes.is_main:
+        save_config(folder, replace(config, output=folder))
     use_fast_dropout(run.model)
     scored: list[ExampleSums] = [run.score()]
 
@@ -162,8 +164,9 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
         difference=compare(scored[-1], scored[0]),
         summary=summary,
     )
-    save_model(run, folder / MODEL, result)
-    write_json(folder / EVALUATION, result.to_json())
+    if processes.is_main:
+        save_model(run, folder / MODEL, result)
+        write_json(folder / EVALUATION, result.to_json())
     return result
 
 
@@ -370,11 +373,6 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def identity_of(config: TextRunConfig, store: TokenStore) -> str:
     """A hash of everything that decides the course of a run, but not how it is computed."""
-    course = asdict(config.training)
-    for name in ("micro_batch_tokens", "log_every", "eval_every", "checkpoint_every"):
-        del course[name]
-    for name in ("keep_checkpoints", "tensorboard", "precision"):
-        del course[name]
     described = {
         "model": config.model,
         "store": store.folder.name,
@@ -382,7 +380,7 @@ def identity_of(config: TextRunConfig, store: TokenStore) -> str:
         "max_length": config.max_length,
         "dropout": [config.attention_dropout, config.hidden_dropout],
         "masking": asdict(config.masking),
-        "training": course,
+        "training": config.training.course(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from maskery.core.errors import CheckpointError
+from maskery.core.processes import join_processes
 from maskery.core.task import Task
+from maskery.training.parallel import all_laid_out_like, laid_out_like, unwrapped, whole
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +95,20 @@ class Checkpoints:
         """
         final = self.folder / f"step-{position.step:08d}"
         partial = final.with_name(f"{final.name}.partial")
+        model = unwrapped(task.model)
+        # Every process takes part, where each holds a part of the tensors.
+        tensors = {
+            MODEL: on_cpu(named_tensors(model)),
+            OPTIMISER: on_cpu(optimiser_tensors(model, optimiser)),
+            EXTRA: on_cpu(task.extra_state()),
+        }
+        if not join_processes().is_main:
+            return final
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _save(named_tensors(task.model), partial / MODEL)
-            _save(optimiser_tensors(task.model, optimiser), partial / OPTIMISER)
-            _save(task.extra_state(), partial / EXTRA)
+            for name, content in tensors.items():
+                save_file(content, partial / name)
             (partial / STATE).write_text(json.dumps(asdict(position)), "utf-8")
             _seal(partial)
             shutil.rmtree(final, ignore_errors=True)
@@ -145,17 +155,18 @@ def restore(
             f"the checkpoint '{path}' belongs to a run with another model, corpus or setting; "
             f"repeat that run's settings, or start afresh with another --output"
         )
-    _copy_into(named_tensors(task.model), load_file(path / MODEL), path)
+    model = unwrapped(task.model)
+    _copy_into(named_tensors(model), load_file(path / MODEL), path)
     moments = load_file(path / OPTIMISER)
-    for name, parameter in task.model.named_parameters():
+    for name, parameter in model.named_parameters():
         if f"{MOMENTS[0]}.{name}" in moments:
             optimiser.state[parameter] = {
-                moment: moments[f"{moment}.{name}"].to(
-                    "cpu" if moment == "step" and not parameter.is_cuda else parameter.device
-                )
+                moment: moments[f"{moment}.{name}"].to(parameter.device)
+                if moment == "step"
+                else laid_out_like(moments[f"{moment}.{name}"], parameter)
                 for moment in MOMENTS
             }
-    task.load_extra_state(load_file(path / EXTRA))
+    task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
     return position
 
 
@@ -171,8 +182,9 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The whole tensors, in the CPU's memory."""
+    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _seal(folder: Path) -> None:
@@ -210,4 +222,4 @@ def _copy_into(
             f"the checkpoint '{path}' is of another model; resume with the model it was made from"
         )
     for name, tensor in own.items():
-        tensor.copy_(saved[name])
+        tensor.copy_(laid_out_like(saved[name], tensor))

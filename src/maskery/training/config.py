@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from maskery.core.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
+Sharding = Literal["ddp", "fsdp"]
 LearningRateShape = Literal["linear", "cosine", "constant"]
+
+
+# Settings of how and not of what is computed: a run may be continued with others.
+HOW = frozenset(
+    {
+        "micro_batch_tokens",
+        "micro_batch_pairs",
+        "precision",
+        "sharding",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "tensorboard",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +57,8 @@ class TrainingConfig:
     """Gradients are scaled down to this norm; 0 for no limit."""
     precision: Precision = "auto"
     """bf16 where the device is fast at it, else fp32."""
+    sharding: Sharding = "ddp"
+    """With several processes: ddp, each holds the model; fsdp, each holds a part of it."""
     seed: int = 0
     """Decides masks, data order, dropout and new weights."""
     log_every: int = 10
@@ -61,7 +80,12 @@ class TrainingConfig:
                     f"{name} is {rate}: it must be above 0 and at most 1; "
                     f"try --{name.replace('_', '-')} 1e-4"
                 )
-        for name, choices in (("precision", Precision), ("lr_schedule", LearningRateShape)):
+        choices_of = {
+            "precision": Precision,
+            "lr_schedule": LearningRateShape,
+            "sharding": Sharding,
+        }
+        for name, choices in choices_of.items():
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(
                     f"{name} is '{getattr(self, name)}': it must be one of "
@@ -89,3 +113,7 @@ class TrainingConfig:
                 f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
                 f"({self.batch_tokens}); lower it"
             )
+
+    def course(self) -> dict[str, Any]:
+        """The settings that decide the course of a run, but not how it is computed."""
+        return {name: value for name, value in asdict(self).items() if name not in HOW}

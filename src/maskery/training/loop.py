@@ -17,15 +17,25 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from maskery.core.errors import CheckpointError
-from maskery.core.task import BatchSource, Prepared, Task
+from maskery.core.processes import Processes, join_processes
+from maskery.core.task import BatchSource, Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.checkpoint import Checkpoints, Position, restore
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import set_learning_rate
+from maskery.training.parallel import (
+    clip_gradients,
+    explain_unused,
+    gather,
+    last_backward,
+    spread,
+)
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
 from maskery.training.tracking import Tracker
 
 Evaluate = Callable[[int], Mapping[str, float]]
+# What every process knows whole, where of the loss each has a share.
+WHOLE = "grad_norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +61,7 @@ class Summary:
 
     Attributes:
         steps: Optimiser steps of the whole run.
-        tokens: Real tokens this process trained on since it started or resumed.
+        tokens: Real tokens that all processes trained on since they started or resumed.
         seconds: Time spent in steps since then.
         resumed_from: The step it went on from; 0 for a fresh run.
     """
@@ -73,7 +83,7 @@ class Trainer:
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
         identity: A hash of what a continuation must share with the run.
         evaluate: From the steps done to held-out figures by name; called at the start, every
-            `eval_every` steps and at the end, with the model in evaluation mode.
+            `eval_every` steps and at the end, with the model in evaluation mode, by every process.
         accelerator: Devices and precision; one is made from the config if None.
         progress: Whether to draw a progress bar.
     """
@@ -95,13 +105,19 @@ class Trainer:
         self.evaluate = evaluate
         self.identity = identity
         self.progress = progress
+        self.processes = join_processes()
         self.accelerator = accelerator or make_accelerator(config)
         self.optimiser = optimiser
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
-        self.tracker = Tracker(folder, tensorboard=config.tensorboard)
+        board = config.tensorboard and self.processes.is_main
+        self.tracker = Tracker(folder, tensorboard=board)
         self.epoch_steps = [source.num_steps(epoch) for epoch in range(config.epochs)]
         self.total_steps = min(sum(self.epoch_steps), config.max_steps or sum(self.epoch_steps))
-        self.parameters = [p for g in optimiser.param_groups for p in g["params"]]
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained."""
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def train(self, *, resume: bool = False) -> Summary:
         """Run to the end.
@@ -110,14 +126,16 @@ class Trainer:
             resume: Whether to go on from the newest sound checkpoint, if there is one.
         """
         # The model moves before the optimiser's moments are restored to where it is.
-        self.task.model.to(self.accelerator.device)
+        device = self.accelerator.device
+        self.task.model.to(device)
+        spread(self.task, self.optimiser, self.config.sharding, device)
         start = (
             self._restore()
             if resume
             else Position(step=0, epoch=0, epoch_step=0, identity=self.identity)
         )
         # A run may have been stopped between a step's checkpoint and its evaluation.
-        if self._due(start.step) and not (resume and self.tracker.has("held_out", start.step)):
+        if self._due(start.step) and not (resume and self._evaluated(start.step)):
             self._evaluate(start.step)
         tokens, began = 0, time.perf_counter()
         window = _Window()
@@ -126,7 +144,7 @@ class Trainer:
             initial=start.step,
             desc="training",
             unit="step",
-            disable=not (self.progress and self.accelerator.is_main_process),
+            disable=not (self.progress and self.processes.is_main),
         )
         with bar, Prefetch(self.steps(start)) as steps:
             for step in steps:
@@ -149,15 +167,19 @@ class Trainer:
         if start.step < self.total_steps:
             self._evaluate(self.total_steps)
         self.tracker.close()
+        gather(self.task)
         return Summary(
-            steps=self.total_steps, tokens=tokens, seconds=seconds, resumed_from=start.step
+            steps=self.total_steps,
+            tokens=int(self.processes.sum([tokens])[0]),
+            seconds=seconds,
+            resumed_from=start.step,
         )
 
     def step(self, step: Step) -> dict[str, torch.Tensor]:
         """One optimiser step; returns its loss terms and total, detached, and the gradient norm."""
         self.task.model.train()
         # Dropout follows from (seed, step, process) alone, so that resuming repeats it.
-        torch.manual_seed(step_seed(self.config.seed, step.number, self.accelerator.process_index))
+        torch.manual_seed(step_seed(self.config.seed, step.number, self.processes.rank))
         factor = learning_rate_factor(
             step.number,
             self.total_steps,
@@ -169,22 +191,33 @@ class Trainer:
         self.task.before_step()
         counts = self._global_counts(step.micro)
         losses: dict[str, torch.Tensor] = {}
-        for prepared in step.micro:
-            with self.accelerator.autocast():
-                sums = self.task.loss_sums(prepared.to(self.accelerator.device))
-            terms = {name: value / max(counts[name], 1) for name, value in sums.items()}
-            total = sum(
-                (self.task.loss_weights[name] * term for name, term in terms.items()),
-                start=torch.zeros((), device=self.accelerator.device),
-            )
-            self.accelerator.backward(total * self.accelerator.num_processes)
-            for name, term in {"loss": total, **terms}.items():
-                losses[name] = losses.get(name, torch.zeros_like(term)).detach() + term.detach()
+        for index, prepared in enumerate(step.micro):
+            with last_backward(self.task.model, last=index + 1 == len(step.micro)):
+                terms = self._micro_step(prepared, counts)
+            for name, term in terms.items():
+                losses[name] = losses.get(name, torch.zeros_like(term)) + term
         limit = self.config.clip_norm or float("inf")
-        losses["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        losses["grad_norm"] = clip_gradients(self.parameters, limit)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return losses
+
+    def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:
+        """Gradients of one micro-batch; returns its share of the loss and its terms, detached."""
+        device = self.accelerator.device
+        try:
+            with self.accelerator.autocast():
+                sums = loss_sums_of(self.task, prepared.to(device))
+        except RuntimeError as error:
+            raise explain_unused(error, self.task.model) from error
+        terms = {name: value / max(counts[name], 1) for name, value in sums.items()}
+        total = sum(
+            (self.task.loss_weights[name] * term for name, term in terms.items()),
+            start=torch.zeros((), device=device),
+        )
+        # The processes' gradients are averaged; ours are shares of a sum.
+        self.accelerator.backward(total * self.processes.world_size)
+        return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
 
     def steps(self, start: Position) -> Iterator[Step]:
         """Every step from a position on; runs in the prefetching thread."""
@@ -196,13 +229,11 @@ class Trainer:
                 batches = self.source.micro_batches(
                     epoch,
                     index,
-                    rank=self.accelerator.process_index,
-                    world_size=self.accelerator.num_processes,
+                    rank=self.processes.rank,
+                    world_size=self.processes.world_size,
                 )
                 progress = number / self.total_steps
-                micro = [
-                    self.task.prepare(batch, epoch=epoch, progress=progress) for batch in batches
-                ]
+                micro = prepare_all(self.task, batches, epoch=epoch, progress=progress)
                 yield Step(number=number, epoch=epoch, epoch_step=index, micro=micro)
                 number += 1
             epoch_step = 0
@@ -210,17 +241,14 @@ class Trainer:
     def _global_counts(self, micro: Sequence[Prepared]) -> dict[str, float]:
         names = sorted(self.task.loss_weights)
         counts = [float(sum(m.counts.get(name, 0) for m in micro)) for name in names]
-        if self.accelerator.num_processes > 1:
-            local = torch.tensor(counts, device=self.accelerator.device, dtype=torch.float64)
-            counts = self.accelerator.reduce(local, reduction="sum").tolist()
-        return dict(zip(names, counts, strict=True))
+        return dict(zip(names, self.processes.sum(counts), strict=True))
 
     def _log(self, done: int, step: Step, window: _Window, bar: tqdm[Any]) -> None:
-        values = window.means()
+        values = window.means(self.processes)
         values["learning_rate"] = max(g["lr"] for g in self.optimiser.param_groups)
         values["epoch"] = step.epoch
         bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tok/s")
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.tracker.log("train", done, values)
 
     def _due(self, step: int) -> bool:
@@ -233,12 +261,15 @@ class Trainer:
             return
         self.task.model.eval()
         values = self.evaluate(step)
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.tracker.log("held_out", step, values)
 
+    def _evaluated(self, step: int) -> bool:
+        """Whether the held-out figures of a step are written."""
+        found = self.processes.on_main(lambda: str(self.tracker.has("held_out", step)))
+        return found == "True"
+
     def _save(self, step: Step) -> None:
-        if not self.accelerator.is_main_process:
-            return
         last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
         position = Position(
             step=step.number + 1,
@@ -249,19 +280,23 @@ class Trainer:
         self.checkpoints.save(self.task, self.optimiser, position)
 
     def _restore(self) -> Position:
-        path = self.checkpoints.newest_sound()
-        if path is None:
-            if self.checkpoints.complete():
-                raise CheckpointError(
-                    f"every checkpoint in '{self.checkpoints.folder}' is damaged; start afresh "
-                    f"with another --output"
-                )
+        found = self.processes.on_main(self._find_checkpoint)
+        if found is None:
             position = Position(step=0, epoch=0, epoch_step=0, identity=self.identity)
         else:
-            position = restore(path, self.task, self.optimiser, self.identity)
-        if self.accelerator.is_main_process:
+            position = restore(Path(found), self.task, self.optimiser, self.identity)
+        if self.processes.is_main:
             self.tracker.rewind(position.step)
         return position
+
+    def _find_checkpoint(self) -> str | None:
+        path = self.checkpoints.newest_sound()
+        if path is None and self.checkpoints.complete():
+            raise CheckpointError(
+                f"every checkpoint in '{self.checkpoints.folder}' is damaged; start afresh "
+                f"with another --output"
+            )
+        return None if path is None else str(path)
 
 
 class _Window:
@@ -279,10 +314,15 @@ class _Window:
         self.steps += 1
         self.tokens += tokens
 
-    def means(self) -> dict[str, float]:
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        means["tokens_per_second"] = self.tokens / (time.perf_counter() - self.began)
-        return means
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Over all processes: each has its share of a loss, and all have the gradient's norm."""
+        names = sorted(self.sums.keys() - {WHOLE})
+        own = [float(self.sums[name]) / self.steps for name in names]
+        *shares, tokens = processes.sum([*own, self.tokens])
+        means = dict(zip(names, shares, strict=True))
+        means[WHOLE] = float(self.sums[WHOLE]) / self.steps
+        means["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
+        return {name: means[name] for name in (*self.sums, "tokens_per_second")}
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -291,6 +331,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     if precision == "auto":
         fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if fast else "fp32"
+    join_processes()
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
 
 

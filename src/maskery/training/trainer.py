@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from maskery.core.errors import CheckpointError, ConfigError
-from maskery.core.task import BatchSource, Task
+from maskery.core.task import BatchSource, Task, loss_sums_of, prepare_all
 from maskery.training.checkpoint import named_tensors
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Step, step_seed
@@ -128,7 +128,7 @@ class MaskedLMTrainer(Trainer):  # type: ignore[misc]  # Transformers is not typ
         for index, prepared in enumerate(step.micro):
             last = index + 1 == len(step.micro)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                sums = self.task.loss_sums(prepared.to(self.args.device))
+                sums = loss_sums_of(self.task, prepared.to(self.args.device))
                 terms = {name: value / max(counts[name], 1) for name, value in sums.items()}
                 total = sum(
                     (self.task.loss_weights[name] * term for name, term in terms.items()),
@@ -234,7 +234,7 @@ class MaskedLMTrainer(Trainer):  # type: ignore[misc]  # Transformers is not typ
                 epoch, index, rank=self.args.process_index, world_size=self.args.world_size
             )
             progress = (number + index - start) / total
-            micro = [self.task.prepare(b, epoch=epoch, progress=progress) for b in batches]
+            micro = prepare_all(self.task, batches, epoch=epoch, progress=progress)
             yield Step(number=number + index - start, epoch=epoch, epoch_step=index, micro=micro)
 
     def _global_counts(self, step: Step) -> dict[str, float]:

@@ -19,6 +19,7 @@ import torch
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.random import Stream, uniforms
+from maskery.core.task import StandIn
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.views import normalise, view_draws, view_pixels
 from maskery.data.pairs.captions import CaptionTokens
@@ -117,7 +118,7 @@ class PairSource:
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[ViewedPairs]:
+    ) -> Sequence[ViewedPairs | StandIn[ViewedPairs]]:
         """One process's share of a step.
 
         Raises:
@@ -126,7 +127,12 @@ class PairSource:
         members = self.chosen[self.plan(epoch).step(step)]
         ones = np.ones(len(members), np.int64)
         parts = split_step(ones, micro_tokens=self.micro_pairs, parts=world_size)
-        return [self.batch(members[part], epoch) for part in parts[rank::world_size]]
+        return [
+            self.batch(members[part], epoch)
+            if len(part)
+            else StandIn(self.batch(members[:1], epoch))
+            for part in parts[rank::world_size]
+        ]
 
     def batch(self, members: npt.NDArray[np.int64], epoch: int) -> ViewedPairs:
         """The batch of some pairs in an epoch; pictures that cannot be read are left out."""

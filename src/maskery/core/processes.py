@@ -1,0 +1,150 @@
+"""The processes of a run, as `torchrun` or `accelerate launch` started them; often there is one.
+
+What is said here is small and rare (counts, flags, folder names), and goes through memory of the
+CPU: a device is never waited for. With one process nothing is sent at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import PartialState
+
+from maskery.core.errors import MaskeryError, OtherProcessError
+from maskery.core.launcher import launched_world_size
+
+# The main process may tokenise a corpus for hours while the others wait.
+PATIENCE = timedelta(days=14)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process among those of its run.
+
+    Attributes:
+        rank: From 0; the process of rank 0 is the main one, which writes.
+        world_size: How many there are.
+        group: What messages go through; None with one process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    group: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and draws bars."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum a few numbers over all processes, each by itself, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        with _other_processes():
+            torch.distributed.all_reduce(total, group=self.group)
+        return [float(value) for value in total]
+
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """The numbers of each process, equally many, by rank; in float64."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        if self.world_size == 1:
+            return [mine.tolist()]
+        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
+        with _other_processes():
+            torch.distributed.all_gather(rows, mine, group=self.group)
+        return [row.tolist() for row in rows]
+
+    def on_main(self, work: Callable[[], str | None]) -> str | None:
+        """Let the main process do something; every process gets its result.
+
+        Raises:
+            OtherProcessError: It failed, and this is another process.
+        """
+        if self.world_size == 1:
+            return work()
+        if not self.is_main:
+            answer = self._hear()
+            if "result" not in answer:
+                raise OtherProcessError("the main process has stopped")
+            result: str | None = answer["result"]
+            return result
+        try:
+            result = work()
+        except BaseException:
+            self._tell({})
+            raise
+        self._tell({"result": result})
+        return result
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run a block in the main process, then in all others, which find what it left on disk.
+
+        Raises:
+            OtherProcessError: It failed in the main process, and this is another.
+        """
+        if self.world_size > 1 and not self.is_main:
+            self.on_main(lambda: None)
+        if self.world_size == 1 or not self.is_main:
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            self._tell({})
+            raise
+        self._tell({"result": None})
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.sum([0.0])
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        with _other_processes():
+            torch.distributed.broadcast(torch.tensor([len(data)]), 0, group=self.group)
+            torch.distributed.broadcast(data, 0, group=self.group)
+
+    def _hear(self) -> dict[str, Any]:
+        length = torch.zeros(1, dtype=torch.int64)
+        with _other_processes():
+            torch.distributed.broadcast(length, 0, group=self.group)
+            data = torch.empty(int(length), dtype=torch.uint8)
+            torch.distributed.broadcast(data, 0, group=self.group)
+        message: dict[str, Any] = json.loads(bytes(data.tolist()))
+        return message
+
+
+@cache
+def join_processes() -> Processes:
+    """Meet the other processes that the launcher started; the same answer every time."""
+    if launched_world_size() == 1:
+        return Processes()
+    # Accelerate takes a launch without a GPU for several runs of one process, unless told.
+    PartialState(cpu=not torch.accelerator.is_available())
+    return Processes(
+        rank=torch.distributed.get_rank(),
+        world_size=torch.distributed.get_world_size(),
+        group=torch.distributed.new_group(backend="gloo", timeout=PATIENCE),
+    )
+
+
+@contextlib.contextmanager
+def _other_processes() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise MaskeryError(
+            f"another process of the run has ended ({reason:.200}); its own message says why; "
+            f"mend that and repeat the command with --resume auto"
+        ) from error

@@ -1,0 +1,227 @@
+"""A model over several processes: replicated (DDP) or sharded (FSDP2); the same sums either way.
+
+DDP: every process holds the model and its optimiser, gradients are summed in the backward pass.
+FSDP2 (`torch.distributed.fsdp.fully_shard`): every process holds a part of each parameter, of its
+gradient and of its optimiser state, and whole layers exist only while they are computed. A momentum
+twin is sharded as its model is, so it moves without communication.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from maskery.core.errors import ModelError
+from maskery.core.task import Task
+from maskery.training.config import Sharding
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that was handed to `spread`."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def spread(
+    task: Task[Any, Any],
+    optimiser: torch.optim.Optimizer,
+    sharding: Sharding,
+    device: torch.device,
+) -> None:
+    """Spread a task's model over the processes; with one process, nothing happens.
+
+    The optimiser must be fresh: sharding replaces the parameters it was made for.
+
+    Args:
+        task: Its `model` is replaced (DDP) or changed in place (FSDP2), and so is its twin's.
+        optimiser: Of the model's parameters.
+        sharding: `ddp` or `fsdp`.
+        device: Of this process.
+    """
+    if not _several_processes():
+        return
+    if sharding == "ddp":
+        task.model = DistributedDataParallel(
+            task.model,
+            device_ids=None if device.type == "cpu" else [device],
+            gradient_as_bucket_view=True,
+        )
+        return
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    names = {id(parameter): name for name, parameter in task.model.named_parameters()}
+    shard(task.model, mesh)
+    sharded = dict(task.model.named_parameters())
+    for group in optimiser.param_groups:
+        group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
+    twin = twin_of(task)
+    if twin is not None:
+        shard(twin.to(device), mesh)
+
+
+def gather(task: Task[Any, Any]) -> None:
+    """Undo `spread`: every process has the whole model again, in place."""
+    task.model = unwrapped(task.model)
+    unshard(task.model)
+    twin = twin_of(task)
+    if twin is not None:
+        unshard(twin)
+
+
+def twin_of(task: Task[Any, Any]) -> nn.Module | None:
+    """The second model of a task that follows the first (`task.twin.model`), if it has one."""
+    twin = getattr(getattr(task, "twin", None), "model", None)
+    return twin if isinstance(twin, nn.Module) else None
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a model in place: each layer of its stacks by itself, and the rest together."""
+    # A scalar (a temperature) cannot be cut; it stays whole on every process.
+    whole = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
+        for name in getattr(layer, "FORWARD_METHODS", ()):
+            register_fsdp_forward_method(layer, name)
+    fully_shard(model, mesh=mesh, ignored_params=whole)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model's outermost stacks."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            found += [layer for layer in child if any(True for _ in layer.parameters())]
+        else:
+            found += layers_of(child)
+    return found
+
+
+def unshard(model: nn.Module) -> None:
+    """Turn a sharded model into the plain one it was, with its whole parameters."""
+    if not any(isinstance(module, FSDPModule) for module in model.modules()):
+        return
+    whole: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                if parameter not in whole:
+                    full = parameter.full_tensor().detach()
+                    whole[parameter] = nn.Parameter(full, parameter.requires_grad)
+                module._parameters[name] = whole[parameter]
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            _leave_fsdp(module)
+
+
+def _leave_fsdp(module: FSDPModule) -> None:
+    # There is no public way back: take out the hooks that `fully_shard` put in, and its class.
+    state: Any = module._get_fsdp_state()
+    state._pre_forward_hook_handle.remove()
+    state._post_forward_hook_handle.remove()
+    for group in state._fsdp_param_groups:
+        for handles in (
+            group._module_to_pre_save_state_dict_hook_handle,
+            group._module_to_pre_load_state_dict_hook_handle,
+        ):
+            for handle in handles.values():
+                handle.remove()
+    for name in getattr(module, "FORWARD_METHODS", ()):
+        module.__dict__.pop(name, None)  # the wrapped method; the class still has the plain one
+    module.__class__ = type(module).__bases__[1]
+
+
+def last_backward(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Around a forward and backward pass: gradients are summed over the processes in the last.
+
+    A sharded model sums them in each: whole gradients are what it has no room for.
+    """
+    if last or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> torch.Tensor:
+    """Scale gradients down to a norm; returns the norm they had, the same on every process.
+
+    Args:
+        parameters: With gradients of all processes, but for whole ones beside sharded ones, whose
+            gradients are averaged here.
+        limit: Infinite for none.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    parts = [p.grad.to_local() for p in parameters if isinstance(p.grad, DTensor)]
+    others = [p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]
+    for gradient in others:
+        torch.distributed.all_reduce(gradient)
+        gradient /= torch.distributed.get_world_size()
+    squares = torch.stack([part.float().square().sum() for part in parts]).sum()
+    torch.distributed.all_reduce(squares)
+    squares += sum(gradient.float().square().sum() for gradient in others)
+    norm = squares.sqrt()
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in (*parts, *others):
+        gradient.mul_(factor)
+    return norm
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be sharded, gathered; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_out_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, known to every process, on the device and in the parts of another."""
+    moved = tensor.to(other.device)
+    if not isinstance(other, DTensor):
+        return moved
+    return distribute_tensor(moved, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def all_laid_out_like(
+    tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`laid_out_like` for tensors of the same names; those without a counterpart stay."""
+    return {
+        name: laid_out_like(tensor, others[name])
+        if isinstance(others.get(name), DTensor)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def unused_parameters(model: nn.Module) -> list[str]:
+    """Names of trained parameters that a backward pass gave no gradient."""
+    return [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def explain_unused(error: RuntimeError, model: nn.Module) -> RuntimeError | ModelError:
+    """DDP's complaint about parameters without gradient in one line; other errors as they are."""
+    if "Expected to have finished reduction" not in str(error):
+        return error
+    names = unused_parameters(unwrapped(model))
+    return ModelError(
+        f"the loss does not reach {len(names)} parameters ({_some(names)}), which the processes "
+        f"would wait for; freeze them (requires_grad_(False)), or train with --sharding fsdp"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+
+
+def _several_processes() -> bool:
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
