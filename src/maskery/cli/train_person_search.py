@@ -11,6 +11,7 @@ import tyro
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import retrieval_table
 from maskery.core.errors import ConfigError
+from maskery.core.launcher import is_main_process
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_presets import PRESETS, PresetName
@@ -51,10 +52,12 @@ def main(arguments: Sequence[str]) -> int:
     else:
         default = TrainPersonSearch(run=load_config(saved, PersonSearchRunConfig))
     wanted = parse(TrainPersonSearch, "train person-search", rest, default)
-    set_up_logging(quiet=wanted.json)
+    set_up_logging(quiet=wanted.json or not is_main_process())
     from maskery.recipes.person_search import train_person_search
 
     result = train_person_search(wanted.run, progress=not wanted.json)
+    if not is_main_process():
+        return 0
     if wanted.json:
         print_json(result.to_json())
         return 0

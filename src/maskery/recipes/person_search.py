@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
+from maskery.core.launcher import is_main_process
+from maskery.core.processes import join_processes
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
@@ -115,7 +116,9 @@ def train_person_search(
     return run_in_folder(
         config,
         default_folder(str(config.data.root), config.start),
-        prepare=lambda folder: prepare_person_search(config, folder=folder, progress=progress),
+        prepare=lambda folder: prepare_person_search(
+            config, folder=folder, progress=progress and is_main_process()
+        ),
         fill=lambda run, folder: _fill(run, folder, progress=progress),
     )
 
@@ -134,8 +137,8 @@ def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearch
         progress=progress,
     )
     summary = trainer.train(resume=config.resume == "auto")
-    state = PartialState()
-    state.wait_for_everyone()
+    processes = join_processes()
+    processes.barrier()  # the main process has written the best model
     model = ImageTextModel.from_pretrained(folder / MODEL).to(run.start.model.device).eval()
     result = PersonSearchResult(
         folder=folder,
@@ -145,7 +148,7 @@ def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearch
         summary=summary,
         notes=(*run.data.notes, *skipped_lines(run)),
     )
-    if state.is_main_process:
+    if processes.is_main:
         write_text(folder / MODEL / "README.md", person_search_card(run.config, result))
     return result
 
@@ -172,7 +175,7 @@ class Best:
         # A run that was resumed repeats steps that are already accounted for.
         if r1 > self.r1:
             self.step, self.r1 = step, r1
-            if PartialState().is_main_process:
+            if join_processes().is_main:
                 save_model_folder(self._folder / MODEL, lambda path: save_model(self._run, path))
                 write_json(self._folder / BEST, {"step": step, "r1": r1})
         return logged(figures)

@@ -10,11 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
 from maskery.core.errors import CheckpointError
-from maskery.recipes.run_folder import EVALUATION, open_folder, save_config, write_json
+from maskery.core.processes import join_processes
+from maskery.recipes.run_folder import EVALUATION, open_run_folder, save_config, write_json
 from maskery.training.config import TrainingConfig
 
 # How a run is computed and written down, not what it comes to.
@@ -71,24 +69,22 @@ def run_in_folder(
         prepare: From the folder to everything that the run consists of.
         fill: Trains and saves.
     """
-    state = PartialState()
-    opened: list[Any] = [None, False]
-    if state.is_main_process:
-        folder = open_folder(config.output, default, resume=config.resume == "auto")
-        opened = [folder, not any(folder.iterdir())]
-    folder, fresh = broadcast_object_list(opened)
+    processes = join_processes()
+    folder, fresh = open_run_folder(
+        processes, config.output, default, resume=config.resume == "auto"
+    )
     try:
-        # The first process makes what the others then find (tokenizer, caches).
-        with state.main_process_first():
+        # The others find what the main process leaves on disk: tokenizer, tokens.
+        with processes.main_first():
             run = prepare(folder)
-        if state.is_main_process:
+        if processes.is_main:
             save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
     except Exception:
         if fresh:  # nothing was done yet: leave no empty folder behind
             shutil.rmtree(folder, ignore_errors=True)
         raise
     result = fill(run, folder)
-    if state.is_main_process:
+    if processes.is_main:
         write_json(folder / EVALUATION, result.to_json())
     return result
 

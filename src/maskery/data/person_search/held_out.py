@@ -82,6 +82,13 @@ class HeldOutPersons:
         owners = self.captions.owners[self.queries]
         return self.captions.batch(self.queries, self.pairs.ids[owners])
 
+    def caption(self, query: int) -> str:
+        """The words of one of the T captions."""
+        index = self.queries[query]
+        owner = int(self.captions.owners[index])
+        place = int(index - np.searchsorted(self.captions.owners, owner, side="left"))
+        return self.pairs[owner].captions[place]
+
     def images(self) -> Iterator[torch.Tensor]:
         """(B, 3, H, W) float32, normalised: the I pictures in order."""
         for members in self._members(self.gallery):
