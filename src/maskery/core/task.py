@@ -30,7 +30,10 @@ class Prepared(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """By loss term, how many things its sum runs over (masked tokens, pairs)."""
+        """By loss term, how many things its sum runs over (masked tokens, pairs).
+
+        Names that are no loss terms are counted and logged.
+        """
 
     @property
     def num_tokens(self) -> int:

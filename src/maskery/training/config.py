@@ -38,6 +38,8 @@ class TrainingConfig:
     """Gradients are scaled down to this norm; 0 for no limit."""
     precision: Precision = "auto"
     """bf16 where the device is fast at it, else fp32."""
+    compile: bool = False
+    """Compile the step for constant shapes (a CUDA GPU, packed text); elsewhere it says why not."""
     seed: int = 0
     """Decides masks, data order, dropout and new weights."""
     log_every: int = 10

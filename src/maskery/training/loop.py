@@ -7,6 +7,7 @@ over every micro-batch of every process, so it does not depend on how the step i
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from maskery.core.errors import CheckpointError
 from maskery.core.task import BatchSource, Prepared, Task
 from maskery.training.checkpoint import Checkpoints, Position, restore
-from maskery.training.config import TrainingConfig
+from maskery.training.config import Precision, TrainingConfig
 from maskery.training.optimiser import set_learning_rate
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
@@ -134,7 +135,7 @@ class Trainer:
                 done = step.number + 1
                 step_tokens = sum(micro.num_tokens for micro in step.micro)
                 tokens += step_tokens
-                window.add(losses, step_tokens)
+                window.add(losses, step_tokens, self._counted(step))
                 bar.update()
                 saves = done % self.config.checkpoint_every == 0 or done == self.total_steps
                 # A line at every checkpoint, so that a resumed run averages over the same steps.
@@ -214,6 +215,11 @@ class Trainer:
             counts = self.accelerator.reduce(local, reduction="sum").tolist()
         return dict(zip(names, counts, strict=True))
 
+    def _counted(self, step: Step) -> Mapping[str, int]:
+        """What this process's batches count beyond their loss terms; logged as sums."""
+        names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
+        return {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
+
     def _log(self, done: int, step: Step, window: _Window, bar: tqdm[Any]) -> None:
         values = window.means()
         values["learning_rate"] = max(g["lr"] for g in self.optimiser.param_groups)
@@ -268,29 +274,38 @@ class _Window:
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
+        self.counted: Counter[str] = Counter()
         self.steps = 0
         self.tokens = 0
         self.began = time.perf_counter()
 
-    def add(self, losses: Mapping[str, torch.Tensor], tokens: int) -> None:
+    def add(
+        self, losses: Mapping[str, torch.Tensor], tokens: int, counted: Mapping[str, int]
+    ) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counted.update(counted)
         self.steps += 1
         self.tokens += tokens
 
     def means(self) -> dict[str, float]:
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        means.update(self.counted)
         means["tokens_per_second"] = self.tokens / (time.perf_counter() - self.began)
         return means
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """One process or many, whichever the launcher set up; bf16 where the GPU has it."""
-    precision = config.precision
-    if precision == "auto":
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bf16" if fast else "fp32"
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
+    return Accelerator(mixed_precision="bf16" if resolve_precision(config) == "bf16" else "no")
+
+
+def resolve_precision(config: TrainingConfig) -> Precision:
+    """fp32 or bf16, whichever the config says or the device is fast at."""
+    if config.precision != "auto":
+        return config.precision
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if fast else "fp32"
 
 
 def step_seed(*numbers: int) -> int:
