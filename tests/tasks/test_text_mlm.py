@@ -66,7 +66,8 @@ def gradient(learner: TextMLM, prepared: PreparedText) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert", "eurobert"])
 def test_a_run_of_steps_is_one_graph(family: str) -> None:
-    compiled = task(family, compile_backend="aot_eager")
+    # One family through autograd, too; the graph is the same with either.
+    compiled = task(family, compile_backend="aot_eager" if family == "bert" else "eager")
     plain = task(family, shapes=None)
     compiled.model.train()
     plain.model.train()
