@@ -52,7 +52,7 @@ from maskery.recipes.run_folder import (
     write_text,
 )
 from maskery.recipes.text_config import SCRATCH, TextRunConfig
-from maskery.tasks.text_mlm import TextMLM
+from maskery.recipes.text_task import report_left_out, text_task
 from maskery.training.loop import Summary, Trainer
 from maskery.training.optimiser import build_optimiser
 from maskery.training.trainer_run import train_under_trainer
@@ -175,11 +175,10 @@ def fit(
 ) -> Summary:
     """Train the run's model in place, under the engine that its configuration names."""
     config, training = run.config, run.config.training
-    masker = Masker(vocabulary=run.vocabulary, config=config.masking, seed=training.seed)
-    task = TextMLM(run.model, masker)
+    task = text_task(config, run.model, run.vocabulary, run.train)
     new = {f"hf.{name}" for name in run.loaded.new_parameters}
     if config.engine == "trainer":
-        return train_under_trainer(
+        summary = train_under_trainer(
             task,
             run.train,
             training,
@@ -188,17 +187,20 @@ def fit(
             evaluate=evaluate,
             progress=progress,
         )
-    trainer = Trainer(
-        task,
-        run.train,
-        build_optimiser(run.model, training, new),
-        training,
-        folder,
-        identity=run.identity,
-        evaluate=evaluate,
-        progress=progress,
-    )
-    return trainer.train(resume=config.resume == "auto")
+    else:
+        trainer = Trainer(
+            task,
+            run.train,
+            build_optimiser(run.model, training, new),
+            training,
+            folder,
+            identity=run.identity,
+            evaluate=evaluate,
+            progress=progress,
+        )
+        summary = trainer.train(resume=config.resume == "auto")
+    report_left_out(task)
+    return summary
 
 
 def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:

@@ -42,6 +42,8 @@ class TextRunConfig:
     """Keep the model's own attention dropout; off, training is about twice as fast."""
     hidden_dropout: float | None = None
     """Dropout of hidden states. Default: the model's own."""
+    masked_capacity: float | None = None
+    """With --compile: rows for masked tokens, as a share of a step's tokens. Default: estimated."""
     vocab_size: int = 8000
     """Size of the WordPiece vocabulary that --model scratch:... trains."""
     cache_dir: Path | None = None
@@ -76,5 +78,19 @@ class TextRunConfig:
             raise ConfigError(
                 f"hidden_dropout is {self.hidden_dropout}: it must be from 0 to below 1"
             )
+        if self.masked_capacity is not None:
+            self._check_capacity(self.masked_capacity)
         if self.vocab_size < 100:
             raise ConfigError(f"vocab_size is {self.vocab_size}: it must be at least 100")
+
+    def _check_capacity(self, share: float) -> None:
+        if not 0.0 < share <= 1.0:
+            raise ConfigError(
+                f"masked_capacity is {share}: it must be above 0 and at most 1; leave it out to "
+                f"have it estimated"
+            )
+        if not self.training.compile:
+            raise ConfigError(
+                "--masked-capacity needs --compile: other steps predict as many tokens as are "
+                "masked; leave it out"
+            )
