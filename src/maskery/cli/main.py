@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data draw-people": ("data_people", "draw a dataset of people with captions"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
+    "search": ("search", "find pictures in a folder by describing them"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
     "bench": ("bench", "measure Maskery beside what people use now"),
 }

@@ -1,0 +1,135 @@
+"""R@k, mAP and mINP of rankings.
+
+Of one text, with its G right images at ranks r_1 < ... < r_G of the whole gallery: R@k is whether
+r_1 <= k; the average precision is the mean of j / r_j; the inverse negative penalty is G / r_G (Ye
+et al., "Deep Learning for Person Re-identification", TPAMI 2021, section 3.3). The figures are
+means over texts.
+
+Shapes: T texts (queries), I images (gallery), F = 5 figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.errors import DataError
+from maskery.evaluation.bootstrap import Interval, bootstrap
+
+CUTOFFS = (1, 5, 10)
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingFigures:
+    """Figures of one ranking, each in [0, 1] with its 95% bootstrap interval over persons.
+
+    Attributes:
+        r1: Share of the texts whose best image is right.
+        r5: With a right one among the best five.
+        r10: Among the best ten.
+        map: Mean average precision.
+        minp: Mean inverse negative penalty.
+    """
+
+    r1: Interval
+    r5: Interval
+    r10: Interval
+    map: Interval
+    minp: Interval
+
+
+FIGURES = tuple(field.name for field in fields(RankingFigures))
+
+
+def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
+    """(T, I) scores to (T, I) int64 columns, best first.
+
+    Args:
+        scores: Higher is better.
+        stable: Ties stay in the gallery's order. Otherwise they lie as `torch.argsort` leaves them,
+            which is the released order of everything beyond the k that were ranked anew.
+    """
+    return torch.sort(scores, dim=1, descending=True, stable=stable).indices
+
+
+def matches_of(
+    order: torch.Tensor, text_persons: torch.Tensor, image_persons: torch.Tensor
+) -> torch.Tensor:
+    """(T, I) bool: whether the image at each rank is right.
+
+    Args:
+        order: (T, I) int64, from `rank`.
+        text_persons: (T,) int64.
+        image_persons: (I,) int64.
+    """
+    return image_persons[order] == text_persons[:, None]
+
+
+def text_figures(matches: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Each text's own figures: (T, I) bool to (T, F), columns as `FIGURES`.
+
+    Raises:
+        DataError: A text has no right image in the gallery.
+    """
+    without = int((~matches.any(dim=1)).sum())
+    if without:
+        raise DataError(
+            f"{without} of {len(matches)} texts have no right image in the gallery, so nothing can "
+            f"be found for them; leave them out, or bring their images"
+        )
+    parts = [_figures(rows) for rows in matches.split(ROWS_AT_ONCE)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _figures(matches: torch.Tensor) -> torch.Tensor:
+    ranks = torch.arange(1, matches.shape[1] + 1, device=matches.device, dtype=torch.float64)
+    found = matches.cumsum(dim=1)
+    total = found[:, -1].double()
+    found_by = [(found[:, min(cutoff, len(ranks)) - 1] > 0).double() for cutoff in CUTOFFS]
+    precision = torch.where(matches, found / ranks, 0.0).sum(dim=1) / total
+    last = torch.where(matches, ranks, 0.0).amax(dim=1)
+    return torch.stack((*found_by, precision, total / last), dim=1)
+
+
+def summarise_texts(
+    figures: npt.NDArray[np.float64], text_persons: npt.NDArray[np.int64], *, seed: int = 0
+) -> RankingFigures:
+    """Means over texts; intervals resample persons, whose texts are not independent.
+
+    Args:
+        figures: (T, F), from `text_figures`.
+        text_persons: (T,) int64.
+        seed: Of the resampling.
+    """
+    unique, inverse = np.unique(text_persons, return_inverse=True)
+    sums = np.zeros((len(unique), figures.shape[1]))
+    np.add.at(sums, inverse, figures)
+    counts = np.bincount(inverse).astype(np.float64)
+    intervals = bootstrap(sums, counts, seed=seed)
+    return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
+
+
+def ranking_figures(
+    scores: torch.Tensor,
+    *,
+    text_persons: torch.Tensor,
+    image_persons: torch.Tensor,
+    stable: bool = True,
+) -> RankingFigures:
+    """The figures of a whole score matrix.
+
+    Args:
+        scores: (T, I), higher is better.
+        text_persons: (T,) int64.
+        image_persons: (I,) int64.
+        stable: As in `rank`.
+
+    Raises:
+        DataError: A text has no right image.
+    """
+    matches = matches_of(rank(scores, stable=stable), text_persons, image_persons)
+    return summarise_texts(text_figures(matches), text_persons.cpu().numpy())
