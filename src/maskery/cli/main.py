@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "search": ("search", "find pictures in a folder by describing them"),
+    "score": ("score", "how likely sentences and their words are; which of two is likelier"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
     "bench": ("bench", "measure Maskery beside what people use now"),
 }

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from maskery.core.batch import MaskedTokens
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.views import view
 from maskery.data.pairs.image_refs import FileImage
 from maskery.evaluation.fill import Filler
 from maskery.evaluation.image_text_opening import OpenImageText
+from maskery.evaluation.sight import side_by_side
 from maskery.models.image_text.attention import ImageKeys
 
 
@@ -55,3 +57,18 @@ class ImageFiller(Filler):
         logits = self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows]).float().cpu()
         logs = logits.log_softmax(dim=-1)
         return logs.view(len(sequences), -1, logs.shape[-1])
+
+    @torch.no_grad()
+    def predict(self, masked: MaskedTokens) -> torch.Tensor:
+        """The logits (M, V) of a batch's masked tokens; every sequence looks at the picture."""
+        ids, real, places = side_by_side(masked.batch, masked.input_ids)
+        device = self._sight.device
+        keys = None
+        if self._keys is not None:
+            one = torch.zeros(len(ids), dtype=torch.int64, device=device)
+            keys = [key.select(one) for key in self._keys]
+        hidden = self._sight.text_encoder(
+            torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device), keys
+        )
+        rows = torch.from_numpy(places[masked.positions]).to(device)
+        return self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows]).float()
