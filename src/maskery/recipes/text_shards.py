@@ -79,6 +79,14 @@ class ShardedText:
         )
         return train, held_out
 
+    def describe(self) -> str:
+        """See `TextData`."""
+        manifest = self.shards.manifest
+        return (
+            f"{len(manifest.shards):,} shards with {manifest.documents:,} training examples, "
+            f"{manifest.tokens:,} tokens; {self.held_out_store.num_documents:,} held-out examples"
+        )
+
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
         if config.model.startswith(SCRATCH):
@@ -126,8 +134,8 @@ def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make the "
-            "shards again"
+            f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make "
+            "the shards again"
         ) from error
 
 

@@ -17,10 +17,9 @@ from maskery.data.shards.config import ShardingConfig
 class TokenizeConfig:
     """Prepare token shards of a corpus for training."""
 
-    corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
-    """Files, folders and globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst)."""
-    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The folder of the shards; what is complete there is kept."""
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ... OUT")]
+    """Files, folders and globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), and last the
+    folder of the shards; what is complete there is kept."""
     model: str = "minilm"
     """Whose tokenizer: minilm, a folder or a hub name."""
     sharding: Annotated[ShardingConfig, tyro.conf.OmitArgPrefixes] = field(
@@ -31,8 +30,18 @@ class TokenizeConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.corpus:
+        if len(self.paths) < 2:
             raise ConfigError(
-                "no corpus is named: give files, folders or globs, and last the folder for the "
-                "shards"
+                f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
+                "and last the folder for the shards"
             )
+
+    @property
+    def corpus(self) -> tuple[str, ...]:
+        """What is read."""
+        return self.paths[:-1]
+
+    @property
+    def output(self) -> Path:
+        """Where the shards go."""
+        return Path(self.paths[-1])

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,9 @@ from maskery.data.corpus.sources import FORMATS, split_suffix
 CUTTING_VERSION = 1
 BLOCK_BYTES = 1 << 20
 # Encodings in which the byte 0x0A is a line end wherever it stands.
-LINE_ENCODINGS = re.compile(r"utf-8|ascii|iso8859-\d+|latin.*|cp125\d|koi8-.|gb18030|gbk|big5|euc.*")
+LINE_ENCODINGS = re.compile(
+    r"utf-8|ascii|iso8859-\d+|latin.*|cp125\d|koi8-.|gb18030|gbk|big5|euc.*"
+)
 # A cut never stands before a byte that a byte-order mark begins with: at the start of a span it
 # would be taken for one.
 LINE_END = re.compile(rb"\n(?![\xef\xfe\xff])")
@@ -108,8 +111,7 @@ def spans_of(
     if count > 1 and is_cuttable(path, config):
         edges = [size * i // count for i in range(count + 1)]
         return [
-            (Span(file=number, kind="bytes", start=a, end=b), b - a)
-            for a, b in zip(edges, edges[1:], strict=False)
+            (Span(file=number, kind="bytes", start=a, end=b), b - a) for a, b in pairwise(edges)
         ]
     return [(Span(file=number), size)]
 
@@ -122,9 +124,7 @@ def is_cuttable(path: Path, config: CorpusConfig) -> bool:
     return FORMATS[suffix] == "jsonl" or (FORMATS[suffix] == "text" and config.unit != "document")
 
 
-def row_group_spans(
-    number: int, path: Path, size: int, shard_bytes: int
-) -> list[tuple[Span, int]]:
+def row_group_spans(number: int, path: Path, size: int, shard_bytes: int) -> list[tuple[Span, int]]:
     """Neighbouring row groups together up to `shard_bytes`; one row group is never cut."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,7 @@ WINDOW_BITS = 40
 Counts = npt.NDArray[np.int64]
 
 
-def window_histogram(
-    lengths: Counts, counts: Counts, *, room: int, special: int
-) -> Counts:
+def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int) -> Counts:
     """How many windows of each length documents become, as `cut_windows` cuts them.
 
     Args:
@@ -54,9 +53,9 @@ def window_histogram(
 def count_steps(histogram: Counts, *, batch_tokens: int, layout: Layout) -> int:
     """How many steps windows make, whatever their order: enough for the worst one.
 
-    Packed, in any order: every step but the last is followed by a window that it has no room for, so
-    it holds more than `batch_tokens - longest` tokens, and at least as many windows as fit were all
-    of them the longest. Padded, sorted by length: exact.
+    Packed, in any order: every step but the last is followed by a window that it has no room for,
+    so it holds more than `batch_tokens - longest` tokens, and at least as many windows as fit were
+    all of them the longest. Padded, sorted by length: exact.
 
     Args:
         histogram: From `window_histogram`.
@@ -99,9 +98,7 @@ def padded_cuts(histogram: Counts, batch_tokens: int) -> Counts:
     return np.concatenate(cuts)
 
 
-def cut_exactly(
-    lengths: Counts, num_steps: int, *, batch_tokens: int, layout: Layout
-) -> Counts:
+def cut_exactly(lengths: Counts, num_steps: int, *, batch_tokens: int, layout: Layout) -> Counts:
     """Cut windows into a number of steps, of like size and none over the budget.
 
     Args:
@@ -140,7 +137,7 @@ def split_fullest(boundaries: Counts, num_steps: int) -> Counts:
     missing = num_steps - (len(boundaries) - 1)
     if missing <= 0:
         return boundaries
-    heap = [(int(a - b), int(a), int(b)) for a, b in zip(boundaries, boundaries[1:], strict=False)]
+    heap = [(int(a - b), int(a), int(b)) for a, b in pairwise(boundaries)]
     heapq.heapify(heap)
     extra = []
     for _ in range(missing):
@@ -189,9 +186,7 @@ def shard_blocks(num_shards: int, together: int, *, seed: int, epoch: int) -> li
     return [order[first : first + together] for first in range(0, num_shards, together)]
 
 
-def window_order(
-    shards: list[int], num_windows: list[int], *, seed: int, epoch: int
-) -> Counts:
+def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch: int) -> Counts:
     """(W,) int64: the windows of some shards, numbered end to end, in random order."""
     ids = [
         (np.uint64(shard) << np.uint64(WINDOW_BITS)) + np.arange(count, dtype=np.uint64)
@@ -204,7 +199,7 @@ def window_order(
 
 
 def step_order(first: int, count: int, *, seed: int, epoch: int) -> Counts:
-    """(count,) int64: steps in random order, for steps cut by length; `first` tells blocks apart."""
+    """(count,) int64: steps in random order; `first` tells the blocks of an epoch apart."""
     numbers = np.uint64(first) + np.arange(count, dtype=np.uint64)
     places = np.full(count, STEP_ORDER, np.int64)
     return np.argsort(random_words(seed, Stream.ORDER, epoch, numbers, places), kind="stable")

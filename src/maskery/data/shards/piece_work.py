@@ -162,7 +162,7 @@ def write_stretch(name: str, batches: Iterator[Batch], job: Job, encode: Encode)
         parts.append((tokens, starts, lengths[kept], np.array(text_ids, np.uint64)[kept]))
     tokens, starts, lengths, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
     held = is_held_out(ids, job.held_out_share)
-    entries = []
+    entries: list[ShardEntry | None] = []
     for prefix, chosen in (("shard", ~held), ("held-out", held)):
         if not chosen.any():
             entries.append(None)

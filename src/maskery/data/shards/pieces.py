@@ -56,7 +56,9 @@ class PieceReader:
         if span.kind == "row groups":
             reading.span = (span.start, span.end)
         elif span.kind == "bytes":
-            paragraphs = FORMATS[split_suffix(path)[0]] == "text" and self.config.unit == "paragraph"
+            paragraphs = (
+                FORMATS[split_suffix(path)[0]] == "text" and self.config.unit == "paragraph"
+            )
             first, end = (
                 line_boundary(path, offset, self.sizes[span.file], paragraphs=paragraphs)
                 for offset in (span.start, span.end)

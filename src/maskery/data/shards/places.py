@@ -132,11 +132,10 @@ class RemotePlace:
 
         def read() -> bytes:
             with self._open(MANIFEST) as stream:
-                data: bytes = stream.read(MAX_MANIFEST_BYTES + 1)
-            return data
+                return bytes(stream.read(MAX_MANIFEST_BYTES + 1))
 
         try:
-            data = self._tried(read)
+            data: bytes = self._tried(read)
         except FileNotFoundError as error:
             raise DataError(
                 f"'{self.name}' has no {MANIFEST}: there are no complete shards of maskery "

@@ -150,12 +150,12 @@ class TokenShard:
 
     @property
     def num_documents(self) -> int:
-        """n."""
+        """N."""
         return len(self.ids)
 
     @property
     def num_tokens(self) -> int:
-        """t."""
+        """T."""
         return len(self.tokens)
 
     def _damaged(self, why: str) -> DataError:
@@ -187,7 +187,9 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             raise ValueError(f"{name} is of type {entry['dtype']}")
         dtype = np.dtype(DTYPES[entry["dtype"]])
         start = 8 + header_bytes + first
-        if not (0 <= first <= end <= size - 8 - header_bytes and count * dtype.itemsize == end - first):
+        if not (
+            0 <= first <= end <= size - 8 - header_bytes and count * dtype.itemsize == end - first
+        ):
             raise ValueError(f"{name} does not lie inside the file")
         array = np.frombuffer(data, np.uint8, count=end - first, offset=start)
         arrays[name] = array.view(dtype)
@@ -199,7 +201,9 @@ class Joined:
 
     def __init__(self, parts: Sequence[npt.NDArray[Any]]) -> None:
         self.parts = list(parts)
-        self.edges = np.concatenate(([0], np.cumsum([len(part) for part in parts]))).astype(np.int64)
+        self.edges = np.concatenate(([0], np.cumsum([len(part) for part in parts]))).astype(
+            np.int64
+        )
         self.dtype = parts[0].dtype if parts else np.dtype(np.uint16)
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.random import Stream, random_words
+from maskery.core.task import StandIn
 from maskery.data.plan import Layout, Plan
 from maskery.data.shards import epoch as epochs
 from maskery.data.shards.manifest import (
@@ -203,7 +204,7 @@ class ShardSource:
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[TokenBatch]:
+    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
         """One process's share of a step; reads the shards of its block, if they are not at hand."""
         block, index = self.epoch(epoch).find(step)
         source = self._take(epoch, block)
