@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train_text", "adapt an encoder to your text, or train one from scratch"),
     "train pairs": ("train_pairs", "learn to fill the words of captions from their pictures"),
+    "tokenize": ("tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("data_people", "draw a dataset of people with captions"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),

@@ -10,6 +10,7 @@ import tyro
 
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
+from maskery.data.shards.config import StreamingConfig
 from maskery.masking.config import MaskingConfig
 from maskery.training.config import TrainingConfig
 
@@ -21,7 +22,8 @@ class TextRunConfig:
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
 
     corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
-    """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst) or one hub id."""
+    """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), one hub id, or the
+    folder or address (s3:// gs:// https://) of what maskery tokenize made."""
     model: str = "minilm"
     """minilm, a folder, a hub name, or scratch:tiny, scratch:small, scratch:base."""
     output: Path | None = None
@@ -48,6 +50,9 @@ class TextRunConfig:
     """Size of the WordPiece vocabulary that --model scratch:... trains."""
     cache_dir: Path | None = None
     """Where tokenised corpora are kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    streaming: Annotated[StreamingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=StreamingConfig
+    )
     reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=CorpusConfig
     )

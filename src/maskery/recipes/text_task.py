@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 
 from maskery.core.vocabulary import Vocabulary
+from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import TextSource
 from maskery.masking.masker import Masker
 from maskery.models.compiling import compile_obstacle
@@ -23,7 +24,10 @@ COMPILE_BACKEND = "inductor"
 
 
 def text_task(
-    config: TextRunConfig, model: MaskedLanguageModel, vocabulary: Vocabulary, source: TextSource
+    config: TextRunConfig,
+    model: MaskedLanguageModel,
+    vocabulary: Vocabulary,
+    source: TextSource | ShardSource,
 ) -> TextMLM:
     """Wire the task that a configuration describes.
 
@@ -41,7 +45,9 @@ def text_task(
         packed=model.packed,
         half_precision=resolve_precision(training) == "bf16",
     )
-    if obstacle is not None:
+    if obstacle is None and isinstance(source, ShardSource):
+        obstacle = "batches of token shards have no constant shapes yet"
+    if obstacle is not None or isinstance(source, ShardSource):
         log.warning("the step is not compiled: %s", obstacle)
         return TextMLM(model, masker, pin_memory=pin_memory)
     shapes = static_shapes(

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from maskery.core.batch import StaticShapes
+from maskery.core.task import StandIn
 from maskery.data.planned import PlannedSource
 from maskery.masking.masker import Masker
 from maskery.masking.schedules import mask_rate
@@ -60,6 +61,7 @@ def expected_share(source: PlannedSource, masker: Masker, num_tokens: int) -> fl
     num_steps = source.num_steps(0)
     for step in range(0, num_steps, max(1, num_steps // SAMPLED_STEPS)):
         for batch in source.micro_batches(0, step):
+            assert not isinstance(batch, StandIn)  # one process has a share of every step
             masked = masker.mask(batch, epoch=0, progress=progress)
             inside = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
             counts.append(np.bincount(inside, minlength=len(batch.lengths)))
