@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -168,6 +169,20 @@ def _answers(
     positions: npt.NDArray[np.int64],
 ) -> dict[Sight, torch.Tensor]:
     """The logits (M, V) at some tokens under each sight; text and pictures are encoded once."""
+    # Through `forward`, where a sharded model is put together.
+    answers: dict[Sight, torch.Tensor] = model(
+        compute=partial(_compute_answers, batch=batch, input_ids=input_ids, positions=positions)
+    )
+    return answers
+
+
+def _compute_answers(
+    model: ImageTextModel,
+    *,
+    batch: JudgedBatch,
+    input_ids: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+) -> dict[Sight, torch.Tensor]:
     ids, real, places = side_by_side(batch.text, input_ids)
     rows = torch.from_numpy(places[positions]).to(model.device)
     mask = torch.from_numpy(real).to(model.device)
