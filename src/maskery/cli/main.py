@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "score": ("score", "how likely sentences and their words are; which of two is likelier"),
+    "report": ("report", "draw the report of a run again: curves, figures, fills, changed words"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
     "bench": ("bench", "measure Maskery beside what people use now"),
 }
