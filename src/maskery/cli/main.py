@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "search": ("search", "find pictures in a folder by describing them"),
+    "explain": ("explain", "show where a model looks for each word of a caption"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
     "bench": ("bench", "measure Maskery beside what people use now"),
 }
