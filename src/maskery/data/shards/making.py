@@ -124,6 +124,8 @@ def make_shards(
         held_out_share=config.held_out_share,
         vocab_size=vocabulary_size(tokenizer),
     )
+    if config.shard_count == 1:  # nobody else is at work here
+        remove_remains(folder)
     claim_folder(job, tokenizer)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
@@ -150,6 +152,15 @@ def make_shards(
         missing=missing,
         manifest=None if missing else write_manifest(pieces, job, tokenizer),
     )
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write."""
+    for path in folder.glob("*.partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
