@@ -33,7 +33,8 @@ def read_sentences(path: Path, count: int) -> list[str]:
     text = " ".join(path.read_text("utf-8").split())
     found = [sentence.strip() for sentence in re.findall(r"[^.!?]+[.!?]+", text)]
     found = [sentence for sentence in found if len(sentence.split()) > 3]
-    return [found[index * len(found) // count] for index in range(min(count, len(found)))]
+    count = min(count, len(found))
+    return [found[index * len(found) // count] for index in range(count)]
 
 
 def score_plainly(model: Any, tokenizer: Any, sentences: Sequence[str]) -> list[float]:

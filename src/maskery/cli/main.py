@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "search": ("search", "find pictures in a folder by describing them"),
     "score": ("score", "how likely sentences and their words are; which of two is likelier"),
+    "report": ("report", "draw the report of a run again: curves, figures, fills, changed words"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
     "bench": ("bench", "measure Maskery beside what people use now"),
 }

@@ -91,7 +91,7 @@ def score_pairs(
             continue
         groups.append(batch.groups[sequences(batch.text, masked.positions)])
         targets = torch.from_numpy(masked.targets).to(model.device)
-        answers = _answers(model, batch, masked.input_ids, masked.positions)
+        answers = answers_by_sight(model, batch, masked.input_ids, masked.positions)
         for sight, logits in answers.items():
             rows[sight].append(_token_rows(logits, targets).double().cpu().numpy())
     if not groups:
@@ -126,7 +126,7 @@ def score_words(
             ids[positions] = mask_token_id
             groups.append(batch.groups[sequences(batch.text, positions)])
             originals = batch.text.input_ids[positions].tolist()
-            for sight, logits in _answers(model, batch, ids, positions).items():
+            for sight, logits in answers_by_sight(model, batch, ids, positions).items():
                 filled = logits.argmax(dim=-1).tolist()
                 hits = [f in accepted[o] for f, o in zip(filled, originals, strict=True)]
                 rows[sight].append(np.column_stack((np.ones(len(hits)), np.array(hits, float))))
@@ -161,7 +161,7 @@ def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.
     return (positions[turn == number] for number in range(int(turn.max(initial=-1)) + 1))
 
 
-def _answers(
+def answers_by_sight(
     model: ImageTextModel,
     batch: JudgedBatch,
     input_ids: npt.NDArray[np.int64],
