@@ -58,4 +58,3 @@ def finish_report(folder: Path) -> None:
         log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
     except MaskeryError as error:
         log.warning("no report is drawn: %s", error)
-
