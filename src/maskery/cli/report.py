@@ -51,8 +51,6 @@ def finish_report(folder: Path) -> None:
     from maskery.recipes.samples import save_samples
     from maskery.report.page import write_report
 
-    if not is_main_process():
-        return
     try:
         save_samples(folder)
         log.info("the report is %s", write_report(folder))
@@ -60,10 +58,3 @@ def finish_report(folder: Path) -> None:
         log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
     except MaskeryError as error:
         log.warning("no report is drawn: %s", error)
-
-
-def is_main_process() -> bool:
-    """Whether this process writes, where a run has several."""
-    import torch.distributed as dist
-
-    return not (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0)
