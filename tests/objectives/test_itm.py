@@ -31,9 +31,11 @@ def test_a_row_without_negatives_gives_itself_and_is_known() -> None:
     ids = torch.tensor([5, 5, 5])
     drawn = draw_hard_negatives(torch.randn(3, 3), same_person(ids), torch.tensor([0.0, 0.5, 0.99]))
     assert drawn.tolist() == [0, 1, 2]
-    assert has_negative(ids).tolist() == [False, False, False]
-    assert has_negative(torch.tensor([5, 6, 5])).tolist() == [True, True, True]
-    assert has_negative(torch.tensor([5])).tolist() == [False]
+    assert has_negative(ids, ids).tolist() == [False, False, False]
+    five = torch.tensor([5])
+    assert has_negative(torch.tensor([5, 6]), five).tolist() == [False, True]
+    assert has_negative(five, torch.tensor([5, 6, 5])).tolist() == [True]
+    assert has_negative(five, five).tolist() == [False]
 
 
 def test_an_overwhelming_positive_does_not_drown_the_negatives() -> None:

@@ -34,6 +34,7 @@ class Pairs:
     text2: TokenBatch
     person_ids: torch.Tensor
     replaced: torch.Tensor
+    crowd_ids: torch.Tensor
 
 
 def model() -> ImageTextModel:
@@ -73,4 +74,5 @@ def pairs(ids: list[int], persons: list[int] | None = None) -> Pairs:
         text2=captions(ids, salt=1),
         person_ids=torch.tensor(ids if persons is None else persons),
         replaced=torch.tensor([i % 2 for i in ids]),
+        crowd_ids=torch.tensor(ids if persons is None else persons),
     )

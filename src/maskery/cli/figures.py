@@ -9,7 +9,8 @@ from maskery.cli.console import table
 
 ROWS = (("loss", "loss (nats)"), ("perplexity", "perplexity"), ("top1", "top-1"), ("top5", "top-5"))
 SIGHT_LABELS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
-SHARES = ("top1", "top5")
+RANKINGS = (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("map", "mAP"), ("minp", "mINP"))
+SHARES = ("top1", "top5", *(name for name, _ in RANKINGS))
 
 
 def figure(name: str, interval: Any, *, signed: bool = False) -> str:
@@ -70,3 +71,50 @@ def sights_table(evaluation: Any) -> str:
     if evaluation.mrtd_auc is not None:
         notes.append(f"replaced against original words: AUC {evaluation.mrtd_auc:.3f}")
     return "\n".join([table(rows), *notes])
+
+
+def retrieval_table(figures: Any) -> str:
+    """How well texts find their pictures: by chance, by similarity, and ranked anew by matching.
+
+    Args:
+        figures: `RetrievalFigures`.
+    """
+    columns = {"by similarity": figures.contrastive}
+    if figures.reranked is not None:
+        columns[f"best {figures.rerank} by matching"] = figures.reranked
+    rows = [["held out", "chance", *columns]]
+    for name, label in RANKINGS:
+        chance = f"{100 * figures.chance:.2f}%" if name == "r1" else ""
+        row = [figure(name, getattr(found, name)) for found in columns.values()]
+        rows.append([label, chance, *row])
+    note = (
+        f"{figures.num_texts:,} captions of {figures.num_persons:,} persons against "
+        f"{figures.num_images:,} pictures; 95% bootstrap intervals over persons"
+    )
+    return f"{table(rows)}\n{note}"
+
+
+def retrieval_before_after(before: Any, after: Any) -> str:
+    """R@1, R@5 and mAP of a model before and after training, by both rankings, beside chance.
+
+    Args:
+        before: `RetrievalFigures`.
+        after: Those of the trained model on the same texts and pictures.
+    """
+    matching = f"best {after.rerank} by matching"
+    columns = {
+        "before, by similarity": before.contrastive,
+        f"before, {matching}": before.reranked,
+        "after, by similarity": after.contrastive,
+        f"after, {matching}": after.reranked,
+    }
+    shown = {heading: found for heading, found in columns.items() if found is not None}
+    rows = [["", "R@1", "R@5", "mAP"], ["chance", f"{100 * after.chance:.2f}%", "", ""]]
+    for heading, found in shown.items():
+        figures = (figure(name, getattr(found, name)) for name in ("r1", "r5", "map"))
+        rows.append([heading, *figures])
+    note = (
+        f"{after.num_texts:,} captions of {after.num_persons:,} persons never seen in training "
+        f"against {after.num_images:,} pictures; 95% bootstrap intervals over persons"
+    )
+    return f"{table(rows)}\n{note}"

@@ -18,6 +18,8 @@ from maskery.core.launcher import is_main_process, launched_rank
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train_text", "adapt an encoder to your text, or train one from scratch"),
+    "quickstart person-search": ("quickstart_person_search", "draw people and learn to find them"),
+    "train person-search": ("train_person_search", "learn to find people by what is said of them"),
     "train pairs": ("train_pairs", "learn to fill the words of captions from their pictures"),
     "tokenize": ("tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("data_people", "draw a dataset of people with captions"),
@@ -72,7 +74,9 @@ def train_command(arguments: Sequence[str]) -> str:
         lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, ValueError):
         return "train text"
-    return "train pairs" if any(line.startswith("pairs:") for line in lines) else "train text"
+    kinds = {"pairs": "train pairs", "data": "train person-search"}
+    keys = (line.partition(":")[0] for line in lines)
+    return next((kinds[key] for key in keys if key in kinds), "train text")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

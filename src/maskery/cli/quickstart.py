@@ -71,15 +71,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make_room(output: Path, *, overwrite: bool) -> None:
+def make_room(output: Path, *, overwrite: bool, mark: str = "python_reference.txt") -> None:
     """Refuse a folder with something in it, or remove an earlier quickstart.
+
+    Args:
+        output: The folder.
+        overwrite: Whether to remove an earlier quickstart.
+        mark: A file in it by which that is known.
 
     Raises:
         CheckpointError: The folder is in use.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    ours = (output / "python_reference.txt").is_file()
+    ours = (output / mark).is_file()
     if overwrite and ours:
         shutil.rmtree(output)
         return

@@ -5,6 +5,10 @@ Shapes: B rows of this process, G rows of all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.distributed
 
@@ -19,18 +23,111 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     Returns:
         (G, ...), the same on every process.
     """
+    if num_processes() == 1:
+        return rows
+    sizes = [int(c) for c in _everyones(torch.tensor([len(rows)], device=rows.device))]
+    return _gathered(rows, sizes)
+
+
+def num_processes() -> int:
+    """How many processes train together."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return rows
-    world_size = torch.distributed.get_world_size()
-    if world_size == 1:
-        return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(world_size)]
-    torch.distributed.all_gather(counts, count)
-    sizes = [int(c) for c in counts]
-    # Collectives want equal shapes: everyone sends as many rows as the largest has.
-    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    received = [torch.empty_like(padded) for _ in range(world_size)]
-    torch.distributed.all_gather(received, padded)
-    return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+        return 1
+    return torch.distributed.get_world_size()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crowd:
+    """The rows of all processes in the order in which they were dealt out.
+
+    A step's examples are dealt one to each process in turn, so the first rows of all processes come
+    before the second ones. In that order, what is computed from the crowd is the same, bit for bit
+    but for rounding, however many processes there are.
+
+    Attributes:
+        sizes: The rows of each process.
+        longest: The greatest of the lengths that the processes named.
+        order: (G,) int64: the place of each row of the crowd among the rows process after process.
+        mine: (B,) int64: where this process's rows stand in the crowd.
+    """
+
+    sizes: tuple[int, ...]
+    longest: int
+    order: torch.Tensor
+    mine: torch.Tensor
+
+    @classmethod
+    def of(cls, num_rows: int, length: int, device: torch.device) -> Crowd:
+        """Agree on sizes with the other processes.
+
+        Args:
+            num_rows: B.
+            length: Of this process's rows, where they differ between processes (padded text).
+            device: Where the rows are.
+        """
+        if num_processes() == 1:
+            places = torch.arange(num_rows, device=device)
+            return cls(sizes=(num_rows,), longest=length, order=places, mine=places)
+        told = _everyones(torch.tensor([num_rows, length], device=device))
+        sizes = tuple(int(size) for size, _ in told)
+        turns = [(row, process) for process, size in enumerate(sizes) for row in range(size)]
+        order = sorted(range(len(turns)), key=turns.__getitem__)
+        me = torch.distributed.get_rank()
+        mine = [place for place, row in enumerate(order) if turns[row][1] == me]
+        return cls(
+            sizes=sizes,
+            longest=max(int(length) for _, length in told),
+            order=torch.tensor(order, device=device),
+            mine=torch.tensor(mine, device=device),
+        )
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one process."""
+        return len(self.sizes) == 1
+
+    @torch.no_grad()
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B, ...) of each process to (G, ...) on every one; gradients do not pass."""
+        return rows if self.is_alone else _gathered(rows, self.sizes)[self.order]
+
+    def gather_with_gradients(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same; each process gets back the gradients of its rows from all the others."""
+        if self.is_alone:
+            return rows
+        padded: torch.Tensor = _PassedAround.apply(_padded(rows, max(self.sizes)))  # type: ignore[no-untyped-call]
+        parts = [part[:size] for part, size in zip(padded, self.sizes, strict=True)]
+        return torch.cat(parts)[self.order]
+
+
+class _PassedAround(torch.autograd.Function):
+    """(R, ...) of each process to (processes, R, ...); the gradients are summed on the way back."""
+
+    @staticmethod
+    def forward(_ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        return torch.stack(_everyones(rows))
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        summed = gradients[0].contiguous()
+        torch.distributed.all_reduce(summed)
+        return summed[torch.distributed.get_rank()]
+
+
+def _everyones(rows: torch.Tensor) -> list[torch.Tensor]:
+    """Equally shaped rows of every process."""
+    received = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(received, rows.contiguous())
+    return received
+
+
+def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Collectives want equal shapes: everyone sends as many rows as the largest has."""
+    missing = rows.new_zeros(count - len(rows), *rows.shape[1:])
+    return torch.cat((rows, missing))
+
+
+def _gathered(rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The rows of all processes, process after process."""
+    parts = _everyones(_padded(rows, max(sizes)))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

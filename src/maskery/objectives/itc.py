@@ -4,7 +4,7 @@ Li et al., "Align before Fuse" (ALBEF, NeurIPS 2021), sections 3.2 and 3.3, equa
 RaSa (IJCAI 2023, section 3.1) adds contrast within images and within texts and counts every pair
 of the same person as positive.
 
-Shapes: B pairs, K queued features, C = B + K candidates, E features.
+Shapes: B pairs, G pairs of all processes, K queued features, C = G + K candidates, E features.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Contrast:
 
     Attributes:
         loss_sum: Scalar, over the B pairs; the directions are averaged.
-        image_to_text: (B, B) similarities of each image with the batch's texts, over the
-            temperature, without gradient: hard negatives are drawn from them.
-        text_to_image: (B, B), likewise.
+        image_to_text: (B, G) similarities of each image with the teacher's texts of the batch, of
+            all processes, over the temperature, without gradient: hard negatives are drawn from
+            them.
+        text_to_image: (B, G), likewise.
     """
 
     loss_sum: torch.Tensor
@@ -81,6 +82,7 @@ def itc_loss(
     temperature: torch.Tensor,
     alpha: float,
     directions: Sequence[Direction] = RASA_DIRECTIONS,
+    crowd_size: int | None = None,
 ) -> Contrast:
     """Contrast each student feature with the teacher's features of the batch and the queues.
 
@@ -94,6 +96,8 @@ def itc_loss(
         temperature: Scalar, positive; may be learnt.
         alpha: The weight of the teacher's similarities in the targets, in [0, 1].
         directions: Which contrasts are averaged; `i2t` asks each image for its text.
+        crowd_size: G: how many of the candidates, from the first, are the batch of all processes.
+            Default: B.
 
     Returns:
         The loss and the batch's similarities.
@@ -110,8 +114,9 @@ def itc_loss(
         log_probabilities = F.log_softmax((query @ keys.T / temperature).float(), dim=1)
         loss_sum = loss_sum - torch.sum(log_probabilities * targets)
     with torch.no_grad():
-        image_to_text = student.image @ teacher.text.T / temperature
-        text_to_image = student.text @ teacher.image.T / temperature
+        crowd = slice(len(ids) if crowd_size is None else crowd_size)
+        image_to_text = student.image @ candidates.text[crowd].T / temperature
+        text_to_image = student.text @ candidates.image[crowd].T / temperature
     return Contrast(
         loss_sum=loss_sum / len(directions),
         image_to_text=image_to_text,

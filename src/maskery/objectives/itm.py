@@ -4,7 +4,7 @@ Li et al., "Align before Fuse" (ALBEF, NeurIPS 2021), section 3.2; RaSa (IJCAI 2
 calls it probabilistic matching (pITM) because the positive text may be that of another picture of
 the same person.
 
-Shapes: B pairs, R judged pairs.
+Shapes: B pairs of this process, G of all processes, R judged pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from maskery.objectives.mrtd import sample_tokens
 
 
 def draw_hard_negatives(
-    similarities: torch.Tensor, same: torch.Tensor, uniforms: torch.Tensor
+    similarities: torch.Tensor,
+    same: torch.Tensor,
+    uniforms: torch.Tensor,
+    own: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """For each row draw a column that is not the same, the more similar the likelier.
 
@@ -25,9 +28,10 @@ def draw_hard_negatives(
     (`has_negative` says which).
 
     Args:
-        similarities: (B, B), over the temperature.
-        same: (B, B) bool, True where row and column show the same person (the diagonal included).
+        similarities: (B, G), over the temperature.
+        same: (B, G) bool, True where row and column show the same person (itself included).
         uniforms: (B,) in [0, 1).
+        own: (B,) int64, the column of each row itself. Default: the diagonal.
 
     Returns:
         (B,) int64.
@@ -35,15 +39,16 @@ def draw_hard_negatives(
     allowed = ~same
     # Masking before the softmax, not after: a similar positive cannot underflow the negatives.
     scores = similarities.float().masked_fill(same, float("-inf"))
-    own = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    places = torch.arange(len(same), device=same.device) if own is None else own
+    itself = F.one_hot(places, same.shape[1]).bool()
     none_allowed = ~allowed.any(dim=1, keepdim=True)
-    weights = F.softmax(scores.masked_fill(none_allowed & own, 0.0), dim=1)
+    weights = F.softmax(scores.masked_fill(none_allowed & itself, 0.0), dim=1)
     return sample_tokens(weights, uniforms)
 
 
-def has_negative(ids: torch.Tensor) -> torch.Tensor:
-    """(B,) bool: True where someone else is in the batch; from ids (B,)."""
-    return (ids.unsqueeze(1) != ids.unsqueeze(0)).any(dim=1)
+def has_negative(ids: torch.Tensor, crowd_ids: torch.Tensor) -> torch.Tensor:
+    """(B,) bool: True where someone else is in the crowd; from ids (B,) and (G,)."""
+    return (ids.unsqueeze(1) != crowd_ids.unsqueeze(0)).any(dim=1)
 
 
 def itm_labels(num_positive: int, num_negative: int, device: torch.device) -> torch.Tensor:

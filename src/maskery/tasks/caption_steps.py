@@ -23,6 +23,7 @@ from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.text_encoder import OtherImages
 from maskery.objectives.mlm import (
     mlm_loss_sum,
     soft_mlm_loss_sum,
@@ -190,12 +191,12 @@ class CaptionSteps:
         model: ImageTextModel,
         blocks: Mapping[str, Block],
         images: Sequence[ImageKeys] | None,
-        other_images: torch.Tensor | None = None,
+        other_images: OtherImages | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run all blocks through the fusion layers at once: by name, (B, L, D).
 
-        Row b of every block looks at image b; of the last one, where `other_images` (B,) is given,
-        at image `other_images[b]`.
+        Row b of every block looks at image b; of the last one, where `other_images` is given, at
+        image `other_images[b]`, or at image b of those.
         """
         if not blocks:
             return {}
@@ -305,6 +306,16 @@ def encode_captions(model: ImageTextModel, inputs: Mapping[str, PaddedText]) -> 
         name: Block(hidden=rows, mask=text.attention_mask)
         for (name, text), rows in zip(inputs.items(), hidden, strict=True)
     }
+
+
+def lengthened(block: Block, length: int) -> Block:
+    """The rows of a block with padding up to a length."""
+    missing = length - block.mask.shape[1]
+    if not missing:
+        return block
+    return Block(
+        hidden=F.pad(block.hidden, (0, 0, 0, missing)), mask=F.pad(block.mask, (0, missing))
+    )
 
 
 def mrtd_sum(

@@ -52,6 +52,10 @@ class PersonBatch(PairBatch, Protocol):
     def replaced(self) -> torch.Tensor:
         """(B,) int64: 1 where `text2` is another picture's caption."""
 
+    @property
+    def crowd_ids(self) -> torch.Tensor:
+        """(G,) int64: the persons of the same micro-batch on all processes, in any order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedText:
@@ -150,8 +154,9 @@ class PreparedPersons(PreparedPairs):
         replaced: (B,) int64, 1 where `text2` is another picture's caption.
         negative_uniforms: (2, B) float32, the randomness of the image and text negatives.
         num_negatives: How many negatives can be drawn: twice the pairs that have anyone else
-            beside them in the batch.
-        image_negatives: (B,) int64, the image drawn for each text, where a step is replayed.
+            beside them in the batch, of all processes.
+        image_negatives: (B,) int64, the image drawn for each text, where a step is replayed; an
+            index into the batch of all processes.
         text_negatives: (B,) int64, the text drawn for each image, likewise.
     """
 

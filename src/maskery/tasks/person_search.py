@@ -6,6 +6,9 @@ pictures (ITC, section 3.1), matched against hard negatives (ITM) and tested for
 picture's caption (PRD, section 3.2). The ten encoder passes of the released step are six here: each
 model reads its images once, its captions once and fuses once.
 
+Contrast and hard negatives see the batch of all processes in the order in which it was dealt out,
+so a step is the same however many share it.
+
 Shapes: B pairs of this process, G of all processes, L caption length, D text width, E features.
 """
 
@@ -21,8 +24,9 @@ from torch import nn
 
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
-from maskery.models.gather import gather_rows
+from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.text_encoder import OtherImages
 from maskery.models.momentum import MomentumTwin
 from maskery.models.queue import FeatureQueue
 from maskery.objectives.itc import (
@@ -41,6 +45,7 @@ from maskery.tasks.caption_steps import (
     Step,
     encode_captions,
     freeze_unused_heads,
+    lengthened,
     part_of,
     replayable,
 )
@@ -59,8 +64,8 @@ class Negatives:
     """The hard negatives of a step.
 
     Attributes:
-        images: (B,) int64, the image drawn for each text.
-        texts: (B,) int64, the text drawn for each image.
+        images: (B,) int64, the image drawn for each text, an index into the crowd.
+        texts: (B,) int64, the text drawn for each image, likewise.
     """
 
     images: torch.Tensor
@@ -74,13 +79,15 @@ class Teaching:
     Attributes:
         lesson: Soft labels and replacements.
         features: (B, E) each, of this process's pairs.
-        crowd: (G, E) each, of the pairs of all processes.
+        crowd: The pairs of all processes.
+        crowd_features: (G, E) each.
         crowd_ids: (G,) int64, the persons of the crowd.
     """
 
     lesson: Lesson
     features: Features
-    crowd: Features
+    crowd: Crowd
+    crowd_features: Features
     crowd_ids: torch.Tensor
 
 
@@ -137,7 +144,7 @@ class PersonSearch:
             person_ids=batch.person_ids,
             replaced=batch.replaced,
             negative_uniforms=negative_uniforms(batch.text2, seed=self.config.seed, epoch=epoch),
-            num_negatives=2 * int(has_negative(batch.person_ids).sum()),
+            num_negatives=2 * int(has_negative(batch.person_ids, batch.crowd_ids).sum()),
         )
 
     @torch.no_grad()
@@ -156,8 +163,8 @@ class PersonSearch:
             teaching = self.twin.model(compute=partial(self._teach, prepared=prepared))
         compute = partial(self._learn, prepared=prepared, teaching=teaching)
         loss_sums, negatives = self.model(compute=compute)
-        self.image_queue.enqueue(teaching.crowd.image, teaching.crowd_ids)
-        self.text_queue.enqueue(teaching.crowd.text, teaching.crowd_ids)
+        self.image_queue.enqueue(teaching.crowd_features.image, teaching.crowd_ids)
+        self.text_queue.enqueue(teaching.crowd_features.text, teaching.crowd_ids)
         decided = replayable(prepared, teaching.lesson)
         if negatives is not None:
             decided = dataclasses.replace(
@@ -174,11 +181,16 @@ class PersonSearch:
         features = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
         images = twin.project_images(tokens) if blocks else None
         fused = self.captions.fuse(twin, blocks, images)
+        ids = prepared.person_ids
+        crowd = Crowd.of(len(ids), prepared.text2.input_ids.shape[1], ids.device)
         return Teaching(
             lesson=self.captions.lesson(twin, fused, prepared),
             features=features,
-            crowd=Features(image=gather_rows(features.image), text=gather_rows(features.text)),
-            crowd_ids=gather_rows(prepared.person_ids),
+            crowd=crowd,
+            crowd_features=Features(
+                image=crowd.gather(features.image), text=crowd.gather(features.text)
+            ),
+            crowd_ids=crowd.gather(ids),
         )
 
     def _learn(
@@ -196,13 +208,20 @@ class PersonSearch:
             image=model.image_feature(tokens), text=model.text_feature(blocks["pair"].hidden)
         )
         contrast = self._contrast(model, student, teaching, prepared)
-        negatives = self._draw(contrast, prepared) if "itm" in self.loss_weights else None
+        wanted = "itm" in self.loss_weights
+        negatives = self._draw(contrast, prepared, teaching) if wanted else None
         images = model.project_images(tokens)
-        paired = self._pair_up(blocks, negatives)
-        others = None if negatives is None else negatives.images
+        paired = self._pair_up(blocks, negatives, teaching.crowd)
+        others: OtherImages | None = None if negatives is None else negatives.images
+        if negatives is not None and not teaching.crowd.is_alone:
+            # Drawn from all processes: their gradients find the way back.
+            everyones = teaching.crowd.gather_with_gradients(tokens)
+            others = model.project_images(everyones[negatives.images])
         fused = self.captions.fuse(model, paired, images, others)
+        length = prepared.text2.input_ids.shape[1]
+        fused = {name: hidden[:, :length] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
-        sums |= self._pair_sums(model, fused, prepared)
+        sums |= self._pair_sums(model, fused, prepared, teaching)
         if "itc" in self.loss_weights:
             sums["itc"] = contrast.loss_sum
         return sums, negatives
@@ -218,8 +237,8 @@ class PersonSearch:
         for queue in (self.image_queue, self.text_queue):
             queue.to(prepared.person_ids.device)
         candidates = Features(
-            image=torch.cat((teaching.crowd.image, self.image_queue.features)),
-            text=torch.cat((teaching.crowd.text, self.text_queue.features)),
+            image=torch.cat((teaching.crowd_features.image, self.image_queue.features)),
+            text=torch.cat((teaching.crowd_features.text, self.text_queue.features)),
         )
         return itc_loss(
             student,
@@ -230,31 +249,35 @@ class PersonSearch:
             temperature=model.temp,
             alpha=prepared.alpha,
             directions=RASA_DIRECTIONS if self.config.within_modality else ALBEF_DIRECTIONS,
+            crowd_size=len(teaching.crowd_ids),
         )
 
-    def _draw(self, contrast: Contrast, prepared: PreparedPersons) -> Negatives:
+    def _draw(self, contrast: Contrast, prepared: PreparedPersons, teaching: Teaching) -> Negatives:
         """Hard negatives: those handed in, or drawn by similarity among other persons."""
         if prepared.image_negatives is not None and prepared.text_negatives is not None:
             return Negatives(images=prepared.image_negatives, texts=prepared.text_negatives)
-        ids = prepared.person_ids
-        same = ids.unsqueeze(1) == ids.unsqueeze(0)
+        same = prepared.person_ids.unsqueeze(1) == teaching.crowd_ids.unsqueeze(0)
         for_texts, for_images = prepared.negative_uniforms
+        mine = teaching.crowd.mine
         return Negatives(
-            images=draw_hard_negatives(contrast.text_to_image, same, for_texts),
-            texts=draw_hard_negatives(contrast.image_to_text, same, for_images),
+            images=draw_hard_negatives(contrast.text_to_image, same, for_texts, mine),
+            texts=draw_hard_negatives(contrast.image_to_text, same, for_images, mine),
         )
 
     def _pair_up(
-        self, blocks: Mapping[str, Block], negatives: Negatives | None
+        self, blocks: Mapping[str, Block], negatives: Negatives | None, crowd: Crowd
     ) -> dict[str, Block]:
         """All text rows that are fused, the ones that look at other images last."""
-        paired = dict(blocks)
+        # Everyone's captions as long as the longest of any process, so that they can be exchanged.
+        paired = {name: lengthened(block, crowd.longest) for name, block in blocks.items()}
         pair = paired.pop("pair")
         if negatives is not None or "prd" in self.loss_weights:
             paired["match"] = pair
         if negatives is not None:
-            chosen = negatives.texts
-            paired["wrong text"] = Block(hidden=pair.hidden[chosen], mask=pair.mask[chosen])
+            paired["wrong text"] = Block(
+                hidden=crowd.gather_with_gradients(pair.hidden)[negatives.texts],
+                mask=crowd.gather(pair.mask)[negatives.texts],
+            )
             paired["wrong image"] = pair
         return paired
 
@@ -263,13 +286,14 @@ class PersonSearch:
         model: ImageTextModel,
         fused: Mapping[str, torch.Tensor],
         prepared: PreparedPersons,
+        teaching: Teaching,
     ) -> dict[str, torch.Tensor]:
         """Matching and relations, from the fused class tokens."""
         sums: dict[str, torch.Tensor] = {}
         if "wrong text" in fused:
             parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
             judged, num_pairs = torch.cat(parts), len(parts[0])
-            possible = has_negative(prepared.person_ids)
+            possible = has_negative(prepared.person_ids, teaching.crowd_ids)
             counted = torch.cat((torch.ones_like(possible), possible, possible))
             labels = itm_labels(num_pairs, 2 * num_pairs, judged.device)
             sums["itm"] = itm_loss_sum(model.itm_head(judged), labels, counted)

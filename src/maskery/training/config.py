@@ -51,7 +51,9 @@ class TrainingConfig:
     warmup_share: float = 0.06
     """Share of the steps over which the learning rate rises from 0."""
     lr_schedule: LearningRateShape = "linear"
-    """How the learning rate falls to 0 after the warm-up."""
+    """How the learning rate falls after the warm-up."""
+    lr_floor: float = 0.0
+    """Share of the peak learning rate that it falls to."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 for no limit."""
     precision: Precision = "auto"
@@ -101,6 +103,8 @@ class TrainingConfig:
             raise ConfigError(
                 f"warmup_share is {self.warmup_share}: it must be from 0 to below 1; try 0.06"
             )
+        if not 0.0 <= self.lr_floor <= 1.0:
+            raise ConfigError(f"lr_floor is {self.lr_floor}: it must be from 0 to 1")
         for name in ("weight_decay", "clip_norm"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):

@@ -186,6 +186,7 @@ class Trainer:
             self.total_steps,
             warmup_share=self.config.warmup_share,
             shape=self.config.lr_schedule,
+            floor=self.config.lr_floor,
         )
         set_learning_rate(self.optimiser, factor)
         self.task.before_step()

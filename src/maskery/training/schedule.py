@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 
-def learning_rate_factor(step: int, total: int, *, warmup_share: float, shape: str) -> float:
+def learning_rate_factor(
+    step: int, total: int, *, warmup_share: float, shape: str, floor: float = 0.0
+) -> float:
     """What the peak learning rate is multiplied by at a step.
 
     Args:
@@ -13,6 +15,7 @@ def learning_rate_factor(step: int, total: int, *, warmup_share: float, shape: s
         total: Steps of the run.
         warmup_share: Share of the steps over which the factor rises to 1.
         shape: `linear`, `cosine` or `constant` after the warm-up.
+        floor: What the factor falls to, from 0 to 1.
 
     Returns:
         Above 0 and at most 1 for every step of the run.
@@ -24,5 +27,5 @@ def learning_rate_factor(step: int, total: int, *, warmup_share: float, shape: s
     if shape == "constant":
         return 1.0
     if shape == "cosine":
-        return 0.5 * (1.0 - math.cos(math.pi * left))
-    return left
+        left = 0.5 * (1.0 - math.cos(math.pi * left))
+    return floor + (1.0 - floor) * left

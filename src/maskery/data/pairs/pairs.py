@@ -6,7 +6,7 @@ more memory than their text, and forked workers share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,34 @@ class Pairs:
         """
         config = config or PairsConfig()
         reader = open_source(source, config)
+        return cls.of(_of_split(reader, config, source), reader.ref, config, source)
+
+    @classmethod
+    def of(
+        cls,
+        records: Iterable[Record],
+        ref: Callable[[str, Place], ImageRef],
+        config: PairsConfig,
+        source: str | Path,
+    ) -> Pairs:
+        """Check records and make pairs of them.
+
+        Args:
+            records: Unchecked.
+            ref: From an image's name and place to the image.
+            config: How to read them.
+            source: Where they come from, for messages.
+
+        Raises:
+            DataError: There are none, or one is bad.
+        """
         columns = _Columns(config)
-        for record in _of_split(reader, config, source):
+        for record in records:
             columns.add(record)
         if not columns.ids:
             left_out = f" ({columns.skipped})" if columns.skipped.count else ""
             raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
-        return cls(columns, reader.ref)
+        return cls(columns, ref)
 
     def __len__(self) -> int:
         return len(self.ids)

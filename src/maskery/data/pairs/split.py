@@ -5,6 +5,7 @@ Shapes: N pairs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -23,6 +24,11 @@ def group_ids(pairs: Pairs) -> npt.NDArray[np.uint64]:
         else f"person\0{pairs.person_names[pairs.persons[index]]}"
         for index, pair in enumerate(pairs)
     ]
+    return group_ids_of(names)
+
+
+def group_ids_of(names: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """(N,) uint64: a hash of each name."""
     digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 

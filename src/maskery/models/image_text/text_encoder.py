@@ -11,7 +11,7 @@ V vocabulary, M selected tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from maskery.models.image_text.attention import (
     ImageKeys,
     TextAttention,
 )
+
+OtherImages: TypeAlias = torch.Tensor | Sequence[ImageKeys]
 
 
 class Embeddings(nn.Module):
@@ -204,7 +206,7 @@ class TextFusionEncoder(nn.Module):
         hidden: torch.Tensor,
         attention_mask: torch.Tensor | None,
         images: Sequence[ImageKeys] | None,
-        other_images: torch.Tensor | None = None,
+        other_images: OtherImages | None = None,
     ) -> torch.Tensor:
         """Run the fusion layers from the fusion boundary on (ALBEF's mode "fusion").
 
@@ -213,12 +215,13 @@ class TextFusionEncoder(nn.Module):
             attention_mask: (R, L) bool, or None.
             images: From `project_images`, of I images; None to read text alone. Row r looks at
                 image r modulo I.
-            other_images: (S,) int64, the images that the last S rows look at instead.
+            other_images: The images that the last S rows look at instead: (S,) int64 among
+                `images`, or S images of their own, from `project_images`.
 
         Returns:
             (R, L, D).
         """
-        num_blocked = len(hidden) - (0 if other_images is None else len(other_images))
+        num_blocked = len(hidden) - _count(other_images)
         if images and num_blocked % len(images[0].keys):
             raise ValueError(
                 f"{num_blocked} text rows are not whole blocks over {len(images[0].keys)} images"
@@ -227,8 +230,7 @@ class TextFusionEncoder(nn.Module):
         layers = self.bert.encoder.layer[self.fusion_layer :]
         for i, layer in enumerate(layers):
             keys = None if images is None else images[i]
-            others = None if keys is None or other_images is None else keys.select(other_images)
-            hidden = layer(hidden, mask, keys, others)
+            hidden = layer(hidden, mask, keys, _others(keys, other_images, i))
         return hidden
 
     def forward(
@@ -236,7 +238,7 @@ class TextFusionEncoder(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         images: Sequence[ImageKeys] | None,
-        other_images: torch.Tensor | None = None,
+        other_images: OtherImages | None = None,
     ) -> torch.Tensor:
         """`encode_text`, then `fuse` (ALBEF's mode "multi_modal")."""
         hidden = self.encode_text(input_ids, attention_mask)
@@ -248,6 +250,26 @@ class TextFusionEncoder(nn.Module):
             hidden, self.bert.embeddings.word_embeddings.weight
         )
         return logits
+
+
+def _count(other_images: OtherImages | None) -> int:
+    """S."""
+    if other_images is None:
+        return 0
+    if isinstance(other_images, torch.Tensor):
+        return len(other_images)
+    return len(other_images[0].keys) if other_images else 0
+
+
+def _others(
+    keys: ImageKeys | None, other_images: OtherImages | None, layer: int
+) -> ImageKeys | None:
+    """What the last rows look at in one fusion layer."""
+    if keys is None or other_images is None:
+        return None
+    if isinstance(other_images, torch.Tensor):
+        return keys.select(other_images)
+    return other_images[layer]
 
 
 def _broadcast(attention_mask: torch.Tensor | None) -> torch.Tensor | None:

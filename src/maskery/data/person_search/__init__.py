@@ -1,0 +1,1 @@
+"""Pictures of known persons with captions: the datasets of text-based person search."""

@@ -1,0 +1,50 @@
+"""Which person-search dataset is read, and how; light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from maskery.core.errors import ConfigError
+
+DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchDataConfig:
+    """A dataset of persons, in the layout in which it is published."""
+
+    dataset: DatasetName
+    """The layout of the annotations: of the dataset itself, of RaSa's data_process.py (rasa), of
+    maskery data draw-people, or lines with image, caption and person (jsonl)."""
+    root: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the annotations and of imgs/; for jsonl, a file or a folder of train.jsonl (and
+    val.jsonl, test.jsonl, or pairs_*.jsonl), whose image paths are relative to --images."""
+    images: Path | None = None
+    """Folder that image paths are relative to. Default: imgs/ below the root; for jsonl, the root
+    itself."""
+    val_share: float = 0.05
+    """Share of the training identities held out to choose the best epoch, where the dataset has no
+    validation split (ICFG-PEDES); chosen by a hash."""
+    max_words: int = 50
+    """Most words of a caption; more are cut, as RaSa does."""
+    clean_captions: bool = True
+    """Lower-case and strip captions of punctuation, as RaSa does."""
+    missing_images: Literal["fail", "skip"] = "fail"
+    """Annotated images that are not on disk end the run, or are left out and counted."""
+    on_bad_image: Literal["skip", "fail"] = "skip"
+    """An image that cannot be read is skipped and counted, or ends the run."""
+    on_bad_caption: Literal["skip", "fail"] = "fail"
+    """A record without a usable caption is skipped and counted, or ends the run."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.val_share < 1.0:
+            raise ConfigError(
+                f"val_share is {self.val_share}: it must lie between 0 and 1; try 0.05"
+            )
+        if self.max_words < 1:
+            raise ConfigError(f"max_words is {self.max_words}: it must be at least 1; try 50")

@@ -1,0 +1,229 @@
+"""A person-search dataset, checked and cut into what is trained on, chosen by and measured on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from maskery.core.errors import DataError
+from maskery.data.images.config import DEFAULT_MAX_PIXELS
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.image_refs import FileImage, ImageRef, Place
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.records import Record, brief, checked_image_name, checked_person
+from maskery.data.pairs.split import group_ids_of, split_pairs
+from maskery.data.person_search.captions import clean_caption
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.layouts import IMAGES, LAYOUTS, read_annotations
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchData:
+    """The splits of a dataset; persons are numbered in each split for itself.
+
+    Attributes:
+        title: What the dataset is called.
+        train: What is trained on.
+        val: What the best epoch is chosen by.
+        test: What is measured on; None where the dataset has no test split.
+        val_held_out: Whether `val` was held out of the training identities.
+        notes: One line for each kind of thing that was left out or looks odd.
+    """
+
+    title: str
+    train: Pairs
+    val: Pairs
+    test: Pairs | None
+    val_held_out: bool
+    notes: tuple[str, ...]
+
+
+def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
+    """Read and check a dataset; images stay where they are until they are loaded.
+
+    Args:
+        config: Which one, and how.
+
+    Raises:
+        DataError: Annotations are missing, bad or of another dataset, an image is in two splits,
+            images are missing, or the training split shows fewer than two persons.
+    """
+    title, root = LAYOUTS[config.dataset].title, config.root
+    records = [_cleaned(record, config) for record in read_annotations(config.dataset, root)]
+    images = _image_folder(config)
+    refuse_leaks(records)
+    notes = [note for note in [shared_ids(records)] if note]
+    records, missing = without_missing(records, images, config)
+    notes += [missing] if missing else []
+    by_split: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
+    for record in records:
+        by_split[record.split].append(record)
+    _need_two_persons(by_split["train"], root)
+    _need_expected_splits(config, by_split)
+    held_out = not by_split["val"]
+    if held_out:
+        by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
+    reading = PairsConfig(on_bad_image=config.on_bad_image, on_bad_caption=config.on_bad_caption)
+
+    def ref(name: str, _place: Place) -> ImageRef:
+        return FileImage(name, images, DEFAULT_MAX_PIXELS)
+
+    splits = {
+        name: Pairs.of(found, ref, reading, f"the {name} split of '{root}'") if found else None
+        for name, found in by_split.items()
+    }
+    train, val = splits["train"], splits["val"]
+    assert train is not None
+    assert val is not None
+    for pairs in filter(None, splits.values()):
+        if pairs.skipped_captions.count:
+            notes.append(str(pairs.skipped_captions))
+    for note in notes:
+        log.warning("%s", note)
+    return PersonSearchData(
+        title=title,
+        train=train,
+        val=val,
+        test=splits["test"],
+        val_held_out=held_out,
+        notes=tuple(notes),
+    )
+
+
+def _cleaned(record: Record, config: PersonSearchDataConfig) -> Record:
+    """The record with its captions cleaned; what is no string is left for the check to name."""
+    captions = record.caption if isinstance(record.caption, list) else [record.caption]
+    if config.clean_captions:
+        captions = [
+            clean_caption(text, config.max_words) if isinstance(text, str) else text
+            for text in captions
+        ]
+    return replace(record, caption=captions)
+
+
+def _image_folder(config: PersonSearchDataConfig) -> Path:
+    """Where the images lie.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    folder = config.images
+    if folder is None and config.dataset == "jsonl":
+        folder = config.root.parent if config.root.is_file() else config.root
+    folder = folder or config.root / IMAGES
+    if not folder.is_dir():
+        raise DataError(
+            f"there is no folder '{folder}' with the images; put them there, or name another "
+            f"as --images"
+        )
+    return folder
+
+
+def refuse_leaks(records: Sequence[Record]) -> None:
+    """Make sure that no image is in two splits.
+
+    Raises:
+        DataError: One is: what is trained on would be measured on.
+    """
+    split_of: dict[str, str] = {}
+    leaks: dict[str, tuple[str, str]] = {}
+    for record in records:
+        name = str(PurePosixPath(checked_image_name(record.image, record.where)))
+        first = split_of.setdefault(name, record.split)
+        if first != record.split:
+            leaks.setdefault(name, (first, record.split))
+    if leaks:
+        name, (one, other) = next(iter(leaks.items()))
+        raise DataError(
+            f"{len(leaks)} images are in two splits, first {brief(name)} in {one} and {other}: "
+            f"what is measured on would be trained on; remove it from one of them"
+        )
+
+
+def shared_ids(records: Sequence[Record]) -> str:
+    """A warning where splits share ids, which may be numbered for each split anew; else empty."""
+    splits_of: dict[str, set[str]] = {}
+    for record in records:
+        person = checked_person(record.person, record.where)
+        splits_of.setdefault(str(person), set()).add(record.split)
+    shared = [person for person, splits in splits_of.items() if len(splits) > 1]
+    if not shared:
+        return ""
+    return (
+        f"{len(shared):,} ids occur in more than one split, first {shared[0]}: they count as "
+        f"different persons, as in datasets that number each split anew; where they are the same "
+        f"persons, figures on held-out people would be too good"
+    )
+
+
+def without_missing(
+    records: list[Record], images: Path, config: PersonSearchDataConfig
+) -> tuple[list[Record], str]:
+    """The records whose image is on disk, and a note about the others.
+
+    Raises:
+        DataError: Some are not, and none is to be skipped; or none is there.
+    """
+    found = [(images / record.image).exists() for record in records]
+    count = found.count(False)
+    if not count:
+        return records, ""
+    first = records[found.index(False)]
+    note = f"{count:,} of {len(records):,} annotated images are not in '{images}'"
+    if count == len(records):
+        raise DataError(f"{note}; name the folder that {brief(first.image)} lies in as --images")
+    if config.missing_images == "fail":
+        raise DataError(
+            f"{note}, first {brief(first.image)} ({first.where}); bring them, or go on without "
+            f"them with --missing-images skip"
+        )
+    kept = [record for record, is_there in zip(records, found, strict=True) if is_there]
+    return kept, f"{note} and are left out, first {brief(first.image)}"
+
+
+def _need_two_persons(records: Sequence[Record], root: Path) -> None:
+    persons = {checked_person(record.person, record.where) for record in records}
+    if len(persons) < 2:
+        raise DataError(
+            f"the training split of '{root}' shows {len(persons)} different "
+            f"person{'' if len(persons) == 1 else 's'}: nobody to tell anyone from; bring at "
+            f"least 2"
+        )
+
+
+def _need_expected_splits(
+    config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
+) -> None:
+    """Refuse annotations that lack a split that the published dataset has.
+
+    Raises:
+        DataError: One is missing.
+    """
+    layout = LAYOUTS[config.dataset]
+    if config.dataset not in ("cuhk-pedes", "icfg-pedes", "rstpreid"):
+        return
+    for split in layout.splits:
+        if not by_split[split]:
+            raise DataError(
+                f"the annotations in '{config.root}' have no {split} split, which {layout.title} "
+                f"has: they are of another dataset, or cut short; correct --dataset or --root"
+            )
+
+
+def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
+    """Cut training identities into those that are trained on and those that choose the epoch."""
+    groups = group_ids_of([f"person\0{checked_person(r.person, r.where)}" for r in records])
+    if len(np.unique(groups)) < 4:
+        raise DataError(
+            f"the training split shows {len(np.unique(groups))} persons, and there is no "
+            f"validation split: at least 4 are needed, two to learn from and two to choose the "
+            f"best epoch by"
+        )
+    train, held = split_pairs(groups, share)
+    return [records[i] for i in train], [records[i] for i in held]

@@ -1,0 +1,212 @@
+"""Batches for person search: two views of each picture, its caption, and one of its person.
+
+An example is a caption with its picture, as in RaSa, so an epoch reads every caption once.
+Everything random is a function of (seed, epoch, example): the order, the views, the weak pairs. So
+a batch does not depend on the number of processes, on threads or on resuming.
+
+Shapes: C captions, B captions of a batch, G of all processes, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import ConfigError, DataError
+from maskery.core.random import Stream, uniforms
+from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
+from maskery.data.images.config import ViewConfig
+from maskery.data.images.views import normalise, view_draws, view_pixels
+from maskery.data.pairs.captions import CaptionTokens
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pictures import Pictures
+from maskery.data.pairs.source import ViewedPairs
+from maskery.data.plan import Plan, plan_epoch, split_step
+from maskery.data.rows import hash_rows
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewedPersons(ViewedPairs):
+    """B captions with their pictures, as the `PersonSearch` task reads them.
+
+    Attributes:
+        text2: The same captions, some replaced by another caption of the same person.
+        person_ids: (B,) int64.
+        replaced: (B,) int64: 1 where `text2` is another caption.
+        crowd_ids: (G,) int64: the persons of the same micro-batch on all processes.
+    """
+
+    text2: TokenBatch
+    person_ids: torch.Tensor
+    replaced: torch.Tensor
+    crowd_ids: torch.Tensor
+
+
+class PersonSource:
+    """The training batches of a run.
+
+    An epoch has whole batches only, as released; what is left over is read in other epochs, whose
+    order is another.
+
+    Args:
+        pairs: Pictures of known persons.
+        captions: Their captions.
+        pictures: Their pictures.
+        view: With size and normalisation set.
+        batch_pairs: The captions of a step, over all processes.
+        micro_pairs: The most captions of a micro-batch.
+        weak_pair_probability: How often `text2` is drawn anew from the person's captions.
+        seed: Of order, views and weak pairs.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        captions: CaptionTokens,
+        pictures: Pictures,
+        view: ViewConfig,
+        *,
+        batch_pairs: int,
+        micro_pairs: int | None = None,
+        weak_pair_probability: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.captions, self.pictures, self.view = captions, pictures, view
+        self.ids = caption_ids(pairs.ids, captions)
+        self.persons = pairs.persons[captions.owners]
+        self.batch_pairs = min(batch_pairs, len(self.ids))
+        self.micro_pairs = micro_pairs or batch_pairs
+        self.weak_pair_probability, self.seed = weak_pair_probability, seed
+        # The captions of each person, person after person.
+        self._by_person = np.argsort(self.persons, kind="stable")
+        counts = np.bincount(self.persons)
+        self._counts, self._firsts = counts, np.cumsum(counts) - counts
+        boundaries = captions.boundaries
+        self._content = hash_rows(captions.tokens.astype(np.int64), boundaries)
+        self._plan: tuple[int, Plan] | None = None
+
+    def plan(self, epoch: int) -> Plan:
+        """The steps of an epoch; the latest is kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            # Every caption counts as one token of the budget.
+            plan = plan_epoch(
+                np.ones(len(self.ids), np.int64),
+                seed=self.seed,
+                epoch=epoch,
+                batch_tokens=self.batch_pairs,
+            )
+            self._plan = (epoch, plan)
+        return self._plan[1]
+
+    def num_steps(self, epoch: int) -> int:
+        """How many steps an epoch has."""
+        del epoch  # each has as many
+        return len(self.ids) // self.batch_pairs
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[ViewedPersons]:
+        """One process's share of a step: every `world_size`-th caption of it.
+
+        Raises:
+            ConfigError: There are fewer captions than processes.
+            DataError: No picture can be read, or one cannot and none is to be skipped.
+        """
+        members = self.plan(epoch).step(step)
+        if len(members) < world_size:
+            raise ConfigError(
+                f"a step has {len(members)} pairs and there are {world_size} processes: each needs "
+                f"one at least; raise --batch-pairs"
+            )
+        ones = np.ones(len(members), np.int64)
+        parts = split_step(ones, micro_tokens=self.micro_pairs, parts=world_size)
+        return [
+            self.batch(members[parts[turn + rank]], epoch, members[np.concatenate(together)])
+            for turn in range(0, len(parts), world_size)
+            if (together := parts[turn : turn + world_size])
+        ]
+
+    def batch(
+        self,
+        members: npt.NDArray[np.int64],
+        epoch: int,
+        crowd: npt.NDArray[np.int64] | None = None,
+    ) -> ViewedPersons:
+        """The batch of some captions in an epoch; pictures that cannot be read are left out.
+
+        Args:
+            members: (B,) int64, captions.
+            epoch: From 0.
+            crowd: (G,) int64, the captions of all processes. Default: these.
+        """
+        crowd_ids = torch.from_numpy(self.persons[members if crowd is None else crowd])
+        members, images = self._sound(members, epoch)
+        ids = self.ids[members]
+        views = [
+            self._views(images, view_draws(self.seed, epoch, ids, view=number)) for number in (0, 1)
+        ]
+        others = self._weak(members, epoch)
+        return ViewedPersons(
+            image1=views[0],
+            image2=views[1],
+            text1=self.captions.batch(members, ids),
+            text2=self.captions.batch(others, ids),
+            person_ids=torch.from_numpy(self.persons[members]),
+            replaced=torch.from_numpy(
+                (self._content[others] != self._content[members]).astype(np.int64)
+            ),
+            crowd_ids=crowd_ids,
+        )
+
+    def _weak(self, members: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """For each caption itself or, by chance, any caption of its person: (B,) int64."""
+        ids, zeros = self.ids[members], np.zeros(len(members), np.int64)
+        whether, which = (
+            uniforms(self.seed, Stream.CAPTION, epoch, ids, zeros + place).astype(np.float64)
+            for place in (0, 1)
+        )
+        persons = self.persons[members]
+        place = self._firsts[persons] + (which * self._counts[persons]).astype(np.int64)
+        drawn: npt.NDArray[np.int64] = self._by_person[place]
+        return np.where(whether < self.weak_pair_probability, drawn, members)
+
+    def _sound(
+        self, members: npt.NDArray[np.int64], epoch: int
+    ) -> tuple[npt.NDArray[np.int64], list[Image]]:
+        """Those of the captions whose picture can be read, or else the next in the order."""
+        loaded = self.pictures.load(self.captions.owners[members].tolist())
+        if any(image is not None for image in loaded):
+            kept = np.array([image is not None for image in loaded])
+            return members[kept], [image for image in loaded if image is not None]
+        order = self.plan(epoch).order
+        at = int(np.flatnonzero(order == members[-1])[0])
+        for caption in np.roll(order, -at - 1).tolist():
+            image = self.pictures.load([int(self.captions.owners[caption])])[0]
+            if image is not None:
+                return np.array([caption], np.int64), [image]
+        raise DataError(f"no picture of the dataset can be read ({self.pictures.skipped})")
+
+    def _views(self, images: list[Image], draws: npt.NDArray[np.float32]) -> torch.Tensor:
+        pixels = [
+            view_pixels(image, self.view, row) for image, row in zip(images, draws, strict=True)
+        ]
+        return normalise(np.stack(pixels), self.view)
+
+
+def caption_ids(
+    pair_ids: npt.NDArray[np.uint64], captions: CaptionTokens
+) -> npt.NDArray[np.uint64]:
+    """(C,) uint64: an id for each caption, from its pair's id and its place there."""
+    owners = captions.owners
+    place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")
+    spread = (place.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
+    return mix(pair_ids[owners] + spread)

@@ -1,0 +1,353 @@
+"""A person-search run: pictures of persons with captions in; a model that finds people out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from maskery.core.launcher import is_main_process
+from maskery.core.processes import join_processes
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.images.skipped import Skipped
+from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.data.person_search.held_out import HeldOutPersons
+from maskery.data.person_search.source import PersonSource
+from maskery.data.tokenise import tokenizer_fingerprint
+from maskery.evaluation.retrieval import Retrieval, RetrievalFigures, evaluate_retrieval
+from maskery.evaluation.retrieval_metrics import RankingFigures
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
+from maskery.models.image_text.model import ImageTextModel
+from maskery.models.loading import resolve
+from maskery.recipes.pairs_config import SCRATCH
+from maskery.recipes.pairs_model import (
+    StartModel,
+    choose_max_length,
+    save_preprocessing,
+    start_at_frequencies,
+    start_model,
+)
+from maskery.recipes.person_search_card import person_search_card
+from maskery.recipes.person_search_config import PersonSearchRunConfig
+from maskery.recipes.person_search_result import PersonSearchResult
+from maskery.recipes.run_folder import MODEL, default_folder, write_json, write_text
+from maskery.recipes.run_frame import identity, run_in_folder, save_model_folder
+from maskery.tasks.caption_steps import part_of
+from maskery.tasks.person_search import PersonSearch
+from maskery.training.loop import Trainer
+from maskery.training.optimiser import build_optimiser
+
+log = logging.getLogger(__name__)
+
+EXTRA_STATE = "extra_state.safetensors"
+BEST = "best.json"
+# The generator's masks are other ones than those the words are learnt from.
+GENERATOR_SEED_SHIFT = 1
+# RaSa trains these two heads, which ALBEF does not have, at a rate of their own.
+NEW_HEADS = ("prd_head.", "mrtd_head.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchRun:
+    """Everything a person-search run consists of, before its first step.
+
+    Attributes:
+        config: As given.
+        data: The dataset.
+        start: The initial model.
+        task: What is trained.
+        train: Training batches.
+        val: What the best epoch is chosen by.
+        test: What is measured at the end; None where the dataset has no test split.
+        identity: A hash of what a continuation must share.
+    """
+
+    config: PersonSearchRunConfig
+    data: PersonSearchData
+    start: StartModel
+    task: PersonSearch
+    train: PersonSource
+    val: HeldOutPersons
+    test: HeldOutPersons | None
+    identity: str
+
+    def measure(self, split: HeldOutPersons, model: ImageTextModel | None = None) -> Retrieval:
+        """How well the captions of a split find their persons among its pictures.
+
+        Args:
+            split: Of this run.
+            model: Another than the run's as it is now.
+        """
+        retrieval = self.config.retrieval
+        if "itm" not in self.task.loss_weights:  # the matching head has learnt nothing
+            retrieval = replace(retrieval, rerank=0)
+        return evaluate_retrieval(
+            model or self.start.model,
+            split.images(),
+            split.texts,
+            image_persons=split.image_persons,
+            text_persons=split.text_persons,
+            config=retrieval,
+        )
+
+
+def train_person_search(
+    config: PersonSearchRunConfig, *, progress: bool = True
+) -> PersonSearchResult:
+    """Run a person-search configuration from its dataset to the model of its best epoch.
+
+    Args:
+        config: What to train on what.
+        progress: Whether to draw progress bars.
+
+    Raises:
+        MaskeryError: Something the user can mend.
+    """
+    config.require_start()
+    return run_in_folder(
+        config,
+        default_folder(str(config.data.root), config.start),
+        prepare=lambda folder: prepare_person_search(
+            config, folder=folder, progress=progress and is_main_process()
+        ),
+        fill=lambda run, folder: _fill(run, folder, progress=progress),
+    )
+
+
+def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearchResult:
+    """Train, keeping the best model, and measure that."""
+    config, best = run.config, Best(run, folder)
+    trainer = Trainer(
+        run.task,
+        run.train,
+        build_optimiser(run.start.model, config.training, learnt_fast(run.start)),
+        replace(config.training, eval_every=config.training.eval_every or run.train.num_steps(0)),
+        folder,
+        identity=run.identity,
+        evaluate=best.evaluate,
+        progress=progress,
+    )
+    summary = trainer.train(resume=config.resume == "auto")
+    processes = join_processes()
+    processes.barrier()  # the main process has written the best model
+    model = ImageTextModel.from_pretrained(folder / MODEL).to(run.start.model.device).eval()
+    result = PersonSearchResult(
+        folder=folder,
+        best_step=best.step,
+        val=run.measure(run.val, model).figures,
+        test=None if run.test is None else run.measure(run.test, model).figures,
+        summary=summary,
+        notes=(*run.data.notes, *skipped_lines(run)),
+    )
+    if processes.is_main:
+        write_text(folder / MODEL / "README.md", person_search_card(run.config, result))
+    return result
+
+
+class Best:
+    """Keeps the best model of a run, by validation R@1, in `model/`.
+
+    Attributes:
+        step: Of the best model; -1 before there is one.
+        r1: Its validation R@1.
+    """
+
+    def __init__(self, run: PersonSearchRun, folder: Path) -> None:
+        self.step, self.r1 = -1, -1.0
+        self._run, self._folder = run, folder
+        if (folder / BEST).is_file() and (folder / MODEL / "config.json").is_file():
+            kept = json.loads((folder / BEST).read_text("utf-8"))
+            self.step, self.r1 = int(kept["step"]), float(kept["r1"])
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Held-out figures for the log; the model is saved where it is the best so far."""
+        figures = self._run.measure(self._run.val).figures
+        r1 = deciding(figures).r1.value
+        # A run that was resumed repeats steps that are already accounted for.
+        if r1 > self.r1:
+            self.step, self.r1 = step, r1
+            if join_processes().is_main:
+                save_model_folder(self._folder / MODEL, lambda path: save_model(self._run, path))
+                write_json(self._folder / BEST, {"step": step, "r1": r1})
+        return logged(figures)
+
+
+def deciding(figures: RetrievalFigures) -> RankingFigures:
+    """The ranking that a model is judged by: with matching, where there is matching."""
+    return figures.reranked or figures.contrastive
+
+
+def logged(figures: RetrievalFigures) -> dict[str, float]:
+    """Figures without intervals, by name."""
+    values: dict[str, float] = {}
+    for ranking in ("contrastive", "reranked"):
+        found: RankingFigures | None = getattr(figures, ranking)
+        if found is not None:
+            values |= {f"{ranking}_{name}": getattr(found, name).value for name in asdict(found)}
+    return values
+
+
+def prepare_person_search(
+    config: PersonSearchRunConfig,
+    *,
+    start: StartModel | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> PersonSearchRun:
+    """Read and tokenise the dataset, and load or make the initial model.
+
+    Args:
+        config: The run.
+        start: A model to use instead of the one the config names.
+        folder: The run folder, as in `start_model`.
+        progress: Whether to draw bars.
+    """
+    data = open_person_search(config.data)
+    start = start or start_model(config, data.train, folder=folder, progress=progress)
+    captions = _tokenise(config, data.train, start)
+    sizes = [len(pairs) if pairs else 0 for pairs in (data.train, data.val, data.test)]
+    # What is kept in memory is shared out by the size of the splits.
+    caches = [config.image_cache_mb * 2**20 * size // sum(sizes) for size in sizes]
+    train = PersonSource(
+        data.train,
+        captions,
+        _pictures(config, start, data.train, caches[0]),
+        start.view,
+        batch_pairs=config.training.batch_pairs,
+        micro_pairs=config.training.micro_batch_pairs,
+        weak_pair_probability=config.weak_pair_probability,
+        seed=config.training.seed,
+    )
+    if start.from_scratch:
+        counts = captions.token_counts(start.model.config.text_config.vocab_size)
+        start_at_frequencies(start.model, counts)
+    val = _held_out(config, start, data.val, caches[1])
+    test = None if data.test is None else _held_out(config, start, data.test, caches[2])
+    log.info(
+        "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",
+        data.title,
+        f"{len(train.ids):,}",
+        f"{len(data.train.person_names):,}",
+        f"{len(data.val):,}",
+    )
+    return PersonSearchRun(
+        config=config,
+        data=data,
+        start=start,
+        task=make_task(config, start),
+        train=train,
+        val=val,
+        test=test,
+        identity=identity_of(config, data, start),
+    )
+
+
+def make_task(config: PersonSearchRunConfig, start: StartModel) -> PersonSearch:
+    """The task of a run; a model folder that holds a momentum twin goes on with it."""
+    vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
+    generator_masking = MaskingConfig(
+        policy=config.masking.policy,
+        mask_rate=config.mrtd_mask_rate,
+        mask_share=1.0,
+        random_share=0.0,
+    )
+    task = PersonSearch(
+        start.model,
+        replace(config.objectives, seed=seed),
+        vocabulary=vocabulary,
+        pad_token_id=int(start.tokenizer.pad_token_id or 0),
+        masker=Masker(vocabulary=vocabulary, config=config.masking, seed=seed),
+        mrtd_masker=Masker(
+            vocabulary=vocabulary, config=generator_masking, seed=seed + GENERATOR_SEED_SHIFT
+        ),
+    )
+    if config.text_model is None and not config.model.startswith(SCRATCH):
+        extra = Path(resolve(config.model)) / EXTRA_STATE
+        if extra.is_file():
+            # The queues hold another dataset's persons: they start anew.
+            task.twin.load_state_dict(part_of(load_file(extra), "twin."))
+    return task
+
+
+def learnt_fast(start: StartModel) -> frozenset[str]:
+    """The parameters that learn at `head_learning_rate`: what is new, and RaSa's two heads."""
+    heads = {name for name, _ in start.model.named_parameters() if name.startswith(NEW_HEADS)}
+    return start.new_parameters | heads
+
+
+def _tokenise(config: PersonSearchRunConfig, pairs: Pairs, start: StartModel) -> CaptionTokens:
+    skipped = Skipped("caption", config.data.on_bad_caption)
+    longest = choose_max_length(config, start.model)
+    captions = tokenise_captions(pairs, start.tokenizer, skipped, max_length=longest)
+    if captions.num_cut:
+        log.warning("%d captions are cut at %d tokens", captions.num_cut, longest)
+    if skipped.count:
+        log.warning("%s", skipped)
+    return captions
+
+
+def _pictures(
+    config: PersonSearchRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
+) -> Pictures:
+    # A crop takes its part of the whole picture, so it is decoded whole.
+    near = None if config.view.crop_scale else start.view.size
+    return Pictures(pairs, config.data.on_bad_image, near=near, cache_bytes=cache_bytes)
+
+
+def _held_out(
+    config: PersonSearchRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
+) -> HeldOutPersons:
+    captions = _tokenise(config, pairs, start)
+    pictures = _pictures(config, start, pairs, cache_bytes)
+    return HeldOutPersons(
+        pairs, captions, pictures, start.view, batch_images=config.retrieval.batch_images
+    )
+
+
+def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
+    """What was left out while training and measuring, one line a kind."""
+    splits = [split for split in (run.val, run.test) if split is not None]
+    told = [run.train.captions.skipped, run.train.pictures.skipped]
+    told += [split.pictures.skipped for split in splits]
+    return tuple(str(skipped) for skipped in told if skipped.count)
+
+
+def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel) -> str:
+    """A hash of everything that decides the course of a run, but not how it is computed."""
+    return identity(
+        config.training,
+        {
+            "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
+            "data": [fingerprint(data.train), fingerprint(data.val)],
+            "persons": int(np.bitwise_xor.reduce(data.train.persons * 31 + 7)),
+            "tokenizer": tokenizer_fingerprint(start.tokenizer),
+            "max_length": config.max_length,
+            "view": asdict(start.view),
+            "masking": asdict(config.masking),
+            "mrtd_mask_rate": config.mrtd_mask_rate,
+            "weak_pair_probability": config.weak_pair_probability,
+            "objectives": asdict(config.objectives),
+        },
+    )
+
+
+def save_model(run: PersonSearchRun, folder: Path) -> None:
+    """Write the model with its tokenizer, how its pictures are prepared, and the momentum twin."""
+    run.start.model.save_pretrained(folder)
+    run.start.tokenizer.save_pretrained(folder)
+    save_preprocessing(folder, run.start.view)
+    twin = run.task.twin.state_dict()
+    extra = {f"twin.{name}": tensor.contiguous().cpu() for name, tensor in twin.items()}
+    save_file(extra, folder / EXTRA_STATE)
+
+
+__all__ = ["PersonSearchRun", "prepare_person_search", "train_person_search"]

@@ -1,0 +1,136 @@
+"""The person-search quickstart: draw people, learn to find them, and show five searches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maskery.data.images.sheet import RIGHT, Cell, SheetRow, draw_sheet
+from maskery.data.people.config import PeopleConfig
+from maskery.data.people.dataset import draw_people
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.evaluation.retrieval import Retrieval
+from maskery.recipes.person_search import (
+    PersonSearchRun,
+    prepare_person_search,
+    train_person_search,
+)
+from maskery.recipes.person_search_config import PersonSearchRunConfig
+from maskery.recipes.person_search_presets import small
+from maskery.recipes.person_search_result import PersonSearchResult
+
+PEOPLE, RUN, PICTURE = "people", "run", "searches.png"
+NUM_TEST, NUM_VAL = 250, 50
+NUM_QUERIES, NUM_SHOWN = 5, 10
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchQuickstart:
+    """What the quickstart came to.
+
+    Attributes:
+        result: Of the run.
+        before: Figures of the initial model on the test split.
+        after: Those of the trained one.
+        picture: Five searches with their ten best pictures.
+        seconds: The time all of it took.
+    """
+
+    result: PersonSearchResult
+    before: Retrieval
+    after: Retrieval
+    picture: Path
+    seconds: float
+
+
+def people_config(num_people: int = 2600) -> PeopleConfig:
+    """People in four pictures each; 250 are never seen in training."""
+    shares = (NUM_VAL / num_people, NUM_TEST / num_people)
+    return PeopleConfig(
+        num_people=num_people,
+        images_per_person=4,
+        width=32,
+        height=64,
+        splits=(1 - sum(shares), *shares),
+    )
+
+
+def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
+    """The preset `small`, evaluated only at the end."""
+    config = small(PersonSearchDataConfig(dataset="drawn-people", root=people))
+    return replace(config, output=output)
+
+
+def run_person_search_quickstart(
+    folder: Path,
+    *,
+    drawn: PeopleConfig | None = None,
+    configure: Callable[[PersonSearchRunConfig], PersonSearchRunConfig] = lambda config: config,
+    draw_progress: Progress | None = None,
+    progress: bool = True,
+) -> PersonSearchQuickstart:
+    """Draw people, measure, train, measure again, and show searches.
+
+    Args:
+        folder: New or empty.
+        drawn: Other people than `people_config`'s.
+        configure: Changes the run's configuration.
+        draw_progress: Called as `draw_people` does.
+        progress: Whether to draw bars.
+    """
+    began = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_people(folder / PEOPLE, drawn or people_config(), draw_progress)
+    config = configure(quickstart_config(folder / PEOPLE, folder / RUN))
+    before = _measure(prepare_person_search(config, progress=False))
+    result = train_person_search(config, progress=progress)
+    run = prepare_person_search(replace(config, model=str(result.folder)), progress=False)
+    after = _measure(run)
+    draw_searches(run, after, folder / PICTURE)
+    return PersonSearchQuickstart(
+        result=result,
+        before=before,
+        after=after,
+        picture=folder / PICTURE,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _measure(run: PersonSearchRun) -> Retrieval:
+    assert run.test is not None
+    with torch.no_grad():
+        return run.measure(run.test)
+
+
+def draw_searches(run: PersonSearchRun, found: Retrieval, path: Path) -> None:
+    """Draw five captions of the test split with their ten best pictures, right ones framed.
+
+    The captions are spread evenly over the split, whatever was found for them.
+
+    Args:
+        run: Whose test split.
+        found: Its rankings.
+        path: The PNG to write.
+    """
+    split = run.test
+    assert split is not None
+    ranking = found.contrastive if found.reranked is None else found.reranked
+    rows = []
+    for text in np.linspace(0, len(ranking) - 1, NUM_QUERIES + 2).astype(int)[1:-1].tolist():
+        best = ranking[text, :NUM_SHOWN].tolist()
+        person = split.text_persons[text]
+        images = split.pictures.load(split.gallery[best].tolist())
+        cells = [
+            Cell(image=image, frame=RIGHT if split.image_persons[place] == person else None)
+            for place, image in zip(best, images, strict=True)
+            if image is not None
+        ]
+        rows.append(SheetRow(heading=split.caption(text), cells=cells))
+    draw_sheet(rows).save(path)

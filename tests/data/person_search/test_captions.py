@@ -1,0 +1,35 @@
+"""Caption cleaning, against the released code's own answers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from maskery.data.person_search.captions import clean_caption
+
+SIBLING = Path(__file__).parents[4] / "shared" / "golden" / "rasa_tiny"
+GOLDEN = Path(os.environ.get("MASKERY_GOLDEN", SIBLING)) / "captions.json"
+
+
+@pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no golden record {GOLDEN}; set MASKERY_GOLDEN")
+def test_the_released_code_cleans_alike() -> None:
+    record = json.loads(GOLDEN.read_text("utf-8"))
+    assert len(record) >= 10
+    for entry in record:
+        assert clean_caption(entry["caption"], entry["max_words"]) == entry["expected"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "words", "cleaned"),
+    [
+        ("A man, wearing a T-shirt/jacket; black.", 50, "a man wearing a t shirt jacket black"),
+        ("The <person>  walks!", 50, "the person walks"),
+        ("one two three", 2, "one two"),
+        ("...", 50, ""),
+    ],
+)
+def test_punctuation_case_and_length(caption: str, words: int, cleaned: str) -> None:
+    assert clean_caption(caption, words) == cleaned

@@ -1,0 +1,250 @@
+"""Every published layout, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_persons import draw_images, records, save_cuhk
+
+from maskery.core.errors import ConfigError, DataError
+from maskery.data.people.config import PeopleConfig
+from maskery.data.people.dataset import draw_people
+from maskery.data.person_search.config import DatasetName, PersonSearchDataConfig
+from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+
+SPLITS = {"train": 4, "val": 2, "test": 2}
+
+
+def opened(dataset: DatasetName, root: Path, **settings: Any) -> PersonSearchData:
+    return open_person_search(PersonSearchDataConfig(dataset=dataset, root=root, **settings))
+
+
+def sizes(data: PersonSearchData) -> list[int]:
+    return [len(pairs) if pairs is not None else 0 for pairs in (data.train, data.val, data.test)]
+
+
+def test_cuhk_pedes(tmp_path: Path) -> None:
+    data = opened("cuhk-pedes", save_cuhk(tmp_path, SPLITS))
+    assert sizes(data) == [8, 4, 4]
+    assert not data.val_held_out
+    assert data.notes == ()
+    first = data.train[0]
+    assert first.image.name == "cam_a/000_0.png"
+    assert first.captions[0] == "a person in a red shirt and red trousers"
+    assert first.image.load().size == (16, 16)
+    assert data.train.persons.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert data.train.person_names == ("1", "2", "3", "4")
+
+
+@pytest.mark.parametrize("name", ["ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG-PDES.json"])
+def test_icfg_pedes_holds_training_identities_out(tmp_path: Path, name: str) -> None:
+    rows = records({"train": 20, "test": 3}, first_id=0)
+    for row in rows:
+        # Its folders are not its split.
+        row["file_path"] = f"test/{row['file_path']}"
+        row["captions"] = row["captions"][:1]
+    draw_images(tmp_path / "imgs", rows)
+    (tmp_path / name).write_text(json.dumps(rows), "utf-8")
+    data = opened("icfg-pedes", tmp_path, val_share=0.3)
+    assert data.val_held_out
+    train, val = set(data.train.person_names), set(data.val.person_names)
+    assert not train & val
+    assert len(train | val) == 20
+    assert len(val) >= 2
+    assert len(data.train) + len(data.val) == 40
+    again = opened("icfg-pedes", tmp_path, val_share=0.3)
+    assert again.val.person_names == data.val.person_names
+
+
+def test_rstpreid(tmp_path: Path) -> None:
+    rows = records(SPLITS, images=5, key="img_path", first_id=0)
+    draw_images(tmp_path / "imgs", rows, "img_path")
+    (tmp_path / "data_captions.json").write_text(json.dumps(rows), "utf-8")
+    assert sizes(opened("rstpreid", tmp_path)) == [20, 10, 10]
+
+
+@pytest.mark.parametrize("empty_val", [False, True])
+def test_rasa_processed(tmp_path: Path, empty_val: bool) -> None:
+    rows = records({"train": 8, "val": 2, "test": 2})
+    draw_images(tmp_path / "imgs", rows)
+    (tmp_path / "processed_data").mkdir()
+    for split in ("train", "val", "test"):
+        part = [row for row in rows if row["split"] == split]
+        part = [] if empty_val and split == "val" else part
+        (tmp_path / "processed_data" / f"{split}.json").write_text(json.dumps(part), "utf-8")
+    data = opened("rasa", tmp_path, val_share=0.3)
+    assert data.val_held_out == empty_val
+    assert len(data.train) + len(data.val) == (16 if empty_val else 20)
+
+
+def test_drawn_people_in_both_of_their_layouts(tmp_path: Path) -> None:
+    config = PeopleConfig(
+        num_people=10, images_per_person=2, width=16, height=32, splits=(0.6, 0.2, 0.2)
+    )
+    draw_people(tmp_path, config)
+    annotated, lines = opened("drawn-people", tmp_path), opened("jsonl", tmp_path)
+    assert sizes(annotated) == sizes(lines) == [12, 4, 4]
+    assert [pair.captions for pair in annotated.train] == [pair.captions for pair in lines.train]
+
+
+def test_one_file_of_lines_with_and_without_splits(tmp_path: Path) -> None:
+    rows = records({"train": 8})
+    draw_images(tmp_path, rows)
+    lines = [
+        {"image": row["file_path"], "caption": row["captions"][0], "person": f"p{row['id']}"}
+        for row in rows
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    data = opened("jsonl", path, val_share=0.3)
+    assert data.test is None
+    assert len(data.train) + len(data.val) == 16
+    for index, line in enumerate(lines):
+        line["split"] = "train" if index < 8 else "val" if index < 12 else "test"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    assert sizes(opened("jsonl", path)) == [8, 4, 4]
+
+
+def test_uncleaned_captions_stay_as_they_are(tmp_path: Path) -> None:
+    data = opened("cuhk-pedes", save_cuhk(tmp_path, SPLITS), clean_captions=False)
+    assert data.train[0].captions[0] == "A person, in a red shirt and red trousers."
+
+
+def rewritten(root: Path, change: Any) -> Path:
+    rows = json.loads((root / "reid_raw.json").read_text("utf-8"))
+    (root / "reid_raw.json").write_text(json.dumps(change(rows)), "utf-8")
+    return root
+
+
+def refused(dataset: DatasetName, root: Path, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        opened(dataset, root, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_annotations_say_which_dataset_lies_there(tmp_path: Path) -> None:
+    assert "there is no folder" in refused("cuhk-pedes", tmp_path / "none")
+    assert "holds no reid_raw.json" in refused("cuhk-pedes", tmp_path)
+    root = save_cuhk(tmp_path, SPLITS)
+    message = refused("rstpreid", root)
+    assert "data_captions.json" in message
+    assert "--dataset cuhk-pedes" in message
+    (root / "reid_raw.json").rename(root / "data_captions.json")
+    message = refused("rstpreid", root)
+    assert "'file_path' as CUHK-PEDES does" in message
+    assert "--dataset cuhk-pedes" in message
+
+
+def test_a_published_dataset_has_all_its_splits(tmp_path: Path) -> None:
+    root = rewritten(
+        save_cuhk(tmp_path, SPLITS), lambda rows: [r for r in rows if r["split"] != "val"]
+    )
+    assert "have no val split, which CUHK-PEDES has" in refused("cuhk-pedes", root)
+    assert opened("drawn-people", root).val_held_out
+
+
+def test_unknown_splits_and_persons_are_named_by_record(tmp_path: Path) -> None:
+    root = save_cuhk(tmp_path, SPLITS)
+
+    def odd(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*rows[:3], rows[3] | {"split": "dev"}, *rows[4:]]
+
+    message = refused("cuhk-pedes", rewritten(root, odd))
+    assert "record 4: the split is 'dev'" in message
+    nobody = rewritten(root, lambda rows: [rows[0] | {"id": None}, *rows[1:]])
+    assert "no person is named" in refused("cuhk-pedes", nobody)
+
+
+def test_an_image_in_two_splits_is_a_leak(tmp_path: Path) -> None:
+    root = rewritten(
+        save_cuhk(tmp_path, SPLITS), lambda rows: [*rows, rows[0] | {"split": "test"}]
+    )
+    message = refused("cuhk-pedes", root)
+    assert "1 images are in two splits" in message
+    assert "'cam_a/000_0.png' in train and test" in message
+
+
+def test_an_id_in_two_splits_is_counted_and_is_two_persons(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = rewritten(
+        save_cuhk(tmp_path, SPLITS),
+        lambda rows: [row | {"id": 1} if row["split"] == "test" else row for row in rows],
+    )
+    with caplog.at_level(logging.WARNING):
+        data = opened("cuhk-pedes", root)
+    assert "1 ids occur in more than one split, first 1" in data.notes[0]
+    assert data.notes[0] in caplog.text
+    assert data.test is not None
+    assert data.test.person_names == ("1",)
+
+
+def test_missing_images_are_counted_and_may_be_left_out(tmp_path: Path) -> None:
+    root = save_cuhk(tmp_path, SPLITS)
+    for name in ("000_1.png", "002_0.png"):
+        (root / "imgs" / "cam_a" / name).unlink()
+    message = refused("cuhk-pedes", root)
+    assert "2 of 16 annotated images are not in" in message
+    assert "first 'cam_a/000_1.png'" in message
+    assert "--missing-images skip" in message
+    data = opened("cuhk-pedes", root, missing_images="skip")
+    assert len(data.train) == 6
+    assert "2 of 16" in data.notes[0]
+    (root / "imgs").rename(root / "pictures")
+    assert "there is no folder" in refused("cuhk-pedes", root)
+    assert "name the folder" in refused("cuhk-pedes", root, images=tmp_path)
+    named = opened("cuhk-pedes", root, images=root / "pictures", missing_images="skip")
+    assert sizes(named) == sizes(data)
+
+
+def test_one_person_alone_cannot_be_told_from_anyone(tmp_path: Path) -> None:
+    root = save_cuhk(tmp_path, {"train": 1, "val": 1, "test": 1})
+    assert "shows 1 different person:" in refused("cuhk-pedes", root)
+
+
+def test_too_few_persons_to_hold_any_out(tmp_path: Path) -> None:
+    root = save_cuhk(tmp_path, {"train": 3, "test": 1})
+    assert "at least 4 are needed" in refused("drawn-people", root)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "C:\\x.png", "a/../../b.png"])
+def test_image_paths_stay_below_their_folder(tmp_path: Path, path: str) -> None:
+    root = rewritten(
+        save_cuhk(tmp_path, SPLITS), lambda rows: [rows[0] | {"file_path": path}, *rows[1:]]
+    )
+    assert "image path" in refused("cuhk-pedes", root)
+
+
+def test_captions_without_a_word_end_it_or_are_counted(tmp_path: Path) -> None:
+    root = rewritten(
+        save_cuhk(tmp_path, SPLITS), lambda rows: [rows[0] | {"captions": ["..."]}, *rows[1:]]
+    )
+    assert "record 1" in refused("cuhk-pedes", root)
+    data = opened("cuhk-pedes", root, on_bad_caption="skip")
+    assert len(data.train) == 7
+    assert "1 caption skipped" in data.notes[0]
+    broken = rewritten(root, lambda rows: [rows[1] | {"captions": 7}, *rows[1:]])
+    assert "the caption is 7" in refused("cuhk-pedes", broken)
+
+
+def test_files_that_are_no_annotations(tmp_path: Path) -> None:
+    root = save_cuhk(tmp_path, SPLITS)
+    (root / "reid_raw.json").write_text('{"a": 1}', "utf-8")
+    assert "has no column" in refused("cuhk-pedes", root) or "no image column" in refused(
+        "cuhk-pedes", root
+    )
+    (root / "reid_raw.json").write_text("[1, 2]", "utf-8")
+    assert "where an object" in refused("cuhk-pedes", root)
+    (root / "reid_raw.json").write_text("[{", "utf-8")
+    assert "not valid JSON" in refused("cuhk-pedes", root)
+
+
+def test_settings_out_of_range() -> None:
+    for settings, message in (({"val_share": 0.0}, "val_share"), ({"max_words": 0}, "max_words")):
+        with pytest.raises(ConfigError, match=message):
+            PersonSearchDataConfig(dataset="jsonl", root=Path(), **settings)  # type: ignore[arg-type]
