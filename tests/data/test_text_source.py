@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
+from maskery.core.task import StandIn
 from maskery.data.plan import Layout
 from maskery.data.store import TokenStore, TokenStoreWriter
 from maskery.data.text_source import Template, TextSource, assemble
@@ -96,7 +97,7 @@ def test_the_tokens_of_an_epoch_are_the_corpus(
                 for rank in range(world_size)
             ]
             assert len({len(share) for share in shares}) == 1
-            micro = [batch for share in shares for batch in share]
+            micro = [b for share in shares for b in share if not isinstance(b, StandIn)]
             assert sum(batch.num_tokens for batch in micro) <= 100
             assert all(batch.num_tokens <= 50 for batch in micro)
             batches += micro
@@ -155,7 +156,7 @@ def test_more_processes_than_examples(store: TokenStore) -> None:
     source = TextSource(store, np.array([0]), BERT, max_length=512, batch_tokens=1024)
     shares = [source.micro_batches(0, 0, rank=rank, world_size=4) for rank in range(4)]
     assert [len(share) for share in shares] == [1, 1, 1, 1]
-    assert sorted(share[0].num_tokens > 0 for share in shares) == [False, False, False, True]
+    assert sum(isinstance(share[0], StandIn) for share in shares) == 3
 
 
 def test_no_room_for_a_token(store: TokenStore) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.cli.figures import scores_table
+from maskery.cli.report import finish_report
 from maskery.core.errors import CheckpointError
 
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
     outcome = run_quickstart(wanted.output, progress=not wanted.json)
     result = outcome.result
+    finish_report(result.folder)
     if wanted.json:
         fills = [[asdict(before), asdict(after)] for before, after in outcome.fills]
         print_json({**result.to_json(), "as_loaded": asdict(outcome.as_loaded), "fills": fills})

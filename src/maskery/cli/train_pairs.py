@@ -10,6 +10,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import sights_table
+from maskery.cli.report import finish_report
 from maskery.core.launcher import is_main_process
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.run_folder import load_config
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     result = train_pairs(wanted.run, progress=not wanted.json)
     if not is_main_process():
         return 0
+    finish_report(result.folder)
     if wanted.json:
         print_json(result.to_json())
         return 0

@@ -11,6 +11,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+# The label of a token that nothing is learned from, as in PyTorch and Hugging Face.
+IGNORE_INDEX = -100
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
@@ -60,8 +63,29 @@ class MaskedTokens:
     positions: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
 
-    def labels(self, ignore_index: int = -100) -> npt.NDArray[np.int64]:
+    def labels(self, ignore_index: int = IGNORE_INDEX) -> npt.NDArray[np.int64]:
         """(T,) int64: the original ids at masked positions, `ignore_index` elsewhere."""
         labels = np.full(len(self.input_ids), ignore_index, np.int64)
         labels[self.positions] = self.targets
         return labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticShapes:
+    """Sizes that every micro-batch of a run is filled up to, for steps that are compiled.
+
+    A packed batch has other sizes at every step, and a compiled step would be compiled again for
+    each. With these, the sequences of a batch are followed by padding tokens in sequences of their
+    own, which no other sequence sees and nothing is learned from.
+
+    Attributes:
+        num_tokens: T.
+        num_segments: Sequences, padding and empty ones included.
+        longest: The most tokens of a sequence; padding is cut into sequences of this length.
+        num_masked: M. Masked tokens beyond are left out of the loss, and counted.
+    """
+
+    num_tokens: int
+    num_segments: int
+    longest: int
+    num_masked: int

@@ -45,6 +45,6 @@ class StoppedError(MaskeryError):
         exit_code: What the command ends with: 128 and the number of the signal.
     """
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    def __init__(self, message: str, *, exit_code: int = 143) -> None:
         super().__init__(message)
         self.exit_code = exit_code

@@ -32,7 +32,10 @@ class Prepared(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """By loss term, how many things its sum runs over (masked tokens, pairs)."""
+        """By loss term, how many things its sum runs over (masked tokens, pairs).
+
+        Names that are no loss terms are counted and logged.
+        """
 
     @property
     def num_tokens(self) -> int:
@@ -60,8 +63,8 @@ class Uncounted:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Nothing."""
-        return {}
+        """Nothing, by the same names as the other processes'."""
+        return dict.fromkeys(self.prepared.counts, 0)
 
     @property
     def num_tokens(self) -> int:

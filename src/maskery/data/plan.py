@@ -44,6 +44,19 @@ class Plan:
         """The example indices of one step."""
         return self.order[self.boundaries[index] : self.boundaries[index + 1]]
 
+    def in_order(self, steps: npt.NDArray[np.int64]) -> Plan:
+        """The same steps in another order.
+
+        Args:
+            steps: (S,) int64: a permutation.
+        """
+        pieces = [self.step(int(step)) for step in steps]
+        sizes = np.diff(self.boundaries)[steps]
+        return Plan(
+            order=np.concatenate(pieces) if pieces else self.order,
+            boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
+        )
+
 
 def plan_epoch(
     lengths: npt.NDArray[np.int64],
@@ -116,13 +129,7 @@ def shuffle_steps(plan: Plan, seed: int, epoch: int) -> Plan:
     """Put the steps of a plan in a random order."""
     steps = np.arange(plan.num_steps, dtype=np.int64)
     keys = random_words(seed, Stream.ORDER, epoch, steps.astype(np.uint64), np.full_like(steps, 4))
-    shuffled = np.argsort(keys, kind="stable")
-    pieces = [plan.step(int(step)) for step in shuffled]
-    sizes = np.diff(plan.boundaries)[shuffled]
-    return Plan(
-        order=np.concatenate(pieces) if pieces else plan.order,
-        boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
-    )
+    return plan.in_order(np.argsort(keys, kind="stable"))
 
 
 def split_step(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,21 @@ import numpy.typing as npt
 from maskery.core.batch import TokenBatch
 from maskery.core.task import StandIn
 from maskery.data.plan import Layout, Plan, plan_epoch, split_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What no micro-batch of a run exceeds.
+
+    Attributes:
+        num_tokens: Tokens.
+        num_sequences: Sequences.
+        longest: Tokens of a sequence.
+    """
+
+    num_tokens: int
+    num_sequences: int
+    longest: int
 
 
 class PlannedSource(ABC):
@@ -73,6 +89,24 @@ class PlannedSource(ABC):
             self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
             for part in parts[rank::world_size]
         ]
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """What no micro-batch of the first epochs exceeds, on any of the processes."""
+        tokens = sequences = 0
+        for epoch in range(epochs):
+            plan = self.plan(epoch)
+            ends = np.concatenate(([0], np.cumsum(self.lengths[plan.order])))[plan.boundaries]
+            tokens = max(tokens, int(np.diff(ends).max(initial=0)))
+            sequences = max(sequences, int(np.diff(plan.boundaries).max(initial=0)))
+        longest = int(self.lengths.max(initial=1))
+        if num_processes > 1:
+            # The longest goes to the emptiest part, so none is above the mean by more than one.
+            tokens = min(tokens, -(-tokens // num_processes) + longest)
+        return Bounds(
+            num_tokens=min(tokens, max(self.micro_tokens, longest)),
+            num_sequences=sequences,
+            longest=longest,
+        )
 
     def batch(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
         """The batch of some sequences, shortest first, so that equal lengths are neighbours."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,37 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import ModelError
 from maskery.data.plan import Layout, cut_by_padded_size, cut_by_sum
 from maskery.data.planned import PlannedSource
-from maskery.data.store import TokenStore
 from maskery.data.windows import Windows, cut_windows
+
+
+class Indexed(Protocol):
+    """An array that is read by index arrays, mapped or not."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The elements at some indices."""
+
+
+class Documents(Protocol):
+    """Where windows are cut from: a token store, or several shards; see `TokenStore`."""
+
+    @property
+    def tokens(self) -> Indexed:
+        """All documents end to end."""
+
+    @property
+    def word_starts(self) -> Indexed:
+        """True at the first token of each word."""
+
+    @property
+    def boundaries(self) -> npt.NDArray[np.int64]:
+        """Where documents begin, and the end of the last."""
+
+    @property
+    def ids(self) -> npt.NDArray[np.uint64]:
+        """Stable document ids."""
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """The tokens of each document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +92,8 @@ class Template:
 
 
 def assemble(
-    tokens: npt.NDArray[np.integer],
-    word_starts: npt.NDArray[np.bool_],
+    tokens: Indexed,
+    word_starts: Indexed,
     firsts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
     example_ids: npt.NDArray[np.uint64],
@@ -73,7 +103,7 @@ def assemble(
     """Lay stretches of a token array end to end, each in its special tokens.
 
     Args:
-        tokens: Any array of ids, memory-mapped or not.
+        tokens: Any array of ids, memory-mapped or not, and several as one.
         word_starts: Of the same length.
         firsts: (B,) where each stretch starts in `tokens`.
         lengths: (B,) its tokens.
@@ -109,7 +139,7 @@ class TextSource(PlannedSource):
     """The batches of a run over some documents of a store.
 
     Args:
-        store: The tokenised corpus.
+        store: The tokenised corpus, or a part of it.
         documents: Which of its documents are read.
         template: Special tokens of a sequence.
         max_length: The most tokens of a sequence, special ones included.
@@ -121,7 +151,7 @@ class TextSource(PlannedSource):
 
     def __init__(
         self,
-        store: TokenStore,
+        store: Documents,
         documents: npt.NDArray[np.int64],
         template: Template,
         *,

@@ -178,8 +178,10 @@ def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> En
     return encoder(tokenizer, plain_backend(tokenizer))(list(texts))
 
 
-def batched(corpus: Examples) -> Iterator[tuple[list[str], list[int]]]:
-    """Examples in batches of about a million characters."""
+def batched(
+    corpus: Examples, max_chars: int = BATCH_CHARS
+) -> Iterator[tuple[list[str], list[int]]]:
+    """Examples in batches of about `max_chars` characters."""
     texts: list[str] = []
     ids: list[int] = []
     chars = 0
@@ -187,7 +189,7 @@ def batched(corpus: Examples) -> Iterator[tuple[list[str], list[int]]]:
         texts.append(example.text)
         ids.append(example.id)
         chars += len(example.text)
-        if chars >= BATCH_CHARS or len(texts) >= BATCH_TEXTS:
+        if chars >= max_chars or len(texts) >= BATCH_TEXTS:
             yield texts, ids
             texts, ids, chars = [], [], 0
     if texts:

@@ -97,7 +97,13 @@ class Filler:
         self.limit = max_positions(model.hf.config)
 
     def fill(
-        self, text: str, *, top_k: int = 5, words: Sequence[str] = (), beams: int = 10
+        self,
+        text: str,
+        *,
+        top_k: int = 5,
+        words: Sequence[str] = (),
+        beams: int = 10,
+        together: bool = True,
     ) -> Filling:
         """Predict what the masks of a sentence hide.
 
@@ -106,6 +112,7 @@ class Filler:
             top_k: Candidates for each mask, and joint completions.
             words: Words whose probability in place of the first mask is wanted.
             beams: Partial fillings that the joint search keeps.
+            together: Whether several masks are also filled jointly, which takes longer.
 
         Raises:
             DataError: There is no mask, or the text exceeds the model's positions.
@@ -128,7 +135,7 @@ class Filler:
         return Filling(
             text=text,
             masks=masks,
-            completions=self._joint(ids, top_k, beams) if len(places) > 1 else (),
+            completions=self._joint(ids, top_k, beams) if together and len(places) > 1 else (),
             words=tuple(self._word(ids, word) for word in words),
         )
 
@@ -162,15 +169,32 @@ class Filler:
         Returns:
             (B, M, V) float32.
         """
-        ids = torch.tensor(sequences)
+        logits = self.logits(torch.tensor(sequences)).float().cpu()
+        logs = logits.log_softmax(dim=-1)
+        return logs.view(len(sequences), -1, logs.shape[-1])
+
+    @property
+    def embeddings(self) -> torch.nn.Module:
+        """What turns ids into vectors."""
+        module: torch.nn.Module = self.model.hf.get_input_embeddings()
+        return module
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Scores of the vocabulary at the masks of equally long sequences.
+
+        Args:
+            ids: (B, L) int64, without padding.
+
+        Returns:
+            (B * M, V), on the model's device, with gradients where they are asked for.
+        """
         inputs = EncoderInputs(
             input_ids=ids,
             rows=(ids == self.mask_id).flatten().nonzero().flatten(),
             arguments={"attention_mask": torch.ones_like(ids)},
         )
-        logits: torch.Tensor = self.model(inputs.to(self.model.hf.device)).float().cpu()
-        logs = logits.log_softmax(dim=-1)
-        return logs.view(len(sequences), -1, logs.shape[-1])
+        logits: torch.Tensor = self.model(inputs.to(self.model.hf.device))
+        return logits
 
     def _joint(self, ids: list[int], top_k: int, beams: int) -> tuple[Completion, ...]:
         """Beam search from left to right; each step sees the masks already filled."""

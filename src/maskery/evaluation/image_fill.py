@@ -5,17 +5,24 @@ Shapes: B sequences, L tokens, M masks, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from maskery.core.batch import MaskedTokens
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
+from maskery.data.images.loading import load_image
 from maskery.data.images.views import view
 from maskery.data.pairs.image_refs import FileImage
 from maskery.evaluation.fill import Filler
 from maskery.evaluation.image_text_opening import OpenImageText
+from maskery.evaluation.sight import side_by_side
 from maskery.models.image_text.attention import ImageKeys
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class ImageFiller(Filler):
@@ -23,35 +30,73 @@ class ImageFiller(Filler):
 
     Args:
         opened: The model.
-        image: The picture; None to fill from the text alone.
+        image: The picture, a file or the bytes of one; None to fill from the text alone.
 
     Raises:
         DataError: The picture cannot be read.
     """
 
-    def __init__(self, opened: OpenImageText, image: Path | None) -> None:
+    def __init__(self, opened: OpenImageText, image: Path | bytes | None) -> None:
         self.tokenizer = opened.tokenizer
         self.mask_id = int(opened.tokenizer.mask_token_id)
         self._sight = opened.model
         self.limit = int(opened.model.config.text_config.max_position_embeddings)
         self._keys: list[ImageKeys] | None = None
         if image is not None:
-            file = FileImage(image.name, image.parent, DEFAULT_MAX_PIXELS)
-            pixels = view(file.load(opened.view.size), opened.view)
+            pixels = view(_load(image, opened.view.size), opened.view)
             with torch.no_grad():
                 tokens = opened.model.encode_image(pixels[None].to(opened.model.device))
                 self._keys = opened.model.project_images(tokens)
 
-    @torch.no_grad()
-    def log_probabilities(self, sequences: Sequence[list[int]]) -> torch.Tensor:
-        """See `Filler.log_probabilities`; every sequence looks at the picture."""
-        ids = torch.tensor(sequences, device=self._sight.device)
+    @property
+    def embeddings(self) -> torch.nn.Module:
+        """See `Filler.embeddings`."""
+        module: torch.nn.Module = self._sight.text_encoder.embeddings.word_embeddings
+        return module
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Filler.logits`; every sequence looks at the picture."""
+        ids = ids.to(self._sight.device)
         rows = (ids == self.mask_id).flatten().nonzero().flatten()
+        hidden = self.read(ids)
+        return self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows])
+
+    def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The fused states (B, L, D) of texts that look at the picture.
+
+        Args:
+            ids: (B, L) int64.
+            mask: (B, L) bool, False at padding; None where there is none.
+        """
         keys = None
         if self._keys is not None:
             one = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
             keys = [key.select(one) for key in self._keys]
-        hidden = self._sight.text_encoder(ids, None, keys)
-        logits = self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows]).float().cpu()
-        logs = logits.log_softmax(dim=-1)
-        return logs.view(len(sequences), -1, logs.shape[-1])
+        hidden: torch.Tensor = self._sight.text_encoder(ids, mask, keys)
+        return hidden
+
+    @torch.no_grad()
+    def predict(self, masked: MaskedTokens) -> torch.Tensor:
+        """The logits (M, V) of a batch's masked tokens; every sequence looks at the picture."""
+        ids, real, places = side_by_side(masked.batch, masked.input_ids)
+        device = self._sight.device
+        hidden = self.read(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device))
+        rows = torch.from_numpy(places[masked.positions]).to(device)
+        return self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows]).float()
+
+    @torch.no_grad()
+    def replaced(self, ids: torch.Tensor) -> torch.Tensor:
+        """How likely each token of texts (B, L) was put in place of another: (B, L) float32.
+
+        What the replaced-token-detection head says; without that training it says nothing.
+        """
+        logits = self._sight.mrtd_head(self.read(ids.to(self._sight.device))).float()
+        return logits.softmax(dim=-1)[..., 1].cpu()
+
+
+def _load(image: Path | bytes, near: tuple[int, int]) -> Image:
+    if isinstance(image, bytes):
+        return load_image(
+            io.BytesIO(image), name="that was given", max_pixels=DEFAULT_MAX_PIXELS, near=near
+        )
+    return FileImage(image.name, image.parent, DEFAULT_MAX_PIXELS).load(near)

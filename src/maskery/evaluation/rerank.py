@@ -64,14 +64,26 @@ def match_logits(
     from tqdm import tqdm
 
     logits = torch.empty(*candidates.shape, 2)
-    wanted = _by_image(candidates.cpu().numpy())
     with tqdm(total=candidates.numel(), desc="matching", leave=False, disable=not progress) as bar:
-        for block in _blocks(model, wanted, images, config.memory_bytes):
-            for one, keys in block:
-                judged = _judge(model, texts, one, keys, config.batch_tokens)
-                logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
-                bar.update(len(one.texts))
+        for one, judged in match_images(model, texts, images, candidates, config=config):
+            logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
+            bar.update(len(one.texts))
     return logits
+
+
+@torch.no_grad()
+def match_images(
+    model: ImageTextModel,
+    texts: ReadTexts,
+    images: ReadImages,
+    candidates: torch.Tensor,
+    *,
+    config: RetrievalConfig,
+) -> Iterator[tuple[Wanted, torch.Tensor]]:
+    """`match_logits` image by image: yields each with the logits (R, 2) of its texts."""
+    for block in _blocks(model, _by_image(candidates.cpu().numpy()), images, config.memory_bytes):
+        for one, keys in block:
+            yield one, _judge(model, texts, one, keys, config.batch_tokens)
 
 
 def _by_image(candidates: npt.NDArray[np.int64]) -> list[Wanted]:

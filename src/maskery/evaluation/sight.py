@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -91,7 +92,7 @@ def score_pairs(
             continue
         groups.append(batch.groups[sequences(batch.text, masked.positions)])
         targets = torch.from_numpy(masked.targets).to(model.device)
-        answers = _answers(model, batch, masked.input_ids, masked.positions)
+        answers = answers_by_sight(model, batch, masked.input_ids, masked.positions)
         for sight, logits in answers.items():
             rows[sight].append(_token_rows(logits, targets).double().cpu().numpy())
     if not groups:
@@ -126,7 +127,7 @@ def score_words(
             ids[positions] = mask_token_id
             groups.append(batch.groups[sequences(batch.text, positions)])
             originals = batch.text.input_ids[positions].tolist()
-            for sight, logits in _answers(model, batch, ids, positions).items():
+            for sight, logits in answers_by_sight(model, batch, ids, positions).items():
                 filled = logits.argmax(dim=-1).tolist()
                 hits = [f in accepted[o] for f, o in zip(filled, originals, strict=True)]
                 rows[sight].append(np.column_stack((np.ones(len(hits)), np.array(hits, float))))
@@ -161,13 +162,27 @@ def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.
     return (positions[turn == number] for number in range(int(turn.max(initial=-1)) + 1))
 
 
-def _answers(
+def answers_by_sight(
     model: ImageTextModel,
     batch: JudgedBatch,
     input_ids: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
 ) -> dict[Sight, torch.Tensor]:
     """The logits (M, V) at some tokens under each sight; text and pictures are encoded once."""
+    # Through `forward`, where a sharded model is put together.
+    answers: dict[Sight, torch.Tensor] = model(
+        compute=partial(_compute_answers, batch=batch, input_ids=input_ids, positions=positions)
+    )
+    return answers
+
+
+def _compute_answers(
+    model: ImageTextModel,
+    *,
+    batch: JudgedBatch,
+    input_ids: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+) -> dict[Sight, torch.Tensor]:
     ids, real, places = side_by_side(batch.text, input_ids)
     rows = torch.from_numpy(places[positions]).to(model.device)
     mask = torch.from_numpy(real).to(model.device)

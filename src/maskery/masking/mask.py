@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from maskery.core.batch import IGNORE_INDEX
 from maskery.core.errors import ConfigError
 from maskery.core.random import (
     Stream,
@@ -18,8 +19,6 @@ from maskery.core.random import (
     to_uniforms_torch,
 )
 from maskery.core.vocabulary import Vocabulary
-
-IGNORE_INDEX = -100
 
 
 class Masked(NamedTuple):

@@ -13,8 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from maskery.core.errors import ConfigError
 from maskery.models.segment_attention import segment_attention
+from maskery.models.varlen_attention import varlen_attention
 
 NAME = "maskery"
 
@@ -58,8 +58,19 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     reach = None if sliding_window is None else sliding_window - 1
     flat = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
-    if query.is_cuda:
-        return _varlen(flat, cu_seq_lens_q, max_length_q, scale, dropout, reach).unsqueeze(0), None
+    if stays_on_device(query):
+        assert max_length_q is not None
+        output = varlen_attention(
+            flat[0],
+            flat[1],
+            flat[2],
+            cu_seq_lens_q,
+            max_length_q,
+            scale=scale,
+            dropout=dropout,
+            reach=reach,
+        )
+        return output.unsqueeze(0), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         flat[1:] = [tensor.repeat_interleave(groups, dim=1) for tensor in flat[1:]]
@@ -75,38 +86,12 @@ def attention_forward(
     return packed.unsqueeze(0), None
 
 
-def _varlen(
-    flat: list[torch.Tensor],
-    boundaries: torch.Tensor,
-    max_length: int | None,
-    scale: float,
-    dropout: float,
-    reach: int | None,
-) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+def stays_on_device(query: torch.Tensor) -> bool:
+    """Whether boundaries are kept on the device: on GPUs, and wherever a step is compiled.
 
-    if dropout > 0.0:
-        raise ConfigError(
-            f"attention dropout is {dropout}, and CUDA's variable-length attention has none; "
-            f"leave it off, or train with --layout padded"
-        )
-    query, key, value = flat
-    assert max_length is not None
-    window = (-1, -1) if reach is None else (reach, reach)
-    output = varlen_attn(
-        query,
-        key,
-        value,
-        boundaries,
-        boundaries,
-        max_length,
-        max_length,
-        scale=scale,
-        window_size=window,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(output, torch.Tensor)
-    return output
+    Elsewhere they are read back and each segment is computed by itself, which a CPU does faster.
+    """
+    return query.is_cuda or torch.compiler.is_compiling()
 
 
 def attention_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

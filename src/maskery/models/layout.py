@@ -5,6 +5,7 @@ Shapes: B sequences, L longest, T tokens, M masked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,17 +30,29 @@ class EncoderInputs:
 
     def to(self, device: torch.device) -> EncoderInputs:
         """The same on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(value: Any) -> Any:
+    def pin_memory(self) -> EncoderInputs:
+        """The same in page-locked memory, from where a GPU copies while it computes."""
+        return self.map(torch.Tensor.pin_memory)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> EncoderInputs:
+        """The same with every tensor replaced by what a function makes of it."""
+        # Forward arguments may share a tensor; what is made of it is shared, too.
+        made: dict[int, torch.Tensor] = {}
+
+        def one(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            return value.to(device, non_blocking=True)
+            if id(value) not in made:
+                made[id(value)] = function(value)
+            return made[id(value)]
 
         return replace(
             self,
-            input_ids=move(self.input_ids),
-            rows=move(self.rows),
-            arguments={name: move(value) for name, value in self.arguments.items()},
+            input_ids=one(self.input_ids),
+            rows=one(self.rows),
+            arguments={name: one(value) for name, value in self.arguments.items()},
         )
 
 
@@ -49,6 +62,7 @@ def pack(
     positions: npt.NDArray[np.int64],
     *,
     first_position: int = 0,
+    longest: int | None = None,
 ) -> EncoderInputs:
     """Sequences end to end in one row, told apart by their boundaries.
 
@@ -58,11 +72,14 @@ def pack(
         positions: (M,) int64, indices into the T.
         first_position: The position id of a sequence's first token; RoBERTa-like models number
             from `padding_idx + 1`.
+        longest: What the longest sequence is said to have, where that must not change from batch
+            to batch; found out if None.
     """
     lengths = np.diff(boundaries)
     position_ids = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths) + first_position
     cumulative = torch.from_numpy(boundaries.astype(np.int32))
-    longest = int(lengths.max(initial=0))
+    if longest is None:
+        longest = int(lengths.max(initial=0))
     return EncoderInputs(
         input_ids=torch.from_numpy(input_ids).unsqueeze(0),
         rows=torch.from_numpy(positions),

@@ -12,11 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from maskery.core.batch import MaskedTokens
+from maskery.core.batch import MaskedTokens, StaticShapes
 from maskery.core.errors import ModelError
 from maskery.models.layout import EncoderInputs, pack, pad
 from maskery.models.packing import first_position
 from maskery.models.pruning import LastLayerPruning
+from maskery.models.static_layout import StaticInputs, pack_static
 
 
 class MaskedLanguageModel(nn.Module):
@@ -56,6 +57,16 @@ class MaskedLanguageModel(nn.Module):
             start = first_position(self.hf.config)
             return pack(ids, boundaries, masked.positions, first_position=start)
         return pad(ids, boundaries, masked.positions, pad_token_id=self.pad_token_id)
+
+    def lay_out_static(self, masked: MaskedTokens, shapes: StaticShapes) -> StaticInputs:
+        """The same with constant shapes; for packed models."""
+        assert self.packed
+        return pack_static(
+            masked,
+            shapes,
+            pad_token_id=self.pad_token_id,
+            first_position=first_position(self.hf.config),
+        )
 
     def forward(self, inputs: EncoderInputs) -> torch.Tensor:
         """The logits of the masked tokens: (M, V)."""

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from maskery.core.errors import CheckpointError, ConfigError
 
@@ -42,10 +43,13 @@ class MomentumTwin(Generic[ModelT]):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move every weight: `twin = momentum * twin + (1 - momentum) * online`."""
+        """Move every weight: `twin = momentum * twin + (1 - momentum) * online`.
+
+        Where both are sharded over processes, each moves its own part.
+        """
         self.follow_device()
-        twin = [parameter.detach() for parameter in self.model.parameters()]
-        online = [parameter.detach() for parameter in self._online.parameters()]
+        twin = [_own_part(parameter) for parameter in self.model.parameters()]
+        online = [_own_part(parameter) for parameter in self._online.parameters()]
         torch._foreach_lerp_(twin, online, 1 - self.momentum)
         for twin_buffer, buffer in zip(self.model.buffers(), self._online.buffers(), strict=True):
             twin_buffer.copy_(buffer)
@@ -74,3 +78,8 @@ class MomentumTwin(Generic[ModelT]):
                 f"the checkpoint's momentum twin does not fit this model ({problem:.300}); "
                 f"resume with the model and settings of the checkpoint's run"
             ) from error
+
+
+def _own_part(parameter: nn.Parameter) -> torch.Tensor:
+    """What this process holds of a parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()

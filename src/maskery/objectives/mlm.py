@@ -11,18 +11,20 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from maskery.core.batch import IGNORE_INDEX
+
 
 def mlm_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum of cross-entropies at the masked tokens, in nats, computed in float32.
 
     Args:
         logits: (M, V), the masked rows alone; any floating dtype.
-        targets: (M,) int64, the original ids.
+        targets: (M,) int64, the original ids; rows with `IGNORE_INDEX` count for nothing.
 
     Returns:
         Scalar float32; 0 with a gradient when nothing is masked (M = 0).
     """
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def soft_mlm_loss_sum(

@@ -48,9 +48,13 @@ class PairsTrainingConfig(TrainingConfig):
     """Not used: steps are counted in pairs."""
     micro_batch_tokens: Annotated[int | None, tyro.conf.Suppress, tyro.conf.Fixed] = None
     """Not used: steps are counted in pairs."""
+    compile: Annotated[bool, tyro.conf.Suppress, tyro.conf.Fixed] = False
+    """Not used: image-text steps are not compiled."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compile:
+            raise ConfigError("compile is true, and image-text steps cannot be compiled; remove it")
         for name in ("batch_pairs", "micro_batch_pairs"):
             value = getattr(self, name)
             if value is not None and value < 1:

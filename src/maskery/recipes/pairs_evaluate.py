@@ -176,21 +176,26 @@ def evaluate_pairs_run(
     from maskery.recipes.pairs import prepare_pairs
     from maskery.recipes.pairs_model import start_model
 
-    config = load_config(folder / CONFIG, PairsRunConfig)
-    if not (folder / MODEL / "config.json").is_file():
-        raise ConfigError(
-            f"the run '{folder}' has no model yet; finish it with: maskery train pairs --config "
-            f"{folder / CONFIG} --resume auto"
-        )
+    config = trained_config(load_config(folder / CONFIG, PairsRunConfig), folder)
     config = replace(
         config,
-        model=str(folder),
-        text_model=None,
-        vision_model=None,
-        fusion_layer=None,
         score_words=score_words or config.score_words,
         eval_pairs=eval_pairs or config.eval_pairs,
     )
     start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)
     with torch.no_grad():
         return evaluate_pairs(prepare_pairs(config, start=start, progress=False))
+
+
+def trained_config(config: PairsRunConfig, folder: Path) -> PairsRunConfig:
+    """A run's configuration with its trained model in place of the one it started from.
+
+    Raises:
+        ConfigError: The run has no model yet.
+    """
+    if not (folder / MODEL / "config.json").is_file():
+        raise ConfigError(
+            f"the run '{folder}' has no model yet; finish it with: maskery train pairs --config "
+            f"{folder / CONFIG} --resume auto"
+        )
+    return replace(config, model=str(folder), text_model=None, vision_model=None, fusion_layer=None)

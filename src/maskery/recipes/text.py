@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
+from maskery.core.errors import CheckpointError, ConfigError, ModelError
 from maskery.core.processes import join_processes
 from maskery.core.vocabulary import Vocabulary
-from maskery.data.corpus.examples import is_held_out
-from maskery.data.corpus.reader import Corpus
-from maskery.data.store import TokenStore
+from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
-from maskery.data.tokenise import default_cache_dir, tokenise
-from maskery.data.wordpiece import train_wordpiece
+from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.masked import (
     ExampleSums,
@@ -37,7 +33,7 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
-from maskery.models.loading import Loaded, load_masked_lm, load_tokenizer, quiet_transformers
+from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.packing import can_pack, max_positions
 from maskery.models.scratch import new_masked_lm
@@ -52,7 +48,8 @@ from maskery.recipes.run_folder import (
     write_text,
 )
 from maskery.recipes.text_config import SCRATCH, TextRunConfig
-from maskery.tasks.text_mlm import TextMLM
+from maskery.recipes.text_data import TextData, open_text
+from maskery.recipes.text_task import report_left_out, text_task
 from maskery.training.loop import Summary, Trainer
 from maskery.training.optimiser import build_optimiser
 from maskery.training.trainer_run import train_under_trainer
@@ -82,7 +79,7 @@ class TextRun:
     model: MaskedLanguageModel
     loaded: Loaded
     vocabulary: Vocabulary
-    train: TextSource
+    train: TextSource | ShardSource
     held_out: TextSource
     identity: str
 
@@ -175,11 +172,10 @@ def fit(
 ) -> Summary:
     """Train the run's model in place, under the engine that its configuration names."""
     config, training = run.config, run.config.training
-    masker = Masker(vocabulary=run.vocabulary, config=config.masking, seed=training.seed)
-    task = TextMLM(run.model, masker)
+    task = text_task(config, run.model, run.vocabulary, run.train)
     new = {f"hf.{name}" for name in run.loaded.new_parameters}
     if config.engine == "trainer":
-        return train_under_trainer(
+        summary = train_under_trainer(
             task,
             run.train,
             training,
@@ -188,41 +184,28 @@ def fit(
             evaluate=evaluate,
             progress=progress,
         )
-    trainer = Trainer(
-        task,
-        run.train,
-        build_optimiser(run.model, training, new),
-        training,
-        folder,
-        identity=run.identity,
-        evaluate=evaluate,
-        progress=progress,
-    )
-    return trainer.train(resume=config.resume == "auto")
+    else:
+        trainer = Trainer(
+            task,
+            run.train,
+            build_optimiser(run.model, training, new),
+            training,
+            folder,
+            identity=run.identity,
+            evaluate=evaluate,
+            progress=progress,
+        )
+        summary = trainer.train(resume=config.resume == "auto")
+    report_left_out(task)
+    return summary
 
 
 def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
     """Read, tokenise and split the corpus, and load or make the initial model."""
     cache_dir = config.cache_dir or default_cache_dir()
-    corpus = Corpus.open(config.corpus, config.reading)
-    scratch = config.model.startswith(SCRATCH)
-    if scratch:
-        tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
-    else:
-        tokenizer = load_tokenizer(config.model)
-    store = tokenise(corpus, tokenizer, cache_dir, progress=progress)
-    unusual = corpus.report.describe()
-    if unusual:
-        log.warning("%s", unusual)
-    if config.eval_data:
-        other = Corpus.open(config.eval_data, config.reading)
-        held_store = tokenise(other, tokenizer, cache_dir, progress=progress)
-        train_documents = without_held_out(store, held_store)
-        held_documents = np.arange(held_store.num_documents)
-    else:
-        held_store = store
-        train_documents, held_documents = split(store, config.held_out_share)
-    loaded = load(config, tokenizer, store, scratch)
+    data = open_text(config, cache_dir, progress=progress)
+    tokenizer = data.tokenizer
+    loaded = load(config, tokenizer, data)
     layout = choose_layout(config, loaded)
     model = MaskedLanguageModel(
         loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
@@ -235,15 +218,8 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
         "layout": layout,
         "seed": config.training.seed,
     }
-    train = TextSource(store, train_documents, **settings)
-    held_out = TextSource(held_store, held_documents, **settings)
-    log.info(
-        "%s training and %s held-out examples, %s tokens, %s layout",
-        f"{len(train_documents):,}",
-        f"{len(held_documents):,}",
-        f"{int(train.windows.lengths.sum()):,}",
-        layout,
-    )
+    train, held_out = data.sources(settings)
+    log.info("%s, %s layout", data.describe(), layout)
     return TextRun(
         config=config,
         model=model,
@@ -251,55 +227,13 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
         vocabulary=Vocabulary.of(tokenizer),
         train=train,
         held_out=held_out,
-        identity=identity_of(config, store),
+        identity=identity_of(config, data.name),
     )
 
 
-def split(store: TokenStore, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and held-out documents, by a hash of each document's content.
-
-    Raises:
-        DataError: There are fewer than two documents.
-    """
-    held = is_held_out(np.asarray(store.ids), share)
-    if held.all() or not held.any():
-        # Too few examples for the share: the hash still decides, with one on the other side.
-        order = np.argsort(np.asarray(store.ids), kind="stable")
-        held = np.full(len(order), bool(held.all() and len(held)))
-        held[order[0]] = not held[order[0]] if len(order) else False
-    same = np.unique(np.asarray(store.ids))
-    if len(same) < 2:
-        raise DataError(
-            f"the corpus has {len(same)} distinct example, and some text must be held out to "
-            f"measure on; cut it finer with --unit line or paragraph, or pass --eval-data FILE"
-        )
-    held = np.isin(np.asarray(store.ids), np.asarray(store.ids)[held])
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def without_held_out(store: TokenStore, held_out: TokenStore) -> npt.NDArray[np.int64]:
-    """The documents of a corpus that do not also stand in the held-out text.
-
-    Raises:
-        DataError: All of them do.
-    """
-    leaked = np.isin(np.asarray(store.ids), np.asarray(held_out.ids))
-    if leaked.all():
-        raise DataError(
-            "every example of the corpus also stands in --eval-data, so nothing is left to train "
-            "on; name other held-out text, or leave it out to hold out a share"
-        )
-    if leaked.any():
-        log.warning(
-            "%s examples also stand in --eval-data and are not trained on", f"{leaked.sum():,}"
-        )
-    return np.flatnonzero(~leaked)
-
-
-def load(
-    config: TextRunConfig, tokenizer: PreTrainedTokenizerBase, store: TokenStore, scratch: bool
-) -> Loaded:
+def load(config: TextRunConfig, tokenizer: PreTrainedTokenizerBase, data: TextData) -> Loaded:
     """The initial model, with a new head started well."""
+    scratch = config.model.startswith(SCRATCH)
     if scratch:
         size = config.model.removeprefix(SCRATCH)
         loaded = new_masked_lm(size, tokenizer, seed=config.training.seed)
@@ -319,7 +253,7 @@ def load(
     if loaded.new_parameters:
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
-        counts = store.token_counts(loaded.model.config.vocab_size)
+        counts = data.token_counts(loaded.model.config.vocab_size)
         start_new_head(loaded.model, loaded.new_parameters, counts)
     return loaded
 
@@ -371,11 +305,11 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id or 0)
 
 
-def identity_of(config: TextRunConfig, store: TokenStore) -> str:
+def identity_of(config: TextRunConfig, data_name: str) -> str:
     """A hash of everything that decides the course of a run, but not how it is computed."""
     described = {
         "model": config.model,
-        "store": store.folder.name,
+        "store": data_name,
         "held_out_share": config.held_out_share,
         "max_length": config.max_length,
         "dropout": [config.attention_dropout, config.hidden_dropout],

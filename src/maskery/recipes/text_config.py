@@ -10,6 +10,7 @@ import tyro
 
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
+from maskery.data.shards.config import StreamingConfig
 from maskery.masking.config import MaskingConfig
 from maskery.training.config import TrainingConfig
 
@@ -21,7 +22,8 @@ class TextRunConfig:
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
 
     corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
-    """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst) or one hub id."""
+    """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), one hub id, or the
+    folder or address (s3:// gs:// https://) of what maskery tokenize made."""
     model: str = "minilm"
     """minilm, a folder, a hub name, or scratch:tiny, scratch:small, scratch:base."""
     output: Path | None = None
@@ -42,10 +44,15 @@ class TextRunConfig:
     """Keep the model's own attention dropout; off, training is about twice as fast."""
     hidden_dropout: float | None = None
     """Dropout of hidden states. Default: the model's own."""
+    masked_capacity: float | None = None
+    """With --compile: rows for masked tokens, as a share of a step's tokens. Default: estimated."""
     vocab_size: int = 8000
     """Size of the WordPiece vocabulary that --model scratch:... trains."""
     cache_dir: Path | None = None
     """Where tokenised corpora are kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    streaming: Annotated[StreamingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=StreamingConfig
+    )
     reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=CorpusConfig
     )
@@ -76,5 +83,19 @@ class TextRunConfig:
             raise ConfigError(
                 f"hidden_dropout is {self.hidden_dropout}: it must be from 0 to below 1"
             )
+        if self.masked_capacity is not None:
+            self._check_capacity(self.masked_capacity)
         if self.vocab_size < 100:
             raise ConfigError(f"vocab_size is {self.vocab_size}: it must be at least 100")
+
+    def _check_capacity(self, share: float) -> None:
+        if not 0.0 < share <= 1.0:
+            raise ConfigError(
+                f"masked_capacity is {share}: it must be above 0 and at most 1; leave it out to "
+                f"have it estimated"
+            )
+        if not self.training.compile:
+            raise ConfigError(
+                "--masked-capacity needs --compile: other steps predict as many tokens as are "
+                "masked; leave it out"
+            )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from maskery.core.vocabulary import Vocabulary
@@ -67,6 +68,5 @@ def masked_lm_trainer(
     source = RowSource(
         rows, batch_tokens=batch_tokens, micro_tokens=micro_tokens, layout=layout, seed=args.seed
     )
-    return MaskedLMTrainer(
-        TextMLM(wrapped, masker), source, args, processing_class=tokenizer, **others
-    )
+    task = TextMLM(wrapped, masker, pin_memory=torch.cuda.is_available())
+    return MaskedLMTrainer(task, source, args, processing_class=tokenizer, **others)

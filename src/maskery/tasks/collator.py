@@ -13,14 +13,13 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import IGNORE_INDEX, TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.rows import Row, flat_column, flatten
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 
-IGNORE_INDEX = -100
 UNDERSTOOD = frozenset(
     {
         "input_ids",

@@ -122,7 +122,7 @@ class ImageTextMLM:
     def step(self, prepared: PreparedPairs) -> Step[PreparedPairs]:
         """The twin teaches, the model learns."""
         with torch.no_grad():
-            teaching = self._teach(self.twin.model, prepared)
+            teaching = self.twin.model(compute=partial(self._teach, prepared=prepared))
         compute = partial(self._learn, prepared=prepared, teaching=teaching)
         loss_sums: Mapping[str, torch.Tensor] = self.model(compute=compute)
         lesson = teaching.lesson
@@ -138,7 +138,7 @@ class ImageTextMLM:
         Raises:
             ConfigError: The task has no replaced token detection.
         """
-        lesson = self._teach(self.twin.model, prepared).lesson
+        lesson = self.twin.model(compute=partial(self._teach, prepared=prepared)).lesson
         if lesson.replacements is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
         compute = partial(self._judge, prepared=prepared, lesson=lesson)

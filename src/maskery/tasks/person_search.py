@@ -160,7 +160,7 @@ class PersonSearch:
     def step(self, prepared: PreparedPersons) -> Step[PreparedPersons]:
         """One step: the twin teaches, the model learns, the queues move on."""
         with torch.no_grad():
-            teaching = self._teach(prepared)
+            teaching = self.twin.model(compute=partial(self._teach, prepared=prepared))
         compute = partial(self._learn, prepared=prepared, teaching=teaching)
         loss_sums, negatives = self.model(compute=compute)
         self.image_queue.enqueue(teaching.crowd_features.image, teaching.crowd_ids)
@@ -172,9 +172,8 @@ class PersonSearch:
             )
         return Step(loss_sums=loss_sums, lesson=teaching.lesson, prepared=decided)
 
-    def _teach(self, prepared: PreparedPersons) -> Teaching:
+    def _teach(self, twin: ImageTextModel, *, prepared: PreparedPersons) -> Teaching:
         """The twin reads the second view once and all its captions once."""
-        twin = self.twin.model
         tokens = twin.encode_image(prepared.image2)
         captions = {"pair": prepared.text2} | self.captions.generator_inputs(prepared)
         blocks = encode_captions(twin, captions)

@@ -19,6 +19,7 @@ HOW = frozenset(
         "micro_batch_tokens",
         "micro_batch_pairs",
         "precision",
+        "compile",
         "sharding",
         "log_every",
         "eval_every",
@@ -59,6 +60,8 @@ class TrainingConfig:
     """bf16 where the device is fast at it, else fp32."""
     sharding: Sharding = "ddp"
     """With several processes: ddp, each holds the model; fsdp, each holds a part of it."""
+    compile: bool = False
+    """Compile the step for constant shapes (a CUDA GPU, packed text); elsewhere it says why not."""
     seed: int = 0
     """Decides masks, data order, dropout and new weights."""
     log_every: int = 10

@@ -7,6 +7,7 @@ over every micro-batch of every process, so it does not depend on how the step i
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from maskery.core.errors import CheckpointError
 from maskery.core.processes import Processes, join_processes
 from maskery.core.task import BatchSource, Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.checkpoint import Checkpoints, Position, restore
-from maskery.training.config import TrainingConfig
+from maskery.training.config import Precision, TrainingConfig
 from maskery.training.optimiser import set_learning_rate
 from maskery.training.parallel import (
     clip_gradients,
@@ -152,7 +153,7 @@ class Trainer:
                 done = step.number + 1
                 step_tokens = sum(micro.num_tokens for micro in step.micro)
                 tokens += step_tokens
-                window.add(losses, step_tokens)
+                window.add(losses, step_tokens, self._counted(step))
                 bar.update()
                 saves = done % self.config.checkpoint_every == 0 or done == self.total_steps
                 # A line at every checkpoint, so that a resumed run averages over the same steps.
@@ -243,6 +244,11 @@ class Trainer:
         counts = [float(sum(m.counts.get(name, 0) for m in micro)) for name in names]
         return dict(zip(names, self.processes.sum(counts), strict=True))
 
+    def _counted(self, step: Step) -> Mapping[str, int]:
+        """What this process's batches count beyond their loss terms; logged as sums."""
+        names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
+        return {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
+
     def _log(self, done: int, step: Step, window: _Window, bar: tqdm[Any]) -> None:
         values = window.means(self.processes)
         values["learning_rate"] = max(g["lr"] for g in self.optimiser.param_groups)
@@ -304,35 +310,45 @@ class _Window:
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
+        self.counted: Counter[str] = Counter()
         self.steps = 0
         self.tokens = 0
         self.began = time.perf_counter()
 
-    def add(self, losses: Mapping[str, torch.Tensor], tokens: int) -> None:
+    def add(
+        self, losses: Mapping[str, torch.Tensor], tokens: int, counted: Mapping[str, int]
+    ) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counted.update(counted)
         self.steps += 1
         self.tokens += tokens
 
     def means(self, processes: Processes) -> dict[str, float]:
         """Over all processes: each has its share of a loss, and all have the gradient's norm."""
         names = sorted(self.sums.keys() - {WHOLE})
+        counted = sorted(self.counted)
         own = [float(self.sums[name]) / self.steps for name in names]
+        own += [self.counted[name] for name in counted]
         *shares, tokens = processes.sum([*own, self.tokens])
-        means = dict(zip(names, shares, strict=True))
+        means = dict(zip((*names, *counted), shares, strict=True))
         means[WHOLE] = float(self.sums[WHOLE]) / self.steps
         means["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
-        return {name: means[name] for name in (*self.sums, "tokens_per_second")}
+        return {name: means[name] for name in (*self.sums, *counted, "tokens_per_second")}
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """One process or many, whichever the launcher set up; bf16 where the GPU has it."""
-    precision = config.precision
-    if precision == "auto":
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bf16" if fast else "fp32"
     join_processes()
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
+    return Accelerator(mixed_precision="bf16" if resolve_precision(config) == "bf16" else "no")
+
+
+def resolve_precision(config: TrainingConfig) -> Precision:
+    """fp32 or bf16, whichever the config says or the device is fast at."""
+    if config.precision != "auto":
+        return config.precision
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if fast else "fp32"
 
 
 def step_seed(*numbers: int) -> int:

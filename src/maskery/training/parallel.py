@@ -86,10 +86,12 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     # A scalar (a temperature) cannot be cut; it stays whole on every process.
     whole = {parameter for parameter in model.parameters() if parameter.dim() == 0}
     for layer in layers_of(model):
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         for name in getattr(layer, "FORWARD_METHODS", ()):
             register_fsdp_forward_method(layer, name)
-    fully_shard(model, mesh=mesh, ignored_params=whole)
+    # Between two forward passes parameters are always parts, for the optimiser, the twin and
+    # checkpoints; by default an evaluation would leave some of them whole.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

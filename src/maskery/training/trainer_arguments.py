@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from maskery.core.errors import ConfigError
 from maskery.core.task import BatchSource
 from maskery.training.config import TrainingConfig
+from maskery.training.loop import resolve_precision
 
 # The Trainer's names for the schedules of `learning_rate_factor`; others are the Trainer's own.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
@@ -63,7 +63,7 @@ def training_arguments(
         "max_grad_norm": config.clip_norm,
         "warmup_steps": config.warmup_share,
         "lr_scheduler_type": {v: k for k, v in SCHEDULES.items()}[config.lr_schedule],
-        "bf16": wants_bf16(config),
+        "bf16": resolve_precision(config) == "bf16",
         "seed": config.seed,
         "logging_steps": config.log_every,
         "eval_strategy": "steps" if config.eval_every else "no",
@@ -73,13 +73,6 @@ def training_arguments(
         "report_to": "tensorboard" if config.tensorboard else "none",
     }
     return TrainingArguments(output_dir=str(output_dir), **(arguments | others))
-
-
-def wants_bf16(config: TrainingConfig) -> bool:
-    """Whether to compute in bf16: as asked for, by default where the GPU is fast at it."""
-    if config.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return config.precision == "bf16"
 
 
 def first_steps(source: BatchSource[Any], args: TrainingArguments) -> list[int]:

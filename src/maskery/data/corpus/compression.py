@@ -36,12 +36,16 @@ class CountedFile:
 
     closed = False
 
-    def __init__(self, file: BinaryIO, on_read: Callable[[int], object]) -> None:
-        self.file, self.on_read = file, on_read
+    def __init__(
+        self, file: BinaryIO, on_read: Callable[[int], object], limit: int | None = None
+    ) -> None:
+        self.file, self.on_read, self.left = file, on_read, limit
 
     def read(self, size: int = CHUNK_BYTES, /) -> bytes:
         """At most `size` bytes; none at the end."""
-        data = self.file.read(size)
+        data = self.file.read(size if self.left is None else min(size, self.left))
+        if self.left is not None:
+            self.left -= len(data)
         self.on_read(len(data))
         return data
 
@@ -162,12 +166,15 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 
 
 @contextmanager
-def open_stream(path: Path, on_read: Callable[[int], object]) -> Iterator[Readable]:
+def open_stream(
+    path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
+) -> Iterator[Readable]:
     """Open a file as a binary stream, decompressed if its last suffix says so.
 
     Args:
         path: The file.
         on_read: Told the number of bytes of the file, before decompression, as they are read.
+        span: The first byte and the one after the last, of a plain file. Default: all of it.
 
     Raises:
         DataError: The file cannot be opened; `read` raises it for damaged archives.
@@ -178,5 +185,7 @@ def open_stream(path: Path, on_read: Callable[[int], object]) -> Iterator[Readab
         raise cannot_read(path, error) from error
     with file:
         opener = COMPRESSIONS.get(path.suffix.lower())
-        counted = CountedFile(file, on_read)
+        first, end = span or (0, None)
+        file.seek(first)
+        counted = CountedFile(file, on_read, None if end is None else end - first)
         yield NamedStream(path, opener(counted) if opener else counted)

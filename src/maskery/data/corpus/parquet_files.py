@@ -34,8 +34,15 @@ def read_parquet(reading: Reading) -> Iterator[str]:
         ):
             _check_column(table.schema_arrow, reading)
             num_rows = max(1, table.metadata.num_rows)
+            first, end = reading.span or (0, table.num_row_groups)
+            reading.place.number = sum(
+                table.metadata.row_group(group).num_rows for group in range(first)
+            )
             for batch in table.iter_batches(
-                _batch_rows(table.metadata, column), columns=[column], use_threads=False
+                _batch_rows(table.metadata, column),
+                row_groups=range(first, end),
+                columns=[column],
+                use_threads=False,
             ):
                 for value in _values(batch.column(0)):
                     reading.place.number += 1

@@ -76,6 +76,8 @@ class Reading:
     """Told the bytes of the file as they are read, before decompression."""
     block_bytes: int = BLOCK_BYTES
     max_record_chars: int = MAX_RECORD_CHARS
+    span: tuple[int, int] | None = None
+    """The part to read: bytes of text and JSON lines, row groups of Parquet. Default: all."""
     first_record: bool = field(default=True, init=False)
 
     def refuse(self, problem: str) -> None:

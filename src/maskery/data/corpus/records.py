@@ -14,7 +14,7 @@ from maskery.data.corpus.reading import Reading
 @contextmanager
 def open_blocks(reading: Reading) -> Iterator[Iterator[str]]:
     """The decoded blocks of a file."""
-    with open_stream(reading.path, reading.on_read) as stream:
+    with open_stream(reading.path, reading.on_read, reading.span) as stream:
         yield decoded_blocks(
             stream,
             source=reading.place.source,

@@ -137,7 +137,7 @@ def read_text(reading: Reading) -> Iterator[str]:
     """
     config = reading.config
     cutter = Cutter(config.max_example_chars, reading.report)
-    with open_stream(reading.path, reading.on_read) as stream:
+    with open_stream(reading.path, reading.on_read, reading.span) as stream:
         blocks = decoded_blocks(
             stream,
             source=reading.place.source,

@@ -69,6 +69,9 @@ class Intermediate(nn.Module):
 class Layer(nn.Module):
     """One BERT layer; with `image_width` it has cross-attention."""
 
+    # What is computed with the layer's weights outside `forward`: sharding must know.
+    FORWARD_METHODS = ("project_image",)
+
     def __init__(self, config: Any, image_width: int | None = None):
         super().__init__()
         width, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps

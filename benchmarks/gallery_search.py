@@ -1,0 +1,153 @@
+"""The contrastive stage of a search over a million feature vectors: time and recall.
+
+    python benchmarks/gallery_search.py
+    python benchmarks/gallery_search.py --count 100000 --graph    # beside an HNSW graph
+
+Vectors of unit length are generated around centres, as features of persons lie around their
+persons; queries are drawn around the same centres. They are written as float16 to a file, which is
+memory-mapped and scanned as `maskery search` does. Recall is the share of the true ten nearest, by
+float32 products of the vectors before they were rounded, that is found.
+
+Shapes: I vectors, E features, Q queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskery.data.gallery.vectors import nearest
+
+CENTRES, SPREAD, BLOCK = 50_000, 0.7, 50_000
+TOP = 10
+
+
+def draw(generator: np.random.Generator, centres: np.ndarray, count: int) -> np.ndarray:
+    """(count, E) float32 of unit length, each near a centre."""
+    rows = centres[generator.integers(0, len(centres), count)]
+    noise = generator.standard_normal(rows.shape, dtype=np.float32)
+    drawn = rows + SPREAD * noise
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
+
+
+def generate(path: Path, count: int, width: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write the vectors; returns the queries (Q, E) and their true nearest (Q, TOP)."""
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((CENTRES, width), dtype=np.float32)
+    asked = draw(generator, centres, queries)
+    matrix = np.lib.format.open_memmap(path, "w+", np.float16, (count, width))
+    best = np.full((queries, TOP), -np.inf, np.float32)
+    indices = np.zeros((queries, TOP), np.int64)
+    for first in range(0, count, BLOCK):
+        rows = draw(generator, centres, min(BLOCK, count - first))
+        matrix[first : first + len(rows)] = rows
+        products = np.concatenate((best, asked @ rows.T), axis=1)
+        numbers = np.concatenate(
+            (indices, np.broadcast_to(np.arange(len(rows)) + first, (queries, len(rows)))), axis=1
+        )
+        order = np.argpartition(-products, TOP, axis=1)[:, :TOP]
+        best = np.take_along_axis(products, order, 1)
+        indices = np.take_along_axis(numbers, order, 1)
+    matrix.flush()
+    return asked, indices
+
+
+def timed(action: Callable[[int], Any], count: int) -> list[float]:
+    """Milliseconds of each of some calls."""
+    seconds = []
+    for number in range(count):
+        started = time.perf_counter()
+        action(number)
+        seconds.append(1000 * (time.perf_counter() - started))
+    return seconds
+
+
+def summary(milliseconds: list[float]) -> dict[str, float]:
+    """The first call, the median and the slowest of the others."""
+    later = milliseconds[1:]
+    return {
+        "first_ms": round(milliseconds[0], 1),
+        "median_ms": round(statistics.median(later), 1),
+        "slowest_ms": round(max(later), 1),
+    }
+
+
+def recall(found: np.ndarray, true: np.ndarray) -> float:
+    """The share of the true nearest that is found."""
+    return float(np.mean([len(set(f) & set(t)) / TOP for f, t in zip(found, true, strict=True)]))
+
+
+def measure(count: int, width: int, queries: int, graph: bool) -> dict[str, Any]:
+    """One size of gallery."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.npy"
+        asked, true = generate(path, count, width, queries)
+        matrix = np.load(path, mmap_mode="r")
+        row: dict[str, Any] = {"vectors": count, "width": width}
+        for threads in (1, 2):
+            times = timed(lambda i, t=threads: nearest(matrix, asked[i : i + 1], TOP, threads=t), 21)
+            row[f"maskery_{threads}_threads"] = summary(times)
+        row["maskery_recall"] = recall(nearest(matrix, asked, TOP)[0], true)
+        half = torch.from_numpy(np.asarray(matrix))
+        column = torch.from_numpy(asked).half()
+        row["torch_float16"] = summary(timed(lambda i: (half @ column[i]).topk(TOP), 11))
+        found = torch.stack([(half @ query).topk(TOP).indices for query in column]).numpy()
+        row["torch_float16_recall"] = recall(found, true)
+        if graph:
+            row["hnsw"] = measure_graph(matrix, asked, true)
+    return row
+
+
+def measure_graph(matrix: np.ndarray, asked: np.ndarray, true: np.ndarray) -> list[dict[str, Any]]:
+    """USearch's own graph on the same vectors: time to build, time to ask, recall."""
+    from usearch.index import Index
+
+    index = Index(ndim=matrix.shape[1], metric="ip", dtype="f16")
+    started = time.perf_counter()
+    index.add(np.arange(len(matrix)), matrix)
+    built = time.perf_counter() - started
+    rows = []
+    for expansion in (64, 256, 1024):
+        index.expansion_search = expansion
+        times = timed(lambda i: index.search(asked[i], TOP), 21)
+        found = np.asarray(index.search(asked, TOP).keys).astype(np.int64)
+        rows.append(
+            {
+                "build_s": round(built, 1),
+                "expansion": expansion,
+                **summary(times),
+                "recall": recall(found, true),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, nargs="+", default=[256])
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--graph", action="store_true", help="build USearch's graph too")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = [
+        measure(arguments.count, width, arguments.queries, arguments.graph)
+        for width in arguments.width
+    ]
+    print(json.dumps(rows, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""`maskery explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from maskery.evaluation.explain import Explanation
+
+HEIGHT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Show where a model looks for each word of a caption.
+
+    Writes a strip of pictures, one for each word, with the places coloured that speak for the word:
+    gradients of cross-attention, as ALBEF shows them.
+
+    Examples:
+      maskery explain runs/people --image photo.jpg "a woman in a red coat"
+      maskery explain runs/people --image photo.jpg "a red coat" --output coat.png --target words
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder or a model folder, of an image-text model."""
+    caption: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTION")]
+    """What the picture shows, in quotes."""
+    image: Path
+    """The picture."""
+    output: Path = Path("explain.png")
+    """The PNG file to write."""
+    target: Literal["auto", "matching", "words"] = "auto"
+    """What is explained: that words and picture match, or each word, masked, in its place. auto:
+    matching, where the model's matching head was trained."""
+    layer: int | None = None
+    """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
+    json: bool = False
+    """Print the heat of every word as JSON on standard output, too."""
+
+    def __post_init__(self) -> None:
+        if not self.caption.strip():
+            raise ConfigError('the caption is empty: describe the picture, as "a red coat"')
+        if self.output.suffix.lower() != ".png":
+            raise ConfigError(
+                f"--output is '{self.output}': it is written as PNG; end it with .png"
+            )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, explain, draw."""
+    wanted = parse(Explain, "explain", arguments)
+    set_up_logging(quiet=wanted.json)
+    from maskery.data.images.config import DEFAULT_MAX_PIXELS
+    from maskery.data.pairs.image_refs import FileImage
+    from maskery.evaluation.explain import explain
+    from maskery.evaluation.image_text_opening import open_image_text
+
+    opened = open_image_text(wanted.model)
+    image = FileImage(wanted.image.name, wanted.image.parent, DEFAULT_MAX_PIXELS).load()
+    explanation = explain(
+        opened,
+        image,
+        wanted.caption,
+        target=None if wanted.target == "auto" else wanted.target,
+        layer=wanted.layer,
+    )
+    draw(explanation, image).save(wanted.output)
+    if wanted.json:
+        print_json(as_json(explanation, wanted.output))
+    else:
+        print(describe(explanation))
+        print(f"strip: {wanted.output}")
+    return 0
+
+
+def draw(explanation: Explanation, image: Image) -> Image:
+    """The picture, and again for each word with its heat."""
+    from maskery.data.images.heat import heat_over
+    from maskery.data.images.sheet import Cell, SheetRow, draw_sheet
+
+    shown = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
+    note = "" if explanation.match is None else f"match {100 * explanation.match:.1f}%"
+    cells = [Cell(image=shown, label=(note,))]
+    for word in explanation.words:
+        said = "" if word.probability is None else f"  {100 * word.probability:.0f}%"
+        cells.append(Cell(image=heat_over(shown, word.heat), label=(f"{word.word}{said}",)))
+    return draw_sheet([SheetRow(heading=explanation.caption, cells=cells)], height=HEIGHT)
+
+
+def describe(explanation: Explanation) -> str:
+    """What was explained, and where each word's heat lies."""
+    lines = []
+    if explanation.match is not None:
+        lines.append(f"words and picture match: {100 * explanation.match:.1f}%")
+    rows = [["word", "probability", "hottest, from left, from top"]]
+    for word in explanation.words:
+        across, down = hottest(word.heat)
+        said = "" if word.probability is None else f"{100 * word.probability:.1f}%"
+        rows.append([word.word, said, f"{100 * across:.0f}%, {100 * down:.0f}%"])
+    return "\n".join([*lines, table(rows)])
+
+
+def hottest(heat: Any) -> tuple[float, float]:
+    """Where the hottest patch's middle lies, as shares of width and height."""
+    down, across = divmod(int(heat.argmax()), heat.shape[1])
+    return (across + 0.5) / heat.shape[1], (down + 0.5) / heat.shape[0]
+
+
+def as_json(explanation: Explanation, output: Path) -> dict[str, object]:
+    """Everything that was found."""
+    return {
+        "caption": explanation.caption,
+        "target": explanation.target,
+        "layer": explanation.layer,
+        "match": explanation.match,
+        "words": [
+            {"word": w.word, "probability": w.probability, "heat": w.heat.tolist()}
+            for w in explanation.words
+        ],
+        "strip": str(output),
+    }

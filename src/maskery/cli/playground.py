@@ -1,0 +1,49 @@
+"""`maskery playground`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from maskery.cli.console import parse, set_up_logging
+from maskery.playground.config import PlaygroundConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playground:
+    """Try a model in the browser: mask words, read predictions, compare two models.
+
+    Serves a page on this machine alone, which asks for nothing outside of it. Ctrl-C ends it.
+
+    Examples:
+      maskery playground runs/meditations-minilm
+      maskery playground runs/a --against bert-base-uncased
+      maskery playground runs/people --port 9000
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, a model folder or a hub name."""
+    against: str | None = None
+    """Another model, shown beside it."""
+    serving: Annotated[PlaygroundConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=PlaygroundConfig
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, open, serve."""
+    wanted = parse(Playground, "playground", arguments)
+    set_up_logging(quiet=True)
+    from maskery.playground.serve import serve
+    from maskery.playground.session import Session
+
+    names = [wanted.model] if wanted.against is None else [wanted.model, wanted.against]
+    serve(
+        Session(*names),
+        wanted.serving,
+        lambda address: print(f"the playground is at {address} (Ctrl-C ends it)", flush=True),
+    )
+    return 0

@@ -1,0 +1,255 @@
+"""`maskery score`."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskery.evaluation.pseudo_likelihood import Scorer, TextScore
+
+log = logging.getLogger(__name__)
+
+PAIR_COLUMNS = ("line", "likelier", "difference", "first", "second")
+TEXT_COLUMNS = ("line", "log_probability", "tokens", "per_token", "text")
+WORD_COLUMNS = ("line", "word", "log_probability", "pieces")
+TEXT_WIDTH = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How likely a model finds sentences: pseudo-log-likelihood, in nats.
+
+    Each token is masked in turn; the log-probabilities of the true tokens are summed. With
+    --method within-word the pieces to the right within the word are hidden too, so that a word of
+    many pieces does not look likelier than it is; original hides the one token alone.
+
+    Examples:
+      maskery score runs/meditations-minilm sentences.txt
+      maskery score runs/a sentences.txt --words --tsv > words.tsv
+      maskery score bert-base-uncased pairs.tsv --pairs
+      echo "Nothing happens to anybody." | maskery score runs/a -
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, a model folder or a hub name."""
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """One sentence a line; - for standard input; also .gz, .xz, .zst, .bz2."""
+    pairs: bool = False
+    """Two sentences a line with a tab between them, the one that should be likelier first: tells
+    which is, and the share of pairs that are as they should be."""
+    words: bool = False
+    """Also a score for each word."""
+    method: Literal["within-word", "original"] = "within-word"
+    """within-word: Kauf and Ivanova 2023; original: Salazar et al. 2020."""
+    image: Path | None = None
+    """A picture to look at, for a model that maskery train pairs or convert has written."""
+    batch_tokens: int = 4096
+    """Tokens computed at once; the scores do not depend on it."""
+    encoding: str = "utf-8"
+    """The character encoding of the file."""
+    tsv: bool = False
+    """Tab-separated values with a heading, exact figures."""
+    json: bool = False
+    """Print JSON on standard output."""
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 8:
+            raise ConfigError(f"batch_tokens is {self.batch_tokens}: it must be at least 8")
+        if self.tsv and self.json:
+            raise ConfigError("--tsv and --json are both given; choose one")
+        if self.pairs and self.words:
+            raise ConfigError("--pairs compares whole sentences; leave out --words")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, score, report."""
+    wanted = parse(Score, "score", arguments)
+    set_up_logging(quiet=True)
+    from maskery.data.sentences import name_of, read_sentence_pairs, read_sentences
+
+    if wanted.pairs:
+        pairs = list(read_sentence_pairs(wanted.file, encoding=wanted.encoding))
+        lines = [line for pair in pairs for line in pair]
+    else:
+        lines = list(read_sentences(wanted.file, encoding=wanted.encoding))
+    scorer = open_scorer(wanted)
+    refuse_masks(scorer, lines, name_of(wanted.file))
+    scores = list(
+        show_progress(
+            scorer.score(
+                (line.text for line in lines),
+                lambda index: f"{name_of(wanted.file)}: line {lines[index].number}",
+            ),
+            len(lines),
+        )
+    )
+    warn_of_unknown_words(scorer, scores)
+    numbers = [line.number for line in lines]
+    if wanted.pairs:
+        report_pairs(wanted, numbers[::2], scores)
+    else:
+        report(wanted, numbers, scores)
+    return 0
+
+
+def open_scorer(wanted: Score) -> Scorer:
+    """What scores: a text model, or an image-text model with or without a picture.
+
+    Raises:
+        ConfigError: A picture is given to a model that reads text alone.
+    """
+    from maskery.evaluation.image_text_opening import is_image_text, open_image_text
+    from maskery.evaluation.pseudo_likelihood import Scorer
+
+    settings: dict[str, Any] = {"method": wanted.method, "batch_tokens": wanted.batch_tokens}
+    if is_image_text(wanted.model):
+        from maskery.evaluation.image_fill import ImageFiller
+
+        filler = ImageFiller(open_image_text(wanted.model), wanted.image)
+        return Scorer(filler.tokenizer, filler.predict, limit=filler.limit, **settings)
+    from maskery.evaluation.opening import open_model
+
+    if wanted.image is not None:
+        raise ConfigError(
+            f"--image {wanted.image}: '{wanted.model}' reads text alone; leave the picture out, "
+            f"or name a model of maskery train pairs"
+        )
+    opened = open_model(wanted.model)
+    return Scorer.of(opened.model, opened.tokenizer, **settings)
+
+
+def refuse_masks(scorer: Scorer, lines: Iterable[Any], file: str) -> None:
+    """A mask has no probability.
+
+    Raises:
+        ConfigError: A line has one.
+    """
+    for line in lines:
+        if scorer.reader.mask_token in line.text:
+            raise ConfigError(
+                f"{file}: line {line.number} has a {scorer.reader.mask_token}, and only words have "
+                f"a probability; write the word, or use maskery fill"
+            )
+
+
+def warn_of_unknown_words(scorer: Scorer, scores: Iterable[TextScore]) -> None:
+    """Say which words the tokenizer does not know: their score is that of any unknown word."""
+    unknown = scorer.reader.tokenizer.unk_token
+    words = {w.word for score in scores for w in score.words if unknown in w.pieces}
+    if words:
+        shown = ", ".join(sorted(words)[:8]) + (", ..." if len(words) > 8 else "")
+        log.warning(
+            "%d words are unknown to the tokenizer and scored as %s: %s", len(words), unknown, shown
+        )
+
+
+def show_progress(scores: Iterable[TextScore], total: int) -> Iterator[TextScore]:
+    """A bar on standard error, where that is a terminal."""
+    from tqdm import tqdm
+
+    yield from tqdm(scores, desc="scoring", total=total, leave=False, disable=None)
+
+
+def report(wanted: Score, numbers: Sequence[int], scores: Sequence[TextScore]) -> None:
+    """Sentences, and words if wanted."""
+    if wanted.json:
+        print_json([as_json(n, s, wanted.words) for n, s in zip(numbers, scores, strict=True)])
+    elif wanted.words:
+        rows = [
+            (number, word.word, word.log_probability, " ".join(word.pieces))
+            for number, score in zip(numbers, scores, strict=True)
+            for word in score.words
+        ]
+        print_rows(wanted, WORD_COLUMNS, rows)
+    else:
+        texts = zip(numbers, scores, strict=True)
+        print_rows(
+            wanted,
+            TEXT_COLUMNS,
+            [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in texts],
+        )
+    if not (wanted.json or wanted.tsv):
+        total, tokens = sum(s.log_probability for s in scores), sum(s.tokens for s in scores)
+        print(
+            f"{len(scores):,} sentences, {tokens:,} tokens: {total:,.1f} nats, "
+            f"{total / tokens:.3f} a token ({wanted.method})"
+        )
+
+
+def report_pairs(wanted: Score, numbers: Sequence[int], scores: Sequence[TextScore]) -> None:
+    """Which sentence of each pair is likelier; a tie counts half."""
+    pairs = list(zip(scores[::2], scores[1::2], strict=True))
+    differences = [first.log_probability - second.log_probability for first, second in pairs]
+    right = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences)
+    if wanted.json:
+        listed = [
+            {
+                "line": number,
+                "likelier": likelier(difference),
+                "difference": difference,
+                "first": as_json(number, first, False),
+                "second": as_json(number, second, False),
+            }
+            for number, difference, (first, second) in zip(numbers, differences, pairs, strict=True)
+        ]
+        print_json({"accuracy": right / len(pairs), "method": wanted.method, "pairs": listed})
+        return
+    rows = [
+        (number, likelier(difference), difference, first.text, second.text)
+        for number, difference, (first, second) in zip(numbers, differences, pairs, strict=True)
+    ]
+    print_rows(wanted, PAIR_COLUMNS, rows)
+    if not wanted.tsv:
+        print(
+            f"{right:g} of {len(pairs):,} pairs have the likelier sentence first: "
+            f"{100 * right / len(pairs):.1f}% ({wanted.method})"
+        )
+
+
+def likelier(difference: float) -> str:
+    """Which of two sentences is, in a word."""
+    return "first" if difference > 0 else "second" if difference < 0 else "tie"
+
+
+def as_json(number: int, score: TextScore, words: bool) -> dict[str, Any]:
+    """A sentence for `--json`."""
+    described = {"line": number, **asdict(score), "per_token": score.per_token}
+    if not words:
+        del described["words"]
+    return described
+
+
+def print_rows(wanted: Score, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Rows as a table for people, or as tab-separated values."""
+    if wanted.tsv:
+        writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        return
+    heading = [column.replace("_", " ") for column in columns]
+    cells = [heading, *[[cell(value) for value in row] for row in rows]]
+    for index, value in enumerate(rows[0]):
+        if isinstance(value, str):  # numbers stand to the right, texts to the left
+            width = max(len(row[index]) for row in cells)
+            for row in cells:
+                row[index] = row[index].ljust(width)
+    print(table(cells))
+
+
+def cell(value: Any) -> str:
+    """A value for a table."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = str(value)
+    return text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 1]}…"

@@ -1,0 +1,153 @@
+"""`maskery search`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskery.evaluation.gallery import Gallery
+    from maskery.evaluation.search import Hit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Find pictures in a folder by describing them.
+
+    The folder is indexed first, which is kept: later searches encode only what is new or changed.
+
+    Examples:
+      maskery search runs/people --gallery photos "a woman in a red coat"
+      maskery search runs/people --gallery photos "a man with a backpack" --sheet found.png
+      maskery search runs/people --gallery photos "a red coat" "a blue hat" --top 5 --json
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder or a model folder, of an image-text model."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUERY ...")]
+    """Descriptions of what is looked for, each in quotes."""
+    gallery: Path
+    """The folder of pictures; folders inside it count, names that start with a dot do not."""
+    top: int = 10
+    """Pictures to show for each query."""
+    rerank: int = 32
+    """The most similar pictures, which the matching head looks at again with the words; 0: none.
+    Time grows with it."""
+    sheet: Path | None = None
+    """Also draw the pictures found on a contact sheet, into this PNG file."""
+    rehash: bool = False
+    """Read every file again, rather than trust those whose size and time are as they were."""
+    batch_images: int = 32
+    """Pictures encoded at once."""
+    cache_dir: Path | None = None
+    """Where the index is kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    json: bool = False
+    """Print JSON on standard output."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ConfigError('no query is given: add one, such as "a woman in a red coat"')
+        for name, least in (("top", 1), ("rerank", 0), ("batch_images", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
+            raise ConfigError(f"--sheet is '{self.sheet}': it is written as PNG; end it with .png")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, index, search, report."""
+    wanted = parse(Search, "search", arguments)
+    set_up_logging(quiet=wanted.json)
+    from maskery.data.tokenise import default_cache_dir
+    from maskery.evaluation.gallery import open_gallery
+    from maskery.evaluation.image_text_opening import open_image_text
+    from maskery.evaluation.search import Searcher
+
+    opened = open_image_text(wanted.model)
+    gallery = open_gallery(
+        opened,
+        wanted.gallery,
+        cache_dir=wanted.cache_dir or default_cache_dir(),
+        batch_images=wanted.batch_images,
+        rehash=wanted.rehash,
+        progress=not wanted.json,
+    )
+    searcher = Searcher(opened, gallery, rerank=wanted.rerank)
+    found = {text: searcher.search(text, top=wanted.top) for text in wanted.text}
+    if wanted.sheet is not None:
+        save_sheet(wanted.sheet, wanted.gallery, found)
+    if wanted.json:
+        print_json(as_json(wanted, gallery, found))
+    else:
+        print(f"{describe(gallery)}\n")
+        print("\n\n".join(listing(text, hits) for text, hits in found.items()))
+        if wanted.sheet is not None:
+            print(f"\ncontact sheet: {wanted.sheet}")
+    return 0
+
+
+def describe(gallery: Gallery) -> str:
+    """What the gallery holds, and what has changed."""
+    changes = gallery.changes
+    parts = [f"{len(gallery):,} pictures"]
+    if changes.encoded:
+        parts.append(f"{changes.encoded:,} newly encoded")
+    if changes.removed:
+        parts.append(f"{changes.removed:,} gone")
+    if gallery.troubles:
+        parts.append(f"{len(gallery.troubles):,} skipped; the first: {gallery.troubles[0]}")
+    return ", ".join(parts)
+
+
+def listing(text: str, hits: Sequence[Hit]) -> str:
+    """One query's pictures for people."""
+    rows = [["", "match", "similarity", "picture"]]
+    for number, hit in enumerate(hits, 1):
+        match = "" if hit.match is None else f"{100 * hit.match:.1f}%"
+        rows.append([f"{number}", match, f"{hit.similarity:.3f}", hit.path])
+    # Paths are read from the left.
+    aligned = table([row[:3] for row in rows]).splitlines()
+    lines = [
+        f"{line:<{max(map(len, aligned))}}  {row[3]}"
+        for line, row in zip(aligned, rows, strict=True)
+    ]
+    return "\n".join([text, *lines])
+
+
+def as_json(
+    wanted: Search, gallery: Gallery, found: Mapping[str, Sequence[Hit]]
+) -> dict[str, object]:
+    """Everything that was found."""
+    return {
+        "gallery": str(wanted.gallery),
+        "pictures": len(gallery),
+        "changes": asdict(gallery.changes),
+        "skipped": list(gallery.troubles),
+        "results": [
+            {"query": text, "hits": [asdict(hit) for hit in hits]} for text, hits in found.items()
+        ],
+        "sheet": None if wanted.sheet is None else str(wanted.sheet),
+    }
+
+
+def save_sheet(path: Path, folder: Path, found: Mapping[str, Sequence[Hit]]) -> None:
+    """Draw the pictures found, a row for each query."""
+    from maskery.data.gallery.files import read_picture
+    from maskery.data.images.sheet import Cell, SheetRow, draw_sheet
+
+    rows = []
+    for text, hits in found.items():
+        cells = []
+        for number, hit in enumerate(hits, 1):
+            score = f"{hit.similarity:.3f}" if hit.match is None else f"{100 * hit.match:.1f}%"
+            image = read_picture(folder, hit.path).load()
+            cells.append(Cell(image=image, label=(f"{number}.  {score}", hit.path)))
+        rows.append(SheetRow(heading=text, cells=cells))
+    draw_sheet(rows).save(path)

@@ -1,0 +1,1 @@
+"""A folder of pictures and the index of their features."""

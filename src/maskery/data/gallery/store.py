@@ -1,0 +1,254 @@
+"""The index of a gallery: an SQLite file, and a matrix of features made from it.
+
+SQLite holds what was found out about each file: path, stamp, digest; and for each content, its
+feature or why there is none. Every batch is a transaction, so an interrupted run loses at most one.
+The matrix (float16, one row a readable picture, in the order of the paths) is derived: it is
+written beside under a new name whenever the rows have changed, and made again if it is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from maskery.core.errors import DataError
+from maskery.data.gallery.files import Stamp
+
+log = logging.getLogger(__name__)
+
+DATABASE = "index.sqlite"
+LAYOUT = 1
+"""Of the tables; files of another are made again."""
+SCHEMA = """
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE files (
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    digest BLOB NOT NULL, row INTEGER
+);
+CREATE INDEX files_by_row ON files (row);
+CREATE INDEX files_by_digest ON files (digest);
+CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
+"""
+MATRIX = "matrix"
+DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+ResultT = TypeVar("ResultT")
+
+
+class DamagedIndex(Exception):  # noqa: N818
+    """The index cannot be trusted; it has to be made anew."""
+
+
+class GalleryStore:
+    """One gallery's index, under one model.
+
+    Attributes:
+        folder: Where its files lie.
+        width: E, of the features.
+    """
+
+    def __init__(self, folder: Path, width: int) -> None:
+        """Open an index, or begin one; use `open_store`, which repairs.
+
+        Raises:
+            DamagedIndex: It is damaged.
+            DataError: The folder cannot be used.
+        """
+        self.folder, self.width = folder, width
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"the index folder '{folder}' cannot be made ({error.strerror}); name another "
+                f"with --cache-dir"
+            ) from error
+        self._run(self._prepare)
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        """Make the tables where there are none; refuse others than ours."""
+        (layout,) = database.execute("PRAGMA user_version").fetchone()
+        if layout == 0:
+            database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LAYOUT}")
+            database.execute("INSERT INTO about VALUES ('width', ?)", (self.width,))
+        elif layout != LAYOUT:
+            raise DamagedIndex(f"layout {layout}, and {LAYOUT} is expected")
+        else:
+            width = database.execute("SELECT value FROM about WHERE name = 'width'").fetchall()
+            if width != [(str(self.width),)]:
+                raise DamagedIndex(f"features of {width}, not of {self.width}")
+
+    def files(self) -> dict[str, Stamp]:
+        """What is known: by path, the stamp at which its content was read."""
+        rows = self._all("SELECT path, size, mtime_ns FROM files")
+        return {path: Stamp(size, mtime) for path, size, mtime in rows}
+
+    def known(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Those contents that have been dealt with."""
+        query = "SELECT digest FROM contents WHERE digest = ?"
+        return {digest for (digest,) in self._each(query, digests)}
+
+    def save(
+        self,
+        files: Mapping[str, tuple[Stamp, bytes]],
+        features: Mapping[bytes, npt.NDArray[np.float16]],
+        troubles: Mapping[bytes, str],
+    ) -> None:
+        """Take in one batch, whole or not at all.
+
+        Args:
+            files: By path, stamp and digest.
+            features: By digest, (E,).
+            troubles: By digest, why there is no feature.
+        """
+        contents: list[tuple[bytes, bytes | None, str | None]] = [
+            (digest, feature.astype("<f2").tobytes(), None) for digest, feature in features.items()
+        ]
+        contents += [(digest, None, reason) for digest, reason in troubles.items()]
+        rows = [(path, *stamp, digest) for path, (stamp, digest) in files.items()]
+
+        def write(database: sqlite3.Connection) -> None:
+            database.executemany("REPLACE INTO contents VALUES (?, ?, ?)", contents)
+            database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, NULL)", rows)
+            database.execute("DELETE FROM about WHERE name = ?", (MATRIX,))
+
+        self._run(write)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Drop files, and contents that no file has any more."""
+
+        def write(database: sqlite3.Connection) -> None:
+            gone = [(path,) for path in paths]
+            database.executemany("DELETE FROM files WHERE path = ?", gone)
+            database.execute("DELETE FROM contents WHERE digest NOT IN (SELECT digest FROM files)")
+            database.execute("DELETE FROM about WHERE name = ?", (MATRIX,))
+
+        self._run(write)
+
+    def troubles(self) -> list[str]:
+        """Why files have no feature, in the order of their paths."""
+        rows = self._all(
+            "SELECT trouble FROM files JOIN contents USING (digest) "
+            "WHERE feature IS NULL ORDER BY path"
+        )
+        return [str(trouble) for (trouble,) in rows]
+
+    def paths(self, rows: Sequence[int]) -> list[str]:
+        """The paths of rows of the matrix."""
+        found = self._each("SELECT path FROM files WHERE row = ?", map(int, rows))
+        return [str(path) for (path,) in found]
+
+    def matrix(self) -> npt.NDArray[np.float16]:
+        """(I, E) features, memory-mapped; row i belongs to `paths([i])`."""
+        named = self._about(MATRIX)
+        if named is not None:
+            try:
+                return self._mapped(self.folder / named)
+            except (OSError, ValueError):
+                log.info("the matrix of the gallery's features was lost; it is made again")
+        return self._make_matrix()
+
+    def _mapped(self, path: Path) -> npt.NDArray[np.float16]:
+        matrix: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        (count,) = self._all("SELECT count(row) FROM files")[0]
+        if matrix.shape != (count, self.width) or matrix.dtype != np.float16:
+            raise ValueError(f"{path} has shape {matrix.shape}")
+        return matrix
+
+    def _make_matrix(self) -> npt.NDArray[np.float16]:
+        """Number the readable pictures and write their features in that order."""
+        readable = "FROM files JOIN contents USING (digest) WHERE feature IS NOT NULL"
+        (count,) = self._all(f"SELECT count(*) {readable}")[0]
+        path = self.folder / f"features-{uuid.uuid4().hex}.npy"
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("BEGIN IMMEDIATE")
+            rows = database.execute(f"SELECT files.rowid, feature {readable} ORDER BY path")
+            ids = self._write_features(rows, path, count)
+            database.execute("UPDATE files SET row = NULL")
+            numbered = enumerate(ids)
+            database.executemany("UPDATE files SET row = ? WHERE rowid = ?", numbered)
+            database.execute("REPLACE INTO about VALUES (?, ?)", (MATRIX, path.name))
+
+        self._run(write)
+        for old in self.folder.glob("features-*.npy"):
+            if old != path:
+                old.unlink(missing_ok=True)
+        return self._mapped(path)
+
+    def _write_features(
+        self, rows: Iterable[tuple[int, bytes]], path: Path, count: int
+    ) -> list[int]:
+        """Write (count, E) to an .npy file; returns the ids of the rows."""
+        ids: list[int] = []
+        with path.open("wb") as file:
+            header = {"descr": "<f2", "fortran_order": False, "shape": (count, self.width)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for number, feature in rows:
+                if len(feature) != 2 * self.width:
+                    raise DamagedIndex(f"a feature of {len(feature)} bytes")
+                ids.append(number)
+                file.write(feature)
+        return ids
+
+    def _about(self, name: str) -> str | None:
+        rows = self._all("SELECT value FROM about WHERE name = ?", (name,))
+        return str(rows[0][0]) if rows else None
+
+    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._run(lambda database: database.execute(query, values).fetchall())
+
+    def _each(self, query: str, values: Iterable[Any]) -> list[Any]:
+        """The rows of one query for each of some values."""
+
+        def read(database: sqlite3.Connection) -> list[Any]:
+            return [row for value in values for row in database.execute(query, (value,))]
+
+        return self._run(read)
+
+    def _run(self, action: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
+        """Do something as one transaction; the database's errors become ours."""
+        try:
+            with closing(sqlite3.connect(self.folder / DATABASE, timeout=60)) as database:
+                database.execute("PRAGMA synchronous = NORMAL")
+                with database:
+                    return action(database)
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "") or ""
+            missing = "no such table" in str(error) or "no such column" in str(error)
+            if name.startswith(DAMAGED) or missing:
+                raise DamagedIndex(str(error)) from error
+            raise DataError(
+                f"the index '{self.folder / DATABASE}' cannot be used ({error}); free some space "
+                f"there, wait for other programs, or name another folder with --cache-dir"
+            ) from error
+
+
+def open_store(folder: Path, width: int) -> GalleryStore:
+    """Open a gallery's index, or begin one; a damaged one is made anew.
+
+    Args:
+        folder: Of the index alone.
+        width: E, of the features.
+
+    Raises:
+        DataError: The folder cannot be used.
+    """
+    try:
+        return GalleryStore(folder, width)
+    except DamagedIndex as error:
+        return renewed(folder, width, error)
+
+
+def renewed(folder: Path, width: int, reason: Exception) -> GalleryStore:
+    """Remove a damaged index, saying so, and begin one."""
+    log.warning("the index in '%s' is damaged (%s); it is made anew", folder, reason)
+    for path in [folder / DATABASE, folder / f"{DATABASE}-journal", *folder.glob("features-*")]:
+        path.unlink(missing_ok=True)
+    return GalleryStore(folder, width)

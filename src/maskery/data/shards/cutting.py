@@ -1,0 +1,202 @@
+"""Cutting a corpus into pieces that are tokenised independently: a pure function of the files.
+
+A piece is a list of spans: whole files, stretches of text and JSON lines that begin and end at line
+ends, and row groups of Parquet. Plain text and JSON lines are cut at multiples of a size in bytes,
+moved to the next line end; whoever reads a piece finds the two line ends by itself, so planning
+asks for the sizes of the files alone. What cannot be cut (compressed files, CSV with its quoted
+line ends, `.json`, documents, encodings whose line ends are not the byte 0x0A) is read whole, and
+makes several shards one after the other where it is large.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from maskery.core.errors import DataError
+from maskery.data.corpus.compression import cannot_read
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.reader import READING_VERSION
+from maskery.data.corpus.sources import FORMATS, split_suffix
+
+CUTTING_VERSION = 1
+BLOCK_BYTES = 1 << 20
+# Encodings in which the byte 0x0A is a line end wherever it stands.
+LINE_ENCODINGS = re.compile(
+    r"utf-8|ascii|iso8859-\d+|latin.*|cp125\d|koi8-.|gb18030|gbk|big5|euc.*"
+)
+# A cut never stands before a byte that a byte-order mark begins with: at the start of a span it
+# would be taken for one.
+LINE_END = re.compile(rb"\n(?![\xef\xfe\xff])")
+PARAGRAPH_END = re.compile(rb"\n\r?\n(?![\xef\xfe\xff])")
+
+Kind = Literal["whole", "bytes", "row groups"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A stretch of one file.
+
+    Attributes:
+        file: Its number among the corpus's files.
+        kind: What `start` and `end` count.
+        start: Where it begins; of bytes, before the line end that it really begins after.
+        end: Where the next one begins.
+    """
+
+    file: int
+    kind: Kind = "whole"
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What one process tokenises at a time.
+
+    Attributes:
+        number: From 0.
+        spans: Read one after the other.
+        size: About how many bytes they have on disk.
+    """
+
+    number: int
+    spans: tuple[Span, ...]
+    size: int
+
+
+def plan_pieces(
+    files: Sequence[Path], sizes: Sequence[int], config: CorpusConfig, shard_bytes: int
+) -> list[Piece]:
+    """Cut files into pieces of about `shard_bytes`: small files share one, large ones are cut.
+
+    Raises:
+        DataError: The footer of a large Parquet file cannot be read.
+    """
+    pieces: list[Piece] = []
+    held: list[tuple[Span, int]] = []
+
+    def close() -> None:
+        if held:
+            spans = tuple(span for span, _ in held)
+            size = sum(size for _, size in held)
+            pieces.append(Piece(number=len(pieces), spans=spans, size=size))
+            held.clear()
+
+    for number, (path, size) in enumerate(zip(files, sizes, strict=True)):
+        for span, span_size in spans_of(number, path, size, config, shard_bytes):
+            if sum(size for _, size in held) + span_size > shard_bytes:
+                close()
+            held.append((span, span_size))
+    close()
+    return pieces
+
+
+def spans_of(
+    number: int, path: Path, size: int, config: CorpusConfig, shard_bytes: int
+) -> list[tuple[Span, int]]:
+    """The spans of one file with their sizes in bytes."""
+    count = -(-size // shard_bytes)
+    suffix, compression = split_suffix(path)
+    if size == 0:
+        return []
+    if count > 1 and not compression and FORMATS[suffix] == "parquet":
+        return row_group_spans(number, path, size, shard_bytes)
+    if count > 1 and is_cuttable(path, config):
+        edges = [size * i // count for i in range(count + 1)]
+        return [
+            (Span(file=number, kind="bytes", start=a, end=b), b - a) for a, b in pairwise(edges)
+        ]
+    return [(Span(file=number), size)]
+
+
+def is_cuttable(path: Path, config: CorpusConfig) -> bool:
+    """Whether a file may be cut at the byte 0x0A."""
+    suffix, compression = split_suffix(path)
+    if compression or not LINE_ENCODINGS.fullmatch(codecs.lookup(config.encoding).name):
+        return False
+    return FORMATS[suffix] == "jsonl" or (FORMATS[suffix] == "text" and config.unit != "document")
+
+
+def row_group_spans(number: int, path: Path, size: int, shard_bytes: int) -> list[tuple[Span, int]]:
+    """Neighbouring row groups together up to `shard_bytes`; one row group is never cut."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise cannot_read(path, error) from error
+        raise DataError(
+            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}); fetch it again"
+        ) from error
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if not rows:
+        return [(Span(file=number), size)]
+    total = max(1, sum(rows))
+    spans: list[tuple[Span, int]] = []
+    first = held = 0
+    for index, count in enumerate(rows):
+        if held and (held + count) * size > shard_bytes * total:
+            span = Span(file=number, kind="row groups", start=first, end=index)
+            spans.append((span, held * size // total))
+            first, held = index, 0
+        held += count
+    span = Span(file=number, kind="row groups", start=first, end=len(rows))
+    return [*spans, (span, held * size // total)]
+
+
+def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> int:
+    """The first byte after a line end (or a blank line) at or after `offset`; the file's ends stay.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if offset <= 0 or offset >= size:
+        return min(max(offset, 0), size)
+    pattern = PARAGRAPH_END if paragraphs else LINE_END
+    start = offset - 1
+    held = b""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while block := file.read(BLOCK_BYTES):
+                held += block
+                found = pattern.search(held)
+                # The byte after it must be known.
+                if found and start + found.end() < size and found.end() < len(held):
+                    return start + found.end()
+                keep = 3  # the longest pattern
+                start += max(0, len(held) - keep)
+                held = held[-keep:]
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    return size
+
+
+def plan_fingerprint(
+    files: Sequence[Path],
+    sizes: Sequence[int],
+    config: CorpusConfig,
+    shard_bytes: int,
+    held_out_share: float,
+    tokenizer: str,
+) -> str:
+    """A hash of everything that decides what the shards hold, but for the content of the files.
+
+    Their names (without folders) and sizes stand for it: reading a corpus of many terabytes once
+    more on every machine would cost more than it gives.
+    """
+    digest = blake2b(digest_size=16)
+    digest.update(repr((CUTTING_VERSION, READING_VERSION, config)).encode())
+    digest.update(repr((shard_bytes, held_out_share, tokenizer)).encode())
+    for path, size in zip(files, sizes, strict=True):
+        digest.update(repr((path.name, size)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

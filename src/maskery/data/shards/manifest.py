@@ -1,0 +1,219 @@
+"""`shards.json`: the shards of a corpus, their tokens and documents, and the tokenizer they are of.
+
+Beside it lie the shards, `held-out-*` files with the documents set aside for evaluation,
+`lengths.safetensors` with how many documents of each length every shard has (from which the steps
+of an epoch are counted without reading a shard), and `tokenizer/`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskery.core.errors import DataError
+
+FORMAT = 1
+MANIFEST, PLAN, LENGTHS, TOKENIZER = "shards.json", "plan.json", "lengths.safetensors", "tokenizer"
+MAX_MANIFEST_BYTES = 1 << 30
+# No folders: nothing that a manifest names may lie outside its own.
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A file as it was written."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.file, str) and bool(FILE_NAME.fullmatch(self.file)), "file name")
+        _check(is_count(self.bytes), "size")
+        _check(isinstance(self.sha256, str) and bool(SHA256.fullmatch(self.sha256)), "checksum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry(FileEntry):
+    """A shard as it was written.
+
+    Attributes:
+        documents: How many it has.
+        tokens: How many they have together.
+    """
+
+    documents: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(is_count(self.documents) and is_count(self.tokens), "count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    Attributes:
+        fingerprint: Of the plan they were made by.
+        tokenizer: What `--model` named.
+        tokenizer_fingerprint: From `tokenizer_fingerprint`.
+        tokenizer_files: In the folder `tokenizer/`.
+        vocab_size: All ids are below.
+        held_out_share: The share of examples that was set aside.
+        lengths: The file of document lengths.
+        shards: For training.
+        held_out: For evaluation.
+    """
+
+    fingerprint: str
+    tokenizer: str
+    tokenizer_fingerprint: str
+    tokenizer_files: tuple[FileEntry, ...]
+    vocab_size: int
+    held_out_share: float
+    lengths: FileEntry
+    shards: tuple[ShardEntry, ...]
+    held_out: tuple[ShardEntry, ...]
+
+    def __post_init__(self) -> None:
+        for value in (self.fingerprint, self.tokenizer_fingerprint):
+            _check(isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{32}", value)), "hash")
+        _check(isinstance(self.tokenizer, str), "tokenizer")
+        _check(is_count(self.vocab_size) and 0 < self.vocab_size < 1 << 31, "vocabulary size")
+        share = self.held_out_share
+        _check(isinstance(share, float) and 0.0 < share < 1.0, "held-out share")
+
+    @property
+    def documents(self) -> int:
+        """Documents to train on."""
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to train on."""
+        return sum(shard.tokens for shard in self.shards)
+
+    def to_json(self) -> bytes:
+        """As it is written; the same manifest makes the same bytes."""
+        data = {"format": FORMAT, "documents": self.documents, "tokens": self.tokens}
+        return (json.dumps({**data, **asdict(self)}, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Manifest:
+        """Read it back.
+
+        Raises:
+            DataError: It is damaged or of another format.
+        """
+        try:
+            fields = json.loads(data)
+            version = fields.pop("format")
+            if version != FORMAT:
+                raise DataError(
+                    f"{where} has format {version!r}, and this version of Maskery reads {FORMAT}; "
+                    f"make the shards again with maskery tokenize"
+                )
+            del fields["documents"], fields["tokens"]
+            for name in ("shards", "held_out"):
+                fields[name] = tuple(ShardEntry(**entry) for entry in fields[name])
+            fields["tokenizer_files"] = tuple(FileEntry(**f) for f in fields["tokenizer_files"])
+            fields["lengths"] = FileEntry(**fields["lengths"])
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            why = " ".join(str(error).split())
+            raise DataError(
+                f"{where} is no sound list of shards ({why}); repeat the maskery tokenize command "
+                f"that made it"
+            ) from error
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a plain number from 0 to 2**62."""
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _check(sound: bool, what: str) -> None:
+    if not sound:
+        raise ValueError(f"a {what} in it is not valid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentLengths:
+    """How many documents of each length every shard has.
+
+    Attributes:
+        offsets: (number of shards + 1,) int64, into the other two.
+        lengths: uint32, ascending within a shard.
+        counts: uint32.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.uint32]
+    counts: npt.NDArray[np.uint32]
+
+    @classmethod
+    def gather(cls, histograms: Sequence[Sequence[Sequence[int]]]) -> DocumentLengths:
+        """From a list of (length, count) for each shard."""
+        flat = np.array([pair for rows in histograms for pair in rows], np.uint32).reshape(-1, 2)
+        sizes = [len(rows) for rows in histograms]
+        return cls(
+            offsets=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+            lengths=flat[:, 0].copy(),
+            counts=flat[:, 1].copy(),
+        )
+
+    def of(self, shard: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Lengths and counts of one shard, int64."""
+        chosen = slice(int(self.offsets[shard]), int(self.offsets[shard + 1]))
+        return self.lengths[chosen].astype(np.int64), self.counts[chosen].astype(np.int64)
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        from safetensors.numpy import save
+
+        arrays: Mapping[str, npt.NDArray[Any]] = {
+            "offsets": self.offsets,
+            "lengths": self.lengths,
+            "counts": self.counts,
+        }
+        return save(dict(arrays))
+
+    @classmethod
+    def open(cls, path: Path, manifest: Manifest) -> DocumentLengths:
+        """Read a file and compare it with the manifest.
+
+        Raises:
+            DataError: They do not agree.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            found = cls(**load_file(path))
+            sound = (
+                found.offsets.dtype == np.int64
+                and found.lengths.dtype == found.counts.dtype == np.uint32
+                and len(found.offsets) == len(manifest.shards) + 1
+                and len(found.lengths) == len(found.counts) == found.offsets[-1]
+                and found.offsets[0] == 0
+                and bool((np.diff(found.offsets) >= 0).all())
+            )
+            if sound:
+                for number, shard in enumerate(manifest.shards):
+                    lengths, counts = found.of(number)
+                    sound &= int(counts.sum()) == shard.documents
+                    sound &= int(lengths @ counts) == shard.tokens
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            raise DataError(f"'{path}' cannot be read ({error}); restore it") from error
+        if not sound:
+            raise DataError(f"'{path}' does not fit to {MANIFEST}; repeat maskery tokenize")
+        return found

@@ -1,0 +1,220 @@
+"""Where shards lie: a folder, or any address that fsspec knows (s3://, gs://, https://).
+
+Files from an address are copied to the local disk, whole or not at all, and the oldest copies go
+when there are more than are wanted, so the space used is bounded. A copy in use may go: its map
+stays readable until it is let go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+from maskery.core.errors import DataError, MaskeryError, MissingExtraError
+from maskery.data.corpus.compression import cannot_read
+from maskery.data.shards.manifest import MANIFEST, MAX_MANIFEST_BYTES, PLAN
+from maskery.data.shards.shard_file import find_damage
+
+log = logging.getLogger(__name__)
+
+COPY_BYTES = 1 << 22
+# Seconds between attempts to read from an address.
+PAUSES = (1.0, 5.0, 25.0)
+ADDRESS = "://"
+
+
+class Place(Protocol):
+    """Where the files of a folder of shards are had from."""
+
+    name: str
+
+    def manifest(self) -> bytes:
+        """The bytes of `shards.json`.
+
+        Raises:
+            DataError: There is none, or it cannot be read.
+        """
+
+    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+        """A sound local file; a shard, or another file beside the manifest.
+
+        Raises:
+            DataError: It is missing, damaged or cannot be read.
+        """
+
+    def trim(self, keep: int) -> None:
+        """Let go of all but the `keep` local copies used last."""
+
+
+def is_place(source: str) -> bool:
+    """Whether a corpus is an address, or a folder that `maskery tokenize` has made or begun."""
+    if ADDRESS in source:
+        return True
+    folder = Path(source).expanduser()
+    try:
+        return (folder / MANIFEST).is_file() or (folder / PLAN).is_file()
+    except OSError:
+        return False
+
+
+def open_place(source: str, cache_dir: Path) -> Place:
+    """A folder or an address."""
+    if ADDRESS in source:
+        return RemotePlace(source, cache_dir)
+    return LocalPlace(Path(source).expanduser())
+
+
+class LocalPlace:
+    """A folder on this machine; nothing is copied."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, str(folder)
+
+    def manifest(self) -> bytes:
+        """See `Place.manifest`."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise DataError(
+                f"the shards in '{self.folder}' are not complete; repeat the maskery tokenize "
+                f"command that began them, without --shard-rank"
+            )
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise cannot_read(path, error) from error
+
+    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+        """See `Place.fetch`."""
+        path = self.folder / file
+        damage = find_damage(path, num_bytes, sha256)
+        if damage is not None:
+            raise DataError(
+                f"'{path}' is damaged ({damage}); make it anew by repeating the maskery tokenize "
+                f"command that made it"
+            )
+        return path
+
+    def trim(self, keep: int) -> None:
+        """Nothing is copied."""
+        del keep
+
+
+class _DamagedError(Exception):
+    """A copy is not what it should be: the network's fault, if another attempt is better."""
+
+
+class RemotePlace:
+    """An address; its files are copied to a folder of the cache.
+
+    Args:
+        address: Of the folder, such as `s3://bucket/shards`.
+        cache_dir: Copies go to a folder of their own in `cache_dir/shards`.
+        sleep: Waits between attempts.
+    """
+
+    def __init__(
+        self, address: str, cache_dir: Path, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.name = address.rstrip("/")
+        self.cache = cache_dir / "shards" / blake2b(self.name.encode(), digest_size=8).hexdigest()
+        self.sleep = sleep
+        self.pauses = PAUSES
+        self._filesystem: Any = None
+
+    def manifest(self) -> bytes:
+        """See `Place.manifest`."""
+
+        def read() -> bytes:
+            with self._open(MANIFEST) as stream:
+                return bytes(stream.read(MAX_MANIFEST_BYTES + 1))
+
+        try:
+            data: bytes = self._tried(read)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"'{self.name}' has no {MANIFEST}: there are no complete shards of maskery "
+                "tokenize; check the address"
+            ) from error
+        except Exception as error:
+            raise self._unreadable(MANIFEST, error) from error
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise DataError(f"'{self.name}/{MANIFEST}' is larger than a gigabyte; it is no list")
+        return data
+
+    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+        """See `Place.fetch`."""
+        path = self.cache / file
+        if find_damage(path, num_bytes, sha256) is None:
+            os.utime(path)  # the copies used last are kept
+            return path
+        try:
+            self._tried(lambda: self._copy(file, path, num_bytes, sha256))
+        except _DamagedError as error:
+            raise DataError(
+                f"'{self.name}/{file}' is damaged ({error}); upload it again, or make it anew "
+                "with maskery tokenize"
+            ) from error
+        except Exception as error:
+            raise self._unreadable(file, error) from error
+        return path
+
+    def trim(self, keep: int) -> None:
+        """See `Place.trim`."""
+        used = []
+        for path in self.cache.glob("*.safetensors"):
+            try:
+                used.append((path.stat().st_mtime_ns, path))
+            except OSError:  # another process was first
+                continue
+        for _, path in sorted(used)[: max(0, len(used) - keep)]:
+            path.unlink(missing_ok=True)
+
+    def _open(self, file: str) -> Any:
+        import fsspec
+
+        if self._filesystem is None:
+            self._filesystem, self._root = fsspec.core.url_to_fs(self.name)
+        return self._filesystem.open(f"{self._root}/{file}", "rb")
+
+    def _copy(self, file: str, path: Path, num_bytes: int, sha256: str) -> None:
+        """Copy a file aside, check it and rename it; no more than it should have is read."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+        try:
+            left = num_bytes + 1
+            with self._open(file) as stream, partial.open("wb") as out:
+                while left and (block := stream.read(min(left, COPY_BYTES))):
+                    out.write(block)
+                    left -= len(block)
+            damage = find_damage(partial, num_bytes, sha256)
+            if damage is not None:
+                raise _DamagedError(damage)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _tried(self, action: Callable[[], Any]) -> Any:
+        """Try again after a pause where the network may be at fault."""
+        for pause in self.pauses:
+            try:
+                return action()
+            except (FileNotFoundError, PermissionError, ImportError, ValueError, MaskeryError):
+                raise
+            except Exception as error:  # every file system has its own
+                log.warning("reading '%s' failed (%s); trying again", self.name, error)
+                self.sleep(pause)
+        return action()
+
+    def _unreadable(self, file: str, error: Exception) -> MaskeryError:
+        why = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ImportError):
+            return MissingExtraError(
+                f"'{self.name}' needs a package that is not installed ({why}); install it with pip"
+            )
+        return DataError(f"'{self.name}/{file}' cannot be read ({why}); check the address")

@@ -1,0 +1,133 @@
+"""Retrieval on image-caption pairs: each caption looks for the pictures of its person.
+
+Where no person is named, each picture is its own, as in general image-text retrieval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.data.images.batches import view_batches
+from maskery.data.images.config import ViewConfig
+from maskery.data.images.skipped import Skipped
+from maskery.data.pairs.captions import tokenise_captions
+from maskery.data.pairs.image_refs import ImageRef
+from maskery.data.pairs.pairs import NOBODY, Pairs
+from maskery.evaluation.retrieval import Retrieval, evaluate_retrieval
+from maskery.evaluation.retrieval_config import RetrievalConfig
+from maskery.models.image_text.model import ImageTextModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSet:
+    """A gallery and the captions that look for its pictures.
+
+    Attributes:
+        images: I pictures, none twice.
+        image_persons: (I,) int64.
+        captions: T texts, as they were written.
+        texts: The same as tokens.
+        text_persons: (T,) int64.
+        text_images: (T,) int64, the picture that each caption was written for.
+    """
+
+    images: Sequence[ImageRef]
+    image_persons: npt.NDArray[np.int64]
+    captions: Sequence[str]
+    texts: TokenBatch
+    text_persons: npt.NDArray[np.int64]
+    text_images: npt.NDArray[np.int64]
+
+
+def retrieval_set(
+    pairs: Pairs, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> RetrievalSet:
+    """The gallery and the captions of pairs; a picture in several pairs is in the gallery once.
+
+    Args:
+        pairs: Held-out ones.
+        tokenizer: The model's.
+        max_length: Longer captions are cut.
+
+    Raises:
+        DataError: A picture is said to show two persons, or a caption has no word that the
+            tokenizer knows.
+    """
+    numbers: dict[str, int] = {}
+    images: list[ImageRef] = []
+    persons: list[int] = []
+    owners = np.empty(len(pairs), np.int64)
+    for index, pair in enumerate(pairs):
+        name = pair.image.name
+        # Without a person, a picture stands for itself.
+        person = pair.person if pair.person is not None else -2 - len(images)
+        if name not in numbers:
+            numbers[name] = len(images)
+            images.append(pair.image)
+            persons.append(person)
+        elif pair.person is not None and persons[numbers[name]] != pair.person:
+            raise DataError(
+                f"image {name} is said to show person {_name(pairs, pair.person)} and person "
+                f"{_name(pairs, persons[numbers[name]])}; correct the one that is wrong"
+            )
+        owners[index] = numbers[name]
+    tokens = tokenise_captions(pairs, tokenizer, Skipped("caption", "fail"), max_length=max_length)
+    text_images = owners[tokens.owners]
+    chosen = np.arange(len(tokens.owners))
+    return RetrievalSet(
+        images=images,
+        image_persons=np.array(persons, np.int64),
+        captions=[caption for pair in pairs for caption in pair.captions],
+        texts=tokens.batch(chosen, pairs.ids[tokens.owners]),
+        text_persons=np.array(persons, np.int64)[text_images],
+        text_images=text_images,
+    )
+
+
+def evaluate_retrieval_set(
+    model: ImageTextModel,
+    data: RetrievalSet,
+    view: ViewConfig,
+    config: RetrievalConfig,
+    *,
+    progress: bool = False,
+) -> Retrieval:
+    """See `evaluate_retrieval`.
+
+    Args:
+        model: Put into evaluation mode meanwhile.
+        data: What is found, and by what.
+        view: How pictures are prepared, with size and normalisation set.
+        config: Settings.
+        progress: Whether to draw bars.
+
+    Raises:
+        DataError: A picture cannot be read.
+    """
+    from tqdm import tqdm
+
+    batches = view_batches(
+        data.images, view, Skipped("image", "fail"), batch_images=config.batch_images
+    )
+    total = -(-len(data.images) // config.batch_images)
+    bar = tqdm(batches, total=total, desc="images", leave=False, disable=not progress)
+    return evaluate_retrieval(
+        model,
+        (pixels for _, pixels in bar),
+        data.texts,
+        image_persons=data.image_persons,
+        text_persons=data.text_persons,
+        config=config,
+        progress=progress,
+    )
+
+
+def _name(pairs: Pairs, person: int) -> str:
+    return pairs.person_names[person] if person > NOBODY else "nobody"

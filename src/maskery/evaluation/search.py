@@ -1,0 +1,160 @@
+"""Searching a gallery with words: similarity over all pictures, then matching on the best.
+
+Shapes: K pictures that are matched, E features.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.data.gallery.files import PictureBytes, read_picture
+from maskery.data.gallery.vectors import nearest
+from maskery.data.images.batches import view_batches
+from maskery.data.images.skipped import Skipped
+from maskery.evaluation.gallery import Gallery
+from maskery.evaluation.heads import can_match
+from maskery.evaluation.image_text_opening import OpenImageText
+from maskery.evaluation.rerank import match_logits
+from maskery.evaluation.retrieval_config import RetrievalConfig
+from maskery.evaluation.retrieval_features import ReadTexts, read_images, read_texts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One picture that was found.
+
+    Attributes:
+        path: Relative to the gallery.
+        similarity: Cosine of the contrastive features, from -1 to 1.
+        match: The matching head's probability that words and picture belong together; None where
+            it was not asked.
+    """
+
+    path: str
+    similarity: float
+    match: float | None
+
+
+class Searcher:
+    """Finds pictures of one gallery with one model.
+
+    Args:
+        opened: The model, in evaluation mode.
+        gallery: Indexed with it.
+        rerank: How many of the most similar pictures the matching head ranks anew.
+    """
+
+    def __init__(self, opened: OpenImageText, gallery: Gallery, *, rerank: int) -> None:
+        self.opened, self.gallery = opened, gallery
+        self.rerank = min(rerank, len(gallery))
+        if rerank > len(gallery):
+            log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
+        if rerank and not can_match(opened.model):
+            log.warning(
+                "the matching head of '%s' was never trained, so the ranking is by similarity "
+                "alone",
+                opened.name,
+            )
+            self.rerank = 0
+
+    def search(self, text: str, *, top: int = 10) -> list[Hit]:
+        """The pictures that fit a description best.
+
+        Those that matching ranked come first, by its probability; then the others by similarity.
+
+        Args:
+            text: The description.
+            top: How many; fewer where the gallery has fewer.
+
+        Raises:
+            DataError: The description is empty, unknown or too long.
+        """
+        words = self.encode(text)
+        read = read_texts(self.opened.model, words, states=self.rerank > 0)
+        wanted = min(max(top, self.rerank), len(self.gallery))
+        rows, similar = nearest(self.gallery.matrix, read.features.cpu().numpy(), wanted)
+        paths = self.gallery.store.paths(rows[0].tolist())
+        hits = [
+            Hit(path=path, similarity=float(value), match=None)
+            for path, value in zip(paths, similar[0], strict=True)
+        ]
+        if self.rerank:
+            hits = self._match(read, hits[: self.rerank]) + hits[self.rerank :]
+        return hits[:top]
+
+    def encode(self, text: str) -> TokenBatch:
+        """A description as tokens.
+
+        Raises:
+            DataError: It is empty, unknown or too long.
+        """
+        if not text.strip():
+            raise DataError('the query is empty; describe what is looked for, as "a red coat"')
+        tokenizer = self.opened.tokenizer
+        ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        limit = int(self.opened.model.config.text_config.max_position_embeddings)
+        if len(ids) > limit:
+            raise DataError(
+                f"the query has {len(ids)} tokens, and the model has {limit} positions; shorten it"
+            )
+        if not set(ids) - set(tokenizer.all_special_ids):
+            raise DataError(
+                f"the query {text!r} has no word that the model knows; use words of its captions"
+            )
+        return TokenBatch(
+            input_ids=np.array(ids, np.int64),
+            boundaries=np.array([0, len(ids)], np.int64),
+            example_ids=np.zeros(1, np.uint64),
+            starts=np.zeros(1, np.int64),
+            word_starts=np.ones(len(ids), np.bool_),
+        )
+
+    def _match(self, read: ReadTexts, hits: list[Hit]) -> list[Hit]:
+        """Some hits ranked anew; pictures that cannot be read any more come last."""
+        pictures: list[PictureBytes] = []
+        there: list[Hit] = []
+        for hit in hits:
+            try:
+                pictures.append(read_picture(self.gallery.folder, hit.path))
+                there.append(hit)
+            except DataError as error:
+                log.warning("%s", error)
+        if not there:
+            return hits
+        probabilities = self._probabilities(read, pictures)
+        order = np.argsort(-probabilities, kind="stable")
+        matched = [
+            Hit(path=there[i].path, similarity=there[i].similarity, match=float(probabilities[i]))
+            for i in order
+        ]
+        return matched + [hit for hit in hits if hit not in there]
+
+    def _probabilities(
+        self, read: ReadTexts, pictures: list[PictureBytes]
+    ) -> npt.NDArray[np.float64]:
+        """(K,), that the picture matches."""
+        model, view = self.opened.model, self.opened.view
+        config = RetrievalConfig()
+        batches = view_batches(
+            pictures, view, Skipped("image", "fail"), batch_images=config.batch_images
+        )
+        images = read_images(
+            model,
+            (pixels for _, pixels in batches),
+            len(pictures),
+            tokens=True,
+            memory_bytes=config.memory_bytes,
+        )
+        candidates = torch.arange(len(pictures))[None]
+        logits = match_logits(model, read, images, candidates, config=config)
+        probabilities: npt.NDArray[np.float64] = logits[0].double().softmax(dim=-1)[:, 1].numpy()
+        return probabilities

@@ -1,0 +1,122 @@
+"""A text as the words and tokens that a model reads, each with its place among the characters.
+
+Shapes: L tokens of a text, special tokens included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.text_source import Template
+from maskery.data.tokenise import plain_backend
+from maskery.data.words import starts_word_table, word_starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """One word, or punctuation mark, of a text.
+
+    Attributes:
+        text: Its characters; of a tokenizer that knows no offsets, its token.
+        start: Where it starts in the text, in characters; -1 where that is not known.
+        end: Where it ends.
+        first: Its first token.
+        last: One past its last token.
+    """
+
+    text: str
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """A text as a model reads it.
+
+    Attributes:
+        ids: (L,) int64.
+        words: What it is made of; special tokens that stand in the text, `[MASK]` among them, are
+            in none, but a word that the tokenizer does not know is one.
+    """
+
+    ids: npt.NDArray[np.int64]
+    words: tuple[Word, ...]
+
+
+class TextReader:
+    """Cuts texts into words and tokens.
+
+    Args:
+        tokenizer: The model's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.mask_token = str(tokenizer.mask_token)
+        # A word that the tokenizer does not know is a word of the text all the same.
+        self.special = Vocabulary.of(tokenizer).protected.copy()
+        if tokenizer.unk_token_id is not None:
+            self.special[tokenizer.unk_token_id] = False
+        self._template = Template.of(tokenizer)
+        self._backend = plain_backend(tokenizer)
+        self._always = None if self._backend is None else starts_word_table(self._backend)
+
+    def read(self, text: str) -> EncodedText:
+        """Cut one text."""
+        ids, starts, offsets = self._tokens(text)
+        prefix, suffix = self._template.prefix, self._template.suffix
+        places = np.flatnonzero(starts)
+        ends = np.append(places, len(ids))[1:]
+        words = []
+        for first, last in zip(places.tolist(), ends.tolist(), strict=True):
+            if self.special[ids[first:last]].any():
+                continue
+            start, end = self._trim(text, offsets[first][0], offsets[last - 1][1])
+            words.append(
+                Word(
+                    text=text[start:end] if start >= 0 else self._pieces(ids[first:last]),
+                    start=start,
+                    end=end,
+                    first=first + len(prefix),
+                    last=last + len(prefix),
+                )
+            )
+        whole = np.concatenate((prefix, ids, suffix)).astype(np.int64)
+        return EncodedText(ids=whole, words=tuple(words))
+
+    def pieces(self, ids: npt.NDArray[np.int64]) -> tuple[str, ...]:
+        """Tokens as the vocabulary writes them."""
+        return tuple(map(str, self.tokenizer.convert_ids_to_tokens(ids.tolist())))
+
+    def _tokens(
+        self, text: str
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[int, int]]]:
+        """Ids, where words start, and offsets in characters; without the template's tokens."""
+        if self._backend is None or self._always is None:
+            # Tokenizers in Python know neither words nor offsets.
+            ids = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+            return ids, np.ones(len(ids), np.bool_), [(-1, -1)] * len(ids)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int64)
+        starts = word_starts(encoding, ids, self._always) if len(ids) else np.zeros(0, np.bool_)
+        # A special token that stands in the text is no part of a word.
+        special = self.special[ids]
+        starts = starts | special
+        starts[1:] |= special[:-1]
+        return ids, starts, encoding.offsets
+
+    def _trim(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """A word without the space that some tokenizers count to it."""
+        while 0 <= start < end and text[start].isspace():
+            start += 1
+        return start, end
+
+    def _pieces(self, ids: npt.NDArray[np.int64]) -> str:
+        return "".join(self.pieces(ids))

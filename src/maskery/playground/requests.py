@@ -1,0 +1,149 @@
+"""What the page may ask: JSON objects with known keys, checked one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maskery.core.errors import MaskeryError
+from maskery.playground.config import CHARACTERS, MASKS, TOP_K, WORD_CHARACTERS, WORDS
+
+
+class RequestError(MaskeryError):
+    """A request that is refused.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One key of a request.
+
+    Attributes:
+        check: From a JSON value to what it means; raises `RequestError`.
+        default: Where the key may be missing.
+        required: Whether it may not.
+    """
+
+    check: Callable[[str, Any], Any]
+    default: Any = None
+    required: bool = False
+
+
+def text(name: str, value: Any) -> str:
+    """A text of a bounded length, without half surrogates."""
+    return _string(name, value, CHARACTERS, empty=False)
+
+
+def words(name: str, value: Any) -> tuple[str, ...]:
+    """A list of words."""
+    if not isinstance(value, list) or len(value) > WORDS:
+        raise RequestError(f"{name} must be a list of at most {WORDS} words")
+    return tuple(_string(name, word, WORD_CHARACTERS, empty=False) for word in value)
+
+
+def picture(name: str, value: Any) -> str | None:
+    """The id of a picture that was sent before, or null."""
+    return None if value is None else _string(name, value, 64, empty=False)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false")
+    return value
+
+
+def choice(*allowed: str) -> Callable[[str, Any], str]:
+    """One of a few strings."""
+
+    def check(name: str, value: Any) -> str:
+        if value not in allowed or not isinstance(value, str):
+            raise RequestError(f"{name} must be one of {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+def whole(low: int, high: int) -> Callable[[str, Any], int]:
+    """A whole number within bounds."""
+
+    def check(name: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise RequestError(f"{name} must be a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+MODEL = Field(check=whole(0, 1), default=0)
+PICTURE = Field(check=picture)
+TEXT = Field(check=text, required=True)
+SCHEMAS: dict[str, Mapping[str, Field]] = {
+    "fill": {
+        "model": MODEL,
+        "text": TEXT,
+        "picture": PICTURE,
+        "top_k": Field(check=whole(1, TOP_K), default=10),
+        "words": Field(check=words, default=()),
+        "together": Field(check=flag, default=False),
+    },
+    "score": {
+        "model": MODEL,
+        "text": TEXT,
+        "picture": PICTURE,
+        "method": Field(check=choice("within-word", "original"), default="within-word"),
+    },
+    "saliency": {
+        "model": MODEL,
+        "text": TEXT,
+        "picture": PICTURE,
+        "mask": Field(check=whole(0, MASKS - 1), default=0),
+    },
+    "replaced": {"model": MODEL, "text": TEXT, "picture": PICTURE},
+}
+
+
+def parse(body: bytes, schema: Mapping[str, Field]) -> dict[str, Any]:
+    """A request's body as checked values.
+
+    Raises:
+        RequestError: It is no JSON object, or does not fit the schema.
+    """
+    try:
+        data = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RequestError("the body must be JSON in UTF-8", 400) from error
+    if not isinstance(data, dict):
+        raise RequestError("the body must be a JSON object", 400)
+    unknown = sorted(set(data) - set(schema))
+    if unknown:
+        raise RequestError(f"unknown key {ascii(unknown[0])[:40]}; known are {', '.join(schema)}")
+    values = {}
+    for name, field in schema.items():
+        if name not in data and field.required:
+            raise RequestError(f"{name} is missing")
+        values[name] = field.check(name, data[name]) if name in data else field.default
+    return values
+
+
+def _string(name: str, value: Any, longest: int, *, empty: bool) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be a string")
+    if len(value) > longest:
+        raise RequestError(f"{name} has {len(value):,} characters; at most {longest:,} are taken")
+    if not empty and not value.strip():
+        raise RequestError(f"{name} is empty; write something")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name} has half of a character (a lone surrogate)") from error
+    return value

@@ -1,0 +1,73 @@
+"""Serving the playground on this machine."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from maskery.core.errors import ConfigError
+from maskery.core.optional import require
+from maskery.playground.app import make_app
+from maskery.playground.config import HOST, PlaygroundConfig
+from maskery.playground.session import Session
+
+
+def serve(
+    session: Session, config: PlaygroundConfig, ready: Callable[[str], object] = print
+) -> None:
+    """Serve until interrupted.
+
+    Args:
+        session: What answers.
+        config: Where.
+        ready: Called with the address once it is known.
+
+    Raises:
+        ConfigError: The port is taken.
+        MissingExtraError: uvicorn or starlette is not installed.
+    """
+    listener = listen(config.port)
+    server = make_server(session)
+    ready(f"http://{HOST}:{listener.getsockname()[1]}/")
+    server.run(sockets=[listener])
+
+
+def listen(port: int) -> socket.socket:
+    """A listening socket on 127.0.0.1.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"port {port} cannot be used ({error.strerror}); name another with --port, or 0 for any"
+        ) from error
+    return listener
+
+
+def make_server(session: Session) -> Any:
+    """A uvicorn server with tight limits."""
+    uvicorn = require("uvicorn", extra="playground", purpose="serve the playground")
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(session),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=64,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=3,
+            h11_max_incomplete_event_size=16 * 1024,
+        )
+    )

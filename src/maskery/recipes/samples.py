@@ -1,0 +1,73 @@
+"""`samples.json`: what a finished run shows of itself, for its report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskery.data.pairs.pairs import Pairs
+from maskery.evaluation.opening import open_model
+from maskery.evaluation.picture_samples import sample_pictures
+from maskery.evaluation.samples import sample_text
+from maskery.recipes.pairs import prepare_pairs
+from maskery.recipes.pairs_config import PairsRunConfig
+from maskery.recipes.pairs_evaluate import is_pairs_run, trained_config
+from maskery.recipes.pairs_model import start_model
+from maskery.recipes.run_folder import CONFIG, load_config, write_json
+from maskery.recipes.text import prepare_text
+from maskery.recipes.text_config import TextRunConfig
+
+SAMPLES = "samples.json"
+PACKAGES = ("maskery", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+
+
+def save_samples(folder: Path) -> None:
+    """Write a run's sample fills, changed words and environment.
+
+    Args:
+        folder: A finished run.
+
+    Raises:
+        MaskeryError: Its corpus or its model is no longer there.
+    """
+    samples: dict[str, Any] = {"environment": environment()}
+    if is_pairs_run(folder):
+        config = trained_config(load_config(folder / CONFIG, PairsRunConfig), folder)
+        start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)
+        run = prepare_pairs(config, start=start, progress=False)
+        model, tokenizer = run.start.model.eval(), run.start.tokenizer
+        pictures = sample_pictures(model, run.held_out, tokenizer, run.start.view)
+        samples["pictures"] = [asdict(one) for one in pictures]
+    else:
+        text = prepare_text(load_config(folder / CONFIG, TextRunConfig), progress=False)
+        after = open_model(str(folder)).model
+        batches = text.held_out.in_order()
+        samples |= asdict(sample_text(text.model, after, batches, text.loaded.tokenizer))
+    write_json(folder / SAMPLES, samples)
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, in words."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {
+        **found,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "processors": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
+        "threads": str(torch.get_num_threads()),
+    }

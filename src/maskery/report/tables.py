@@ -1,0 +1,131 @@
+"""Held-out figures as rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LABELS = {
+    "loss": "loss (nats)",
+    "perplexity": "perplexity",
+    "top1": "top-1",
+    "top5": "top-5",
+    "right": "right picture",
+    "wrong": "wrong picture",
+    "none": "no picture",
+    "mrtd_auc": "replaced against original words (AUC)",
+}
+SHARES = ("top1", "top5", "accuracy")
+# Said elsewhere in the report.
+LEFT_OUT = {"run", "model", "before", "after", "difference", "scores", "training", "skipped"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A value with its interval, as text.
+
+    Attributes:
+        value: The figure.
+        interval: Empty where none is known.
+        better: Whether a difference is for the better; None where its interval holds 0.
+    """
+
+    value: str
+    interval: str = ""
+    better: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Figures in columns.
+
+    Attributes:
+        columns: Headings.
+        rows: A label and one figure a column; None where there is none.
+        note: What the figures are over.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Figure | None, ...]], ...]
+    note: str
+
+
+def main_table(evaluation: Mapping[str, Any]) -> Table | None:
+    """Before and after, or the sights; None where the run has neither."""
+    if "before" in evaluation and "after" in evaluation:
+        columns = {"before": evaluation["before"], "after": evaluation["after"]}
+        return _table(columns, evaluation.get("difference") or {}, "difference", "examples")
+    if "scores" in evaluation:
+        difference = (evaluation.get("difference") or {}).get("wrong") or {}
+        return _table(evaluation["scores"], difference, "right − wrong", "pictures or persons")
+    return None
+
+
+def other_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, Figure]]:
+    """Whatever else was measured, by its path of names."""
+    return [
+        (" · ".join(LABELS.get(name, name.replace("_", " ")) for name in path), value)
+        for path, value in _flatten(evaluation, ())
+        if path[0] not in LEFT_OUT
+    ]
+
+
+def figure(
+    value: Any, *, share: bool, signed: bool = False, lower_is_better: bool = False
+) -> Figure:
+    """A number, or (value, low, high), as text."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    scale, unit = (100.0, "%") if share else (1.0, "")
+    first = scale * float(numbers[0])
+    digits = 1 if share or abs(first) >= 100 else 3
+    sign = "+" if signed else ""
+    shown = f"{first:{sign},.{digits}f}{unit}"
+    if len(numbers) != 3:
+        return Figure(value=shown)
+    low, high = (scale * float(number) for number in numbers[1:])
+    better = None if not signed or low <= 0 <= high else (first < 0) == lower_is_better
+    return Figure(
+        value=shown,
+        interval=f"{low:{sign},.{digits}f} to {high:{sign},.{digits}f}",
+        better=better,
+    )
+
+
+def _table(
+    columns: Mapping[str, Any], difference: Mapping[str, Any], last: str, over: str
+) -> Table:
+    first = next(iter(columns.values()))
+    rows = []
+    for name in ("loss", "perplexity", "top1", "top5"):
+        share = name in SHARES
+        cells: list[Figure | None] = [figure(c[name], share=share) for c in columns.values()]
+        if difference:
+            change = difference.get(name)
+            cells.append(
+                None
+                if change is None
+                else figure(change, share=share, signed=True, lower_is_better=not share)
+            )
+        rows.append((LABELS[name], tuple(cells)))
+    return Table(
+        columns=(*(LABELS.get(name, name) for name in columns), *((last,) if difference else ())),
+        rows=tuple(rows),
+        note=f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
+        f"95% bootstrap intervals over them",
+    )
+
+
+def _flatten(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Figure]]:
+    if isinstance(value, Mapping):
+        return [
+            found for name, item in value.items() for found in _flatten(item, (*path, str(name)))
+        ]
+    interval = isinstance(value, list | tuple) and len(value) == 3
+    numbers = value if interval else [value]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        return []
+    if not interval and isinstance(value, int):
+        return [(path, Figure(value=f"{value:,}"))]
+    share = any(part in SHARES for part in path)
+    return [(path, figure(value, share=share, signed="difference" in path))]

@@ -1,0 +1,72 @@
+"""`search` as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_image_text import new_image_text, save_tiny_image_text
+from tiny_pairs import save_tiny_pairs
+from tiny_text import save_tiny_model
+
+from maskery.cli.main import main
+
+pytest.importorskip("usearch", reason="needs the extra 'search'")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("search")
+    save_tiny_image_text(made / "model")
+    save_tiny_pairs(made / "gallery", 8)
+    return made
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return ["search", str(folder / "model"), "--gallery", str(folder / "gallery"), *more]
+
+
+def test_search_prints_and_draws(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert main(command(folder, "red paper", "all blue", "--top", "3", "--sheet", str(sheet))) == 0
+    out = capsys.readouterr().out
+    assert "8 pictures, 8 newly encoded" in out
+    assert out.count(".png") == 7
+    with Image.open(sheet) as drawn:
+        assert drawn.height > 2 * 192
+
+
+def test_json_holds_everything(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, "red paper", "--top", "3", "--rerank", "2", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pictures"] == 8
+    (result,) = found["results"]
+    assert result["query"] == "red paper"
+    assert [hit["match"] is None for hit in result["hits"]] == [False, False, True]
+
+
+def test_mistakes_are_one_line_each(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(arguments: list[str]) -> str:
+        assert main(arguments) == 2
+        said = [s for s in capsys.readouterr().err.splitlines() if s.startswith("maskery ")]
+        assert len(said) == 1
+        return said[0]
+
+    assert "no query" in refused(command(folder))
+    assert "the query is empty" in refused(command(folder, ""))
+    assert "end it with .png" in refused(command(folder, "red", "--sheet", "a.jpg"))
+    assert "top is 0" in refused(command(folder, "red", "--top", "0"))
+    nowhere = ["search", str(folder / "model"), "--gallery", str(tmp_path / "no"), "red"]
+    assert "does not exist" in refused(nowhere)
+    text = save_tiny_model(tmp_path / "text")
+    other = ["search", str(text), "--gallery", str(folder / "gallery"), "red"]
+    assert "no image-text model" in refused(other)
+    mute = save_tiny_image_text(tmp_path / "mute", new_image_text(contrast=False))
+    other[1] = str(mute)
+    assert "without the contrastive loss" in refused(other)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from maskery.core.errors import DataError
+from maskery.data.gallery.files import find_pictures, read_picture
+
+
+def test_pictures_are_found_by_suffix_in_order(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a/c.png", "a/notes.txt", ".hidden.png", ".cache/d.png", "a/e.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    found = find_pictures(tmp_path)
+    assert list(found) == ["a/c.png", "a/e.webp", "b.JPG"]
+    assert found["b.JPG"].size == 5
+    before = found["b.JPG"]
+    os.utime(tmp_path / "b.JPG", ns=(1, 1))
+    assert find_pictures(tmp_path)["b.JPG"] == (before.size, 1)
+
+
+def test_folders_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file"):
+        find_pictures(tmp_path / "file")
+    with pytest.raises(DataError, match="does not exist"):
+        find_pictures(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_picture(tmp_path, "nowhere.png")
+
+
+def test_equal_contents_have_equal_digests(tmp_path: Path) -> None:
+    for name, colour in (("a.png", "red"), ("b.png", "red"), ("c.png", "blue")):
+        Image.new("RGB", (4, 6), colour).save(tmp_path / name)
+    first, same, other = (read_picture(tmp_path, f"{name}.png") for name in "abc")
+    assert first.digest == same.digest != other.digest
+    assert len(first.digest) == 16
+    assert first.load().size == (4, 6)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskery.core.errors import DataError
+from maskery.data.images.sheet import FRAME, PAPER, RIGHT, Cell, SheetRow, draw_sheet
+
+
+def cell(colour: tuple[int, int, int], **settings: object) -> Cell:
+    return Cell(image=Image.new("RGB", (20, 40), colour), **settings)  # type: ignore[arg-type]
+
+
+def count(sheet: Image.Image, colour: tuple[int, int, int]) -> int:
+    return int((np.asarray(sheet) == colour).all(axis=-1).sum())
+
+
+def test_every_picture_is_there_at_its_size_and_the_right_ones_are_framed() -> None:
+    rows = [
+        SheetRow(heading="first", cells=[cell((200, 0, 0)), cell((0, 200, 0), frame=RIGHT)]),
+        SheetRow(heading="second", cells=[cell((0, 0, 200), label=("1.  90%", "a/b.png"))]),
+    ]
+    sheet = draw_sheet(rows, height=80)
+    for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200)):
+        assert count(sheet, colour) == 40 * 80
+    framed = (40 + 2 * FRAME) * (80 + 2 * FRAME) - 40 * 80
+    assert count(sheet, RIGHT) == framed
+    assert sheet.getpixel((0, 0)) == PAPER
+
+
+def test_long_rows_go_on_below_and_long_labels_are_cut() -> None:
+    cells = [cell((10 * n, 1, 2), label=("x" * 500,)) for n in range(7)]
+    wide = draw_sheet([SheetRow(heading="many words " * 60, cells=cells)], height=80, columns=20)
+    tall = draw_sheet([SheetRow(heading="many", cells=cells)], height=80, columns=3)
+    assert tall.height > 3 * 80
+    assert wide.width > 7 * 40
+    for n in range(7):
+        assert count(tall, (10 * n, 1, 2)) == 40 * 80
+
+
+def test_very_wide_pictures_are_bounded_and_nothing_is_an_error() -> None:
+    wide = Cell(image=Image.new("RGB", (4000, 10), (1, 2, 3)))
+    assert draw_sheet([SheetRow(heading="", cells=[wide])], height=50).width <= 500
+    with pytest.raises(DataError, match="no picture"):
+        draw_sheet([SheetRow(heading="empty")])

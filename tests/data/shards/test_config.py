@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from maskery.core.errors import ConfigError
+from maskery.data.shards.config import ShardingConfig, StreamingConfig
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"shard_mb": 0.0}, "shard_mb is 0.0: it must be above 0"),
+        ({"shard_mb": float("nan")}, "shard_mb is nan"),
+        ({"held_out_share": 1.0}, "held_out_share is 1.0: it must lie between 0 and 1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"shard_count": 0}, "shard_count is 0"),
+        (
+            {"shard_rank": 2, "shard_count": 2},
+            "shard_rank is 2: it must be from 0 to .* which is 1",
+        ),
+        ({"shard_rank": -1}, "shard_rank is -1"),
+        ({"ranks_from": "pbs"}, "ranks_from is 'pbs': it must be one of flags, slurm-array"),
+        ({"ranks_from": "torchrun", "shard_count": 2}, "contradict each other"),
+    ],
+)
+def test_a_setting_outside_its_range_is_named(setting: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ShardingConfig(**setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["shuffle_shards", "cache_shards", "held_out_tokens"])
+def test_streaming_settings_are_checked(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is -1: it must be at least"):
+        StreamingConfig(**{name: -1})
+
+
+def test_shard_bytes() -> None:
+    assert ShardingConfig(shard_mb=0.5).shard_bytes == 500_000

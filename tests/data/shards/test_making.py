@@ -1,0 +1,260 @@
+"""Shards are complete or absent, and the same bytes however and how often they are made."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_folders import contents, shard, word_tokenizer
+from tiny_text import lines
+
+from maskery.core.errors import DataError
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import example_id, is_held_out
+from maskery.data.corpus.reader import Corpus
+from maskery.data.shards import making, piece_work
+from maskery.data.shards.manifest import DocumentLengths, Manifest
+from maskery.data.shards.shard_file import TokenShard
+from maskery.data.tokenise import encode_texts, tokenizer_fingerprint
+
+SUPPORT = Path(__file__).parents[2] / "support"
+TEXTS = lines(150)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "a.txt").write_text("\n".join(TEXTS[:100]), "utf-8")
+    (folder / "b.txt.gz").write_bytes(gzip.compress("\n".join(TEXTS[100:]).encode(), mtime=0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "whole"
+    made = shard(corpus, folder)
+    assert made.manifest is not None
+    assert made.tokens_made == made.manifest.tokens + sum(e.tokens for e in made.manifest.held_out)
+    return folder
+
+
+def test_every_text_is_in_one_shard(corpus: Path, undisturbed: Path) -> None:
+    manifest = Manifest.from_json((undisturbed / "shards.json").read_bytes(), "")
+    assert len(manifest.shards) > 8
+    # The archive cannot be cut, and makes several shards one after the other.
+    pieces = [entry.file.split("-")[1] for entry in manifest.shards]
+    assert pieces.count(pieces[-1]) > 1
+    found: dict[int, list[int]] = {}
+    held: dict[int, list[int]] = {}
+    for entries, into in ((manifest.shards, found), (manifest.held_out, held)):
+        for entry in entries:
+            opened = TokenShard(undisturbed / entry.file, vocab_size=manifest.vocab_size)
+            assert (opened.num_documents, opened.num_tokens) == (entry.documents, entry.tokens)
+            for n, number in enumerate(opened.ids.tolist()):
+                stretch = slice(opened.boundaries[n], opened.boundaries[n + 1])
+                into[number] = opened.tokens[stretch].tolist()
+                assert opened.word_starts[stretch][0]
+    expected = {}
+    for text in TEXTS:
+        ids, _, _ = encode_texts([text], word_tokenizer())
+        expected[example_id(text)] = ids.tolist()
+    assert found | held == expected
+    ids = np.array(list(expected), np.uint64)
+    assert set(held) == set(ids[is_held_out(ids, 0.1)].tolist())
+    assert held
+    lengths = DocumentLengths.open(undisturbed / "lengths.safetensors", manifest)
+    values, counts = lengths.of(0)
+    opened = TokenShard(undisturbed / manifest.shards[0].file, vocab_size=99)
+    assert np.repeat(values, counts).tolist() == sorted(np.diff(opened.boundaries).tolist())
+    assert manifest.tokenizer_fingerprint == tokenizer_fingerprint(word_tokenizer())
+
+
+def test_processes_leave_the_same_bytes(corpus: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shard(corpus, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "two") == contents(undisturbed)
+
+
+def test_several_machines_leave_the_same_bytes(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "parts"
+    for rank in (2, 0, 1):
+        made = shard(corpus, folder, shard_rank=rank, shard_count=3)
+        assert (made.missing == 0) is (rank == 1)
+        assert (folder / "shards.json").exists() is (rank == 1)
+    assert contents(folder) == contents(undisturbed)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+from shard_folders import shard
+from maskery.data.shards import shard_file
+left = int(sys.argv[3])
+def counted(function):
+    def wrapper(*arguments):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+    return wrapper
+os.fsync = counted(os.fsync)
+Path.replace = counted(Path.replace)
+shard(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("moment", [0, 1, 4, 5, 9, 31, 80, 121])
+def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
+    corpus: Path, undisturbed: Path, tmp_path: Path, moment: int
+) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(corpus), str(folder), str(moment), str(SUPPORT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = contents(folder)
+    assert "shards.json" not in kept
+    assert kept != contents(undisturbed)
+    shard(corpus, folder)
+    assert contents(folder) == contents(undisturbed)
+
+
+def test_what_is_complete_is_not_made_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shards"
+    shard(corpus, folder)
+    before = contents(folder)
+    archive = sorted(folder.glob("shard-*.safetensors"))[-2:]
+    archive[1].unlink()  # the last of the archive, whose piece must be read again
+    calls: list[str] = []
+    write = piece_work.write_stretch
+    monkeypatch.setattr(
+        piece_work, "write_stretch", lambda name, *rest: (calls.append(name), write(name, *rest))[1]
+    )
+    made = shard(corpus, folder)
+    assert calls == [archive[1].name.removeprefix("shard-").removesuffix(".safetensors")]
+    assert made.tokens_made > 0
+    assert contents(folder) == before
+    assert shard(corpus, folder).tokens_made == 0
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["shard-*", "held-out-*", "records/000002-*", "records/000002.json", "lengths.*", "shards.*"],
+)
+def test_damage_is_found_and_made_good(
+    undisturbed: Path,
+    corpus: Path,
+    tmp_path: Path,
+    pattern: str,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "shards"
+    for name, data in contents(undisturbed).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    victim = sorted(folder.glob(pattern))[0]
+    data = bytearray(victim.read_bytes())
+    if damage == "remove":
+        victim.unlink()
+    elif damage == "cut":
+        victim.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        made = shard(corpus, folder)
+    if victim.suffix == ".safetensors" and not victim.name.startswith("lengths"):
+        assert len(made.damaged) == 1
+        assert victim.name in made.damaged[0]
+        assert f"made anew: {victim.name}" in caplog.text
+    assert contents(folder) == contents(undisturbed)
+
+
+def test_a_folder_of_something_else_is_refused(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="shards of another corpus, tokenizer or setting"):
+        shard(corpus, undisturbed, held_out_share=0.2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(DataError, match=r"holds other things \(thesis.tex\)"):
+        shard(corpus, tmp_path / "mine")
+    with pytest.raises(DataError, match="cannot be used"):
+        shard(corpus, tmp_path / "mine" / "thesis.tex")
+
+
+def test_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n\n")
+    with pytest.raises(DataError, match="holds no tokens to train on"):
+        shard(tmp_path / "a.txt", tmp_path / "shards")
+
+
+def test_hub_datasets_are_not_cut(tmp_path: Path) -> None:
+    from maskery.data.corpus.sources import HubName
+    from maskery.data.shards.config import ShardingConfig
+
+    hub = Corpus(config=CorpusConfig(), dataset=(HubName(name="a", configuration=None), None))
+    with pytest.raises(DataError, match="tokenize cuts files"):
+        making.make_shards(hub, word_tokenizer(), tmp_path / "x", ShardingConfig())
+
+
+def test_bad_text_stops_the_processes_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"good line\n" * 300 + b"\xff\n")
+    with pytest.raises(DataError, match=r"from byte \d+ on: byte \d+ is not valid utf-8"):
+        shard(tmp_path / "a.txt", tmp_path / "shards", workers=2)
+    made = shard(tmp_path / "a.txt", tmp_path / "other", reading=CorpusConfig(on_bad_text="skip"))
+    record = json.loads((tmp_path / "other/records" / f"{made.pieces - 1:06d}.json").read_text())
+    assert record["report"]["skipped"] == 1
+
+
+def test_a_full_disk_is_one_clear_line(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(corpus, tmp_path / "shards", shard_rank=0, shard_count=3)
+    kept = contents(tmp_path / "shards")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
+        shard(corpus, tmp_path / "shards", shard_rank=1, shard_count=3)
+    assert contents(tmp_path / "shards") == kept
+
+
+def test_a_process_that_dies_is_reported(corpus: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[3])\n"
+        "from maskery.data.shards import making\n"
+        "if __name__ == '__main__':\n"
+        "    from shard_folders import shard\n"
+        "    from maskery.core.errors import DataError\n"
+        "    try: shard(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)\n"
+        "    except DataError as error: print(error)\n"
+        "else:\n"  # in the worker, which runs this file again
+        "    making.do_piece = lambda *a: os._exit(9)\n"
+    )
+    script = tmp_path / "dying.py"
+    script.write_text(program)
+    command = [sys.executable, str(script), str(corpus), str(tmp_path / "shards"), str(SUPPORT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "a tokenising process died" in done.stdout, done.stderr
+    assert len(done.stdout.splitlines()) == 1

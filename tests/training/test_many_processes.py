@@ -1,0 +1,214 @@
+"""The same run on one, two and four processes, replicated and sharded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fork_server import ForkServer
+from safetensors.torch import load_file
+from tiny_pairs import save_tiny_pairs
+from tiny_text import lines, save_tiny_model
+
+from maskery.training.tracking import METRICS, read_metrics
+
+TEXT = (
+    *("--epochs", "9", "--max-steps", "20", "--batch-tokens", "256", "--learning-rate", "1e-3"),
+    *("--log-every", "1", "--checkpoint-every", "5", "--keep-checkpoints", "9", "--json"),
+)
+PAIRS = (
+    *("--max-steps", "6", "--batch-pairs", "8", "--learning-rate", "1e-3", "--vocab-size", "200"),
+    *("--log-every", "1", "--checkpoint-every", "2", "--keep-checkpoints", "9", "--json"),
+    *("--height", "16", "--width", "16", "--held-out-share", "0.2"),
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    model = save_tiny_model(folder / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    (folder / "corpus.txt").write_text("\n".join(lines(300)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    save_tiny_pairs(folder / "data", 48)
+    return folder
+
+
+def train_text(folder: Path, name: str, *more: str) -> list[str]:
+    model, cache = str(folder / "model"), str(folder / "cache")
+    return [
+        *("train", "text", str(folder / "corpus.txt"), "--model", model, "--cache-dir", cache),
+        *(*TEXT, "--output", str(folder / name), *more),
+    ]
+
+
+def train_pairs(folder: Path, name: str, *more: str) -> list[str]:
+    data = str(folder / "data" / "pairs.jsonl")
+    return ["train", "pairs", data, *PAIRS, "--output", str(folder / name), *more]
+
+
+def numbers(run: Path) -> np.ndarray:
+    """Every figure of `metrics.jsonl` but the speed, line by line."""
+    rows = read_metrics(run / METRICS)
+    return np.array(
+        [
+            value
+            for row in rows
+            for name, value in sorted(row.items())
+            if name not in ("kind", "tokens_per_second")
+        ]
+    )
+
+
+def tensors(run: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / name)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    np.testing.assert_allclose(numbers(other), numbers(one), rtol=1e-5, atol=1e-5)
+    for name in ("model.safetensors", "optimiser.safetensors", "extra.safetensors"):
+        expected, found = tensors(one, name), tensors(other, name)
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
+    saved = [load_file(run / "model" / "model.safetensors") for run in (one, other)]
+    assert saved[0].keys() == saved[1].keys()
+    described = [(run / "model" / "config.json").read_text() for run in (one, other)]
+    assert described[0] == described[1]
+
+
+@pytest.fixture(scope="module")
+def one_text(server: ForkServer, text: Path) -> Path:
+    server.run(train_text(text, "one"), text / "log-one")
+    return text / "one"
+
+
+@pytest.fixture(scope="module")
+def one_pairs(server: ForkServer, pairs: Path) -> Path:
+    server.run(train_pairs(pairs, "one"), pairs / "log-one")
+    return pairs / "one"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [
+        (2, ()),
+        (4, ()),
+        (2, ("--micro-batch-tokens", "64")),
+        (2, ("--sharding", "fsdp")),
+        (4, ("--sharding", "fsdp", "--micro-batch-tokens", "32")),
+    ],
+    ids=["ddp-2", "ddp-4", "ddp-2-accumulating", "fsdp-2", "fsdp-4-accumulating"],
+)
+def test_text_on_several_processes(
+    server: ForkServer, text: Path, one_text: Path, ranks: int, more: tuple[str, ...]
+) -> None:
+    name = f"run-{ranks}{'-'.join(more)}"
+    printed = server.run(train_text(text, name, *more), text / f"log-{name}", ranks=ranks)
+    assert len(numbers(one_text)) > 20 * 5
+    assert_same_run(one_text, text / name)
+    # One process reports, for all of them.
+    result = json.loads(printed[printed.index("{") :])
+    assert result["training"]["steps"] == 20
+    assert result["training"]["tokens"] > 20 * 200
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_image_text_on_several_processes(
+    server: ForkServer, pairs: Path, one_pairs: Path, sharding: str
+) -> None:
+    more = ("--sharding", sharding)
+    server.run(train_pairs(pairs, sharding, *more), pairs / f"log-{sharding}", ranks=2)
+    assert_same_run(one_pairs, pairs / sharding)
+    twins = [load_file(run / "model/extra_state.safetensors") for run in (one_pairs, pairs / "ddp")]
+    assert twins[0].keys() == twins[1].keys()
+
+
+def copied_back_to(run: Path, name: str, step: int) -> Path:
+    """A copy of a run as it was after an earlier step."""
+    copy = run.parent / name
+    shutil.copytree(run, copy)
+    for checkpoint in (copy / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(copy / "model")
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((1, "ddp"), (2, "ddp")),
+        ((2, "ddp"), (1, "ddp")),
+        ((2, "fsdp"), (1, "ddp")),
+        ((2, "ddp"), (2, "fsdp")),
+    ],
+    ids=lambda kind: f"{kind[1]}-{kind[0]}",
+)
+def test_a_run_goes_on_with_other_processes(
+    server: ForkServer,
+    pairs: Path,
+    one_pairs: Path,
+    first: tuple[int, str],
+    second: tuple[int, str],
+) -> None:
+    name = f"from-{first[1]}{first[0]}-to-{second[1]}{second[0]}"
+    begun = pairs / f"{name}-begun"
+    server.run(train_pairs(pairs, begun.name, "--sharding", first[1]), begun / "..", ranks=first[0])
+    copied_back_to(begun, name, 4)
+    more = ("--sharding", second[1], "--resume", "auto")
+    printed = server.run(train_pairs(pairs, name, *more), pairs / f"log-{name}", ranks=second[0])
+    assert json.loads(printed[printed.index("{") :])["training"]["resumed_from"] == 4
+    assert_same_run(one_pairs, pairs / name)
+
+
+def test_a_small_step_leaves_a_process_a_stand_in(server: ForkServer, text: Path) -> None:
+    """Two sequences a step, four processes."""
+    for ranks in (1, 4):
+        name = f"small-{ranks}"
+        arguments = train_text(text, name, "--batch-tokens", "36", "--max-steps", "6")
+        server.run(arguments, text / f"log-{name}", ranks=ranks)
+    assert_same_run(text / "small-1", text / "small-4")
+
+
+def test_an_error_is_told_once(server: ForkServer, text: Path, one_text: Path) -> None:
+    run = server.start(train_text(text, "one"), text / "log-error", ranks=2)
+    assert run.wait() == [2, 2]
+    assert run.text.count("is in use") == 1
+    assert "Traceback" not in run.text
+    run = server.start(train_text(text, "x", "--batch-tokens", "0"), text / "log-error-2", ranks=2)
+    assert run.wait() == [2, 2]
+    assert run.text.count("batch_tokens is 0") == 1
+
+
+def test_under_torchrun(text: Path, one_text: Path) -> None:
+    """The launcher itself, once."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "maskery.cli.main", *train_text(text, "torchrun")]
+    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(one_text, text / "torchrun")
