@@ -54,7 +54,7 @@ def test_two_processes_take_the_course_of_one(
     arguments = train(folder, sharding, "--sharding", sharding)
     printed = server.run(arguments, folder / f"log-{sharding}", ranks=2)
     # One process reports, for both of them.
-    result = json.loads(printed[printed.index("{") :])
+    result, _ = json.JSONDecoder().raw_decode(printed[printed.index("{") :])
     expected = json.loads((one / "evaluation.json").read_text())
     assert result["best_step"] == expected["best_step"]
     assert result["test"]["num_texts"] == expected["test"]["num_texts"]

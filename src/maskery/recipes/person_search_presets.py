@@ -81,8 +81,9 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """A model from scratch on small pictures, for two cores and minutes.
 
     Most of what a small model learns in minutes comes from the contrast; matching and masked words
-    teach the fusion layer. The twin follows fast and the queue is short, for runs of few steps.
-    Candidates are ranked by matching and similarity together.
+    teach the fusion layer. Muon learns several times as much from a step as AdamW. The twin follows
+    fast and the queue is short, for runs of few steps. Candidates are ranked by matching and
+    similarity together.
     """
     return PersonSearchRunConfig(
         data=data,
@@ -99,7 +100,9 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
             queue_size=1024,
         ),
         retrieval=RetrievalConfig(rerank=16, score="sum"),
-        training=PairsTrainingConfig(epochs=6, batch_pairs=64, learning_rate=1e-3),
+        training=PairsTrainingConfig(
+            epochs=4, batch_pairs=32, optimiser="muon", learning_rate=1e-3
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from maskery.core.processes import join_processes
 from maskery.recipes.run_folder import EVALUATION, open_run_folder, save_config, write_json
 from maskery.training.config import TrainingConfig
 
+
 class RunConfig(Protocol):
     """What the frame reads of a run's configuration."""
 

@@ -301,12 +301,12 @@ def identity_of(config: TextRunConfig, data_name: str) -> str:
     return identity(
         config.training,
         {
-        "model": config.model,
-        "store": data_name,
-        "held_out_share": config.held_out_share,
-        "max_length": config.max_length,
-        "dropout": [config.attention_dropout, config.hidden_dropout],
-        "masking": asdict(config.masking),
+            "model": config.model,
+            "store": data_name,
+            "held_out_share": config.held_out_share,
+            "max_length": config.max_length,
+            "dropout": [config.attention_dropout, config.hidden_dropout],
+            "masking": asdict(config.masking),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def source(root: Path, batch_pairs: int = 8, **settings: object) -> PersonSource
 def texts(batch: ViewedPersons, which: str = "text1") -> list[list[int]]:
     text = getattr(batch, which)
     bounds = text.boundaries.tolist()
-    return [text.input_ids[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [text.input_ids[a:b].tolist() for a, b in pairwise(bounds)]
 
 
 def test_an_epoch_reads_every_caption_once_in_whole_batches(root: Path) -> None:
@@ -101,9 +102,10 @@ def test_fewer_pairs_than_processes_is_told(root: Path) -> None:
 def test_weak_pairs_are_other_captions_of_the_same_person(root: Path) -> None:
     of = source(root, weak_pair_probability=0.5)
     everything = np.arange(36)
-    person_of = {tuple(row): person for row, person in zip(
-        texts(of.batch(everything, 0)), of.persons.tolist(), strict=True
-    )}
+    person_of = {
+        tuple(row): person
+        for row, person in zip(texts(of.batch(everything, 0)), of.persons.tolist(), strict=True)
+    }
     replaced = []
     for epoch in range(20):
         batch = of.batch(everything, epoch)
