@@ -19,7 +19,9 @@ SETTINGS = (
     *("--max-steps", "4", "--batch-pairs", "7", "--learning-rate", "1e-3", "--vocab-size", "200"),
     *("--log-every", "1", "--checkpoint-every", "2", "--eval-every", "2", "--rerank", "4"),
     *("--height", "16", "--width", "16", "--prd-weight", "0.5", "--mrtd-weight", "0.5"),
-    *("--alpha", "0.4", "--queue-size", "24", "--json"),
+    *("--mlm-weight", "1", "--alpha", "0.4", "--queue-size", "24", "--json"),
+    # Muon rounds to bf16, and a last digit decides how.
+    *("--optimiser", "adamw"),
 )
 
 

@@ -6,9 +6,9 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
@@ -332,7 +332,7 @@ def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: St
         {
             "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
             "data": [fingerprint(data.train), fingerprint(data.val)],
-            "persons": int(np.bitwise_xor.reduce(data.train.persons * 31 + 7)),
+            "persons": blake2b(data.train.persons.tobytes(), digest_size=16).hexdigest(),
             "tokenizer": tokenizer_fingerprint(start.tokenizer),
             "max_length": config.max_length,
             "view": asdict(start.view),
