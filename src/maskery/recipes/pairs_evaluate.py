@@ -87,7 +87,7 @@ def mrtd_auc(run: PairsRun) -> float | None:
     for batch in run.held_out:
         images = batch.images[batch.right]
         viewed = ViewedPairs(image1=images, image2=images, text1=batch.text)
-        prepared = run.task.prepare(viewed, epoch=FROZEN_EPOCH, progress=0.0)
+        prepared = run.task.prepare(viewed, epoch=FROZEN_EPOCH, progress=1.0)
         log_odds, replaced = run.task.judge(prepared.to(run.start.model.device))
         scores.append(log_odds.double().cpu().numpy())
         labels.append(replaced.cpu().numpy())

@@ -139,15 +139,17 @@ class CaptionSteps:
         """Step 2: mask the captions, padded to `length`, once for each use."""
         text1 = pad_text(batch.text1, length, self.pad_token_id)
         masked = self.masker.mask(batch.text1, epoch=epoch, progress=progress)
+        plan = None
+        if progress >= self.config.mrtd_start:
+            generator = self.mrtd_masker.mask(batch.text1, epoch=epoch, progress=progress)
+            plan = self._plan_mrtd(generator, length, epoch)
         return PreparedPairs(
             image1=batch.image1,
             image2=batch.image2,
             text1=text1,
             pair_ids=torch.from_numpy(batch.text1.example_ids.view(np.int64)),
             mlm=pad_masked(masked, length, self.pad_token_id),
-            mrtd=self._plan_mrtd(
-                self.mrtd_masker.mask(batch.text1, epoch=epoch, progress=progress), length, epoch
-            ),
+            mrtd=plan,
             alpha=self.config.alpha_at(progress),
             num_tokens=batch.text1.num_tokens,
         )
@@ -171,7 +173,7 @@ class CaptionSteps:
         inputs: dict[str, PaddedText] = {}
         if "mlm" in self.terms and self.config.alpha > 0:
             inputs["mlm"] = PaddedText(input_ids=prepared.mlm.input_ids, attention_mask=mask)
-        if "mrtd" in self.terms:
+        if "mrtd" in self.terms and prepared.mrtd is not None:
             inputs["mrtd"] = PaddedText(input_ids=prepared.mrtd.masked_ids, attention_mask=mask)
         return inputs
 
@@ -216,19 +218,25 @@ class CaptionSteps:
 
         The vocabulary projection runs where something is learnt from it, in one call.
         """
-        places = {"mlm": prepared.mlm.positions, "mrtd": prepared.mrtd.sampled_at}
+        places = {"mlm": prepared.mlm.positions}
+        if prepared.mrtd is not None:
+            places["mrtd"] = prepared.mrtd.sampled_at
         rows = [fused[name].flatten(0, 1)[places[name]] for name in fused]
         if not rows:
             return Lesson(soft_labels=None, replacements=None)
         logits = twin.text_encoder.mlm_logits(torch.cat(rows))
         probabilities = torch.split(F.softmax(logits.float(), dim=-1), [len(r) for r in rows])
         by_term = dict(zip(fused, probabilities, strict=True))
-        replacements = self.replace(prepared, by_term["mrtd"]) if "mrtd" in by_term else None
+        replacements = None
+        if "mrtd" in by_term and prepared.mrtd is not None:
+            replacements = self.replace(prepared, prepared.mrtd, by_term["mrtd"])
         return Lesson(soft_labels=by_term.get("mlm"), replacements=replacements)
 
-    def replace(self, prepared: PreparedPairs, weights: torch.Tensor) -> Replacements:
+    def replace(
+        self, prepared: PreparedPairs, plan: MRTDPlan, weights: torch.Tensor
+    ) -> Replacements:
         """Step 7: sample words from the twin's probabilities (N, V)."""
-        plan, text = prepared.mrtd, prepared.text1
+        text = prepared.text1
         special_ids: Sequence[int] = self.vocabulary.special_ids
         if self.config.mrtd_sample_at == "every":
             sampled = (
@@ -268,6 +276,10 @@ class CaptionSteps:
             sums["mlm"] = self.mlm_sum(model, fused["mlm"], prepared, lesson)
         if "mrtd" in fused and lesson.replacements is not None:
             sums["mrtd"] = mrtd_sum(model, fused["mrtd"], prepared, lesson.replacements)
+        elif "mrtd" in self.terms:
+            # Not started: its head takes part without learning, for data parallelism waits for it.
+            weights = [weight.sum() for weight in model.mrtd_head.parameters()]
+            sums["mrtd"] = 0.0 * torch.stack(weights).sum()
         return sums
 
     def mlm_sum(
@@ -325,6 +337,7 @@ def mrtd_sum(
     replacements: Replacements,
 ) -> torch.Tensor:
     """Step 9: the MRTD loss of the fused replaced caption (B, L, D), over the judged words."""
+    assert prepared.mrtd is not None
     judged = prepared.mrtd.labelled_at
     labels = replacements.labels.flatten()[judged]
     logits: torch.Tensor = model.mrtd_head(fused.flatten(0, 1)[judged])
@@ -336,7 +349,7 @@ def mrtd_sum(
 
 def replayable(prepared: PreparedT, lesson: Lesson) -> PreparedT:
     """The batch with the sampled replacements filled in."""
-    if lesson.replacements is None:
+    if lesson.replacements is None or prepared.mrtd is None:
         return prepared
     plan = dataclasses.replace(prepared.mrtd, sampled=lesson.replacements.sampled)
     return dataclasses.replace(prepared, mrtd=plan)

@@ -114,7 +114,7 @@ class PreparedPairs:
         text1: The captions.
         pair_ids: (B,) int64; pairs of one id are positives of each other.
         mlm: The captions masked for masked language modelling.
-        mrtd: What replaced token detection needs.
+        mrtd: What replaced token detection needs; None while it has not started.
         alpha: The weight of the soft labels at this point of the run.
         num_tokens: Real tokens in `text1`.
     """
@@ -124,7 +124,7 @@ class PreparedPairs:
     text1: PaddedText
     pair_ids: torch.Tensor
     mlm: MaskedText
-    mrtd: MRTDPlan
+    mrtd: MRTDPlan | None
     alpha: float
     num_tokens: int
 
@@ -134,7 +134,7 @@ class PreparedPairs:
         return {
             "itc": len(self.pair_ids),
             "mlm": len(self.mlm.positions),
-            "mrtd": len(self.mrtd.labelled_at),
+            "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
         }
 
     def to(self, device: torch.device) -> Self:
@@ -179,7 +179,7 @@ class PreparedPersons(PreparedPairs):
             "itm": pairs + self.num_negatives,
             "mlm": len(self.mlm.positions),
             "prd": pairs,
-            "mrtd": len(self.mrtd.labelled_at),
+            "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
         }
 
 

@@ -19,6 +19,9 @@ class ImageTextMLMConfig:
     """Weight of the masked language modelling loss."""
     mrtd_weight: float = 0.5
     """Weight of the replaced token detection loss; 0 leaves its passes out."""
+    mrtd_start: float = 0.0
+    """Share of the run before which replaced words are left out. Their passes cost as much as all
+    others, and from a twin that knows little yet there is little to detect."""
     itc_weight: float = 0.0
     """Weight of ALBEF's contrastive loss within the batch; helps small models learn to look."""
     momentum: float = 0.995
@@ -42,6 +45,7 @@ class ImageTextMLMConfig:
         _in_unit("momentum", self.momentum)
         _in_unit("alpha", self.alpha)
         _in_unit("alpha_warmup", self.alpha_warmup)
+        _in_unit("mrtd_start", self.mrtd_start)
         _not_negative("mlm_weight", self.mlm_weight)
         _not_negative("mrtd_weight", self.mrtd_weight)
         _not_negative("itc_weight", self.itc_weight)

@@ -139,7 +139,7 @@ class ImageTextMLM:
             ConfigError: The task has no replaced token detection.
         """
         lesson = self.twin.model(compute=partial(self._teach, prepared=prepared)).lesson
-        if lesson.replacements is None:
+        if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
         compute = partial(self._judge, prepared=prepared, lesson=lesson)
         log_odds: torch.Tensor = self.model(compute=compute)
@@ -149,6 +149,7 @@ class ImageTextMLM:
     def _judge(
         self, model: ImageTextModel, *, prepared: PreparedPairs, lesson: Lesson
     ) -> torch.Tensor:
+        assert prepared.mrtd is not None
         inputs = {"mrtd": self.captions.learner_inputs(prepared, lesson)["mrtd"]}
         images = project(model, prepared.image1)
         fused = self.captions.fuse(model, encode_captions(model, inputs), images)["mrtd"]
@@ -158,9 +159,10 @@ class ImageTextMLM:
 
     def _teach(self, twin: ImageTextModel, prepared: PreparedPairs) -> Teaching:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features."""
-        tokens = None if prepared.image2 is None else twin.encode_image(prepared.image2)
-        inputs = self.captions.generator_inputs(prepared)
-        blocks = encode_captions(twin, self._contrasted(prepared) | inputs)
+        inputs = self._contrasted(prepared) | self.captions.generator_inputs(prepared)
+        looks = prepared.image2 is not None and bool(inputs)
+        tokens = twin.encode_image(prepared.image2) if looks else None
+        blocks = encode_captions(twin, inputs)
         features = _features(twin, tokens, blocks.pop("pair", None))
         images = None if tokens is None or not blocks else twin.project_images(tokens)
         fused = self.captions.fuse(twin, blocks, images)

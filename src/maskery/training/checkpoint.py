@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
 STATE = "state.json"
 FILES = (MODEL, OPTIMISER, EXTRA, STATE)
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ def optimiser_tensors(
         for name, parameter in model.named_parameters()
         if parameter in optimiser.state
         for moment in MOMENTS
+        if moment in optimiser.state[parameter]
     }
 
 
@@ -159,12 +160,13 @@ def restore(
     _copy_into(named_tensors(model), load_file(path / MODEL), path)
     moments = load_file(path / OPTIMISER)
     for name, parameter in model.named_parameters():
-        if f"{MOMENTS[0]}.{name}" in moments:
+        kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
+        if kept:
             optimiser.state[parameter] = {
                 moment: moments[f"{moment}.{name}"].to(parameter.device)
                 if moment == "step"
                 else laid_out_like(moments[f"{moment}.{name}"], parameter)
-                for moment in MOMENTS
+                for moment in kept
             }
     task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
     return position

@@ -1,4 +1,4 @@
-"""AdamW as BERT-like encoders want it: fused, without decay on biases and norms."""
+"""AdamW as BERT-like encoders want it: fused, without decay on biases and norms; or Muon."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from maskery.training.config import TrainingConfig
+from maskery.training.muon import ORTHOGONAL, MuonAdamW, hidden_matrices
 
 PEAK = "peak_lr"
 
@@ -24,26 +25,30 @@ def build_optimiser(
             `head_learning_rate`.
 
     Returns:
-        AdamW whose groups carry their peak learning rate under `peak_lr`.
+        AdamW whose groups carry their peak learning rate under `peak_lr`; with Muon in it where the
+        config says so.
     """
-    head_rate = config.head_learning_rate
+    rate, head_rate = config.learning_rate, config.head_learning_rate
     if head_rate is None:
-        head_rate = max(config.learning_rate, min(10.0 * config.learning_rate, 1e-3))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        head_rate = max(rate, min(10.0 * rate, 1e-3))
+    matrices = hidden_matrices(model) if config.optimiser == "muon" else set()
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Biases, norms and scalars have one dimension or none.
-            key = (name in new_parameters, parameter.dim() >= 2)
+            key = (parameter in matrices, name in new_parameters, parameter.dim() >= 2)
             groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
+    kind = MuonAdamW if config.optimiser == "muon" else torch.optim.AdamW
+    return kind(
         [
             {
                 "params": parameters,
                 "lr": 0.0,
-                PEAK: head_rate if new else config.learning_rate,
+                PEAK: config.muon_learning_rate if matrix else head_rate if new else rate,
                 "weight_decay": config.weight_decay if decays else 0.0,
+                ORTHOGONAL: matrix,
             }
-            for (new, decays), parameters in groups.items()
+            for (matrix, new, decays), parameters in groups.items()
         ],
         betas=(0.9, 0.98),
         eps=1e-6,
