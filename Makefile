@@ -47,7 +47,7 @@ CORPUS ?= meditations.txt
 RUN ?= runs/meditations-minilm
 docs-images: install browser
 	[ -f $(RUN)/model/config.json ] || $(BIN)/maskery train text $(CORPUS) --model minilm --output $(RUN)
-	$(BIN)/python docs/draw_images.py $(RUN)
+	PYTHONPATH=tests/support $(BIN)/python docs/draw_images.py $(RUN)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

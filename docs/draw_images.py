@@ -1,6 +1,6 @@
 """Draw the README's pictures into `docs/images/`: a run's report, and the playground.
 
-    python docs/draw_images.py runs/meditations-minilm
+    PYTHONPATH=tests/support python docs/draw_images.py runs/meditations-minilm
 
 Needs a Chromium (`make browser`) and playwright, which the extra `dev` brings.
 """
@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT.parent / "tests" / "support"))
-
 from browser import FLAGS, chromium
 from playwright.sync_api import sync_playwright
 from served import served
 
 from maskery.playground.session import Session
 
-IMAGES = ROOT / "images"
+IMAGES = Path(__file__).resolve().parent / "images"
 TEXT = (
     "Begin each day by telling yourself: today I shall be meeting with interference, "
     "ingratitude, insolence, disloyalty, ill-will, and selfishness."

