@@ -100,7 +100,7 @@ def test_sentences_that_cannot_be_filled(filler: Filler, text: str, message: str
 
 
 def test_a_word_that_does_not_fit_into_the_model(filler: Filler) -> None:
-    with pytest.raises(DataError, match="'riverriver.* 32 positions"):
+    with pytest.raises(DataError, match=r"'riverriver.* 32 positions"):
         filler.fill("[MASK] " + "river " * 20, words=["river" * 10])
 
 
