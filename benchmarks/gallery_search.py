@@ -94,7 +94,9 @@ def measure(count: int, width: int, queries: int, graph: bool) -> dict[str, Any]
         matrix = np.load(path, mmap_mode="r")
         row: dict[str, Any] = {"vectors": count, "width": width}
         for threads in (1, 2):
-            times = timed(lambda i, t=threads: nearest(matrix, asked[i : i + 1], TOP, threads=t), 21)
+            times = timed(
+                lambda i, t=threads: nearest(matrix, asked[i : i + 1], TOP, threads=t), 21
+            )
             row[f"maskery_{threads}_threads"] = summary(times)
         row["maskery_recall"] = recall(nearest(matrix, asked, TOP)[0], true)
         half = torch.from_numpy(np.asarray(matrix))

@@ -77,9 +77,7 @@ def run_all(folder: Path, seeds: Sequence[int], steps: int) -> None:
             if (output / "evaluation.json").is_file():
                 continue
             began = time.process_time()
-            config = configuration(
-                folder / "people", output, objective, seed=seed, steps=steps
-            )
+            config = configuration(folder / "people", output, objective, seed=seed, steps=steps)
             train_person_search(config, progress=False)
             seconds = time.process_time() - began
             write_json(output / "seconds.json", {"processor_seconds": seconds})

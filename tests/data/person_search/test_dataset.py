@@ -161,9 +161,7 @@ def test_unknown_splits_and_persons_are_named_by_record(tmp_path: Path) -> None:
 
 
 def test_an_image_in_two_splits_is_a_leak(tmp_path: Path) -> None:
-    root = rewritten(
-        save_cuhk(tmp_path, SPLITS), lambda rows: [*rows, rows[0] | {"split": "test"}]
-    )
+    root = rewritten(save_cuhk(tmp_path, SPLITS), lambda rows: [*rows, rows[0] | {"split": "test"}])
     message = refused("cuhk-pedes", root)
     assert "1 images are in two splits" in message
     assert "'cam_a/000_0.png' in train and test" in message

@@ -102,9 +102,10 @@ def test_fewer_pairs_than_processes_is_told(root: Path) -> None:
 def test_weak_pairs_are_other_captions_of_the_same_person(root: Path) -> None:
     of = source(root, weak_pair_probability=0.5)
     everything = np.arange(36)
-    person_of = {tuple(row): person for row, person in zip(
-        texts(of.batch(everything, 0)), of.persons.tolist(), strict=True
-    )}
+    person_of = {
+        tuple(row): person
+        for row, person in zip(texts(of.batch(everything, 0)), of.persons.tolist(), strict=True)
+    }
     replaced = []
     for epoch in range(20):
         batch = of.batch(everything, epoch)
