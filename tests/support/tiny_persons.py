@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import BertTokenizer
 
 COLOURS = {
     "red": (220, 20, 20),
@@ -51,6 +52,7 @@ def draw_images(folder: Path, rows: list[dict[str, Any]], key: str = "file_path"
         above, below = COLOURS[words[4]], COLOURS[words[7]]
         image = Image.new("RGB", (16, 16), tuple(max(0, c - number % 5) for c in above))
         image.paste(below, (0, 8, 16, 16))
+        image.paste((120, 120, 120), (0, 0, 4, 4))  # a picture differs from its mirror image
         path = folder / row[key]
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
@@ -62,3 +64,10 @@ def save_cuhk(root: Path, splits: dict[str, int] | None = None, *, images: int =
     draw_images(root / "imgs", rows)
     (root / "reid_raw.json").write_text(json.dumps(rows), "utf-8")
     return root
+
+
+def person_tokenizer() -> BertTokenizer:
+    """One token for each word of the cleaned captions."""
+    words = "a person in shirt and trousers the go with no 0 1 2 3 4".split()
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *COLOURS]
+    return BertTokenizer(vocab={piece: n for n, piece in enumerate(pieces)}, model_max_length=64)

@@ -19,6 +19,7 @@ from maskery.training.config import TrainingConfig
 SCRATCH = "scratch:"
 SIZES: dict[str, ImageTextSizes] = {
     "tiny": ImageTextSizes(patch_size=8),
+    "search": ImageTextSizes(patch_size=8, image_layers=3, text_layers=2, fusion_layers=1),
     "small": ImageTextSizes(
         image_size=(128, 64),
         patch_size=8,

@@ -23,7 +23,8 @@ class PersonSearchRunConfig:
 
     data: Annotated[PersonSearchDataConfig, tyro.conf.OmitArgPrefixes]
     model: str = "scratch:tiny"
-    """An image-text model folder (from convert or a run), or scratch:tiny, scratch:small."""
+    """An image-text model folder (from convert or a run), or scratch:search, scratch:tiny,
+    scratch:small."""
     text_model: str | None = None
     """A BERT folder or hub name to start the text side from; with --vision-model."""
     vision_model: str | None = None
