@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,9 @@ from maskery.evaluation.masked import FROZEN_EPOCH, ExampleSums, MaskedScores, c
 from maskery.evaluation.ranking import auc
 from maskery.evaluation.sight import Sight, WordScores, score_words
 from maskery.recipes.pairs_config import DRAWN_PEOPLE, PairsRunConfig
+from maskery.recipes.pairs_model import start_model
+from maskery.recipes.pairs_run import PairsRun, prepare_pairs
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
-
-if TYPE_CHECKING:
-    from maskery.recipes.pairs import PairsRun
 
 log = logging.getLogger(__name__)
 
@@ -172,10 +171,6 @@ def evaluate_pairs_run(
     Raises:
         ConfigError: The run has no model yet.
     """
-    # The recipe imports this module, so these come at the last moment.
-    from maskery.recipes.pairs import prepare_pairs
-    from maskery.recipes.pairs_model import start_model
-
     config = trained_config(load_config(folder / CONFIG, PairsRunConfig), folder)
     config = replace(
         config,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 
 from maskery.core.launcher import is_main_process
@@ -24,7 +25,6 @@ from maskery.data.person_search.source import PersonSource
 from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.evaluation.retrieval import Retrieval, RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_metrics import RankingFigures
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import resolve
@@ -36,6 +36,7 @@ from maskery.recipes.pairs_model import (
     start_at_frequencies,
     start_model,
 )
+from maskery.recipes.pairs_run import EXTRA_STATE, GENERATOR_SEED_SHIFT, generator_masking
 from maskery.recipes.person_search_card import person_search_card
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_result import PersonSearchResult
@@ -45,13 +46,11 @@ from maskery.tasks.caption_steps import part_of
 from maskery.tasks.person_search import PersonSearch
 from maskery.training.loop import Trainer
 from maskery.training.optimiser import build_optimiser
+from maskery.training.parallel import whole
 
 log = logging.getLogger(__name__)
 
-EXTRA_STATE = "extra_state.safetensors"
 BEST = "best.json"
-# The generator's masks are other ones than those the words are learnt from.
-GENERATOR_SEED_SHIFT = 1
 # RaSa trains these two heads, which ALBEF does not have, at a rate of their own.
 NEW_HEADS = ("prd_head.", "mrtd_head.")
 
@@ -90,14 +89,18 @@ class PersonSearchRun:
         retrieval = self.config.retrieval
         if "itm" not in self.task.loss_weights:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
-        return evaluate_retrieval(
-            model or self.start.model,
-            split.images(),
-            split.texts,
-            image_persons=split.image_persons,
-            text_persons=split.text_persons,
-            config=retrieval,
+        # Through a forward call, in which a sharded model has its parameters whole.
+        found: Retrieval = (model or self.start.model)(
+            compute=lambda whole_model: evaluate_retrieval(
+                whole_model,
+                split.images(),
+                split.texts,
+                image_persons=split.image_persons,
+                text_persons=split.text_persons,
+                config=retrieval,
+            )
         )
+        return found
 
 
 def train_person_search(
@@ -172,13 +175,21 @@ class Best:
         """Held-out figures for the log; the model is saved where it is the best so far."""
         figures = self._run.measure(self._run.val).figures
         r1 = deciding(figures).r1.value
-        # A run that was resumed repeats steps that are already accounted for.
-        if r1 > self.r1:
+        # A run that was resumed repeats steps that are already accounted for. The main process
+        # decides: another's last digit may differ, and all of them take part in saving.
+        if join_processes().on_main(lambda: "best" if r1 > self.r1 else None):
             self.step, self.r1 = step, r1
-            if join_processes().is_main:
-                save_model_folder(self._folder / MODEL, lambda path: save_model(self._run, path))
-                write_json(self._folder / BEST, {"step": step, "r1": r1})
+            self._save()
         return logged(figures)
+
+    def _save(self) -> None:
+        model = whole_tensors(self._run.start.model.state_dict())
+        twin = whole_tensors(self._run.task.twin.state_dict())
+        if not join_processes().is_main:
+            return
+        run, folder = self._run, self._folder
+        save_model_folder(folder / MODEL, lambda path: save_model(run, path, model, twin))
+        write_json(folder / BEST, {"step": self.step, "r1": self.r1})
 
 
 def deciding(figures: RetrievalFigures) -> RankingFigures:
@@ -254,12 +265,6 @@ def prepare_person_search(
 def make_task(config: PersonSearchRunConfig, start: StartModel) -> PersonSearch:
     """The task of a run; a model folder that holds a momentum twin goes on with it."""
     vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
-    generator_masking = MaskingConfig(
-        policy=config.masking.policy,
-        mask_rate=config.mrtd_mask_rate,
-        mask_share=1.0,
-        random_share=0.0,
-    )
     task = PersonSearch(
         start.model,
         replace(config.objectives, seed=seed),
@@ -267,7 +272,9 @@ def make_task(config: PersonSearchRunConfig, start: StartModel) -> PersonSearch:
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
         masker=Masker(vocabulary=vocabulary, config=config.masking, seed=seed),
         mrtd_masker=Masker(
-            vocabulary=vocabulary, config=generator_masking, seed=seed + GENERATOR_SEED_SHIFT
+            vocabulary=vocabulary,
+            config=generator_masking(config.masking, config.mrtd_mask_rate),
+            seed=seed + GENERATOR_SEED_SHIFT,
         ),
     )
     if config.text_model is None and not config.model.startswith(SCRATCH):
@@ -340,14 +347,22 @@ def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: St
     )
 
 
-def save_model(run: PersonSearchRun, folder: Path) -> None:
+def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that may be sharded, gathered in memory; every process must ask for them."""
+    return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def save_model(
+    run: PersonSearchRun,
+    folder: Path,
+    model: dict[str, torch.Tensor],
+    twin: dict[str, torch.Tensor],
+) -> None:
     """Write the model with its tokenizer, how its pictures are prepared, and the momentum twin."""
-    run.start.model.save_pretrained(folder)
+    run.start.model.save_pretrained(folder, state_dict=model)
     run.start.tokenizer.save_pretrained(folder)
     save_preprocessing(folder, run.start.view)
-    twin = run.task.twin.state_dict()
-    extra = {f"twin.{name}": tensor.contiguous().cpu() for name, tensor in twin.items()}
-    save_file(extra, folder / EXTRA_STATE)
+    save_file({f"twin.{name}": tensor for name, tensor in twin.items()}, folder / EXTRA_STATE)
 
 
 __all__ = ["PersonSearchRun", "prepare_person_search", "train_person_search"]

@@ -98,7 +98,7 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
             alpha=0.0,
             queue_size=1024,
         ),
-        retrieval=RetrievalConfig(rerank=32, score="sum"),
+        retrieval=RetrievalConfig(rerank=16, score="sum"),
         training=PairsTrainingConfig(epochs=6, batch_pairs=64, learning_rate=1e-3),
     )
 

@@ -25,7 +25,7 @@ from maskery.recipes.person_search_presets import small
 from maskery.recipes.person_search_result import PersonSearchResult
 
 PEOPLE, RUN, PICTURE = "people", "run", "searches.png"
-NUM_TEST, NUM_VAL = 250, 50
+NUM_TEST, NUM_VAL = 200, 50
 NUM_QUERIES, NUM_SHOWN = 5, 10
 
 Progress = Callable[[int, int], None]
@@ -50,12 +50,12 @@ class PersonSearchQuickstart:
     seconds: float
 
 
-def people_config(num_people: int = 2600) -> PeopleConfig:
-    """People in four pictures each; 250 are never seen in training."""
+def people_config(num_people: int = 2850) -> PeopleConfig:
+    """People in three pictures each; the last 200 are never seen in training."""
     shares = (NUM_VAL / num_people, NUM_TEST / num_people)
     return PeopleConfig(
         num_people=num_people,
-        images_per_person=4,
+        images_per_person=3,
         width=32,
         height=64,
         splits=(1 - sum(shares), *shares),

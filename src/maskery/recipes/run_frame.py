@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,18 +14,6 @@ from maskery.core.errors import CheckpointError
 from maskery.core.processes import join_processes
 from maskery.recipes.run_folder import EVALUATION, open_run_folder, save_config, write_json
 from maskery.training.config import TrainingConfig
-
-# How a run is computed and written down, not what it comes to.
-BOOKKEEPING = (
-    "micro_batch_tokens",
-    "micro_batch_pairs",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "tensorboard",
-    "precision",
-)
 
 
 class RunConfig(Protocol):
@@ -119,6 +107,5 @@ def identity(training: TrainingConfig, described: Mapping[str, Any]) -> str:
         training: Its bookkeeping is left out.
         described: Everything else, as JSON has it.
     """
-    course = {name: value for name, value in asdict(training).items() if name not in BOOKKEEPING}
-    text = json.dumps({**described, "training": course}, sort_keys=True)
+    text = json.dumps({**described, "training": training.course()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import CheckpointError, ConfigError, ModelError
-from maskery.core.processes import join_processes
+from maskery.core.errors import ConfigError, ModelError
+from maskery.core.launcher import is_main_process
 from maskery.core.vocabulary import Vocabulary, vocabulary_size
 from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
@@ -39,15 +36,8 @@ from maskery.models.new_rows import add_rows
 from maskery.models.packing import can_pack, max_positions
 from maskery.models.scratch import new_masked_lm
 from maskery.recipes.model_card import text_model_card
-from maskery.recipes.run_folder import (
-    EVALUATION,
-    MODEL,
-    default_folder,
-    open_run_folder,
-    save_config,
-    write_json,
-    write_text,
-)
+from maskery.recipes.run_folder import MODEL, default_folder, write_text
+from maskery.recipes.run_frame import identity, run_in_folder, save_model_folder
 from maskery.recipes.text_config import SCRATCH, TextRunConfig
 from maskery.recipes.text_data import TextData, open_text
 from maskery.recipes.text_task import report_left_out, text_task
@@ -130,20 +120,22 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
     Raises:
         MaskeryError: Something the user can mend.
     """
-    resume = config.resume == "auto"
-    processes = join_processes()
-    default = default_folder(config.corpus[0], config.model)
-    folder, fresh = open_run_folder(processes, config.output, default, resume=resume)
-    try:
-        with processes.main_first():  # the others find the tokens that it leaves in the cache
-            run = prepare_text(config, progress=progress and processes.is_main)
-            run.train.num_steps(0)  # a budget that is too small shows here
-    except Exception:
-        if fresh:  # nothing was done yet: leave no empty folder behind
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if processes.is_main:
-        save_config(folder, replace(config, output=folder))
+    return run_in_folder(
+        config,
+        default_folder(config.corpus[0], config.model),
+        prepare=lambda _folder: _prepared(config, progress=progress and is_main_process()),
+        fill=lambda run, folder: _fill(run, folder, progress=progress),
+    )
+
+
+def _prepared(config: TextRunConfig, *, progress: bool) -> TextRun:
+    run = prepare_text(config, progress=progress)
+    run.train.num_steps(0)  # a budget that is too small shows here
+    return run
+
+
+def _fill(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
+    """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
     scored: list[ExampleSums] = [run.score()]
 
@@ -162,9 +154,8 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
         difference=compare(scored[-1], scored[0]),
         summary=summary,
     )
-    if processes.is_main:
-        save_model(run, folder / MODEL, result)
-        write_json(folder / EVALUATION, result.to_json())
+    if is_main_process():
+        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
     return result
 
 
@@ -311,16 +302,17 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def identity_of(config: TextRunConfig, data_name: str) -> str:
     """A hash of everything that decides the course of a run, but not how it is computed."""
-    described = {
-        "model": config.model,
-        "store": data_name,
-        "held_out_share": config.held_out_share,
-        "max_length": config.max_length,
-        "dropout": [config.attention_dropout, config.hidden_dropout],
-        "masking": asdict(config.masking),
-        "training": config.training.course(),
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return identity(
+        config.training,
+        {
+            "model": config.model,
+            "store": data_name,
+            "held_out_share": config.held_out_share,
+            "max_length": config.max_length,
+            "dropout": [config.attention_dropout, config.hidden_dropout],
+            "masking": asdict(config.masking),
+        },
+    )
 
 
 def held_out_figures(scored: ExampleSums) -> dict[str, float]:
@@ -331,21 +323,11 @@ def held_out_figures(scored: ExampleSums) -> dict[str, float]:
 
 
 def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
-    """Write the Hugging Face folder: whole, or not at all."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        hf = run.loaded.model
-        for name, value in run.loaded.attention_dropouts.items():
-            setattr(hf.config, name, value)
-        with quiet_transformers():
-            hf.save_pretrained(partial)
-        run.loaded.tokenizer.save_pretrained(partial)
-        write_text(partial / "README.md", text_model_card(run.config, result.before, result.after))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the model could not be written to '{folder}' ({error}); free some space and repeat "
-            f"the command with --resume auto: the training itself is in the last checkpoint"
-        ) from error
+    """Write the Hugging Face model, its tokenizer and its card."""
+    hf = run.loaded.model
+    for name, value in run.loaded.attention_dropouts.items():
+        setattr(hf.config, name, value)
+    with quiet_transformers():
+        hf.save_pretrained(folder)
+    run.loaded.tokenizer.save_pretrained(folder)
+    write_text(folder / "README.md", text_model_card(run.config, result.before, result.after))
