@@ -267,7 +267,8 @@ def test_a_dropped_picture_changes_what_is_predicted(
     arguments = ["train", "pairs", str(save_tiny_pairs(folder / "data")), "--output", str(run)]
     assert main([*arguments, "--max-steps", "2", "--height", "16", "--width", "16"]) == 0
     picture, text = folder / "data" / "000.png", "this is a [MASK] square of paper"
-    with served(Session(str(run))) as client:
+    data = folder / "data"
+    with served(Session(str(run), gallery=data, cache_dir=folder)) as client:
         page = visit.page
         page.goto(f"{client.address}#t={quote(text)}")
         settle(page)
@@ -281,6 +282,14 @@ def test_a_dropped_picture_changes_what_is_predicted(
         page.get_by_role("button", name="Wrong words").click()
         settle(page)
         assert page.locator("#words .heated").count() >= 5
+        page.get_by_role("button", name="Where").click()
+        settle(page)
+        page.get_by_role("button", name="square", exact=True).hover()
+        page.wait_for_selector("#picture-heat:visible")
+        page.get_by_role("searchbox").fill("a red square")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#search-hits img")
+        assert page.locator("#search-hits li").count() == 12
         (folder / "no.png").write_text("no picture")
         page.set_input_files("#picture-file", folder / "no.png")
         page.wait_for_selector("#error:visible")

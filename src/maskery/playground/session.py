@@ -181,7 +181,7 @@ class Session:
         Raises:
             RequestError: There is no picture, or the model reads text alone.
         """
-        self._asked(values)
+        self._asked(values)  # refuses what is not there
         opened = self._opened[values["model"]]
         if values["picture"] is None or not isinstance(opened, OpenImageText):
             raise RequestError("a picture is needed to see where the model looks; drop one")

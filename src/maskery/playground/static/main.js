@@ -7,6 +7,7 @@ import { maskCards, togetherCard } from "./predictions.js";
 import { setUpPicture } from "./picture.js";
 import { setUpSearch } from "./search.js";
 import { read, write } from "./state.js";
+import { setUpShare } from "./share.js";
 import { setUpTheme } from "./theme.js";
 import { cut, hide, replace } from "./words.js";
 
@@ -364,18 +365,7 @@ function listen() {
     else if (text.trim()) change({ text: text.trim(), hidden: new Set(), chosen: 0 });
   });
   addEventListener("hashchange", () => change(read(location.hash)));
-  byId("share").addEventListener("click", share);
-}
-
-async function share() {
-  let said = "Copied";
-  try {
-    await navigator.clipboard.writeText(location.href);
-  } catch {
-    said = "Copy the address";
-  }
-  byId("share").textContent = said;
-  setTimeout(() => (byId("share").textContent = "Copy link"), 1500);
+  setUpShare(byId("share"));
 }
 
 function drawModels() {
