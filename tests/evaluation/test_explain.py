@@ -97,9 +97,7 @@ def test_matching_against_the_formula(opened: OpenImageText, picture: Image.Imag
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_words_against_the_formula(
-    opened: OpenImageText, picture: Image.Image, layer: int
-) -> None:
+def test_words_against_the_formula(opened: OpenImageText, picture: Image.Image, layer: int) -> None:
     found = explain(opened, picture, CAPTION, target="words", layer=layer)
     ids, words = words_of(opened, CAPTION)
     tokens = tokens_of(opened, picture)
@@ -137,9 +135,7 @@ def test_a_word_of_several_pieces_is_masked_whole(
     assert found.words[1].probability == pytest.approx(float(total.detach().exp()), rel=1e-4)
 
 
-def test_an_untrained_matching_head_leaves_the_words(
-    picture: Image.Image, tmp_path: Path
-) -> None:
+def test_an_untrained_matching_head_leaves_the_words(picture: Image.Image, tmp_path: Path) -> None:
     folder = save_tiny_image_text(tmp_path, new_image_text(match=False))
     opened = open_image_text(str(folder))
     found = explain(opened, picture, CAPTION)
