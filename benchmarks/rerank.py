@@ -3,8 +3,8 @@
     python benchmarks/rerank.py
     python benchmarks/rerank.py --images 200 --texts 200 --sample 4    # to see that it runs
 
-3,000 texts of 10 to 50 tokens and 3,000 images of 577 tokens, on a narrow model with six fusion
-layers. The released way (ALBEF's and RaSa's evaluation) takes one text, padded to 50 tokens,
+3,000 texts of 10 to 50 tokens and 3,000 images of 577 tokens, on a narrow model with three
+fusion layers. The released way (ALBEF's and RaSa's evaluation) takes one text, padded to 50 tokens,
 repeats it for its k images, projects all of their keys and values in every layer, and keeps the
 class token of the last. It would take long, so it is measured on a sample of texts, spread over the
 run of Maskery's way so that a machine that slows down slows both, and multiplied. For the sampled
@@ -50,7 +50,7 @@ def new_model(arguments: argparse.Namespace) -> ImageTextModel:
         text_layers=arguments.text_layers,
         fusion_layers=arguments.fusion_layers,
         width=arguments.width,
-        num_heads=max(1, arguments.width // 64),
+        num_heads=arguments.heads,
         embed_dim=64,
     )
     model = build_from_scratch(sizes, vocabulary_size=VOCABULARY).eval()
@@ -112,8 +112,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=3000)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--text-layers", type=int, default=6)
-    parser.add_argument("--fusion-layers", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--text-layers", type=int, default=3)
+    parser.add_argument("--fusion-layers", type=int, default=3)
     parser.add_argument("--k", type=int, nargs="+", default=[128])
     parser.add_argument("--sample", type=int, default=12, help="texts of the released way, each k")
     parser.add_argument("--batch-tokens", type=int, default=4096)

@@ -67,6 +67,7 @@ def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixtu
 
 def test_captions_are_prepared_as_in_the_run(runs: list[str], tmp_path: Path) -> None:
     assert caption_preparation(runs[0])("A Man, in RED!") == "a man in red"
+    assert caption_preparation(f"{runs[0]}/model")("A Man, in RED!") == "a man in red"
     assert caption_preparation(str(tmp_path))("A Man, in RED!") == "A Man, in RED!"
 
 

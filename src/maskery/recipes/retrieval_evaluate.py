@@ -82,9 +82,12 @@ def is_person_search_run(folder: Path) -> bool:
 
 def caption_preparation(name: str) -> Callable[[str], str]:
     """What a run did to captions before it read them; nothing, where that is not known."""
-    if not is_person_search_run(Path(name)):
+    folder = Path(name)
+    if folder.name == MODEL and not is_person_search_run(folder):
+        folder = folder.parent
+    if not is_person_search_run(folder):
         return str
-    data = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
+    data = load_config(folder / CONFIG, PersonSearchRunConfig).data
     if not data.clean_captions:
         return str
     return partial(clean_caption, max_words=data.max_words)

@@ -89,9 +89,11 @@ class GalleryStore:
         rows = self._all("SELECT path, size, mtime_ns FROM files")
         return {path: Stamp(size, mtime) for path, size, mtime in rows}
 
-    def known(self, digests: Iterable[bytes]) -> set[bytes]:
-        """Those contents that have been dealt with."""
+    def known(self, digests: Iterable[bytes], *, readable: bool = False) -> set[bytes]:
+        """Those contents that have been dealt with, or those that could be read."""
         query = "SELECT digest FROM contents WHERE digest = ?"
+        if readable:
+            query += " AND feature IS NOT NULL"
         return {digest for (digest,) in self._each(query, digests)}
 
     def save(
