@@ -85,11 +85,11 @@ class Searcher:
         words = self.encode(text)
         read = read_texts(self.opened.model, words, states=self.rerank > 0)
         wanted = min(max(top, self.rerank), len(self.gallery))
-        rows, similar = nearest(self.gallery.matrix, read.features.cpu().numpy(), wanted)
-        paths = self.gallery.store.paths(rows[0].tolist())
+        rows, similar = nearest(self.gallery.matrix, read.features[0].cpu().numpy(), wanted)
+        paths = self.gallery.store.paths(rows.tolist())
         hits = [
             Hit(path=path, similarity=float(value), match=None)
-            for path, value in zip(paths, similar[0], strict=True)
+            for path, value in zip(paths, similar, strict=True)
         ]
         if self.rerank:
             hits = self._match(read, hits[: self.rerank]) + hits[self.rerank :]
