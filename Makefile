@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types bench clean
+.PHONY: install quickstart test lint types bench soak clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,9 @@ test: lint types
 
 bench: install
 	$(BIN)/maskery bench
+
+soak: install
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
