@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types browser bench docs-images clean
+.PHONY: install quickstart test lint types browser bench soak docs-images clean
 
 install: $(VENV)/installed
 
@@ -48,6 +48,9 @@ RUN ?= runs/meditations-minilm
 docs-images: install browser
 	[ -f $(RUN)/model/config.json ] || $(BIN)/maskery train text $(CORPUS) --model minilm --output $(RUN)
 	PYTHONPATH=tests/support $(BIN)/python docs/draw_images.py $(RUN)
+
+soak: install
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
