@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types bench clean
+.PHONY: install quickstart test lint types browser bench soak docs-images clean
 
 install: $(VENV)/installed
 
@@ -23,11 +23,34 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-test: lint types
+# The tests of the playground's page need a Chromium; without one they are skipped with a reason.
+browser:
+	@if [ -n "$$MASKERY_CHROMIUM" ] || command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  true; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get update --quiet --quiet && \
+	    apt-get install --quiet --quiet --yes --no-install-recommends chromium fonts-dejavu-core; } \
+	  || echo "Chromium could not be installed: the tests of the playground's page are skipped"; \
+	else \
+	  echo "no Chromium here, so the tests of the playground's page are skipped: install it as root"; \
+	  echo "(apt-get install chromium), or name one in MASKERY_CHROMIUM"; \
+	fi
+
+test: lint types browser
 	$(BIN)/pytest --numprocesses 2 --quiet
 
 bench: install
 	$(BIN)/maskery bench
+
+# Draws the README's pictures. CORPUS is a text to train the shown run on, RUN a finished run.
+CORPUS ?= meditations.txt
+RUN ?= runs/meditations-minilm
+docs-images: install browser
+	[ -f $(RUN)/model/config.json ] || $(BIN)/maskery train text $(CORPUS) --model minilm --output $(RUN)
+	PYTHONPATH=tests/support $(BIN)/python docs/draw_images.py $(RUN)
+
+soak: install
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

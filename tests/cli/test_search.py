@@ -13,8 +13,6 @@ from tiny_text import save_tiny_model
 
 from maskery.cli.main import main
 
-pytest.importorskip("usearch", reason="needs the extra 'search'")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

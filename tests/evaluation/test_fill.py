@@ -99,6 +99,15 @@ def test_sentences_that_cannot_be_filled(filler: Filler, text: str, message: str
         filler.fill(text)
 
 
+def test_a_word_that_does_not_fit_into_the_model(filler: Filler) -> None:
+    with pytest.raises(DataError, match=r"'riverriver.* 32 positions"):
+        filler.fill("[MASK] " + "river " * 20, words=["river" * 10])
+
+
+def test_several_masks_are_filled_jointly_only_where_wanted(filler: Filler) -> None:
+    assert filler.fill("[MASK] stone [MASK]", together=False).completions == ()
+
+
 def test_completions_are_distinct_and_sorted(filler: Filler) -> None:
     completions = filler.fill("[MASK] and [MASK]", top_k=8).completions
     scores = [c.log_probability for c in completions]

@@ -15,7 +15,6 @@ from maskery.evaluation.gallery import Gallery, open_gallery
 from maskery.evaluation.image_text_opening import OpenImageText, open_image_text
 from maskery.evaluation.search import Searcher
 
-pytest.importorskip("usearch", reason="needs the extra 'search'")
 TEXT = "this is a red square of paper"
 
 

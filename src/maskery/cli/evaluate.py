@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
-from maskery.cli.figures import scores_table, sights_table
+from maskery.cli.figures import retrieval_table, scores_table, sights_table, spread_table
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.masking.config import MaskingConfig
@@ -28,13 +28,22 @@ class Evaluate:
       maskery evaluate runs/a --data held_out.txt --against bert-base-uncased
       maskery evaluate runs/a --data held_out.txt --json
       maskery evaluate runs/people --data people/pairs_test.jsonl --score-words drawn-people
+      maskery evaluate runs/search-0 runs/search-1 runs/search-2
+      maskery evaluate models/rasa --data persons.jsonl --rerank 128
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """A run folder, a model folder, a hub name or minilm."""
+    more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
+    """Other runs of train person-search: all are measured, and their mean and spread are given."""
     data: tuple[str, ...] = ()
-    """Held-out text: files, folders, globs or a hub id; for a run of train pairs, one source of
+    """Held-out text: files, folders, globs or a hub id; for a model with pictures, one source of
     pairs. Default: what the run held out."""
+    split: Literal["test", "val"] = "test"
+    """For a run of train person-search: which split of its dataset."""
+    rerank: int | None = None
+    """For person search: the best pictures of each caption that the matching head ranks anew; 0:
+    none. Default: the run's, or 128."""
     score_words: tuple[str, ...] = ()
     """For a run of train pairs: words scored one at a time, as there. Default: the run's."""
     against: str | None = None
@@ -59,16 +68,28 @@ class Evaluate:
             raise ConfigError(f"batch_tokens is {self.batch_tokens}: it must be at least 8")
         if self.against is not None and not self.data:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
+        if self.rerank is not None and self.rerank < 0:
+            raise ConfigError(f"rerank is {self.rerank}: it must be 0 (do not) or more")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, evaluate, report."""
     wanted = parse(Evaluate, "evaluate", arguments)
     set_up_logging(quiet=True)
+    from maskery.evaluation.image_text_opening import is_image_text
     from maskery.recipes.pairs_evaluate import is_pairs_run
+    from maskery.recipes.retrieval_evaluate import is_person_search_run
 
-    if is_pairs_run(Path(wanted.model)):
+    asks_retrieval = bool(wanted.more) or wanted.rerank is not None
+    if is_pairs_run(Path(wanted.model)) and not asks_retrieval:
         return report_pairs(wanted)
+    if is_person_search_run(Path(wanted.model)) or is_image_text(wanted.model):
+        return report_retrieval(wanted)
+    if asks_retrieval:
+        raise ConfigError(
+            f"several runs, and --rerank, are for runs of maskery train person-search, and "
+            f"'{wanted.model}' is none"
+        )
     if wanted.score_words:
         raise ConfigError("--score-words is for a run of maskery train pairs; leave it out")
     from maskery.recipes.evaluate import evaluate_model, evaluate_run
@@ -104,18 +125,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def report_pairs(wanted: Evaluate) -> int:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    default = Evaluate(model=wanted.model)
-    for name in ("against", "batch_tokens", "mask_seed", "cache_dir", "reading", "masking"):
-        if getattr(wanted, name) != getattr(default, name):
-            raise ConfigError(
-                f"{name} is set, and '{wanted.model}' is a run of maskery train pairs, which is "
-                f"evaluated with the run's own settings; leave it out"
-            )
-    if len(wanted.data) > 1:
-        raise ConfigError(
-            f"--data names {len(wanted.data)} sources, and a run of maskery train pairs is "
-            f"evaluated on one; give a pattern"
-        )
+    refuse_text_settings(wanted, "batch_tokens", "split")
     from maskery.recipes.pairs_evaluate import evaluate_pairs_run
 
     result = evaluate_pairs_run(
@@ -128,3 +138,47 @@ def report_pairs(wanted: Evaluate) -> int:
     else:
         print(sights_table(result))
     return 0
+
+
+def report_retrieval(wanted: Evaluate) -> int:
+    """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
+    refuse_text_settings(wanted, "score_words")
+    from maskery.recipes.retrieval_evaluate import evaluate_retrieval_models
+
+    result = evaluate_retrieval_models(
+        [wanted.model, *wanted.more],
+        data=wanted.data[0] if wanted.data else None,
+        split=wanted.split,
+        rerank=wanted.rerank,
+        batch_tokens=wanted.batch_tokens,
+        progress=not wanted.json,
+    )
+    if wanted.json:
+        print_json(result.to_json())
+        return 0
+    for name, figures in result.figures.items():
+        heading = f"{name}\n" if len(result.figures) > 1 else ""
+        print(f"{heading}{retrieval_table(figures)}\n")
+    if result.spread is not None:
+        print(spread_table(result.spread, len(result.figures)))
+    return 0
+
+
+def refuse_text_settings(wanted: Evaluate, *others: str) -> None:
+    """Refuse what a model with pictures does not use, rather than drop it.
+
+    Raises:
+        ConfigError: Such a setting is set, or several sources are named.
+    """
+    default = Evaluate(model=wanted.model)
+    for name in ("against", "mask_seed", "cache_dir", "reading", "masking", *others):
+        if getattr(wanted, name) != getattr(default, name):
+            raise ConfigError(
+                f"{name} is set, and '{wanted.model}' is a model with pictures, which is "
+                f"evaluated with settings of its own; leave it out"
+            )
+    if len(wanted.data) > 1:
+        raise ConfigError(
+            f"--data names {len(wanted.data)} sources, and a model with pictures is evaluated on "
+            f"one; give a pattern"
+        )

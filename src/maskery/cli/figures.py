@@ -94,6 +94,22 @@ def retrieval_table(figures: Any) -> str:
     return f"{table(rows)}\n{note}"
 
 
+def spread_table(spread: Mapping[str, Mapping[str, Any]], num_runs: int) -> str:
+    """Mean and standard deviation over runs.
+
+    Args:
+        spread: By ranking and figure, a `Spread`.
+        num_runs: How many runs.
+    """
+    labels = {"contrastive": "by similarity", "reranked": "by matching"}
+    rows = [[f"mean of {num_runs} runs", *(labels[ranking] for ranking in spread)]]
+    for name, label in RANKINGS:
+        found = [figures[name] for figures in spread.values()]
+        cells = [f"{100 * f.mean:.1f}% +- {100 * f.deviation:.1f}" for f in found]
+        rows.append([label, *cells])
+    return f"{table(rows)}\n+- one standard deviation over the runs"
+
+
 def retrieval_before_after(before: Any, after: Any) -> str:
     """R@1, R@5 and mAP of a model before and after training, by both rankings, beside chance.
 

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train pairs": ("train_pairs", "learn to fill the words of captions from their pictures"),
     "tokenize": ("tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("data_people", "draw a dataset of people with captions"),
+    "inspect": ("inspect", "look before a long run: lengths, waste, words, time and memory"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "search": ("search", "find pictures in a folder by describing them"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -21,13 +22,17 @@ class Playground:
     Examples:
       maskery playground runs/meditations-minilm
       maskery playground runs/a --against bert-base-uncased
-      maskery playground runs/people --port 9000
+      maskery playground runs/people --gallery photos --port 9000
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder or a hub name."""
     against: str | None = None
     """Another model, shown beside it."""
+    gallery: Path | None = None
+    """A folder of pictures to search, for a model that looks at pictures."""
+    cache_dir: Path | None = None
+    """Where the gallery's index is kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
     serving: Annotated[PlaygroundConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=PlaygroundConfig
     )
@@ -37,12 +42,14 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, open, serve."""
     wanted = parse(Playground, "playground", arguments)
     set_up_logging(quiet=True)
+    from maskery.data.tokenise import default_cache_dir
     from maskery.playground.serve import serve
     from maskery.playground.session import Session
 
     names = [wanted.model] if wanted.against is None else [wanted.model, wanted.against]
+    cache_dir = wanted.cache_dir or default_cache_dir()
     serve(
-        Session(*names),
+        Session(*names, gallery=wanted.gallery, cache_dir=cache_dir),
         wanted.serving,
         lambda address: print(f"the playground is at {address} (Ctrl-C ends it)", flush=True),
     )

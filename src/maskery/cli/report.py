@@ -51,6 +51,7 @@ def finish_report(folder: Path) -> None:
     from maskery.recipes.samples import save_samples
     from maskery.report.page import write_report
 
+    log.info("drawing the report")
     try:
         save_samples(folder)
         log.info("the report is %s", write_report(folder))

@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     from maskery.evaluation.gallery import open_gallery
     from maskery.evaluation.image_text_opening import open_image_text
     from maskery.evaluation.search import Searcher
+    from maskery.recipes.retrieval_evaluate import caption_preparation
 
     opened = open_image_text(wanted.model)
     gallery = open_gallery(
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         progress=not wanted.json,
     )
     searcher = Searcher(opened, gallery, rerank=wanted.rerank)
-    found = {text: searcher.search(text, top=wanted.top) for text in wanted.text}
+    prepare = caption_preparation(wanted.model)
+    found = {text: searcher.search(prepare(text), top=wanted.top) for text in wanted.text}
     if wanted.sheet is not None:
         save_sheet(wanted.sheet, wanted.gallery, found)
     if wanted.json:

@@ -161,7 +161,7 @@ class TextSource(PlannedSource):
         layout: Layout = "packed",
         seed: int = 0,
     ) -> None:
-        self.store, self.template = store, template
+        self.store, self.template, self.max_length = store, template, max_length
         self.windows: Windows = cut_windows(
             store.lengths(), documents, max_length - template.num_special
         )

@@ -232,6 +232,11 @@ class Filler:
             raise DataError(f"the word {word!r} has no tokens; give a word")
         place = ids.index(self.mask_id)
         sequence = [*ids[:place], *[self.mask_id] * len(pieces), *ids[place + 1 :]]
+        if self.limit is not None and len(sequence) > self.limit:
+            raise DataError(
+                f"the word {word!r:.60} has {len(pieces)} tokens, and with it the sentence has "
+                f"{len(sequence)}, more than the model's {self.limit} positions; shorten one"
+            )
         total = 0.0
         for offset, piece in enumerate(pieces):
             total += float(self.log_probabilities([sequence])[0, 0, piece])

@@ -101,7 +101,8 @@ def open_gallery(
         folder: Of pictures, with folders in it.
         cache_dir: Where indices are kept.
         batch_images: Pictures encoded at once.
-        rehash: Read every file, rather than trust those whose size and time are as they were.
+        rehash: Read every file, rather than trust those whose size and time are as they were, and
+            try again those that could not be decoded.
         progress: Whether to draw a bar.
 
     Raises:
@@ -197,7 +198,7 @@ class Indexing:
         """Encode the contents that are new, and say how many those were."""
         digests = {path: picture.digest for path, picture in pictures.items()}
         contents = {digests[path]: picture for path, picture in pictures.items()}
-        known = store.known(contents)
+        known = store.known(contents, readable=self.rehash)
         new = {digest: picture for digest, picture in contents.items() if digest not in known}
         features, troubles = self._encode(new)
         files = {path: (self.found[path], digest) for path, digest in digests.items()}

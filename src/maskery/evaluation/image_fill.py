@@ -43,7 +43,7 @@ class ImageFiller(Filler):
         self.limit = int(opened.model.config.text_config.max_position_embeddings)
         self._keys: list[ImageKeys] | None = None
         if image is not None:
-            pixels = view(_load(image, opened.view.size), opened.view)
+            pixels = view(load_picture(image, opened.view.size), opened.view)
             with torch.no_grad():
                 tokens = opened.model.encode_image(pixels[None].to(opened.model.device))
                 self._keys = opened.model.project_images(tokens)
@@ -84,6 +84,11 @@ class ImageFiller(Filler):
         rows = torch.from_numpy(places[masked.positions]).to(device)
         return self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows]).float()
 
+    @property
+    def detects(self) -> bool:
+        """Whether the replaced-token-detection head has been trained."""
+        return bool(self._sight.mrtd_head.bias.any())
+
     @torch.no_grad()
     def replaced(self, ids: torch.Tensor) -> torch.Tensor:
         """How likely each token of texts (B, L) was put in place of another: (B, L) float32.
@@ -94,7 +99,16 @@ class ImageFiller(Filler):
         return logits.softmax(dim=-1)[..., 1].cpu()
 
 
-def _load(image: Path | bytes, near: tuple[int, int]) -> Image:
+def load_picture(image: Path | bytes, near: tuple[int, int]) -> Image:
+    """A picture as RGB, from a file or from its bytes.
+
+    Args:
+        image: The file or the bytes.
+        near: The size that will be asked of it, as in `maskery.data.images.loading.load_image`.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     if isinstance(image, bytes):
         return load_image(
             io.BytesIO(image), name="that was given", max_pixels=DEFAULT_MAX_PIXELS, near=near

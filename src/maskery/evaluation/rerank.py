@@ -137,6 +137,7 @@ def _judge(
     for chosen in by_length(lengths, batch_tokens):
         places = tokens_of(texts.boundaries, one.texts[chosen]).to(model.device)
         rows = Rows.of(lengths[chosen], model.device)
-        tokens = fuse_class_tokens(model.text_encoder, texts.states[places], rows, keys)
+        states = texts.states.index_select(0, places)
+        tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
         judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()
     return judged

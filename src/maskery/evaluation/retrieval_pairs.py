@@ -5,8 +5,8 @@ Where no person is named, each picture is its own, as in general image-text retr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from maskery.data.images.config import ViewConfig
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.image_refs import ImageRef
-from maskery.data.pairs.pairs import NOBODY, Pairs
+from maskery.data.pairs.pairs import NOBODY, Pair, Pairs
 from maskery.evaluation.retrieval import Retrieval, evaluate_retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.models.image_text.model import ImageTextModel
@@ -32,7 +32,7 @@ class RetrievalSet:
     Attributes:
         images: I pictures, none twice.
         image_persons: (I,) int64.
-        captions: T texts, as they were written.
+        captions: T texts, as they are read.
         texts: The same as tokens.
         text_persons: (T,) int64.
         text_images: (T,) int64, the picture that each caption was written for.
@@ -47,7 +47,11 @@ class RetrievalSet:
 
 
 def retrieval_set(
-    pairs: Pairs, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    pairs: Pairs,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    prepare: Callable[[str], str] = str,
 ) -> RetrievalSet:
     """The gallery and the captions of pairs; a picture in several pairs is in the gallery once.
 
@@ -55,11 +59,13 @@ def retrieval_set(
         pairs: Held-out ones.
         tokenizer: The model's.
         max_length: Longer captions are cut.
+        prepare: What is done to each caption before, as cleaning.
 
     Raises:
         DataError: A picture is said to show two persons, or a caption has no word that the
             tokenizer knows.
     """
+    pairs = _Prepared(pairs, prepare)
     numbers: dict[str, int] = {}
     images: list[ImageRef] = []
     persons: list[int] = []
@@ -127,6 +133,18 @@ def evaluate_retrieval_set(
         config=config,
         progress=progress,
     )
+
+
+class _Prepared(Pairs):
+    """The same pairs, with something done to their captions."""
+
+    def __init__(self, pairs: Pairs, prepare: Callable[[str], str]) -> None:
+        self.__dict__.update(pairs.__dict__)
+        self._prepare = prepare
+
+    def __getitem__(self, index: int) -> Pair:
+        pair = super().__getitem__(index)
+        return replace(pair, captions=tuple(self._prepare(text) for text in pair.captions))
 
 
 def _name(pairs: Pairs, person: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from maskery.evaluation.image_text_opening import OpenImageText
 from maskery.evaluation.rerank import match_logits
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_features import ReadTexts, read_images, read_texts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +85,11 @@ class Searcher:
         words = self.encode(text)
         read = read_texts(self.opened.model, words, states=self.rerank > 0)
         wanted = min(max(top, self.rerank), len(self.gallery))
-        rows, similar = nearest(self.gallery.matrix, read.features.cpu().numpy(), wanted)
-        paths = self.gallery.store.paths(rows[0].tolist())
+        rows, similar = nearest(self.gallery.matrix, read.features[0].cpu().numpy(), wanted)
+        paths = self.gallery.store.paths(rows.tolist())
         hits = [
             Hit(path=path, similarity=float(value), match=None)
-            for path, value in zip(paths, similar[0], strict=True)
+            for path, value in zip(paths, similar, strict=True)
         ]
         if self.rerank:
             hits = self._match(read, hits[: self.rerank]) + hits[self.rerank :]
@@ -117,6 +121,17 @@ class Searcher:
             starts=np.zeros(1, np.int64),
             word_starts=np.ones(len(ids), np.bool_),
         )
+
+    def picture(self, path: str) -> Image:
+        """A picture of the gallery, as RGB.
+
+        Args:
+            path: Of a `Hit`.
+
+        Raises:
+            DataError: It is gone, or can no longer be read.
+        """
+        return read_picture(self.gallery.folder, path).load()
 
     def _match(self, read: ReadTexts, hits: list[Hit]) -> list[Hit]:
         """Some hits ranked anew; pictures that cannot be read any more come last."""

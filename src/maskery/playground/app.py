@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
         "score": session.score,
         "saliency": session.saliency,
         "replaced": session.replaced,
+        "explain": session.explain,
+        "search": session.search,
     }
     routes = [Route("/api/info", guarded(partial(_info, session=session)), methods=["GET"])]
     for name, call in calls.items():
@@ -64,6 +67,8 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
         routes.append(Route(f"/api/{name}", handler, methods=["POST"]))
     handler = guarded(partial(_picture, session=session, worker=worker))
     routes.append(Route("/api/picture", handler, methods=["PUT"]))
+    handler = guarded(partial(_thumbnail, session=session, worker=worker))
+    routes.append(Route("/api/thumbnail/{number}", handler, methods=["GET"]))
     for path, (content, kind) in page_files().items():
         handler = guarded(partial(_file, content=content, kind=kind))
         routes.append(Route(path, handler, methods=["GET"]))
@@ -123,6 +128,16 @@ async def _call(
 async def _picture(request: Request, *, session: Session, worker: Worker) -> Response:
     data = await read_body(request, PICTURE_BYTES, "image/")
     return _answer(await worker.run(partial(session.add_picture, data)))
+
+
+async def _thumbnail(request: Request, *, session: Session, worker: Worker) -> Response:
+    from starlette.responses import Response
+
+    number = request.path_params["number"]
+    if not re.fullmatch("[0-9]{1,9}", number):
+        raise RequestError("no such picture; search again", 404)
+    image = await worker.run(partial(session.thumbnail, int(number)))
+    return Response(image, media_type="image/jpeg")
 
 
 async def _file(request: Request, *, content: bytes, kind: str) -> Response:

@@ -18,6 +18,7 @@ TOP_K = 100
 WORDS = 16
 WORD_CHARACTERS = 100
 PICTURES = 8
+FOUND = 60
 # Requests that wait while one is computed.
 QUEUE = 8
 SECONDS = 30.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskery.core.errors import MaskeryError
-from maskery.playground.config import CHARACTERS, MASKS, TOP_K, WORD_CHARACTERS, WORDS
+from maskery.playground.config import CHARACTERS, FOUND, MASKS, TOP_K, WORD_CHARACTERS, WORDS
 
 
 class RequestError(MaskeryError):
@@ -108,6 +108,8 @@ SCHEMAS: dict[str, Mapping[str, Field]] = {
         "picture": PICTURE,
         "mask": Field(check=whole(0, MASKS - 1), default=0),
     },
+    "explain": {"model": MODEL, "text": TEXT, "picture": PICTURE},
+    "search": {"text": TEXT, "top": Field(check=whole(1, FOUND), default=12)},
     "replaced": {"model": MODEL, "text": TEXT, "picture": PICTURE},
 }
 

@@ -8,16 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from maskery import __version__
+from maskery.evaluation.explain import explain
 from maskery.evaluation.fill import MASK, Filler
-from maskery.evaluation.image_fill import ImageFiller
+from maskery.evaluation.image_fill import ImageFiller, load_picture
 from maskery.evaluation.image_text_opening import OpenImageText, is_image_text, open_image_text
 from maskery.evaluation.opening import open_model
 from maskery.evaluation.pseudo_likelihood import Scorer
 from maskery.evaluation.saliency import saliency
 from maskery.playground import config
+from maskery.playground.gallery import GallerySearch
 from maskery.playground.requests import RequestError
 
 
@@ -26,28 +29,32 @@ class Session:
 
     Args:
         names: Run folders, model folders or hub names.
+        gallery: A folder of pictures to search with the first model that looks at pictures.
+        cache_dir: Where the gallery's index is kept.
 
     Raises:
-        ModelError: One cannot be opened.
+        ModelError: One cannot be opened, or cannot search.
+        DataError: The gallery has no pictures.
     """
 
-    def __init__(self, *names: str) -> None:
+    def __init__(
+        self, *names: str, gallery: Path | None = None, cache_dir: Path | None = None
+    ) -> None:
         self.names = names
         self._opened: list[Filler | OpenImageText] = [_open(name) for name in names]
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         self._fillers: OrderedDict[tuple[int, str | None], Filler] = OrderedDict()
         self._scorers: dict[Filler, Scorer] = {}
+        self.gallery: GallerySearch | None = None
+        if gallery is not None:
+            assert cache_dir is not None
+            seeing = self._opened[self._seeing()]
+            assert isinstance(seeing, OpenImageText)
+            self.gallery = GallerySearch(seeing, gallery, cache_dir)
 
     def info(self) -> dict[str, Any]:
         """What the page must know before it asks anything."""
-        models = [
-            {
-                "name": _shown(name),
-                "pictures": isinstance(opened, OpenImageText),
-                "positions": self._filler(index, None).limit,
-            }
-            for index, (name, opened) in enumerate(zip(self.names, self._opened, strict=True))
-        ]
+        models = [self._described(index) for index in range(len(self.names))]
         limits = {
             "characters": config.CHARACTERS,
             "masks": config.MASKS,
@@ -56,7 +63,13 @@ class Session:
             "scored_tokens": config.SCORED_TOKENS,
             "picture_bytes": config.PICTURE_BYTES,
         }
-        return {"version": __version__, "mask": MASK, "models": models, "limits": limits}
+        return {
+            "version": __version__,
+            "mask": MASK,
+            "models": models,
+            "limits": limits,
+            "gallery": 0 if self.gallery is None else len(self.gallery),
+        }
 
     def add_picture(self, data: bytes) -> dict[str, Any]:
         """Keep a picture for the requests that follow; the oldest of too many is dropped.
@@ -65,11 +78,7 @@ class Session:
             RequestError: No model here looks at pictures.
             DataError: It is none that can be read.
         """
-        index = next(
-            (i for i, one in enumerate(self._opened) if isinstance(one, OpenImageText)), None
-        )
-        if index is None:
-            raise RequestError("no model here looks at pictures; open one of maskery train pairs")
+        index = self._seeing()
         name = hashlib.blake2b(data, digest_size=16).hexdigest()
         self._pictures[name] = data
         self._pictures.move_to_end(name)
@@ -152,6 +161,8 @@ class Session:
                 f"the text has {len(encoded.ids)} tokens, and the model has {filler.limit} "
                 f"positions; shorten it"
             )
+        if not filler.detects:
+            raise RequestError("this model was not trained to detect replaced words")
         chances = filler.replaced(torch.from_numpy(encoded.ids)[None])[0]
         words = [
             {
@@ -163,6 +174,63 @@ class Session:
             for word in encoded.words
         ]
         return {"words": words}
+
+    def explain(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Where the model looks for each word of a caption, as `maskery explain`.
+
+        Raises:
+            RequestError: There is no picture, or the model reads text alone.
+        """
+        self._asked(values)  # refuses what is not there
+        opened = self._opened[values["model"]]
+        if values["picture"] is None or not isinstance(opened, OpenImageText):
+            raise RequestError("a picture is needed to see where the model looks; drop one")
+        picture = load_picture(self._pictures[values["picture"]], opened.view.size)
+        found = explain(opened, picture, values["text"])
+        words, done = [], 0
+        for word in found.words:
+            start = values["text"].index(word.word, done)
+            done = start + len(word.word)
+            heat = np.round(word.heat / max(float(word.heat.max()), 1e-12), 3).tolist()
+            words.append({"word": word.word, "start": start, "end": done, "heat": heat})
+        return {"match": found.match, "words": words}
+
+    def search(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The gallery's pictures that fit a description.
+
+        Raises:
+            RequestError: There is no gallery.
+        """
+        if self.gallery is None:
+            raise RequestError("there is no gallery; start the playground with --gallery DIR")
+        return self.gallery.search(values["text"], values["top"])
+
+    def thumbnail(self, number: int) -> bytes:
+        """A picture that a search has found, in small."""
+        if self.gallery is None:
+            raise RequestError("there is no gallery", 404)
+        return self.gallery.thumbnail(number)
+
+    def _described(self, index: int) -> dict[str, Any]:
+        filler = self._filler(index, None)
+        seeing = isinstance(filler, ImageFiller)
+        return {
+            "name": _shown(self.names[index]),
+            "positions": filler.limit,
+            "pictures": seeing,
+            "detects": isinstance(filler, ImageFiller) and filler.detects,
+        }
+
+    def _seeing(self) -> int:
+        """The first model that looks at pictures.
+
+        Raises:
+            RequestError: None does.
+        """
+        for index, opened in enumerate(self._opened):
+            if isinstance(opened, OpenImageText):
+                return index
+        raise RequestError("no model here looks at pictures; open one of maskery train pairs")
 
     def _asked(self, values: dict[str, Any]) -> Filler:
         if values["model"] >= len(self._opened):

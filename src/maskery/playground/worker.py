@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -35,10 +36,15 @@ class Worker:
         if self._pending > self.queue:
             raise RequestError("too many requests wait already; try again in a moment", 503)
         self._pending += 1
+        loop = asyncio.get_running_loop()
+
+        def leave(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(self._done)
+
         future = self._executor.submit(function)
         # A call that runs cannot be stopped: its place is free only when it is done.
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
-        loop = asyncio.get_running_loop()
+        future.add_done_callback(leave)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
         except TimeoutError as error:

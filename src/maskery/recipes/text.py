@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.launcher import is_main_process
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.vocabulary import Vocabulary, vocabulary_size
 from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
@@ -32,6 +32,7 @@ from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
 from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers
 from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.new_rows import add_rows
 from maskery.models.packing import can_pack, max_positions
 from maskery.models.scratch import new_masked_lm
 from maskery.recipes.model_card import text_model_card
@@ -232,10 +233,13 @@ def load(config: TextRunConfig, tokenizer: PreTrainedTokenizerBase, data: TextDa
         loaded = load_masked_lm(
             config.model,
             attention_dropout=config.attention_dropout,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer if data.added is None else None,
             hidden_dropout=config.hidden_dropout,
             seed=config.training.seed,
         )
+    if data.added is not None:
+        add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
+        loaded = replace(loaded, tokenizer=tokenizer)
     if loaded.attention_dropouts:
         log.info(
             "attention dropout is off (the model's own is %s); --attention-dropout restores it",

@@ -48,6 +48,9 @@ class TextRunConfig:
     """With --compile: rows for masked tokens, as a share of a step's tokens. Default: estimated."""
     vocab_size: int = 8000
     """Size of the WordPiece vocabulary that --model scratch:... trains."""
+    add_words: Path | None = None
+    """A file of words, one a line, that become single tokens; their vectors start from the mean of
+    their pieces."""
     cache_dir: Path | None = None
     """Where tokenised corpora are kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
     streaming: Annotated[StreamingConfig, tyro.conf.OmitArgPrefixes] = field(
@@ -66,6 +69,11 @@ class TextRunConfig:
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
+        if self.add_words is not None and self.model.startswith(SCRATCH):
+            raise ConfigError(
+                f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
+                f"is learnt from the corpus; raise --vocab-size instead"
+            )
         if self.engine == "trainer" and self.resume == "auto":
             raise ConfigError(
                 "--resume auto needs --engine loop: a run of --engine trainer keeps no "

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import DataError
+from maskery.core.errors import ConfigError, DataError
+from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.corpus.examples import is_held_out
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.source import ShardSource
@@ -30,9 +31,11 @@ class TextData(Protocol):
 
     Attributes:
         tokenizer: The run's.
+        added: The words that --add-words brought.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    added: AddedWords | None
 
     @property
     def name(self) -> str:
@@ -51,6 +54,11 @@ class TextData(Protocol):
 def open_text(config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> TextData:
     """Read and tokenise the corpus of a run, or open the shards that it names."""
     if is_sharded(config):
+        if config.add_words is not None:
+            raise ConfigError(
+                f"--add-words {config.add_words}: the shards were cut without these words; train "
+                f"on the text itself"
+            )
         return ShardedText(config, cache_dir, progress=progress)
     return StoredText(config, cache_dir, progress=progress)
 
@@ -70,6 +78,7 @@ class StoredText:
             self.tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
         else:
             self.tokenizer = load_tokenizer(config.model)
+        self.added = self._add_words(config.add_words)
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
         unusual = corpus.report.describe()
         if unusual:
@@ -82,6 +91,17 @@ class StoredText:
         else:
             self.held_store = self.store
             self.train_documents, self.held_documents = split(self.store, config.held_out_share)
+
+    def _add_words(self, path: Path | None) -> AddedWords | None:
+        if path is None:
+            return None
+        added = add_words(self.tokenizer, read_words(path), path)
+        self.tokenizer = added.tokenizer
+        log.info("%d words are added to the vocabulary", len(added.pieces))
+        if added.known:
+            shown = ", ".join(added.known[:5]) + (", ..." if len(added.known) > 5 else "")
+            log.info("%d were single tokens already: %s", len(added.known), shown)
+        return added
 
     @property
     def name(self) -> str:

@@ -44,6 +44,7 @@ class ShardedText:
         self.config = config
         self.shards = TokenShards(open_place(config.corpus[0], cache_dir))
         self.tokenizer = self._tokenizer()
+        self.added = None
         self.held_out_store = self._held_out(cache_dir, progress)
 
     @property

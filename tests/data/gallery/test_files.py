@@ -15,6 +15,8 @@ def test_pictures_are_found_by_suffix_in_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
     (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
     found = find_pictures(tmp_path)
     assert list(found) == ["a/c.png", "a/e.webp", "b.JPG"]
     assert found["b.JPG"].size == 5

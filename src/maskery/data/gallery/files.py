@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -59,7 +60,8 @@ class PictureBytes:
 def find_pictures(folder: Path) -> dict[str, Stamp]:
     """The pictures below a folder, sorted: relative path with slashes, and stamp.
 
-    Files count by their suffix; names that start with a dot, and links to folders, are passed over.
+    Regular files count by their suffix; names that start with a dot, and links to folders, are
+    passed over.
 
     Raises:
         DataError: There is no such folder, or it cannot be listed.
@@ -86,6 +88,8 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
             except OSError:
                 continue  # gone since it was listed, or a link to nothing
             key = path.relative_to(folder).as_posix()
+            if not stat.S_ISREG(status.st_mode):
+                continue
             found[key] = Stamp(status.st_size, status.st_mtime_ns)
     return dict(sorted(found.items()))
 

@@ -89,9 +89,11 @@ class GalleryStore:
         rows = self._all("SELECT path, size, mtime_ns FROM files")
         return {path: Stamp(size, mtime) for path, size, mtime in rows}
 
-    def known(self, digests: Iterable[bytes]) -> set[bytes]:
-        """Those contents that have been dealt with."""
+    def known(self, digests: Iterable[bytes], *, readable: bool = False) -> set[bytes]:
+        """Those contents that have been dealt with, or those that could be read."""
         query = "SELECT digest FROM contents WHERE digest = ?"
+        if readable:
+            query += " AND feature IS NOT NULL"
         return {digest for (digest,) in self._each(query, digests)}
 
     def save(
@@ -145,7 +147,7 @@ class GalleryStore:
         return [str(path) for (path,) in found]
 
     def matrix(self) -> npt.NDArray[np.float16]:
-        """(I, E) features, memory-mapped; row i belongs to `paths([i])`."""
+        """(I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`."""
         named = self._about(MATRIX)
         if named is not None:
             try:
@@ -155,7 +157,7 @@ class GalleryStore:
         return self._make_matrix()
 
     def _mapped(self, path: Path) -> npt.NDArray[np.float16]:
-        matrix: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix: npt.NDArray[np.float16] = np.load(path, mmap_mode="c", allow_pickle=False)
         (count,) = self._all("SELECT count(row) FROM files")[0]
         if matrix.shape != (count, self.width) or matrix.dtype != np.float16:
             raise ValueError(f"{path} has shape {matrix.shape}")

@@ -53,8 +53,7 @@ class Rows:
         """(S, D) to (R, L, D)."""
         count, width = len(self.firsts), tokens.shape[1]
         padded = tokens.new_zeros(count * self.length, width)
-        padded[self.places] = tokens
-        return padded.view(count, self.length, width)
+        return padded.index_copy_(0, self.places, tokens).view(count, self.length, width)
 
 
 def fusion_layers(encoder: TextFusionEncoder) -> Sequence[Any]:
@@ -116,10 +115,10 @@ def _attend(attention: Any, hidden: torch.Tensor, rows: Rows, *, class_only: boo
         keys=core.split_heads(rows.pad(core.key(hidden))),
         values=core.split_heads(rows.pad(core.value(hidden))),
     )
-    asking = hidden[rows.firsts] if class_only else hidden
+    asking = hidden.index_select(0, rows.firsts) if class_only else hidden
     query = core.query(asking)
     padded = query[:, None] if class_only else rows.pad(query)
     context = core.attend(core.split_heads(padded), to, rows.mask).transpose(1, 2).flatten(2)
-    packed = context[:, 0] if class_only else context.flatten(0, 1)[rows.places]
+    packed = context[:, 0] if class_only else context.flatten(0, 1).index_select(0, rows.places)
     attended: torch.Tensor = attention.output(packed, asking)
     return attended

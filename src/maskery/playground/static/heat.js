@@ -64,6 +64,21 @@ export function replaced(spans, words, found) {
   });
 }
 
+/** By word, a grid to draw over the picture. */
+export function where(spans, words, answer) {
+  return gather(spans, answer.words).map((group, index) =>
+    group.length
+      ? { value: 0, amount: 0, about: `${words[index].word}: where the model looks`, grid: group[0].heat }
+      : null,
+  );
+}
+
+/** What the heat over a picture is of. */
+export function matchLabel(answer) {
+  const said = "point at a word to see where the model looks for it";
+  return answer.match === null ? said : `${said} · the text fits the picture: ${percent(answer.match)}`;
+}
+
 function scale(share) {
   return Math.round(72 * Math.min(1, Math.max(0, share)));
 }

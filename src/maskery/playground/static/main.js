@@ -1,17 +1,20 @@
 // The page: one state, drawn anew whenever it changes, and the questions it asks.
 
-import { ask, info, sendPicture } from "./api.js";
+import { ask, info } from "./api.js";
 import { byId, make } from "./dom.js";
 import * as heat from "./heat.js";
 import { maskCards, togetherCard } from "./predictions.js";
+import { setUpPicture } from "./picture.js";
+import { setUpSearch } from "./search.js";
 import { read, write } from "./state.js";
+import { setUpShare } from "./share.js";
 import { setUpTheme } from "./theme.js";
 import { cut, hide, replace } from "./words.js";
 
 const ASK_AFTER = 120; // milliseconds without a change
 let server; // what /api/info said
 let state = read(location.hash);
-let picture = null; // the id of the picture that was dropped
+let picture; // the picture that was dropped: {id, show, draw, clear}
 let words = []; // of state.text
 let seen; // the text as the model gets it: {masked, masks, spans}
 let answers = { fills: [], joints: [], heats: [] };
@@ -23,12 +26,12 @@ let waiting;
 function columns() {
   const seeing = server.models.flatMap((model, index) => (model.pictures ? [index] : []));
   const plain = server.models.map((model, index) => ({ model: index, label: model.name }));
-  if (!picture || !seeing.length) return plain;
+  if (!picture.id() || !seeing.length) return plain;
   if (server.models.length > 1) {
-    return plain.map((one) => (seeing.includes(one.model) ? { ...one, picture } : one));
+    return plain.map((one) => (seeing.includes(one.model) ? { ...one, picture: picture.id() } : one));
   }
   return [
-    { model: 0, label: "with the picture", picture },
+    { model: 0, label: "with the picture", picture: picture.id() },
     { model: 0, label: "without" },
   ];
 }
@@ -45,7 +48,8 @@ function change(next, { focus = null, now = false } = {}) {
   state.hidden = new Set([...state.hidden].filter((index) => index < words.length));
   seen = hide(state.text, words, state.hidden);
   state.chosen = Math.min(state.chosen, Math.max(0, seen.masks.length - 1));
-  if (state.view === "influence" && !seen.masks.length) state.view = "plain";
+  const needs = { influence: seen.masks.length, where: picture.id() };
+  if (state.view in needs && !needs[state.view]) state.view = "plain";
   history.replaceState(null, "", write(state));
   answers.heats = [];
   drawWords(focus);
@@ -92,7 +96,11 @@ async function askFills(mine) {
 }
 
 async function askHeat(mine) {
-  if (state.view === "plain" || !words.length) return;
+  if (state.view === "plain" || seen.masks.length === words.length) return;
+  if (state.view === "where") {
+    await askWhere(mine);
+    return;
+  }
   const each = columns();
   const name = { surprisal: "score", influence: "saliency", replaced: "replaced" }[state.view];
   const more = state.view === "influence" ? { mask: state.chosen } : {};
@@ -110,6 +118,17 @@ async function askHeat(mine) {
     const label = `difference: green where ${each[1].label} is less surprised`;
     answers.heats.push({ label, colours: heat.difference(words, one.colours, other.colours) });
   }
+  drawHeat();
+}
+
+/** Where the model looks for each word; the words that are hidden are shown to it. */
+async function askWhere(mine) {
+  const model = server.models.findIndex((one) => one.pictures);
+  const question = { model, text: state.text, picture: picture.id() };
+  const found = await ask("explain", question, "heat 0");
+  if (mine !== turn) return;
+  const { spans } = hide(state.text, words, new Set());
+  answers.heats = [{ label: heat.matchLabel(found), colours: heat.where(spans, words, found) }];
   drawHeat();
 }
 
@@ -172,7 +191,7 @@ function drawHeat() {
   byId("heat-name").hidden = !main;
   byId("heat-name").textContent = main?.label ?? "";
   byId("other-heats").replaceChildren(...others.flatMap(reading));
-  byId("legend").hidden = !main || state.view === "influence";
+  byId("legend").hidden = !main || ["influence", "where"].includes(state.view);
   const ends = { surprisal: ["expected", "surprising"], replaced: ["belongs", "does not"] };
   [byId("legend-low").textContent, byId("legend-high").textContent] = ends[state.view] ?? ["", ""];
 }
@@ -208,6 +227,7 @@ function drawControls() {
   for (const button of byId("views").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.view === state.view));
     if (button.dataset.view === "influence") button.disabled = !seen.masks.length;
+    if (button.dataset.view === "where") button.disabled = !picture.id();
   }
 }
 
@@ -308,34 +328,8 @@ function tell(event) {
   const index = event.target.closest?.(".word")?.dataset.index;
   const word = index === undefined ? null : words[Number(index)];
   const hidden = word && seen.masks.includes(Number(index)) && !word.typed;
+  picture.draw(answers.heats[0]?.colours[Number(index)]?.grid);
   byId("about-word").textContent = hidden ? `hides “${word.word}”` : (about[Number(index)] ?? "");
-}
-
-async function show(file) {
-  if (!file) return;
-  if (file.size > server.limits.picture_bytes) {
-    complain(`the picture has ${file.size} bytes; at most ${server.limits.picture_bytes} are taken`);
-    return;
-  }
-  busy(true);
-  try {
-    picture = (await sendPicture(file)).picture;
-  } catch (error) {
-    busy(false);
-    complain(error.message);
-    return;
-  }
-  const image = byId("picture-shown");
-  URL.revokeObjectURL(image.src);
-  image.src = URL.createObjectURL(file);
-  drawPicture();
-  change({}, { now: true });
-}
-
-function drawPicture() {
-  byId("picture-shown").hidden = !picture;
-  byId("picture-hint").hidden = Boolean(picture);
-  byId("picture-remove").hidden = !picture;
 }
 
 function listen() {
@@ -367,50 +361,22 @@ function listen() {
     if (event.target.closest?.("input, textarea")) return;
     const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
     const text = event.clipboardData.getData("text/plain").slice(0, server.limits.characters);
-    if (file && !byId("picture").hidden) show(file);
+    if (file && !byId("picture").hidden) picture.show(file);
     else if (text.trim()) change({ text: text.trim(), hidden: new Set(), chosen: 0 });
   });
   addEventListener("hashchange", () => change(read(location.hash)));
-  byId("share").addEventListener("click", share);
-  listenForPictures();
-}
-
-function listenForPictures() {
-  const drop = byId("picture").querySelector(".drop");
-  byId("picture-file").addEventListener("change", (event) => show(event.target.files[0]));
-  byId("picture-remove").addEventListener("click", () => {
-    picture = null;
-    byId("picture-file").value = "";
-    drawPicture();
-    change({}, { now: true });
-  });
-  for (const kind of ["dragover", "dragleave", "drop"]) {
-    document.addEventListener(kind, (event) => {
-      event.preventDefault();
-      drop.classList.toggle("over", kind === "dragover");
-      if (kind === "drop" && !byId("picture").hidden) show(event.dataTransfer.files[0]);
-    });
-  }
-}
-
-async function share() {
-  let said = "Copied";
-  try {
-    await navigator.clipboard.writeText(location.href);
-  } catch {
-    said = "Copy the address";
-  }
-  byId("share").textContent = said;
-  setTimeout(() => (byId("share").textContent = "Copy link"), 1500);
+  setUpShare(byId("share"));
 }
 
 function drawModels() {
   const names = server.models.map((model) => make("span", { text: model.name }));
   byId("models").replaceChildren(...names.flatMap((name, i) => (i ? [make("i", { text: "beside" }), name] : [name])));
   document.title = `${server.models.map((model) => model.name).join(" · ")} · Maskery`;
+  const show = (view, shown) => (byId("views").querySelector(`[data-view=${view}]`).hidden = !shown);
   const sees = server.models.some((model) => model.pictures);
   byId("picture").hidden = !sees;
-  byId("views").querySelector("[data-view=replaced]").hidden = !server.models.every((m) => m.pictures);
+  show("where", sees);
+  show("replaced", server.models.every((model) => model.detects));
 }
 
 async function start() {
@@ -422,10 +388,11 @@ async function start() {
     return;
   }
   drawModels();
+  const refresh = () => change({}, { now: true });
+  picture = setUpPicture({ refresh, busy, complain, limit: server.limits.picture_bytes });
+  setUpSearch(server.gallery, complain);
   listen();
-  if (state.view === "replaced" && byId("views").querySelector("[data-view=replaced]").hidden) {
-    state.view = "plain";
-  }
+  if (byId("views").querySelector(`[data-view=${state.view}]`).hidden) state.view = "plain";
   change({}, { now: true });
 }
 

@@ -66,6 +66,7 @@ function bars(fills, place, number, original, put) {
         make(
           "span",
           { class: "share", text: percent(one.probability) },
+          place > 0 ? " " : null,
           place > 0 ? change(one.probability, before.get(one.token)) : null,
         ),
       ),

@@ -1,6 +1,6 @@
 // What the page shows, kept in the address so that a link shows the same.
 
-export const VIEWS = ["plain", "surprisal", "influence", "replaced"];
+export const VIEWS = ["plain", "surprisal", "influence", "where", "replaced"];
 const EXAMPLE = "The universe is change; our life is what our thoughts make it.";
 
 /** What a fresh page, or a link, starts from. */

@@ -1,0 +1,65 @@
+"""Draw the README's pictures into `docs/images/`: a run's report, and the playground.
+
+    PYTHONPATH=tests/support python docs/draw_images.py runs/meditations-minilm
+
+Needs a Chromium (`make browser`) and playwright, which the extra `dev` brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from browser import FLAGS, chromium
+from playwright.sync_api import sync_playwright
+from served import served
+
+from maskery.playground.session import Session
+
+IMAGES = Path(__file__).resolve().parent / "images"
+TEXT = (
+    "Begin each day by telling yourself: today I shall be meeting with interference, "
+    "ingratitude, insolence, disloyalty, ill-will, and selfishness."
+)
+HIDDEN = "20"
+
+
+def main() -> None:
+    """Draw all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a finished run")
+    run = parser.parse_args().run
+    path = chromium()
+    if path is None:
+        sys.exit("no Chromium is installed; run make browser, or name one in MASKERY_CHROMIUM")
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as driver, served(Session(str(run))) as client:
+        browser = driver.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        for scheme in ("light", "dark"):
+            address = f"{client.address}#t={quote(TEXT)}&m={HIDDEN}&v=surprisal&k=8"
+            draw_playground(browser, address, scheme, IMAGES / f"playground-{scheme}.png")
+        report = (run / "report.html").resolve().as_uri()
+        page = browser.new_page(viewport={"width": 1120, "height": 1180})
+        page.goto(report)
+        page.screenshot(path=IMAGES / "report.png")
+        browser.close()
+    shutil.copyfile(run / "curves.png", IMAGES / "curves.png")
+
+
+def draw_playground(browser: Any, address: str, scheme: str, path: Path) -> None:
+    """One picture of the page, once it has all its answers."""
+    page = browser.new_page(viewport={"width": 1000, "height": 700}, color_scheme=scheme)
+    page.goto(address)
+    page.wait_for_selector(".mask-card .bars li")
+    page.wait_for_selector("#words .heated")
+    page.wait_for_timeout(500)
+    page.screenshot(path=path, full_page=True)
+    page.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`maskery inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.core.errors import ConfigError
+from maskery.recipes.text_config import TextRunConfig
+
+if TYPE_CHECKING:
+    from maskery.recipes.inspect_corpus import Batches, Estimate, Inspection, Lengths
+
+BAR = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Look before a long run: lengths, waste, broken words, batches, time and memory.
+
+    Takes the flags of maskery train text, and tells what that run would meet. Trains a few steps to
+    time them; keeps nothing but the token cache.
+
+    Examples:
+      maskery inspect notes.txt --model bert-base-uncased
+      maskery inspect notes.txt --timed-steps 0
+      maskery inspect notes.txt --json
+    """
+
+    run: Annotated[TextRunConfig, tyro.conf.OmitArgPrefixes]
+    timed_steps: int = 4
+    """Steps to time for the estimate; 0 for none."""
+    words: int = 15
+    """Words on each list."""
+    json: bool = False
+    """Print JSON on standard output."""
+
+    def __post_init__(self) -> None:
+        for name in ("timed_steps", "words"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, look, report."""
+    wanted = parse(Inspect, "inspect", arguments)
+    set_up_logging(quiet=True)
+    from maskery.recipes.inspect_corpus import inspect_corpus
+
+    found = inspect_corpus(
+        wanted.run,
+        timed_steps=wanted.timed_steps,
+        listed=wanted.words,
+        progress=not wanted.json,
+    )
+    if wanted.json:
+        print_json(asdict(found))
+    else:
+        print(describe(found))
+    return 0
+
+
+def describe(found: Inspection) -> str:
+    """An inspection for people."""
+    parts = [describe_lengths(found.lengths, found.duplicates), describe_batches(found.batches)]
+    parts.append(describe_words(found))
+    if found.estimate is not None:
+        parts.append(describe_estimate(found.estimate, found.batches.steps))
+    return "\n\n".join(parts)
+
+
+def describe_lengths(lengths: Lengths, duplicates: int) -> str:
+    """How many examples of which length."""
+    most = max(count for _, count in lengths.histogram)
+    rows = [["tokens", "examples", ""]]
+    for bound, count in lengths.histogram:
+        label = "more" if bound is None else f"to {bound:,}"
+        if count:
+            rows.append([label, f"{count:,}", ("█" * max(1, BAR * count // most)).ljust(BAR)])
+    return (
+        f"{lengths.examples:,} examples, {lengths.tokens:,} tokens; an example has "
+        f"{lengths.median:,.0f} (median), 95% have at most {lengths.p95:,.0f}, the longest "
+        f"{lengths.longest:,}; {duplicates:,} examples repeat an earlier one\n{table(rows)}"
+    )
+
+
+def describe_batches(batches: Batches) -> str:
+    """What is computed, and what would be wasted otherwise."""
+    rows = [["text among the computed tokens", ""]]
+    rows += [[name, f"{100 * share:.0f}%"] for name, share in batches.real_share.items()]
+    return (
+        f"{batches.steps:,} steps ({batches.layout}); a batch has {batches.tokens:,.0f} tokens and "
+        f"{batches.masked_tokens:,.0f} masked ones\n"
+        f"{batches.cut:,} examples exceed {batches.max_length} tokens and become several; cutting "
+        f"them off would lose {batches.truncated_tokens:,} tokens\n{table(rows)}"
+    )
+
+
+def describe_words(found: Inspection) -> str:
+    """Unknown words, and those worth a token."""
+    lines = [f"{found.unknown_tokens:,} unknown tokens"]
+    if found.unknown:
+        lines[0] += ": " + ", ".join(f"{word} ({count:,})" for word, count in found.unknown)
+    lines.append(
+        f"{100 * found.broken_share:.1f}% of the words are of three pieces or more"
+        + ("; candidates for --add-words:" if found.broken else "")
+    )
+    if found.broken:
+        rows = [["word", "pieces", "count", "tokens saved"]]
+        rows += [
+            [word.word, str(word.pieces), f"{word.count:,}", f"{word.saved:,}"]
+            for word in found.broken
+        ]
+        lines.append(table(rows))
+    return "\n".join(lines)
+
+
+def describe_estimate(estimate: Estimate, steps: int) -> str:
+    """Time and memory."""
+    minutes = estimate.seconds / 60
+    shown = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{minutes:,.1f} minutes"
+    return (
+        f"about {shown} for {steps:,} steps at {estimate.tokens_per_second:,.0f} tokens/s and "
+        f"{estimate.peak_megabytes:,.0f} MB of memory ({estimate.device}; "
+        f"{estimate.timed_steps} timed steps; evaluations and checkpoints come on top)"
+    )

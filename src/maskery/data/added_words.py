@@ -1,0 +1,147 @@
+"""New words in a tokenizer's vocabulary.
+
+A WordPiece vocabulary grows by the words themselves: they are looked up as any other, so tokenising
+stays as fast as it was. Other tokenizers get added tokens, which are searched for in every text
+before anything else; `benchmarks/add_words.py` measures what that costs.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from maskery.core.errors import DataError, ModelError
+from maskery.core.vocabulary import vocabulary_size
+from maskery.data.sentences import Line, read_sentences
+
+TOKENIZER = "tokenizer.json"
+WORDPIECE = "WordPiece"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedWords:
+    """A tokenizer that has grown.
+
+    Attributes:
+        tokenizer: A new one; the given one is as it was.
+        pieces: By the id of each new word, the ids it was cut into before, unknown ones left out.
+        known: Words of the file that were single tokens already.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    pieces: dict[int, tuple[int, ...]]
+    known: tuple[str, ...]
+
+
+def read_words(path: Path) -> list[Line]:
+    """The words of a file, one a line.
+
+    Raises:
+        DataError: The file cannot be read, or a line has more than one word.
+    """
+    lines = list(read_sentences(path))
+    for number, word in lines:
+        if len(word.split()) > 1:
+            raise DataError(
+                f"{path}: line {number} is {word!r:.60}, and each line is one word; put the words "
+                f"on lines of their own"
+            )
+    return lines
+
+
+def add_words(
+    tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: Path
+) -> AddedWords:
+    """A tokenizer that knows some words as single tokens.
+
+    Args:
+        tokenizer: Any fast one.
+        lines: The words; those it has already, and repetitions, change nothing.
+        source: The file they come from, for messages.
+
+    Raises:
+        DataError: A word cannot be one token of this tokenizer.
+        ModelError: The tokenizer is written in Python.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of '{tokenizer.name_or_path}' is written in Python, and words are "
+            f"added to fast ones only; use a model with a tokenizer.json"
+        )
+    backend = tokenizer.backend_tokenizer
+    described = json.loads(backend.to_str())
+    grows = described["model"]["type"] == WORDPIECE
+    pieces: dict[str, tuple[int, ...]] = {}
+    known = []
+    for line in lines:
+        word = _as_one_word(line, backend, source) if grows else line.text
+        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            known.append(line.text)
+        elif word not in pieces:
+            pieces[word] = tuple(i for i in ids if i != tokenizer.unk_token_id)
+    first = vocabulary_size(tokenizer)
+    grown = _grow(tokenizer, described, list(pieces), first) if grows else _add(tokenizer, pieces)
+    added = {grown.convert_tokens_to_ids(word): parts for word, parts in pieces.items()}
+    return AddedWords(tokenizer=grown, pieces=added, known=tuple(known))
+
+
+def _as_one_word(line: Line, backend: Tokenizer, source: Path) -> str:
+    """A word as the vocabulary must have it: normalised, and not cut before it is looked up."""
+    normal = (
+        line.text if backend.normalizer is None else backend.normalizer.normalize_str(line.text)
+    )
+    normal = normal.strip()
+    parts = [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
+    if len(parts) != 1 or parts[0] != normal:
+        raise DataError(
+            f"{source}: line {line.number} is {line.text!r:.60}, which this tokenizer always cuts "
+            f"into {' '.join(parts)!r:.80}; give the parts that are worth a token, or remove it"
+        )
+    return normal
+
+
+def _grow(
+    tokenizer: PreTrainedTokenizerBase, described: dict[str, Any], words: list[str], first: int
+) -> PreTrainedTokenizerBase:
+    """The same tokenizer with a longer WordPiece vocabulary."""
+    for index, word in enumerate(words, first):
+        described["model"]["vocab"][word] = index
+    with _saved(tokenizer) as folder:
+        (folder / TOKENIZER).write_text(json.dumps(described), "utf-8")
+        # Where a list of the vocabulary lies beside it, it may be read instead.
+        (folder / "vocab.txt").unlink(missing_ok=True)
+        return _reopened(folder, tokenizer)
+
+
+def _add(
+    tokenizer: PreTrainedTokenizerBase, words: dict[str, tuple[int, ...]]
+) -> PreTrainedTokenizerBase:
+    """The same tokenizer with added tokens, which take the space before them."""
+    with _saved(tokenizer) as folder:
+        grown = _reopened(folder, tokenizer)
+    tokens = [AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in words]
+    grown.add_tokens(tokens)
+    return grown
+
+
+@contextmanager
+def _saved(tokenizer: PreTrainedTokenizerBase) -> Iterator[Path]:
+    """A tokenizer in a folder that goes away again."""
+    with tempfile.TemporaryDirectory(prefix="maskery-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        yield Path(folder)
+
+
+def _reopened(folder: Path, like: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    grown: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    grown.name_or_path = like.name_or_path
+    return grown

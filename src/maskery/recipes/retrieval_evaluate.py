@@ -1,0 +1,230 @@
+"""Retrieval figures of person-search runs and image-text models, and their spread over runs."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from maskery.core.errors import ConfigError
+from maskery.data.images.skipped import Skipped
+from maskery.data.pairs.captions import tokenise_captions
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.captions import clean_caption
+from maskery.data.person_search.dataset import open_person_search
+from maskery.data.person_search.held_out import HeldOutPersons
+from maskery.evaluation.heads import can_match, require_contrast
+from maskery.evaluation.image_text_opening import (
+    OpenImageText,
+    open_image_text,
+    preprocessing_of,
+)
+from maskery.evaluation.retrieval import RetrievalFigures, evaluate_retrieval
+from maskery.evaluation.retrieval_config import RetrievalConfig
+from maskery.evaluation.retrieval_metrics import FIGURES
+from maskery.evaluation.retrieval_pairs import evaluate_retrieval_set, retrieval_set
+from maskery.recipes.person_search_config import PersonSearchRunConfig
+from maskery.recipes.run_folder import CONFIG, MODEL, load_config
+
+log = logging.getLogger(__name__)
+
+HeldOutSplit = Literal["val", "test"]
+RANKINGS = ("contrastive", "reranked")
+
+
+class Spread(NamedTuple):
+    """A figure over several runs."""
+
+    mean: float
+    deviation: float
+    """Of the sample: divided by one less than the runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalEvaluation:
+    """Figures of one or several models on the same held-out data.
+
+    Attributes:
+        figures: By the name that each model was given by.
+        spread: By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking
+            is missing where not all models have it.
+    """
+
+    figures: dict[str, RetrievalFigures]
+    spread: dict[str, dict[str, Spread]] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        spread = self.spread and {
+            ranking: {name: found._asdict() for name, found in figures.items()}
+            for ranking, figures in self.spread.items()
+        }
+        return {
+            "figures": {name: asdict(figures) for name, figures in self.figures.items()},
+            "spread": spread,
+        }
+
+
+def is_person_search_run(folder: Path) -> bool:
+    """Whether a folder's configuration is that of a person-search run."""
+    try:
+        lines = (folder / CONFIG).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.startswith("weak_pair_probability:") for line in lines)
+
+
+def caption_preparation(name: str) -> Callable[[str], str]:
+    """What a run did to captions before it read them; nothing, where that is not known."""
+    folder = Path(name)
+    if folder.name == MODEL and not is_person_search_run(folder):
+        folder = folder.parent
+    if not is_person_search_run(folder):
+        return str
+    data = load_config(folder / CONFIG, PersonSearchRunConfig).data
+    if not data.clean_captions:
+        return str
+    return partial(clean_caption, max_words=data.max_words)
+
+
+def evaluate_retrieval_models(
+    names: Sequence[str],
+    *,
+    data: str | None = None,
+    split: HeldOutSplit = "test",
+    rerank: int | None = None,
+    batch_tokens: int | None = None,
+    progress: bool = False,
+) -> RetrievalEvaluation:
+    """Measure models, each on the split of its own run, or all on the same pairs.
+
+    Args:
+        names: Run folders, or model folders where `data` is given.
+        data: A source of pairs that name persons; None for what each run held out.
+        split: Of the runs' datasets; `val` where a dataset has no test split.
+        rerank: Images that matching ranks anew; None for what the run had, or 128.
+        batch_tokens: Text tokens computed at once; the figures do not depend on it.
+        progress: Whether to draw bars.
+
+    Raises:
+        ConfigError: A model is named twice, has no data of its own, or is not finished.
+        ModelError: It cannot be loaded, or was trained without the contrastive loss.
+        DataError: The data cannot be used.
+    """
+    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if twice:
+        raise ConfigError(f"'{twice[0]}' is named twice; name each run once")
+    figures = {}
+    for name in names:
+        settings = _settings(name, data, rerank, batch_tokens)
+        opened = _opened(name)
+        if settings.rerank and not can_match(opened.model):
+            log.info("the matching head of '%s' was never trained, so it is left out", name)
+            settings = replace(settings, rerank=0)
+        if data is None:
+            figures[name] = _on_its_split(opened, split, settings)
+        else:
+            figures[name] = _on_pairs(opened, data, settings, progress=progress)
+    return RetrievalEvaluation(figures=figures, spread=spread_of(list(figures.values())))
+
+
+def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:
+    """Mean and standard deviation over runs; None of a single one."""
+    if len(figures) < 2:
+        return None
+    spread: dict[str, dict[str, Spread]] = {}
+    for ranking in RANKINGS:
+        found = [getattr(one, ranking) for one in figures]
+        if None in found:
+            continue
+        values = {name: [getattr(one, name).value for one in found] for name in FIGURES}
+        spread[ranking] = {
+            name: Spread(statistics.fmean(each), statistics.stdev(each))
+            for name, each in values.items()
+        }
+    return spread
+
+
+def _settings(
+    name: str, data: str | None, rerank: int | None, batch_tokens: int | None
+) -> RetrievalConfig:
+    """A run's own settings, or the usual ones, with what is asked for."""
+    if is_person_search_run(Path(name)):
+        settings = load_config(Path(name) / CONFIG, PersonSearchRunConfig).retrieval
+    elif data is None:
+        raise ConfigError(
+            f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
+            f"its own; name some with --data PAIRS"
+        )
+    else:
+        settings = RetrievalConfig()
+    asked: Mapping[str, int | None] = {"rerank": rerank, "batch_tokens": batch_tokens}
+    return replace(settings, **{k: v for k, v in asked.items() if v is not None})
+
+
+def _opened(name: str) -> OpenImageText:
+    folder = Path(name)
+    if is_person_search_run(folder) and not (folder / MODEL / "config.json").is_file():
+        raise ConfigError(
+            f"the run '{folder}' has no model yet; finish it with: maskery train --config "
+            f"{folder / CONFIG} --resume auto"
+        )
+    opened = open_image_text(name)
+    require_contrast(opened.model, name)
+    return opened
+
+
+def _on_its_split(
+    opened: OpenImageText, split: HeldOutSplit, settings: RetrievalConfig
+) -> RetrievalFigures:
+    """A run's model on a split of the run's dataset, read as the run read it."""
+    config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
+    data = open_person_search(config.data)
+    if split == "test" and data.test is None:
+        log.info("%s has no test split: its validation identities are measured", data.title)
+    pairs = data.test if split == "test" and data.test is not None else data.val
+    view = preprocessing_of(opened.name, opened.model, config.view)
+    tokens = tokenise_captions(
+        pairs,
+        opened.tokenizer,
+        Skipped("caption", config.data.on_bad_caption),
+        max_length=config.max_length or _positions(opened),
+    )
+    pictures = Pictures(pairs, config.data.on_bad_image, near=view.size)
+    held_out = HeldOutPersons(pairs, tokens, pictures, view, batch_images=settings.batch_images)
+    found = evaluate_retrieval(
+        opened.model,
+        held_out.images(),
+        held_out.texts,
+        image_persons=held_out.image_persons,
+        text_persons=held_out.text_persons,
+        config=settings,
+    )
+    if pictures.skipped.count:
+        log.warning("%s", pictures.skipped)
+    return found.figures
+
+
+def _on_pairs(
+    opened: OpenImageText, data: str, settings: RetrievalConfig, *, progress: bool
+) -> RetrievalFigures:
+    """Any image-text model on pairs; captions are prepared as the model's run did."""
+    found = retrieval_set(
+        Pairs.open(data, PairsConfig()),
+        opened.tokenizer,
+        max_length=_positions(opened),
+        prepare=caption_preparation(opened.name),
+    )
+    return evaluate_retrieval_set(
+        opened.model, found, opened.view, settings, progress=progress
+    ).figures
+
+
+def _positions(opened: OpenImageText) -> int:
+    return int(opened.model.config.text_config.max_position_embeddings)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from tiny_image_text import new_image_text, save_tiny_image_text
+from tiny_pairs import save_tiny_pairs
+from tiny_persons import save_cuhk
+
+from maskery.cli.main import main
+from maskery.core.errors import ConfigError, ModelError
+from maskery.recipes.retrieval_evaluate import (
+    caption_preparation,
+    evaluate_retrieval_models,
+    is_person_search_run,
+    spread_of,
+)
+
+FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("persons")
+    root = save_cuhk(folder / "cuhk")
+    made = []
+    for seed in ("0", "1"):
+        output = str(folder / f"run-{seed}")
+        arguments = ["--dataset", "cuhk-pedes", "--root", str(root), "--output", output]
+        arguments += [*FEW, "--rerank", "4", "--seed", seed, "--json"]
+        assert main(["train", "person-search", *arguments]) == 0
+        made.append(output)
+    return made
+
+
+def test_a_run_gives_what_training_found(runs: list[str]) -> None:
+    assert is_person_search_run(Path(runs[0]))
+    found = evaluate_retrieval_models(runs[:1])
+    written = json.loads((Path(runs[0]) / "evaluation.json").read_text())
+    again = json.loads(json.dumps(found.to_json()))["figures"][runs[0]]
+    assert again == written["test"]
+    assert found.spread is None
+    val = evaluate_retrieval_models(runs[:1], split="val").figures[runs[0]]
+    assert json.loads(json.dumps(val.reranked)) == written["val"]["reranked"]
+
+
+def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate_retrieval_models(runs, rerank=3)
+    values = [figures.contrastive.map.value for figures in found.figures.values()]
+    assert found.spread is not None
+    spread = found.spread["contrastive"]["map"]
+    assert spread.mean == pytest.approx(statistics.fmean(values))
+    assert spread.deviation == pytest.approx(statistics.stdev(values))
+    assert {figures.rerank for figures in found.figures.values()} == {3}
+    assert main(["evaluate", *runs]) == 0
+    printed = capsys.readouterr().out
+    assert "mean of 2 runs" in printed
+    assert printed.count("mINP") == 3
+    without = evaluate_retrieval_models(runs[:1], rerank=0).figures[runs[0]]
+    assert without.reranked is None
+    mixed = spread_of([*found.figures.values(), without])
+    assert mixed is not None
+    assert list(mixed) == ["contrastive"]
+
+
+def test_captions_are_prepared_as_in_the_run(runs: list[str], tmp_path: Path) -> None:
+    assert caption_preparation(runs[0])("A Man, in RED!") == "a man in red"
+    assert caption_preparation(f"{runs[0]}/model")("A Man, in RED!") == "a man in red"
+    assert caption_preparation(str(tmp_path))("A Man, in RED!") == "A Man, in RED!"
+
+
+def test_a_model_folder_on_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(save_tiny_image_text(tmp_path / "model"))
+    data = str(save_tiny_pairs(tmp_path / "data", 12, persons=True))
+    assert main(["evaluate", model, "--data", data, "--rerank", "5", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"][model]
+    assert (figures["num_texts"], figures["num_images"], figures["rerank"]) == (24, 12, 5)
+    untrained = save_tiny_image_text(tmp_path / "other", new_image_text(match=False))
+    found = evaluate_retrieval_models([str(untrained)], data=data)
+    assert found.figures[str(untrained)].reranked is None
+
+
+def test_mistakes_are_one_line_each(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="named twice"):
+        evaluate_retrieval_models([runs[0], runs[0]])
+    model = str(save_tiny_image_text(tmp_path / "model"))
+    with pytest.raises(ConfigError, match="--data PAIRS"):
+        evaluate_retrieval_models([model])
+    mute = str(save_tiny_image_text(tmp_path / "mute", new_image_text(contrast=False)))
+    data = str(save_tiny_pairs(tmp_path / "data", 4))
+    with pytest.raises(ModelError, match="without the contrastive loss"):
+        evaluate_retrieval_models([mute], data=data)
+    for arguments, line in (
+        ([runs[0], "--mask-rate", "0.5"], "masking is set"),
+        ([runs[0], "--data", data, data], "names 2 sources"),
+        ([model, "--data", data, "--rerank", "-1"], "rerank is -1"),
+    ):
+        assert main(["evaluate", *arguments]) == 2
+        assert line in capsys.readouterr().err
