@@ -348,9 +348,9 @@ def whole_model(model: ImageTextModel) -> ImageTextModel:
     """The model itself or, where it is sharded, a copy that is not; every process must ask."""
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
-    copy = ImageTextModel(model.config)
+    copy: ImageTextModel = ImageTextModel(model.config).to(model.device)
     copy.load_state_dict(whole_tensors(model.state_dict()))
-    return copy.to(model.device).eval()
+    return copy
 
 
 def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
