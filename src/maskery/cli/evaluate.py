@@ -117,9 +117,10 @@ def main(arguments: Sequence[str]) -> int:
         )
     if wanted.json:
         scores = {name: asdict(value) for name, value in result.scores.items()}
-        print_json({"scores": scores, "difference": result.difference})
+        found = {"scores": scores, "difference": result.difference, "mrtd_auc": result.mrtd_auc}
+        print_json(found)
     else:
-        print(scores_table(result.scores, result.difference))
+        print(scores_table(result.scores, result.difference, result.mrtd_auc))
     return 0
 
 

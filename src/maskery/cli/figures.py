@@ -22,12 +22,17 @@ def figure(name: str, interval: Any, *, signed: bool = False) -> str:
     return f"{value:{sign}.{digits}f}{unit} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def scores_table(columns: Mapping[str, Any], difference: Mapping[str, Any] | None = None) -> str:
+def scores_table(
+    columns: Mapping[str, Any],
+    difference: Mapping[str, Any] | None = None,
+    mrtd_auc: Mapping[str, float] | None = None,
+) -> str:
     """One column a model, and the paired difference last.
 
     Args:
         columns: `MaskedScores` by heading.
         difference: Intervals by figure.
+        mrtd_auc: By heading, how well replaced words are told from original ones.
     """
     heading = ["held out", *columns, *(["difference"] if difference else [])]
     rows = [heading]
@@ -36,6 +41,9 @@ def scores_table(columns: Mapping[str, Any], difference: Mapping[str, Any] | Non
         if difference is not None:
             row.append(figure(name, difference[name], signed=True) if name in difference else "")
         rows.append(row)
+    if mrtd_auc:
+        cells = [f"{mrtd_auc[name]:.3f}" if name in mrtd_auc else "" for name in columns]
+        rows.append(["MRTD AUC", *cells, *([""] if difference else [])])
     first = next(iter(columns.values()))
     note = (
         f"{first.masked_tokens:,} masked tokens of {first.examples:,} examples; "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +16,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.source import ViewedPairs
 from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.masked import FROZEN_EPOCH, ExampleSums, MaskedScores, compare, summarise
-from maskery.evaluation.ranking import auc
+from maskery.evaluation.ranking import judged_auc
 from maskery.evaluation.sight import Sight, WordScores, score_words
 from maskery.recipes.pairs_config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.recipes.pairs_model import start_model
@@ -81,20 +80,16 @@ def mrtd_auc(run: PairsRun) -> float | None:
     word that is not special. None where all its samples are the original words, or none are: a twin
     that knows every word replaces nothing.
     """
-    scores, labels = [], []
     run.task.model.eval()
+    return judged_auc(_judgements(run))
+
+
+def _judgements(run: PairsRun) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for batch in run.held_out:
         images = batch.images[batch.right]
         viewed = ViewedPairs(image1=images, image2=images, text1=batch.text)
         prepared = run.task.prepare(viewed, epoch=FROZEN_EPOCH, progress=1.0)
-        log_odds, replaced = run.task.judge(prepared.to(run.start.model.device))
-        scores.append(log_odds.double().cpu().numpy())
-        labels.append(replaced.cpu().numpy())
-    judged = np.concatenate(labels)
-    if len(np.unique(judged)) < 2:
-        log.warning("replaced words are not judged: %d of %d are", judged.sum(), len(judged))
-        return None
-    return auc(np.concatenate(scores), judged)
+        yield run.task.judge(prepared.to(run.start.model.device))
 
 
 def accepted_ids(

@@ -355,11 +355,6 @@ def replayable(prepared: PreparedT, lesson: Lesson) -> PreparedT:
     return dataclasses.replace(prepared, mrtd=plan)
 
 
-def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The entries whose name starts with `prefix`, without it."""
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-
 def freeze_unused_heads(model: ImageTextModel, terms: Mapping[str, float]) -> None:
     """Stop gradients of heads that no term reads, which data parallelism would wait for."""
     heads = {

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from maskery.core.errors import ConfigError
+from maskery.core.task import part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.gather import gather_rows
@@ -30,7 +31,6 @@ from maskery.tasks.caption_steps import (
     Step,
     encode_captions,
     freeze_unused_heads,
-    part_of,
     project,
     replayable,
 )

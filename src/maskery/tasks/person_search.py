@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from maskery.core.task import part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.gather import Crowd
@@ -46,7 +47,6 @@ from maskery.tasks.caption_steps import (
     encode_captions,
     freeze_unused_heads,
     lengthened,
-    part_of,
     replayable,
 )
 from maskery.tasks.image_text_batch import (
