@@ -142,3 +142,21 @@ def retrieval_before_after(before: Any, after: Any) -> str:
         f"against {after.num_images:,} pictures; 95% bootstrap intervals over persons"
     )
     return f"{table(rows)}\n{note}"
+
+
+def models_table(evaluation: Any) -> str:
+    """Each image-text model under its name, and what the last has over the first.
+
+    Args:
+        evaluation: An `ImageTextEvaluation`.
+    """
+    if evaluation.difference is None:
+        return sights_table(next(iter(evaluation.models.values())))
+    first, last = evaluation.models
+    blocks = [f"{name}\n{sights_table(one)}" for name, one in evaluation.models.items()]
+    rows = [["difference", *(SIGHT_LABELS[sight] for sight in evaluation.difference)]]
+    for name, label in ROWS:
+        if all(name in over for over in evaluation.difference.values()):
+            cells = [figure(name, o[name], signed=True) for o in evaluation.difference.values()]
+            rows.append([label, *cells])
+    return "\n\n".join([*blocks, f"{last} minus {first}, paired\n{table(rows)}"])

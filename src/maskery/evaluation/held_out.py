@@ -12,6 +12,7 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
+from maskery.evaluation.image_text_opening import OpenImageText
 from maskery.evaluation.opening import OpenModel
 from maskery.models.packing import max_positions
 
@@ -50,7 +51,9 @@ def held_out_source(
     )
 
 
-def require_same_tokenizer(one: OpenModel, other: OpenModel) -> None:
+def require_same_tokenizer(
+    one: OpenModel | OpenImageText, other: OpenModel | OpenImageText
+) -> None:
     """Refuse to compare models that cut text differently.
 
     Raises:

@@ -81,8 +81,7 @@ class TextRunConfig:
         if self.objectives.has_twin and self.training.compile:
             raise ConfigError(
                 "--compile and a momentum twin do not go together: the text that the model reads "
-                "depends on the twin's samples; leave out --compile, or the twin (--objective mlm, no "
-                "--momentum)"
+                "depends on the twin's samples; leave out --compile, or --objective and --momentum"
             )
         if self.engine == "trainer" and self.resume == "auto":
             raise ConfigError(

@@ -368,3 +368,8 @@ def freeze_unused_heads(model: ImageTextModel, terms: Mapping[str, float]) -> No
         for module in modules:
             module.requires_grad_(term in terms)
     model.temp.requires_grad_("itc" in terms)
+
+
+def compute_padding_as_released(model: ImageTextModel, config: ImageTextMLMConfig) -> None:
+    """Let padding through the layers where the released soft-label loss reads what comes of it."""
+    model.text_encoder.computes_padding = config.distill_over == "sequence"

@@ -29,6 +29,7 @@ from maskery.tasks.caption_steps import (
     CaptionSteps,
     Lesson,
     Step,
+    compute_padding_as_released,
     encode_captions,
     freeze_unused_heads,
     project,
@@ -98,6 +99,7 @@ class ImageTextMLM:
             masker=masker,
             mrtd_masker=mrtd_masker,
         )
+        compute_padding_as_released(model, config)
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
         self.loss_weights = config.weights
         self.temperature = model.temp

@@ -44,6 +44,7 @@ from maskery.tasks.caption_steps import (
     CaptionSteps,
     Lesson,
     Step,
+    compute_padding_as_released,
     encode_captions,
     freeze_unused_heads,
     lengthened,
@@ -122,6 +123,7 @@ class PersonSearch:
             masker=masker,
             mrtd_masker=mrtd_masker,
         )
+        compute_padding_as_released(model, config)
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
         generator = torch.Generator().manual_seed(config.seed)
         width = model.config.embed_dim
