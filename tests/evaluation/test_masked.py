@@ -14,7 +14,7 @@ from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
-from maskery.evaluation.held_out import score_text
+from maskery.evaluation.held_out import held_out_source
 from maskery.evaluation.masked import (
     FROZEN_EPOCH,
     ExampleSums,
@@ -41,15 +41,16 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def score(opened: OpenModel, corpus: Path, batch_tokens: int) -> ExampleSums:
-    return score_text(
+    source = held_out_source(
         opened,
         [str(corpus)],
         CorpusConfig(),
-        MaskingConfig(),
         cache_dir=corpus.parent / "cache",
         batch_tokens=batch_tokens,
         progress=False,
     )
+    masker = Masker(vocabulary=Vocabulary.of(opened.tokenizer))
+    return score_examples(opened.model, source.in_order(), masker)
 
 
 def test_figures_are_the_same_at_any_batch_size_and_layout(opened: OpenModel, corpus: Path) -> None:

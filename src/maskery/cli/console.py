@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import tyro
 
 from maskery.core.errors import ConfigError
 
+LOOKUP_SECONDS = 3.0
 ConfigT = TypeVar("ConfigT")
 
 
@@ -72,11 +74,22 @@ def one_line(report: str) -> str:
 
 def go_offline_without_a_network() -> None:
     """Spare people the hub's retries, half a minute of them, where no network answers at all."""
+    if "HF_HUB_OFFLINE" in os.environ:
+        return
     endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.getaddrinfo(endpoint.hostname, endpoint.port or 443)
-    except OSError:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    found = threading.Event()
+
+    def look_up() -> None:
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(endpoint.hostname, endpoint.port or 443)
+            found.set()
+
+    # A name server that never answers would keep everyone waiting, local folders or not.
+    asking = threading.Thread(target=look_up, daemon=True)
+    asking.start()
+    asking.join(LOOKUP_SECONDS)
+    if not found.is_set():
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def set_up_logging(*, quiet: bool = False) -> None:

@@ -10,10 +10,20 @@ from typing import Annotated, Literal
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
-from maskery.cli.figures import retrieval_table, scores_table, sights_table, spread_table
+from maskery.cli.figures import (
+    models_table,
+    retrieval_table,
+    scores_table,
+    sights_table,
+    spread_table,
+)
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
+from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig
+
+# What a run with pictures has of its own.
+FROZEN = ("mask_seed", "cache_dir", "reading", "masking")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +38,7 @@ class Evaluate:
       maskery evaluate runs/a --data held_out.txt --against bert-base-uncased
       maskery evaluate runs/a --data held_out.txt --json
       maskery evaluate runs/people --data people/pairs_test.jsonl --score-words drawn-people
+      maskery evaluate models/a --data pairs.json --pairs.images pictures --against models/b
       maskery evaluate runs/search-0 runs/search-1 runs/search-2
       maskery evaluate models/rasa --data persons.jsonl --rerank 128
     """
@@ -43,11 +54,12 @@ class Evaluate:
     """For a run of train person-search: which split of its dataset."""
     rerank: int | None = None
     """For person search: the best pictures of each caption that the matching head ranks anew; 0:
-    none. Default: the run's, or 128."""
+    none. Default: the run's, or 128. An image-text model that is no such run finds pictures where
+    this is set, and fills words otherwise."""
     score_words: tuple[str, ...] = ()
-    """For a run of train pairs: words scored one at a time, as there. Default: the run's."""
+    """For image-text models: words scored one at a time, as in train pairs. Default: the run's."""
     against: str | None = None
-    """Another model with the same tokenizer, for the paired difference."""
+    """Another model of the same kind and tokenizer, for the paired difference."""
     batch_tokens: int | None = None
     """Tokens scored at once; the figures do not depend on it. Default: 4096, or the run's."""
     mask_seed: int = 0
@@ -62,6 +74,7 @@ class Evaluate:
     masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MaskingConfig
     )
+    pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 8:
@@ -81,17 +94,27 @@ def main(arguments: Sequence[str]) -> int:
     from maskery.recipes.retrieval_evaluate import is_person_search_run
 
     asks_retrieval = bool(wanted.more) or wanted.rerank is not None
-    if is_pairs_run(Path(wanted.model)) and not asks_retrieval:
+    if is_pairs_run(Path(wanted.model)) and not asks_retrieval and wanted.against is None:
         return report_pairs(wanted)
-    if is_person_search_run(Path(wanted.model)) or is_image_text(wanted.model):
+    if is_person_search_run(Path(wanted.model)) or (asks_retrieval and is_image_text(wanted.model)):
         return report_retrieval(wanted)
     if asks_retrieval:
         raise ConfigError(
             f"several runs, and --rerank, are for runs of maskery train person-search, and "
             f"'{wanted.model}' is none"
         )
-    if wanted.score_words:
-        raise ConfigError("--score-words is for a run of maskery train pairs; leave it out")
+    if is_image_text(wanted.model):
+        return report_image_text(wanted)
+    if wanted.score_words or wanted.pairs != PairsConfig():
+        raise ConfigError(
+            f"--score-words and --pairs.* are for image-text models, and '{wanted.model}' reads "
+            f"text alone; leave them out"
+        )
+    if wanted.against is not None and is_image_text(wanted.against):
+        raise ConfigError(
+            f"'{wanted.against}' reads pictures and '{wanted.model}' text alone, so they cannot be "
+            f"compared; name two of a kind"
+        )
     from maskery.recipes.evaluate import evaluate_model, evaluate_run
 
     if wanted.data:
@@ -117,15 +140,16 @@ def main(arguments: Sequence[str]) -> int:
         )
     if wanted.json:
         scores = {name: asdict(value) for name, value in result.scores.items()}
-        print_json({"scores": scores, "difference": result.difference})
+        found = {"scores": scores, "difference": result.difference, "mrtd_auc": result.mrtd_auc}
+        print_json(found)
     else:
-        print(scores_table(result.scores, result.difference))
+        print(scores_table(result.scores, result.difference, result.mrtd_auc))
     return 0
 
 
 def report_pairs(wanted: Evaluate) -> int:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    refuse_text_settings(wanted, "batch_tokens", "split")
+    refuse_settings(wanted, *FROZEN, "against", "batch_tokens", "split", "pairs")
     from maskery.recipes.pairs_evaluate import evaluate_pairs_run
 
     result = evaluate_pairs_run(
@@ -142,7 +166,7 @@ def report_pairs(wanted: Evaluate) -> int:
 
 def report_retrieval(wanted: Evaluate) -> int:
     """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
-    refuse_text_settings(wanted, "score_words")
+    refuse_settings(wanted, *FROZEN, "against", "score_words", "pairs")
     from maskery.recipes.retrieval_evaluate import evaluate_retrieval_models
 
     result = evaluate_retrieval_models(
@@ -164,14 +188,40 @@ def report_retrieval(wanted: Evaluate) -> int:
     return 0
 
 
-def refuse_text_settings(wanted: Evaluate, *others: str) -> None:
+def report_image_text(wanted: Evaluate) -> int:
+    """Evaluate an image-text model, or two, on pairs of the user's."""
+    if not wanted.data:
+        raise ConfigError(
+            f"'{wanted.model}' is no run folder, so there are no held-out pairs of its own; name "
+            f"some with --data PAIRS"
+        )
+    refuse_settings(wanted, "batch_tokens", "cache_dir", "reading", "split")
+    from maskery.recipes.image_text_evaluate import evaluate_image_text
+
+    result = evaluate_image_text(
+        wanted.model,
+        wanted.data[0],
+        against=wanted.against,
+        reading=wanted.pairs,
+        masking=wanted.masking,
+        seed=wanted.mask_seed,
+        words=wanted.score_words,
+    )
+    if wanted.json:
+        print_json(result.to_json())
+    else:
+        print(models_table(result))
+    return 0
+
+
+def refuse_settings(wanted: Evaluate, *names: str) -> None:
     """Refuse what a model with pictures does not use, rather than drop it.
 
     Raises:
         ConfigError: Such a setting is set, or several sources are named.
     """
     default = Evaluate(model=wanted.model)
-    for name in ("against", "mask_seed", "cache_dir", "reading", "masking", *others):
+    for name in names:
         if getattr(wanted, name) != getattr(default, name):
             raise ConfigError(
                 f"{name} is set, and '{wanted.model}' is a model with pictures, which is "

@@ -22,12 +22,17 @@ def figure(name: str, interval: Any, *, signed: bool = False) -> str:
     return f"{value:{sign}.{digits}f}{unit} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def scores_table(columns: Mapping[str, Any], difference: Mapping[str, Any] | None = None) -> str:
+def scores_table(
+    columns: Mapping[str, Any],
+    difference: Mapping[str, Any] | None = None,
+    mrtd_auc: Mapping[str, float] | None = None,
+) -> str:
     """One column a model, and the paired difference last.
 
     Args:
         columns: `MaskedScores` by heading.
         difference: Intervals by figure.
+        mrtd_auc: By heading, how well replaced words are told from original ones.
     """
     heading = ["held out", *columns, *(["difference"] if difference else [])]
     rows = [heading]
@@ -36,6 +41,9 @@ def scores_table(columns: Mapping[str, Any], difference: Mapping[str, Any] | Non
         if difference is not None:
             row.append(figure(name, difference[name], signed=True) if name in difference else "")
         rows.append(row)
+    if mrtd_auc:
+        cells = [f"{mrtd_auc[name]:.3f}" if name in mrtd_auc else "" for name in columns]
+        rows.append(["MRTD AUC", *cells, *([""] if difference else [])])
     first = next(iter(columns.values()))
     note = (
         f"{first.masked_tokens:,} masked tokens of {first.examples:,} examples; "
@@ -134,3 +142,21 @@ def retrieval_before_after(before: Any, after: Any) -> str:
         f"against {after.num_images:,} pictures; 95% bootstrap intervals over persons"
     )
     return f"{table(rows)}\n{note}"
+
+
+def models_table(evaluation: Any) -> str:
+    """Each image-text model under its name, and what the last has over the first.
+
+    Args:
+        evaluation: An `ImageTextEvaluation`.
+    """
+    if evaluation.difference is None:
+        return sights_table(next(iter(evaluation.models.values())))
+    first, last = evaluation.models
+    blocks = [f"{name}\n{sights_table(one)}" for name, one in evaluation.models.items()]
+    rows = [["difference", *(SIGHT_LABELS[sight] for sight in evaluation.difference)]]
+    for name, label in ROWS:
+        if all(name in over for over in evaluation.difference.values()):
+            cells = [figure(name, o[name], signed=True) for o in evaluation.difference.values()]
+            rows.append([label, *cells])
+    return "\n\n".join([*blocks, f"{last} minus {first}, paired\n{table(rows)}"])

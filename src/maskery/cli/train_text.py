@@ -27,6 +27,7 @@ class TrainText:
       maskery train text meditations.txt --model minilm
       maskery train text 'notes/**/*.txt.gz' --model bert-base-uncased --epochs 1 --mask-rate 0.3
       maskery train text logs.jsonl --text-column message --model scratch:tiny --policy word
+      maskery train text meditations.txt --objective mlm+mrtd --momentum 0.99
       maskery train text meditations.txt --output runs/meditations-minilm --resume auto
       maskery train --config runs/meditations-minilm/config.yaml --output runs/again
     """
@@ -59,7 +60,9 @@ def main(arguments: Sequence[str]) -> int:
             f"{summary.steps} steps; {summary.tokens:,} tokens in {summary.seconds:,.0f} s, "
             f"{summary.tokens / summary.seconds:,.0f} tokens/s"
         )
-    print(scores_table({"before": result.before, "after": result.after}, result.difference))
+    columns = {"before": result.before, "after": result.after}
+    judged = None if result.mrtd_auc is None else {"after": result.mrtd_auc}
+    print(scores_table(columns, result.difference, judged))
     print(f"the model is in {result.folder / 'model'}; try it:")
     print(f'  maskery fill {result.folder} "The [MASK] of the matter."')
     return 0

@@ -5,10 +5,16 @@ Shapes: N things.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from maskery.core.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
@@ -35,3 +41,21 @@ def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float
     ranks = (ends - (counts - 1) / 2)[inverse]
     above = ranks[labels == 1].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
+
+
+def judged_auc(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
+    """The AUC of replaced words over batches, each of (P,) log-odds and (P,) labels.
+
+    Returns:
+        None where all words are replaced, or none are: a generator that knows every word replaces
+        nothing.
+    """
+    scores, labels = [], []
+    for log_odds, replaced in batches:
+        scores.append(log_odds.double().cpu().numpy())
+        labels.append(replaced.cpu().numpy())
+    judged = np.concatenate(labels) if labels else np.empty(0, np.int64)
+    if len(np.unique(judged)) < 2:
+        log.warning("replaced words are not judged: %d of %d are", judged.sum(), len(judged))
+        return None
+    return auc(np.concatenate(scores), judged)

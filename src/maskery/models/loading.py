@@ -89,7 +89,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(name, "tokenizer", error) from error
+        raise unloadable(name, "tokenizer", error) from error
     if tokenizer.mask_token_id is None:
         raise ModelError(
             f"the tokenizer of '{name}' has no mask token, and masked language modelling needs "
@@ -107,7 +107,7 @@ def load_config(name: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(resolve(name))
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(name, "configuration", error) from error
+        raise unloadable(name, "configuration", error) from error
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ModelError(
             f"'{name}' is of the family '{config.model_type}', which has no masked-language-"
@@ -156,7 +156,7 @@ def load_masked_lm(
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(name, "weights", error) from error
+        raise unloadable(name, "weights", error) from error
     size = vocabulary_size(tokenizer)
     if size > config.vocab_size:
         raise ModelError(
@@ -210,7 +210,8 @@ def _own_missing(model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
     return [key for key in info["missing_keys"] if not key.startswith(prefix)]
 
 
-def _unloadable(name: str, part: str, error: Exception) -> ModelError:
+def unloadable(name: str, part: str, error: Exception) -> ModelError:
+    """What to say where a part of a model cannot be loaded."""
     if Path(resolve(name)).is_dir():
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return ModelError(f"the {part} in '{name}' cannot be loaded: {reason}")

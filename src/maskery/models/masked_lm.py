@@ -89,7 +89,12 @@ class MaskedLanguageModel(nn.Module):
         hidden: torch.Tensor = output[0]
         if self._pruning is None or not self._pruning.done:
             hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._rows).unsqueeze(0)
-        if isinstance(output, ModelOutput):
-            first = next(iter(output.keys()))
-            return type(output)(**{**output, first: hidden})
-        return (hidden, *output[1:])
+        return with_first(output, hidden)
+
+
+def with_first(output: Any, hidden: torch.Tensor) -> Any:
+    """A base model's output with another last hidden state."""
+    if isinstance(output, ModelOutput):
+        first = next(iter(output.keys()))
+        return type(output)(**{**output, first: hidden})
+    return (hidden, *output[1:])

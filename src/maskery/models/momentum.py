@@ -61,8 +61,11 @@ class MomentumTwin(Generic[ModelT]):
             self.model.to(device)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The twin's weights, by the model's own names."""
-        return dict(self.model.state_dict())
+        """The twin's weights, by the model's own names; tied ones once."""
+        everything = self.model.state_dict()
+        own = {name for name, _ in self.model.named_parameters()}
+        own |= {name for name, _ in self.model.named_buffers()}
+        return {name: tensor for name, tensor in everything.items() if name in own}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state_dict` gave.
@@ -71,7 +74,10 @@ class MomentumTwin(Generic[ModelT]):
             CheckpointError: It belongs to a model of another make.
         """
         try:
-            self.model.load_state_dict(dict(state))
+            wrong = sorted(self.state_dict().keys() ^ state.keys())
+            if wrong:
+                raise RuntimeError(f"'{wrong[0]}' and {len(wrong) - 1} others are on one side")
+            self.model.load_state_dict(dict(state), strict=False)  # tied names stand there once
         except RuntimeError as error:
             problem = " ".join(str(error).split())
             raise CheckpointError(

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskery.core.errors import ConfigError
+from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.bootstrap import Interval
-from maskery.evaluation.held_out import require_same_tokenizer, score_text
-from maskery.evaluation.masked import ExampleSums, MaskedScores, compare, summarise
+from maskery.evaluation.held_out import held_out_source, require_same_tokenizer
+from maskery.evaluation.masked import (
+    ExampleSums,
+    MaskedScores,
+    compare,
+    score_examples,
+    summarise,
+)
 from maskery.evaluation.opening import open_model
 from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
 from maskery.recipes.text import prepare_text
 from maskery.recipes.text_config import TextRunConfig
+from maskery.recipes.text_task import saved_task_auc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +35,13 @@ class Evaluation:
     Attributes:
         scores: By heading; `before` and `after` of a run, or model names.
         difference: The last minus the first, where there are two.
+        mrtd_auc: How well replaced words are told from original ones, by the heading of each model
+            that was trained to.
     """
 
     scores: dict[str, MaskedScores]
     difference: dict[str, Interval] | None
+    mrtd_auc: dict[str, float]
 
 
 def evaluate_run(folder: Path, *, batch_tokens: int | None = None) -> Evaluation:
@@ -47,8 +60,10 @@ def evaluate_run(folder: Path, *, batch_tokens: int | None = None) -> Evaluation
         config = replace(config, training=replace(config.training, batch_tokens=batch_tokens))
     run = prepare_text(config, progress=False)
     before = run.score()
-    after = run.score(open_model(str(folder)).model)
-    return _both({"before": before, "after": after})
+    trained = open_model(str(folder))
+    after = run.score(trained.model)
+    judged = {"after": saved_task_auc(trained, config, run.held_out.in_order())}
+    return _both({"before": before, "after": after}, judged)
 
 
 def evaluate_model(
@@ -68,25 +83,31 @@ def evaluate_model(
     if len(opened) == 2:
         require_same_tokenizer(*opened)
     scored: dict[str, ExampleSums] = {}
+    judged: dict[str, float | None] = {}
     for one in opened:
         # The same model twice is a legitimate question, with the answer 0.
         heading = one.name if one.name not in scored else f"{one.name} (again)"
-        scored[heading] = score_text(
+        source = held_out_source(
             one,
             data,
             reading,
-            masking,
             cache_dir=cache_dir or default_cache_dir(),
             batch_tokens=batch_tokens,
-            seed=seed,
             progress=progress,
         )
-    return _both(scored)
+        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=masking, seed=seed)
+        scored[heading] = score_examples(one.model, source.in_order(), masker)
+        described = Path(one.name) / CONFIG
+        if described.is_file():
+            config = load_config(described, TextRunConfig)
+            judged[heading] = saved_task_auc(one, config, source.in_order())
+    return _both(scored, judged)
 
 
-def _both(scored: dict[str, ExampleSums]) -> Evaluation:
+def _both(scored: dict[str, ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
     first, *rest = scored.values()
     return Evaluation(
         scores={name: summarise(sums) for name, sums in scored.items()},
         difference=compare(rest[0], first) if rest else None,
+        mrtd_auc={name: value for name, value in judged.items() if value is not None},
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -17,12 +16,13 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.source import ViewedPairs
 from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.masked import FROZEN_EPOCH, ExampleSums, MaskedScores, compare, summarise
-from maskery.evaluation.ranking import auc
-from maskery.evaluation.sight import Sight, WordScores, score_words
+from maskery.evaluation.ranking import judged_auc
+from maskery.evaluation.sight import JudgedBatch, Sight, WordScores, score_words
 from maskery.recipes.pairs_config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.recipes.pairs_model import start_model
 from maskery.recipes.pairs_run import PairsRun, prepare_pairs
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
+from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,13 @@ def evaluate_pairs(run: PairsRun) -> PairsEvaluation:
         words = score_words(
             run.start.model.eval(), run.held_out, accepted, run.vocabulary.mask_token_id
         )
+    return summarise_sights(scored, words=words, mrtd_auc=mrtd_auc(run))
+
+
+def summarise_sights(
+    scored: Mapping[Sight, ExampleSums], *, words: WordScores | None, mrtd_auc: float | None
+) -> PairsEvaluation:
+    """Figures and intervals from a model's sums under each sight."""
     return PairsEvaluation(
         scores={sight: summarise(sums) for sight, sums in scored.items()},
         difference={
@@ -70,7 +77,7 @@ def evaluate_pairs(run: PairsRun) -> PairsEvaluation:
             if sight != "right"
         },
         words=words,
-        mrtd_auc=mrtd_auc(run) if "mrtd" in run.task.loss_weights else None,
+        mrtd_auc=mrtd_auc,
     )
 
 
@@ -78,23 +85,24 @@ def mrtd_auc(run: PairsRun) -> float | None:
     """The area under the ROC curve of replaced against original words on held-out captions.
 
     The momentum twin fills frozen masks by sampling, as in training, and the model judges every
-    word that is not special. None where all its samples are the original words, or none are: a twin
-    that knows every word replaces nothing.
+    word that is not special. None without replaced token detection, and where all the twin's
+    samples are the original words, or none are: a twin that knows every word replaces nothing.
     """
-    scores, labels = [], []
+    if "mrtd" not in run.task.loss_weights:
+        return None
     run.task.model.eval()
-    for batch in run.held_out:
+    return judged_auc(judgements(run.task, run.held_out, run.start.model.device))
+
+
+def judgements(
+    task: ImageTextMLM, batches: Iterable[JudgedBatch], device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each batch, with the right pictures: what the model thinks of the words, and the truth."""
+    for batch in batches:
         images = batch.images[batch.right]
         viewed = ViewedPairs(image1=images, image2=images, text1=batch.text)
-        prepared = run.task.prepare(viewed, epoch=FROZEN_EPOCH, progress=1.0)
-        log_odds, replaced = run.task.judge(prepared.to(run.start.model.device))
-        scores.append(log_odds.double().cpu().numpy())
-        labels.append(replaced.cpu().numpy())
-    judged = np.concatenate(labels)
-    if len(np.unique(judged)) < 2:
-        log.warning("replaced words are not judged: %d of %d are", judged.sum(), len(judged))
-        return None
-    return auc(np.concatenate(scores), judged)
+        prepared = task.prepare(viewed, epoch=FROZEN_EPOCH, progress=1.0)
+        yield task.judge(prepared.to(device))
 
 
 def accepted_ids(

@@ -19,7 +19,7 @@ from maskery.data.pairs.captions import CaptionCorpus
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.wordpiece import train_wordpiece
 from maskery.evaluation.image_text_opening import open_image_text, preprocessing_of
-from maskery.models.image_text.build import build_from_encoders, build_from_scratch
+from maskery.models.image_text.build import assemble_encoders, build_from_scratch
 from maskery.models.image_text.config import check_image_size
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer
@@ -27,8 +27,7 @@ from maskery.recipes.pairs_config import SCRATCH, SIZES
 from maskery.training.config import TrainingConfig
 
 TOKENIZER = "tokenizer"
-NEW_PARTS = (".crossattention.",)
-NEW_HEADS = ("vision_proj.", "text_proj.", "itm_head.", "prd_head.", "mrtd_head.", "temp")
+OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
 
 class StartConfig(Protocol):
@@ -88,6 +87,11 @@ class StartModel:
     view: ViewConfig
     new_parameters: frozenset[str]
     from_scratch: bool = False
+
+    @property
+    def has_new_head(self) -> bool:
+        """Whether the vocabulary projection has learnt nothing yet."""
+        return OUTPUT_BIAS in self.new_parameters
 
 
 def start_model(
@@ -171,16 +175,14 @@ def _from_encoders(config: StartConfig, text: str, vision: str) -> StartModel:
     tokenizer = load_tokenizer(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        model = build_from_encoders(
+        made = assemble_encoders(
             text, vision, fusion_layer=config.fusion_layer, image_size=_image_size(config.view)
         )
-    names = [name for name, _ in model.named_parameters()]
-    new = {n for n in names if n.startswith(NEW_HEADS) or any(part in n for part in NEW_PARTS)}
     return StartModel(
-        model=model,
+        model=made.model,
         tokenizer=tokenizer,
-        view=_fitted(config.view, model, vision),
-        new_parameters=frozenset(new),
+        view=_fitted(config.view, made.model, vision),
+        new_parameters=made.new_parameters,
     )
 
 

@@ -120,7 +120,7 @@ def prepare_pairs(
         judged_groups,
         held,
     )
-    if start.from_scratch:
+    if start.has_new_head:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         start_at_frequencies(start.model, counts)
     log.info("%s training and %s held-out pairs", f"{len(train):,}", f"{len(held):,}")

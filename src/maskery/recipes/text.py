@@ -30,7 +30,7 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
-from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers
+from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.new_rows import add_rows
 from maskery.models.packing import can_pack, max_positions
@@ -40,6 +40,14 @@ from maskery.recipes.run_folder import MODEL, default_folder, write_text
 from maskery.recipes.run_frame import identity, run_in_folder, save_model_folder
 from maskery.recipes.text_config import SCRATCH, TextRunConfig
 from maskery.recipes.text_data import TextData, open_text
+from maskery.recipes.text_momentum import (
+    TextTask,
+    load_extra,
+    new_parameters,
+    replaced_words_auc,
+    save_extra,
+    wrap_model,
+)
 from maskery.recipes.text_task import report_left_out, text_task
 from maskery.training.loop import Summary, Trainer
 from maskery.training.optimiser import build_optimiser
@@ -79,6 +87,13 @@ class TextRun:
         masker = Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING)
         return score_examples(model or self.model, self.held_out.in_order(), masker)
 
+    def make_task(self) -> TextTask:
+        """What trains the model; a model folder that holds a momentum twin goes on with it."""
+        task = text_task(self.config, self.model, self.vocabulary, self.train)
+        if not self.config.model.startswith(SCRATCH):
+            load_extra(task, self.model, Path(resolve(self.config.model)), needed=False)
+        return task
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextResult:
@@ -89,6 +104,7 @@ class TextResult:
         before: Held-out figures of the initial model.
         after: Held-out figures of the trained one.
         difference: Paired, after minus before: loss, top1, top5, each (value, low, high).
+        mrtd_auc: How well replaced words are told from original ones; None without MRTD.
         summary: Steps, tokens and time.
     """
 
@@ -96,6 +112,7 @@ class TextResult:
     before: MaskedScores
     after: MaskedScores
     difference: dict[str, Interval]
+    mrtd_auc: float | None
     summary: Summary
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +123,7 @@ class TextResult:
             "before": asdict(self.before),
             "after": asdict(self.after),
             "difference": self.difference,
+            "mrtd_auc": self.mrtd_auc,
             "training": asdict(self.summary),
         }
 
@@ -144,7 +162,8 @@ def _fill(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
             scored.append(run.score())
         return held_out_figures(scored[-1])
 
-    summary = fit(run, folder, evaluate, progress=progress)
+    task = run.make_task()
+    summary = fit(run, task, folder, evaluate, progress=progress)
     if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
         scored.append(run.score())
     result = TextResult(
@@ -152,20 +171,25 @@ def _fill(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
         before=summarise(scored[0]),
         after=summarise(scored[-1]),
         difference=compare(scored[-1], scored[0]),
+        mrtd_auc=replaced_words_auc(task, run.held_out.in_order()),
         summary=summary,
     )
     if is_main_process():
-        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
+        save_model_folder(folder / MODEL, lambda path: save_model(run, task, path, result))
     return result
 
 
 def fit(
-    run: TextRun, folder: Path, evaluate: Callable[[int], dict[str, float]], *, progress: bool
+    run: TextRun,
+    task: TextTask,
+    folder: Path,
+    evaluate: Callable[[int], dict[str, float]],
+    *,
+    progress: bool,
 ) -> Summary:
     """Train the run's model in place, under the engine that its configuration names."""
     config, training = run.config, run.config.training
-    task = text_task(config, run.model, run.vocabulary, run.train)
-    new = {f"hf.{name}" for name in run.loaded.new_parameters}
+    new = new_parameters(run.model, run.loaded.new_parameters)
     if config.engine == "trainer":
         summary = train_under_trainer(
             task,
@@ -199,8 +223,8 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
     tokenizer = data.tokenizer
     loaded = load(config, tokenizer, data)
     layout = choose_layout(config, loaded)
-    model = MaskedLanguageModel(
-        loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
+    model = wrap_model(
+        config, loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
     )
     settings = {
         "template": Template.of(tokenizer),
@@ -311,6 +335,7 @@ def identity_of(config: TextRunConfig, data_name: str) -> str:
             "max_length": config.max_length,
             "dropout": [config.attention_dropout, config.hidden_dropout],
             "masking": asdict(config.masking),
+            "objectives": asdict(config.objectives),
         },
     )
 
@@ -322,12 +347,13 @@ def held_out_figures(scored: ExampleSums) -> dict[str, float]:
     return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0))), "top1": top1, "top5": top5}
 
 
-def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
-    """Write the Hugging Face model, its tokenizer and its card."""
+def save_model(run: TextRun, task: TextTask, folder: Path, result: TextResult) -> None:
+    """Write the Hugging Face model, its tokenizer, its card, and a twin where there is one."""
     hf = run.loaded.model
     for name, value in run.loaded.attention_dropouts.items():
         setattr(hf.config, name, value)
     with quiet_transformers():
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
+    save_extra(task, run.model, folder)
     write_text(folder / "README.md", text_model_card(run.config, result.before, result.after))

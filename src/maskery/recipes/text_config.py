@@ -12,6 +12,7 @@ from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.shards.config import StreamingConfig
 from maskery.masking.config import MaskingConfig
+from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig
 
 SCRATCH = "scratch:"
@@ -62,6 +63,9 @@ class TextRunConfig:
     masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MaskingConfig
     )
+    objectives: Annotated[TextMLMConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=TextMLMConfig
+    )
     training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=TrainingConfig
     )
@@ -73,6 +77,11 @@ class TextRunConfig:
             raise ConfigError(
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
                 f"is learnt from the corpus; raise --vocab-size instead"
+            )
+        if self.objectives.has_twin and self.training.compile:
+            raise ConfigError(
+                "--compile and a momentum twin do not go together: the text that the model reads "
+                "depends on the twin's samples; leave out --compile, or --objective and --momentum"
             )
         if self.engine == "trainer" and self.resume == "auto":
             raise ConfigError(

@@ -14,6 +14,7 @@ from maskery.masking.masker import Masker
 from maskery.models.compiling import compile_obstacle
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.recipes.text_config import TextRunConfig
+from maskery.recipes.text_momentum import TextTask, momentum_task
 from maskery.tasks.static_shapes import static_shapes
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.loop import resolve_precision
@@ -28,13 +29,15 @@ def text_task(
     model: MaskedLanguageModel,
     vocabulary: Vocabulary,
     source: TextSource | ShardSource,
-) -> TextMLM:
+) -> TextTask:
     """Wire the task that a configuration describes.
 
     With `--compile`, batches are filled up to constant shapes and the step is compiled; where that
     cannot be or does not pay, one line says why and the run goes on as without it.
     """
     training = config.training
+    if config.objectives.has_twin:
+        return momentum_task(config, model, vocabulary)
     masker = Masker(vocabulary=vocabulary, config=config.masking, seed=training.seed)
     pin_memory = torch.cuda.is_available()
     if not training.compile:
@@ -67,9 +70,9 @@ def text_task(
     )
 
 
-def report_left_out(task: TextMLM) -> None:
+def report_left_out(task: TextTask) -> None:
     """Say how many masked tokens the loss of a run has left out, if any."""
-    if task.num_left_out:
+    if isinstance(task, TextMLM) and task.num_left_out:
         assert task.shapes is not None
         everything = task.num_left_out + task.num_predicted
         log.warning(

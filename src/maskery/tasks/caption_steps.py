@@ -353,23 +353,3 @@ def replayable(prepared: PreparedT, lesson: Lesson) -> PreparedT:
         return prepared
     plan = dataclasses.replace(prepared.mrtd, sampled=lesson.replacements.sampled)
     return dataclasses.replace(prepared, mrtd=plan)
-
-
-def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The entries whose name starts with `prefix`, without it."""
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-
-def freeze_unused_heads(model: ImageTextModel, terms: Mapping[str, float]) -> None:
-    """Stop gradients of heads that no term reads, which data parallelism would wait for."""
-    heads = {
-        "itc": (model.vision_proj, model.text_proj),
-        "itm": (model.itm_head,),
-        "prd": (model.prd_head,),
-        "mrtd": (model.mrtd_head,),
-        "mlm": (model.text_encoder.cls,),
-    }
-    for term, modules in heads.items():
-        for module in modules:
-            module.requires_grad_(term in terms)
-    model.temp.requires_grad_("itc" in terms)

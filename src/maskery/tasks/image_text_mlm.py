@@ -14,31 +14,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
 
 from maskery.core.errors import ConfigError
-from maskery.core.vocabulary import Vocabulary
-from maskery.masking.masker import Masker
 from maskery.models.gather import gather_rows
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.momentum import MomentumTwin
 from maskery.objectives.itc import ALBEF_DIRECTIONS, Features, itc_loss
 from maskery.tasks.caption_steps import (
     Block,
-    CaptionSteps,
     Lesson,
     Step,
     encode_captions,
-    freeze_unused_heads,
-    part_of,
     project,
     replayable,
 )
+from maskery.tasks.caption_task import CaptionTask
 from maskery.tasks.image_text_batch import PaddedText, PairBatch, PreparedPairs
-from maskery.tasks.image_text_config import ImageTextMLMConfig
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
-"""ALBEF's bounds of the learnt temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +44,7 @@ class Teaching:
     features: Features | None
 
 
-class ImageTextMLM:
+class ImageTextMLM(CaptionTask):
     """The task: MLM with soft labels and MRTD on image-caption pairs.
 
     The nine steps of the method, by their numbers:
@@ -81,39 +71,10 @@ class ImageTextMLM:
         loss_weights: By loss term, its weight in the total.
     """
 
-    def __init__(
-        self,
-        model: ImageTextModel,
-        config: ImageTextMLMConfig,
-        *,
-        vocabulary: Vocabulary,
-        pad_token_id: int,
-        masker: Masker,
-        mrtd_masker: Masker,
-    ):
-        self.captions = CaptionSteps(
-            config=config,
-            vocabulary=vocabulary,
-            pad_token_id=pad_token_id,
-            masker=masker,
-            mrtd_masker=mrtd_masker,
-        )
-        self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
-        self.loss_weights = config.weights
-        self.temperature = model.temp
-        freeze_unused_heads(model, self.loss_weights)
-        self.model: nn.Module = model
-
     def prepare(self, batch: PairBatch, *, epoch: int, progress: float) -> PreparedPairs:
         """Mask the captions and draw what replacements will be sampled with."""
         length = int(batch.text1.lengths.max())
         return self.captions.prepare(batch, length, epoch=epoch, progress=progress)
-
-    @torch.no_grad()
-    def before_step(self) -> None:
-        """Move the twin: once per optimiser step, before its first forward pass."""
-        self.twin.update()
-        self.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
 
     def loss_sums(self, prepared: PreparedPairs) -> Mapping[str, torch.Tensor]:
         """Each loss term as a sum over `prepared.counts`."""
@@ -209,14 +170,6 @@ class ImageTextMLM:
             alpha=prepared.alpha,
             directions=ALBEF_DIRECTIONS,
         ).loss_sum
-
-    def extra_state(self) -> Mapping[str, torch.Tensor]:
-        """The momentum twin, as `twin.*`."""
-        return {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
-
-    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `extra_state` gave."""
-        self.twin.load_state_dict(part_of(state, "twin."))
 
 
 def _features(

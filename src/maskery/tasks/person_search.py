@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
 
+from maskery.core.task import part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
-from maskery.models.momentum import MomentumTwin
 from maskery.models.queue import FeatureQueue
 from maskery.objectives.itc import (
     ALBEF_DIRECTIONS,
@@ -40,15 +39,13 @@ from maskery.objectives.itm import draw_hard_negatives, has_negative, itm_labels
 from maskery.objectives.prd import prd_loss_sum
 from maskery.tasks.caption_steps import (
     Block,
-    CaptionSteps,
     Lesson,
     Step,
     encode_captions,
-    freeze_unused_heads,
     lengthened,
-    part_of,
     replayable,
 )
+from maskery.tasks.caption_task import CaptionTask
 from maskery.tasks.image_text_batch import (
     PaddedText,
     PersonBatch,
@@ -91,7 +88,7 @@ class Teaching:
     crowd_ids: torch.Tensor
 
 
-class PersonSearch:
+class PersonSearch(CaptionTask):
     """The task: contrast, matching, relations, MLM and MRTD on pictures of known persons.
 
     Attributes:
@@ -114,23 +111,21 @@ class PersonSearch:
         masker: Masker,
         mrtd_masker: Masker,
     ):
-        self.config, self.pad_token_id = config, pad_token_id
-        self.captions = CaptionSteps(
-            config=config,
+        super().__init__(
+            model,
+            config,
             vocabulary=vocabulary,
             pad_token_id=pad_token_id,
             masker=masker,
             mrtd_masker=mrtd_masker,
         )
-        self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
+        self.config, self.pad_token_id = config, pad_token_id
+        self.min_temperature = config.min_temperature
+        self.max_temperature = config.max_temperature
         generator = torch.Generator().manual_seed(config.seed)
         width = model.config.embed_dim
         self.image_queue = FeatureQueue(width, config.queue_size, generator=generator)
         self.text_queue = FeatureQueue(width, config.queue_size, generator=generator)
-        self.loss_weights = config.weights
-        freeze_unused_heads(model, self.loss_weights)
-        self.temperature = model.temp
-        self.model: nn.Module = model
 
     def prepare(self, batch: PersonBatch, *, epoch: int, progress: float) -> PreparedPersons:
         """Mask the captions; draw what replacements and negatives will be sampled with."""
@@ -146,12 +141,6 @@ class PersonSearch:
             negative_uniforms=negative_uniforms(batch.text2, seed=self.config.seed, epoch=epoch),
             num_negatives=2 * int(has_negative(batch.person_ids, batch.crowd_ids).sum()),
         )
-
-    @torch.no_grad()
-    def before_step(self) -> None:
-        """Move the twin and keep the temperature in bounds: once per optimiser step."""
-        self.twin.update()
-        self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
 
     def loss_sums(self, prepared: PreparedPersons) -> Mapping[str, torch.Tensor]:
         """Each loss term as a sum over `prepared.counts`; the queues take the batch in."""
@@ -303,13 +292,13 @@ class PersonSearch:
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """The momentum twin as `twin.*`, the queues as `image_queue.*` and `text_queue.*`."""
-        state = {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
+        state = dict(super().extra_state())
         for name, queue in (("image_queue", self.image_queue), ("text_queue", self.text_queue)):
             state |= {f"{name}.{key}": value for key, value in queue.state_dict().items()}
         return state
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
-        self.twin.load_state_dict(part_of(state, "twin."))
+        super().load_extra_state(state)
         self.image_queue.load_state_dict(part_of(state, "image_queue."))
         self.text_queue.load_state_dict(part_of(state, "text_queue."))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,7 +17,11 @@ from transformers import (
 )
 
 from maskery.core.errors import ModelError
-from maskery.models.image_text.build import build_from_encoders, fit_vision_positions
+from maskery.models.image_text.build import (
+    assemble_encoders,
+    build_from_encoders,
+    fit_vision_positions,
+)
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -95,8 +100,57 @@ def test_other_text_models_and_missing_folders_are_one_line(
     with pytest.raises(ModelError, match="is a roberta model: the text side must be a BERT"):
         build_from_encoders(tmp_path, tmp_path)
     (tmp_path / "config.json").write_text("{}", "utf-8")
-    with pytest.raises(ModelError, match="is not a model that can be read") as caught:
+    with pytest.raises(ModelError, match=r"configuration in .* cannot be loaded") as caught:
         build_from_encoders(tmp_path, tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="vision encoders of type 'bert'"):
         build_from_encoders(bert[0], bert[0])
+
+
+def test_a_bert_without_a_head_gets_one_that_is_named_as_new(
+    bert: tuple[Path, BertForMaskedLM], tmp_path: Path
+) -> None:
+    headless, eyes = tmp_path / "bert", tmp_path / "eyes"
+    bert[1].bert.save_pretrained(headless)
+    vision(eyes, "vit")
+    whole, made = assemble_encoders(bert[0], eyes), assemble_encoders(headless, eyes)
+    heads = {name for name in made.new_parameters if name.startswith("text_encoder.cls.")}
+    assert made.new_parameters - heads == whole.new_parameters
+    transform = made.model.text_encoder.cls.predictions.transform.dense
+    assert torch.equal(transform.weight, torch.eye(16))
+    assert {f"text_encoder.cls.predictions.{n}" for n in ("bias", "transform.dense.weight")} < heads
+
+
+class Harm:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harm-was-done"),))
+
+
+@pytest.mark.parametrize("side", ["text", "vision"])
+@pytest.mark.parametrize("damage", ["truncated", "shapes", "pickle", "none"])
+def test_bad_weights_are_one_line_and_run_no_code(
+    bert: tuple[Path, BertForMaskedLM],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    side: str,
+    damage: str,
+) -> None:
+    folders = {"text": tmp_path / "text", "vision": tmp_path / "vision"}
+    bert[1].save_pretrained(folders["text"])
+    vision(folders["vision"], "vit")
+    weights = folders[side] / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "shapes":
+        name = {"text": "bert.pooler.dense.bias", "vision": "layernorm.bias"}[side]
+        name = next(n for n in load_file(weights) if n.endswith("LayerNorm.bias") or n == name)
+        save_file({**load_file(weights), name: torch.zeros(5)}, weights, {"format": "pt"})
+    else:
+        weights.unlink()
+    if damage == "pickle":
+        torch.save({"x": Harm()}, folders[side] / "pytorch_model.bin")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=f"in '{folders[side]}' cannot be loaded") as caught:
+        build_from_encoders(folders["text"], folders["vision"])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "harm-was-done").exists()

@@ -2,8 +2,12 @@
 
 Parameters carry BERT's names (`self.query`, `output.dense`, `output.LayerNorm`).
 
-Shapes: R text rows, L tokens a row, I images, N image tokens, H heads, d head width,
-D = H * d text width, W image width.
+Text comes as R rows of L tokens, padding and all, or as the T real tokens of those rows laid end to
+end (`PackedRows`). In the second form everything but attention itself, whose queries, keys and
+values are spread over the rows for it, is computed for real tokens alone.
+
+Shapes: R text rows, L tokens a row, T real tokens, I images, N image tokens, H heads, d head width,
+D = H * d text width, W image width. Hidden states are (R, L, D), or (T, D) where they are packed.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from maskery.models.image_text.rows import PackedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,7 @@ class AttentionOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """(R, L, in_width) and (R, L, D) to (R, L, D)."""
+        """(..., in_width) and (..., D) to (..., D)."""
         normalised: torch.Tensor = self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
         return normalised
 
@@ -92,11 +98,25 @@ class TextAttention(nn.Module):
         self.self = SelfAttention(width, num_heads, attention_dropout)
         self.output = AttentionOutput(width, width, dropout, eps)
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(R, L, D) to (R, L, D); mask (R, 1, 1, L) bool, or None where all tokens are real."""
-        query = self.self.split_heads(self.self.query(hidden))
-        context = self.self.attend(query, self.self.project(hidden), mask)
-        attended: torch.Tensor = self.output(context.transpose(1, 2).flatten(2), hidden)
+    def forward(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, rows: PackedRows | None = None
+    ) -> torch.Tensor:
+        """Attend within each row.
+
+        Args:
+            hidden: (R, L, D), or (T, D) with `rows`.
+            mask: (R, 1, 1, L) bool, or None where all tokens are real.
+            rows: How the T tokens lie in the rows.
+
+        Returns:
+            As `hidden`.
+        """
+        query = self.self.split_heads(_spread(self.self.query(hidden), rows))
+        keys = self.self.split_heads(_spread(self.self.key(hidden), rows))
+        values = self.self.split_heads(_spread(self.self.value(hidden), rows))
+        context = self.self.attend(query, ImageKeys(keys=keys, values=values), mask)
+        merged = _gather(context.transpose(1, 2).flatten(2), rows)
+        attended: torch.Tensor = self.output(merged, hidden)
         return attended
 
 
@@ -122,25 +142,32 @@ class ImageAttention(nn.Module):
         return self.self.project(image_tokens)
 
     def forward(
-        self, hidden: torch.Tensor, images: ImageKeys, others: ImageKeys | None = None
+        self,
+        hidden: torch.Tensor,
+        images: ImageKeys,
+        others: ImageKeys | None = None,
+        rows: PackedRows | None = None,
     ) -> torch.Tensor:
         """Attend from each text row to its image.
 
         Args:
-            hidden: (R, L, D). Unless `others` says otherwise, row r looks at image r modulo I.
+            hidden: (R, L, D), or (T, D) with `rows`. Unless `others` says otherwise, row r looks at
+                image r modulo I.
             images: Of I images.
             others: Of S images that the last S rows look at instead.
+            rows: How the T tokens lie in the rows.
 
         Returns:
-            (R, L, D).
+            As `hidden`.
         """
-        query = self.self.split_heads(self.self.query(hidden))
+        query = self.self.split_heads(_spread(self.self.query(hidden), rows))
         num_others = 0 if others is None else len(others.keys)
         context = self._in_blocks(query[: len(query) - num_others], images)
         if others is not None:
             apart = self.self.attend(query[len(query) - num_others :], others)
             context = torch.cat((context, apart))
-        attended: torch.Tensor = self.output(context.transpose(1, 2).flatten(2), hidden)
+        merged = _gather(context.transpose(1, 2).flatten(2), rows)
+        attended: torch.Tensor = self.output(merged, hidden)
         return attended
 
     def _in_blocks(self, query: torch.Tensor, images: ImageKeys) -> torch.Tensor:
@@ -157,3 +184,11 @@ class ImageAttention(nn.Module):
         context = self.self.attend(folded.flatten(2, 3), images)
         unfolded = context.view(num_images, heads, blocks, length, head_width)
         return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)
+
+
+def _spread(hidden: torch.Tensor, rows: PackedRows | None) -> torch.Tensor:
+    return hidden if rows is None else rows.spread(hidden)
+
+
+def _gather(padded: torch.Tensor, rows: PackedRows | None) -> torch.Tensor:
+    return padded if rows is None else rows.gather(padded)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 
 from maskery.core.errors import ModelError
@@ -14,10 +17,24 @@ from maskery.models.image_text.config import ImageTextConfig, check_image_size, 
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.models.image_text.vision import VISION_FAMILIES, vision_family
+from maskery.models.loading import quiet_transformers, resolve, unloadable
 
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """Two-tower checkpoints whose vision tower is taken."""
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A model made from encoders.
+
+    Attributes:
+        model: In evaluation mode.
+        new_parameters: Names of its parameters that neither checkpoint had.
+    """
+
+    model: ImageTextModel
+    new_parameters: frozenset[str]
 
 
 def build_from_scratch(
@@ -85,8 +102,22 @@ def build_from_encoders(
         embed_dim: The width of the contrastive features.
 
     Raises:
-        ModelError: A checkpoint is missing or of another kind.
+        ModelError: A checkpoint is missing, damaged or of another kind.
     """
+    return assemble_encoders(
+        text, vision, fusion_layer=fusion_layer, image_size=image_size, embed_dim=embed_dim
+    ).model
+
+
+def assemble_encoders(
+    text: str | Path,
+    vision: str | Path,
+    *,
+    fusion_layer: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    embed_dim: int = 256,
+) -> Assembled:
+    """As `build_from_encoders`, and which parameters are new."""
     text_config = _load_config(text)
     if text_config.model_type != "bert":
         raise ModelError(
@@ -95,7 +126,7 @@ def build_from_encoders(
         )
     # Dropout inside attention costs half the speed and is not what trains the model.
     text_config.attention_probs_dropout_prob = 0.0
-    bert = BertForMaskedLM.from_pretrained(str(text), config=text_config)
+    bert, missing = _load(BertForMaskedLM, text, text_config)
     eyes = _load_vision(vision)
     config = ImageTextConfig(
         text_config=text_config,
@@ -107,7 +138,20 @@ def build_from_encoders(
     model = ImageTextModel(config)
     _copy(model.text_encoder, bert.state_dict(), kept_apart=("cls.predictions.decoder.",))
     _copy(model.visual_encoder.backbone, fit_vision_positions(eyes, config.vision_config))
-    return model
+    theirs = {f"text_encoder.{name}" for name in bert.state_dict() if name not in missing}
+    theirs |= {f"visual_encoder.backbone.{name}" for name in eyes.state_dict()}
+    new = frozenset(name for name, _ in model.named_parameters() if name not in theirs)
+    if any(name.startswith("cls.") for name in missing):
+        _start_head(model)
+    return Assembled(model=model, new_parameters=new)
+
+
+@torch.no_grad()
+def _start_head(model: ImageTextModel) -> None:
+    """Let a new head's transform pass the encoder's states through instead of mixing them."""
+    dense = model.text_encoder.cls.predictions.transform.dense
+    torch.nn.init.eye_(dense.weight)
+    torch.nn.init.zeros_(dense.bias)
 
 
 def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
@@ -149,12 +193,25 @@ def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
 
 def _load_config(name: str | Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"'{name}' is not a model that can be read ({str(error).strip().splitlines()[0]:.140}"
-            f"); give a folder with config.json and weights, or the hub name of one"
-        ) from error
+        return AutoConfig.from_pretrained(resolve(str(name)))
+    except (OSError, ValueError, KeyError) as error:
+        raise unloadable(str(name), "configuration", error) from error
+
+
+def _load(kind: Any, name: str | Path, config: Any, **arguments: Any) -> tuple[Any, set[str]]:
+    """A checkpoint's model in float32, and the names of the weights that it did not have."""
+    try:
+        with quiet_transformers():
+            model, info = kind.from_pretrained(
+                resolve(str(name)),
+                config=config,
+                dtype="float32",
+                output_loading_info=True,
+                **arguments,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise unloadable(str(name), "weights", error) from error
+    return model, set(info["missing_keys"])
 
 
 def _load_vision(name: str | Path) -> Any:
@@ -166,7 +223,13 @@ def _load_vision(name: str | Path) -> Any:
         config = config.vision_config
     for setting, value in family.unused_settings.items():
         setattr(config, setting, value)
-    return AutoModel.from_pretrained(str(name), config=config, **family.arguments)
+    model, missing = _load(AutoModel, name, config, **family.arguments)
+    if missing:
+        raise ModelError(
+            f"'{name}' lacks weights of its vision encoder ({sorted(missing)[0]} and "
+            f"{len(missing) - 1} others); use a whole checkpoint"
+        )
+    return model
 
 
 def _copy(

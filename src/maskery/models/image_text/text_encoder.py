@@ -24,6 +24,7 @@ from maskery.models.image_text.attention import (
     ImageKeys,
     TextAttention,
 )
+from maskery.models.image_text.rows import PackedRows
 
 OtherImages: TypeAlias = torch.Tensor | Sequence[ImageKeys]
 
@@ -43,9 +44,12 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(R, L) int64 to (R, L, D)."""
+    def forward(self, input_ids: torch.Tensor, rows: PackedRows | None = None) -> torch.Tensor:
+        """(R, L) int64 to (R, L, D), or to the (T, D) of the real tokens."""
         positions = self.position_embeddings.weight[: input_ids.shape[1]]
+        if rows is not None:
+            input_ids = input_ids.flatten()[rows.places]
+            positions = F.embedding(rows.places % rows.length, positions)
         segment = self.token_type_embeddings.weight[0]
         embedded = self.word_embeddings(input_ids) + positions + segment
         result: torch.Tensor = self.dropout(self.LayerNorm(embedded))
@@ -61,7 +65,7 @@ class Intermediate(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(R, L, D) to (R, L, intermediate)."""
+        """(..., D) to (..., intermediate)."""
         widened: torch.Tensor = self.activation(self.dense(hidden))
         return widened
 
@@ -104,11 +108,12 @@ class Layer(nn.Module):
         mask: torch.Tensor | None,
         images: ImageKeys | None = None,
         others: ImageKeys | None = None,
+        rows: PackedRows | None = None,
     ) -> torch.Tensor:
-        """(R, L, D) to (R, L, D); without images the cross-attention is skipped."""
-        hidden = self.attention(hidden, mask)
+        """(R, L, D) to such, or (T, D); without images the cross-attention is skipped."""
+        hidden = self.attention(hidden, mask, rows)
         if images is not None:
-            hidden = self.crossattention(hidden, images, others)
+            hidden = self.crossattention(hidden, images, others, rows)
         result: torch.Tensor = self.output(self.intermediate(hidden), hidden)
         return result
 
@@ -170,11 +175,18 @@ class MaskedLanguageModelingHead(nn.Module):
 
 
 class TextFusionEncoder(nn.Module):
-    """Text alone, text with an image, and the masked language modelling head."""
+    """Text alone, text with an image, and the masked language modelling head.
+
+    Attributes:
+        fusion_layer: The first layer that looks at an image.
+        computes_padding: Whether padding goes through the layers too, as in ALBEF's and RaSa's
+            code, whose soft-label loss over the sequence reads what comes of it. Otherwise it is
+            left out, and what stands there afterwards is zero.
+    """
 
     def __init__(self, config: Any, fusion_layer: int, image_width: int):
         super().__init__()
-        self.fusion_layer = fusion_layer
+        self.fusion_layer, self.computes_padding = fusion_layer, False
         self.bert = Bert(config, fusion_layer, image_width)
         self.cls = MaskedLanguageModelingHead(config)
 
@@ -190,11 +202,16 @@ class TextFusionEncoder(nn.Module):
         Returns:
             (R, L, D), the state at the fusion boundary.
         """
-        hidden: torch.Tensor = self.bert.embeddings(input_ids)
-        mask = _broadcast(attention_mask)
+        mask, rows = _broadcast(attention_mask), self._rows(attention_mask)
+        hidden: torch.Tensor = self.bert.embeddings(input_ids, rows)
         for layer in self.bert.encoder.layer[: self.fusion_layer]:
-            hidden = layer(hidden, mask)
-        return hidden
+            hidden = layer(hidden, mask, rows=rows)
+        return hidden if rows is None else rows.spread(hidden)
+
+    def _rows(self, attention_mask: torch.Tensor | None) -> PackedRows | None:
+        if attention_mask is None or self.computes_padding:
+            return None
+        return PackedRows.of(attention_mask)
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """Keys and values of (I, N, W) image tokens, one entry for each fusion layer."""
@@ -226,12 +243,14 @@ class TextFusionEncoder(nn.Module):
             raise ValueError(
                 f"{num_blocked} text rows are not whole blocks over {len(images[0].keys)} images"
             )
-        mask = _broadcast(attention_mask)
+        mask, rows = _broadcast(attention_mask), self._rows(attention_mask)
+        if rows is not None:
+            hidden = rows.gather(hidden)
         layers = self.bert.encoder.layer[self.fusion_layer :]
         for i, layer in enumerate(layers):
             keys = None if images is None else images[i]
-            hidden = layer(hidden, mask, keys, _others(keys, other_images, i))
-        return hidden
+            hidden = layer(hidden, mask, keys, _others(keys, other_images, i), rows)
+        return hidden if rows is None else rows.spread(hidden)
 
     def forward(
         self,

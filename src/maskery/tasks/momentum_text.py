@@ -1,0 +1,319 @@
+"""Masked language modelling of text with a momentum twin: soft labels and replaced tokens.
+
+RaSa's sensitivity-aware learning (Bai et al., IJCAI 2023, section 3.3) without pictures: the steps
+of `ImageTextMLM`, on text of any layout. The twin reads the masked text and, for replaced token
+detection (MRTD), the text masked anew, in one pass; so does the model with the masked text and the
+text in which the twin's samples stand. The vocabulary projection runs on masked tokens alone.
+
+Shapes: S places of one copy of the text, padding included where it is padded; M masked tokens, N
+sampled tokens, P judged tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.errors import ConfigError
+from maskery.core.task import part_of
+from maskery.core.vocabulary import Vocabulary
+from maskery.masking.masker import Masker
+from maskery.models.layout import EncoderInputs
+from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.momentum import MomentumTwin
+from maskery.models.replaced_tokens import Reading
+from maskery.objectives.mlm import mlm_loss_sum, soft_mlm_loss_sum
+from maskery.objectives.mrtd import mrtd_loss_sum, mrtd_mask_modeling
+from maskery.tasks.image_text_batch import moved, token_uniforms
+from maskery.tasks.text_mlm import PreparedText
+from maskery.tasks.text_mlm_config import DEFAULT_MOMENTUM, TextMLMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacementPlan:
+    """What the twin will fill anew and the model will judge.
+
+    Attributes:
+        input_ids: (S,) int64, the original text.
+        real: (S,) bool, False at padding.
+        sampled_at: (N,) int64, where the twin's samples go, as indices into the S.
+        uniforms: (N,) float32, the randomness of the draws.
+        judged_at: (P,) int64, where the model says whether a token was replaced.
+        sampled: (N,) int64, the draws themselves, where a step is replayed.
+    """
+
+    input_ids: torch.Tensor
+    real: torch.Tensor
+    sampled_at: torch.Tensor
+    uniforms: torch.Tensor
+    judged_at: torch.Tensor
+    sampled: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedMomentumText(PreparedText):
+    """A masked batch with every decision taken that does not need the model.
+
+    Attributes:
+        inputs: What the model reads: the masked text and, with MRTD, the original after it, whose
+            samples are filled in later. Its rows are the M masked and the P judged tokens.
+        teacher: What the twin reads: the masked text where there are soft labels, and with MRTD the
+            text masked anew. Its rows are the masked tokens of both.
+        plan: What MRTD needs; None without it.
+        alpha: The weight of the soft labels at this point of the run.
+    """
+
+    teacher: EncoderInputs
+    plan: ReplacementPlan | None
+    alpha: float
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on `device`."""
+        plan = None if self.plan is None else moved(self.plan, device)
+        return replace(super().to(device), teacher=self.teacher.to(device), plan=plan)
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory; what MRTD needs stays, being small."""
+        return replace(super().pin_memory(), teacher=self.teacher.pin_memory())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What the momentum twin hands to the trained model.
+
+    Attributes:
+        soft_labels: (M, V), its probabilities at the masked tokens; None where alpha is 0.
+        input_ids: (S,) int64, the text with its samples; None without MRTD.
+        labels: (P,) int64: 1 where the token is not the original, 0 where it is; likewise.
+    """
+
+    soft_labels: torch.Tensor | None
+    input_ids: torch.Tensor | None
+    labels: torch.Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStep:
+    """What one step gives.
+
+    Attributes:
+        loss_sums: By loss term, its sum over the prepared batch's `counts`.
+        lesson: The twin's part.
+        prepared: The batch with every random decision filled in: the same step again.
+    """
+
+    loss_sums: Mapping[str, torch.Tensor]
+    lesson: Lesson
+    prepared: PreparedMomentumText
+
+
+class MomentumTextMLM:
+    """The task: MLM with soft labels, and MRTD, on text alone.
+
+    Attributes:
+        model: The trained model, or what the loop wrapped it in; with MRTD a `ReplacedTokenModel`.
+        twin: Its momentum twin.
+        config: Settings.
+        loss_weights: By loss term, its weight in the total.
+    """
+
+    def __init__(
+        self,
+        model: MaskedLanguageModel,
+        config: TextMLMConfig,
+        *,
+        vocabulary: Vocabulary,
+        masker: Masker,
+        mrtd_masker: Masker,
+        pin_memory: bool = False,
+    ) -> None:
+        """Make the twin.
+
+        Args:
+            model: Returns the logits of masked tokens, and judgements.
+            config: Settings.
+            vocabulary: Of the tokenizer.
+            masker: Masks the text for masked language modelling.
+            mrtd_masker: Masks it anew for the twin to fill; another seed makes its masks
+                independent. Its seed also draws the samples.
+            pin_memory: Whether batches are prepared in page-locked memory, for a GPU.
+        """
+        self.config, self.vocabulary = config, vocabulary
+        self.masker, self.mrtd_masker = masker, mrtd_masker
+        momentum = DEFAULT_MOMENTUM if config.momentum is None else config.momentum
+        self.twin = MomentumTwin(model, momentum, train_mode=config.twin_train_mode)
+        self.loss_weights: Mapping[str, float] = config.weights
+        self._lay_out, self.pin_memory = model.lay_out, pin_memory
+        self.model: nn.Module = model
+
+    def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedMomentumText:
+        """Mask a batch, once for each use, and lay it out for both models."""
+        masked = self.masker.mask(batch, epoch=epoch, progress=progress)
+        copies, taught = [(masked.input_ids, masked.positions)], []
+        if self.config.alpha > 0:
+            taught = copies.copy()
+        anew = None
+        if "mrtd" in self.loss_weights:
+            anew = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
+            judged = np.flatnonzero(~self.vocabulary.protected[batch.input_ids])
+            copies.append((batch.input_ids, judged))
+            taught.append((anew.input_ids, anew.positions))
+        inputs = self._lay_out_copies(batch, copies)
+        teacher = self._lay_out_copies(batch, taught)
+        num_masked = len(masked.positions)
+        plan = None if anew is None else self._plan(inputs, teacher, anew, num_masked, epoch)
+        prepared = PreparedMomentumText(
+            inputs=inputs,
+            targets=torch.from_numpy(masked.targets),
+            counts={"mlm": num_masked} | ({} if plan is None else {"mrtd": len(plan.judged_at)}),
+            num_tokens=batch.num_tokens,
+            teacher=teacher,
+            plan=plan,
+            alpha=self.config.alpha_at(progress),
+        )
+        return prepared.pin_memory() if self.pin_memory else prepared
+
+    def _lay_out_copies(
+        self,
+        batch: TokenBatch,
+        copies: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
+    ) -> EncoderInputs:
+        """Lay a batch out several times, one copy after another, each with ids (T,) and rows."""
+        starts = np.arange(len(copies))[:, None] * batch.num_tokens
+        ends = (starts + batch.boundaries[1:]).ravel()
+        whole = TokenBatch(
+            input_ids=np.tile(batch.input_ids, len(copies)),
+            boundaries=np.concatenate((batch.boundaries[:1], ends)),
+            example_ids=np.tile(batch.example_ids, len(copies)),
+            starts=np.tile(batch.starts, len(copies)),
+            word_starts=np.tile(batch.word_starts, len(copies)),
+        )
+        rows = [start + rows for start, (_, rows) in zip(starts, copies, strict=True)]
+        positions = np.concatenate(rows)
+        ids = np.concatenate([ids for ids, _ in copies])
+        return self._lay_out(
+            MaskedTokens(
+                batch=whole, input_ids=ids, positions=positions, targets=whole.input_ids[positions]
+            )
+        )
+
+    def _plan(
+        self,
+        inputs: EncoderInputs,
+        teacher: EncoderInputs,
+        anew: MaskedTokens,
+        num_masked: int,
+        epoch: int,
+    ) -> ReplacementPlan:
+        size = inputs.input_ids.numel() // 2
+        mask = inputs.arguments.get("attention_mask")
+        real = torch.ones(size, dtype=torch.bool) if mask is None else mask.flatten()[size:].bool()
+        num_sampled, seed = len(anew.positions), self.mrtd_masker.seed
+        sampled_rows = teacher.rows[len(teacher.rows) - num_sampled :]
+        return ReplacementPlan(
+            input_ids=inputs.input_ids.flatten()[size:],
+            real=real,
+            sampled_at=sampled_rows - (teacher.input_ids.numel() - size),
+            uniforms=token_uniforms(anew.batch, anew.positions, seed=seed, epoch=epoch),
+            judged_at=inputs.rows[num_masked:] - size,
+        )
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Move the twin: once per optimiser step, before its first forward pass."""
+        self.twin.update()
+
+    def loss_sums(self, prepared: PreparedMomentumText) -> Mapping[str, torch.Tensor]:
+        """Each loss term as a sum over `prepared.counts`."""
+        return self.step(prepared).loss_sums
+
+    def step(self, prepared: PreparedMomentumText) -> TextStep:
+        """The twin teaches, the model learns."""
+        lesson = self._teach(prepared)
+        if lesson.labels is None:
+            sums = {"mlm": self._mlm_sum(self.model(prepared.inputs), prepared, lesson)}
+        else:
+            reading = self._read(prepared, lesson)
+            sums = {
+                "mlm": self._mlm_sum(reading.logits, prepared, lesson),
+                "mrtd": mrtd_loss_sum(reading.judgements, lesson.labels),
+            }
+        return TextStep(loss_sums=sums, lesson=lesson, prepared=_replayable(prepared, lesson))
+
+    @torch.no_grad()
+    def judge(self, prepared: PreparedMomentumText) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model, in evaluation mode, thinks of the words that the twin replaced.
+
+        Returns:
+            (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+
+        Raises:
+            ConfigError: The task has no replaced token detection.
+        """
+        lesson = self._teach(prepared)
+        if lesson.labels is None:
+            raise ConfigError("there is no detection to judge; train with --objective mlm+mrtd")
+        scores = self._read(prepared, lesson).judgements.float()
+        return scores[:, 1] - scores[:, 0], lesson.labels
+
+    @torch.no_grad()
+    def _teach(self, prepared: PreparedMomentumText) -> Lesson:
+        """The twin's probabilities: soft labels, and what replacements are sampled from."""
+        probabilities = F.softmax(self.twin.model(prepared.teacher).float(), dim=-1)
+        plan, num_soft = prepared.plan, len(prepared.targets)
+        if plan is None:
+            return Lesson(soft_labels=probabilities, input_ids=None, labels=None)
+        num_soft = len(probabilities) - len(plan.sampled_at)
+        replaced, labels = mrtd_mask_modeling(
+            prepared.teacher.input_ids.flatten()[-len(plan.input_ids) :],
+            plan.input_ids,
+            plan.real,
+            probabilities[num_soft:],
+            positions=plan.sampled_at,
+            uniforms=plan.uniforms,
+            sampled=plan.sampled,
+            special_ids=self.vocabulary.special_ids,
+        )
+        soft_labels = probabilities[:num_soft] if self.config.alpha > 0 else None
+        return Lesson(soft_labels=soft_labels, input_ids=replaced, labels=labels[plan.judged_at])
+
+    def _read(self, prepared: PreparedMomentumText, lesson: Lesson) -> Reading:
+        """The model's one pass over the masked text and the text with replacements."""
+        assert lesson.input_ids is not None
+        inputs = prepared.inputs
+        flat = inputs.input_ids.flatten()
+        ids = torch.cat((flat[: -len(lesson.input_ids)], lesson.input_ids))
+        inputs = replace(inputs, input_ids=ids.view_as(inputs.input_ids))
+        reading: Reading = self.model(inputs, num_masked=len(prepared.targets))
+        return reading
+
+    def _mlm_sum(
+        self, logits: torch.Tensor, prepared: PreparedMomentumText, lesson: Lesson
+    ) -> torch.Tensor:
+        if lesson.soft_labels is None:
+            return mlm_loss_sum(logits, prepared.targets)
+        return soft_mlm_loss_sum(logits, prepared.targets, lesson.soft_labels, prepared.alpha)
+
+    def extra_state(self) -> Mapping[str, torch.Tensor]:
+        """The momentum twin, as `twin.*`."""
+        return {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `extra_state` gave."""
+        self.twin.load_state_dict(part_of(state, "twin."))
+
+
+def _replayable(prepared: PreparedMomentumText, lesson: Lesson) -> PreparedMomentumText:
+    """The batch with the sampled replacements filled in."""
+    plan = prepared.plan
+    if plan is None or lesson.input_ids is None:
+        return prepared
+    return replace(prepared, plan=replace(plan, sampled=lesson.input_ids[plan.sampled_at]))
