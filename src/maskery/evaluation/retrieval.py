@@ -183,7 +183,7 @@ def _rank_all(
         logits = match_logits(
             model, texts, images, order[:, :count], config=config, progress=progress
         )
-        scores = combine(logits, similar[:, :count], float(model.temp), config.score)
+        scores = combine(logits, similar[:, :count], float(model.temp), config)
         sorting = rank(scores)
         chosen = order[:, :count].gather(1, sorting)
         scores = scores.gather(1, sorting)
@@ -205,7 +205,7 @@ def _rank_all(
 
 
 def combine(
-    logits: torch.Tensor, similarities: torch.Tensor, temperature: float, score: str
+    logits: torch.Tensor, similarities: torch.Tensor, temperature: float, config: RetrievalConfig
 ) -> torch.Tensor:
     """What candidates are ranked by.
 
@@ -213,12 +213,14 @@ def combine(
         logits: (T, K, 2), mismatch and match.
         similarities: (T, K), of the contrastive features.
         temperature: The model's.
-        score: See `RetrievalConfig.score`.
+        config: Its `score` and `odds_weight`.
     """
-    if score == "matching":
+    if config.score == "matching":
         return logits[..., 1]
     odds = logits[..., 1] - logits[..., 0]
-    return odds if score == "odds" else odds + similarities / temperature
+    if config.score == "odds":
+        return odds
+    return config.odds_weight * odds + similarities / temperature
 
 
 def _contrast(

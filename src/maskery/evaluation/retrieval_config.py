@@ -20,6 +20,8 @@ class RetrievalConfig:
     score: Literal["matching", "odds", "sum"] = "matching"
     """What they are ranked by: the logit of a match, as ALBEF and RaSa were released; odds: less
     the logit of a mismatch; sum: the odds and the similarity over the temperature."""
+    odds_weight: float = 1.0
+    """What the odds count for in the sum; less where matching has learnt less than contrast."""
     batch_images: int = 32
     """Images encoded at once; the figures do not depend on it."""
     batch_tokens: int = 4096
@@ -33,6 +35,8 @@ class RetrievalConfig:
             raise ConfigError(f"rerank is {self.rerank}: it must be 0 (do not) or more")
         if self.score not in SCORES:
             raise ConfigError(f"score is '{self.score}': it must be one of {', '.join(SCORES)}")
+        if not 0.0 <= self.odds_weight < float("inf"):
+            raise ConfigError(f"odds_weight is {self.odds_weight}: it must be 0 or more")
         for name in ("batch_images", "batch_tokens", "memory_mb"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")

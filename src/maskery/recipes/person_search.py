@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
+from maskery.core.task import part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
@@ -43,7 +44,6 @@ from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_result import PersonSearchResult
 from maskery.recipes.run_folder import MODEL, default_folder, write_json, write_text
 from maskery.recipes.run_frame import identity, run_in_folder, save_model_folder
-from maskery.tasks.caption_steps import part_of
 from maskery.tasks.person_search import PersonSearch
 from maskery.training.loop import Trainer
 from maskery.training.optimiser import build_optimiser
