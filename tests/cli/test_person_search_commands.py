@@ -121,7 +121,10 @@ def test_the_quickstart_prints_chance_both_rankings_and_draws_searches(
 
 
 def test_help_imports_no_torch() -> None:
-    for command in ("['train', 'person-search', '--help']", "['quickstart', 'person-search', '-h']"):
+    for command in (
+        "['train', 'person-search', '--help']",
+        "['quickstart', 'person-search', '-h']",
+    ):
         program = (
             "import sys, maskery.cli.main as m\n"
             f"try: m.main({command})\n"

@@ -28,19 +28,19 @@ def records(
     for split, count in splits.items():
         for _ in range(count):
             above, below = names[person % 6], names[person // 6 % 6]
-            for number in range(images):
-                rows.append(
-                    {
-                        "split": split,
-                        key: f"cam_a/{person:03d}_{number}.png",
-                        "id": person + first_id,
-                        "captions": [
-                            f"A person, in a {above} shirt and {below} trousers.",
-                            f"The {below} trousers go with shirt no {number} ({above})!",
-                        ],
-                        "processed_tokens": [["a"], ["b"]],
-                    }
-                )
+            rows += [
+                {
+                    "split": split,
+                    key: f"cam_a/{person:03d}_{number}.png",
+                    "id": person + first_id,
+                    "captions": [
+                        f"A person, in a {above} shirt and {below} trousers.",
+                        f"The {below} trousers go with shirt no {number} ({above})!",
+                    ],
+                    "processed_tokens": [["a"], ["b"]],
+                }
+                for number in range(images)
+            ]
             person += 1
     return rows
 
@@ -68,6 +68,22 @@ def save_cuhk(root: Path, splits: dict[str, int] | None = None, *, images: int =
 
 def person_tokenizer() -> BertTokenizer:
     """One token for each word of the cleaned captions."""
-    words = "a person in shirt and trousers the go with no 0 1 2 3 4".split()
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *COLOURS]
+    words = [
+        "a",
+        "person",
+        "in",
+        "shirt",
+        "and",
+        "trousers",
+        "the",
+        "go",
+        "with",
+        "no",
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *"01234", *COLOURS]
     return BertTokenizer(vocab={piece: n for n, piece in enumerate(pieces)}, model_max_length=64)

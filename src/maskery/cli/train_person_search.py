@@ -30,7 +30,7 @@ class TrainPersonSearch:
       maskery data draw-people people --people 3000
       maskery train person-search --dataset drawn-people --root people
       maskery train person-search --dataset cuhk-pedes --root CUHK-PEDES --preset rasa --model models/albef
-      torchrun --nproc-per-node 4 -m maskery train person-search --dataset rstpreid --root RSTPReid --preset rasa --model models/albef
+      torchrun --nproc-per-node 4 -m maskery.cli.main train person-search --dataset rstpreid --root RSTPReid --preset rasa --model models/albef
       maskery train person-search --dataset jsonl --root mine.jsonl --mrtd-weight 0 --resume auto
     """  # noqa: E501
 

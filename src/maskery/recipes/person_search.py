@@ -6,11 +6,12 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
@@ -89,18 +90,14 @@ class PersonSearchRun:
         retrieval = self.config.retrieval
         if "itm" not in self.task.loss_weights:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
-        # Through a forward call, in which a sharded model has its parameters whole.
-        found: Retrieval = (model or self.start.model)(
-            compute=lambda whole_model: evaluate_retrieval(
-                whole_model,
-                split.images(),
-                split.texts,
-                image_persons=split.image_persons,
-                text_persons=split.text_persons,
-                config=retrieval,
-            )
+        return evaluate_retrieval(
+            whole_model(self.start.model) if model is None else model,
+            split.images(),
+            split.texts,
+            image_persons=split.image_persons,
+            text_persons=split.text_persons,
+            config=retrieval,
         )
-        return found
 
 
 def train_person_search(
@@ -335,7 +332,7 @@ def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: St
         {
             "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
             "data": [fingerprint(data.train), fingerprint(data.val)],
-            "persons": int(np.bitwise_xor.reduce(data.train.persons * 31 + 7)),
+            "persons": blake2b(data.train.persons.tobytes(), digest_size=16).hexdigest(),
             "tokenizer": tokenizer_fingerprint(start.tokenizer),
             "max_length": config.max_length,
             "view": asdict(start.view),
@@ -345,6 +342,15 @@ def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: St
             "objectives": asdict(config.objectives),
         },
     )
+
+
+def whole_model(model: ImageTextModel) -> ImageTextModel:
+    """The model itself or, where it is sharded, a copy that is not; every process must ask."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    copy: ImageTextModel = ImageTextModel(model.config).to(model.device)
+    copy.load_state_dict(whole_tensors(model.state_dict()))
+    return copy
 
 
 def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -80,9 +80,10 @@ def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
 def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """A model from scratch on small pictures, for two cores and minutes.
 
-    Most of what a small model learns in minutes comes from the contrast; matching and masked words
-    teach the fusion layer. The twin follows fast and the queue is short, for runs of few steps.
-    Candidates are ranked by matching and similarity together.
+    Most of what a small model learns in minutes comes from the contrast; matching teaches the
+    fusion layer. Muon learns several times as much from a step as AdamW. The twin follows
+    fast and the queue is short, for runs of few steps. Candidates are ranked by matching and
+    similarity together.
     """
     return PersonSearchRunConfig(
         data=data,
@@ -91,7 +92,7 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         objectives=PersonSearchConfig(
             itc_weight=1.0,
             itm_weight=0.5,
-            mlm_weight=0.5,
+            mlm_weight=0.0,
             prd_weight=0.0,
             mrtd_weight=0.0,
             momentum=0.98,
@@ -99,7 +100,9 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
             queue_size=1024,
         ),
         retrieval=RetrievalConfig(rerank=16, score="sum"),
-        training=PairsTrainingConfig(epochs=6, batch_pairs=64, learning_rate=1e-3),
+        training=PairsTrainingConfig(
+            epochs=3, batch_pairs=32, optimiser="muon", learning_rate=1e-3
+        ),
     )
 
 

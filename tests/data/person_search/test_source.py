@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from tiny_persons import person_tokenizer, save_cuhk
 
 from maskery.core.errors import ConfigError
+from maskery.core.task import StandIn
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import tokenise_captions
@@ -46,7 +48,14 @@ def source(root: Path, batch_pairs: int = 8, **settings: object) -> PersonSource
 def texts(batch: ViewedPersons, which: str = "text1") -> list[list[int]]:
     text = getattr(batch, which)
     bounds = text.boundaries.tolist()
-    return [text.input_ids[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [text.input_ids[a:b].tolist() for a, b in pairwise(bounds)]
+
+
+def batches(of: PersonSource, epoch: int, step: int, **share: int) -> list[ViewedPersons]:
+    """One process's micro-batches, none of them a stand-in."""
+    found = of.micro_batches(epoch, step, **share)
+    assert all(isinstance(batch, ViewedPersons) for batch in found)
+    return [batch for batch in found if isinstance(batch, ViewedPersons)]
 
 
 def test_an_epoch_reads_every_caption_once_in_whole_batches(root: Path) -> None:
@@ -54,7 +63,7 @@ def test_an_epoch_reads_every_caption_once_in_whole_batches(root: Path) -> None:
     for batch_pairs, steps in ((6, 6), (8, 4), (100, 1)):
         of = source(root, batch_pairs)
         assert of.num_steps(0) == steps
-        ids = [of.micro_batches(0, step)[0].text1.example_ids for step in range(steps)]
+        ids = [batches(of, 0, step)[0].text1.example_ids for step in range(steps)]
         assert len(np.unique(np.concatenate(ids))) == min(batch_pairs, 36) * steps
 
 
@@ -69,8 +78,8 @@ def test_captions_of_one_picture_have_ids_and_views_of_their_own(root: Path) -> 
 
 def test_ranks_share_a_step_and_see_the_same_crowd(root: Path) -> None:
     of = source(root, 8)
-    whole = of.micro_batches(1, 2)[0]
-    parts = [of.micro_batches(1, 2, rank=rank, world_size=2)[0] for rank in (0, 1)]
+    whole = batches(of, 1, 2)[0]
+    parts = [batches(of, 1, 2, rank=rank, world_size=2)[0] for rank in (0, 1)]
     assert [len(part.person_ids) for part in parts] == [4, 4]
     for name in ("image1", "image2", "person_ids", "replaced"):
         joined = torch.stack([getattr(part, name) for part in parts], dim=1).flatten(0, 1)
@@ -85,12 +94,20 @@ def test_ranks_share_a_step_and_see_the_same_crowd(root: Path) -> None:
 
 def test_accumulation_keeps_the_crowd_of_each_micro_batch(root: Path) -> None:
     of = source(root, 8, micro_pairs=2)
-    ranks = [of.micro_batches(0, 0, rank=rank, world_size=2) for rank in (0, 1)]
+    ranks = [batches(of, 0, 0, rank=rank, world_size=2) for rank in (0, 1)]
     assert [len(r) for r in ranks] == [2, 2]
     for one, two in zip(*ranks, strict=True):
         together = torch.cat((one.person_ids, two.person_ids))
         assert torch.equal(one.crowd_ids.sort().values, together.sort().values)
         assert torch.equal(one.crowd_ids, two.crowd_ids)
+
+
+def test_processes_that_are_left_without_a_caption_get_a_stand_in(root: Path) -> None:
+    of = source(root, 5, micro_pairs=1)
+    ranks = [of.micro_batches(0, 0, rank=rank, world_size=4) for rank in range(4)]
+    assert [len(batches) for batches in ranks] == [2, 2, 2, 2]
+    kinds = [isinstance(batch, StandIn) for batches in ranks for batch in batches]
+    assert kinds == [False, False, *[False, True] * 3]
 
 
 def test_fewer_pairs_than_processes_is_told(root: Path) -> None:
@@ -122,7 +139,7 @@ def test_weak_pairs_are_other_captions_of_the_same_person(root: Path) -> None:
 
 def test_a_batch_is_a_function_of_seed_and_epoch(root: Path) -> None:
     one, two = source(root, seed=3), source(root, seed=3)
-    a, b = one.micro_batches(2, 1)[0], two.micro_batches(2, 1)[0]
+    a, b = batches(one, 2, 1)[0], batches(two, 2, 1)[0]
     assert torch.equal(a.image1, b.image1)
     assert np.array_equal(a.text2.input_ids, b.text2.input_ids)
     orders = {tuple(source(root, seed=seed).plan(0).order.tolist()) for seed in range(4)}

@@ -111,10 +111,13 @@ def view_pixels(
 
 def normalise(pixels: npt.NDArray[np.uint8], config: ViewConfig) -> torch.Tensor:
     """(..., H, W, 3) uint8 to (..., 3, H, W) float32: (pixels / 255 - mean) / std."""
-    mean, std = (torch.tensor(values, dtype=torch.float32) for values in config.normalisation)
-    # One multiplication and one subtraction per pixel.
-    levels = torch.from_numpy(pixels).to(torch.float32)
-    return (levels * (1 / (255 * std)) - mean / std).movedim(-1, -3).contiguous()
+    mean, std = (np.array(values, np.float32) for values in config.normalisation)
+    # One multiplication and one subtraction per pixel; in NumPy, because this runs beside the
+    # training step, whose threads on a CPU another team of torch's would hold up.
+    levels = pixels.astype(np.float32)
+    levels *= 1 / (255 * std)
+    levels -= mean / std
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(levels, -1, -3)))
 
 
 def _between(limits: tuple[float, float], uniform: float) -> float:

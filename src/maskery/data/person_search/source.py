@@ -20,6 +20,7 @@ import torch
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.random import Stream, uniforms
+from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.views import normalise, view_draws, view_pixels
@@ -114,8 +115,11 @@ class PersonSource:
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[ViewedPersons]:
+    ) -> Sequence[ViewedPersons | StandIn[ViewedPersons]]:
         """One process's share of a step: every `world_size`-th caption of it.
+
+        Where micro-batches are so small that some processes are left without one, they compute a
+        caption of the step once more and count it for nothing; it is one more candidate, too.
 
         Raises:
             ConfigError: There are fewer captions than processes.
@@ -129,11 +133,12 @@ class PersonSource:
             )
         ones = np.ones(len(members), np.int64)
         parts = split_step(ones, micro_tokens=self.micro_pairs, parts=world_size)
-        return [
-            self.batch(members[parts[turn + rank]], epoch, members[np.concatenate(together)])
-            for turn in range(0, len(parts), world_size)
-            if (together := parts[turn : turn + world_size])
-        ]
+        batches: list[ViewedPersons | StandIn[ViewedPersons]] = []
+        for turn in range(0, len(parts), world_size):
+            mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
+            batch = self.batch(members[mine if len(mine) else [0]], epoch, members[crowd])
+            batches.append(batch if len(mine) else StandIn(batch))
+        return batches
 
     def batch(
         self,
