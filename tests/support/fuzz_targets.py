@@ -57,7 +57,8 @@ from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.run_folder import load_config, to_plain
 from maskery.recipes.text_config import TextRunConfig
 from maskery.recipes.tokenize_config import TokenizeConfig
-from maskery.training.checkpoint import MANIFEST, Checkpoints, Position, restore
+from maskery.training.checkpoint import MANIFEST, Checkpoints
+from maskery.training.snapshot import Position, restore
 
 # Seconds of processor time that a case may take.
 LIMIT = 30.0

@@ -276,3 +276,38 @@ def test_judging_reads_the_same_words_as_the_detection_loss() -> None:
     assert loss.item() == pytest.approx(of.loss_sums(prepared)["mrtd"].item(), rel=1e-5)
     with pytest.raises(ConfigError, match="mrtd_weight is 0"):
         task(mrtd_weight=0).judge(prepared)
+
+
+def test_replaced_words_start_late() -> None:
+    late, never = task(mrtd_start=0.6, alpha=0.0), task(mrtd_weight=0.0, alpha=0.0)
+    batch = tiny.pairs([1, 2, 3])
+    before, after = (late.prepare(batch, epoch=2, progress=p) for p in (0.5, 0.6))
+    assert before.mrtd is None
+    assert before.counts["mrtd"] == 0
+    for of in (late, never):
+        of.model.eval()
+    sums, alone = late.loss_sums(before), never.loss_sums(before)
+    assert torch.equal(sums["mlm"], alone["mlm"])
+    assert sums["mrtd"].item() == 0.0
+    sum(sums.values()).backward()  # type: ignore[union-attr]
+    # Data parallelism waits for the gradient of every trained parameter.
+    gradient = late.model.get_submodule("mrtd_head").weight.grad
+    assert isinstance(gradient, torch.Tensor)
+    assert not gradient.any()
+    assert late.loss_sums(after)["mrtd"].item() > 0.0
+
+
+def test_the_twin_rests_while_nothing_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = task(mrtd_start=0.6, alpha=0.0)
+    looked: list[int] = []
+    encode = of.twin.model.encode_image
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        looked.append(len(images))
+        seen: torch.Tensor = encode(images)
+        return seen
+
+    monkeypatch.setattr(of.twin.model, "encode_image", counted)
+    for progress, expected in ((0.5, []), (0.7, [2])):
+        of.loss_sums(of.prepare(tiny.pairs([1, 2]), epoch=0, progress=progress))
+        assert looked == expected

@@ -12,16 +12,10 @@ import torch
 from torch import nn
 
 from maskery.core.errors import CheckpointError
-from maskery.training.checkpoint import (
-    MANIFEST,
-    Checkpoints,
-    Position,
-    find_damage,
-    named_tensors,
-    restore,
-)
+from maskery.training.checkpoint import MANIFEST, Checkpoints, find_damage
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import build_optimiser, set_learning_rate
+from maskery.training.snapshot import Position, named_tensors, restore
 
 MakeTask = Callable[..., Any]
 CONFIG = TrainingConfig(learning_rate=1e-2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, TrainingError
+from maskery.core.errors import StoppedError as StoppedBySignal
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Step, Summary, Trainer
 from maskery.training.optimiser import build_optimiser
@@ -17,7 +19,13 @@ from maskery.training.tracking import METRICS, read_metrics
 
 Make = Callable[..., Any]
 CONFIG = TrainingConfig(
-    epochs=2, learning_rate=1e-2, log_every=2, checkpoint_every=3, eval_every=4, precision="fp32"
+    epochs=2,
+    learning_rate=1e-2,
+    log_every=2,
+    checkpoint_every=3,
+    eval_every=4,
+    best_metric="none",
+    precision="fp32",
 )
 TIMING = {"tokens_per_second"}
 
@@ -334,3 +342,174 @@ def test_no_steps(tmp_path: Path, make_task: Make, make_source: Make) -> None:
     summary = trainer(task, make_source(total=0), tmp_path, evaluate=evaluations(task)).train()
     assert (summary.steps, summary.tokens) == (0, 0)
     assert [line["step"] for line in metrics(tmp_path)] == [0]
+
+
+def spoil(task: Any, *numbers: int) -> None:
+    """Make the loss of some steps infinite, whatever process or resumption computes them."""
+    original = task.loss_sums
+
+    def loss_sums(prepared: Any) -> Mapping[str, torch.Tensor]:
+        sums = original(prepared)
+        if int(task.model.steps_seen) - 1 not in numbers:
+            return sums
+        return {name: value * float("inf") for name, value in sums.items()}
+
+    task.loss_sums = loss_sums
+
+
+@pytest.mark.parametrize("stop", [None, 4, 5, 8])
+def test_steps_that_are_no_numbers_are_skipped(
+    tmp_path: Path, make_task: Make, make_source: Make, stop: int | None
+) -> None:
+    task = make_task()
+    spoil(task, 4, 7)
+    loop = trainer(task, make_source(), tmp_path)
+    if stop is not None:
+        stop_after(loop, stop)
+        with pytest.raises(StoppedError):
+            loop.train()
+        task = make_task()
+        spoil(task, 4, 7)
+        loop = trainer(task, make_source(), tmp_path)
+    moved: list[tuple[int, bool]] = []
+    last = [task.model[1].weight.detach().clone()]
+    original = loop.step
+
+    def step(prepared: Step) -> dict[str, torch.Tensor]:
+        last[0] = task.model[1].weight.detach().clone()
+        losses = original(prepared)
+        moved.append((prepared.number, not torch.equal(last[0], task.model[1].weight)))
+        return losses
+
+    loop.step = step  # type: ignore[method-assign]
+    loop.train(resume=stop is not None)
+    assert moved == [(n, n not in (4, 7)) for n in range(moved[0][0], 10)]
+    lines = [line for line in metrics(tmp_path) if line["kind"] == "train"]
+    assert {line["step"]: line.get("skipped_steps") for line in lines} == {
+        **{2: None, 3: None, 4: None, 6: 1.0, 8: 1.0, 9: None, 10: None}
+    }
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_with_a_checkpoint(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    task = make_task()
+    spoil(task, 1, 4, 5, 6, 7)
+    config = replace(CONFIG, max_bad_steps=3, checkpoint_every=100)
+    loop = trainer(task, make_source(), tmp_path, config)
+    with pytest.raises(TrainingError, match=r"in 3 steps in a row, up to step 7"):
+        loop.train()
+    assert [path.name for path in loop.checkpoints.complete()] == ["step-00000007"]
+    # Counted on over the pause.
+    again = make_task()
+    spoil(again, 7)
+    with pytest.raises(TrainingError, match=r"in 4 steps in a row, up to step 8"):
+        trainer(again, make_source(), tmp_path, config).train(resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [1, 4, 6, 9, 10])
+def test_a_signal_ends_the_run_after_its_step(
+    tmp_path: Path, make_task: Make, make_source: Make, number: signal.Signals, at: int
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    # Lines, evaluations and checkpoints fall between the steps where the signal comes.
+    config = replace(CONFIG, log_every=3, checkpoint_every=100, eval_every=3)
+    unbroken = make_task(dropout=0.3)
+    trainer(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken)).train()
+
+    first = make_task(dropout=0.3)
+    loop = trainer(first, make_source(), cut, config, evaluate=evaluations(first))
+    original = loop.step
+
+    def step(prepared: Step) -> dict[str, torch.Tensor]:
+        if prepared.number + 1 == at:
+            signal.raise_signal(number)
+        return original(prepared)
+
+    loop.step = step  # type: ignore[method-assign]
+    if at < 10:
+        with pytest.raises(StoppedBySignal, match=f"after step {at} of 10") as caught:
+            loop.train()
+        assert caught.value.exit_code == 128 + number
+        assert [path.name for path in loop.checkpoints.complete()] == [f"step-{at:08d}"]
+    else:  # nothing is left to stop
+        loop.train()
+    second = make_task(dropout=0.3)
+    resumed = trainer(second, make_source(), cut, config, evaluate=evaluations(second))
+    assert resumed.train(resume=True).resumed_from == at
+    assert metrics(cut) == metrics(whole)
+    assert all(torch.equal(weights(second)[n], t) for n, t in weights(unbroken).items())
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path, make_task: Make, make_source: Make) -> None:
+    figures = {0: 0.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: 9.0, 10: 8.0}
+    config = replace(CONFIG, eval_every=2, checkpoint_every=3, best_metric=None, keep_checkpoints=1)
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        return {"loss": figures[step], "other": -figures[step]}
+
+    loop = trainer(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
+    loop.train()
+    best = loop.checkpoints.best()
+    assert best is not None
+    assert best.name == "step-00000004"
+    assert [path.name for path in loop.checkpoints.complete()] == [best.name, "step-00000010"]
+
+
+def test_time_makes_a_checkpoint_due(
+    tmp_path: Path, make_task: Make, make_source: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, checkpoint_every=100, checkpoint_minutes=1e6, keep_checkpoints=9)
+    loop = trainer(make_task(), make_source(), tmp_path, config)
+    original = loop.step
+
+    def step(prepared: Step) -> dict[str, torch.Tensor]:
+        if prepared.number == 6:
+            loop._saved_at -= 60e6 + 1
+        return original(prepared)
+
+    loop.step = step  # type: ignore[method-assign]
+    loop.train()
+    assert [path.name for path in loop.checkpoints.complete()] == ["step-00000007", "step-00000010"]
+
+
+def test_a_failed_write_surfaces_at_the_next_step(
+    tmp_path: Path, make_task: Make, make_source: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = trainer(make_task(), make_source(), tmp_path)
+    original = loop.checkpoints.write
+
+    def write(snapshot: Any, *, best: bool = False) -> Path:
+        if snapshot.position.step == 6:
+            raise CheckpointError("the disk is gone")
+        return original(snapshot, best=best)
+
+    monkeypatch.setattr(loop.checkpoints, "write", write)
+    with pytest.raises(CheckpointError, match="the disk is gone"):
+        loop.train()
+    assert [path.name for path in loop.checkpoints.complete()] == ["step-00000003"]
+
+
+def test_without_room_the_run_goes_on_and_keeps_what_it_has(
+    tmp_path: Path,
+    make_task: Make,
+    make_source: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = trainer(make_task(), make_source(), tmp_path)
+    monkeypatch.setattr(
+        loop.checkpoints,
+        "room_for",
+        lambda snapshot: "it takes too much" if snapshot.position.step > 3 else None,
+    )
+    loop.train()
+    # The last step is tried all the same.
+    names = [path.name for path in loop.checkpoints.complete()]
+    assert names == ["step-00000003", "step-00000010"]
+    assert caplog.text.count("it takes too much") == 2
+    assert "could be resumed from 'step-00000003'" in caplog.text

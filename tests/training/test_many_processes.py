@@ -19,6 +19,12 @@ from safetensors.torch import load_file
 from tiny_pairs import save_tiny_pairs
 from tiny_text import lines, save_tiny_model
 
+from maskery.core.task import StandIn
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
+from maskery.recipes.text import prepare_text
+from maskery.recipes.text_config import TextRunConfig
+from maskery.training.config import TrainingConfig
 from maskery.training.tracking import METRICS, read_metrics
 
 TEXT = (
@@ -144,6 +150,42 @@ def test_image_text_on_several_processes(
     assert_same_run(one_pairs, pairs / sharding)
     twins = [load_file(run / "model/extra_state.safetensors") for run in (one_pairs, pairs / "ddp")]
     assert twins[0].keys() == twins[1].keys()
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 7])
+@pytest.mark.parametrize("micro", [64, 256])
+def test_masks_are_the_same_for_any_number_of_processes(
+    text: Path, world_size: int, micro: int
+) -> None:
+    def masked(world_size: int, micro: int) -> list[list[tuple[int, ...]]]:
+        training = TrainingConfig(batch_tokens=256, micro_batch_tokens=micro)
+        config = TextRunConfig(
+            corpus=(str(text / "corpus.txt"),),
+            model=str(text / "model"),
+            cache_dir=text / "cache",
+            training=training,
+        )
+        run = prepare_text(config, progress=False)
+        masker = Masker(vocabulary=run.vocabulary, config=MaskingConfig(), seed=3)
+        steps = []
+        for step in range(4):
+            rows: list[tuple[int, ...]] = []
+            for rank in range(world_size):
+                for batch in run.train.micro_batches(1, step, rank=rank, world_size=world_size):
+                    if isinstance(batch, StandIn):
+                        continue
+                    found = masker.mask(batch, epoch=1, progress=0.5)
+                    at = found.positions
+                    row = np.searchsorted(batch.boundaries, at, side="right") - 1
+                    place = batch.starts[row] + at - batch.boundaries[row]
+                    columns = (batch.example_ids[row], place, found.targets, found.input_ids[at])
+                    rows += zip(*(column.tolist() for column in columns), strict=True)
+            steps.append(sorted(rows))
+        return steps
+
+    expected = masked(1, 256)
+    assert sum(map(len, expected)) > 50
+    assert masked(world_size, micro) == expected
 
 
 def copied_back_to(run: Path, name: str, step: int) -> Path:

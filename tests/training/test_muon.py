@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from maskery.core.errors import ConfigError
-from maskery.training.checkpoint import named_tensors, optimiser_tensors
 from maskery.training.config import TrainingConfig
 from maskery.training.muon import BUFFER, hidden_matrices, orthogonalised
 from maskery.training.optimiser import build_optimiser, set_learning_rate
+from maskery.training.snapshot import named_tensors, optimiser_tensors
 
 CONFIG = TrainingConfig(optimiser="muon", muon_learning_rate=0.02, learning_rate=1e-3)
 
@@ -116,7 +116,8 @@ def test_an_untied_output_layer_is_not_muons() -> None:
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     """A checkpoint keeps Muon's momentum: the next step is the same."""
-    from maskery.training.checkpoint import Checkpoints, Position, restore
+    from maskery.training.checkpoint import Checkpoints
+    from maskery.training.snapshot import Position, restore
 
     class Task:
         def __init__(self) -> None:

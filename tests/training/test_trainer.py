@@ -20,10 +20,10 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.tasks.text_mlm import TextMLM
-from maskery.training.checkpoint import Position
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Trainer
 from maskery.training.optimiser import build_optimiser
+from maskery.training.snapshot import Position
 from maskery.training.trainer import MaskedLMTrainer
 from maskery.training.trainer_arguments import first_steps, training_arguments
 

@@ -21,6 +21,7 @@ from urllib.parse import urlparse
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.launcher import is_main_process
 
 LOOKUP_SECONDS = 3.0
 ConfigT = TypeVar("ConfigT")
@@ -99,7 +100,10 @@ def set_up_logging(*, quiet: bool = False) -> None:
     logger = logging.getLogger("maskery")
     logger.handlers[:] = [handler]
     logger.propagate = False
+    # Warnings are those of all processes, and said by one of them.
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not is_main_process():
+        logger.setLevel(logging.ERROR)
     go_offline_without_a_network()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     rest, saved = take_config(arguments)
     default = None if saved is None else TrainPairs(run=load_config(saved, PairsRunConfig))
     wanted = parse(TrainPairs, "train pairs", rest, default)
-    set_up_logging(quiet=wanted.json or not is_main_process())
+    set_up_logging(quiet=wanted.json)
     from maskery.recipes.pairs import train_pairs
 
     result = train_pairs(wanted.run, progress=not wanted.json)

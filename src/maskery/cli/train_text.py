@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     rest, saved = take_config(arguments)
     default = None if saved is None else TrainText(run=load_config(saved, TextRunConfig))
     wanted = parse(TrainText, "train text", rest, default)
-    set_up_logging(quiet=wanted.json or not is_main_process())
+    set_up_logging(quiet=wanted.json)
     from maskery.recipes.text import train_text
 
     result = train_text(wanted.run, progress=not wanted.json)

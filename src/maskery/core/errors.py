@@ -34,6 +34,10 @@ class MissingExtraError(MaskeryError, ImportError):
     """An optional dependency is not installed."""
 
 
+class TrainingError(MaskeryError):
+    """A run cannot usefully go on: its loss is no number any more."""
+
+
 class OtherProcessError(MaskeryError):
     """Another process of the run has failed, and reports it itself."""
 

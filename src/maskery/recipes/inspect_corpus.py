@@ -26,9 +26,9 @@ from maskery.recipes.inspect_words import (
 from maskery.recipes.text import TextRun, prepare_text
 from maskery.recipes.text_config import TextRunConfig
 from maskery.recipes.text_task import text_task
-from maskery.training.checkpoint import Position
 from maskery.training.loop import Trainer
 from maskery.training.optimiser import build_optimiser
+from maskery.training.snapshot import Position
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Masks are counted over so many batches: their number hardly changes from batch to batch.

@@ -2,7 +2,8 @@
 
 `checkpoints/step-00000500/` holds `model.safetensors`, `optimiser.safetensors`,
 `extra.safetensors`, `state.json` and a `manifest.json` with the sha256 of each. A folder whose
-files differ from its manifest is skipped, with a warning, for the one before it.
+files differ from its manifest is skipped, with a warning, for the one before it. `best.json` names
+the checkpoint with the best held-out figure, which stays beside the newest ones.
 """
 
 from __future__ import annotations
@@ -12,118 +13,196 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
-from maskery.core.processes import join_processes
 from maskery.core.task import Task
-from maskery.training.parallel import all_laid_out_like, laid_out_like, unwrapped, whole
+from maskery.training.snapshot import (
+    EXTRA,
+    MODEL,
+    OPTIMISER,
+    STATE,
+    Camera,
+    Position,
+    Snapshot,
+)
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
-STATE = "state.json"
+BEST = "best.json"
 FILES = (MODEL, OPTIMISER, EXTRA, STATE)
-MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands: everything else about its next step follows from it.
-
-    Attributes:
-        step: Optimiser steps done.
-        epoch: The epoch of the next step.
-        epoch_step: Steps done in that epoch.
-        identity: A hash of what must not change between a run and its continuation.
-    """
-
-    step: int
-    epoch: int
-    epoch_step: int
-    identity: str
-
-
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, tied ones once."""
-    persistent = model.state_dict().keys()
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
-    tensors |= {name: b for name, b in model.named_buffers() if name in persistent}
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
-def optimiser_tensors(
-    model: nn.Module, optimiser: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """The optimiser's moments as `moment.parameter name`."""
-    return {
-        f"{moment}.{name}": optimiser.state[parameter][moment]
-        for name, parameter in model.named_parameters()
-        if parameter in optimiser.state
-        for moment in MOMENTS
-        if moment in optimiser.state[parameter]
-    }
+# Beside the tensors: file headers, the state and the manifest.
+HEADROOM = 1 << 20
 
 
 class Checkpoints:
-    """The checkpoints of one run folder.
+    """The checkpoints of one run folder, written one at a time in a thread.
 
     Args:
         folder: `checkpoints/` of the run.
-        keep: How many of the newest stay.
+        keep: How many of the newest stay, beside the best.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
 
     def save(
         self, task: Task[Any, Any], optimiser: torch.optim.Optimizer, position: Position
     ) -> Path:
-        """Write a checkpoint; what was there stays until it is complete.
+        """Take a snapshot and write it, at once.
 
         Raises:
             CheckpointError: It could not be written (disk full, no permission).
         """
-        final = self.folder / f"step-{position.step:08d}"
+        return self.write(Camera().take(task, optimiser, position))
+
+    def begin(
+        self, snapshot: Snapshot, *, best: bool = False, first: Callable[[], None] | None = None
+    ) -> None:
+        """Write in the thread; the write before must be over (`finish`).
+
+        Args:
+            snapshot: What to write.
+            best: As in `write`.
+            first: Called in the thread, before.
+        """
+        assert self._writing is None
+        self._writing = self._thread.submit(self._write_in_thread, snapshot, best, first)
+
+    def _write_in_thread(
+        self, snapshot: Snapshot, best: bool, first: Callable[[], None] | None
+    ) -> Path:
+        try:
+            if first is not None:
+                first()
+        except OSError as error:
+            raise CheckpointError(
+                f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
+                f"({error.strerror}); free some space there and continue with --resume auto"
+            ) from error
+        return self.write(snapshot, best=best)
+
+    def begin_if_room(
+        self,
+        snapshot: Snapshot,
+        *,
+        best: bool,
+        must: bool,
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        """`begin`, unless the disk is too full; then the checkpoint before stays the last.
+
+        Args:
+            snapshot: What to write.
+            best: As in `write`.
+            must: Whether to try all the same: nothing comes after it.
+            first: As in `begin`.
+        """
+        missing = self.room_for(snapshot)
+        if missing is None or must:
+            self.begin(snapshot, best=best, first=first)
+            return
+        newest = self.complete()[-1:]
+        log.warning(
+            "no checkpoint at step %d: %s in '%s'; the run goes on, and could be resumed from %s; "
+            "free some space",
+            snapshot.position.step,
+            missing,
+            self.folder,
+            f"'{newest[0].name}'" if newest else "its beginning",
+        )
+
+    @property
+    def failed(self) -> bool:
+        """Whether the thread has ended with an error, which `finish` raises."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def finish(self) -> str | None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        writing, self._writing = self._writing, None
+        return None if writing is None else str(writing.result())
+
+    def room_for(self, snapshot: Snapshot) -> str | None:
+        """What is missing on the disk for a checkpoint, in words; None if nothing is."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError:
+            return None  # writing will say what is wrong
+        needed = snapshot.num_bytes + HEADROOM
+        if free >= needed:
+            return None
+        return f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+
+    def write(self, snapshot: Snapshot, *, best: bool = False) -> Path:
+        """Write a checkpoint; what was there stays until it is complete.
+
+        Args:
+            snapshot: What to write.
+            best: Whether it is the best so far by its held-out figure.
+
+        Raises:
+            CheckpointError: It could not be written (disk full, no permission).
+        """
+        final = self.path_of(snapshot.position.step)
         partial = final.with_name(f"{final.name}.partial")
-        model = unwrapped(task.model)
-        # Every process takes part, where each holds a part of the tensors.
-        tensors = {
-            MODEL: on_cpu(named_tensors(model)),
-            OPTIMISER: on_cpu(optimiser_tensors(model, optimiser)),
-            EXTRA: on_cpu(task.extra_state()),
-        }
-        if not join_processes().is_main:
-            return final
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            for name, content in tensors.items():
-                save_file(content, partial / name)
-            (partial / STATE).write_text(json.dumps(asdict(position)), "utf-8")
+            for name, tensors in snapshot.files.items():
+                save_file(dict(tensors), partial / name)
+            (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
             _seal(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _flush(self.folder)
+            _replace_folder(partial, final)
+            if best:
+                self.mark_best(snapshot.position.step)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint '{final}' could not be written ({error}); free some space there "
                 f"and continue with --resume auto"
             ) from error
-        for old in self.complete()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._prune()
         return final
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, or would."""
+        return self.folder / f"step-{step:08d}"
+
+    def mark_best(self, step: int) -> None:
+        """Let a checkpoint that is there be the best one."""
+        partial = self.folder / f"{BEST}.partial"
+        with partial.open("w", encoding="utf-8") as out:
+            json.dump({"step": step, "checkpoint": self.path_of(step).name}, out)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(self.folder / BEST)
+        _flush(self.folder)
+
+    def best(self) -> Path | None:
+        """The best checkpoint, if one is marked and there."""
+        try:
+            step = json.loads((self.folder / BEST).read_text("utf-8"))["step"]
+            path = self.path_of(int(step))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return path if (path / MANIFEST).is_file() else None
 
     def complete(self) -> list[Path]:
         """The finished checkpoints, oldest first; their content is not looked at."""
@@ -141,35 +220,33 @@ class Checkpoints:
             )
         return None
 
+    def to_resume_from(self) -> str | None:
+        """`newest_sound`; None where there is no checkpoint at all.
 
-def restore(
-    path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
-) -> Position:
-    """Load a checkpoint into a task and its optimiser.
+        Raises:
+            CheckpointError: There are some, and all are damaged.
+        """
+        path = self.newest_sound()
+        if path is None and self.complete():
+            raise CheckpointError(
+                f"every checkpoint in '{self.folder}' is damaged; start afresh with another "
+                f"--output"
+            )
+        return None if path is None else str(path)
 
-    Raises:
-        CheckpointError: It belongs to another run or another model.
-    """
-    position = Position(**json.loads((path / STATE).read_text("utf-8")))
-    if position.identity != identity:
-        raise CheckpointError(
-            f"the checkpoint '{path}' belongs to a run with another model, corpus or setting; "
-            f"repeat that run's settings, or start afresh with another --output"
-        )
-    model = unwrapped(task.model)
-    _copy_into(named_tensors(model), load_file(path / MODEL), path)
-    moments = load_file(path / OPTIMISER)
-    for name, parameter in model.named_parameters():
-        kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
-        if kept:
-            optimiser.state[parameter] = {
-                moment: moments[f"{moment}.{name}"].to(parameter.device)
-                if moment == "step"
-                else laid_out_like(moments[f"{moment}.{name}"], parameter)
-                for moment in kept
-            }
-    task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
-    return position
+    def _prune(self) -> None:
+        for leftover in (*self.folder.glob("step-*.old"), *self.folder.glob("step-*.partial")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        best = self.best()
+        for old in self.complete()[: -self.keep]:
+            if old != best:
+                # Away from its name first, so that no half of it is ever taken for a checkpoint.
+                gone = old.with_name(f"{old.name}.old")
+                try:
+                    old.rename(gone)
+                except OSError:
+                    continue
+                shutil.rmtree(gone, ignore_errors=True)
 
 
 def find_damage(path: Path) -> str | None:
@@ -184,9 +261,15 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The whole tensors, in the CPU's memory."""
-    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+def _replace_folder(new: Path, final: Path) -> None:
+    """Put a folder in its place; the one that was there goes only when the new one stands."""
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _seal(folder: Path) -> None:
@@ -214,14 +297,3 @@ def _flush(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _copy_into(
-    own: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], path: Path
-) -> None:
-    if own.keys() != saved.keys() or any(own[n].shape != saved[n].shape for n in own):
-        raise CheckpointError(
-            f"the checkpoint '{path}' is of another model; resume with the model it was made from"
-        )
-    for name, tensor in own.items():
-        tensor.copy_(laid_out_like(saved[name], tensor))

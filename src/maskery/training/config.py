@@ -25,7 +25,10 @@ HOW = frozenset(
         "log_every",
         "eval_every",
         "checkpoint_every",
+        "checkpoint_minutes",
         "keep_checkpoints",
+        "best_metric",
+        "max_bad_steps",
         "tensorboard",
     }
 )
@@ -76,8 +79,15 @@ class TrainingConfig:
     """Steps between held-out evaluations; the first and the last always happen."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step always has one."""
+    checkpoint_minutes: float | None = 15.0
+    """Minutes after which a checkpoint is written though the steps are not over; None for never."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk, beside the best."""
+    best_metric: str | None = None
+    """The held-out figure of the best checkpoint: the lowest loss or perplexity, the highest of
+    anything else; none for no best. Default: the first figure of a held-out line."""
+    max_bad_steps: int = 20
+    """Steps in a row that may be skipped for a loss or gradient that is no number."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder, too."""
 
@@ -102,10 +112,15 @@ class TrainingConfig:
                     f"{', '.join(get_args(choices))}"
                 )
         at_least_one = ("epochs", "max_steps", "batch_tokens", "micro_batch_tokens", "log_every")
-        for name in (*at_least_one, "eval_every", "checkpoint_every", "keep_checkpoints"):
+        at_least_one += ("eval_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps")
+        for name in at_least_one:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: it must be at least 1")
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0.0:
+            raise ConfigError(
+                f"checkpoint_minutes is {self.checkpoint_minutes}: it must be above 0; try 15"
+            )
         if not 0.0 <= self.warmup_share < 1.0:
             raise ConfigError(
                 f"warmup_share is {self.warmup_share}: it must be from 0 to below 1; try 0.06"

@@ -6,8 +6,9 @@ over every micro-batch of every process, so it does not depend on how the step i
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from maskery.core.errors import CheckpointError
-from maskery.core.processes import Processes, join_processes
+from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
+from maskery.core.processes import join_processes
 from maskery.core.task import BatchSource, Prepared, Task, loss_sums_of, prepare_all
-from maskery.training.checkpoint import Checkpoints, Position, restore
+from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import Precision, TrainingConfig
+from maskery.training.guards import BadSteps, poison_if_not_finite, update_if_finite
+from maskery.training.journal import Journal
 from maskery.training.optimiser import set_learning_rate
 from maskery.training.parallel import (
     clip_gradients,
@@ -32,11 +35,11 @@ from maskery.training.parallel import (
 )
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
+from maskery.training.signals import StopSignals, Wanted
+from maskery.training.snapshot import Camera, Position, restore
 from maskery.training.tracking import Tracker
 
 Evaluate = Callable[[int], Mapping[str, float]]
-# What every process knows whole, where of the loss each has a share.
-WHOLE = "grad_norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,14 @@ class Trainer:
         self.optimiser = optimiser
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         board = config.tensorboard and self.processes.is_main
+        self.camera = Camera()
         self.tracker = Tracker(folder, tensorboard=board)
+        self.journal = Journal(self.tracker, self.processes, config.best_metric)
+        self.bad_steps = BadSteps(config.max_bad_steps)
+        self.signals = StopSignals()
+        self._agreed: list[float] = []
+        self._saved_at = self._resumed_at = time.perf_counter()
+        self._seconds, self._tokens = 0.0, 0
         self.epoch_steps = [source.num_steps(epoch) for epoch in range(config.epochs)]
         self.total_steps = min(sum(self.epoch_steps), config.max_steps or sum(self.epoch_steps))
 
@@ -125,21 +135,27 @@ class Trainer:
 
         Args:
             resume: Whether to go on from the newest sound checkpoint, if there is one.
+
+        Raises:
+            StoppedError: A signal asked for the end; a checkpoint is written.
+            TrainingError: Too many steps in a row were no numbers; a checkpoint is written.
+            CheckpointError: A checkpoint could not be read or written.
         """
         # The model moves before the optimiser's moments are restored to where it is.
         device = self.accelerator.device
         self.task.model.to(device)
         spread(self.task, self.optimiser, self.config.sharding, device)
-        start = (
-            self._restore()
-            if resume
-            else Position(step=0, epoch=0, epoch_step=0, identity=self.identity)
-        )
+        start = self._restore() if resume else self._position(0, 0, 0)
         # A run may have been stopped between a step's checkpoint and its evaluation.
-        if self._due(start.step) and not (resume and self._evaluated(start.step)):
-            self._evaluate(start.step)
-        tokens, began = 0, time.perf_counter()
-        window = _Window()
+        if (
+            self._due(start.step)
+            and not (resume and self.journal.has_held_out(start.step))
+            and self._evaluate(start.step)
+            and self.processes.is_main
+        ):
+            self.checkpoints.mark_best(start.step)
+        self._seconds, self._tokens = 0.0, 0
+        self._saved_at = self._resumed_at = time.perf_counter()
         bar = tqdm(
             total=self.total_steps,
             initial=start.step,
@@ -147,34 +163,46 @@ class Trainer:
             unit="step",
             disable=not (self.progress and self.processes.is_main),
         )
-        with bar, Prefetch(self.steps(start)) as steps:
-            for step in steps:
-                losses = self.step(step)
-                done = step.number + 1
-                step_tokens = sum(micro.num_tokens for micro in step.micro)
-                tokens += step_tokens
-                window.add(losses, step_tokens, self._counted(step))
-                bar.update()
-                saves = done % self.config.checkpoint_every == 0 or done == self.total_steps
-                # A line at every checkpoint, so that a resumed run averages over the same steps.
-                if saves or done % self.config.log_every == 0:
-                    self._log(done, step, window, bar)
-                    window = _Window()
-                if saves:
-                    self._save(step)
-                if done < self.total_steps and self._due(done):
-                    self._evaluate(done)
-        seconds = time.perf_counter() - began
-        if start.step < self.total_steps:
-            self._evaluate(self.total_steps)
+        with self.signals, bar, Prefetch(self.steps(start)) as steps:
+            try:
+                for step in steps:
+                    self._after(step, self.step(step), bar)
+            except BaseException:
+                # The other processes may be anywhere: only what is being written is waited for.
+                with contextlib.suppress(CheckpointError):
+                    self.checkpoints.finish()
+                raise
+            self.processes.on_main(self.checkpoints.finish)
         self.tracker.close()
         gather(self.task)
         return Summary(
             steps=self.total_steps,
-            tokens=int(self.processes.sum([tokens])[0]),
-            seconds=seconds,
+            tokens=int(self.processes.sum([self._tokens])[0]),
+            seconds=self._seconds,
             resumed_from=start.step,
         )
+
+    def _after(self, step: Step, losses: dict[str, torch.Tensor], bar: tqdm[Any]) -> None:
+        """Everything between two steps: lines, held-out figures, checkpoints, an early end."""
+        done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
+        last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0
+        self._tokens += tokens
+        self.journal.window.add(losses, tokens, self._counted(step))
+        self.bad_steps.add(losses["grad_norm"])
+        bar.update()
+        wanted = self._wanted()
+        logs = last or scheduled or done % self.config.log_every == 0
+        if logs:
+            self._log(done, step, bar)
+        spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many
+        stops = (wanted.stops or spoilt) and not last
+        self._seconds = time.perf_counter() - self._resumed_at
+        best = self._due(done) and not stops and self._evaluate(done)
+        if last or stops or scheduled or wanted.saves or best:
+            self._save(step, best=best, must=last or stops)
+        if stops:
+            self.processes.on_main(self.checkpoints.finish)
+            raise self._end(done, wanted)
 
     def step(self, step: Step) -> dict[str, torch.Tensor]:
         """One optimiser step; returns its loss terms and total, detached, and the gradient norm."""
@@ -199,8 +227,7 @@ class Trainer:
                 losses[name] = losses.get(name, torch.zeros_like(term)) + term
         limit = self.config.clip_norm or float("inf")
         losses["grad_norm"] = clip_gradients(self.parameters, limit)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        update_if_finite(self.optimiser, self.parameters, losses["grad_norm"])
         return losses
 
     def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:
@@ -217,7 +244,7 @@ class Trainer:
             start=torch.zeros((), device=device),
         )
         # The processes' gradients are averaged; ours are shares of a sum.
-        self.accelerator.backward(total * self.processes.world_size)
+        self.accelerator.backward(poison_if_not_finite(total) * self.processes.world_size)
         return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
 
     def steps(self, start: Position) -> Iterator[Step]:
@@ -241,100 +268,109 @@ class Trainer:
 
     def _global_counts(self, micro: Sequence[Prepared]) -> dict[str, float]:
         names = sorted(self.task.loss_weights)
-        counts = [float(sum(m.counts.get(name, 0) for m in micro)) for name in names]
-        return dict(zip(names, self.processes.sum(counts), strict=True))
+        own = [float(sum(m.counts.get(name, 0) for m in micro)) for name in names]
+        if self.processes.world_size == 1:
+            return dict(zip(names, own, strict=True))
+        # One message a step, through the CPU: a device is not waited for.
+        total = self.processes.sum([*own, *self._flags()])
+        self._agreed = total[len(names) :]
+        return dict(zip(names, total, strict=False))
 
     def _counted(self, step: Step) -> Mapping[str, int]:
         """What this process's batches count beyond their loss terms; logged as sums."""
         names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
         return {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
 
-    def _log(self, done: int, step: Step, window: _Window, bar: tqdm[Any]) -> None:
-        values = window.means(self.processes)
-        values["learning_rate"] = max(g["lr"] for g in self.optimiser.param_groups)
-        values["epoch"] = step.epoch
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tok/s")
+    def _flags(self) -> list[float]:
+        """What this process has to say to the others: signals, a checkpoint's time, a failure."""
+        received, minutes = self.signals.received, self.config.checkpoint_minutes
+        saves = failed = False
         if self.processes.is_main:
-            self.tracker.log("train", done, values)
+            since = time.perf_counter() - self._saved_at
+            saves = minutes is not None and since > 60.0 * minutes
+            failed = self.checkpoints.failed
+        return [received == signal.SIGTERM, received == signal.SIGINT, saves, failed]
+
+    def _wanted(self) -> Wanted:
+        """What any process wants to happen after this step: the same for all of them."""
+        # Alone, a process looks now; with others, all have agreed when the step began.
+        flags = self._flags() if self.processes.world_size == 1 else self._agreed
+        if flags[3]:
+            self.processes.on_main(self.checkpoints.finish)  # raises what went wrong
+        number = signal.SIGTERM if flags[0] else signal.SIGINT if flags[1] else None
+        return Wanted(signal=number, saves=bool(flags[2]))
+
+    def _end(self, done: int, wanted: Wanted) -> MaskeryError:
+        """Why the run ends early, in one line."""
+        if wanted.signal is not None:
+            return StoppedError(
+                f"stopped by {signal.Signals(wanted.signal).name} after step {done} of "
+                f"{self.total_steps}; go on with --resume auto",
+                exit_code=128 + wanted.signal,
+            )
+        return TrainingError(
+            f"the loss or its gradient was no finite number in {self.bad_steps.in_a_row} steps in "
+            f"a row, up to step {done}; none of them changed the model, and a checkpoint is "
+            f"written; look at the data there, or start afresh with a lower --learning-rate"
+        )
+
+    def _log(self, done: int, step: Step, bar: tqdm[Any]) -> None:
+        rate = max(group["lr"] for group in self.optimiser.param_groups)
+        values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
+        loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
+        bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s")
 
     def _due(self, step: int) -> bool:
         """Whether the held-out figures belong to a step: the first, the last, and by the config."""
         every = self.config.eval_every
         return step in (0, self.total_steps) or bool(every and step % every == 0)
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> bool:
+        """Held-out figures, written down; whether they are the best so far."""
         if self.evaluate is None:
-            return
+            return False
+        began = time.perf_counter()
         self.task.model.eval()
-        values = self.evaluate(step)
-        if self.processes.is_main:
-            self.tracker.log("held_out", step, values)
+        best = self.journal.held_out(step, self.evaluate(step))
+        # Speed is that of training.
+        passed = time.perf_counter() - began
+        self._resumed_at += passed
+        self.journal.window.began += passed
+        return best
 
-    def _evaluated(self, step: int) -> bool:
-        """Whether the held-out figures of a step are written."""
-        found = self.processes.on_main(lambda: str(self.tracker.has("held_out", step)))
-        return found == "True"
-
-    def _save(self, step: Step) -> None:
-        last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
-        position = Position(
-            step=step.number + 1,
-            epoch=step.epoch + 1 if last else step.epoch,
-            epoch_step=0 if last else step.epoch_step + 1,
+    def _position(self, step: int, epoch: int, epoch_step: int) -> Position:
+        return Position(
+            step=step,
+            epoch=epoch,
+            epoch_step=epoch_step,
             identity=self.identity,
+            window=self.journal.window.state(self.processes),
+            bad_steps=self.bad_steps.in_a_row,
         )
-        self.checkpoints.save(self.task, self.optimiser, position)
+
+    def _save(self, step: Step, *, best: bool, must: bool) -> None:
+        """Copy the state and let it be written; only the copy is waited for."""
+        last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
+        epoch, epoch_step = (step.epoch + 1, 0) if last else (step.epoch, step.epoch_step + 1)
+        position = self._position(step.number + 1, epoch, epoch_step)
+        main = self.processes.is_main
+        # The memory that is copied to may still be read.
+        self.processes.on_main(self.checkpoints.finish)
+        snapshot = self.camera.take(self.task, self.optimiser, position, keeps=main)
+        self._saved_at = time.perf_counter()
+        if main:
+            self.checkpoints.begin_if_room(snapshot, best=best, must=must, first=self.tracker.flush)
 
     def _restore(self) -> Position:
-        found = self.processes.on_main(self._find_checkpoint)
-        if found is None:
-            position = Position(step=0, epoch=0, epoch_step=0, identity=self.identity)
-        else:
-            position = restore(Path(found), self.task, self.optimiser, self.identity)
-        if self.processes.is_main:
-            self.tracker.rewind(position.step)
+        found = self.processes.on_main(self.checkpoints.to_resume_from)
+        position = (
+            self._position(0, 0, 0)
+            if found is None
+            else restore(Path(found), self.task, self.optimiser, self.identity)
+        )
+        self.journal.rewind(position.step, position.window, self.accelerator.device)
+        self.bad_steps = BadSteps(self.config.max_bad_steps, position.bad_steps)
         return position
-
-    def _find_checkpoint(self) -> str | None:
-        path = self.checkpoints.newest_sound()
-        if path is None and self.checkpoints.complete():
-            raise CheckpointError(
-                f"every checkpoint in '{self.checkpoints.folder}' is damaged; start afresh "
-                f"with another --output"
-            )
-        return None if path is None else str(path)
-
-
-class _Window:
-    """Sums over the steps between two log lines, read only when a line is written."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counted: Counter[str] = Counter()
-        self.steps = 0
-        self.tokens = 0
-        self.began = time.perf_counter()
-
-    def add(
-        self, losses: Mapping[str, torch.Tensor], tokens: int, counted: Mapping[str, int]
-    ) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.counted.update(counted)
-        self.steps += 1
-        self.tokens += tokens
-
-    def means(self, processes: Processes) -> dict[str, float]:
-        """Over all processes: each has its share of a loss, and all have the gradient's norm."""
-        names = sorted(self.sums.keys() - {WHOLE})
-        counted = sorted(self.counted)
-        own = [float(self.sums[name]) / self.steps for name in names]
-        own += [self.counted[name] for name in counted]
-        *shares, tokens = processes.sum([*own, self.tokens])
-        means = dict(zip((*names, *counted), shares, strict=True))
-        means[WHOLE] = float(self.sums[WHOLE]) / self.steps
-        means["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
-        return {name: means[name] for name in (*self.sums, *counted, "tokens_per_second")}
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:

@@ -13,8 +13,8 @@ ItemT = TypeVar("ItemT")
 class Prefetch(Generic[ItemT]):
     """Iterates over `items` one ahead, in a thread.
 
-    An exception of the thread is raised where the item would have come. Use as a context manager,
-    so that the thread ends with the loop.
+    An exception of the thread is raised where the item would have come, with a note of where it
+    came from. Use as a context manager, so that the thread ends with the loop.
     """
 
     def __init__(self, items: Iterator[ItemT], depth: int = 2) -> None:
@@ -40,6 +40,7 @@ class Prefetch(Generic[ItemT]):
                     return
             self._put((None, StopIteration()))
         except BaseException as error:
+            error.add_note("raised in the thread that prepares the next steps")
             self._put((None, error))
 
     def _put(self, entry: tuple[ItemT | None, BaseException | None]) -> bool:
@@ -51,9 +52,20 @@ class Prefetch(Generic[ItemT]):
             return True
         return False
 
+    def _next(self) -> tuple[ItemT | None, BaseException | None]:
+        while True:
+            try:
+                return self._queue.get(timeout=1.0)
+            except queue.Empty:
+                # It puts a last entry whatever happens, unless the interpreter is going down.
+                if not self._thread.is_alive() and self._queue.empty():
+                    raise RuntimeError(
+                        "the thread that prepares the next steps has died without a word"
+                    ) from None
+
     def _take(self) -> Iterator[ItemT]:
         while True:
-            item, error = self._queue.get()
+            item, error = self._next()
             if isinstance(error, StopIteration):
                 return
             if error is not None:

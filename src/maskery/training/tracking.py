@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ class Tracker:
         partial = self._path.with_name(f"{self._path.name}.partial")
         partial.write_text(text, "utf-8")
         partial.replace(self._path)
+        self.flush()
+
+    def flush(self) -> None:
+        """Bring what was written to disk, so that no checkpoint is ahead of its lines."""
+        if self._path.exists():
+            with self._path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What is written."""
+        return read_metrics(self._path) if self._path.exists() else []
 
     def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Write one line."""
@@ -45,8 +57,7 @@ class Tracker:
 
     def has(self, kind: str, step: int) -> bool:
         """Whether a line of that kind and step is written."""
-        lines = read_metrics(self._path) if self._path.exists() else []
-        return any((line["kind"], line["step"]) == (kind, step) for line in lines)
+        return any((line["kind"], line["step"]) == (kind, step) for line in self.lines())
 
     def close(self) -> None:
         """Flush TensorBoard's file."""

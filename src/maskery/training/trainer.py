@@ -25,12 +25,12 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.task import BatchSource, Task, loss_sums_of, prepare_all
-from maskery.training.checkpoint import named_tensors
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Step, step_seed
 from maskery.training.optimiser import build_optimiser
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
+from maskery.training.snapshot import named_tensors
 from maskery.training.trainer_arguments import SCHEDULES, check_arguments, first_steps
 
 log = logging.getLogger(__name__)

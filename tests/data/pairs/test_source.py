@@ -12,6 +12,7 @@ from tiny_pairs import new_tokenizer, save_tiny_pairs
 from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.skipped import Skipped
+from maskery.data.images.views import view_pixels
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
@@ -164,3 +165,17 @@ def test_a_broken_wrong_picture_leaves_its_caption_out(tmp_path: Path, pairs: Pa
     judged = held_out(pairs, 4)
     count = sum(len(batch.text.lengths) for batch in judged)
     assert count == 2 * (10 - 2)  # its own pair, and the one whose wrong picture it was
+
+
+def test_pictures_are_kept_at_the_size_that_is_read(pairs: Pairs) -> None:
+    """Resized once instead of in every view: the same pixels."""
+    whole = Pictures(pairs, "skip", near=None).load([0, 1])
+    kept = Pictures(pairs, "skip", near=(8, 4), cache_bytes=1 << 20)
+    small = kept.load([0, 1])
+    config = ViewConfig(height=4, width=8, mean=HALF_MEAN, std=HALF_STD)
+    for first, second in zip(whole, small, strict=True):
+        assert first is not None
+        assert second is not None
+        assert second.size == (8, 4)
+        assert np.array_equal(view_pixels(first, config), view_pixels(second, config))
+    assert kept.load([0])[0] is small[0]

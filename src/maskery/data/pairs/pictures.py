@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_WORKERS = 8
+BICUBIC = 3
+"""Pillow's number of the filter that views resize with."""
 BYTES_PER_PIXEL = 4
 """Pillow pads red, green and blue to a word."""
 
@@ -41,7 +43,8 @@ class Pictures:
         Args:
             pairs: Whose pictures.
             on_bad_image: `"fail"` raises at the first that cannot be read.
-            near: (width, height) that will be asked of them, as in `load_image`.
+            near: (width, height) that will be asked of them: they are brought to it once, before
+                they are kept. None where they are still to be cropped.
             cache_bytes: How much decoded pictures may take in memory; those that come first stay,
                 because every epoch comes back to them in another order.
         """
@@ -60,10 +63,16 @@ class Pictures:
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
         images = decode_many(refs, self.skipped, near=self._near, pool=self._pool)
-        decoded = dict(zip(wanted, images, strict=True))
+        decoded = dict(zip(wanted, map(self._resized, images), strict=True))
         for index, image in decoded.items():
             size = 0 if image is None else image.width * image.height * BYTES_PER_PIXEL
             if size <= self._room:
                 self._room -= size
                 self._kept[index] = image
         return [decoded[i] if i in decoded else self._kept[i] for i in indices]
+
+    def _resized(self, image: Image | None) -> Image | None:
+        """What a view would make of the picture first, so that no epoch does it again."""
+        if image is None or self._near is None:
+            return image
+        return image.resize(self._near, BICUBIC)

@@ -37,11 +37,11 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.packing import can_pack
 from maskery.recipes.bench.config import BenchConfig
 from maskery.tasks.text_mlm import TextMLM
-from maskery.training.checkpoint import Position
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Trainer as MaskeryTrainer
 from maskery.training.optimiser import build_optimiser
 from maskery.training.prefetch import Prefetch
+from maskery.training.snapshot import Position
 
 BLOCK = 512
 

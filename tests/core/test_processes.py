@@ -1,0 +1,52 @@
+"""One process; several are in `tests/training/test_many_processes.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from maskery.core.launcher import is_main_process, launched_rank, launched_world_size
+from maskery.core.processes import Processes, join_processes
+
+
+def test_one_process_says_nothing_to_anyone() -> None:
+    alone = join_processes()
+    assert alone is join_processes()
+    assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
+    assert alone.sum([1.5, 2.0]) == [1.5, 2.0]
+    assert alone.gather([1.5, 2.0]) == [[1.5, 2.0]]
+    assert alone.on_main(lambda: "done") == "done"
+    alone.barrier()
+    with alone.main_first():
+        pass
+
+
+def test_errors_pass_through() -> None:
+    def fail() -> str:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        Processes().on_main(fail)
+    with pytest.raises(KeyError), Processes().main_first():
+        fail()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (1, 0, True)),
+        ({"WORLD_SIZE": "8"}, (1, 0, True)),  # of a cluster, not of a launcher
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (1, 0, True)),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, (4, 0, True)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, (4, 3, False)),
+    ],
+)
+def test_what_a_launcher_says(
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    expected: tuple[int, int, bool],
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (launched_world_size(), launched_rank(), is_main_process()) == expected

@@ -1,0 +1,53 @@
+"""A run killed at random instants and resumed is, in the end, the run that was never killed.
+
+`MASKERY_KILLS` says how often each kind of run is killed (2; `make soak` kills 30 times).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fork_server import ForkServer
+from runs import assert_same_outcome, make_pairs, make_text, outcome
+
+KILLS = int(os.environ.get("MASKERY_KILLS", "2"))
+SEED = int(os.environ.get("MASKERY_KILLS_SEED", "0"))
+
+
+@pytest.mark.parametrize("make", [make_text, make_pairs], ids=["text", "pairs"])
+def test_killed_runs_end_as_if_nothing_had_happened(
+    tmp_path: Path, server: ForkServer, make: Callable[[Path], list[str]]
+) -> None:
+    arguments = [*make(tmp_path), "--resume", "auto"]
+    began = time.monotonic()
+    server.run([*arguments, "--output", str(tmp_path / "whole")], tmp_path / "log-whole")
+    duration = time.monotonic() - began
+    expected = outcome(tmp_path / "whole")
+    chance = random.Random(SEED)
+    kills, runs, while_writing, killed_at = 0, 0, 0, []
+    while kills < KILLS:
+        runs += 1
+        folder, log = tmp_path / f"run-{runs}", tmp_path / f"log-{runs}"
+        ended = False
+        while not ended and kills < KILLS:
+            run = server.start([*arguments, "--output", str(folder)], log)
+            # The instant is the point of the test: no waiting for anything makes it shorter.
+            time.sleep(chance.uniform(0.0, 1.1 * duration))
+            run.kill()
+            codes = run.wait()
+            ended = codes == [0]
+            assert codes in ([0], [-9]), run.text
+            if not ended:
+                kills += 1
+                checkpoints = folder / "checkpoints"
+                killed_at.append(len(list(checkpoints.glob("step-????????"))))
+                while_writing += any(checkpoints.glob("*.partial"))
+        if not ended:
+            server.run([*arguments, "--output", str(folder)], log)
+        assert_same_outcome(folder, expected)
+    print(f"{kills} kills of {runs} runs, {while_writing} of them while a checkpoint was written")

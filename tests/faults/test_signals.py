@@ -1,0 +1,71 @@
+"""SIGTERM and SIGINT: the step is finished, a checkpoint written, and the run can go on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from fork_server import ForkServer, Run
+from runs import assert_same_outcome, make_text, outcome
+
+from maskery.training import signals
+from maskery.training.signals import StopSignals
+
+
+def wait_for_steps(run: Run, metrics: Path) -> None:
+    """Wait until the first steps are logged."""
+    while not metrics.exists() or '"train"' not in metrics.read_text():
+        assert not run.ended(), run.text
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, server: ForkServer, ranks: int, number: signal.Signals, code: int
+) -> None:
+    # Only signals and the end write checkpoints.
+    arguments = [*make_text(tmp_path), "--resume", "auto", "--checkpoint-every", "500"]
+    arguments += ["--max-steps", "60", "--eval-every", "500"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    server.run([*arguments, "--output", str(whole)], tmp_path / "log-whole", ranks=ranks)
+    run = server.start([*arguments, "--output", str(cut)], tmp_path / "log", ranks=ranks)
+    wait_for_steps(run, cut / "metrics.jsonl")
+    run.kill(number)
+    assert run.wait() == [code] * ranks, run.text
+    assert "Traceback" not in run.text
+    assert run.text.count("stopping after this step") == 1
+    assert run.text.count(f"stopped by {number.name} after step") == 1
+    (checkpoint,) = (cut / "checkpoints").glob("step-*")
+    assert 0 < int(checkpoint.name.removeprefix("step-")) < 60
+    server.run([*arguments, "--output", str(cut)], tmp_path / "log-again", ranks=ranks)
+    assert_same_outcome(cut, outcome(whole))
+
+
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(signals.os, "write", lambda *_: 0)
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        assert ended == []
+        signal.raise_signal(signal.SIGINT)
+        assert ended == [130]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_launchers_echo_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    clock = iter([100.0, 100.5, 103.0])
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(signals.os, "write", lambda *_: 0)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(signals, "launched_world_size", lambda: 2)
+    stop = StopSignals()
+    stop.handle(signal.SIGINT, None)
+    stop.handle(signal.SIGTERM, None)
+    assert ended == []
+    stop.handle(signal.SIGTERM, None)
+    assert ended == [143]
