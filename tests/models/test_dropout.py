@@ -42,6 +42,7 @@ def test_gradients_pass_where_values_did() -> None:
 def test_everything_is_dropped_at_one_and_nothing_at_zero() -> None:
     values = torch.ones(9)
     assert float(FastDropout(1.0).train()(values).sum()) == 0.0
+    assert int(keep_mask(values.shape, 1.0, values.device)[0].sum()) == 0
     assert torch.equal(FastDropout(0.0).train()(values), values)
 
 

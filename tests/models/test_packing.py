@@ -9,8 +9,16 @@ import pytest
 import torch
 from families import PAD, VOCAB, tiny
 
+from maskery.models import attention
 from maskery.models.layout import EncoderInputs, pack, pad
-from maskery.models.packing import PACKABLE, can_pack, first_position, max_positions
+from maskery.models.packing import (
+    HALF_TOLERANCE,
+    PACKABLE,
+    can_pack,
+    first_position,
+    half_packing_error,
+    max_positions,
+)
 
 LONGEST = 40
 
@@ -109,3 +117,24 @@ def test_runs_of_equal_lengths_do_not_change_the_result() -> None:
     first = next(iter(by_order.values()))
     for logits in by_order.values():
         torch.testing.assert_close(logits, first, atol=1e-6, rtol=0.0)
+
+
+def test_a_scale_over_whole_rows_is_not_packed() -> None:
+    """ESM-2's embeddings are scaled by how much of a row is masked; packed, a row is a batch."""
+    model = tiny("esm")
+    model.config.token_dropout = True
+    possible, reason = can_pack(model, PAD)
+    assert not possible
+    assert "token_dropout" in reason
+
+
+@pytest.mark.parametrize("family", sorted(PACKABLE - {"xmod"}))  # its adapters know no autocast
+def test_the_gpus_self_check_tells_rounding_from_leaks(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16 and by the attention that stands in for a GPU's."""
+    monkeypatch.setattr(attention, "stays_on_device", lambda query: True)
+    model = tiny(family)
+    assert half_packing_error(model, PAD, torch.device("cpu")) < HALF_TOLERANCE
+    model.set_attn_implementation("sdpa")
+    assert half_packing_error(model, PAD, torch.device("cpu")) > HALF_TOLERANCE

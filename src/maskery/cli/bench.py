@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 def describe(result: dict[str, Any]) -> str:
     """The result as a table."""
     first = result["rows"][0]["name"]
-    rows = [["", "real tok/s", f"{first} is", "range", "real share", "peak memory"]]
+    rows = [["", "real tok/s", f"{first} is", "range", "real share", "of peak", "memory"]]
     for row in result["rows"]:
         memory = row["peak_memory_mb"]
         rows.append(
@@ -72,6 +72,7 @@ def describe(result: dict[str, Any]) -> str:
                 f"{row['ratio']:.2f}x",
                 f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
                 f"{100 * row['padding_efficiency']:.0f}%",
+                f"{100 * row['peak_share']:.0f}%",
                 "-" if memory is None else f"{memory:,.0f} MB",
             ]
         )
@@ -79,5 +80,6 @@ def describe(result: dict[str, Any]) -> str:
     return (
         f"{table(rows)}\n{machine['device']}, torch {machine['torch']}, transformers "
         f"{machine['transformers']}; dropout: {machine['config']['dropout']}; medians over "
-        f"{machine['config']['rounds']} interleaved rounds"
+        f"{machine['config']['rounds']} interleaved rounds; peak: the fastest matrix product seen, "
+        f"{machine['matrix_peak_gflops']:,.0f} GFLOP/s"
     )

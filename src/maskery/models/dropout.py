@@ -20,14 +20,25 @@ def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[t
         device: Where.
 
     Returns:
-        A bool mask, True with probability 1 - chance, and 1 / (1 - chance) for the rounded chance.
+        An int8 mask, 1 with probability 1 - chance and else 0, and 1 / (1 - chance) for the rounded
+        chance.
     """
     threshold = round(chance * LEVELS)
+    if threshold >= LEVELS:
+        return torch.zeros(shape, dtype=torch.int8, device=device), 0.0
     num = math.prod(shape)
     # From -2**63 on: all 64 bits are random; plain random_() leaves the sign bit 0.
     words = torch.empty(-(-num // 4), dtype=torch.int64, device=device).random_(-(1 << 63), None)
-    keep = words.view(torch.int16)[:num].view(shape) >= threshold - LEVELS // 2
-    return keep, LEVELS / (LEVELS - threshold) if threshold < LEVELS else 0.0
+    slices = words.view(torch.int16)[:num].view(shape)
+    # In place, so that the result is an integer: PyTorch compares and converts integers with vector
+    # instructions, and bools one by one (20 and 8 times as slow on AVX-512).
+    keep = slices.ge_(threshold - LEVELS // 2).to(torch.int8)
+    return keep, LEVELS / (LEVELS - threshold)
+
+
+def thin(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """A copy of `values`, 0 where `keep` is."""
+    return keep.to(values.dtype).mul_(values)
 
 
 class _Dropout(torch.autograd.Function):
@@ -37,12 +48,12 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, values: torch.Tensor, chance: float) -> torch.Tensor:
         keep, ctx.gain = keep_mask(values.shape, chance, values.device)
         ctx.save_for_backward(keep)
-        return (values * keep).mul_(ctx.gain)
+        return thin(values, keep).mul_(ctx.gain)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return (grad * keep).mul_(ctx.gain), None
+        return thin(grad, keep).mul_(ctx.gain), None
 
 
 class FastDropout(nn.Dropout):

@@ -58,6 +58,8 @@ POSITIONS_AFTER_PADDING = frozenset(
     }
 )
 TOLERANCE = 1e-3
+# In bf16, whose logits differ by rounding alone; a leak between segments differs by more.
+HALF_TOLERANCE = 0.05
 
 
 def first_position(config: PreTrainedConfig) -> int:
@@ -101,6 +103,17 @@ def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> floa
     return float(((packed - padded).abs().max() / scale).item())
 
 
+def half_packing_error(hf: PreTrainedModel, pad_token_id: int, device: torch.device) -> float:
+    """The same in bf16 on a device; the model is moved there and back."""
+    home = hf.device
+    try:
+        hf.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return packing_error(hf, pad_token_id)
+    finally:
+        hf.to(home)
+
+
 def _logits(hf: PreTrainedModel, inputs: EncoderInputs) -> torch.Tensor:
     inputs = inputs.to(hf.device)
     logits: torch.Tensor = hf(input_ids=inputs.input_ids, **inputs.arguments).logits
@@ -116,10 +129,17 @@ def can_pack(hf: PreTrainedModel, pad_token_id: int) -> tuple[bool, str]:
     family = hf.config.model_type
     if family not in PACKABLE:
         return False, f"'{family}' is not on the list of families that can be packed"
+    if getattr(hf.config, "token_dropout", False):
+        return False, f"'{family}' scales a row by its share of masked tokens (token_dropout)"
+    tolerance = TOLERANCE
     try:
         error = packing_error(hf, pad_token_id)
+        if error <= TOLERANCE and torch.cuda.device_count():
+            # What trains there is another kernel.
+            tolerance = HALF_TOLERANCE
+            error = half_packing_error(hf, pad_token_id, torch.device("cuda"))
     except (RuntimeError, ValueError, TypeError, IndexError) as failure:
         return False, f"the packed self-check of '{family}' failed ({failure})"
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         return False, f"packed and padded logits of '{family}' differ by {error:.1e}"
     return True, ""

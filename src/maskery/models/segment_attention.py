@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from maskery.models.dropout import apply, keep_mask
+from maskery.models.dropout import apply, keep_mask, thin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ class _DropoutAttention(torch.autograd.Function):
                 scores += mask
             weights = torch.softmax(scores, dim=-1)
             keep, gain = keep_mask(weights.shape, dropout, weights.device)
-            run.slice(out).copy_(torch.matmul(weights * keep, run.slice(value)).mul_(gain))
+            run.slice(out).copy_(torch.matmul(thin(weights, keep), run.slice(value)).mul_(gain))
             saved += [weights, keep]
         ctx.save_for_backward(query, key, value, *saved)
         ctx.runs, ctx.scale, ctx.gain = runs, scale, gain if runs else 1.0
@@ -172,7 +172,7 @@ class _DropoutAttention(torch.autograd.Function):
         for index, run in enumerate(ctx.runs):
             weights, keep = saved[2 * index : 2 * index + 2]
             grad = run.slice(grad_out) * ctx.gain
-            dropped = weights * keep
+            dropped = thin(weights, keep)
             run.slice(grads[2]).copy_(torch.matmul(dropped.transpose(2, 3), grad))
             # The softmax's backward: w * (g - sum(w * g)), with g zero where dropped.
             inner = torch.matmul(grad, run.slice(value).transpose(2, 3)).mul_(dropped)

@@ -88,10 +88,10 @@ def masked_rows(
     if count > room:
         kept = np.arange(room) * count // room
         return masked.positions[kept], masked.targets[kept]
-    # Different rows, so that adding their zero gradients does not pile up on one.
+    # Different rows, so that adding their zero gradients does not pile up on one; and in order,
+    # as they are in a batch as it comes.
     spare = np.arange(shapes.num_tokens - (room - count), shapes.num_tokens)
     nothing = np.full(room - count, IGNORE_INDEX, np.int64)
-    return (
-        np.concatenate((masked.positions, spare)),
-        np.concatenate((masked.targets, nothing)),
-    )
+    positions = np.concatenate((masked.positions, spare))
+    order = np.argsort(positions, kind="stable")
+    return positions[order], np.concatenate((masked.targets, nothing))[order]

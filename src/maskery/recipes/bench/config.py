@@ -15,7 +15,7 @@ Name = Literal["maskery", "hf-blocks", "hf-lines", "seed"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Contenders take turns in one process; medians of the rounds are compared."""
+    """Contenders take turns, each in its own process; medians of the rounds are compared."""
 
     corpus: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS")] = Path()
     """A text file; each line is an example. Default: the text of Python's language reference."""
@@ -31,8 +31,10 @@ class BenchConfig:
     """Tokens of a step of Maskery, and of HF's block recipe (batches of 512-token blocks)."""
     dropout: Literal["model", "none"] = "model"
     """The model's own dropout for everybody, attention included, or none for anybody."""
+    compile: bool = False
+    """Let Maskery compile its step (a CUDA GPU); elsewhere it does not."""
     memory: bool = True
-    """Also measure the peak memory of each contender, in processes of their own."""
+    """Also report the peak memory of each contender; on a GPU, of the GPU."""
     seed: int = 0
     """Of masks and dropout."""
 

@@ -29,21 +29,23 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import tokenise
-from maskery.masking.config import MaskingConfig
-from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.packing import can_pack
 from maskery.recipes.bench.config import BenchConfig
-from maskery.tasks.text_mlm import TextMLM
+from maskery.recipes.text_config import TextRunConfig
+from maskery.recipes.text_task import text_task
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Trainer as MaskeryTrainer
+from maskery.training.loop import resolve_precision
 from maskery.training.optimiser import build_optimiser
 from maskery.training.prefetch import Prefetch
 from maskery.training.snapshot import Position
 
 BLOCK = 512
+# More than any bench reads.
+EPOCHS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,11 @@ def maskery(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Ben
     model = MaskedLanguageModel(hf, packed=packed, pad_token_id=pad)
     use_fast_dropout(model)
     settings = TrainingConfig(
-        epochs=1000, batch_tokens=config.batch_tokens, learning_rate=5e-5, seed=config.seed
+        epochs=EPOCHS,
+        batch_tokens=config.batch_tokens,
+        learning_rate=5e-5,
+        seed=config.seed,
+        compile=config.compile,
     )
     source = TextSource(
         store,
@@ -95,8 +101,8 @@ def maskery(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Ben
         layout="packed" if packed else "padded",
         seed=config.seed,
     )
-    masker = Masker(vocabulary=Vocabulary.of(tokenizer), config=MaskingConfig(), seed=config.seed)
-    task = TextMLM(model, masker)
+    run = TextRunConfig(corpus=(str(config.corpus),), training=settings)
+    task = text_task(run, model, Vocabulary.of(tokenizer), source)
     trainer = MaskeryTrainer(
         task,
         source,
@@ -106,6 +112,7 @@ def maskery(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Ben
         identity="bench",
         progress=False,
     )
+    task.model.to(trainer.accelerator.device)
     start = Position(step=0, epoch=0, epoch_step=0, identity="bench")
     steps = Prefetch(trainer.steps(start)).__enter__()
 
@@ -116,6 +123,7 @@ def maskery(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Ben
             step = next(steps)
             trainer.step(step)
             done += sum(micro.num_tokens for micro in step.micro)
+        wait_for_device()
         return Turn(real_tokens=done, computed_tokens=done, seconds=time.perf_counter() - began)
 
     return take
@@ -135,8 +143,9 @@ def seed_loop(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: B
     ids = inputs.input_ids.masked_fill(chosen, tokenizer.mask_token_id)
     rows = torch.utils.data.TensorDataset(ids, inputs.attention_mask, labels)
     loader = torch.utils.data.DataLoader(rows, batch_size=16, shuffle=True, generator=generator)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hf.to(device).train()
     optimiser = torch.optim.AdamW(hf.parameters(), lr=5e-5)
-    hf.train()
 
     def forever() -> Iterator[list[torch.Tensor]]:
         while True:
@@ -148,7 +157,7 @@ def seed_loop(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: B
         real = computed = 0
         began = time.perf_counter()
         while real < tokens:
-            input_ids, attention_mask, targets = next(batches)
+            input_ids, attention_mask, targets = (part.to(device) for part in next(batches))
             optimiser.zero_grad()
             loss = hf(input_ids, attention_mask=attention_mask, labels=targets).loss
             loss.backward()
@@ -193,6 +202,7 @@ class _Stopwatch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A step ended, perhaps the last."""
         del args, state, control, kwargs
+        wait_for_device()
         self.ended = time.perf_counter()
 
 
@@ -236,6 +246,7 @@ def _hf_trainer(
                 disable_tqdm=True,
                 logging_strategy="no",
                 seed=config.seed + turns,
+                bf16=resolve_precision(TrainingConfig()) == "bf16",  # as Maskery's
             )
             trainer = Trainer(
                 model=hf,
@@ -253,6 +264,12 @@ def _hf_trainer(
         )
 
     return take
+
+
+def wait_for_device() -> None:
+    """A GPU works on after its calls return; a clock must not be read before it is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 CONTENDERS: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase, BenchConfig], Take]] = {

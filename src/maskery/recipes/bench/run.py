@@ -1,24 +1,22 @@
-"""Interleaved rounds, medians and ratios; peak memory in processes of their own."""
+"""Interleaved rounds, medians and ratios; each contender in a process of its own."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from maskery.core.errors import MaskeryError
 from maskery.recipes.bench.config import BenchConfig
-from maskery.recipes.bench.contenders import Turn, build
-from maskery.recipes.run_folder import from_plain, to_plain
+from maskery.recipes.bench.contenders import Turn
+from maskery.recipes.bench.peak import matrix_peak
+from maskery.recipes.bench.worker import Worker
+from maskery.recipes.run_folder import to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,8 @@ class Row:
         ratio_low: The smallest ratio of a round.
         ratio_high: The largest.
         padding_efficiency: Real tokens over computed ones.
-        peak_memory_mb: Peak resident memory of a process that runs it alone, or None.
+        peak_memory_mb: Peak memory of its process, on the GPU where there is one; or None.
+        peak_share: What it computes a second, as a share of the fastest matrix product seen.
     """
 
     name: str
@@ -47,6 +46,7 @@ class Row:
     ratio_high: float
     padding_efficiency: float
     peak_memory_mb: float | None
+    peak_share: float
 
 
 def run_bench(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -58,28 +58,47 @@ def run_bench(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]
 
     Returns:
         `rows` (one for each contender) and `environment`, as plain data.
+
+    Raises:
+        MaskeryError: A contender's process failed.
     """
-    takes = {}
-    for name in config.contenders:
-        say(f"setting up {name}")
-        takes[name] = build(name, config)
-        takes[name](1)  # one step to warm up
-    turns: dict[str, list[Turn]] = {name: [] for name in takes}
-    for number in range(config.rounds):
-        for name, take in takes.items():
-            turn = take(config.tokens)
-            turns[name].append(turn)
-            speed = turn.real_tokens / turn.seconds
-            say(f"round {number + 1} of {config.rounds}: {name}: {speed:,.0f} real tokens/s")
-    del takes
-    rows = []
-    for name in config.contenders:
-        memory = peak_memory(name, config, say) if config.memory else None
-        rows.append(summarise(name, turns[name], turns[config.contenders[0]], memory))
-    return {"rows": [asdict(row) for row in rows], "environment": environment(config)}
+    peak = matrix_peak()
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name in config.contenders:
+            say(f"setting up {name}")
+            workers[name] = stack.enter_context(Worker(name, config))
+        turns: dict[str, list[Turn]] = {name: [] for name in workers}
+        for number in range(config.rounds):
+            for name, worker in workers.items():
+                turn = worker.take(config.tokens)
+                turns[name].append(turn)
+                speed = turn.real_tokens / turn.seconds
+                say(f"round {number + 1} of {config.rounds}: {name}: {speed:,.0f} real tokens/s")
+        first = turns[config.contenders[0]]
+        rows = [
+            summarise(
+                name,
+                turns[name],
+                first,
+                memory=worker.peak_memory_mb() if config.memory else None,
+                flops_per_token=worker.flops_per_token,
+                peak=peak,
+            )
+            for name, worker in workers.items()
+        ]
+    return {"rows": [asdict(row) for row in rows], "environment": environment(config, peak)}
 
 
-def summarise(name: str, turns: list[Turn], first: list[Turn], memory: float | None) -> Row:
+def summarise(
+    name: str,
+    turns: list[Turn],
+    first: list[Turn],
+    *,
+    memory: float | None,
+    flops_per_token: float,
+    peak: float,
+) -> Row:
     """Medians of one contender beside the first one's."""
     speeds = [turn.real_tokens / turn.seconds for turn in turns]
     reference = [turn.real_tokens / turn.seconds for turn in first]
@@ -95,58 +114,21 @@ def summarise(name: str, turns: list[Turn], first: list[Turn], memory: float | N
         padding_efficiency=sum(t.real_tokens for t in turns)
         / sum(t.computed_tokens for t in turns),
         peak_memory_mb=memory,
+        peak_share=statistics.median(speeds) * flops_per_token / peak,
     )
 
 
-def peak_memory(name: str, config: BenchConfig, say: Callable[[str], None]) -> float:
-    """Peak resident memory, in MB, of a process in which a contender takes one turn."""
-    say(f"measuring the memory of {name}")
-    request = json.dumps({"name": name, "config": to_plain(config)})
-    done = subprocess.run(
-        [sys.executable, "-m", "maskery.recipes.bench.run"],
-        input=request,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise MaskeryError(f"measuring the memory of {name} failed: {done.stderr.strip()[-300:]}")
-    return float(done.stdout.strip().splitlines()[-1])
-
-
-def environment(config: BenchConfig) -> dict[str, Any]:
+def environment(config: BenchConfig, peak: float) -> dict[str, Any]:
     """What the figures were measured on and with."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name()
         if cuda
         else f"CPU, {torch.get_num_threads()} threads",
+        "matrix_peak_gflops": peak / 1e9,
         "machine": platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "config": to_plain(config),
     }
-
-
-def _measure_memory() -> None:
-    request = json.load(sys.stdin)
-    config = from_plain(request["config"], BenchConfig, "request")
-    take = build(request["name"], config)
-    take(config.batch_tokens)
-    print(_peak_resident_mb())
-
-
-def _peak_resident_mb() -> float:
-    """Of this process alone; `ru_maxrss` would also count what its parent had before the fork."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-if __name__ == "__main__":
-    _measure_memory()

@@ -1,0 +1,29 @@
+"""How fast this device multiplies matrices, the measure of everything else."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+REPEATS = 5
+
+
+def matrix_peak() -> float:
+    """The most floating-point operations a second seen in large matrix products.
+
+    In bf16 on a GPU, in float32 on a CPU: what a step is computed in.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    size = 8192 if cuda else 2048
+    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        product = matrix @ matrix
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+        del product
+    return 2.0 * size**3 / best
