@@ -45,8 +45,8 @@ class Window:
         """
         sound = torch.isfinite(losses[WHOLE])
         for name, value in losses.items():
-            counted = torch.where(sound, value, torch.zeros_like(value)).float()
-            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
+            kept = torch.where(sound, value, torch.zeros_like(value)).float()
+            self.sums[name] = self.sums[name] + kept if name in self.sums else kept
         self.skipped = self.skipped + (~sound).float()
         self.counted.update(counted or {})
         self.steps += 1
