@@ -56,7 +56,11 @@ def test_zeros_stay_zeros() -> None:
 
 
 def test_steps_are_those_of_pytorch() -> None:
-    """Against torch.optim.Muon and AdamW on a model of the same weights."""
+    """Against torch.optim.Muon and AdamW on a model of the same weights.
+
+    Both round products to bf16 where that is fast, in another order, so single numbers of matrices
+    differ by some percent of their update; its direction and length do not.
+    """
     muon = getattr(torch.optim, "Muon", None)
     if muon is None:
         pytest.skip("this PyTorch has no Muon to compare with")
@@ -65,7 +69,8 @@ def test_steps_are_those_of_pytorch() -> None:
     theirs.load_state_dict(ours.state_dict())
     optimiser = build_optimiser(ours, CONFIG)
     set_learning_rate(optimiser, 1.0)
-    named = {n: p for n, p in theirs.named_parameters() if n != "decoder.weight"}
+    named = dict(theirs.named_parameters())
+    start = {name: parameter.detach().clone() for name, parameter in named.items()}
     matrices = [p for n, p in named.items() if n.startswith("hidden") and p.dim() == 2]
     others = [p for n, p in named.items() if not (n.startswith("hidden") and p.dim() == 2)]
     references = [
@@ -87,8 +92,14 @@ def test_steps_are_those_of_pytorch() -> None:
         for reference in references:
             reference.step()
     for name, parameter in ours.named_parameters():
-        # An update of 0.02 with bf16's two digits: four decimals.
-        torch.testing.assert_close(parameter, named[name], atol=4e-4, rtol=0, msg=name)
+        if named[name] not in set(matrices):
+            torch.testing.assert_close(parameter, named[name], msg=name)
+            continue
+        moved = (parameter - start[name]).detach()
+        expected = (named[name] - start[name]).detach()
+        cosine = (moved * expected).sum() / (moved.norm() * expected.norm())
+        assert cosine > 0.999, name
+        assert float(moved.norm() / expected.norm()) == pytest.approx(1.0, abs=0.01), name
 
 
 def test_only_matrices_between_hidden_states_are_muons() -> None:

@@ -121,8 +121,8 @@ class ImageTextMLM(CaptionTask):
     def _teach(self, twin: ImageTextModel, prepared: PreparedPairs) -> Teaching:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features."""
         inputs = self._contrasted(prepared) | self.captions.generator_inputs(prepared)
-        looks = prepared.image2 is not None and bool(inputs)
-        tokens = twin.encode_image(prepared.image2) if looks else None
+        images2 = prepared.image2 if inputs else None
+        tokens = None if images2 is None else twin.encode_image(images2)
         blocks = encode_captions(twin, inputs)
         features = _features(twin, tokens, blocks.pop("pair", None))
         images = None if tokens is None or not blocks else twin.project_images(tokens)

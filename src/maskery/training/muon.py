@@ -50,7 +50,7 @@ class MuonAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             if group[ORTHOGONAL]:
                 self._step_matrices(group)
-        super().step()  # type: ignore[no-untyped-call]  # skips parameters without gradient
+        super().step()  # skips parameters without gradient
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
@@ -103,8 +103,8 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
 def fast_in_bf16(device: torch.device) -> bool:
     """Whether products of bf16 matrices are faster than of float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
@@ -119,4 +119,5 @@ def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
 
 
 def _weights(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [m.weight for m in modules if isinstance(getattr(m, "weight", None), nn.Parameter)]
+    weights = (getattr(module, "weight", None) for module in modules)
+    return [weight for weight in weights if isinstance(weight, nn.Parameter)]
