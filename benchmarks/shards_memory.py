@@ -4,8 +4,8 @@
     python benchmarks/shards_memory.py --gigabytes 5 --folder /tmp/shards --write shards
 
 The text is generated, tokenised by `make_shards` and trained on by a tiny model, each in a process
-of its own, whose peak resident memory is printed. With `--write shards` the text is left out: random
-tokens go through the same writer and records, which is as much to stream and takes minutes less.
+of its own, whose peak resident memory is printed. With `--write shards` the text is left out:
+random tokens go through the same writer and records, which is as much to stream, minutes earlier.
 Memory is flat if the peak of training stays the same however large the corpus is.
 """
 

@@ -1,4 +1,4 @@
-"""Whatever a file holds, it is read or refused in one line. `benchmarks/soak.py` tries many more."""
+"""Whatever a file holds, it is read or refused in one line; `benchmarks/soak.py` tries more."""
 
 from __future__ import annotations
 

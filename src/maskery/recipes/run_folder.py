@@ -106,8 +106,9 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     """
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+    # Of its own, the parser lets through numbers and dates that are none, and deep nesting.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(f"the configuration '{path}' cannot be read: {reason}") from error
     return from_plain(data, kind, str(path))
 

@@ -13,12 +13,16 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeAlias
 
 from maskery.core.errors import DataError
 
 CHUNK_BYTES = 1 << 18
+# Dictionaries of more than this are not allocated: `xz -9` writes 64 MiB, a hostile file 4 GiB.
+XZ_MEMORY = 1 << 28
+Decompressor: TypeAlias = lzma.LZMADecompressor | bz2.BZ2Decompressor
 
 
 class Readable(Protocol):
@@ -60,11 +64,9 @@ class MultiStream:
     rubbish and drop it in silence; here it is an error. Padding of zero bytes is allowed.
     """
 
-    def __init__(
-        self, file: Readable, decompressor: type[lzma.LZMADecompressor | bz2.BZ2Decompressor]
-    ) -> None:
+    def __init__(self, file: Readable, decompressor: Callable[[], Decompressor]) -> None:
         self.file, self.new_decompressor = file, decompressor
-        self.decompressor: lzma.LZMADecompressor | bz2.BZ2Decompressor | None = None
+        self.decompressor: Decompressor | None = None
         self.waiting = b""
 
     def read(self, size: int, /) -> bytes:
@@ -103,7 +105,7 @@ def open_gzip(file: CountedFile) -> Readable:
 
 def open_xz(file: CountedFile) -> Readable:
     """An xz file of any number of streams."""
-    return MultiStream(file, lzma.LZMADecompressor)
+    return MultiStream(file, partial(lzma.LZMADecompressor, memlimit=XZ_MEMORY))
 
 
 def open_bz2(file: CountedFile) -> Readable:

@@ -13,6 +13,9 @@ from maskery.data.corpus.reading import Reading
 
 MAX_BATCH_ROWS = 8192
 BATCH_BYTES = 8 << 20
+# A packed table is unpacked to the disk, which a hostile one would fill.
+UNPACKED_RATIO = 100
+MIN_UNPACKED_BYTES = 1 << 26
 
 
 def read_parquet(reading: Reading) -> Iterator[str]:
@@ -65,8 +68,14 @@ def _seekable(reading: Reading) -> Iterator[Any]:
     if reading.path.suffix.lower() not in COMPRESSIONS:
         yield reading.path
         return
+    most = max(MIN_UNPACKED_BYTES, UNPACKED_RATIO * reading.path.stat().st_size)
     with tempfile.TemporaryFile() as copy, open_stream(reading.path, reading.on_read) as stream:
         while block := stream.read(reading.block_bytes):
+            if copy.tell() + len(block) > most:
+                raise DataError(
+                    f"{reading.path} unpacks to more than {UNPACKED_RATIO} times its size; unpack "
+                    "it yourself if it is sound"
+                )
             copy.write(block)
         copy.seek(0)
         yield copy

@@ -71,7 +71,7 @@ class StreamingConfig:
     """Shards whose examples are shuffled together; memory grows with it."""
     cache_shards: int = 16
     """Shards from an address that are kept on the local disk, besides those in use."""
-    held_out_tokens: int = 1_000_000
+    held_out_tokens: int = 250_000
     """Most held-out tokens that are scored, of those set aside when the shards were made."""
 
     def __post_init__(self) -> None:

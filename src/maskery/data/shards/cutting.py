@@ -80,20 +80,22 @@ def plan_pieces(
         DataError: The footer of a large Parquet file cannot be read.
     """
     pieces: list[Piece] = []
-    held: list[tuple[Span, int]] = []
+    held: list[Span] = []
+    held_size = 0
 
     def close() -> None:
+        nonlocal held_size
         if held:
-            spans = tuple(span for span, _ in held)
-            size = sum(size for _, size in held)
-            pieces.append(Piece(number=len(pieces), spans=spans, size=size))
-            held.clear()
+            pieces.append(Piece(number=len(pieces), spans=tuple(held), size=held_size))
+        held.clear()
+        held_size = 0
 
     for number, (path, size) in enumerate(zip(files, sizes, strict=True)):
         for span, span_size in spans_of(number, path, size, config, shard_bytes):
-            if sum(size for _, size in held) + span_size > shard_bytes:
+            if held_size + span_size > shard_bytes:
                 close()
-            held.append((span, span_size))
+            held.append(span)
+            held_size += span_size
     close()
     return pieces
 
