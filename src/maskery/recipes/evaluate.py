@@ -25,7 +25,7 @@ from maskery.masking.masker import Masker
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
 from maskery.recipes.text import prepare_text
 from maskery.recipes.text_config import TextRunConfig
-from maskery.recipes.text_task import saved_task_auc
+from maskery.recipes.text_momentum import saved_task_auc
 
 
 @dataclass(frozen=True, kw_only=True)

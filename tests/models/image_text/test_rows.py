@@ -68,9 +68,10 @@ def test_real_tokens_and_gradients_are_those_of_padded_passes(others: torch.Tens
     (padded, expected), (packed, gradients) = found
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     assert gradients.keys() == expected.keys()
+    # Some gradients (of key biases) are 0 but for rounding, so the largest of all is the measure.
+    near = 1e-6 * max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in gradients.items():
-        scale = float(expected[name].abs().max())
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=near, msg=name)
 
 
 def test_layers_see_real_tokens_alone() -> None:
