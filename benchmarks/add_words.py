@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from maskery.data.added_words import _add, add_words
+from maskery.data.added_words import add_tokens, add_words
 from maskery.data.sentences import Line
 from maskery.models.loading import load_tokenizer
 
@@ -57,7 +57,7 @@ def main() -> None:
         words = new_words(plain, text, count)
         numbered = [Line(number, word) for number, word in enumerate(words, 1)]
         ways[f"{count} in the vocabulary"] = add_words(plain, numbered, arguments.corpus).tokenizer
-        ways[f"{count} added tokens"] = _add(plain, dict.fromkeys(words, ()))
+        ways[f"{count} added tokens"] = add_tokens(plain, dict.fromkeys(words, ()))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(arguments.rounds):
         for name, tokenizer in ways.items():

@@ -80,7 +80,7 @@ def test_write_hide_a_word_and_read_what_the_command_says(
     visit: Visit, alone: Client, models: list[Path], capsys: Any
 ) -> None:
     page = visit.page
-    page.goto(alone.address)
+    page.goto(f"{alone.address}#t=the")
     write(page, TEXT)
     page.get_by_role("button", name="stone", exact=True).click()
     settle(page)
@@ -105,7 +105,7 @@ def test_more_predictions_and_the_word_that_is_asked_for(
     visit: Visit, alone: Client, models: list[Path], capsys: Any
 ) -> None:
     page = visit.page
-    page.goto(alone.address)
+    page.goto(f"{alone.address}#t=the")
     write(page, TEXT)
     page.get_by_role("button", name="stone", exact=True).click()
     settle(page)
@@ -130,7 +130,7 @@ def test_two_models_stand_side_by_side(
     visit: Visit, client: Client, models: list[Path], capsys: Any
 ) -> None:
     page = visit.page
-    page.goto(client.address)
+    page.goto(f"{client.address}#t=the")
     write(page, TEXT)
     page.get_by_role("button", name="river", exact=True).click()
     settle(page)
@@ -152,7 +152,7 @@ def test_two_models_stand_side_by_side(
 
 def test_the_keyboard_does_everything(visit: Visit, alone: Client) -> None:
     page = visit.page
-    page.goto(alone.address)
+    page.goto(f"{alone.address}#t=the")
     write(page, TEXT)
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
@@ -177,7 +177,7 @@ def test_the_keyboard_does_everything(visit: Visit, alone: Client) -> None:
 
 def test_influence_and_a_link_show_the_same(visit: Visit, alone: Client, browser: Any) -> None:
     page = visit.page
-    page.goto(alone.address)
+    page.goto(f"{alone.address}#t=the")
     write(page, TEXT)
     page.get_by_role("button", name="copper", exact=True).click()
     page.get_by_role("button", name="Influence").click()
@@ -222,7 +222,7 @@ def test_words_beyond_the_first_plane_are_coloured_where_they_stand(
 
 def test_a_mistake_is_said_and_then_forgotten(visit: Visit, alone: Client) -> None:
     page = visit.page
-    page.goto(alone.address)
+    page.goto(f"{alone.address}#t=the")
     write(page, "river " * 40)
     page.get_by_role("button", name="river", exact=True).first.click()
     settle(page)

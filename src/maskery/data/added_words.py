@@ -89,7 +89,11 @@ def add_words(
         elif word not in pieces:
             pieces[word] = tuple(i for i in ids if i != tokenizer.unk_token_id)
     first = vocabulary_size(tokenizer)
-    grown = _grow(tokenizer, described, list(pieces), first) if grows else _add(tokenizer, pieces)
+    grown = (
+        grow_vocabulary(tokenizer, described, list(pieces), first)
+        if grows
+        else add_tokens(tokenizer, pieces)
+    )
     added = {grown.convert_tokens_to_ids(word): parts for word, parts in pieces.items()}
     return AddedWords(tokenizer=grown, pieces=added, known=tuple(known))
 
@@ -109,7 +113,7 @@ def _as_one_word(line: Line, backend: Tokenizer, source: Path) -> str:
     return normal
 
 
-def _grow(
+def grow_vocabulary(
     tokenizer: PreTrainedTokenizerBase, described: dict[str, Any], words: list[str], first: int
 ) -> PreTrainedTokenizerBase:
     """The same tokenizer with a longer WordPiece vocabulary."""
@@ -122,7 +126,7 @@ def _grow(
         return _reopened(folder, tokenizer)
 
 
-def _add(
+def add_tokens(
     tokenizer: PreTrainedTokenizerBase, words: dict[str, tuple[int, ...]]
 ) -> PreTrainedTokenizerBase:
     """The same tokenizer with added tokens, which take the space before them."""

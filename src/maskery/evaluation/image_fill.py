@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -51,7 +51,8 @@ class ImageFiller(Filler):
     @property
     def embeddings(self) -> torch.nn.Module:
         """See `Filler.embeddings`."""
-        module: torch.nn.Module = self._sight.text_encoder.embeddings.word_embeddings
+        embeddings: Any = self._sight.text_encoder.embeddings
+        module: torch.nn.Module = embeddings.word_embeddings
         return module
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,8 @@ class ImageFiller(Filler):
         ids = ids.to(self._sight.device)
         rows = (ids == self.mask_id).flatten().nonzero().flatten()
         hidden = self.read(ids)
-        return self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows])
+        logits: torch.Tensor = self._sight.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows])
+        return logits
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The fused states (B, L, D) of texts that look at the picture.
@@ -96,7 +98,8 @@ class ImageFiller(Filler):
         What the replaced-token-detection head says; without that training it says nothing.
         """
         logits = self._sight.mrtd_head(self.read(ids.to(self._sight.device))).float()
-        return logits.softmax(dim=-1)[..., 1].cpu()
+        chances: torch.Tensor = logits.softmax(dim=-1)[..., 1].cpu()
+        return chances
 
 
 def load_picture(image: Path | bytes, near: tuple[int, int]) -> Image:

@@ -75,7 +75,7 @@ def saliency(filler: Filler, reader: TextReader, text: str, *, mask: int = 0) ->
     total = sum(sums) or 1.0
     return Saliency(
         token=filler.tokenizer.decode([token]).strip(),
-        probability=float(logs[token].exp()),
+        probability=float(logs[token].detach().exp()),
         words=words,
         weights=tuple(value / total for value in sums),
     )

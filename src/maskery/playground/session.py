@@ -278,7 +278,7 @@ class Shifted:
     def __init__(self, text: str, mask_token: str) -> None:
         self.text = text.replace(MASK, mask_token)
         self._step = len(mask_token) - len(MASK)
-        self._starts = []
+        self._starts: list[int] = []
         place = text.find(MASK)
         while place >= 0:
             # Where each mask starts in the text that the tokenizer reads.

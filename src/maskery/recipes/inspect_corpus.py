@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.reader import Corpus
 from maskery.data.plan import plan_epoch
+from maskery.data.store import TokenStore
 from maskery.data.text_source import TextSource
 from maskery.masking.masker import Masker
 from maskery.recipes.inspect_words import (
@@ -141,23 +143,24 @@ def inspect_corpus(
         MaskeryError: Something the user can mend.
     """
     run = prepare_text(config, progress=progress)
-    if not isinstance(run.train, TextSource):
+    source = run.train
+    if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):
         raise ConfigError(
             "token shards are named, and their texts are no longer there to be looked at; inspect "
             "the text that they were made from"
         )
-    store, tokenizer = run.train.store, run.loaded.tokenizer
+    store, tokenizer = source.store, run.loaded.tokenizer
     corpus = Corpus.open(config.corpus, config.reading)
     unknown_tokens, unknown = unknown_words(store, corpus, tokenizer, listed=listed)
     return Inspection(
         lengths=describe_lengths(store.lengths()),
         duplicates=store.num_documents - len(np.unique(np.asarray(store.ids))),
-        batches=describe_batches(run, run.train),
+        batches=describe_batches(run, source),
         unknown_tokens=unknown_tokens,
         unknown=unknown,
         broken_share=share_of_broken_words(store),
         broken=broken_words(store, tokenizer, listed=listed),
-        estimate=time_steps(run, run.train, timed_steps) if timed_steps else None,
+        estimate=time_steps(run, source, timed_steps) if timed_steps else None,
     )
 
 
@@ -183,11 +186,11 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     lengths, training = source.lengths, config.training
     steps = sum(source.num_steps(epoch) for epoch in range(training.epochs))
     masker = Masker(vocabulary=run.vocabulary, config=config.masking, seed=training.seed)
-    masked, tokens = [], []
+    masked = []
     for step in range(min(COUNTED_BATCHES, source.num_steps(0))):
-        parts = source.micro_batches(0, step, rank=0, world_size=1)
+        micro = source.micro_batches(0, step, rank=0, world_size=1)
+        parts = [part for part in micro if isinstance(part, TokenBatch)]
         masked.append(sum(len(masker.mask(part, epoch=0).positions) for part in parts))
-        tokens.append(sum(part.num_tokens for part in parts))
     return Batches(
         max_length=limit,
         cut=int((documents > limit).sum()),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, DataError, ModelError
+from maskery.data.added_words import AddedWords
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import is_place, open_place
 from maskery.data.shards.shard_file import JoinedShards
@@ -44,7 +45,7 @@ class ShardedText:
         self.config = config
         self.shards = TokenShards(open_place(config.corpus[0], cache_dir))
         self.tokenizer = self._tokenizer()
-        self.added = None
+        self.added: AddedWords | None = None
         self.held_out_store = self._held_out(cache_dir, progress)
 
     @property

@@ -111,9 +111,9 @@ class TrainingConfig:
                     f"{name} is '{getattr(self, name)}': it must be one of "
                     f"{', '.join(get_args(choices))}"
                 )
-        at_least_one = ("epochs", "max_steps", "batch_tokens", "micro_batch_tokens", "log_every")
-        at_least_one += ("eval_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps")
-        for name in at_least_one:
+        lengths = ("epochs", "max_steps", "batch_tokens", "micro_batch_tokens")
+        intervals = ("log_every", "eval_every", "checkpoint_every")
+        for name in (*lengths, *intervals, "keep_checkpoints", "max_bad_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: it must be at least 1")
