@@ -50,7 +50,7 @@ class Evaluate:
     data: tuple[str, ...] = ()
     """Held-out text: files, folders, globs or a hub id; for a model with pictures, one source of
     pairs. Default: what the run held out."""
-    split: Literal["test", "val"] = "test"
+    split: Annotated[Literal["test", "val"], tyro.conf.arg(name="dataset-split")] = "test"
     """For a run of train person-search: which split of its dataset."""
     rerank: int | None = None
     """For person search: the best pictures of each caption that the matching head ranks anew; 0:
