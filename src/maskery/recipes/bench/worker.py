@@ -1,7 +1,7 @@
-"""A contender in a process of its own, so that none has another's memory, warmth or settings.
+"""A contender in a process of its own, so that none has another's memory or warmth.
 
-The parent writes a number of tokens on a line and reads the turn as JSON from the next; an empty
-line ends the process. What a contender prints goes to standard error, away from the answers.
+The parent writes a number of tokens on a line and reads the turn as JSON from the next. What a
+contender prints goes to standard error, away from the answers.
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ class Worker:
             stderr=self._errors,
             text=True,
         )
-        self._write(json.dumps({"name": self.name, "config": to_plain(self.config)}))
-        self.flops_per_token = float(self._read()["flops_per_token"])
+        try:
+            self._write(json.dumps({"name": self.name, "config": to_plain(self.config)}))
+            self.flops_per_token = float(self._read()["flops_per_token"])
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -55,10 +59,7 @@ class Worker:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+        self._end()
 
     def take(self, tokens: int) -> Turn:
         """Let it train on at least so many real tokens."""
@@ -69,6 +70,12 @@ class Worker:
         """Of its process so far."""
         self._write("memory")
         return float(self._read()["peak_memory_mb"])
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+        self._errors.close()
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
