@@ -22,10 +22,10 @@ from maskery.playground.session import Session
 
 IMAGES = Path(__file__).resolve().parent / "images"
 TEXT = (
-    "Begin each day by telling yourself: today I shall be meeting with interference, "
-    "ingratitude, insolence, disloyalty, ill-will, and selfishness."
+    "Do not act as if you had ten thousand years to live. Death hangs over you. While you live, "
+    "while it is in your power, be good."
 )
-HIDDEN = "20"
+HIDDEN = "27"
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ def questions(name: str) -> st.SearchStrategy[dict[str, Any]]:
         "model": st.integers(-1, 2),
         "picture": st.one_of(st.none(), texts),
         "top_k": st.integers(-1, 120),
+        "top": st.integers(-1, 70),
         "words": st.lists(texts, max_size=3),
         "together": st.booleans(),
         "method": st.sampled_from(["original", "within-word", "x"]),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny_pairs import save_tiny_pairs
+from tiny_persons import save_cuhk
 from tiny_text import lines, save_tiny_model
 
 from maskery.cli import report as cli_report
@@ -109,6 +110,17 @@ def test_an_image_text_run_shows_its_pictures(tmp_path: Path) -> None:
     for fill in samples["pictures"]:
         assert fill["word"] in page.text
     assert "right picture" in page.text
+
+
+def test_a_person_search_run_shows_its_retrieval_figures(tmp_path: Path) -> None:
+    root, run = save_cuhk(tmp_path / "cuhk"), tmp_path / "run"
+    arguments = ["train", "person-search", "--dataset", "cuhk-pedes", "--root", root]
+    arguments += ["--output", run, "--max-steps", "2", "--batch-pairs", "4", "--rerank", "4"]
+    assert main([*map(str, arguments), "--height", "16", "--width", "16"]) == 0
+    page = Page(run / "report.html")
+    assert "Other held-out figures" in page.text
+    assert page.tags.count("svg") >= 3
+    assert "weak_pair_probability" in page.text
 
 
 def test_nothing_that_comes_from_data_becomes_markup(tmp_path: Path) -> None:

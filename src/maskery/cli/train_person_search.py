@@ -10,6 +10,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import retrieval_table
+from maskery.cli.report import finish_report
 from maskery.core.errors import ConfigError
 from maskery.core.launcher import is_main_process
 from maskery.data.person_search.config import PersonSearchDataConfig
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     result = train_person_search(wanted.run, progress=not wanted.json)
     if not is_main_process():
         return 0
+    finish_report(result.folder)
     if wanted.json:
         print_json(result.to_json())
         return 0

@@ -19,6 +19,7 @@ from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_evaluate import is_pairs_run, trained_config
 from maskery.recipes.pairs_model import start_model
 from maskery.recipes.pairs_run import prepare_pairs
+from maskery.recipes.retrieval_evaluate import is_person_search_run
 from maskery.recipes.run_folder import CONFIG, load_config, write_json
 from maskery.recipes.text import prepare_text
 from maskery.recipes.text_config import TextRunConfig
@@ -37,7 +38,9 @@ def save_samples(folder: Path) -> None:
         MaskeryError: Its corpus or its model is no longer there.
     """
     samples: dict[str, Any] = {"environment": environment()}
-    if is_pairs_run(folder):
+    if is_person_search_run(folder):
+        pass  # its report shows curves and retrieval figures
+    elif is_pairs_run(folder):
         config = trained_config(load_config(folder / CONFIG, PairsRunConfig), folder)
         start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)
         run = prepare_pairs(config, start=start, progress=False)
