@@ -56,16 +56,16 @@ def test_a_planted_change_of_two_words_tops_both_lists(folder: Path) -> None:
 
 def test_the_fills_are_those_of_the_models(folder: Path) -> None:
     opened = open_model(str(folder))
-    texts = ["the river and thunder stone", "copper the harbour and meadow", "the and"]
+    texts = ["the and the thunder and", "the and harbour and the", "the and"]
     found = sample_text(
         opened.model, opened.model, [batch_of(texts, opened)], opened.tokenizer, top_k=3
     )
     # The last has too few words to hide one.
     assert [fill.word for fill in found.fills] == ["thunder", "harbour"]
-    assert (found.fills[0].left, found.fills[0].right) == ("the river and", "stone")
+    assert (found.fills[0].left, found.fills[0].right) == ("the and the", "and")
     assert found.improved == found.worsened == ()
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
-    row = opened.tokenizer("the river and [MASK] stone")["input_ids"]
+    row = opened.tokenizer("the and the [MASK] and")["input_ids"]
     with torch.no_grad():
         probabilities = model(torch.tensor([row])).logits[0, 4].softmax(-1)
     target = opened.tokenizer.convert_tokens_to_ids("thunder")

@@ -200,6 +200,8 @@ def test_differences_are_good_or_bad_only_where_their_interval_leaves_out_0() ->
     assert main_table({}) is None
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.5, "50.0%"), (0.0001234, "0.012%"), (0, "0%")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.5, "50.0%"), (0.0001234, "0.01%"), (1e-6, "<0.01%")]
+)
 def test_percent(value: float, shown: str) -> None:
     assert percent(value) == shown

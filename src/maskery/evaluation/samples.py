@@ -284,7 +284,8 @@ def _copies(
     whole: Sequence[npt.NDArray[np.bool_]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Copy]:
-    """Of each example, a copy with its longest single-token word hidden: it says most."""
+    """Of each example, a copy with one of its longer words hidden, drawn by a fixed seed."""
+    generator = np.random.default_rng(0)
     copies: list[Copy] = []
     for batch, alone in zip(batches, whole, strict=True):
         for sequence in range(len(batch.lengths)):
@@ -293,8 +294,9 @@ def _copies(
             places = np.flatnonzero(alone[first:last])
             if len(places) < 4:
                 continue
-            lengths = [len(tokenizer.decode([int(ids[place])]).strip()) for place in places]
-            position = int(places[int(np.argmax(lengths))])
+            words = [tokenizer.decode([int(ids[place])]).strip() for place in places]
+            longer = [place for place, word in zip(places, words, strict=True) if len(word) >= 4]
+            position = int(generator.choice(longer if longer else places))
             hidden = ids.copy()
             hidden[position] = int(tokenizer.mask_token_id)
             copies.append(

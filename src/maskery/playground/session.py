@@ -214,8 +214,10 @@ class Session:
     def _described(self, index: int) -> dict[str, Any]:
         filler = self._filler(index, None)
         seeing = isinstance(filler, ImageFiller)
+        shown = [_shown(name) for name in self.names]
+        again = shown[index] in shown[:index]
         return {
-            "name": _shown(self.names[index]),
+            "name": f"{shown[index]} (2)" if again else shown[index],
             "positions": filler.limit,
             "pictures": seeing,
             "detects": isinstance(filler, ImageFiller) and filler.detects,

@@ -74,4 +74,6 @@ def render(run: RunData, charts: Sequence[Chart]) -> str:
 def percent(value: Any) -> str:
     """A probability for people."""
     share = 100 * float(value)
-    return f"{share:.1f}%" if share >= 0.1 else f"{share:.2g}%"
+    if share >= 0.1:
+        return f"{share:.1f}%"
+    return f"{share:.2f}%" if share >= 0.01 or share == 0 else "<0.01%"

@@ -79,6 +79,7 @@ function bars(fills, place, number, original, put) {
 function change(now, before) {
   if (before === undefined) return make("span", { class: "change up", text: "new" });
   const points = 100 * (now - before);
+  if (Math.abs(points) < 0.05) return make("span", { class: "change", text: "±0.0" });
   const text = `${points < 0 ? "−" : "+"}${Math.abs(points).toFixed(1)}`;
   return make("span", { class: `change ${points < 0 ? "down" : "up"}`, text });
 }
