@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_a_run_gives_what_training_found(runs: list[str]) -> None:
     assert again == written["test"]
     assert found.spread is None
     val = evaluate_retrieval_models(runs[:1], split="val").figures[runs[0]]
-    assert json.loads(json.dumps(val.reranked)) == written["val"]["reranked"]
+    assert val.reranked is not None
+    assert json.loads(json.dumps(asdict(val.reranked))) == written["val"]["reranked"]
 
 
 def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ class Evaluate:
     data: tuple[str, ...] = ()
     """Held-out text: files, folders, globs or a hub id; for a model with pictures, one source of
     pairs. Default: what the run held out."""
-    split: Annotated[Literal["test", "val"], tyro.conf.arg(name="dataset-split")] = "test"
+    held_out: Literal["test", "val"] = "test"
     """For a run of train person-search: which split of its dataset."""
     rerank: int | None = None
     """For person search: the best pictures of each caption that the matching head ranks anew; 0:
@@ -93,15 +93,15 @@ def main(arguments: Sequence[str]) -> int:
     from maskery.recipes.pairs_evaluate import is_pairs_run
     from maskery.recipes.retrieval_evaluate import is_person_search_run
 
-    asks_retrieval = bool(wanted.more) or wanted.rerank is not None
+    asks_retrieval = bool(wanted.more) or wanted.rerank is not None or wanted.held_out != "test"
     if is_pairs_run(Path(wanted.model)) and not asks_retrieval and wanted.against is None:
         return report_pairs(wanted)
     if is_person_search_run(Path(wanted.model)) or (asks_retrieval and is_image_text(wanted.model)):
         return report_retrieval(wanted)
     if asks_retrieval:
         raise ConfigError(
-            f"several runs, and --rerank, are for runs of maskery train person-search, and "
-            f"'{wanted.model}' is none"
+            f"several runs, --rerank and --held-out are for runs of maskery train person-search, "
+            f"and '{wanted.model}' is none"
         )
     if is_image_text(wanted.model):
         return report_image_text(wanted)
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def report_pairs(wanted: Evaluate) -> int:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    refuse_settings(wanted, *FROZEN, "against", "batch_tokens", "split", "pairs")
+    refuse_settings(wanted, *FROZEN, "against", "batch_tokens", "held_out", "pairs")
     from maskery.recipes.pairs_evaluate import evaluate_pairs_run
 
     result = evaluate_pairs_run(
@@ -166,13 +166,19 @@ def report_pairs(wanted: Evaluate) -> int:
 
 def report_retrieval(wanted: Evaluate) -> int:
     """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
-    refuse_settings(wanted, *FROZEN, "against", "score_words", "pairs")
+    refuse_settings(wanted, *FROZEN, "against", "score_words", *(() if wanted.data else ("pairs",)))
+    if wanted.data and wanted.held_out != "test":
+        raise ConfigError(
+            f"--held-out is {wanted.held_out}, and --data names other pairs than the run's; "
+            f"leave one out"
+        )
     from maskery.recipes.retrieval_evaluate import evaluate_retrieval_models
 
     result = evaluate_retrieval_models(
         [wanted.model, *wanted.more],
         data=wanted.data[0] if wanted.data else None,
-        split=wanted.split,
+        reading=wanted.pairs,
+        split=wanted.held_out,
         rerank=wanted.rerank,
         batch_tokens=wanted.batch_tokens,
         progress=not wanted.json,
@@ -195,7 +201,7 @@ def report_image_text(wanted: Evaluate) -> int:
             f"'{wanted.model}' is no run folder, so there are no held-out pairs of its own; name "
             f"some with --data PAIRS"
         )
-    refuse_settings(wanted, "batch_tokens", "cache_dir", "reading", "split")
+    refuse_settings(wanted, "batch_tokens", "cache_dir", "reading", "held_out")
     from maskery.recipes.image_text_evaluate import evaluate_image_text
 
     result = evaluate_image_text(

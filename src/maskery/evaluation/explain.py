@@ -166,7 +166,8 @@ def word_heat(
     masked[rows, places] = mask_id
     fused, attention = fuse_with_map(model, masked, keys, layer)
     logits = model.text_encoder.mlm_logits(fused[rows, places]).float()
-    logs = logits.log_softmax(dim=-1).gather(1, ids[places][:, None])[:, 0]
+    hidden = ids[places].to(logits.device)
+    logs = logits.log_softmax(dim=-1).gather(1, hidden[:, None])[:, 0]
     heat = grad_cam(logs.sum(), attention)[rows, places]
     # A word of several pieces has the mean of their heat, and the product of their probabilities.
     owners = rows.to(heat.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,10 +61,12 @@ class RetrievalEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        spread = self.spread and {
-            ranking: {name: found._asdict() for name, found in figures.items()}
-            for ranking, figures in self.spread.items()
-        }
+        spread = None
+        if self.spread is not None:
+            spread = {
+                ranking: {name: found._asdict() for name, found in figures.items()}
+                for ranking, figures in self.spread.items()
+            }
         return {
             "figures": {name: asdict(figures) for name, figures in self.figures.items()},
             "spread": spread,
@@ -97,6 +99,7 @@ def evaluate_retrieval_models(
     names: Sequence[str],
     *,
     data: str | None = None,
+    reading: PairsConfig | None = None,
     split: HeldOutSplit = "test",
     rerank: int | None = None,
     batch_tokens: int | None = None,
@@ -107,6 +110,7 @@ def evaluate_retrieval_models(
     Args:
         names: Run folders, or model folders where `data` is given.
         data: A source of pairs that name persons; None for what each run held out.
+        reading: How `data` is read; by default `PairsConfig()`.
         split: Of the runs' datasets; `val` where a dataset has no test split.
         rerank: Images that matching ranks anew; None for what the run had, or 128.
         batch_tokens: Text tokens computed at once; the figures do not depend on it.
@@ -124,13 +128,14 @@ def evaluate_retrieval_models(
     for name in names:
         settings = _settings(name, data, rerank, batch_tokens)
         opened = _opened(name)
-        if settings.rerank and not can_match(opened.model):
+        if settings.rerank and not _matches(opened):
             log.info("the matching head of '%s' was never trained, so it is left out", name)
             settings = replace(settings, rerank=0)
         if data is None:
             figures[name] = _on_its_split(opened, split, settings)
         else:
-            figures[name] = _on_pairs(opened, data, settings, progress=progress)
+            pairs = Pairs.open(data, reading)
+            figures[name] = _on_pairs(opened, pairs, settings, progress=progress)
     return RetrievalEvaluation(figures=figures, spread=spread_of(list(figures.values())))
 
 
@@ -164,8 +169,11 @@ def _settings(
         )
     else:
         settings = RetrievalConfig()
-    asked: Mapping[str, int | None] = {"rerank": rerank, "batch_tokens": batch_tokens}
-    return replace(settings, **{k: v for k, v in asked.items() if v is not None})
+    if rerank is not None:
+        settings = replace(settings, rerank=rerank)
+    if batch_tokens is not None:
+        settings = replace(settings, batch_tokens=batch_tokens)
+    return settings
 
 
 def _opened(name: str) -> OpenImageText:
@@ -176,8 +184,17 @@ def _opened(name: str) -> OpenImageText:
             f"{folder / CONFIG} --resume auto"
         )
     opened = open_image_text(name)
-    require_contrast(opened.model, name)
+    if not is_person_search_run(folder):
+        require_contrast(opened.model, name)
     return opened
+
+
+def _matches(opened: OpenImageText) -> bool:
+    """Whether the matching head was trained: a run says so, of other models the head itself."""
+    if not is_person_search_run(Path(opened.name)):
+        return can_match(opened.model)
+    config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
+    return "itm" in config.objectives.weights
 
 
 def _on_its_split(
@@ -212,11 +229,11 @@ def _on_its_split(
 
 
 def _on_pairs(
-    opened: OpenImageText, data: str, settings: RetrievalConfig, *, progress: bool
+    opened: OpenImageText, pairs: Pairs, settings: RetrievalConfig, *, progress: bool
 ) -> RetrievalFigures:
     """Any image-text model on pairs; captions are prepared as the model's run did."""
     found = retrieval_set(
-        Pairs.open(data, PairsConfig()),
+        pairs,
         opened.tokenizer,
         max_length=_positions(opened),
         prepare=caption_preparation(opened.name),
