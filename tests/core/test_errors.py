@@ -17,3 +17,9 @@ def test_every_error_hangs_on_the_one_tree(kind: type[Exception]) -> None:
 
 def test_a_missing_extra_is_caught_by_its_usual_name() -> None:
     assert issubclass(errors.MissingExtraError, ImportError)
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_a_message_is_one_line_whatever_stands_in_it(kind: type[Exception]) -> None:
+    found = str(kind("a\nb\x1e\u2028\x85\0\udcff ü \N{SNOWMAN}"))
+    assert found == r"a\nb\x1e\u2028\x85\x00\udcff ü " + "\N{SNOWMAN}"

@@ -8,7 +8,19 @@ from __future__ import annotations
 
 
 class MaskeryError(Exception):
-    """Something the user can mend; the message says how."""
+    """Something the user can mend; the message says how.
+
+    Names and values stand in the message as they are found, so what is no printable character in
+    them is escaped: the message stays one line that any terminal takes.
+    """
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if message.isprintable():
+            return message
+        return "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in message
+        )
 
 
 class ConfigError(MaskeryError):

@@ -83,8 +83,16 @@ class TokenStore:
             for name, file in files.items():
                 _check(folder / f"{name}.bin", file, verify)
             return cls(folder, files, manifest["about"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"'{folder}' holds no complete token store ({error})") from error
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            why = " ".join(str(error).split())
+            raise DataError(f"'{folder}' holds no complete token store ({why})") from error
 
     @property
     def num_documents(self) -> int:

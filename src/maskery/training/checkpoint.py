@@ -256,7 +256,7 @@ def find_damage(path: Path) -> str | None:
         for name in FILES:
             if _sha256(path / name) != manifest[name]:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return str(error)
     return None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -153,8 +154,27 @@ def restore(
     """Load a checkpoint into a task and its optimiser.
 
     Raises:
-        CheckpointError: It belongs to another run or another model.
+        CheckpointError: It belongs to another run or another model, or is no checkpoint at all.
     """
+    try:
+        return _restore(path, task, optimiser, identity)
+    # What its checksums vouch for may still be written by something else.
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _unsound(path, error) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise _unsound(path, error) from error
+
+
+def _unsound(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint '{path}' cannot be loaded ({' '.join(str(error).split())}); remove it to "
+        f"go on from the one before it"
+    )
+
+
+def _restore(
+    path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
+) -> Position:
     position = Position.from_json((path / STATE).read_text("utf-8"))
     if position.identity != identity:
         raise CheckpointError(

@@ -33,9 +33,11 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 def test_a_bomb_of_text_is_never_held(
     tmp_path: Path, suffix: str, unit: str, filling: bytes
 ) -> None:
-    if (unit, filling) != ("line", b"a b\n") and suffix != ".gz":
+    if (unit, filling) != ("line", b"a") and suffix != ".gz":
         pytest.skip("the cutting is the same for every compression")
-    data = filling * (UNPACKED // len(filling) // (4 if filling == b"a b\n" else 1)) + b"\nend"
+    # Many examples are slow to trace, and none of them is held anyway.
+    size = UNPACKED >> {b"a": 0, b"\n": 2, b"a b\n": 6}[filling]
+    data = filling * (size // len(filling)) + b"\nend"
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(PACKERS[suffix](data))
     assert path.stat().st_size < len(data) // 100

@@ -49,7 +49,7 @@ def test_no_order_of_packed_windows_needs_more_steps(
 def test_packed_steps_of_short_windows_are_nearly_full() -> None:
     lengths = np.random.default_rng(0).integers(4, 65, 100_000)
     steps = count_steps(np.bincount(lengths), batch_tokens=4096, layout="packed")
-    assert lengths.sum() / steps > 4096 - 64
+    assert lengths.sum() / steps > 4096 - 64 - 5  # the last step may be short
     # And where every window is of full length, no place is lost.
     assert count_steps(np.bincount([512] * 80), batch_tokens=4096, layout="packed") == 10
 
