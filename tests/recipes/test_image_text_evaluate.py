@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_pairs import save_tiny_pairs
 from tiny_text import save_tiny_model
 
@@ -133,3 +136,44 @@ def test_bad_input_is_one_line(
     new_tokenizer().save_pretrained(other)
     arguments = ["evaluate", model, *data, "--against", str(other)]
     assert "different tokens" in refused(arguments, capsys)
+
+
+class Harm:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harm-was-done"),))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("truncated", "cannot be loaded"),
+        ("shapes", r"'itm_head.bias' has shape \[5\] and its config.json describes \[2\]"),
+        ("missing", "lacks weights"),
+        ("pickle", "could run code"),
+    ],
+)
+def test_damaged_weights_are_one_line_and_run_no_code(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif damage == "shapes":
+        save_file({**tensors, "itm_head.bias": torch.zeros(5)}, weights, {"format": "pt"})
+    elif damage == "missing":
+        del tensors["itm_head.bias"]
+        save_file(tensors, weights, {"format": "pt"})
+    else:
+        weights.unlink()
+        torch.save({"x": Harm()}, tmp_path / "model" / "pytorch_model.bin")
+    said = refused(["fill", str(tmp_path / "model"), "a [MASK]"], capsys)
+    assert re.search(reason, said)
+    assert not (tmp_path / "harm-was-done").exists()

@@ -23,7 +23,7 @@ from maskery.data.images.config import (
 )
 from maskery.models.image_text.config import ImageTextConfig
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.loading import load_tokenizer, resolve
+from maskery.models.loading import load_tokenizer, load_weights, resolve
 
 PREPROCESSOR = "preprocessor_config.json"
 # What each family was trained with, for checkpoints that do not say. ALBEF and RaSa used CLIP's.
@@ -81,11 +81,13 @@ def open_image_text(name: str) -> OpenImageText:
             f"'{name}' is no image-text model; name a folder that maskery train pairs or maskery "
             f"convert has written"
         )
-    try:
-        model = ImageTextModel.from_pretrained(resolve(name)).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"the model in '{name}' cannot be loaded ({reason:.200})") from error
+    model, info = load_weights(ImageTextModel, name)
+    if info["missing_keys"]:
+        raise ModelError(
+            f"the model in '{name}' lacks weights ({min(info['missing_keys'])} and "
+            f"{len(info['missing_keys']) - 1} others); restore its model.safetensors"
+        )
+    model.eval()
     if torch.cuda.is_available():
         model.cuda()
     return OpenImageText(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -145,18 +146,15 @@ def load_masked_lm(
             if hasattr(config, setting):
                 setattr(config, setting, hidden_dropout)
     tokenizer = tokenizer or load_tokenizer(name)
-    try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                resolve(name),
-                config=config,
-                attn_implementation=implementation(config),
-                dtype="float32",
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise unloadable(name, "weights", error) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = load_weights(
+            AutoModelForMaskedLM,
+            name,
+            config=config,
+            attn_implementation=implementation(config),
+            dtype="float32",
+        )
     size = vocabulary_size(tokenizer)
     if size > config.vocab_size:
         raise ModelError(
@@ -169,6 +167,37 @@ def load_masked_lm(
         new_parameters=frozenset(_own_missing(model, info)),
         attention_dropouts=dropouts,
     )
+
+
+def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """`kind.from_pretrained`, without its reports, and what it found out about the weights.
+
+    Args:
+        kind: A Hugging Face model class.
+        name: A folder, a hub name or an alias.
+        **arguments: Of `from_pretrained`.
+
+    Raises:
+        ModelError: The weights are missing, damaged, a pickle that asks to run code, or of other
+            shapes than the configuration describes.
+    """
+    try:
+        with quiet_transformers():
+            model, info = kind.from_pretrained(
+                resolve(name), output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            )
+    except UnpicklingError as error:
+        refused = ValueError("its file holds more than tensors, which could run code when read")
+        raise unloadable(name, "weights", refused) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise unloadable(name, "weights", error) from error
+    if info["mismatched_keys"]:
+        key, found, wanted = min(info["mismatched_keys"])
+        other = ValueError(
+            f"'{key}' has shape {list(found)} and its config.json describes {list(wanted)}"
+        )
+        raise unloadable(name, "weights", other)
+    return model, info
 
 
 @contextmanager

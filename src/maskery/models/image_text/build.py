@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 
 from maskery.core.errors import ModelError
@@ -17,7 +15,7 @@ from maskery.models.image_text.config import ImageTextConfig, check_image_size, 
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.models.image_text.vision import VISION_FAMILIES, vision_family
-from maskery.models.loading import quiet_transformers, resolve, unloadable
+from maskery.models.loading import load_weights, resolve, unloadable
 
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """Two-tower checkpoints whose vision tower is taken."""
@@ -200,17 +198,7 @@ def _load_config(name: str | Path) -> Any:
 
 def _load(kind: Any, name: str | Path, config: Any, **arguments: Any) -> tuple[Any, set[str]]:
     """A checkpoint's model in float32, and the names of the weights that it did not have."""
-    try:
-        with quiet_transformers():
-            model, info = kind.from_pretrained(
-                resolve(str(name)),
-                config=config,
-                dtype="float32",
-                output_loading_info=True,
-                **arguments,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise unloadable(str(name), "weights", error) from error
+    model, info = load_weights(kind, str(name), config=config, dtype="float32", **arguments)
     return model, set(info["missing_keys"])
 
 
