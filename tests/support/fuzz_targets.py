@@ -251,9 +251,10 @@ def config_cases(draw: st.DrawFn) -> tuple[int, bytes]:
         at = plain
         while True:
             key = draw(st.sampled_from(sorted(at)))
-            if not isinstance(at[key], dict) or draw(st.integers(0, 3)) == 0:
+            inner = at[key]
+            if not isinstance(inner, dict) or not inner or draw(st.integers(0, 3)) == 0:
                 break
-            at = at[key]
+            at = inner
         at[key] = draw(JSON_VALUES)
         if draw(st.integers(0, 5)) == 0:
             at[draw(st.text(max_size=5))] = draw(JSON_VALUES)

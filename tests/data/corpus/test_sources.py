@@ -95,6 +95,11 @@ def test_errors_name_the_source_and_the_fix(house: Path, sources: list[str], mes
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(DataError, match=r"\\x00/0 does not exist"):
+        find_files(["\0/0"])
+
+
 def test_a_broken_link_is_named(house: Path) -> None:
     (house / "link.txt").symlink_to("gone.txt")
     with pytest.raises(DataError, match=r"^link\.txt does not exist"):

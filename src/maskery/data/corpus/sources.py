@@ -128,7 +128,7 @@ def near_names(path: Path) -> str:
     """Up to three names like that of a missing path, in the folder it should lie in."""
     try:
         names = sorted(entry.name for entry in path.parent.iterdir())
-    except OSError:
+    except (OSError, ValueError):  # a NUL character is in no name
         return ""
     names = [name for name in names if name != path.name]
     close = difflib.get_close_matches(path.name, names, n=3)
