@@ -97,9 +97,11 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
-        work, args=(str(folder),), nprocs=WORLD, start_method="spawn"
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2])  # where the new processes find this module
+        torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+            work, args=(str(folder),), nprocs=WORLD, start_method="spawn"
+        )
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
