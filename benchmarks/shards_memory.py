@@ -12,7 +12,9 @@ Memory is flat if the peak of training stays the same however large the corpus i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -194,6 +196,61 @@ def resume(shards: Path) -> dict[str, Any]:
     }
 
 
+def resume_command(shards: Path, model: Path) -> dict[str, Any]:
+    """The time from the start of `maskery train text ... --resume auto` to its first new step.
+
+    A run of these shards is stopped after its first steps, and its checkpoint is then dated to the
+    middle of its second epoch, which the same run would take hours to reach.
+    """
+    output = shards.with_name(f"resumed-{shards.name}-{time.time_ns()}")
+    command = [sys.executable, "-m", "maskery.cli.main", "train", "text", str(shards)]
+    command += ["--model", str(model), "--output", str(output), "--resume", "auto"]
+    command += ["--batch-tokens", "4096", "--epochs", "2", "--log-every", "1"]
+    until_logged(command, output, after=0)
+    middle = make_source(shards)
+    steps = middle.num_steps(0), middle.num_steps(1)
+    middle.close()
+    position = {"epoch": 1, "epoch_step": steps[1] // 2, "step": steps[0] + steps[1] // 2}
+    checkpoint = max((output / "checkpoints").glob("step-????????"))
+    state = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    (checkpoint / "state.json").write_text(json.dumps({**state, **position}), "utf-8")
+    manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
+    manifest["state.json"] = hashlib.sha256((checkpoint / "state.json").read_bytes()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    checkpoint.rename(checkpoint.with_name(f"step-{position['step']:08d}"))
+    seconds = []
+    for number in range(3):
+        copy = output.with_name(f"{output.name}-{number}")
+        shutil.copytree(output, copy)
+        again = [str(copy) if part == str(output) else part for part in command]
+        seconds.append(until_logged(again, copy, after=position["step"]))
+    return {
+        "from_step": position["step"],
+        "seconds_to_first_step": [round(value, 2) for value in seconds],
+    }
+
+
+def until_logged(command: list[str], run: Path, *, after: int) -> float:
+    """Seconds until a run logs a step beyond `after`; it is then stopped as a user would."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        while not any(step > after for step in logged(run / "metrics.jsonl")):
+            if process.poll() is not None:
+                raise SystemExit(f"the run ended with {process.returncode}: {' '.join(command)}")
+            time.sleep(0.005)
+        seconds = time.perf_counter() - began
+        process.terminate()
+    return seconds
+
+
+def logged(path: Path) -> list[int]:
+    """The steps of the lines about training so far."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line[-1:] == "}"]
+    return [row["step"] for row in rows if row["kind"] == "train"]
+
+
 def make_source(shards: Path) -> ShardSource:
     """As a run makes it."""
     opened = TokenShards(open_place(str(shards), shards))
@@ -222,7 +279,9 @@ def main() -> None:
     parser.add_argument("--write", choices=("text", "shards"), default="text")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--part", choices=("tokenise", "train", "stream", "resume"))
+    parser.add_argument(
+        "--part", choices=("tokenise", "train", "stream", "resume", "resume-command")
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,11 +296,13 @@ def main() -> None:
         print(json.dumps(stream(shards, arguments.blocks)))
     elif arguments.part == "resume":
         print(json.dumps(resume(shards)))
+    elif arguments.part == "resume-command":
+        print(json.dumps(resume_command(shards, model)))
     if arguments.part:
         return
     if not model.exists():
         save_model(model)
-    parts = ["train", "stream", "resume"]
+    parts = ["train", "stream", "resume", "resume-command"]
     if arguments.write == "shards":
         if not (shards / "shards.json").exists():
             write_shards(

@@ -163,3 +163,27 @@ def test_spans_are_corrupted_alike(make_batch: MakeBatch, vocabulary: Vocabulary
     # About half of the spans each way: five binomial standard errors.
     share = np.mean([span.all() for span in spans])
     assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(len(spans))
+
+
+def test_the_generator_fills_other_words_under_the_same_policy(
+    vocabulary: Vocabulary, make_batch: MakeBatch
+) -> None:
+    config = MaskingConfig(
+        policy="span",
+        span_max=3,
+        mask_rate=0.1,
+        mask_rate_end=0.2,
+        mask_schedule="linear",
+        static=True,
+    )
+    masker = Masker(vocabulary=vocabulary, config=config, seed=2**64 - 1)
+    generator = masker.for_generator(0.3)
+    written_out = MaskingConfig(
+        policy="span", span_max=3, mask_rate=0.3, mask_share=1.0, random_share=0.0, static=True
+    )
+    assert generator == Masker(vocabulary=vocabulary, config=written_out, seed=0)
+    batch = make_batch([60] * 50)
+    masked = generator.mask(batch, epoch=0)
+    assert (masked.input_ids[masked.positions] == vocabulary.mask_token_id).all()
+    own = set(masker.mask(batch, epoch=0).positions.tolist())
+    assert own.difference(masked.positions.tolist())

@@ -15,7 +15,7 @@ from tiny_pairs import save_tiny_pairs
 from tiny_text import save_tiny_model
 
 from maskery.cli.main import main
-from maskery.recipes.pairs_run import EXTRA_STATE
+from maskery.core.task import EXTRA_STATE
 
 WORDS = ["--score-words", "red", "green", "blue", "white"]
 

@@ -112,6 +112,7 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut")
     )
     assert all(torch.equal(one[key], other[key]) for key in one)
+    assert resumed.before == whole.before
     assert resumed.after == whole.after
 
     done = train_text(TextRunConfig(**{**vars(cut), "resume": "auto"}), progress=False)

@@ -14,12 +14,12 @@ from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM, pipeline
 
 from maskery.core.errors import CheckpointError
+from maskery.core.task import EXTRA_STATE
 from maskery.data.corpus.config import CorpusConfig
 from maskery.masking.config import MaskingConfig
 from maskery.recipes.evaluate import evaluate_model, evaluate_run
 from maskery.recipes.text import train_text
 from maskery.recipes.text_config import TextRunConfig
-from maskery.recipes.text_momentum import EXTRA_STATE
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig
 from maskery.training.tracking import read_metrics

@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 # What a full or protected disk raises; everything else is a fault of ours and keeps its traceback.
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Read by tqdm where a progress bar goes to a file.
+SECONDS_BETWEEN_LOGGED_BARS = "30"
 EXAMPLES = """examples:
   maskery quickstart
   maskery train text notes/*.txt --model minilm --epochs 3
@@ -97,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"maskery: there is no command '{arguments[0]}'; there are {known}", file=sys.stderr)
         return 2
     name, rest = found
+    if not sys.stderr.isatty():  # a log file wants a line now and then, not every step
+        os.environ.setdefault("TQDM_MININTERVAL", SECONDS_BETWEEN_LOGGED_BARS)
     try:
         module = importlib.import_module(f"maskery.cli.{COMMANDS[name][0]}")
         return int(module.main(rest))

@@ -142,6 +142,10 @@ def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch
     return {name: 0.0 * value for name, value in task.loss_sums(prepared.prepared).items()}
 
 
+# In a model folder, beside the model: what `Task.extra_state` gave.
+EXTRA_STATE = "extra_state.safetensors"
+
+
 def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The entries of an `extra_state` whose name starts with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

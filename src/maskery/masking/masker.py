@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -48,3 +48,22 @@ class Masker:
             positions=positions,
             targets=batch.input_ids[positions],
         )
+
+    def for_generator(self, mask_rate: float) -> Masker:
+        """The masker of the words that a momentum twin fills for replaced-token detection.
+
+        The same policy at a constant rate, every masked token a `[MASK]` (RaSa, section 3.2), drawn
+        independently of this masker's.
+
+        Args:
+            mask_rate: Share of maskable tokens.
+        """
+        config = replace(
+            self.config,
+            mask_rate=mask_rate,
+            mask_rate_end=None,
+            mask_schedule="constant",
+            mask_share=1.0,
+            random_share=0.0,
+        )
+        return replace(self, config=config, seed=(self.seed + 1) % (1 << 64))

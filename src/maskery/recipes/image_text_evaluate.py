@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from maskery.core.errors import CheckpointError
+from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import tokenise_captions
@@ -36,7 +37,6 @@ from maskery.recipes.pairs_evaluate import (
     judgements,
     summarise_sights,
 )
-from maskery.recipes.pairs_run import EXTRA_STATE, GENERATOR_SEED_SHIFT, generator_masking
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 from maskery.tasks.image_text_mlm import ImageTextMLM
 
@@ -150,17 +150,14 @@ def _mrtd_auc(opened: OpenImageText, held_out: HeldOutPairs) -> float | None:
     if not path.is_file():
         return None
     vocabulary, defaults = Vocabulary.of(opened.tokenizer), PairsRunConfig(pairs="any")
+    masker = Masker(vocabulary=vocabulary, config=defaults.masking)
     task = ImageTextMLM(
         opened.model,
         ImageTextMLMConfig(alpha=0.0),
         vocabulary=vocabulary,
         pad_token_id=int(opened.tokenizer.pad_token_id or 0),
-        masker=Masker(vocabulary=vocabulary),
-        mrtd_masker=Masker(
-            vocabulary=vocabulary,
-            config=generator_masking(defaults.masking, defaults.mrtd_mask_rate),
-            seed=GENERATOR_SEED_SHIFT,
-        ),
+        masker=masker,
+        mrtd_masker=masker.for_generator(defaults.mrtd_mask_rate),
     )
     try:
         task.load_extra_state(load_file(path))

@@ -11,13 +11,14 @@ import numpy.typing as npt
 from safetensors.torch import save_file
 
 from maskery.core.launcher import is_main_process
+from maskery.core.task import EXTRA_STATE
 from maskery.evaluation.masked import ExampleSums
 from maskery.evaluation.sight import Sight
 from maskery.recipes.pairs_card import pairs_model_card
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_evaluate import PairsEvaluation, evaluate_pairs
 from maskery.recipes.pairs_model import save_preprocessing
-from maskery.recipes.pairs_run import EXTRA_STATE, PairsRun, prepare_pairs, skipped_lines
+from maskery.recipes.pairs_run import PairsRun, prepare_pairs, skipped_lines
 from maskery.recipes.run_folder import MODEL, default_folder, write_text
 from maskery.recipes.run_frame import run_in_folder, save_model_folder
 from maskery.training.loop import Summary, Trainer

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
+from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
@@ -34,11 +35,8 @@ from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
 
-EXTRA_STATE = "extra_state.safetensors"
 # Evaluation masks as BERT does, whatever the run trains with.
 EVALUATION_MASKING = MaskingConfig()
-# The generator's masks are other ones than those the words are learnt from.
-GENERATOR_SEED_SHIFT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,33 +136,20 @@ def prepare_pairs(
 def make_task(config: PairsRunConfig, start: StartModel) -> ImageTextMLM:
     """The task of a run; a model folder that holds a momentum twin goes on with it."""
     vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
+    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=seed)
     task = ImageTextMLM(
         start.model,
         replace(config.objectives, seed=seed),
         vocabulary=vocabulary,
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
-        masker=Masker(vocabulary=vocabulary, config=config.masking, seed=seed),
-        mrtd_masker=Masker(
-            vocabulary=vocabulary,
-            config=generator_masking(config.masking, config.mrtd_mask_rate),
-            seed=seed + GENERATOR_SEED_SHIFT,
-        ),
+        masker=masker,
+        mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
     )
     if not start.from_scratch and config.text_model is None:
         extra = Path(resolve(config.model)) / EXTRA_STATE
         if extra.is_file():
             task.load_extra_state(load_file(extra))
     return task
-
-
-def generator_masking(masking: MaskingConfig, mask_rate: float) -> MaskingConfig:
-    """The masks that the twin fills: the run's policy at a constant rate, every one a `[MASK]`."""
-    return MaskingConfig(
-        policy=masking.policy,
-        mask_rate=mask_rate,
-        mask_share=1.0,
-        random_share=0.0,
-    )
 
 
 def _tokenise(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> CaptionTokens:

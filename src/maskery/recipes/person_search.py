@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
-from maskery.core.task import part_of
+from maskery.core.task import EXTRA_STATE, part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
@@ -38,7 +38,6 @@ from maskery.recipes.pairs_model import (
     start_at_frequencies,
     start_model,
 )
-from maskery.recipes.pairs_run import EXTRA_STATE, GENERATOR_SEED_SHIFT, generator_masking
 from maskery.recipes.person_search_card import person_search_card
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_result import PersonSearchResult
@@ -262,17 +261,14 @@ def prepare_person_search(
 def make_task(config: PersonSearchRunConfig, start: StartModel) -> PersonSearch:
     """The task of a run; a model folder that holds a momentum twin goes on with it."""
     vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
+    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=seed)
     task = PersonSearch(
         start.model,
         replace(config.objectives, seed=seed),
         vocabulary=vocabulary,
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
-        masker=Masker(vocabulary=vocabulary, config=config.masking, seed=seed),
-        mrtd_masker=Masker(
-            vocabulary=vocabulary,
-            config=generator_masking(config.masking, config.mrtd_mask_rate),
-            seed=seed + GENERATOR_SEED_SHIFT,
-        ),
+        masker=masker,
+        mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
     )
     if config.text_model is None and not config.model.startswith(SCRATCH):
         extra = Path(resolve(config.model)) / EXTRA_STATE

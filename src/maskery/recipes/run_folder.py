@@ -82,9 +82,18 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: It cannot be written.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text, "utf-8")
+        partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.new_rows import add_rows
 from maskery.models.packing import can_pack, max_positions
 from maskery.models.scratch import new_masked_lm
+from maskery.recipes.first_scores import first_scores
 from maskery.recipes.model_card import text_model_card
 from maskery.recipes.run_folder import MODEL, default_folder, write_text
 from maskery.recipes.run_frame import identity, run_in_folder, save_model_folder
@@ -155,7 +156,14 @@ def _prepared(config: TextRunConfig, *, progress: bool) -> TextRun:
 def _fill(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
-    scored: list[ExampleSums] = [run.score()]
+    before = first_scores(
+        folder,
+        run.identity,
+        run.score,
+        resume=run.config.resume == "auto",
+        writes=is_main_process(),
+    )
+    scored = [before]
 
     def evaluate(step: int) -> dict[str, float]:
         if step > 0:

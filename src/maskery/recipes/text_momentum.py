@@ -8,7 +8,6 @@ model; Transformers does not read the file.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,12 +17,11 @@ from transformers import PreTrainedModel
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError
-from maskery.core.task import part_of
+from maskery.core.task import EXTRA_STATE, part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.evaluation.masked import FROZEN_EPOCH
 from maskery.evaluation.opening import OpenModel
 from maskery.evaluation.ranking import judged_auc
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import resolve
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -32,11 +30,8 @@ from maskery.recipes.text_config import TextRunConfig
 from maskery.tasks.momentum_text import MomentumTextMLM
 from maskery.tasks.text_mlm import TextMLM
 
-EXTRA_STATE = "extra_state.safetensors"
 TWIN = "twin.hf."
 TextTask = TextMLM | MomentumTextMLM
-# The generator's masks are other ones than those the words are learnt from.
-GENERATOR_SEED_SHIFT = 1
 
 
 def wrap_model(
@@ -53,30 +48,14 @@ def momentum_task(
     config: TextRunConfig, model: MaskedLanguageModel, vocabulary: Vocabulary
 ) -> MomentumTextMLM:
     """The task of a run with a momentum twin, which starts as a copy of the model."""
-    seed = config.training.seed
+    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=config.training.seed)
     return MomentumTextMLM(
         model,
         config.objectives,
         vocabulary=vocabulary,
-        masker=Masker(vocabulary=vocabulary, config=config.masking, seed=seed),
-        mrtd_masker=Masker(
-            vocabulary=vocabulary,
-            config=generator_masking(config.masking, config.objectives.mrtd_mask_rate),
-            seed=seed + GENERATOR_SEED_SHIFT,
-        ),
+        masker=masker,
+        mrtd_masker=masker.for_generator(config.objectives.mrtd_mask_rate),
         pin_memory=torch.cuda.is_available(),
-    )
-
-
-def generator_masking(masking: MaskingConfig, mask_rate: float) -> MaskingConfig:
-    """The masks that a twin fills: the run's policy at a constant rate, every one a `[MASK]`."""
-    return replace(
-        masking,
-        mask_rate=mask_rate,
-        mask_rate_end=None,
-        mask_schedule="constant",
-        mask_share=1.0,
-        random_share=0.0,
     )
 
 

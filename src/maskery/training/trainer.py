@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from maskery.core.errors import CheckpointError, ConfigError
-from maskery.core.task import BatchSource, Task, loss_sums_of, prepare_all
+from maskery.core.task import EXTRA_STATE, BatchSource, Task, loss_sums_of, prepare_all
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Step, step_seed
 from maskery.training.optimiser import build_optimiser
@@ -35,7 +35,7 @@ from maskery.training.trainer_arguments import SCHEDULES, check_arguments, first
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, EXTRA_STATE = "model.safetensors", "extra_state.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 class MaskedLMTrainer(Trainer):  # type: ignore[misc]  # Transformers is not typed

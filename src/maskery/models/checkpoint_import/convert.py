@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from transformers import ViTModel
 
 from maskery.core.errors import ConfigError, ModelError
+from maskery.core.task import EXTRA_STATE
 from maskery.models.checkpoint_import.albef import import_albef, is_albef
 from maskery.models.checkpoint_import.bert import import_bert, is_bert
 from maskery.models.checkpoint_import.report import ImportReport
 from maskery.models.checkpoint_import.state_dict import read_state_dict
 from maskery.models.checkpoint_import.timm_vit import fit_positions, rename_vit, vit_config
 
-EXTRA_STATE = "extra_state.safetensors"
 REPORT = "import_report.txt"
 
 

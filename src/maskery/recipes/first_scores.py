@@ -1,0 +1,57 @@
+"""What the initial model scored on the held-out text, kept in the run folder.
+
+A resumed run compares with it as the first one did, and need not score the initial model again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from maskery.evaluation.masked import COLUMNS, ExampleSums
+from maskery.recipes.run_folder import write_bytes
+
+FILE = "before.safetensors"
+
+
+def first_scores(
+    folder: Path, identity: str, score: Callable[[], ExampleSums], *, resume: bool, writes: bool
+) -> ExampleSums:
+    """The initial model's held-out sums: read where this very run has written them, else scored.
+
+    Args:
+        folder: Of the run.
+        identity: Of the run; a file of another one is not read.
+        score: Scores the initial model.
+        resume: Whether what is there may be read.
+        writes: Whether this process writes what it scored.
+
+    Raises:
+        CheckpointError: They could not be written.
+    """
+    path = folder / FILE
+    kept = _read(path, identity) if resume else None
+    if kept is not None:
+        return kept
+    scored = score()
+    if writes:
+        tensors = {"ids": scored.ids, "sums": scored.sums}
+        write_bytes(path, save(tensors, metadata={"identity": identity}))
+    return scored
+
+
+def _read(path: Path, identity: str) -> ExampleSums | None:
+    """The sums of a file; None where it is missing, damaged or of another run."""
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            if (stored.metadata() or {}).get("identity") != identity:
+                return None
+            ids, sums = stored.get_tensor("ids"), stored.get_tensor("sums")
+    except (OSError, SafetensorError):
+        return None
+    if ids.dtype != "uint64" or sums.dtype != "float64" or sums.shape != (len(ids), len(COLUMNS)):
+        return None
+    return ExampleSums(ids=ids, sums=sums)
