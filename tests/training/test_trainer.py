@@ -118,7 +118,7 @@ def hf_trainer(
     return MaskedLMTrainer(
         task,
         source,
-        training_arguments(config, source, folder, **(more | others)),
+        training_arguments(config, task.model, source, folder, **(more | others)),
         new_parameters=HEAD,
         head_learning_rate=config.head_learning_rate,
         **own,
@@ -307,4 +307,4 @@ def test_an_argument_without_effect_is_refused(
 
 def test_a_seed_beyond_the_trainers_range_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"below 2\*\*32"):
-        training_arguments(settings(seed=1 << 40), Sentences(), tmp_path)
+        training_arguments(settings(seed=1 << 40), make_task().model, Sentences(), tmp_path)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskery.core.allocator import keep_freed_memory
 from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
 from maskery.core.launcher import is_main_process, launched_rank
 
@@ -101,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = found
     if not sys.stderr.isatty():  # a log file wants a line now and then, not every step
         os.environ.setdefault("TQDM_MININTERVAL", SECONDS_BETWEEN_LOGGED_BARS)
+    if name.startswith(("train", "quickstart")):
+        keep_freed_memory()
     try:
         module = importlib.import_module(f"maskery.cli.{COMMANDS[name][0]}")
         return int(module.main(rest))

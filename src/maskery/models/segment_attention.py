@@ -98,6 +98,10 @@ class _FlashAttention(torch.autograd.Function):
         scale: float,
         reach: int | None,
     ) -> torch.Tensor:
+        dtype = query.dtype
+        # In bfloat16, PyTorch's backward takes 3 times as long as with the conversion to float32.
+        wide = torch.promote_types(dtype, torch.float32)
+        query, key, value = query.to(wide), key.to(wide), value.to(wide)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         sums = []
         for run in runs:
@@ -111,12 +115,13 @@ class _FlashAttention(torch.autograd.Function):
             run.slice(out).copy_(part)
             sums.append(log_sum)
         ctx.save_for_backward(query, key, value, out, *sums)
-        ctx.runs, ctx.scale, ctx.reach = runs, scale, reach
-        return out
+        ctx.runs, ctx.scale, ctx.reach, ctx.dtype = runs, scale, reach, dtype
+        return out.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, *sums = ctx.saved_tensors
+        grad_out = grad_out.to(query.dtype)
         grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)]
         for run, log_sum in zip(ctx.runs, sums, strict=True):
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -133,7 +138,7 @@ class _FlashAttention(torch.autograd.Function):
             )
             for grad, part in zip(grads, parts, strict=True):
                 run.slice(grad).copy_(part)
-        return *grads, None, None, None
+        return *(grad.to(ctx.dtype) for grad in grads), None, None, None
 
 
 class _DropoutAttention(torch.autograd.Function):

@@ -17,7 +17,7 @@ from maskery.recipes.text_config import TextRunConfig
 from maskery.recipes.text_momentum import TextTask, momentum_task
 from maskery.tasks.static_shapes import static_shapes
 from maskery.tasks.text_mlm import TextMLM
-from maskery.training.loop import resolve_precision
+from maskery.training.precision import resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def text_task(
     obstacle = compile_obstacle(
         device=state.device,
         packed=model.packed,
-        half_precision=resolve_precision(training) == "bf16",
+        half_precision=resolve_precision(training, model) == "bf16",
     )
     if obstacle is None and isinstance(source, ShardSource):
         obstacle = "batches of token shards have no constant shapes yet"

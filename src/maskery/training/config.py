@@ -66,7 +66,8 @@ class TrainingConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 for no limit."""
     precision: Precision = "auto"
-    """bf16 where the device is fast at it, else fp32."""
+    """bf16 where the device is faster at it with this model, else fp32. On a GPU that has it; on a
+    CPU with AVX512-BF16 or AMX, for models 256 wide or wider."""
     sharding: Sharding = "ddp"
     """With several processes: ddp, each holds the model; fsdp, each holds a part of it."""
     compile: bool = False

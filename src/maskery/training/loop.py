@@ -22,7 +22,7 @@ from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, Tra
 from maskery.core.processes import join_processes
 from maskery.core.task import BatchSource, Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.checkpoint import Checkpoints
-from maskery.training.config import Precision, TrainingConfig
+from maskery.training.config import TrainingConfig
 from maskery.training.guards import BadSteps, poison_if_not_finite, update_if_finite
 from maskery.training.journal import Journal
 from maskery.training.optimiser import set_learning_rate
@@ -33,6 +33,7 @@ from maskery.training.parallel import (
     last_backward,
     spread,
 )
+from maskery.training.precision import resolve_precision
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
 from maskery.training.signals import StopSignals, Wanted
@@ -110,7 +111,7 @@ class Trainer:
         self.identity = identity
         self.progress = progress
         self.processes = join_processes()
-        self.accelerator = accelerator or make_accelerator(config)
+        self.accelerator = accelerator or make_accelerator(config, task.model)
         self.optimiser = optimiser
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         board = config.tensorboard and self.processes.is_main
@@ -373,18 +374,11 @@ class Trainer:
         return position
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """One process or many, whichever the launcher set up; bf16 where the GPU has it."""
+def make_accelerator(config: TrainingConfig, model: torch.nn.Module) -> Accelerator:
+    """One process or many, whichever the launcher set up; bf16 where it is faster."""
     join_processes()
-    return Accelerator(mixed_precision="bf16" if resolve_precision(config) == "bf16" else "no")
-
-
-def resolve_precision(config: TrainingConfig) -> Precision:
-    """fp32 or bf16, whichever the config says or the device is fast at."""
-    if config.precision != "auto":
-        return config.precision
-    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if fast else "fp32"
+    half = resolve_precision(config, model) == "bf16"
+    return Accelerator(mixed_precision="bf16" if half else "no")
 
 
 def step_seed(*numbers: int) -> int:

@@ -7,12 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from maskery.core.errors import ConfigError
 from maskery.core.task import BatchSource
 from maskery.training.config import TrainingConfig
-from maskery.training.loop import resolve_precision
+from maskery.training.precision import resolve_precision
 
 # The Trainer's names for the schedules of `learning_rate_factor`; others are the Trainer's own.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
@@ -33,12 +35,17 @@ WITHOUT_EFFECT = {
 
 
 def training_arguments(
-    config: TrainingConfig, source: BatchSource[Any], output_dir: Path, **others: Any
+    config: TrainingConfig,
+    model: nn.Module,
+    source: BatchSource[Any],
+    output_dir: Path,
+    **others: Any,
 ) -> TrainingArguments:
     """The Trainer's name for every setting of a `TrainingConfig`.
 
     Args:
         config: What the loop would be given.
+        model: What is trained; its width decides about bf16 on a CPU.
         source: Where the batches come from; says how long the run is.
         output_dir: Where the Trainer writes.
         **others: Further arguments of `TrainingArguments`; they win.
@@ -50,6 +57,7 @@ def training_arguments(
         raise ConfigError(
             f"seed is {config.seed}: under the Hugging Face Trainer it must be below 2**32"
         )
+    half = resolve_precision(config, model) == "bf16"
     steps = sum(source.num_steps(epoch) for epoch in range(config.epochs))
     arguments: dict[str, Any] = {
         "num_train_epochs": config.epochs,
@@ -63,7 +71,8 @@ def training_arguments(
         "max_grad_norm": config.clip_norm,
         "warmup_steps": config.warmup_share,
         "lr_scheduler_type": {v: k for k, v in SCHEDULES.items()}[config.lr_schedule],
-        "bf16": resolve_precision(config) == "bf16",
+        "bf16": half,
+        "use_cpu": half and not torch.cuda.is_available(),  # else the Trainer asks for a GPU
         "seed": config.seed,
         "logging_steps": config.log_every,
         "eval_strategy": "steps" if config.eval_every else "no",

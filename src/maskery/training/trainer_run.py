@@ -61,7 +61,7 @@ def train_under_trainer(
         task,
         source,
         # The tracker writes the TensorBoard events, under the names that the loop gives them.
-        training_arguments(config, source, folder, **others, report_to="none"),
+        training_arguments(config, task.model, source, folder, **others, report_to="none"),
         new_parameters=new_parameters,
         head_learning_rate=config.head_learning_rate,
         evaluate=evaluate_once if evaluate else None,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from maskery.core.errors import ConfigError
 
-Name = Literal["maskery", "hf-blocks", "hf-lines", "seed"]
+Name = Literal["maskery", "maskery-fp32", "hf-blocks", "hf-blocks-bf16", "hf-lines", "seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,9 @@ class BenchConfig:
     """A text file; each line is an example. Default: the text of Python's language reference."""
     model: str = "minilm"
     """minilm, a folder or a hub name."""
-    contenders: tuple[Name, ...] = ("maskery", "hf-blocks", "hf-lines", "seed")
-    """Who takes part; the first is what the others are compared with."""
+    contenders: tuple[Name, ...] = get_args(Name)
+    """Who takes part; the first is what the others are compared with. maskery chooses its precision
+    as training does; HF's Trainer computes in fp32 unless it is told bf16."""
     rounds: int = 3
     """Turns of each contender."""
     tokens: int = 4096
@@ -40,9 +41,7 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         if not self.contenders:
-            raise ConfigError(
-                "no contender is named: choose from maskery, hf-blocks, hf-lines, seed"
-            )
+            raise ConfigError(f"no contender is named: choose from {', '.join(get_args(Name))}")
         for name in ("rounds", "tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from maskery.core.allocator import keep_freed_memory
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
@@ -36,9 +38,8 @@ from maskery.models.packing import can_pack
 from maskery.recipes.bench.config import BenchConfig
 from maskery.recipes.text_config import TextRunConfig
 from maskery.recipes.text_task import text_task
-from maskery.training.config import TrainingConfig
+from maskery.training.config import Precision, TrainingConfig
 from maskery.training.loop import Trainer as MaskeryTrainer
-from maskery.training.loop import resolve_precision
 from maskery.training.optimiser import build_optimiser
 from maskery.training.prefetch import Prefetch
 from maskery.training.snapshot import Position
@@ -76,8 +77,18 @@ def build(name: str, config: BenchConfig) -> Take:
     return CONTENDERS[name](loaded.model, loaded.tokenizer, config)
 
 
-def maskery(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: BenchConfig) -> Take:
-    """Maskery's own loop: packed where possible, next batch prepared in a thread."""
+def maskery(
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: BenchConfig,
+    *,
+    precision: Precision = "auto",
+) -> Take:
+    """Maskery's own loop, as `maskery train text` runs it.
+
+    Packed where possible, the next batch prepared in a thread, bfloat16 where it is faster.
+    """
+    keep_freed_memory()
     folder = Path(tempfile.mkdtemp(prefix="maskery-bench-"))
     corpus = Corpus.open([str(config.corpus)], CorpusConfig())
     store = tokenise(corpus, tokenizer, folder, progress=False)
@@ -91,6 +102,7 @@ def maskery(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Ben
         learning_rate=5e-5,
         seed=config.seed,
         compile=config.compile,
+        precision=precision,
     )
     source = TextSource(
         store,
@@ -170,13 +182,22 @@ def seed_loop(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: B
     return take
 
 
-def hf_blocks(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: BenchConfig) -> Take:
-    """HF's recipe: the corpus end to end in 512-token blocks, its collator, its Trainer."""
+def hf_blocks(
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: BenchConfig,
+    *,
+    half: bool = False,
+) -> Take:
+    """HF's recipe: the corpus end to end in 512-token blocks, its collator, its Trainer.
+
+    The Trainer's defaults, which are float32; `half` gives it bfloat16.
+    """
     ids: list[int] = []
     for text in config.corpus.read_text("utf-8").split("\n"):
         ids += tokenizer(text, return_special_tokens_mask=False)["input_ids"]
     blocks = [ids[i : i + BLOCK] for i in range(0, len(ids) - BLOCK + 1, BLOCK)]
-    return _hf_trainer(hf, tokenizer, blocks, config.batch_tokens // BLOCK, config)
+    return _hf_trainer(hf, tokenizer, blocks, config.batch_tokens // BLOCK, config, half)
 
 
 def hf_lines(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: BenchConfig) -> Take:
@@ -227,6 +248,7 @@ def _hf_trainer(
     rows: list[list[int]],
     batch_size: int,
     config: BenchConfig,
+    half: bool = False,
 ) -> Take:
     dataset = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
     mean = sum(map(len, rows)) / len(rows)
@@ -246,7 +268,8 @@ def _hf_trainer(
                 disable_tqdm=True,
                 logging_strategy="no",
                 seed=config.seed + turns,
-                bf16=resolve_precision(TrainingConfig()) == "bf16",  # as Maskery's
+                bf16=half,
+                use_cpu=not torch.cuda.is_available(),  # else bf16 is refused
             )
             trainer = Trainer(
                 model=hf,
@@ -274,7 +297,9 @@ def wait_for_device() -> None:
 
 CONTENDERS: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase, BenchConfig], Take]] = {
     "maskery": maskery,
+    "maskery-fp32": partial(maskery, precision="fp32"),
     "hf-blocks": hf_blocks,
+    "hf-blocks-bf16": partial(hf_blocks, half=True),
     "hf-lines": hf_lines,
     "seed": seed_loop,
 }
