@@ -59,6 +59,23 @@ def test_values_and_gradients_equal_the_formula(
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
+def test_bfloat16_comes_and_goes_and_is_the_formula_but_for_rounding(dropout: float) -> None:
+    boundaries = [0, 5, 10, 11, 30]
+    own = [t.detach().bfloat16().requires_grad_() for t in inputs(30)]
+    other = [t.detach().float().requires_grad_() for t in own]
+    result = segment_attention(*own, boundaries, scale=0.3, dropout=dropout)
+    expected = plain(*other, boundaries, 0.3)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), expected, atol=0.03, rtol=0.03)
+    weights = torch.linspace(-1, 1, result.numel()).view_as(result)
+    (result * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for mine, theirs in zip(own, other, strict=True):
+        assert mine.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.grad.float(), theirs.grad, atol=0.03, rtol=0.05)
+
+
 def test_neighbours_of_equal_length_form_one_run() -> None:
     runs = runs_of([0, 3, 6, 6, 10, 14, 15])  # one segment is empty
     assert [(r.start, r.length, r.count) for r in runs] == [(0, 3, 2), (6, 4, 2), (14, 1, 1)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from tqdm import tqdm
 
 from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
@@ -89,7 +89,6 @@ class Trainer:
         identity: A hash of what a continuation must share with the run.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
-        accelerator: Devices and precision; one is made from the config if None.
         progress: Whether to draw a progress bar.
     """
 
@@ -103,7 +102,6 @@ class Trainer:
         *,
         identity: str,
         evaluate: Evaluate | None = None,
-        accelerator: Accelerator | None = None,
         progress: bool = True,
     ) -> None:
         self.task, self.source, self.config = task, source, config
@@ -111,7 +109,8 @@ class Trainer:
         self.identity = identity
         self.progress = progress
         self.processes = join_processes()
-        self.accelerator = accelerator or make_accelerator(config, task.model)
+        self.device = PartialState().device
+        self.half = resolve_precision(config, task.model) == "bf16"
         self.optimiser = optimiser
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         board = config.tensorboard and self.processes.is_main
@@ -143,9 +142,8 @@ class Trainer:
             CheckpointError: A checkpoint could not be read or written.
         """
         # The model moves before the optimiser's moments are restored to where it is.
-        device = self.accelerator.device
-        self.task.model.to(device)
-        spread(self.task, self.optimiser, self.config.sharding, device)
+        self.task.model.to(self.device)
+        spread(self.task, self.optimiser, self.config.sharding, self.device)
         start = self._restore() if resume else self._position(0, 0, 0)
         # A run may have been stopped between a step's checkpoint and its evaluation.
         if (
@@ -233,19 +231,18 @@ class Trainer:
 
     def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:
         """Gradients of one micro-batch; returns its share of the loss and its terms, detached."""
-        device = self.accelerator.device
         try:
-            with self.accelerator.autocast():
-                sums = loss_sums_of(self.task, prepared.to(device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                sums = loss_sums_of(self.task, prepared.to(self.device))
         except RuntimeError as error:
             raise explain_unused(error, self.task.model) from error
         terms = {name: value / max(counts[name], 1) for name, value in sums.items()}
         total = sum(
             (self.task.loss_weights[name] * term for name, term in terms.items()),
-            start=torch.zeros((), device=device),
+            start=torch.zeros((), device=self.device),
         )
         # The processes' gradients are averaged; ours are shares of a sum.
-        self.accelerator.backward(poison_if_not_finite(total) * self.processes.world_size)
+        (poison_if_not_finite(total) * self.processes.world_size).backward()
         return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
 
     def steps(self, start: Position) -> Iterator[Step]:
@@ -369,16 +366,9 @@ class Trainer:
             if found is None
             else restore(Path(found), self.task, self.optimiser, self.identity)
         )
-        self.journal.rewind(position.step, position.window, self.accelerator.device)
+        self.journal.rewind(position.step, position.window, self.device)
         self.bad_steps = BadSteps(self.config.max_bad_steps, position.bad_steps)
         return position
-
-
-def make_accelerator(config: TrainingConfig, model: torch.nn.Module) -> Accelerator:
-    """One process or many, whichever the launcher set up; bf16 where it is faster."""
-    join_processes()
-    half = resolve_precision(config, model) == "bf16"
-    return Accelerator(mixed_precision="bf16" if half else "no")
 
 
 def step_seed(*numbers: int) -> int:

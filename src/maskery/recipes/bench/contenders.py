@@ -124,7 +124,7 @@ def maskery(
         identity="bench",
         progress=False,
     )
-    task.model.to(trainer.accelerator.device)
+    task.model.to(trainer.device)
     start = Position(step=0, epoch=0, epoch_step=0, identity="bench")
     steps = Prefetch(trainer.steps(start)).__enter__()
 

@@ -6,18 +6,21 @@ import time
 
 import torch
 
+from maskery.training.precision import cpu_multiplies_bf16
+
 REPEATS = 5
 
 
 def matrix_peak() -> float:
     """The most floating-point operations a second seen in large matrix products.
 
-    In bf16 on a GPU, in float32 on a CPU: what a step is computed in.
+    In bf16 on a GPU and on a CPU that multiplies it, else in float32.
     """
     cuda = torch.cuda.is_available()
+    half = cuda or cpu_multiplies_bf16()
     device = torch.device("cuda" if cuda else "cpu")
     size = 8192 if cuda else 2048
-    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
     best = float("inf")
     for _ in range(REPEATS):
         began = time.perf_counter()
