@@ -55,6 +55,7 @@ class Pairs:
     text1: TokenBatch
     text2: TokenBatch
     person_ids: torch.Tensor
+    crowd_ids: torch.Tensor
     replaced: torch.Tensor
 
 
@@ -242,6 +243,7 @@ def make_pairs(batch: int, size: int, seed: int) -> Pairs:
         text1=tokens(lengths[:batch], 0, generator),
         text2=tokens(lengths[batch:], 0, generator),
         person_ids=torch.arange(batch),
+        crowd_ids=torch.arange(batch),
         replaced=torch.arange(batch) % 2,
     )
 
