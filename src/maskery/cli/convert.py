@@ -11,6 +11,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError, ModelError
+from maskery.core.quick_imports import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, convert, report."""
     wanted = parse(Convert, "convert", arguments)
     set_up_logging(quiet=True)
-    from maskery.models.checkpoint_import.convert import import_checkpoint
+    with quick_imports():
+        from maskery.models.checkpoint_import.convert import import_checkpoint
 
     report = import_checkpoint(
         wanted.checkpoint,

@@ -18,6 +18,7 @@ from maskery.cli.figures import (
     spread_table,
 )
 from maskery.core.errors import ConfigError
+from maskery.core.quick_imports import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig
@@ -89,9 +90,10 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, evaluate, report."""
     wanted = parse(Evaluate, "evaluate", arguments)
     set_up_logging(quiet=True)
-    from maskery.evaluation.image_text_opening import is_image_text
-    from maskery.recipes.pairs_evaluate import is_pairs_run
-    from maskery.recipes.retrieval_evaluate import is_person_search_run
+    with quick_imports():
+        from maskery.evaluation.image_text_opening import is_image_text
+        from maskery.recipes.pairs_evaluate import is_pairs_run
+        from maskery.recipes.retrieval_evaluate import is_person_search_run
 
     asks_retrieval = bool(wanted.more) or wanted.rerank is not None or wanted.held_out != "test"
     if is_pairs_run(Path(wanted.model)) and not asks_retrieval and wanted.against is None:

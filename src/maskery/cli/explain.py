@@ -11,6 +11,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
+from maskery.core.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,10 +62,11 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, explain, draw."""
     wanted = parse(Explain, "explain", arguments)
     set_up_logging(quiet=wanted.json)
-    from maskery.data.images.config import DEFAULT_MAX_PIXELS
-    from maskery.data.pairs.image_refs import FileImage
-    from maskery.evaluation.explain import explain
-    from maskery.evaluation.image_text_opening import open_image_text
+    with quick_imports():
+        from maskery.data.images.config import DEFAULT_MAX_PIXELS
+        from maskery.data.pairs.image_refs import FileImage
+        from maskery.evaluation.explain import explain
+        from maskery.evaluation.image_text_opening import open_image_text
 
     opened = open_image_text(wanted.model)
     image = FileImage(wanted.image.name, wanted.image.parent, DEFAULT_MAX_PIXELS).load()

@@ -12,6 +12,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
+from maskery.core.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.fill import Filler, Filling
@@ -73,7 +74,8 @@ def open_filler(model: str, image: Path | None) -> Filler:
     Raises:
         ConfigError: A picture is given to a model that reads text alone.
     """
-    from maskery.evaluation.image_text_opening import is_image_text, open_image_text
+    with quick_imports():
+        from maskery.evaluation.image_text_opening import is_image_text, open_image_text
 
     if is_image_text(model):
         from maskery.evaluation.image_fill import ImageFiller

@@ -10,6 +10,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
+from maskery.core.quick_imports import quick_imports
 from maskery.recipes.text_config import TextRunConfig
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, look, report."""
     wanted = parse(Inspect, "inspect", arguments)
     set_up_logging(quiet=True)
-    from maskery.recipes.inspect_corpus import inspect_corpus
+    with quick_imports():
+        from maskery.recipes.inspect_corpus import inspect_corpus
 
     found = inspect_corpus(
         wanted.run,

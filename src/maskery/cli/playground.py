@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.console import parse, set_up_logging
+from maskery.core.quick_imports import quick_imports
 from maskery.playground.config import PlaygroundConfig
 
 
@@ -42,9 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, open, serve."""
     wanted = parse(Playground, "playground", arguments)
     set_up_logging(quiet=True)
-    from maskery.data.tokenise import default_cache_dir
-    from maskery.playground.serve import serve
-    from maskery.playground.session import Session
+    with quick_imports():
+        from maskery.data.tokenise import default_cache_dir
+        from maskery.playground.serve import serve
+        from maskery.playground.session import Session
 
     names = [wanted.model] if wanted.against is None else [wanted.model, wanted.against]
     cache_dir = wanted.cache_dir or default_cache_dir()

@@ -11,6 +11,7 @@ from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.cli.figures import scores_table
 from maskery.cli.report import finish_report
 from maskery.core.errors import CheckpointError
+from maskery.core.quick_imports import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(Quickstart, "quickstart", arguments)
     set_up_logging(quiet=wanted.json)
     make_room(wanted.output, overwrite=wanted.overwrite)
-    from maskery.recipes.quickstart import run_quickstart
+    with quick_imports():
+        from maskery.recipes.quickstart import run_quickstart
 
     outcome = run_quickstart(wanted.output, progress=not wanted.json)
     result = outcome.result

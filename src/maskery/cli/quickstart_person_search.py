@@ -10,6 +10,7 @@ from typing import Any
 from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.cli.figures import retrieval_before_after
 from maskery.cli.quickstart import make_room
+from maskery.core.quick_imports import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     make_room(wanted.output, overwrite=wanted.overwrite, mark="people/drawn_people.json")
     from tqdm import tqdm
 
-    from maskery.recipes.person_search_quickstart import run_person_search_quickstart
+    with quick_imports():
+        from maskery.recipes.person_search_quickstart import run_person_search_quickstart
 
     with tqdm(desc="drawing", unit="picture", leave=False, disable=wanted.json) as bar:
 

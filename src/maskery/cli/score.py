@@ -14,6 +14,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
+from maskery.core.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.pseudo_likelihood import Scorer, TextScore
@@ -109,8 +110,9 @@ def open_scorer(wanted: Score) -> Scorer:
     Raises:
         ConfigError: A picture is given to a model that reads text alone.
     """
-    from maskery.evaluation.image_text_opening import is_image_text, open_image_text
-    from maskery.evaluation.pseudo_likelihood import Scorer
+    with quick_imports():
+        from maskery.evaluation.image_text_opening import is_image_text, open_image_text
+        from maskery.evaluation.pseudo_likelihood import Scorer
 
     settings: dict[str, Any] = {"method": wanted.method, "batch_tokens": wanted.batch_tokens}
     if is_image_text(wanted.model):

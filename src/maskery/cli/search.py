@@ -11,6 +11,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
+from maskery.core.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.gallery import Gallery
@@ -65,11 +66,12 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, index, search, report."""
     wanted = parse(Search, "search", arguments)
     set_up_logging(quiet=wanted.json)
-    from maskery.data.tokenise import default_cache_dir
-    from maskery.evaluation.gallery import open_gallery
-    from maskery.evaluation.image_text_opening import open_image_text
-    from maskery.evaluation.search import Searcher
-    from maskery.recipes.retrieval_evaluate import caption_preparation
+    with quick_imports():
+        from maskery.data.tokenise import default_cache_dir
+        from maskery.evaluation.gallery import open_gallery
+        from maskery.evaluation.image_text_opening import open_image_text
+        from maskery.evaluation.search import Searcher
+        from maskery.recipes.retrieval_evaluate import caption_preparation
 
     opened = open_image_text(wanted.model)
     gallery = open_gallery(

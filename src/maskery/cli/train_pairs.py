@@ -12,6 +12,7 @@ from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import sights_table
 from maskery.cli.report import finish_report
 from maskery.core.launcher import is_main_process
+from maskery.core.quick_imports import quick_imports
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.run_folder import load_config
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     default = None if saved is None else TrainPairs(run=load_config(saved, PairsRunConfig))
     wanted = parse(TrainPairs, "train pairs", rest, default)
     set_up_logging(quiet=wanted.json)
-    from maskery.recipes.pairs import train_pairs
+    with quick_imports():
+        from maskery.recipes.pairs import train_pairs
 
     result = train_pairs(wanted.run, progress=not wanted.json)
     if not is_main_process():

@@ -13,6 +13,7 @@ from maskery.cli.figures import retrieval_table
 from maskery.cli.report import finish_report
 from maskery.core.errors import ConfigError
 from maskery.core.launcher import is_main_process
+from maskery.core.quick_imports import quick_imports
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_presets import PRESETS, PresetName
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         default = TrainPersonSearch(run=load_config(saved, PersonSearchRunConfig))
     wanted = parse(TrainPersonSearch, "train person-search", rest, default)
     set_up_logging(quiet=wanted.json or not is_main_process())
-    from maskery.recipes.person_search import train_person_search
+    with quick_imports():
+        from maskery.recipes.person_search import train_person_search
 
     result = train_person_search(wanted.run, progress=not wanted.json)
     if not is_main_process():

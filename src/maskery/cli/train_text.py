@@ -12,6 +12,7 @@ from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.figures import scores_table
 from maskery.cli.report import finish_report
 from maskery.core.launcher import is_main_process
+from maskery.core.quick_imports import quick_imports
 from maskery.recipes.run_folder import load_config
 from maskery.recipes.text_config import TextRunConfig
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     default = None if saved is None else TrainText(run=load_config(saved, TextRunConfig))
     wanted = parse(TrainText, "train text", rest, default)
     set_up_logging(quiet=wanted.json)
-    from maskery.recipes.text import train_text
+    with quick_imports():
+        from maskery.recipes.text import train_text
 
     result = train_text(wanted.run, progress=not wanted.json)
     if not is_main_process():

@@ -52,7 +52,6 @@ from maskery.recipes.text_momentum import (
 from maskery.recipes.text_task import report_left_out, text_task
 from maskery.training.loop import Summary, Trainer
 from maskery.training.optimiser import build_optimiser
-from maskery.training.trainer_run import train_under_trainer
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +198,9 @@ def fit(
     config, training = run.config, run.config.training
     new = new_parameters(run.model, run.loaded.new_parameters)
     if config.engine == "trainer":
+        # Transformers' Trainer imports `datasets` and pandas: a second that the loop does not need.
+        from maskery.training.trainer_run import train_under_trainer
+
         summary = train_under_trainer(
             task,
             run.train,
