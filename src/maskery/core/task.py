@@ -20,6 +20,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 import torch
 from torch import nn
 
+# In a model folder, beside the model: what `Task.extra_state` gave.
+EXTRA_STATE = "extra_state.safetensors"
+
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 BatchT = TypeVar("BatchT")
@@ -140,10 +143,6 @@ def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch
     if not isinstance(prepared, Uncounted):
         return task.loss_sums(prepared)
     return {name: 0.0 * value for name, value in task.loss_sums(prepared.prepared).items()}
-
-
-# In a model folder, beside the model: what `Task.extra_state` gave.
-EXTRA_STATE = "extra_state.safetensors"
 
 
 def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

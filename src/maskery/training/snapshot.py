@@ -24,6 +24,17 @@ from maskery.training.parallel import all_laid_out_like, laid_out_like, unwrappe
 MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
 STATE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
+# What loading raises where the checksums are right and something else wrote the file.
+UNSOUND = (
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,18 +169,12 @@ def restore(
     """
     try:
         return _restore(path, task, optimiser, identity)
-    # What its checksums vouch for may still be written by something else.
-    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise _unsound(path, error) from error
-    except (RuntimeError, SafetensorError) as error:
-        raise _unsound(path, error) from error
-
-
-def _unsound(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint '{path}' cannot be loaded ({' '.join(str(error).split())}); remove it to "
-        f"go on from the one before it"
-    )
+    except UNSOUND as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the checkpoint '{path}' cannot be loaded ({reason}); remove it to go on from the one "
+            f"before it"
+        ) from error
 
 
 def _restore(
