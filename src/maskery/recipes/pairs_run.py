@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
-from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
-from maskery.data.images.skipped import Skipped
-from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
+from maskery.data.pairs.captions import CaptionTokens, fingerprint
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.data.pairs.source import HeldOutPairs, PairSource
 from maskery.data.pairs.split import group_ids, split_pairs
-from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.evaluation.masked import ExampleSums
 from maskery.evaluation.sight import Sight, score_pairs
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.loading import resolve
+from maskery.recipes.image_text_parts import (
+    described,
+    extra_state_of,
+    make_task,
+    open_pictures,
+    read_captions,
+)
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_model import (
     StartModel,
-    choose_max_length,
     start_at_frequencies,
     start_model,
 )
@@ -103,7 +103,7 @@ def prepare_pairs(
     source = PairSource(
         pairs,
         captions,
-        _pictures(config, start, pairs, int(cache_bytes * (1 - share))),
+        open_pictures(config, config.reading, pairs, start, int(cache_bytes * (1 - share))),
         start.view,
         train,
         batch_pairs=config.training.batch_pairs,
@@ -113,7 +113,7 @@ def prepare_pairs(
     held_out = HeldOutPairs(
         judged,
         judged_captions,
-        _pictures(config, start, judged, int(cache_bytes * share)),
+        open_pictures(config, config.reading, judged, start, int(cache_bytes * share)),
         start.view,
         judged_groups,
         held,
@@ -121,11 +121,15 @@ def prepare_pairs(
     if start.has_new_head:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         start_at_frequencies(start.model, counts)
+    task = make_task(ImageTextMLM, config, start)
+    extra = extra_state_of(config, start)
+    if extra:
+        task.load_extra_state(extra)
     log.info("%s training and %s held-out pairs", f"{len(train):,}", f"{len(held):,}")
     return PairsRun(
         config=config,
         start=start,
-        task=make_task(config, start),
+        task=task,
         vocabulary=Vocabulary.of(start.tokenizer),
         train=source,
         held_out=held_out,
@@ -133,43 +137,11 @@ def prepare_pairs(
     )
 
 
-def make_task(config: PairsRunConfig, start: StartModel) -> ImageTextMLM:
-    """The task of a run; a model folder that holds a momentum twin goes on with it."""
-    vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
-    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=seed)
-    task = ImageTextMLM(
-        start.model,
-        replace(config.objectives, seed=seed),
-        vocabulary=vocabulary,
-        pad_token_id=int(start.tokenizer.pad_token_id or 0),
-        masker=masker,
-        mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
-    )
-    if not start.from_scratch and config.text_model is None:
-        extra = Path(resolve(config.model)) / EXTRA_STATE
-        if extra.is_file():
-            task.load_extra_state(load_file(extra))
-    return task
-
-
 def _tokenise(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> CaptionTokens:
-    skipped = Skipped("caption", config.reading.on_bad_caption)
-    longest = choose_max_length(config, start.model)
-    captions = tokenise_captions(pairs, start.tokenizer, skipped, max_length=longest)
-    if captions.num_cut:
-        log.warning("%d captions are cut at %d tokens", captions.num_cut, longest)
-    for told in (pairs.skipped_captions, skipped):
-        if told.count:
-            log.warning("%s", told)
+    captions = read_captions(config, config.reading, pairs, start)
+    if pairs.skipped_captions.count:
+        log.warning("%s", pairs.skipped_captions)
     return captions
-
-
-def _pictures(
-    config: PairsRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
-) -> Pictures:
-    # A crop takes its part of the whole picture, so it is decoded whole.
-    near = None if config.view.crop_scale else start.view.size
-    return Pictures(pairs, config.reading.on_bad_image, near=near, cache_bytes=cache_bytes)
 
 
 def skipped_lines(run: PairsRun) -> tuple[str, ...]:
@@ -187,14 +159,8 @@ def identity_of(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> str:
     return identity(
         config.training,
         {
-            "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
+            **described(config, start),
             "pairs": fingerprint(pairs),
-            "tokenizer": tokenizer_fingerprint(start.tokenizer),
             "held_out": [config.held_out_share, config.eval_pairs],
-            "max_length": config.max_length,
-            "view": asdict(start.view),
-            "masking": asdict(config.masking),
-            "mrtd_mask_rate": config.mrtd_mask_rate,
-            "objectives": asdict(config.objectives),
         },
     )

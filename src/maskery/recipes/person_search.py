@@ -10,30 +10,29 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
 from maskery.core.task import EXTRA_STATE, part_of
-from maskery.core.vocabulary import Vocabulary
-from maskery.data.images.skipped import Skipped
-from maskery.data.pairs.captions import CaptionTokens, fingerprint, tokenise_captions
+from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.data.person_search.source import PersonSource
-from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.evaluation.retrieval import Retrieval, RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_metrics import RankingFigures
-from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.loading import resolve
-from maskery.recipes.pairs_config import SCRATCH
+from maskery.recipes.image_text_parts import (
+    described,
+    extra_state_of,
+    make_task,
+    open_pictures,
+    read_captions,
+)
 from maskery.recipes.pairs_model import (
     StartModel,
-    choose_max_length,
     save_preprocessing,
     start_at_frequencies,
     start_model,
@@ -220,14 +219,14 @@ def prepare_person_search(
     """
     data = open_person_search(config.data)
     start = start or start_model(config, data.train, folder=folder, progress=progress)
-    captions = _tokenise(config, data.train, start)
+    captions = read_captions(config, config.data, data.train, start)
     sizes = [len(pairs) if pairs else 0 for pairs in (data.train, data.val, data.test)]
     # What is kept in memory is shared out by the size of the splits.
     caches = [config.image_cache_mb * 2**20 * size // sum(sizes) for size in sizes]
     train = PersonSource(
         data.train,
         captions,
-        _pictures(config, start, data.train, caches[0]),
+        open_pictures(config, config.data, data.train, start, caches[0]),
         start.view,
         batch_pairs=config.training.batch_pairs,
         micro_pairs=config.training.micro_batch_pairs,
@@ -239,6 +238,11 @@ def prepare_person_search(
         start_at_frequencies(start.model, counts)
     val = _held_out(config, start, data.val, caches[1])
     test = None if data.test is None else _held_out(config, start, data.test, caches[2])
+    task = make_task(PersonSearch, config, start)
+    # The queues hold another dataset's persons: they start anew.
+    twin = part_of(extra_state_of(config, start), "twin.")
+    if twin:
+        task.twin.load_state_dict(twin)
     log.info(
         "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",
         data.title,
@@ -250,32 +254,12 @@ def prepare_person_search(
         config=config,
         data=data,
         start=start,
-        task=make_task(config, start),
+        task=task,
         train=train,
         val=val,
         test=test,
         identity=identity_of(config, data, start),
     )
-
-
-def make_task(config: PersonSearchRunConfig, start: StartModel) -> PersonSearch:
-    """The task of a run; a model folder that holds a momentum twin goes on with it."""
-    vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
-    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=seed)
-    task = PersonSearch(
-        start.model,
-        replace(config.objectives, seed=seed),
-        vocabulary=vocabulary,
-        pad_token_id=int(start.tokenizer.pad_token_id or 0),
-        masker=masker,
-        mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
-    )
-    if config.text_model is None and not config.model.startswith(SCRATCH):
-        extra = Path(resolve(config.model)) / EXTRA_STATE
-        if extra.is_file():
-            # The queues hold another dataset's persons: they start anew.
-            task.twin.load_state_dict(part_of(load_file(extra), "twin."))
-    return task
 
 
 def learnt_fast(start: StartModel) -> frozenset[str]:
@@ -284,30 +268,11 @@ def learnt_fast(start: StartModel) -> frozenset[str]:
     return start.new_parameters | heads
 
 
-def _tokenise(config: PersonSearchRunConfig, pairs: Pairs, start: StartModel) -> CaptionTokens:
-    skipped = Skipped("caption", config.data.on_bad_caption)
-    longest = choose_max_length(config, start.model)
-    captions = tokenise_captions(pairs, start.tokenizer, skipped, max_length=longest)
-    if captions.num_cut:
-        log.warning("%d captions are cut at %d tokens", captions.num_cut, longest)
-    if skipped.count:
-        log.warning("%s", skipped)
-    return captions
-
-
-def _pictures(
-    config: PersonSearchRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
-) -> Pictures:
-    # A crop takes its part of the whole picture, so it is decoded whole.
-    near = None if config.view.crop_scale else start.view.size
-    return Pictures(pairs, config.data.on_bad_image, near=near, cache_bytes=cache_bytes)
-
-
 def _held_out(
     config: PersonSearchRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
 ) -> HeldOutPersons:
-    captions = _tokenise(config, pairs, start)
-    pictures = _pictures(config, start, pairs, cache_bytes)
+    captions = read_captions(config, config.data, pairs, start)
+    pictures = open_pictures(config, config.data, pairs, start, cache_bytes)
     return HeldOutPersons(
         pairs, captions, pictures, start.view, batch_images=config.retrieval.batch_images
     )
@@ -326,16 +291,10 @@ def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: St
     return identity(
         config.training,
         {
-            "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
+            **described(config, start),
             "data": [fingerprint(data.train), fingerprint(data.val)],
             "persons": blake2b(data.train.persons.tobytes(), digest_size=16).hexdigest(),
-            "tokenizer": tokenizer_fingerprint(start.tokenizer),
-            "max_length": config.max_length,
-            "view": asdict(start.view),
-            "masking": asdict(config.masking),
-            "mrtd_mask_rate": config.mrtd_mask_rate,
             "weak_pair_probability": config.weak_pair_probability,
-            "objectives": asdict(config.objectives),
         },
     )
 

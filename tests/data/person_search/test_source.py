@@ -142,7 +142,7 @@ def test_a_batch_is_a_function_of_seed_and_epoch(root: Path) -> None:
     a, b = batches(one, 2, 1)[0], batches(two, 2, 1)[0]
     assert torch.equal(a.image1, b.image1)
     assert np.array_equal(a.text2.input_ids, b.text2.input_ids)
-    orders = {tuple(source(root, seed=seed).plan(0).order.tolist()) for seed in range(4)}
+    orders = {tuple(source(root, seed=seed).examples.plan(0).order.tolist()) for seed in range(4)}
     assert len(orders) == 4
 
 

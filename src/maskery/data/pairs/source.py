@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +20,13 @@ from maskery.core.errors import DataError
 from maskery.core.random import Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.views import normalise, view_draws, view_pixels
+from maskery.data.images.views import normalise, view_pixels
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pictured import PicturedExamples
 from maskery.data.pairs.pictures import Pictures
 from maskery.data.pairs.split import wrong_pairs
-from maskery.data.plan import Plan, plan_epoch, split_step
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from maskery.data.plan import split_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,29 +89,17 @@ class PairSource:
         micro_pairs: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.ids, self.captions, self.pictures, self.view = pairs.ids, captions, pictures, view
+        self.captions, self.pictures = captions, pictures
         self.chosen = chosen[np.isin(chosen, captions.owners)]
-        self.batch_pairs, self.micro_pairs = batch_pairs, micro_pairs or batch_pairs
-        self.seed = seed
-        self._plan: tuple[int, Plan] | None = None
-
-    def plan(self, epoch: int) -> Plan:
-        """The steps of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            # Every pair counts as one token of the budget.
-            plan = plan_epoch(
-                np.ones(len(self.chosen), np.int64),
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_pairs,
-            )
-            self._plan = (epoch, plan)
-        return self._plan[1]
+        self.examples = PicturedExamples(
+            pairs.ids[self.chosen], self.chosen, pictures, view, batch_size=batch_pairs, seed=seed
+        )
+        self.micro_pairs = micro_pairs or batch_pairs
 
     def num_steps(self, epoch: int) -> int:
         """How many steps an epoch has."""
         del epoch  # each has as many
-        return -(-len(self.chosen) // self.batch_pairs)
+        return -(-len(self.chosen) // self.examples.batch_size)
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
@@ -124,7 +109,7 @@ class PairSource:
         Raises:
             DataError: No picture can be read, or one cannot and none is to be skipped.
         """
-        members = self.chosen[self.plan(epoch).step(step)]
+        members = self.examples.plan(epoch).step(step)
         ones = np.ones(len(members), np.int64)
         parts = split_step(ones, micro_tokens=self.micro_pairs, parts=world_size)
         return [
@@ -135,49 +120,22 @@ class PairSource:
         ]
 
     def batch(self, members: npt.NDArray[np.int64], epoch: int) -> ViewedPairs:
-        """The batch of some pairs in an epoch; pictures that cannot be read are left out."""
-        members, images = self._sound(members, epoch)
-        ids = self.ids[members]
-        views = [
-            self._views(images, view_draws(self.seed, epoch, ids, view=number)) for number in (0, 1)
-        ]
-        return ViewedPairs(
-            image1=views[0],
-            image2=views[1],
-            text1=self.captions.batch(self._choose(members, ids, epoch), ids),
-        )
-
-    def _sound(
-        self, members: npt.NDArray[np.int64], epoch: int
-    ) -> tuple[npt.NDArray[np.int64], list[Image]]:
-        """Those of the pairs whose picture can be read, or else the next in the epoch's order."""
-        loaded = self.pictures.load(members.tolist())
-        if any(image is not None for image in loaded):
-            kept = np.array([image is not None for image in loaded])
-            return members[kept], [image for image in loaded if image is not None]
-        order = self.chosen[self.plan(epoch).order]
-        last = int(members[-1]) if len(members) else int(order[-1])
-        at = int(np.flatnonzero(order == last)[0])
-        for index in np.roll(order, -at - 1).tolist():
-            image = self.pictures.load([index])[0]
-            if image is not None:
-                return np.array([index], np.int64), [image]
-        raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
-
-    def _views(self, images: list[Image], draws: npt.NDArray[np.float32]) -> torch.Tensor:
-        pixels = [
-            view_pixels(image, self.view, row) for image, row in zip(images, draws, strict=True)
-        ]
-        return normalise(np.stack(pixels), self.view)
+        """The batch of some of `chosen` in an epoch; pictures that cannot be read are left out."""
+        members, images = self.examples.readable(members, epoch)
+        ids = self.examples.ids[members]
+        image1, image2 = self.examples.views(images, ids, epoch)
+        chosen = self._choose(self.chosen[members], ids, epoch)
+        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
 
     def _choose(
-        self, members: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64], epoch: int
+        self, pairs: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64], epoch: int
     ) -> npt.NDArray[np.int64]:
         """One caption of each pair: (B,) int64."""
         owners = self.captions.owners
-        first = np.searchsorted(owners, members, side="left")
-        count = np.searchsorted(owners, members, side="right") - first
-        drawn = uniforms(self.seed, Stream.CAPTION, epoch, ids, np.zeros(len(ids), np.int64))
+        first = np.searchsorted(owners, pairs, side="left")
+        count = np.searchsorted(owners, pairs, side="right") - first
+        zeros = np.zeros(len(ids), np.int64)
+        drawn = uniforms(self.examples.seed, Stream.CAPTION, epoch, ids, zeros)
         return first + (drawn.astype(np.float64) * count).astype(np.int64)
 
 

@@ -11,28 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import ConfigError, DataError
+from maskery.core.errors import ConfigError
 from maskery.core.random import Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.views import normalise, view_draws, view_pixels
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pictured import PicturedExamples
 from maskery.data.pairs.pictures import Pictures
 from maskery.data.pairs.source import ViewedPairs
-from maskery.data.plan import Plan, plan_epoch, split_step
+from maskery.data.plan import split_step
 from maskery.data.rows import hash_rows
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,37 +77,30 @@ class PersonSource:
         weak_pair_probability: float = 0.1,
         seed: int = 0,
     ) -> None:
-        self.captions, self.pictures, self.view = captions, pictures, view
+        self.captions, self.pictures = captions, pictures
         self.ids = caption_ids(pairs.ids, captions)
+        self.examples = PicturedExamples(
+            self.ids,
+            captions.owners,
+            pictures,
+            view,
+            batch_size=min(batch_pairs, len(self.ids)),
+            seed=seed,
+        )
         self.persons = pairs.persons[captions.owners]
-        self.batch_pairs = min(batch_pairs, len(self.ids))
         self.micro_pairs = micro_pairs or batch_pairs
-        self.weak_pair_probability, self.seed = weak_pair_probability, seed
+        self.weak_pair_probability = weak_pair_probability
         # The captions of each person, person after person.
         self._by_person = np.argsort(self.persons, kind="stable")
         counts = np.bincount(self.persons)
         self._counts, self._firsts = counts, np.cumsum(counts) - counts
         boundaries = captions.boundaries
         self._content = hash_rows(captions.tokens.astype(np.int64), boundaries)
-        self._plan: tuple[int, Plan] | None = None
-
-    def plan(self, epoch: int) -> Plan:
-        """The steps of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            # Every caption counts as one token of the budget.
-            plan = plan_epoch(
-                np.ones(len(self.ids), np.int64),
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_pairs,
-            )
-            self._plan = (epoch, plan)
-        return self._plan[1]
 
     def num_steps(self, epoch: int) -> int:
         """How many steps an epoch has."""
         del epoch  # each has as many
-        return len(self.ids) // self.batch_pairs
+        return len(self.ids) // self.examples.batch_size
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
@@ -125,7 +114,7 @@ class PersonSource:
             ConfigError: There are fewer captions than processes.
             DataError: No picture can be read, or one cannot and none is to be skipped.
         """
-        members = self.plan(epoch).step(step)
+        members = self.examples.plan(epoch).step(step)
         if len(members) < world_size:
             raise ConfigError(
                 f"a step has {len(members)} pairs and there are {world_size} processes: each needs "
@@ -154,15 +143,13 @@ class PersonSource:
             crowd: (G,) int64, the captions of all processes. Default: these.
         """
         crowd_ids = torch.from_numpy(self.persons[members if crowd is None else crowd])
-        members, images = self._sound(members, epoch)
+        members, images = self.examples.readable(members, epoch)
         ids = self.ids[members]
-        views = [
-            self._views(images, view_draws(self.seed, epoch, ids, view=number)) for number in (0, 1)
-        ]
+        image1, image2 = self.examples.views(images, ids, epoch)
         others = self._weak(members, epoch)
         return ViewedPersons(
-            image1=views[0],
-            image2=views[1],
+            image1=image1,
+            image2=image2,
             text1=self.captions.batch(members, ids),
             text2=self.captions.batch(others, ids),
             person_ids=torch.from_numpy(self.persons[members]),
@@ -176,35 +163,15 @@ class PersonSource:
         """For each caption itself or, by chance, any caption of its person: (B,) int64."""
         ids, zeros = self.ids[members], np.zeros(len(members), np.int64)
         whether, which = (
-            uniforms(self.seed, Stream.CAPTION, epoch, ids, zeros + place).astype(np.float64)
+            uniforms(self.examples.seed, Stream.CAPTION, epoch, ids, zeros + place).astype(
+                np.float64
+            )
             for place in (0, 1)
         )
         persons = self.persons[members]
         place = self._firsts[persons] + (which * self._counts[persons]).astype(np.int64)
         drawn: npt.NDArray[np.int64] = self._by_person[place]
         return np.where(whether < self.weak_pair_probability, drawn, members)
-
-    def _sound(
-        self, members: npt.NDArray[np.int64], epoch: int
-    ) -> tuple[npt.NDArray[np.int64], list[Image]]:
-        """Those of the captions whose picture can be read, or else the next in the order."""
-        loaded = self.pictures.load(self.captions.owners[members].tolist())
-        if any(image is not None for image in loaded):
-            kept = np.array([image is not None for image in loaded])
-            return members[kept], [image for image in loaded if image is not None]
-        order = self.plan(epoch).order
-        at = int(np.flatnonzero(order == members[-1])[0])
-        for caption in np.roll(order, -at - 1).tolist():
-            image = self.pictures.load([int(self.captions.owners[caption])])[0]
-            if image is not None:
-                return np.array([caption], np.int64), [image]
-        raise DataError(f"no picture of the dataset can be read ({self.pictures.skipped})")
-
-    def _views(self, images: list[Image], draws: npt.NDArray[np.float32]) -> torch.Tensor:
-        pixels = [
-            view_pixels(image, self.view, row) for image, row in zip(images, draws, strict=True)
-        ]
-        return normalise(np.stack(pixels), self.view)
 
 
 def caption_ids(
