@@ -8,10 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, take_config
+from maskery.cli.console import parse, set_up_logging, take_config
 from maskery.cli.figures import sights_table
-from maskery.cli.report import finish_report
-from maskery.core.launcher import is_main_process
+from maskery.cli.run_end import told_by_figures
 from maskery.core.quick_imports import quick_imports
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.run_folder import load_config
@@ -48,19 +47,8 @@ def main(arguments: Sequence[str]) -> int:
         from maskery.recipes.pairs import train_pairs
 
     result = train_pairs(wanted.run, progress=not wanted.json)
-    if not is_main_process():
+    if not told_by_figures(result, as_json=wanted.json, notes=result.skipped):
         return 0
-    finish_report(result.folder)
-    if wanted.json:
-        print_json(result.to_json())
-        return 0
-    summary = result.summary
-    if summary.resumed_from >= summary.steps:
-        print(f"the run was already finished: {summary.steps} steps")
-    elif summary.seconds > 0:
-        print(f"{summary.steps} steps; {summary.tokens:,} tokens in {summary.seconds:,.0f} s")
-    for line in result.skipped:
-        print(line)
     print(sights_table(result.evaluation))
     print(f"the model is in {result.folder / 'model'}; try it:")
     print(f'  maskery fill {result.folder} "A picture of a [MASK]." --image PICTURE')

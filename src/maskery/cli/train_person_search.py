@@ -8,9 +8,9 @@ from typing import Annotated, Any, cast
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, take_config
+from maskery.cli.console import parse, set_up_logging, take_config
 from maskery.cli.figures import retrieval_table
-from maskery.cli.report import finish_report
+from maskery.cli.run_end import told_by_figures
 from maskery.core.errors import ConfigError
 from maskery.core.launcher import is_main_process
 from maskery.core.quick_imports import quick_imports
@@ -59,19 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         from maskery.recipes.person_search import train_person_search
 
     result = train_person_search(wanted.run, progress=not wanted.json)
-    if not is_main_process():
+    if not told_by_figures(result, as_json=wanted.json, notes=result.notes):
         return 0
-    finish_report(result.folder)
-    if wanted.json:
-        print_json(result.to_json())
-        return 0
-    summary = result.summary
-    if summary.resumed_from >= summary.steps:
-        print(f"the run was already finished: {summary.steps} steps")
-    elif summary.seconds > 0:
-        print(f"{summary.steps} steps; {summary.tokens:,} tokens in {summary.seconds:,.0f} s")
-    for line in result.notes:
-        print(line)
     print(f"the best model by R@1 on validation identities is that after step {result.best_step:,}")
     print(retrieval_table(result.test or result.val))
     print(f"the model is in {result.folder / 'model'}; try it:")
