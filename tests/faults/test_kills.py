@@ -1,10 +1,12 @@
 """A run killed at random instants and resumed is, in the end, the run that was never killed.
 
+Every second kill waits for a checkpoint that is half written, the first, second or third.
 `MASKERY_KILLS` says how often each kind of run is killed (2; `make soak` kills 30 times).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -12,11 +14,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fork_server import ForkServer
+from fork_server import ForkServer, Run
 from runs import assert_same_outcome, make_pairs, make_text, outcome
 
 KILLS = int(os.environ.get("MASKERY_KILLS", "2"))
 SEED = int(os.environ.get("MASKERY_KILLS_SEED", "0"))
+
+
+def half_written(checkpoints: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are not complete, by name and time."""
+    found = set()
+    for path in checkpoints.glob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # complete by now
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def until_writing(run: Run, checkpoints: Path, left: set[tuple[str, int]], number: int) -> None:
+    """Wait until that many checkpoints have lain half written, not `left` ones, or the run ends."""
+    seen: set[str] = set()
+    while len(seen) < number and not run.ended():
+        seen |= {name for name, _ in half_written(checkpoints) - left}
 
 
 @pytest.mark.parametrize("make", [make_text, make_pairs], ids=["text", "pairs"])
@@ -35,21 +53,25 @@ def test_killed_runs_end_as_if_nothing_had_happened(
         folder, log = tmp_path / f"run-{runs}", tmp_path / f"log-{runs}"
         ended = False
         while not ended and kills < KILLS:
+            checkpoints = folder / "checkpoints"
+            left, aimed = half_written(checkpoints), kills % 2 == 1
             run = server.start([*arguments, "--output", str(folder)], log)
-            # The instant is the point of the test: no waiting for anything makes it shorter.
-            wait = chance.uniform(0.0, 1.1 * duration)
-            time.sleep(wait)
+            if aimed:
+                until_writing(run, checkpoints, left, chance.randint(1, 3))
+            else:
+                # The instant is the point of the test: no waiting for anything makes it shorter.
+                wait = chance.uniform(0.0, 1.1 * duration)
+                time.sleep(wait)
             run.kill()
             codes = run.wait()
             ended = codes == [0]
-            if ended:  # the first run was slower than this one
+            if ended and not aimed:  # the first run was slower than this one
                 duration = min(duration, wait)
             assert codes in ([0], [-9]), run.text
             if not ended:
                 kills += 1
-                checkpoints = folder / "checkpoints"
                 killed_at.append(len(list(checkpoints.glob("step-????????"))))
-                while_writing += any(checkpoints.glob("*.partial"))
+                while_writing += bool(half_written(checkpoints) - left)
         if not ended:
             server.run([*arguments, "--output", str(folder)], log)
         assert_same_outcome(folder, expected)
