@@ -47,6 +47,14 @@ def test_json_holds_everything(folder: Path, capsys: pytest.CaptureFixture[str])
     assert [hit["match"] is None for hit in result["hits"]] == [False, False, True]
 
 
+def test_a_wrong_query_is_refused_before_pictures_are_read(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert main(command(folder, "red paper", " ", "--cache-dir", str(cache))) == 2
+    assert not cache.exists()
+    assert main(command(folder, "red paper", "--cache-dir", str(cache))) == 0
+    assert cache.exists()
+
+
 def test_mistakes_are_one_line_each(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,10 +70,14 @@ def main(arguments: Sequence[str]) -> int:
         from maskery.data.tokenise import default_cache_dir
         from maskery.evaluation.gallery import open_gallery
         from maskery.evaluation.image_text_opening import open_image_text
-        from maskery.evaluation.search import Searcher
+        from maskery.evaluation.search import Searcher, encode_query
         from maskery.recipes.retrieval_evaluate import caption_preparation
 
     opened = open_image_text(wanted.model)
+    prepare = caption_preparation(wanted.model)
+    queries = {text: prepare(text) for text in wanted.text}
+    for query in queries.values():
+        encode_query(opened, query)  # what is wrong with one is said before an hour of indexing
     gallery = open_gallery(
         opened,
         wanted.gallery,
@@ -83,8 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         progress=not wanted.json,
     )
     searcher = Searcher(opened, gallery, rerank=wanted.rerank)
-    prepare = caption_preparation(wanted.model)
-    found = {text: searcher.search(prepare(text), top=wanted.top) for text in wanted.text}
+    found = {text: searcher.search(query, top=wanted.top) for text, query in queries.items()}
     if wanted.sheet is not None:
         save_sheet(wanted.sheet, wanted.gallery, found)
     if wanted.json:

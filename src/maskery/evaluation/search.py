@@ -82,7 +82,7 @@ class Searcher:
         Raises:
             DataError: The description is empty, unknown or too long.
         """
-        words = self.encode(text)
+        words = encode_query(self.opened, text)
         read = read_texts(self.opened.model, words, states=self.rerank > 0)
         wanted = min(max(top, self.rerank), len(self.gallery))
         rows, similar = nearest(self.gallery.matrix, read.features[0].cpu().numpy(), wanted)
@@ -94,33 +94,6 @@ class Searcher:
         if self.rerank:
             hits = self._match(read, hits[: self.rerank]) + hits[self.rerank :]
         return hits[:top]
-
-    def encode(self, text: str) -> TokenBatch:
-        """A description as tokens.
-
-        Raises:
-            DataError: It is empty, unknown or too long.
-        """
-        if not text.strip():
-            raise DataError('the query is empty; describe what is looked for, as "a red coat"')
-        tokenizer = self.opened.tokenizer
-        ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
-        limit = int(self.opened.model.config.text_config.max_position_embeddings)
-        if len(ids) > limit:
-            raise DataError(
-                f"the query has {len(ids)} tokens, and the model has {limit} positions; shorten it"
-            )
-        if not set(ids) - set(tokenizer.all_special_ids):
-            raise DataError(
-                f"the query {text!r} has no word that the model knows; use words of its captions"
-            )
-        return TokenBatch(
-            input_ids=np.array(ids, np.int64),
-            boundaries=np.array([0, len(ids)], np.int64),
-            example_ids=np.zeros(1, np.uint64),
-            starts=np.zeros(1, np.int64),
-            word_starts=np.ones(len(ids), np.bool_),
-        )
 
     def picture(self, path: str) -> Image:
         """A picture of the gallery, as RGB.
@@ -173,3 +146,31 @@ class Searcher:
         logits = match_logits(model, read, images, candidates, config=config)
         probabilities: npt.NDArray[np.float64] = logits[0].double().softmax(dim=-1)[:, 1].numpy()
         return probabilities
+
+
+def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
+    """A description as the tokens of a model; asks nothing of a gallery.
+
+    Raises:
+        DataError: It is empty, unknown or too long.
+    """
+    if not text.strip():
+        raise DataError('the query is empty; describe what is looked for, as "a red coat"')
+    tokenizer = opened.tokenizer
+    ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    limit = int(opened.model.config.text_config.max_position_embeddings)
+    if len(ids) > limit:
+        raise DataError(
+            f"the query has {len(ids)} tokens, and the model has {limit} positions; shorten it"
+        )
+    if not set(ids) - set(tokenizer.all_special_ids):
+        raise DataError(
+            f"the query {text!r} has no word that the model knows; use words of its captions"
+        )
+    return TokenBatch(
+        input_ids=np.array(ids, np.int64),
+        boundaries=np.array([0, len(ids)], np.int64),
+        example_ids=np.zeros(1, np.uint64),
+        starts=np.zeros(1, np.int64),
+        word_starts=np.ones(len(ids), np.bool_),
+    )
