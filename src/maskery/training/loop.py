@@ -23,6 +23,7 @@ from maskery.core.processes import join_processes
 from maskery.core.task import BatchSource, Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
+from maskery.training.exact_sums import exact_sums
 from maskery.training.guards import BadSteps, poison_if_not_finite, update_if_finite
 from maskery.training.journal import Journal
 from maskery.training.optimiser import set_learning_rate
@@ -162,7 +163,8 @@ class Trainer:
             unit="step",
             disable=not (self.progress and self.processes.is_main),
         )
-        with self.signals, bar, Prefetch(self.steps(start)) as steps:
+        in_order = exact_sums(self.device)
+        with self.signals, bar, in_order, Prefetch(self.steps(start)) as steps:
             try:
                 for step in steps:
                     self._after(step, self.step(step), bar)
