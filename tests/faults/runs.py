@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_pairs import save_tiny_pairs
+from tiny_persons import save_cuhk
 from tiny_text import lines, save_tiny_model
 
 from maskery.training.tracking import METRICS, read_metrics
@@ -32,6 +33,17 @@ def make_pairs(folder: Path) -> list[str]:
         *("train", "pairs", str(data), *COMMON, "--vocab-size", "200", "--held-out-share", "0.2"),
         *("--height", "16", "--width", "16", "--max-steps", "8", "--batch-pairs", "8"),
         *("--checkpoint-every", "2"),
+    ]
+
+
+def make_persons(folder: Path) -> list[str]:
+    """Arguments of a person-search run of 8 steps with all of RaSa's losses."""
+    data = save_cuhk(folder / "data", {"train": 8, "val": 3, "test": 3})
+    return [
+        *("train", "person-search", "--dataset", "cuhk-pedes", "--root", str(data)),
+        *("--preset", "rasa", "--model", "scratch:tiny", *COMMON, "--vocab-size", "200"),
+        *("--height", "16", "--width", "16", "--max-steps", "8", "--batch-pairs", "8"),
+        *("--micro-batch-pairs", "8", "--queue-size", "32", "--checkpoint-every", "2"),
     ]
 
 

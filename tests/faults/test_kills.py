@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from fork_server import ForkServer, Run
-from runs import assert_same_outcome, make_pairs, make_text, outcome
+from runs import assert_same_outcome, make_pairs, make_persons, make_text, outcome
 
 KILLS = int(os.environ.get("MASKERY_KILLS", "2"))
 SEED = int(os.environ.get("MASKERY_KILLS_SEED", "0"))
@@ -37,7 +37,9 @@ def until_writing(run: Run, checkpoints: Path, left: set[tuple[str, int]], numbe
         seen |= {name for name, _ in half_written(checkpoints) - left}
 
 
-@pytest.mark.parametrize("make", [make_text, make_pairs], ids=["text", "pairs"])
+@pytest.mark.parametrize(
+    "make", [make_text, make_pairs, make_persons], ids=["text", "pairs", "persons"]
+)
 def test_killed_runs_end_as_if_nothing_had_happened(
     tmp_path: Path, server: ForkServer, make: Callable[[Path], list[str]]
 ) -> None:

@@ -108,6 +108,7 @@ def _serve() -> None:
     import torch.distributed.tensor
 
     import maskery.recipes.pairs
+    import maskery.recipes.person_search
     import maskery.recipes.text
 
     del maskery, torch

@@ -318,7 +318,8 @@ class Trainer:
         rate = max(group["lr"] for group in self.optimiser.param_groups)
         values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
         loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
-        bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s")
+        text = f"{loss}{values['tokens_per_second']:,.0f} tok/s"
+        bar.set_postfix_str(text, refresh=False)  # shown when the bar is due, seldom in log files
 
     def _due(self, step: int) -> bool:
         """Whether the held-out figures belong to a step: the first, the last, and by the config."""
