@@ -96,6 +96,25 @@ def test_matching_against_the_formula(opened: OpenImageText, picture: Image.Imag
         assert word.probability is None
 
 
+def test_one_fusion_layer_explains_the_caption_as_a_whole(
+    picture: Image.Image, tmp_path: Path
+) -> None:
+    single = open_image_text(str(save_tiny_image_text(tmp_path, new_image_text(fusion_layers=1))))
+    found = explain(single, picture, CAPTION)
+    assert (found.target, found.layer) == ("matching", 0)
+    ids, _ = words_of(single, CAPTION)
+    hidden, weights = written_out(single.model, ids, tokens_of(single, picture), 0)
+    single.model.itm_head(hidden[0])[1].backward()
+    assert weights.grad is not None
+    assert not weights.grad[:, 1:].any()
+    (whole,) = found.words
+    assert whole.word == CAPTION
+    np.testing.assert_allclose(whole.heat.ravel(), heat_of(weights)[0], rtol=1e-3, atol=1e-7)
+    assert whole.heat.max() > 0
+    words = explain(single, picture, CAPTION, target="words").words
+    assert [word.word for word in words] == WORDS
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_words_against_the_formula(opened: OpenImageText, picture: Image.Image, layer: int) -> None:
     found = explain(opened, picture, CAPTION, target="words", layer=layer)

@@ -12,9 +12,18 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes
 
 
-def new_image_text(seed: int = 0, *, contrast: bool = True, match: bool = True) -> ImageTextModel:
+def new_image_text(
+    seed: int = 0, *, contrast: bool = True, match: bool = True, fusion_layers: int = 2
+) -> ImageTextModel:
     """A model of 16 x 16 pixels whose heads count as trained, or not."""
-    sizes = ImageTextSizes(image_size=(16, 16), width=16, num_heads=2, embed_dim=6, max_length=16)
+    sizes = ImageTextSizes(
+        image_size=(16, 16),
+        width=16,
+        num_heads=2,
+        embed_dim=6,
+        max_length=16,
+        fusion_layers=fusion_layers,
+    )
     torch.manual_seed(seed)
     model = build_from_scratch(sizes, vocabulary_size=len(new_tokenizer())).eval()
     for parameter in model.parameters():

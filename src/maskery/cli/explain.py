@@ -43,7 +43,8 @@ class Explain:
     """The PNG file to write."""
     target: Literal["auto", "matching", "words"] = "auto"
     """What is explained: that words and picture match, or each word, masked, in its place. auto:
-    matching, where the model's matching head was trained."""
+    matching, where the model's matching head was trained. With one fusion layer, matching is
+    explained by one picture for all words."""
     layer: int | None = None
     """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
     json: bool = False
@@ -96,7 +97,8 @@ def draw(explanation: Explanation, image: Image) -> Image:
     cells = [Cell(image=shown, label=(note,))]
     for word in explanation.words:
         said = "" if word.probability is None else f"  {100 * word.probability:.0f}%"
-        cells.append(Cell(image=heat_over(shown, word.heat), label=(f"{word.word}{said}",)))
+        name = shown_name(word.word, explanation.caption)
+        cells.append(Cell(image=heat_over(shown, word.heat), label=(f"{name}{said}",)))
     return draw_sheet([SheetRow(heading=explanation.caption, cells=cells)], height=HEIGHT)
 
 
@@ -109,8 +111,14 @@ def describe(explanation: Explanation) -> str:
     for word in explanation.words:
         across, down = hottest(word.heat)
         said = "" if word.probability is None else f"{100 * word.probability:.1f}%"
-        rows.append([word.word, said, f"{100 * across:.0f}%, {100 * down:.0f}%"])
+        name = shown_name(word.word, explanation.caption)
+        rows.append([name, said, f"{100 * across:.0f}%, {100 * down:.0f}%"])
     return "\n".join([*lines, table(rows)])
+
+
+def shown_name(word: str, caption: str) -> str:
+    """A word, or what stands for a caption that is explained as a whole."""
+    return "all words" if word == caption and " " in caption else word
 
 
 def hottest(heat: Any) -> tuple[float, float]:

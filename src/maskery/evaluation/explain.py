@@ -6,7 +6,8 @@ heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in the wor
 
 What the model says is either that the words match the picture (the logit of the matching head), or,
 where that head was never trained, each word itself: the word is masked, and y is its
-log-probability in its place.
+log-probability in its place. Where there is one fusion layer alone, matching reads nothing of it
+but the class token: its row is the heat of the caption as a whole.
 
 Shapes: R rows of text, L tokens, H heads, N image tokens, G x F the grid of patches, K words.
 """
@@ -53,7 +54,7 @@ class WordHeat:
     """Where the model looks for a word.
 
     Attributes:
-        word: As written.
+        word: As written; the caption itself where it is explained as a whole.
         heat: (G, F) float32, 0 or more; rows from top to bottom.
         probability: Of the word in its place once masked; None where matching is explained.
     """
@@ -69,7 +70,8 @@ class Explanation:
 
     Attributes:
         caption: As given.
-        words: In order.
+        words: In order; one entry for all of them where the model has one fusion layer and matching
+            is explained.
         target: What the gradients are of.
         layer: Of the fusion layers, counted from 0.
         match: The probability that words and picture belong together; None where the matching head
@@ -117,6 +119,8 @@ def explain(
         match = _match(model, ids, keys) if can_match(model) else None
     if target == "matching":
         heat = matching_heat(model, ids, keys, chosen)
+        if _is_last(model, chosen):
+            words = [Word(text=caption, tokens=(0,))]
         rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
         chances: Sequence[float | None] = [None] * len(words)
     else:
@@ -277,6 +281,10 @@ def _match(model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys]) 
     return float(model.itm_head(hidden[:, 0]).float().softmax(dim=-1)[0, 1])
 
 
+def _is_last(model: ImageTextModel, layer: int) -> bool:
+    return layer == len(fusion_layers(model.text_encoder)) - 1
+
+
 def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
     count = len(fusion_layers(opened.model.text_encoder))
     if not count:
@@ -294,7 +302,7 @@ def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> 
         raise ConfigError(
             f"layer is {chosen}: the model has {count} fusion layers, counted from 0 to {count - 1}"
         )
-    if target == "matching" and chosen == count - 1:
+    if target == "matching" and count > 1 and _is_last(opened.model, chosen):
         raise ConfigError(
             f"layer {chosen} is the last: matching reads the class token alone after it, so the "
             f"other words have no gradient there; choose a lower layer, or --target words"
