@@ -49,7 +49,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     duration = time.monotonic() - began
     expected = outcome(tmp_path / "whole")
     chance = random.Random(SEED)
-    kills, runs, while_writing, killed_at = 0, 0, 0, []
+    kills, runs, while_writing = 0, 0, 0
     while kills < KILLS:
         runs += 1
         folder, log = tmp_path / f"run-{runs}", tmp_path / f"log-{runs}"
@@ -72,7 +72,6 @@ def test_killed_runs_end_as_if_nothing_had_happened(
             assert codes in ([0], [-9]), run.text
             if not ended:
                 kills += 1
-                killed_at.append(len(list(checkpoints.glob("step-????????"))))
                 while_writing += bool(half_written(checkpoints) - left)
         if not ended:
             server.run([*arguments, "--output", str(folder)], log)

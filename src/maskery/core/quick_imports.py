@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import what a command needs a fifth sooner; for a process of ours.
+    """Import what a command needs in about two thirds of the time; for a process of ours.
 
     Importing torch and Transformers makes millions of objects that stay, and the collector goes
     over all of them again and again (`benchmarks/start_up.py` measures it). Here it waits, and what

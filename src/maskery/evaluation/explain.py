@@ -119,7 +119,7 @@ def explain(
         match = _match(model, ids, keys) if can_match(model) else None
     if target == "matching":
         heat = matching_heat(model, ids, keys, chosen)
-        if _is_last(model, chosen):
+        if len(keys) == 1:
             words = [Word(text=caption, tokens=(0,))]
         rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
         chances: Sequence[float | None] = [None] * len(words)
@@ -281,10 +281,6 @@ def _match(model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys]) 
     return float(model.itm_head(hidden[:, 0]).float().softmax(dim=-1)[0, 1])
 
 
-def _is_last(model: ImageTextModel, layer: int) -> bool:
-    return layer == len(fusion_layers(model.text_encoder)) - 1
-
-
 def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
     count = len(fusion_layers(opened.model.text_encoder))
     if not count:
@@ -302,7 +298,7 @@ def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> 
         raise ConfigError(
             f"layer is {chosen}: the model has {count} fusion layers, counted from 0 to {count - 1}"
         )
-    if target == "matching" and count > 1 and _is_last(opened.model, chosen):
+    if target == "matching" and 0 < chosen == count - 1:
         raise ConfigError(
             f"layer {chosen} is the last: matching reads the class token alone after it, so the "
             f"other words have no gradient there; choose a lower layer, or --target words"

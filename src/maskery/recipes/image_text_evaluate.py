@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 from maskery.core.errors import CheckpointError
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
-from maskery.data.images.skipped import Skipped
-from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
@@ -30,6 +28,7 @@ from maskery.evaluation.sight import Sight, score_pairs, score_words
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import resolve
+from maskery.recipes.image_text_parts import read_captions
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_evaluate import (
     PairsEvaluation,
@@ -115,13 +114,9 @@ def held_out_pairs(
     opened: OpenImageText, pairs: Pairs, reading: PairsConfig, max_length: int
 ) -> HeldOutPairs:
     """All of some pairs as a model reads them."""
-    skipped = Skipped("caption", reading.on_bad_caption)
-    captions = tokenise_captions(pairs, opened.tokenizer, skipped, max_length=max_length)
-    if captions.num_cut:
-        log.warning("%d captions are cut at %d tokens", captions.num_cut, max_length)
-    for told in (pairs.skipped_captions, skipped):
-        if told.count:
-            log.warning("%s", told)
+    captions = read_captions(pairs, opened.tokenizer, reading, max_length)
+    if pairs.skipped_captions.count:
+        log.warning("%s", pairs.skipped_captions)
     pictures = Pictures(pairs, reading.on_bad_image, near=opened.view.size, cache_bytes=CACHE_BYTES)
     everything = np.arange(len(pairs))
     return HeldOutPairs(pairs, captions, pictures, opened.view, group_ids(pairs), everything)

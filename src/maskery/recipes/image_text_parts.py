@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
@@ -21,7 +22,7 @@ from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import resolve
-from maskery.recipes.pairs_model import StartConfig, StartModel, choose_max_length
+from maskery.recipes.pairs_model import StartConfig, StartModel
 from maskery.tasks.caption_task import CaptionTask
 
 log = logging.getLogger(__name__)
@@ -58,14 +59,13 @@ class ReadingConfig(Protocol):
 
 
 def read_captions(
-    config: StartConfig, reading: ReadingConfig, pairs: Pairs, start: StartModel
+    pairs: Pairs, tokenizer: PreTrainedTokenizerBase, reading: ReadingConfig, max_length: int
 ) -> CaptionTokens:
     """The tokens of the captions of pairs; what is cut or left out here is told."""
     skipped = Skipped("caption", reading.on_bad_caption)
-    longest = choose_max_length(config, start.model)
-    captions = tokenise_captions(pairs, start.tokenizer, skipped, max_length=longest)
+    captions = tokenise_captions(pairs, tokenizer, skipped, max_length=max_length)
     if captions.num_cut:
-        log.warning("%d captions are cut at %d tokens", captions.num_cut, longest)
+        log.warning("%d captions are cut at %d tokens", captions.num_cut, max_length)
     if skipped.count:
         log.warning("%s", skipped)
     return captions

@@ -27,6 +27,7 @@ from maskery.recipes.image_text_parts import (
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_model import (
     StartModel,
+    choose_max_length,
     start_at_frequencies,
     start_model,
 )
@@ -138,7 +139,8 @@ def prepare_pairs(
 
 
 def _tokenise(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> CaptionTokens:
-    captions = read_captions(config, config.reading, pairs, start)
+    longest = choose_max_length(config, start.model)
+    captions = read_captions(pairs, start.tokenizer, config.reading, longest)
     if pairs.skipped_captions.count:
         log.warning("%s", pairs.skipped_captions)
     return captions

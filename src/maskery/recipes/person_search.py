@@ -33,6 +33,7 @@ from maskery.recipes.image_text_parts import (
 )
 from maskery.recipes.pairs_model import (
     StartModel,
+    choose_max_length,
     save_preprocessing,
     start_at_frequencies,
     start_model,
@@ -219,7 +220,8 @@ def prepare_person_search(
     """
     data = open_person_search(config.data)
     start = start or start_model(config, data.train, folder=folder, progress=progress)
-    captions = read_captions(config, config.data, data.train, start)
+    longest = choose_max_length(config, start.model)
+    captions = read_captions(data.train, start.tokenizer, config.data, longest)
     sizes = [len(pairs) if pairs else 0 for pairs in (data.train, data.val, data.test)]
     # What is kept in memory is shared out by the size of the splits.
     caches = [config.image_cache_mb * 2**20 * size // sum(sizes) for size in sizes]
@@ -271,7 +273,8 @@ def learnt_fast(start: StartModel) -> frozenset[str]:
 def _held_out(
     config: PersonSearchRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
 ) -> HeldOutPersons:
-    captions = read_captions(config, config.data, pairs, start)
+    longest = choose_max_length(config, start.model)
+    captions = read_captions(pairs, start.tokenizer, config.data, longest)
     pictures = open_pictures(config, config.data, pairs, start, cache_bytes)
     return HeldOutPersons(
         pairs, captions, pictures, start.view, batch_images=config.retrieval.batch_images

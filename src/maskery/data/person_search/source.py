@@ -162,10 +162,9 @@ class PersonSource:
     def _weak(self, members: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
         """For each caption itself or, by chance, any caption of its person: (B,) int64."""
         ids, zeros = self.ids[members], np.zeros(len(members), np.int64)
+        seed = self.examples.seed
         whether, which = (
-            uniforms(self.examples.seed, Stream.CAPTION, epoch, ids, zeros + place).astype(
-                np.float64
-            )
+            uniforms(seed, Stream.CAPTION, epoch, ids, zeros + place).astype(np.float64)
             for place in (0, 1)
         )
         persons = self.persons[members]
