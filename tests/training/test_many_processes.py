@@ -148,8 +148,13 @@ def test_image_text_on_several_processes(
     more = ("--sharding", sharding)
     server.run(train_pairs(pairs, sharding, *more), pairs / f"log-{sharding}", ranks=2)
     assert_same_run(one_pairs, pairs / sharding)
-    twins = [load_file(run / "model/extra_state.safetensors") for run in (one_pairs, pairs / "ddp")]
+    twins = [
+        load_file(run / "model" / "extra_state.safetensors")
+        for run in (one_pairs, pairs / sharding)
+    ]
     assert twins[0].keys() == twins[1].keys()
+    for key, tensor in twins[0].items():
+        torch.testing.assert_close(twins[1][key], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 7])
