@@ -108,6 +108,7 @@ def test_one_fusion_layer_explains_the_caption_as_a_whole(
     assert weights.grad is not None
     assert not weights.grad[:, 1:].any()
     (whole,) = found.words
+    assert found.whole
     assert whole.word == CAPTION
     np.testing.assert_allclose(whole.heat.ravel(), heat_of(weights)[0], rtol=1e-3, atol=1e-7)
     assert whole.heat.max() > 0

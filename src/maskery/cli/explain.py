@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from maskery.evaluation.explain import Explanation
 
 HEIGHT = 256
+# What stands in a word's place where a caption is explained as a whole.
+WHOLE = "all words"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def draw(explanation: Explanation, image: Image) -> Image:
     cells = [Cell(image=shown, label=(note,))]
     for word in explanation.words:
         said = "" if word.probability is None else f"  {100 * word.probability:.0f}%"
-        name = shown_name(word.word, explanation.caption)
+        name = WHOLE if explanation.whole else word.word
         cells.append(Cell(image=heat_over(shown, word.heat), label=(f"{name}{said}",)))
     return draw_sheet([SheetRow(heading=explanation.caption, cells=cells)], height=HEIGHT)
 
@@ -111,7 +113,7 @@ def describe(explanation: Explanation) -> str:
     for word in explanation.words:
         across, down = hottest(word.heat)
         said = "" if word.probability is None else f"{100 * word.probability:.1f}%"
-        name = shown_name(word.word, explanation.caption)
+        name = WHOLE if explanation.whole else word.word
         rows.append([name, said, f"{100 * across:.0f}%, {100 * down:.0f}%"])
     return "\n".join([*lines, table(rows)])
 
@@ -133,6 +135,7 @@ def as_json(explanation: Explanation, output: Path) -> dict[str, object]:
         "caption": explanation.caption,
         "target": explanation.target,
         "layer": explanation.layer,
+        "whole": explanation.whole,
         "match": explanation.match,
         "words": [
             {"word": w.word, "probability": w.probability, "heat": w.heat.tolist()}

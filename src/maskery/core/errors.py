@@ -7,6 +7,15 @@ value, the rule it breaks and the fix; the command line prints that line and exi
 from __future__ import annotations
 
 
+def reason_of(error: BaseException, *, most: int = 300) -> str:
+    """What another library's error says, for the brackets of a message of ours.
+
+    One line of at most `most` characters; the error's type where it says nothing.
+    """
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= most else f"{words[: most - 3]}..."
+
+
 class MaskeryError(Exception):
     """Something the user can mend; the message says how.
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from accelerate import PartialState
 
-from maskery.core.errors import MaskeryError, OtherProcessError
+from maskery.core.errors import MaskeryError, OtherProcessError, reason_of
 from maskery.core.launcher import launched_world_size
 
 # The main process may tokenise a corpus for hours while the others wait.
@@ -143,8 +143,7 @@ def _other_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise MaskeryError(
-            f"another process of the run has ended ({reason:.200}); its own message says why; "
-            f"mend that and repeat the command with --resume auto"
+            f"another process of the run has ended ({reason_of(error, most=200)}); its own message "
+            f"says why; mend that and repeat the command with --resume auto"
         ) from error

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, reason_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -91,7 +91,7 @@ class TokenStore:
             AttributeError,
             RecursionError,
         ) as error:
-            why = " ".join(str(error).split())
+            why = reason_of(error)
             raise DataError(f"'{folder}' holds no complete token store ({why})") from error
 
     @property

@@ -54,7 +54,7 @@ class WordHeat:
     """Where the model looks for a word.
 
     Attributes:
-        word: As written; the caption itself where it is explained as a whole.
+        word: As written; the whole caption where `Explanation.whole` says so.
         heat: (G, F) float32, 0 or more; rows from top to bottom.
         probability: Of the word in its place once masked; None where matching is explained.
     """
@@ -70,8 +70,9 @@ class Explanation:
 
     Attributes:
         caption: As given.
-        words: In order; one entry for all of them where the model has one fusion layer and matching
-            is explained.
+        words: In order.
+        whole: The words are explained as one: the model has one fusion layer, and matching is
+            explained.
         target: What the gradients are of.
         layer: Of the fusion layers, counted from 0.
         match: The probability that words and picture belong together; None where the matching head
@@ -80,6 +81,7 @@ class Explanation:
 
     caption: str
     words: tuple[WordHeat, ...]
+    whole: bool
     target: Target
     layer: int
     match: float | None
@@ -111,6 +113,7 @@ def explain(
     model = opened.model
     target = target or ("matching" if can_match(model) else "words")
     chosen = _checked_layer(opened, target, layer)
+    whole = target == "matching" and len(fusion_layers(model.text_encoder)) == 1
     ids, words = words_of(opened, caption)
     pixels = view(image, opened.view)[None].to(model.device)
     with torch.no_grad():
@@ -119,7 +122,7 @@ def explain(
         match = _match(model, ids, keys) if can_match(model) else None
     if target == "matching":
         heat = matching_heat(model, ids, keys, chosen)
-        if len(keys) == 1:
+        if whole:
             words = [Word(text=caption, tokens=(0,))]
         rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
         chances: Sequence[float | None] = [None] * len(words)
@@ -137,6 +140,7 @@ def explain(
             )
             for word, row, chance in zip(words, rows, chances, strict=True)
         ),
+        whole=whole,
         target=target,
         layer=chosen,
         match=match,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from maskery.core.errors import CheckpointError, ConfigError
+from maskery.core.errors import CheckpointError, ConfigError, reason_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -79,9 +79,8 @@ class MomentumTwin(Generic[ModelT]):
                 raise RuntimeError(f"'{wrong[0]}' and {len(wrong) - 1} others are on one side")
             self.model.load_state_dict(dict(state), strict=False)  # tied names stand there once
         except RuntimeError as error:
-            problem = " ".join(str(error).split())
             raise CheckpointError(
-                f"the checkpoint's momentum twin does not fit this model ({problem:.300}); "
+                f"the checkpoint's momentum twin does not fit this model ({reason_of(error)}); "
                 f"resume with the model and settings of the checkpoint's run"
             ) from error
 

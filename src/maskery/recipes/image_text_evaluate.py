@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.pairs.config import PairsConfig
@@ -157,10 +157,9 @@ def _mrtd_auc(opened: OpenImageText, held_out: HeldOutPairs) -> float | None:
     try:
         task.load_extra_state(load_file(path))
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"the momentum twin in '{path}' cannot be read ({reason:.120}); restore the file, or "
-            f"remove it to do without replaced words"
+            f"the momentum twin in '{path}' cannot be read ({reason_of(error, most=120)}); "
+            f"restore the file, or remove it to do without replaced words"
         ) from error
     task.model.eval()
     return judged_auc(judgements(task, held_out, opened.model.device))

@@ -194,9 +194,12 @@ def deciding(figures: RetrievalFigures) -> RankingFigures:
 
 
 def logged(figures: RetrievalFigures) -> dict[str, float]:
-    """Figures without intervals, by name."""
+    """Figures without intervals, by name.
+
+    The ranking that a model is judged by comes first: the first figure tells the best checkpoint.
+    """
     values: dict[str, float] = {}
-    for ranking in ("contrastive", "reranked"):
+    for ranking in ("reranked", "contrastive"):
         found: RankingFigures | None = getattr(figures, ranking)
         if found is not None:
             values |= {f"{ranking}_{name}": getattr(found, name).value for name in asdict(found)}
@@ -248,7 +251,7 @@ def prepare_person_search(
     log.info(
         "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",
         data.title,
-        f"{len(train.ids):,}",
+        f"{len(captions.owners):,}",
         f"{len(data.train.person_names):,}",
         f"{len(data.val):,}",
     )

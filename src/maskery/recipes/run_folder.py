@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from maskery.core.errors import CheckpointError, ConfigError
+from maskery.core.errors import CheckpointError, ConfigError, reason_of
 
 if TYPE_CHECKING:
     from maskery.core.processes import Processes
@@ -117,8 +117,9 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         data = yaml.safe_load(path.read_text("utf-8"))
     # Of its own, the parser lets through numbers and dates that are none, and deep nesting.
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the configuration '{path}' cannot be read: {reason}") from error
+        raise ConfigError(
+            f"the configuration '{path}' cannot be read: {reason_of(error)}"
+        ) from error
     return from_plain(data, kind, str(path))
 
 

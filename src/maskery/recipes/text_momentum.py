@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.evaluation.masked import FROZEN_EPOCH
@@ -97,10 +97,9 @@ def load_extra(task: TextTask, model: MaskedLanguageModel, folder: Path, *, need
         if isinstance(model, ReplacedTokenModel) and (head or needed):
             model.mrtd_head.load_state_dict(head)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"the momentum twin and heads in '{path}' cannot be read ({reason:.120}); restore the "
-            f"file, or train again"
+            f"the momentum twin and heads in '{path}' cannot be read "
+            f"({reason_of(error, most=120)}); restore the file, or train again"
         ) from error
     # The twin's own copy of the head is never read, so it is not saved.
     twin = {name: tensor for name, tensor in tensors.items() if name.startswith(TWIN)}

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import Task
 from maskery.training.parallel import all_laid_out_like, laid_out_like, unwrapped, whole
 
@@ -170,10 +170,9 @@ def restore(
     try:
         return _restore(path, task, optimiser, identity)
     except UNSOUND as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"the checkpoint '{path}' cannot be loaded ({reason}); remove it to go on from the one "
-            f"before it"
+            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); remove it to go on "
+            f"from the one before it"
         ) from error
 
 

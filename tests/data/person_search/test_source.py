@@ -69,7 +69,7 @@ def test_an_epoch_reads_every_caption_once_in_whole_batches(root: Path) -> None:
 
 def test_captions_of_one_picture_have_ids_and_views_of_their_own(root: Path) -> None:
     of = source(root)
-    assert len(np.unique(of.ids)) == 36
+    assert len(np.unique(of.examples.ids)) == 36
     batch = of.batch(np.arange(36), epoch=0)
     for one, other in ((batch.image1, batch.image2), (batch.image1[::2], batch.image1[1::2])):
         differing = (one != other).flatten(1).any(dim=1).float().mean()

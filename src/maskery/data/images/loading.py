@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from maskery.core.errors import DataError, MissingExtraError
+from maskery.core.errors import DataError, MissingExtraError, reason_of
 from maskery.core.optional import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
@@ -81,8 +81,8 @@ def load_image(
         ) from error
     except Exception as error:
         # Pillow's decoders raise nearly every built-in exception on damaged input.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"image {name} is damaged ({reason}); restore or remove it") from error
+        why = reason_of(error, most=200)
+        raise DataError(f"image {name} is damaged ({why}); restore or remove it") from error
 
 
 def _check_pixels(image: Image, name: str, max_pixels: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import Columns, Record, brief, find_columns
 
@@ -48,9 +48,7 @@ def read_json(text: bytes, where: str) -> Any:
         raise DataError(f"{where}: the JSON is nested too deeply; flatten it") from error
     except ValueError as error:
         # A list over several lines is reported by line and column, one line by column.
-        raise DataError(f"{where}: not valid JSON ({' '.join(str(error).split())}); mend it") from (
-            error
-        )
+        raise DataError(f"{where}: not valid JSON ({reason_of(error)}); mend it") from (error)
 
 
 def _first_byte(path: Path) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.image_refs import FileImage, ImageRef, Place, StoredImage
 from maskery.data.pairs.records import (
@@ -166,8 +166,9 @@ def _opened(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"{path} is not a sound Parquet file ({reason}); restore or remove it")
+    return DataError(
+        f"{path} is not a sound Parquet file ({reason_of(error, most=200)}); restore or remove it"
+    )
 
 
 def _is_string(kind: Any) -> bool:

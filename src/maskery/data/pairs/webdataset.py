@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.image_refs import ImageRef, Place, StoredImage
 from maskery.data.pairs.json_records import read_json
@@ -110,7 +110,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 archive.members = []  # type: ignore[attr-defined]
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise DataError(
-            f"{path} is not a sound, uncompressed tar file ({' '.join(str(error).split())}); "
+            f"{path} is not a sound, uncompressed tar file ({reason_of(error)}); "
             f"restore or decompress it"
         ) from error
     _check_end(path, file, end)

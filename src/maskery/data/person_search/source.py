@@ -78,13 +78,12 @@ class PersonSource:
         seed: int = 0,
     ) -> None:
         self.captions, self.pictures = captions, pictures
-        self.ids = caption_ids(pairs.ids, captions)
         self.examples = PicturedExamples(
-            self.ids,
+            caption_ids(pairs.ids, captions),
             captions.owners,
             pictures,
             view,
-            batch_size=min(batch_pairs, len(self.ids)),
+            batch_size=min(batch_pairs, len(captions.owners)),
             seed=seed,
         )
         self.persons = pairs.persons[captions.owners]
@@ -100,7 +99,7 @@ class PersonSource:
     def num_steps(self, epoch: int) -> int:
         """How many steps an epoch has."""
         del epoch  # each has as many
-        return len(self.ids) // self.examples.batch_size
+        return len(self.examples.ids) // self.examples.batch_size
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
@@ -144,7 +143,7 @@ class PersonSource:
         """
         crowd_ids = torch.from_numpy(self.persons[members if crowd is None else crowd])
         members, images = self.examples.readable(members, epoch)
-        ids = self.ids[members]
+        ids = self.examples.ids[members]
         image1, image2 = self.examples.views(images, ids, epoch)
         others = self._weak(members, epoch)
         return ViewedPersons(
@@ -161,7 +160,7 @@ class PersonSource:
 
     def _weak(self, members: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
         """For each caption itself or, by chance, any caption of its person: (B,) int64."""
-        ids, zeros = self.ids[members], np.zeros(len(members), np.int64)
+        ids, zeros = self.examples.ids[members], np.zeros(len(members), np.int64)
         seed = self.examples.seed
         whether, which = (
             uniforms(seed, Stream.CAPTION, epoch, ids, zeros + place).astype(np.float64)

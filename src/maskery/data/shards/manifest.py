@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, reason_of
 
 FORMAT = 1
 MANIFEST, PLAN, LENGTHS, TOKENIZER = "shards.json", "plan.json", "lengths.safetensors", "tokenizer"
@@ -129,10 +129,9 @@ class Manifest:
             fields["lengths"] = FileEntry(**fields["lengths"])
             return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = " ".join(str(error).split())
             raise DataError(
-                f"{where} is no sound list of shards ({why}); repeat the maskery tokenize command "
-                f"that made it"
+                f"{where} is no sound list of shards ({reason_of(error)}); repeat the maskery "
+                f"tokenize command that made it"
             ) from error
 
 

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from maskery.core.errors import DataError, MaskeryError, MissingExtraError
+from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
 from maskery.data.corpus.compression import cannot_read
 from maskery.data.shards.manifest import MANIFEST, MAX_MANIFEST_BYTES, PLAN
 from maskery.data.shards.shard_file import find_damage
@@ -212,7 +212,7 @@ class RemotePlace:
         return action()
 
     def _unreadable(self, file: str, error: Exception) -> MaskeryError:
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = reason_of(error)
         if isinstance(error, ImportError):
             return MissingExtraError(
                 f"'{self.name}' needs a package that is not installed ({why}); install it with pip"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, reason_of
 
 # The names of the safetensors format (huggingface/safetensors, README, "Format").
 DTYPES = {"U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_}
@@ -134,7 +134,7 @@ class TokenShard:
         try:
             arrays = map_arrays(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self._damaged(" ".join(str(error).split())) from error
+            raise self._damaged(reason_of(error)) from error
         self.tokens: npt.NDArray[Any] = arrays["tokens"]
         self.word_starts: npt.NDArray[np.bool_] = arrays["word_starts"]
         self.ids: npt.NDArray[np.uint64] = arrays["ids"]
