@@ -93,6 +93,7 @@ def test_each_term_can_be_switched_off_without_changing_the_others(term: str) ->
 
 def test_contrast_alone_needs_no_fusion() -> None:
     of = task(itm_weight=0, mlm_weight=0, prd_weight=0, mrtd_weight=0)
+    assert prepared_for(of, [1, 2], [7, 8]).counts == {"itc": 2}  # what is off is not logged
     step = of.step(prepared_for(of, [1, 2]))
     assert set(step.loss_sums) == {"itc"}
 

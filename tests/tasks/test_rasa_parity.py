@@ -72,6 +72,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
         ),
         alpha=sizes["alpha"],
         num_tokens=int(real.sum()),
+        terms=frozenset({"itc", "itm", "mlm", "prd", "mrtd"}),
         person_ids=record["idx"],
         replaced=record["replace"],
         negative_uniforms=torch.full((2, len(record["idx"])), float("nan")),

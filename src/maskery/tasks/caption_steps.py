@@ -140,7 +140,7 @@ class CaptionSteps:
         text1 = pad_text(batch.text1, length, self.pad_token_id)
         masked = self.masker.mask(batch.text1, epoch=epoch, progress=progress)
         plan = None
-        if progress >= self.config.mrtd_start:
+        if "mrtd" in self.terms and progress >= self.config.mrtd_start:
             generator = self.mrtd_masker.mask(batch.text1, epoch=epoch, progress=progress)
             plan = self._plan_mrtd(generator, length, epoch)
         return PreparedPairs(
@@ -152,6 +152,7 @@ class CaptionSteps:
             mrtd=plan,
             alpha=self.config.alpha_at(progress),
             num_tokens=batch.text1.num_tokens,
+            terms=frozenset(self.terms),
         )
 
     def _plan_mrtd(self, masked: MaskedTokens, length: int, epoch: int) -> MRTDPlan:

@@ -117,6 +117,7 @@ class PreparedPairs:
         mrtd: What replaced token detection needs; None while it has not started.
         alpha: The weight of the soft labels at this point of the run.
         num_tokens: Real tokens in `text1`.
+        terms: The loss terms that are on; the others count for nothing.
     """
 
     image1: torch.Tensor | None
@@ -127,10 +128,15 @@ class PreparedPairs:
     mrtd: MRTDPlan | None
     alpha: float
     num_tokens: int
+    terms: frozenset[str]
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Pairs, masked tokens, and tokens that are judged replaced or not."""
+        """Of each term that is on: pairs, masked tokens, or tokens judged replaced or not."""
+        counts = self._all_counts()
+        return {name: count for name, count in counts.items() if name in self.terms}
+
+    def _all_counts(self) -> dict[str, int]:
         return {
             "itc": len(self.pair_ids),
             "mlm": len(self.mlm.positions),
@@ -170,17 +176,10 @@ class PreparedPersons(PreparedPairs):
     image_negatives: torch.Tensor | None = None
     text_negatives: torch.Tensor | None = None
 
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Pairs, judged pairs, masked tokens and judged tokens."""
+    def _all_counts(self) -> dict[str, int]:
         pairs = len(self.person_ids)
-        return {
-            "itc": pairs,
-            "itm": pairs + self.num_negatives,
-            "mlm": len(self.mlm.positions),
-            "prd": pairs,
-            "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
-        }
+        judged = {"itc": pairs, "itm": pairs + self.num_negatives, "prd": pairs}
+        return super()._all_counts() | judged
 
 
 def moved(prepared: DataclassT, device: torch.device) -> DataclassT:
