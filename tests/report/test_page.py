@@ -16,7 +16,7 @@ from maskery.cli import report as cli_report
 from maskery.cli.main import main
 from maskery.core.errors import CheckpointError, MissingExtraError
 from maskery.report.page import percent, write_report
-from maskery.report.tables import figure, main_table
+from maskery.report.tables import figure, main_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -118,9 +118,23 @@ def test_a_person_search_run_shows_its_retrieval_figures(tmp_path: Path) -> None
     arguments += ["--output", run, "--max-steps", "2", "--batch-pairs", "4", "--rerank", "4"]
     assert main([*map(str, arguments), "--height", "16", "--width", "16"]) == 0
     page = Page(run / "report.html")
-    assert "Other held-out figures" in page.text
-    assert page.tags.count("svg") >= 3
+    found = json.loads((run / "evaluation.json").read_text())
+    for split, heading in (("test", "test split"), ("val", "validation")):
+        assert heading in page.text
+        for ranking in ("contrastive", "reranked", "image_to_text"):
+            for value in found[split][ranking].values():
+                assert f"{100 * value[0]:.1f}%" in page.text
+    assert f"after step {found['best_step']}, the best" in page.text
+    assert "Other held-out figures" not in page.text
+    for title in ("Held-out R@1", "Held-out mINP", "Matching loss (ITM)"):
+        assert title in page.text
+    assert "Masked-word loss" not in page.text  # the preset leaves it out
     assert "weak_pair_probability" in page.text
+    searches = json.loads((run / "samples.json").read_text())["searches"]
+    pictures = [found["picture"] for search in searches for found in search["found"]]
+    assert page.sources == pictures
+    assert all(search["caption"] in page.text for search in searches)
+    assert any(found["right"] for search in searches for found in search["found"])
 
 
 def test_nothing_that_comes_from_data_becomes_markup(tmp_path: Path) -> None:
@@ -144,6 +158,7 @@ def test_nothing_that_comes_from_data_becomes_markup(tmp_path: Path) -> None:
         "worsened": [],
         "masked_words": 1,
         "environment": {HOSTILE: HOSTILE},
+        "searches": [{"caption": HOSTILE, "found": []}],
     }
     (run / "samples.json").write_text(json.dumps(samples))
     metrics = {"kind": "train", "step": 1, "loss": 1.0, HOSTILE: 2.0}
@@ -197,7 +212,7 @@ def test_differences_are_good_or_bad_only_where_their_interval_leaves_out_0() ->
     assert figure([-0.1, -0.2, -0.05], share=True, signed=True).better is False
     assert figure([0.1, -0.1, 0.2], share=True, signed=True).better is None
     assert figure([0.5, 0.4, 0.6], share=True).interval == "40.0% to 60.0%".replace("%", "")
-    assert main_table({}) is None
+    assert main_tables({}) == []
 
 
 @pytest.mark.parametrize(

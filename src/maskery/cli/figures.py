@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskery.cli.console import table
+from maskery.evaluation.retrieval_labels import LABELS
 
 ROWS = (("loss", "loss (nats)"), ("perplexity", "perplexity"), ("top1", "top-1"), ("top5", "top-5"))
 SIGHT_LABELS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
-RANKINGS = (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("map", "mAP"), ("minp", "mINP"))
-SHARES = ("top1", "top5", *(name for name, _ in RANKINGS))
+SHARES = ("top1", "top5", *LABELS)
 
 
 def figure(name: str, interval: Any, *, signed: bool = False) -> str:
@@ -91,7 +91,7 @@ def retrieval_table(figures: Any) -> str:
     if figures.reranked is not None:
         columns[f"best {figures.rerank} by matching"] = figures.reranked
     rows = [["held out", "chance", *columns]]
-    for name, label in RANKINGS:
+    for name, label in LABELS.items():
         chance = f"{100 * figures.chance:.2f}%" if name == "r1" else ""
         row = [figure(name, getattr(found, name)) for found in columns.values()]
         rows.append([label, chance, *row])
@@ -111,7 +111,7 @@ def spread_table(spread: Mapping[str, Mapping[str, Any]], num_runs: int) -> str:
     """
     labels = {"contrastive": "by similarity", "reranked": "by matching"}
     rows = [[f"mean of {num_runs} runs", *(labels[ranking] for ranking in spread)]]
-    for name, label in RANKINGS:
+    for name, label in LABELS.items():
         found = [figures[name] for figures in spread.values()]
         cells = [f"{100 * f.mean:.1f}% +- {100 * f.deviation:.1f}" for f in found]
         rows.append([label, *cells])

@@ -9,7 +9,7 @@ import base64
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from maskery.evaluation.pseudo_likelihood import Copy
 from maskery.evaluation.samples import Guess, context, guesses, whole_words
 from maskery.evaluation.sight import JudgedBatch, answers_by_sight
 from maskery.models.image_text.model import ImageTextModel
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +119,17 @@ def _hidden_words(batch: JudgedBatch, vocabulary: Vocabulary, count: int) -> Any
 
 def data_uri(pixels: torch.Tensor, view: ViewConfig) -> str:
     """A prepared picture (3, H, W) as it looked, as a PNG in a data URI."""
-    image = require("PIL.Image", extra="vision", purpose="draw pictures into the report")
+    pillow = require("PIL.Image", extra="vision", purpose="draw pictures into the report")
     mean, std = (np.array(c, np.float32)[:, None, None] for c in view.normalisation)
     shown = (pixels.float().cpu().numpy() * std + mean).clip(0, 1)
     array = (shown.transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    return png_uri(pillow.fromarray(array))
+
+
+def png_uri(image: Image, *, height: int = 240) -> str:
+    """A picture as a PNG in a data URI, made smaller where it is higher than `height` pixels."""
+    shown = image.copy()
+    shown.thumbnail((4 * height, height))
     buffer = io.BytesIO()
-    image.fromarray(array).save(buffer, "PNG", optimize=True)
+    shown.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.retrieval import RetrievalFigures
+from maskery.evaluation.retrieval_labels import LABELS
 from maskery.evaluation.retrieval_metrics import FIGURES, RankingFigures
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_result import PersonSearchResult
-
-LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "minp": "mINP"}
 
 
 def person_search_card(config: PersonSearchRunConfig, result: PersonSearchResult) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from maskery.data.images.sheet import RIGHT, Cell, SheetRow, draw_sheet
@@ -15,6 +14,7 @@ from maskery.data.people.config import PeopleConfig
 from maskery.data.people.dataset import draw_people
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval import Retrieval
+from maskery.evaluation.search_samples import sample_searches, spread_queries
 from maskery.recipes.person_search import (
     PersonSearchRun,
     prepare_person_search,
@@ -26,7 +26,6 @@ from maskery.recipes.person_search_result import PersonSearchResult
 
 PEOPLE, RUN, PICTURE = "people", "run", "searches.png"
 NUM_TEST, NUM_VAL = 200, 50
-NUM_QUERIES, NUM_SHOWN = 5, 10
 
 Progress = Callable[[int, int], None]
 
@@ -113,25 +112,16 @@ def _measure(run: PersonSearchRun) -> Retrieval:
 def draw_searches(run: PersonSearchRun, found: Retrieval, path: Path) -> None:
     """Draw five captions of the test split with their ten best pictures, right ones framed.
 
-    The captions are spread evenly over the split, whatever was found for them.
-
     Args:
         run: Whose test split.
         found: Its rankings.
         path: The PNG to write.
     """
-    split = run.test
-    assert split is not None
+    assert run.test is not None
     ranking = found.contrastive if found.reranked is None else found.reranked
+    queries = spread_queries(len(ranking))
     rows = []
-    for text in np.linspace(0, len(ranking) - 1, NUM_QUERIES + 2).astype(int)[1:-1].tolist():
-        best = ranking[text, :NUM_SHOWN].tolist()
-        person = split.text_persons[text]
-        images = split.pictures.load(split.gallery[best].tolist())
-        cells = [
-            Cell(image=image, frame=RIGHT if split.image_persons[place] == person else None)
-            for place, image in zip(best, images, strict=True)
-            if image is not None
-        ]
-        rows.append(SheetRow(heading=split.caption(text), cells=cells))
+    for sample in sample_searches(run.test, queries, ranking[queries]):
+        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
+        rows.append(SheetRow(heading=sample.caption, cells=cells))
     draw_sheet(rows).save(path)

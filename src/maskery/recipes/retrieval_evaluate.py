@@ -29,6 +29,7 @@ from maskery.evaluation.retrieval import RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_metrics import FIGURES
 from maskery.evaluation.retrieval_pairs import evaluate_retrieval_set, retrieval_set
+from maskery.evaluation.search_samples import SearchSample, sample_searches, spread_queries
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
 
@@ -197,10 +198,54 @@ def _matches(opened: OpenImageText) -> bool:
     return "itm" in config.objectives.weights
 
 
+def search_samples(folder: Path) -> tuple[SearchSample, ...]:
+    """A few captions that a person-search run held out, with what its model finds for them.
+
+    Args:
+        folder: A finished run.
+
+    Raises:
+        MaskeryError: Its dataset or its model is no longer there.
+    """
+    opened, settings = _opened(str(folder)), _settings(str(folder), None, None, None)
+    if not _matches(opened):
+        settings = replace(settings, rerank=0)
+    held_out = _held_out(opened, "test", settings)
+    queries = spread_queries(len(held_out.queries))
+    found = evaluate_retrieval(
+        opened.model,
+        held_out.images(),
+        held_out.texts_of(queries),
+        image_persons=held_out.image_persons,
+        text_persons=held_out.text_persons[queries],
+        config=settings,
+    )
+    ranking = found.contrastive if found.reranked is None else found.reranked
+    return sample_searches(held_out, queries, ranking)
+
+
 def _on_its_split(
     opened: OpenImageText, split: HeldOutSplit, settings: RetrievalConfig
 ) -> RetrievalFigures:
-    """A run's model on a split of the run's dataset, read as the run read it."""
+    """A run's model on a split of the run's dataset."""
+    held_out = _held_out(opened, split, settings)
+    found = evaluate_retrieval(
+        opened.model,
+        held_out.images(),
+        held_out.texts,
+        image_persons=held_out.image_persons,
+        text_persons=held_out.text_persons,
+        config=settings,
+    )
+    if held_out.pictures.skipped.count:
+        log.warning("%s", held_out.pictures.skipped)
+    return found.figures
+
+
+def _held_out(
+    opened: OpenImageText, split: HeldOutSplit, settings: RetrievalConfig
+) -> HeldOutPersons:
+    """A split of a run's dataset, read as the run read it."""
     config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
     data = open_person_search(config.data)
     if split == "test" and data.test is None:
@@ -214,18 +259,7 @@ def _on_its_split(
         max_length=config.max_length or _positions(opened),
     )
     pictures = Pictures(pairs, config.data.on_bad_image, near=view.size)
-    held_out = HeldOutPersons(pairs, tokens, pictures, view, batch_images=settings.batch_images)
-    found = evaluate_retrieval(
-        opened.model,
-        held_out.images(),
-        held_out.texts,
-        image_persons=held_out.image_persons,
-        text_persons=held_out.text_persons,
-        config=settings,
-    )
-    if pictures.skipped.count:
-        log.warning("%s", pictures.skipped)
-    return found.figures
+    return HeldOutPersons(pairs, tokens, pictures, view, batch_images=settings.batch_images)
 
 
 def _on_pairs(

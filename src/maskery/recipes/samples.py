@@ -13,13 +13,13 @@ import torch
 
 from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.opening import open_model
-from maskery.evaluation.picture_samples import sample_pictures
+from maskery.evaluation.picture_samples import png_uri, sample_pictures
 from maskery.evaluation.samples import sample_text
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_evaluate import is_pairs_run, trained_config
 from maskery.recipes.pairs_model import start_model
 from maskery.recipes.pairs_run import prepare_pairs
-from maskery.recipes.retrieval_evaluate import is_person_search_run
+from maskery.recipes.retrieval_evaluate import is_person_search_run, search_samples
 from maskery.recipes.run_folder import CONFIG, load_config, write_json
 from maskery.recipes.text import prepare_text
 from maskery.recipes.text_config import TextRunConfig
@@ -29,7 +29,7 @@ PACKAGES = ("maskery", "torch", "transformers", "tokenizers", "datasets", "accel
 
 
 def save_samples(folder: Path) -> None:
-    """Write a run's sample fills, changed words and environment.
+    """Write a run's sample fills, changed words or searches, and its environment.
 
     Args:
         folder: A finished run.
@@ -39,7 +39,16 @@ def save_samples(folder: Path) -> None:
     """
     samples: dict[str, Any] = {"environment": environment()}
     if is_person_search_run(folder):
-        pass  # its report shows curves and retrieval figures
+        samples["searches"] = [
+            {
+                "caption": sample.caption,
+                "found": [
+                    {"picture": png_uri(found.image, height=160), "right": found.right}
+                    for found in sample.found
+                ],
+            }
+            for sample in search_samples(folder)
+        ]
     elif is_pairs_run(folder):
         config = trained_config(load_config(folder / CONFIG, PairsRunConfig), folder)
         start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)

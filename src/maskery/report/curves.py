@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maskery.evaluation.retrieval_labels import LABELS as RANKINGS
+
 LABELS = {
     "grad_norm": "Gradient norm",
     "itc": "Contrastive loss (ITC)",
@@ -20,6 +22,7 @@ LABELS = {
 # Said by another chart, or of no interest by itself.
 LEFT_OUT = {"kind", "step", "epoch", "perplexity"}
 SIGHTS = ("right", "wrong", "none")
+RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,10 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     charts = [
         Chart(title="Loss (nats)", curves=_loss_curves(train, held_out)),
         Chart(title="Held-out accuracy", curves=_accuracy_curves(held_out), percent=True),
+        *(
+            Chart(title=f"Held-out {title}", curves=_ranking_curves(held_out, name), percent=True)
+            for name, title in RANKINGS.items()
+        ),
     ]
     if train.keys() == {"loss"} | (train.keys() & LABELS.keys()) and "mlm" in train:
         # A single term is the loss itself.
@@ -70,7 +77,8 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
         if name in train:
             curve = Curve(name="training", points=train[name])
             charts.append(Chart(title=label(name), curves=(curve,)))
-    for name in sorted(held_out):
+    ranked = {f"{ranking}_{name}" for ranking in RANKED_BY for name in RANKINGS}
+    for name in sorted(held_out.keys() - ranked):
         if not name.endswith(("loss", "top1", "top5")):
             curve = Curve(name="held out", points=held_out[name], marked=True)
             charts.append(Chart(title=label(name), curves=(curve,)))
@@ -120,3 +128,13 @@ def _accuracy_curves(held_out: dict[str, tuple[tuple[float, float], ...]]) -> tu
             name = f"{sight} picture" if sight != "none" else "no picture"
             curves.append(Curve(name=name, points=held_out[f"{sight}_top1"], marked=True))
     return tuple(curves)
+
+
+def _ranking_curves(
+    held_out: dict[str, tuple[tuple[float, float], ...]], figure: str
+) -> tuple[Curve, ...]:
+    return tuple(
+        Curve(name=name, points=held_out[f"{ranking}_{figure}"], marked=True)
+        for ranking, name in RANKED_BY.items()
+        if f"{ranking}_{figure}" in held_out
+    )

@@ -13,11 +13,14 @@ from maskery.report.curves import Chart, charts_of
 from maskery.report.picture import draw_picture
 from maskery.report.run_data import RunData, read_run
 from maskery.report.svg import draw
-from maskery.report.tables import main_table, other_figures
+from maskery.report.tables import main_tables, other_figures
 
 REPORT, CURVES = "report.html", "curves.png"
 TEMPLATE = "report.html.jinja"
-NO_SAMPLES = {"fills": (), "improved": (), "worsened": (), "masked_words": 0, "pictures": ()}
+NO_SAMPLES = {
+    **dict.fromkeys(("fills", "improved", "worsened", "pictures", "searches"), ()),
+    "masked_words": 0,
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -59,8 +62,9 @@ def render(run: RunData, charts: Sequence[Chart]) -> str:
     page: str = environment.from_string(source).render(
         name=run.name,
         training=run.evaluation.get("training", {}),
-        skipped=run.evaluation.get("skipped", []),
-        table=main_table(run.evaluation),
+        best_step=run.evaluation.get("best_step"),
+        skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
+        tables=main_tables(run.evaluation),
         others=other_figures(run.evaluation),
         charts=[(chart, draw(chart)) for chart in charts],
         samples={**NO_SAMPLES, **run.samples},

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maskery.evaluation.retrieval_labels import LABELS as RANKINGS
+
 LABELS = {
     "loss": "loss (nats)",
     "perplexity": "perplexity",
@@ -16,9 +18,14 @@ LABELS = {
     "none": "no picture",
     "mrtd_auc": "replaced against original words (AUC)",
 }
-SHARES = ("top1", "top5", "accuracy")
+SHARES = ("top1", "top5", "accuracy", *RANKINGS)
+SPLITS = {"test": "test split", "val": "validation"}
 # Said elsewhere in the report.
-LEFT_OUT = {"run", "model", "before", "after", "difference", "scores", "training", "skipped"}
+LEFT_OUT = {
+    *("run", "model", "before", "after", "difference", "scores", "training", "skipped", "notes"),
+    "best_step",
+    *SPLITS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +48,33 @@ class Table:
     """Figures in columns.
 
     Attributes:
+        title: What the question is.
+        corner: What the rows are of.
         columns: Headings.
         rows: A label and one figure a column; None where there is none.
         note: What the figures are over.
     """
 
+    title: str
+    corner: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Figure | None, ...]], ...]
     note: str
 
 
-def main_table(evaluation: Mapping[str, Any]) -> Table | None:
-    """Before and after, or the sights; None where the run has neither."""
+def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """Before and after, or the sights, or the rankings of each split; none before a run's end."""
     if "before" in evaluation and "after" in evaluation:
         columns = {"before": evaluation["before"], "after": evaluation["after"]}
-        return _table(columns, evaluation.get("difference") or {}, "difference", "examples")
+        return [_table(columns, evaluation.get("difference") or {}, "difference", "examples")]
     if "scores" in evaluation:
         difference = (evaluation.get("difference") or {}).get("wrong") or {}
-        return _table(evaluation["scores"], difference, "right − wrong", "pictures or persons")
-    return None
+        return [_table(evaluation["scores"], difference, "right − wrong", "pictures or persons")]
+    return [
+        _rankings(evaluation[split], name)
+        for split, name in SPLITS.items()
+        if evaluation.get(split)
+    ]
 
 
 def other_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, Figure]]:
@@ -109,10 +124,41 @@ def _table(
             )
         rows.append((LABELS[name], tuple(cells)))
     return Table(
+        title="Did it get better?",
+        corner="held out",
         columns=(*(LABELS.get(name, name) for name in columns), *((last,) if difference else ())),
         rows=tuple(rows),
         note=f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
         f"95% bootstrap intervals over them",
+    )
+
+
+def _rankings(figures: Mapping[str, Any], split: str) -> Table:
+    """How well captions find their persons, by chance and by every ranking."""
+    names = {
+        "contrastive": "by similarity",
+        "reranked": f"best {figures['rerank']} by matching",
+        "image_to_text": "pictures to captions",
+    }
+    found = {name: figures[key] for key, name in names.items() if figures[key] is not None}
+    chance = figure(figures["chance"], share=True)
+    rows = tuple(
+        (
+            label,
+            (
+                chance if name == "r1" else None,
+                *(figure(ranking[name], share=True) for ranking in found.values()),
+            ),
+        )
+        for name, label in RANKINGS.items()
+    )
+    return Table(
+        title="Are the right people found?",
+        corner=split,
+        columns=("chance", *found),
+        rows=rows,
+        note=f"{figures['num_texts']:,} captions of {figures['num_persons']:,} persons against "
+        f"{figures['num_images']:,} pictures; 95% bootstrap intervals over persons",
     )
 
 

@@ -79,8 +79,12 @@ class HeldOutPersons:
     @property
     def texts(self) -> TokenBatch:
         """The T captions."""
-        owners = self.captions.owners[self.queries]
-        return self.captions.batch(self.queries, self.pairs.ids[owners])
+        return self.texts_of(np.arange(len(self.queries)))
+
+    def texts_of(self, queries: npt.NDArray[np.int64]) -> TokenBatch:
+        """Some of the T captions."""
+        captions = self.queries[queries]
+        return self.captions.batch(captions, self.pairs.ids[self.captions.owners[captions]])
 
     def caption(self, query: int) -> str:
         """The words of one of the T captions."""
