@@ -135,11 +135,14 @@ def weights(task: TextMLM) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("micro_tokens", [BUDGET, 40])
-@pytest.mark.parametrize("lr_schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(
+    ("lr_schedule", "lr_floor"),
+    [("linear", 0.0), ("linear", 0.3), ("cosine", 0.2), ("constant", 0.0)],
+)
 def test_both_engines_take_the_same_steps(
-    layout: Layout, micro_tokens: int, lr_schedule: Any, tmp_path: Path
+    layout: Layout, micro_tokens: int, lr_schedule: Any, lr_floor: float, tmp_path: Path
 ) -> None:
-    config = settings(epochs=3, max_steps=STEPS, lr_schedule=lr_schedule)
+    config = settings(epochs=3, max_steps=STEPS, lr_schedule=lr_schedule, lr_floor=lr_floor)
     source = Sentences(layout, micro_tokens)
     ours, theirs = make_task(layout), make_task(layout)
     expected = loop_losses(ours, source, config, tmp_path)
@@ -296,6 +299,7 @@ def test_epochs_count_where_no_steps_are_given(tmp_path: Path) -> None:
         ("per_device_train_batch_size", 4, "batch_tokens"),
         ("label_smoothing_factor", 0.1, "the task owns the loss"),
         ("eval_strategy", "epoch", "pass evaluate="),
+        ("lr_scheduler_kwargs", {"num_cycles": 2}, "num_cycles.*linear.*min_lr_rate alone"),
     ],
 )
 def test_an_argument_without_effect_is_refused(

@@ -26,12 +26,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.task import EXTRA_STATE, BatchSource, Task, loss_sums_of, prepare_all
 from maskery.training.config import TrainingConfig
+from maskery.training.exact_sums import exact_sums
 from maskery.training.loop import Step, step_seed
 from maskery.training.optimiser import build_optimiser
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
 from maskery.training.snapshot import named_tensors
-from maskery.training.trainer_arguments import SCHEDULES, check_arguments, first_steps
+from maskery.training.trainer_arguments import FLOOR, check_arguments, first_steps, schedule_of
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,11 @@ class MaskedLMTrainer(Trainer):  # type: ignore[misc]  # Transformers is not typ
             optimizers=optimizers,
         )
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with gradients that repeat bit for bit on a CPU."""
+        with exact_sums(self.args.device):
+            return super().train(*args, **kwargs)
+
     def get_train_dataloader(self) -> Any:
         """The steps of the current epoch, each as one batch; prepared one ahead, in a thread."""
         return _StepLoader(self)
@@ -174,15 +180,16 @@ class MaskedLMTrainer(Trainer):  # type: ignore[misc]  # Transformers is not typ
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Maskery's schedule where it has the one that is asked for, else the Trainer's."""
-        shape = SCHEDULES.get(str(getattr(self.args.lr_scheduler_type, "value", "")))
+        shape = schedule_of(self.args)
         if self.lr_scheduler is not None or shape is None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.warmup_steps
         share = warmup / num_training_steps if warmup >= 1 else warmup
+        floor = float((self.args.lr_scheduler_kwargs or {}).get(FLOOR, 0.0))
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,
             lambda step: learning_rate_factor(
-                step, num_training_steps, warmup_share=share, shape=shape
+                step, num_training_steps, warmup_share=share, shape=shape, floor=floor
             ),
         )
         self._created_lr_scheduler = True

@@ -18,6 +18,8 @@ from maskery.training.precision import resolve_precision
 
 # The Trainer's names for the schedules of `learning_rate_factor`; others are the Trainer's own.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
+# The one setting that these schedules have, under the name of the Trainer's own: `lr_floor`.
+FLOOR = "min_lr_rate"
 BATCHES = "the source makes the batches: set batch_tokens and micro_tokens there"
 # Arguments that would have no effect, and what to do instead.
 WITHOUT_EFFECT = {
@@ -81,7 +83,14 @@ def training_arguments(
         "save_total_limit": config.keep_checkpoints,
         "report_to": "tensorboard" if config.tensorboard else "none",
     }
+    if config.lr_floor:  # other schedules, which `others` may name, do not know it
+        arguments["lr_scheduler_kwargs"] = {FLOOR: config.lr_floor}
     return TrainingArguments(output_dir=str(output_dir), **(arguments | others))
+
+
+def schedule_of(args: TrainingArguments) -> str | None:
+    """The schedule's name in `learning_rate_factor`; None for one of the Trainer's own."""
+    return SCHEDULES.get(str(getattr(args.lr_scheduler_type, "value", "")))
 
 
 def first_steps(source: BatchSource[Any], args: TrainingArguments) -> list[int]:
@@ -120,6 +129,12 @@ def check_arguments(args: TrainingArguments, *, can_evaluate: bool) -> None:
                 f"{field.name} is {value!r} in the TrainingArguments and would have no effect: "
                 f"{WITHOUT_EFFECT[field.name]}"
             )
+    unknown = set(args.lr_scheduler_kwargs or {}) - {FLOOR}
+    if unknown and schedule_of(args) is not None:
+        raise ConfigError(
+            f"lr_scheduler_kwargs has '{min(unknown)}' in the TrainingArguments, and the schedule "
+            f"'{args.lr_scheduler_type.value}' knows {FLOOR} alone; leave it out"
+        )
     if str(getattr(args.eval_strategy, "value", "no")) != "no" and not can_evaluate:
         raise ConfigError(
             "eval_strategy is set in the TrainingArguments, and there is nothing to evaluate with: "
