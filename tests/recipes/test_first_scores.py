@@ -26,7 +26,7 @@ class Scorer:
 
 
 def take(folder: Path, scorer: Scorer, *, identity: str = "a", resume: bool = True) -> ExampleSums:
-    return first_scores(folder, identity, scorer, resume=resume, writes=True)
+    return first_scores(folder, identity, scorer, resume=resume)
 
 
 def test_a_resumed_run_reads_what_the_first_one_scored(tmp_path: Path) -> None:

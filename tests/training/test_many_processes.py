@@ -17,6 +17,7 @@ import torch
 from fork_server import ForkServer
 from safetensors.torch import load_file
 from tiny_pairs import save_tiny_pairs
+from tiny_persons import save_cuhk
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.task import StandIn
@@ -35,6 +36,12 @@ PAIRS = (
     *("--max-steps", "6", "--batch-pairs", "8", "--learning-rate", "1e-3", "--vocab-size", "200"),
     *("--log-every", "1", "--checkpoint-every", "2", "--keep-checkpoints", "9", "--json"),
     *("--height", "16", "--width", "16", "--held-out-share", "0.2"),
+)
+PERSONS = (
+    *("--preset", "rasa", "--model", "scratch:tiny", "--vocab-size", "200", "--rerank", "5"),
+    *("--max-steps", "6", "--batch-pairs", "8", "--micro-batch-pairs", "8", "--queue-size", "32"),
+    *("--learning-rate", "1e-3", "--log-every", "1", "--eval-every", "3", "--json"),
+    *("--checkpoint-every", "3", "--height", "16", "--width", "16"),
 )
 
 
@@ -62,6 +69,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def persons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("persons")
+    save_cuhk(folder / "data", {"train": 8, "val": 5, "test": 3})
+    return folder
+
+
 def train_text(folder: Path, name: str, *more: str) -> list[str]:
     model, cache = str(folder / "model"), str(folder / "cache")
     return [
@@ -73,6 +87,18 @@ def train_text(folder: Path, name: str, *more: str) -> list[str]:
 def train_pairs(folder: Path, name: str, *more: str) -> list[str]:
     data = str(folder / "data" / "pairs.jsonl")
     return ["train", "pairs", data, *PAIRS, "--output", str(folder / name), *more]
+
+
+def train_persons(folder: Path, name: str, *more: str) -> list[str]:
+    arguments = (
+        "train",
+        "person-search",
+        "--dataset",
+        "cuhk-pedes",
+        "--root",
+        str(folder / "data"),
+    )
+    return [*arguments, *PERSONS, "--output", str(folder / name), *more]
 
 
 def numbers(run: Path) -> np.ndarray:
@@ -112,6 +138,12 @@ def one_text(server: ForkServer, text: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_persons(server: ForkServer, persons: Path) -> Path:
+    server.run(train_persons(persons, "one"), persons / "log-one")
+    return persons / "one"
+
+
+@pytest.fixture(scope="module")
 def one_pairs(server: ForkServer, pairs: Path) -> Path:
     server.run(train_pairs(pairs, "one"), pairs / "log-one")
     return pairs / "one"
@@ -135,6 +167,10 @@ def test_text_on_several_processes(
     printed = server.run(train_text(text, name, *more), text / f"log-{name}", ranks=ranks)
     assert len(numbers(one_text)) > 20 * 5
     assert_same_run(one_text, text / name)
+    # The processes share the held-out text out, and what each example scored is the same.
+    scores = [load_file(run / "before.safetensors") for run in (one_text, text / name)]
+    assert torch.equal(scores[0]["ids"], scores[1]["ids"])
+    torch.testing.assert_close(scores[0]["sums"], scores[1]["sums"], rtol=1e-6, atol=1e-6)
     # One process reports, for all of them.
     result = json.loads(printed[printed.index("{") :])
     assert result["training"]["steps"] == 20
@@ -155,6 +191,20 @@ def test_image_text_on_several_processes(
     assert twins[0].keys() == twins[1].keys()
     for key, tensor in twins[0].items():
         torch.testing.assert_close(twins[1][key], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_person_search_on_several_processes(
+    server: ForkServer, persons: Path, one_persons: Path, sharding: str
+) -> None:
+    """Matching is shared out while the model is measured, too."""
+    arguments = train_persons(persons, sharding, "--sharding", sharding)
+    server.run(arguments, persons / f"log-{sharding}", ranks=2)
+    assert_same_run(one_persons, persons / sharding)
+    found = [
+        json.loads((run / "best.json").read_text()) for run in (one_persons, persons / sharding)
+    ]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 7])

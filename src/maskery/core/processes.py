@@ -63,6 +63,36 @@ class Processes:
             torch.distributed.all_gather(rows, mine, group=self.group)
         return [row.tolist() for row in rows]
 
+    def add(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum of every process's tensor on the CPU; all of one shape and type."""
+        if self.world_size == 1:
+            return part
+        total = part.clone()
+        with _other_processes():
+            torch.distributed.all_reduce(total, group=self.group)
+        return total
+
+    def agree(self, mine: torch.Tensor) -> torch.Tensor:
+        """The main process's tensor on the CPU, for everyone; all of one shape and type."""
+        if self.world_size == 1:
+            return mine
+        agreed = mine.clone()
+        with _other_processes():
+            torch.distributed.broadcast(agreed, 0, group=self.group)
+        return agreed
+
+    def join(self, part: torch.Tensor) -> torch.Tensor:
+        """The rows of every process's tensor (n, ...) on the CPU, by rank; n may differ."""
+        if self.world_size == 1:
+            return part
+        sizes = [int(size) for (size,) in self.gather([len(part)])]
+        padded = part.new_zeros(max(sizes), *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with _other_processes():
+            torch.distributed.all_gather(parts, padded, group=self.group)
+        return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
+
     def on_main(self, work: Callable[[], str | None]) -> str | None:
         """Let the main process do something; every process gets its result.
 

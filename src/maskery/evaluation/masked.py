@@ -9,16 +9,18 @@ Shapes: M masked tokens, N examples, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
+from maskery.core.processes import Processes
 from maskery.evaluation.bootstrap import Interval, bootstrap
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -65,7 +67,11 @@ class MaskedScores:
 
 @torch.no_grad()
 def score_examples(
-    model: MaskedLanguageModel, batches: Iterable[TokenBatch], masker: Masker
+    model: MaskedLanguageModel,
+    batches: Iterable[TokenBatch],
+    masker: Masker,
+    *,
+    processes: Processes | None = None,
 ) -> ExampleSums:
     """Predict the frozen masks of every example.
 
@@ -73,32 +79,51 @@ def score_examples(
         model: Put into evaluation mode while it runs.
         batches: Held-out examples; logits exist for one batch's masked tokens at a time.
         masker: Its seed and config decide the masks.
+        processes: Who share the batches out and all get the whole result; all of them must ask.
+            Default: this one alone.
 
     Raises:
         DataError: Nothing could be masked.
     """
+    processes = processes or Processes()
     was_training, device = model.training, model.hf.device
     model.eval()
-    ids, rows = [], []
-    for batch in batches:
-        masked = masker.mask(batch, epoch=FROZEN_EPOCH)
-        if not len(masked.positions):
-            continue
-        targets = torch.from_numpy(masked.targets).to(device)
+    ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
+    for masked, counts in _shares(batches, masker, processes):
+        batch, targets = masked.batch, torch.from_numpy(masked.targets).to(device)
         logits = model(model.lay_out(masked).to(device)).float()
         loss = F.cross_entropy(logits, targets, reduction="none")
         better = (logits > logits.gather(1, targets[:, None])).sum(dim=1)
         token_rows = torch.stack((torch.ones_like(loss), loss, better == 0, better < 5), dim=1)
         sequence = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
-        ids.append(batch.example_ids[sequence])
-        rows.append(token_rows.double().cpu().numpy())
+        if counts:
+            ids.append(batch.example_ids[sequence])
+            rows.append(token_rows.double().cpu().numpy())
     model.train(was_training)
-    if not ids:
+    # Float32 losses added in float64: the order in which they come changes nothing.
+    all_ids = processes.join(torch.from_numpy(np.concatenate(ids).view(np.int64)))
+    all_rows = processes.join(torch.from_numpy(np.concatenate(rows)))
+    if not len(all_ids):
         raise DataError("no held-out example has a token that can be masked; bring more text")
-    unique, inverse = np.unique(np.concatenate(ids), return_inverse=True)
+    unique, inverse = np.unique(all_ids.numpy().view(np.uint64), return_inverse=True)
     sums = np.zeros((len(unique), len(COLUMNS)))
-    np.add.at(sums, inverse, np.concatenate(rows))
+    np.add.at(sums, inverse, all_rows.numpy())
     return ExampleSums(ids=unique, sums=sums)
+
+
+def _shares(
+    batches: Iterable[TokenBatch], masker: Masker, processes: Processes
+) -> Iterator[tuple[MaskedTokens, bool]]:
+    """This process's masked batches, and whether each counts.
+
+    A sharded model is put together by all processes at once, so all compute equally often: where a
+    round has no batch left for one, it computes another's for nothing.
+    """
+    masked = (masker.mask(batch, epoch=FROZEN_EPOCH) for batch in batches)
+    some = (one for one in masked if len(one.positions))
+    while turn := list(islice(some, processes.world_size)):
+        counts = processes.rank < len(turn)
+        yield turn[processes.rank if counts else 0], counts
 
 
 def summarise(scored: ExampleSums, *, seed: int = 0) -> MaskedScores:

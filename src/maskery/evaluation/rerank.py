@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from maskery.core.processes import Processes
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_features import ReadImages, ReadTexts, by_length, tokens_of
 from maskery.models.image_text.attention import ImageKeys
@@ -46,6 +47,7 @@ def match_logits(
     candidates: torch.Tensor,
     *,
     config: RetrievalConfig,
+    processes: Processes | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
     """What the matching head says of each text with each of its candidates.
@@ -56,6 +58,8 @@ def match_logits(
         images: With tokens.
         candidates: (T, K) int64, images of each text.
         config: `batch_tokens` and `memory_bytes` bound what is computed at once.
+        processes: Who share the images out and all get the whole result; all of them must ask.
+            Default: this one alone.
         progress: Whether to draw a bar.
 
     Returns:
@@ -63,12 +67,15 @@ def match_logits(
     """
     from tqdm import tqdm
 
-    logits = torch.empty(*candidates.shape, 2)
-    with tqdm(total=candidates.numel(), desc="matching", leave=False, disable=not progress) as bar:
-        for one, judged in match_images(model, texts, images, candidates, config=config):
+    processes = processes or Processes()
+    mine = _by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
+    total = sum(len(one.texts) for one in mine)
+    logits = torch.zeros(*candidates.shape, 2)
+    with tqdm(total=total, desc="matching", leave=False, disable=not progress) as bar:
+        for one, judged in _match(model, texts, images, mine, config):
             logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
             bar.update(len(one.texts))
-    return logits
+    return processes.add(logits)  # what is another's is 0 here
 
 
 @torch.no_grad()
@@ -81,7 +88,17 @@ def match_images(
     config: RetrievalConfig,
 ) -> Iterator[tuple[Wanted, torch.Tensor]]:
     """`match_logits` image by image: yields each with the logits (R, 2) of its texts."""
-    for block in _blocks(model, _by_image(candidates.cpu().numpy()), images, config.memory_bytes):
+    yield from _match(model, texts, images, _by_image(candidates.cpu().numpy()), config)
+
+
+def _match(
+    model: ImageTextModel,
+    texts: ReadTexts,
+    images: ReadImages,
+    wanted: Sequence[Wanted],
+    config: RetrievalConfig,
+) -> Iterator[tuple[Wanted, torch.Tensor]]:
+    for block in _blocks(model, wanted, images, config.memory_bytes):
         for one, keys in block:
             yield one, _judge(model, texts, one, keys, config.batch_tokens)
 

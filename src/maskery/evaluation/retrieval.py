@@ -20,6 +20,7 @@ import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
+from maskery.core.processes import Processes
 from maskery.evaluation.rerank import match_logits
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_features import (
@@ -95,6 +96,7 @@ def evaluate_retrieval(
     image_persons: npt.NDArray[np.int64],
     text_persons: npt.NDArray[np.int64],
     config: RetrievalConfig | None = None,
+    processes: Processes | None = None,
     progress: bool = False,
 ) -> Retrieval:
     """Let every text find its person among the images.
@@ -109,6 +111,7 @@ def evaluate_retrieval(
         image_persons: (I,) int64, who each image shows.
         text_persons: (T,) int64, who each caption describes.
         config: Defaults to `RetrievalConfig()`.
+        processes: Who share the matching out, as in `match_logits`. Default: this one alone.
         progress: Whether to draw a bar.
 
     Raises:
@@ -132,7 +135,7 @@ def evaluate_retrieval(
         )
         said = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
         persons = Persons.of(text_persons, image_persons, model.device)
-        return _rank_all(model, seen, said, persons, count, config, progress)
+        return _rank_all(model, seen, said, persons, count, config, processes, progress)
 
 
 @contextmanager
@@ -172,6 +175,7 @@ def _rank_all(
     persons: Persons,
     count: int,
     config: RetrievalConfig,
+    processes: Processes | None,
     progress: bool,
 ) -> Retrieval:
     kept = min(max(count, KEPT), len(images.features))
@@ -180,8 +184,16 @@ def _rank_all(
     contrastive = summarise_texts(text_figures(matches), told)
     reranked = chosen = scores = None
     if count:
+        if processes is not None:  # another's last digits may differ, and so its candidates
+            order, similar = processes.agree(order), processes.agree(similar)
         logits = match_logits(
-            model, texts, images, order[:, :count], config=config, progress=progress
+            model,
+            texts,
+            images,
+            order[:, :count],
+            config=config,
+            processes=processes,
+            progress=progress,
         )
         scores = combine(logits, similar[:, :count], float(model.temp), config)
         sorting = rank(scores)

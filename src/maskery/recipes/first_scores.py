@@ -11,6 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from maskery.core.errors import CheckpointError
+from maskery.core.processes import join_processes
 from maskery.evaluation.masked import COLUMNS, ExampleSums
 from maskery.recipes.run_folder import write_bytes
 
@@ -18,26 +20,30 @@ FILE = "before.safetensors"
 
 
 def first_scores(
-    folder: Path, identity: str, score: Callable[[], ExampleSums], *, resume: bool, writes: bool
+    folder: Path, identity: str, score: Callable[[], ExampleSums], *, resume: bool
 ) -> ExampleSums:
     """The initial model's held-out sums: read where this very run has written them, else scored.
 
     Args:
         folder: Of the run.
         identity: Of the run; a file of another one is not read.
-        score: Scores the initial model.
+        score: Scores the initial model; every process of the run takes part.
         resume: Whether what is there may be read.
-        writes: Whether this process writes what it scored.
 
     Raises:
-        CheckpointError: They could not be written.
+        CheckpointError: They could not be written, or the main process alone can read them.
     """
-    path = folder / FILE
-    kept = _read(path, identity) if resume else None
-    if kept is not None:
+    path, processes = folder / FILE, join_processes()
+    if resume and processes.on_main(lambda: "sound" if _read(path, identity) else None):
+        kept = _read(path, identity)
+        if kept is None:
+            raise CheckpointError(
+                f"'{path}' can be read by the main process and not by process {processes.rank}; "
+                f"put the run folder where all processes see it"
+            )
         return kept
     scored = score()
-    if writes:
+    if processes.is_main:
         tensors = {"ids": scored.ids, "sums": scored.sums}
         write_bytes(path, save(tensors, metadata={"identity": identity}))
     return scored

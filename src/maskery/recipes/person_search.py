@@ -82,6 +82,8 @@ class PersonSearchRun:
     def measure(self, split: HeldOutPersons, model: ImageTextModel | None = None) -> Retrieval:
         """How well the captions of a split find their persons among its pictures.
 
+        The run's processes share the matching out: all of them must ask.
+
         Args:
             split: Of this run.
             model: Another than the run's as it is now.
@@ -96,6 +98,7 @@ class PersonSearchRun:
             image_persons=split.image_persons,
             text_persons=split.text_persons,
             config=retrieval,
+            processes=join_processes(),
         )
 
 

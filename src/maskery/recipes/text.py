@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.launcher import is_main_process
+from maskery.core.processes import join_processes
 from maskery.core.vocabulary import Vocabulary, vocabulary_size
 from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
@@ -83,9 +84,16 @@ class TextRun:
     identity: str
 
     def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
-        """Held-out sums of this run's model, or of another with the same tokenizer."""
-        masker = Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING)
-        return score_examples(model or self.model, self.held_out.in_order(), masker)
+        """Held-out sums of this run's model, or of another with the same tokenizer.
+
+        The run's processes share the work out: all of them must ask.
+        """
+        return score_examples(
+            model or self.model,
+            self.held_out.in_order(),
+            Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING),
+            processes=join_processes(),
+        )
 
     def make_task(self) -> TextTask:
         """What trains the model; a model folder that holds a momentum twin goes on with it."""
@@ -160,7 +168,6 @@ def _fill(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
         run.identity,
         run.score,
         resume=run.config.resume == "auto",
-        writes=is_main_process(),
     )
     scored = [before]
 
