@@ -281,6 +281,19 @@ def test_a_run_goes_on_with_other_processes(
     assert_same_run(one_pairs, pairs / name)
 
 
+def test_processes_agree_on_the_best_after_a_resume(server: ForkServer, text: Path) -> None:
+    """A rate so high that the held-out loss is lowest before the stop."""
+    arguments = ("--eval-every", "2", "--learning-rate", "1.0", "--max-steps", "12")
+    whole = text / "whole"
+    server.run(train_text(text, whole.name, *arguments), text / "log-whole", ranks=2)
+    losses = [line["loss"] for line in read_metrics(whole / METRICS) if line["kind"] == "held_out"]
+    assert min(losses[1:3]) < losses[3]
+    copied_back_to(whole, "resumed", 5)
+    again = train_text(text, "resumed", *arguments, "--resume", "auto")
+    server.run(again, text / "log-resumed", ranks=2)
+    assert_same_run(whole, text / "resumed")
+
+
 def test_a_small_step_leaves_a_process_a_stand_in(server: ForkServer, text: Path) -> None:
     """Two sequences a step, four processes."""
     for ranks in (1, 4):

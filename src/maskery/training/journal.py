@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held_out"
 SPIKE = "loss_spike_above"
-NONE = "none"
+NONE, BEST = "none", "best"
 # Figures that are better when they are lower; all others are better when they are higher.
 LOWER_IS_BETTER = ("loss", "perplexity")
 
@@ -86,15 +86,21 @@ class Journal:
     def held_out(self, step: int, values: Mapping[str, float]) -> bool:
         """Write held-out figures; returns whether they are the best after any step so far.
 
+        The main process decides for all: it alone has read the lines of a run that goes on, and
+        another's last digits may differ.
+
         Raises:
             ConfigError: The figure that tells the best is not among them.
         """
-        improves = self._improves(values)
-        if step == 0:  # the start is no achievement
-            improves, self._best = False, None
-        if self.processes.is_main:
+
+        def written() -> str | None:
+            improves = self._improves(values)
+            if step == 0:  # the start is no achievement
+                improves, self._best = False, None
             self.tracker.log(HELD_OUT, step, values)
-        return improves
+            return BEST if improves else None
+
+        return self.processes.on_main(written) == BEST
 
     def has_held_out(self, step: int) -> bool:
         """Whether the held-out figures of a step are written; the same for every process."""
