@@ -202,7 +202,8 @@ def test_person_search_on_several_processes(
     server.run(arguments, persons / f"log-{sharding}", ranks=2)
     assert_same_run(one_persons, persons / sharding)
     found = [
-        json.loads((run / "best.json").read_text()) for run in (one_persons, persons / sharding)
+        json.loads((run / "evaluation.json").read_text())["best_step"]
+        for run in (one_persons, persons / sharding)
     ]
     assert found[0] == found[1]
 

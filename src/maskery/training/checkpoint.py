@@ -199,6 +199,17 @@ class Checkpoints:
             return None
         return path if (path / MANIFEST).is_file() else None
 
+    def best_sound(self) -> Path | None:
+        """The best checkpoint or, where there is none or it is damaged, the newest sound one."""
+        best = self.best()
+        if best is None:
+            return self.newest_sound()
+        damage = find_damage(best)
+        if damage is None:
+            return best
+        log.warning("the best checkpoint '%s' is damaged (%s): using the newest", best, damage)
+        return self.newest_sound()
+
     def complete(self) -> list[Path]:
         """The finished checkpoints, oldest first; their content is not looked at."""
         found = self.folder.glob("step-*")

@@ -145,7 +145,6 @@ class Trainer:
             CheckpointError: A checkpoint could not be read or written.
         """
         # The model moves before the optimiser's moments are restored to where it is.
-        self.task.model.to(self.device)
         spread(self.task, self.optimiser, self.config.sharding, self.device)
         start = self._restore() if resume else self._position(0, 0, 0)
         self._done = self._saved = start.step

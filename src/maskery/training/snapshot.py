@@ -185,8 +185,8 @@ def _restore(
             f"the checkpoint '{path}' belongs to a run with another model, corpus or setting; "
             f"repeat that run's settings, or start afresh with another --output"
         )
+    _restore_task(path, task)
     model = unwrapped(task.model)
-    _copy_into(named_tensors(model), load_file(path / MODEL), path)
     moments = load_file(path / OPTIMISER)
     for name, parameter in model.named_parameters():
         kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
@@ -197,8 +197,35 @@ def _restore(
                 else laid_out_like(moments[f"{moment}.{name}"], parameter)
                 for moment in kept
             }
-    task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
     return position
+
+
+def restore_task(path: Path, task: Task[Any, Any]) -> int:
+    """Load what a task is after a checkpoint's step, to use it and not to train on.
+
+    Args:
+        path: The checkpoint.
+        task: Of the run that wrote it.
+
+    Returns:
+        The step.
+
+    Raises:
+        CheckpointError: It is of another model, or is no checkpoint at all.
+    """
+    try:
+        _restore_task(path, task)
+        return Position.from_json((path / STATE).read_text("utf-8")).step
+    except UNSOUND as error:
+        raise CheckpointError(
+            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); restore it, or remove "
+            f"it to do with another"
+        ) from error
+
+
+def _restore_task(path: Path, task: Task[Any, Any]) -> None:
+    _copy_into(named_tensors(unwrapped(task.model)), load_file(path / MODEL), path)
+    task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
 
 
 def _copy_into(
