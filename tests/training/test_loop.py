@@ -578,6 +578,11 @@ def test_the_best_checkpoint_stays(tmp_path: Path, make_task: Make, make_source:
     assert best is not None
     assert best.name == "step-00000004"
     assert [path.name for path in loop.checkpoints.complete()] == [best.name, "step-00000010"]
+    # A kill may come between a checkpoint and the line that names it the best.
+    (tmp_path / "checkpoints" / "best.json").unlink()
+    again = trainer(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
+    again.train(resume=True)
+    assert again.checkpoints.best() == best
 
 
 def test_time_makes_a_checkpoint_due(

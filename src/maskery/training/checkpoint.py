@@ -120,8 +120,7 @@ class Checkpoints:
     def _mark_written(self, writing: Future[Path] | None, step: int) -> Path:
         # There is one thread, so what was begun before is over.
         path = self.path_of(step) if writing is None else writing.result()
-        if (self.path_of(step) / MANIFEST).is_file():  # not where the disk had no room for it
-            self.mark_best(step)
+        self.mark_best(step)
         return path
 
     @property
@@ -181,7 +180,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def mark_best(self, step: int) -> None:
-        """Let a checkpoint that is there be the best one."""
+        """Let a checkpoint be the best one, unless the disk had no room for it."""
+        if self.best() == self.path_of(step) or not (self.path_of(step) / MANIFEST).is_file():
+            return
         partial = self.folder / f"{BEST}.partial"
         with partial.open("w", encoding="utf-8") as out:
             json.dump({"step": step, "checkpoint": self.path_of(step).name}, out)

@@ -428,6 +428,8 @@ class Trainer:
             else restore(Path(found), self.task, self.optimiser, self.identity)
         )
         self.journal.rewind(position.step, position.window, self.device)
+        if self.journal.best_step is not None:  # a kill may have come before it was marked
+            self.checkpoints.mark_best(self.journal.best_step)
         self.bad_steps = BadSteps(self.config.max_bad_steps, position.bad_steps)
         return position
 
