@@ -49,7 +49,7 @@ from maskery.data.shards.piece_work import (
     load_piece,
     load_shard,
 )
-from maskery.data.shards.shard_file import file_sha256, write_bytes
+from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
 from maskery.data.tokenise import encoder, plain_backend, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,9 @@ def make_shards(
         held_out_share=config.held_out_share,
         vocab_size=vocabulary_size(tokenizer),
     )
+    claim_folder(job, tokenizer)
     if config.shard_count == 1:  # nobody else is at work here
         remove_remains(folder)
-    claim_folder(job, tokenizer)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
     with tqdm(
@@ -166,32 +166,43 @@ def remove_remains(folder: Path) -> None:
 def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings.
 
+    Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
+
     Raises:
         DataError: It does not, or it cannot be made.
     """
     plan = job.folder / PLAN
     try:
-        (job.folder / RECORDS).mkdir(parents=True, exist_ok=True)
-        known = plan.read_bytes() if plan.exists() else None
+        job.folder.mkdir(parents=True, exist_ok=True)
+        # Listed before the plan is read: where there is no plan then, no rank had got further.
         names = [path.name for path in job.folder.iterdir()]
+        if not plan.is_file():
+            refuse_others(job.folder, names)
+            write_first(plan, (json.dumps({"fingerprint": job.fingerprint}) + "\n").encode())
+        if job.fingerprint.encode() not in plan.read_bytes():
+            raise DataError(
+                f"the folder '{job.folder}' holds shards of another corpus, tokenizer or setting; "
+                "repeat the command that began it, or name another folder"
+            )
+        (job.folder / RECORDS).mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(
             f"the folder '{job.folder}' cannot be used ({error.strerror}); name another"
         ) from error
-    if known is None:
-        others = [name for name in names if name != RECORDS and ".partial-" not in name]
-        if others:
-            raise DataError(
-                f"the folder '{job.folder}' holds other things ({others[0]}); name an empty or new "
-                "one"
-            )
-        write_bytes(plan, (json.dumps({"fingerprint": job.fingerprint}) + "\n").encode())
-    elif job.fingerprint.encode() not in known:
-        raise DataError(
-            f"the folder '{job.folder}' holds shards of another corpus, tokenizer or setting; "
-            "repeat the command that began it, or name another folder"
-        )
     save_tokenizer(job.folder, tokenizer)
+
+
+def refuse_others(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder without a plan that is not empty.
+
+    Raises:
+        DataError: It holds more than a command may have left that was killed before the plan.
+    """
+    others = [name for name in names if name != PLAN and not name.startswith(f"{PLAN}.partial-")]
+    if others:
+        raise DataError(
+            f"the folder '{folder}' holds other things ({min(others)}); name an empty or new one"
+        )
 
 
 def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
