@@ -310,14 +310,14 @@ def test_a_process_that_dies_is_reported(corpus: Path, tmp_path: Path) -> None:
         "import os, sys\n"
         "from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[3])\n"
-        "from maskery.data.shards import making\n"
+        "from maskery.data.shards import workers\n"
         "if __name__ == '__main__':\n"
         "    from shard_folders import shard\n"
         "    from maskery.core.errors import DataError\n"
         "    try: shard(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)\n"
         "    except DataError as error: print(error)\n"
         "else:\n"  # in the worker, which runs this file again
-        "    making.do_piece = lambda *a: os._exit(9)\n"
+        "    workers.do_piece = lambda *a: os._exit(9)\n"
     )
     script = tmp_path / "dying.py"
     script.write_text(program)

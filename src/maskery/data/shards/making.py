@@ -10,19 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
 import secrets
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -41,16 +35,10 @@ from maskery.data.shards.manifest import (
     FileEntry,
     Manifest,
 )
-from maskery.data.shards.piece_work import (
-    RECORDS,
-    Encode,
-    Job,
-    do_piece,
-    load_piece,
-    load_shard,
-)
+from maskery.data.shards.piece_work import RECORDS, Job, load_piece, load_shard
 from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
-from maskery.data.tokenise import encoder, plain_backend, tokenizer_fingerprint
+from maskery.data.shards.workers import do_pieces
+from maskery.data.tokenise import tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -129,14 +117,16 @@ def make_shards(
         remove_remains(folder)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
-    with tqdm(
+    bar = tqdm(
         total=sum(piece.size for piece in mine),
         desc="tokenising",
         unit="B",
         unit_scale=True,
         disable=not progress,
-    ) as bar:
-        for number, tokens, broken in do_pieces(mine, job, tokenizer, config.workers):
+    )
+    # Closed whatever ends the loop, since that is what ends the processes.
+    with bar, closing(do_pieces(mine, job, tokenizer, config.workers)) as results:
+        for number, tokens, broken in results:
             tokens_made += tokens
             damaged += broken
             bar.update(pieces[number].size)
@@ -221,62 +211,6 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         raise DataError(
             f"the tokenizer cannot be written to '{final}' ({error.strerror}); free some space"
         ) from error
-
-
-def do_pieces(
-    pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase, workers: int | None
-) -> Iterator[tuple[int, int, list[str]]]:
-    """Do pieces here, or in processes; what `do_piece` returns, as each is finished."""
-    backend = plain_backend(tokenizer)
-    count = min(workers or len(os.sched_getaffinity(0)), len(pieces))
-    # A tokenizer in Python is not sent to other processes.
-    if count <= 1 or backend is None:
-        encode = encoder(tokenizer, backend)
-        for piece in pieces:
-            yield do_piece(piece, job, encode)
-        return
-    pool = ProcessPoolExecutor(
-        count,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(job, backend.to_str()),
-    )
-    try:
-        futures = [pool.submit(_work, piece) for piece in pieces]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a tokenising process died (out of memory, or killed); what is complete is kept: "
-            "repeat the command, with fewer --workers or a smaller --shard-mb"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: tuple[Job, Encode] | None = None
-
-
-def _start_worker(job: Job, backend: str) -> None:
-    """What each process does first."""
-    global _worker
-    # One process, one thread; and none outlives the command, were it killed.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    # With a backend, the encoder asks nothing of the tokenizer itself.
-    _worker = job, encoder(None, Tokenizer.from_str(backend))
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
-
-
-def _work(piece: Piece) -> tuple[int, int, list[str]]:
-    assert _worker is not None
-    return do_piece(piece, *_worker)
 
 
 def write_manifest(
