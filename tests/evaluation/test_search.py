@@ -102,7 +102,7 @@ def test_a_picture_that_is_lost_meanwhile_comes_last(
     [
         (" ", "the query is empty"),
         ("zebra", "no word that the model knows"),
-        ("red " * 40, "42 tokens, and the model has 16"),
+        ("red " * 40, "42 tokens, and the model reads 16"),
     ],
 )
 def test_bad_queries_are_one_line(

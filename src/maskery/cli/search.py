@@ -69,15 +69,13 @@ def main(arguments: Sequence[str]) -> int:
     with quick_imports():
         from maskery.data.tokenise import default_cache_dir
         from maskery.evaluation.gallery import open_gallery
-        from maskery.evaluation.image_text_opening import open_image_text
-        from maskery.evaluation.search import Searcher, encode_query
-        from maskery.recipes.retrieval_evaluate import caption_preparation
+        from maskery.evaluation.queries import encode_query
+        from maskery.evaluation.search import Searcher
+        from maskery.recipes.model_retrieval import open_for_retrieval
 
-    opened = open_image_text(wanted.model)
-    prepare = caption_preparation(wanted.model)
-    queries = {text: prepare(text) for text in wanted.text}
-    for query in queries.values():
-        encode_query(opened, query)  # what is wrong with one is said before an hour of indexing
+    opened = open_for_retrieval(wanted.model)
+    for text in wanted.text:
+        encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
     gallery = open_gallery(
         opened,
         wanted.gallery,
@@ -87,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
         progress=not wanted.json,
     )
     searcher = Searcher(opened, gallery, rerank=wanted.rerank)
-    found = {text: searcher.search(query, top=wanted.top) for text, query in queries.items()}
+    found = {text: searcher.search(text, top=wanted.top) for text in wanted.text}
     if wanted.sheet is not None:
         save_sheet(wanted.sheet, wanted.gallery, found)
     if wanted.json:

@@ -111,7 +111,7 @@ def explain(
         ModelError: The model has no fusion layers, or a matching head that was never trained.
     """
     model = opened.model
-    target = target or ("matching" if can_match(model) else "words")
+    target = target or ("matching" if can_match(opened) else "words")
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(fusion_layers(model.text_encoder)) == 1
     ids, words = words_of(opened, caption)
@@ -119,7 +119,7 @@ def explain(
     with torch.no_grad():
         tokens = model.encode_image(pixels)
         keys = model.project_images(tokens)
-        match = _match(model, ids, keys) if can_match(model) else None
+        match = _match(model, ids, keys) if can_match(opened) else None
     if target == "matching":
         heat = matching_heat(model, ids, keys, chosen)
         if whole:
@@ -292,7 +292,7 @@ def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> 
             f"'{opened.name}' has no fusion layers: its words never look at the picture; use "
             f"another model"
         )
-    if target == "matching" and not can_match(opened.model):
+    if target == "matching" and not can_match(opened):
         raise ModelError(
             f"the matching head of '{opened.name}' was never trained, so it says nothing; explain "
             f"the words instead: --target words"

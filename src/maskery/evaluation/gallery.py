@@ -109,7 +109,7 @@ def open_gallery(
         DataError: There is no readable picture, or the index cannot be written.
         ModelError: The model's features say nothing.
     """
-    require_contrast(opened.model, opened.name)
+    require_contrast(opened)
     found = find_pictures(folder)
     if not found:
         raise DataError(

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.data.gallery.files import PictureBytes, read_picture
 from maskery.data.gallery.vectors import nearest
@@ -22,6 +21,7 @@ from maskery.data.images.skipped import Skipped
 from maskery.evaluation.gallery import Gallery
 from maskery.evaluation.heads import can_match
 from maskery.evaluation.image_text_opening import OpenImageText
+from maskery.evaluation.queries import encode_query
 from maskery.evaluation.rerank import match_logits
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_features import ReadTexts, read_images, read_texts
@@ -62,7 +62,7 @@ class Searcher:
         self.rerank = min(rerank, len(gallery))
         if rerank > len(gallery):
             log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
-        if rerank and not can_match(opened.model):
+        if rerank and not can_match(opened):
             log.warning(
                 "the matching head of '%s' was never trained, so the ranking is by similarity "
                 "alone",
@@ -146,31 +146,3 @@ class Searcher:
         logits = match_logits(model, read, images, candidates, config=config)
         probabilities: npt.NDArray[np.float64] = logits[0].double().softmax(dim=-1)[:, 1].numpy()
         return probabilities
-
-
-def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
-    """A description as the tokens of a model; asks nothing of a gallery.
-
-    Raises:
-        DataError: It is empty, unknown or too long.
-    """
-    if not text.strip():
-        raise DataError('the query is empty; describe what is looked for, as "a red coat"')
-    tokenizer = opened.tokenizer
-    ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
-    limit = int(opened.model.config.text_config.max_position_embeddings)
-    if len(ids) > limit:
-        raise DataError(
-            f"the query has {len(ids)} tokens, and the model has {limit} positions; shorten it"
-        )
-    if not set(ids) - set(tokenizer.all_special_ids):
-        raise DataError(
-            f"the query {text!r} has no word that the model knows; use words of its captions"
-        )
-    return TokenBatch(
-        input_ids=np.array(ids, np.int64),
-        boundaries=np.array([0, len(ids)], np.int64),
-        example_ids=np.zeros(1, np.uint64),
-        starts=np.zeros(1, np.int64),
-        word_starts=np.ones(len(ids), np.bool_),
-    )
