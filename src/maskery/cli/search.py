@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +38,9 @@ class Search:
     """The folder of pictures; folders inside it count, names that start with a dot do not."""
     top: int = 10
     """Pictures to show for each query."""
-    rerank: int = 32
+    rerank: int | None = None
     """The most similar pictures, which the matching head looks at again with the words; 0: none.
-    Time grows with it."""
+    Time grows with it. Default: what the model was trained to be asked with, or 128."""
     sheet: Path | None = None
     """Also draw the pictures found on a contact sheet, into this PNG file."""
     rehash: bool = False
@@ -56,8 +56,9 @@ class Search:
         if not self.text:
             raise ConfigError('no query is given: add one, such as "a woman in a red coat"')
         for name, least in (("top", 1), ("rerank", 0), ("batch_images", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}: it must be at least {least}")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ConfigError(f"--sheet is '{self.sheet}': it is written as PNG; end it with .png")
 
@@ -84,7 +85,10 @@ def main(arguments: Sequence[str]) -> int:
         rehash=wanted.rehash,
         progress=not wanted.json,
     )
-    searcher = Searcher(opened, gallery, rerank=wanted.rerank)
+    ranking = opened.retrieval.ranking
+    if wanted.rerank is not None:
+        ranking = replace(ranking, rerank=wanted.rerank)
+    searcher = Searcher(opened, gallery, ranking)
     found = {text: searcher.search(text, top=wanted.top) for text in wanted.text}
     if wanted.sheet is not None:
         save_sheet(wanted.sheet, wanted.gallery, found)
