@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.cli.output_file import prepare_output, shown
 from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
 
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str]) -> int:
     opened = open_for_retrieval(wanted.model)
     for text in wanted.text:
         encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
+    if wanted.sheet is not None:
+        prepare_output(wanted.sheet, "--sheet")
     gallery = open_gallery(
         opened,
         wanted.gallery,
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{describe(gallery)}\n")
         print("\n\n".join(listing(text, hits) for text, hits in found.items()))
         if wanted.sheet is not None:
-            print(f"\ncontact sheet: {wanted.sheet}")
+            print(f"\ncontact sheet: {shown(wanted.sheet)}")
     return 0
 
 
@@ -135,14 +138,14 @@ def as_json(
 ) -> dict[str, object]:
     """Everything that was found."""
     return {
-        "gallery": str(wanted.gallery),
+        "gallery": shown(wanted.gallery),
         "pictures": len(gallery),
         "changes": asdict(gallery.changes),
         "skipped": list(gallery.troubles),
         "results": [
             {"query": text, "hits": [asdict(hit) for hit in hits]} for text, hits in found.items()
         ],
-        "sheet": None if wanted.sheet is None else str(wanted.sheet),
+        "sheet": None if wanted.sheet is None else shown(wanted.sheet),
     }
 
 
