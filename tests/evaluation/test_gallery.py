@@ -149,6 +149,22 @@ def test_another_model_or_preparation_has_an_index_of_its_own(
     assert fingerprint(opened) == prints[0]
 
 
+@pytest.mark.parametrize("letter", ["n", "é", "\udcff"])
+def test_long_and_odd_names_of_galleries(
+    opened: OpenImageText, tmp_path: Path, letter: str
+) -> None:
+    name = letter * (254 // len(os.fsencode(letter)))
+    (tmp_path / name).mkdir()
+    draw(tmp_path / name / "0.png", 0)
+    assert len(look(opened, tmp_path / name)) == 1
+    index = index_folder(tmp_path / "cache", tmp_path / name, fingerprint(opened))
+    assert (index / "index.sqlite").is_file()
+    index.name.encode("utf-8")
+    # What tells galleries apart is the whole path.
+    other = index_folder(tmp_path / "cache", tmp_path / f"{name[:-1]}m", fingerprint(opened))
+    assert other != index
+
+
 def test_galleries_without_pictures_are_one_line(opened: OpenImageText, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -6,6 +6,7 @@ Shapes: B pictures, E features.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,6 +26,9 @@ from maskery.evaluation.image_text_opening import OpenImageText
 from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
+
+MOST_OF_NAME = 100
+"""Bytes of a gallery's own name in the name of its index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +70,11 @@ class Gallery:
 
 def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
     """Where the index of a gallery under one model lies."""
-    place = blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
-    return cache_dir / "galleries" / f"{folder.resolve().name or 'root'}-{place}-{fingerprint}"
+    path = folder.resolve()
+    place = blake2b(os.fsencode(path), digest_size=8).hexdigest()
+    # For people to know it by. File names end at 255 bytes, and names here may be of other bytes.
+    name = os.fsencode(path.name)[:MOST_OF_NAME].decode("utf-8", "ignore") or "root"
+    return cache_dir / "galleries" / f"{name}-{place}-{fingerprint}"
 
 
 def fingerprint(opened: OpenImageText) -> str:
