@@ -113,9 +113,10 @@ def test_pictures_that_cannot_be_read_are_told_every_time(
 ) -> None:
     (folder / "3.png").write_bytes(b"no picture")
     (folder / "4.png").write_bytes(b"")
-    for _ in range(2):
+    for again in range(2):
         gallery = look(opened, folder)
         assert len(gallery) == 6
+        assert gallery.changes.encoded == (0 if again else 6)
         assert [("3.png" in t, "4.png" in t) for t in gallery.troubles] == [
             (True, False),
             (False, True),

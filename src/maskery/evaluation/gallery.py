@@ -37,7 +37,7 @@ class Changes:
 
     Attributes:
         read: Files that were new, or not as they had been.
-        encoded: Contents among them that had never been seen.
+        encoded: Contents among them that got a feature: never seen before, and readable.
         removed: Files that are gone, or can no longer be read.
     """
 
@@ -202,7 +202,7 @@ class Indexing:
         return pictures
 
     def _take_in(self, store: GalleryStore, pictures: Mapping[str, PictureBytes]) -> int:
-        """Encode the contents that are new, and say how many those were."""
+        """Encode the contents that are new, and say how many could be."""
         digests = {path: picture.digest for path, picture in pictures.items()}
         contents = {digests[path]: picture for path, picture in pictures.items()}
         known = store.known(contents, readable=self.rehash)
@@ -210,7 +210,7 @@ class Indexing:
         features, troubles = self._encode(new)
         files = {path: (self.found[path], digest) for path, digest in digests.items()}
         store.save(files, features, troubles)
-        return len(new)
+        return len(features)
 
     def _encode(
         self, pictures: Mapping[bytes, PictureBytes]
