@@ -47,7 +47,7 @@ class Explain:
     target: Literal["auto", "matching", "words"] = "auto"
     """What is explained: that words and picture match, or each word, masked, in its place. auto:
     matching, where the model's matching head was trained. With one fusion layer, matching is
-    explained by one picture for all words."""
+    explained by one picture for all words; words needs a model trained with --mlm-weight."""
     layer: int | None = None
     """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
     json: bool = False
@@ -70,9 +70,9 @@ def main(arguments: Sequence[str]) -> int:
         from maskery.data.images.config import DEFAULT_MAX_PIXELS
         from maskery.data.pairs.image_refs import FileImage
         from maskery.evaluation.explain import explain
-        from maskery.evaluation.image_text_opening import open_image_text
+        from maskery.recipes.model_retrieval import open_for_retrieval
 
-    opened = open_image_text(wanted.model)
+    opened = open_for_retrieval(wanted.model)
     image = FileImage(wanted.image.name, wanted.image.parent, DEFAULT_MAX_PIXELS).load()
     prepare_output(wanted.output, "--output")
     explanation = explain(

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.errors import ConfigError, DataError, ModelError
+from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
+from maskery.evaluation.caption_words import Word, words_of
 from maskery.evaluation.heads import can_match
 from maskery.evaluation.image_text_opening import OpenImageText
 from maskery.models.image_text.attention import ImageKeys
@@ -34,19 +35,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Target = Literal["matching", "words"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Word:
-    """A word of the caption.
-
-    Attributes:
-        text: As written.
-        tokens: Where its pieces stand in the caption, special tokens counted.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +88,15 @@ def explain(
     Args:
         opened: The model.
         image: RGB.
-        caption: The words.
+        caption: The words, as typed; the model reads them as its captions were prepared.
         target: What is explained; None for matching where its head was trained, else the words.
         layer: Of the fusion layers, counted from 0; None for the middle one (ALBEF's choice: the
             third of six).
 
     Raises:
         ConfigError: There is no such layer, or it says nothing about the target.
-        DataError: The caption is empty or too long.
-        ModelError: The model has no fusion layers, or a matching head that was never trained.
+        DataError: The caption is empty, unknown or too long.
+        ModelError: The model has no fusion layers, or a head that was never trained.
     """
     model = opened.model
     target = target or ("matching" if can_match(opened) else "words")
@@ -237,36 +225,6 @@ def patch_grid(model: ImageTextModel, pixels: torch.Tensor) -> tuple[int, int]:
     patch: Any = model.config.vision_config.patch_size
     height, width = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
     return pixels.shape[-2] // height, pixels.shape[-1] // width
-
-
-def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
-    """A caption as token ids (L,), and its words without punctuation.
-
-    Raises:
-        DataError: It has no word, or more tokens than the model has positions.
-    """
-    encoded = opened.tokenizer(
-        caption, truncation=False, verbose=False, return_offsets_mapping=True
-    )
-    ids: list[int] = encoded["input_ids"]
-    limit = int(opened.model.config.text_config.max_position_embeddings)
-    if len(ids) > limit:
-        raise DataError(
-            f"the caption has {len(ids)} tokens, and the model has {limit} positions; shorten it"
-        )
-    pieces: dict[int, list[int]] = {}
-    for place, number in enumerate(encoded.word_ids()):
-        if number is not None:
-            pieces.setdefault(number, []).append(place)
-    offsets = encoded["offset_mapping"]
-    words = [
-        Word(text=caption[offsets[places[0]][0] : offsets[places[-1]][1]], tokens=tuple(places))
-        for places in pieces.values()
-    ]
-    words = [word for word in words if any(letter.isalnum() for letter in word.text)]
-    if not words:
-        raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
-    return torch.tensor(ids), words
 
 
 def _attention_map(core: Any, hidden: torch.Tensor, image: ImageKeys) -> torch.Tensor:

@@ -26,7 +26,7 @@ def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
         DataError: It is empty, no Unicode, or has too many words.
     """
     if not text.strip():
-        raise DataError(f'the {what} is empty; describe what is looked for, as "a red coat"')
+        raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
