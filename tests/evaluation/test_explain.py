@@ -186,6 +186,22 @@ def test_the_caption_is_read_as_in_training_and_shown_as_typed(
         assert one.probability == other.probability
 
 
+def test_heads_that_learnt_nothing_are_not_explained(
+    opened: OpenImageText, picture: Image.Image
+) -> None:
+    matches = learnt(opened, "itc", "itm")
+    assert explain(matches, picture, CAPTION).target == "matching"
+    with pytest.raises(ModelError, match="never learnt to fill words"):
+        explain(matches, picture, CAPTION, target="words")
+    fills = learnt(opened, "itc", "mlm")
+    assert explain(fills, picture, CAPTION).target == "words"
+    with pytest.raises(ModelError, match=r"matching head of .* was never trained"):
+        explain(fills, picture, CAPTION, target="matching")
+    for target in (None, "matching", "words"):
+        with pytest.raises(ModelError, match="learnt neither to match nor to fill words"):
+            explain(learnt(opened, "itc"), picture, CAPTION, target=target)  # type: ignore[arg-type]
+
+
 def test_no_gradient_is_left_behind(opened: OpenImageText, picture: Image.Image) -> None:
     for parameter in opened.model.parameters():
         parameter.grad = None

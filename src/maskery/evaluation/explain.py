@@ -25,7 +25,7 @@ import torch
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
 from maskery.evaluation.caption_words import Word, words_of
-from maskery.evaluation.heads import can_match
+from maskery.evaluation.heads import can_fill, can_match
 from maskery.evaluation.image_text_opening import OpenImageText
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.class_token import fusion_layers
@@ -99,7 +99,7 @@ def explain(
         ModelError: The model has no fusion layers, or a head that was never trained.
     """
     model = opened.model
-    target = target or ("matching" if can_match(opened) else "words")
+    target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(fusion_layers(model.text_encoder)) == 1
     ids, words = words_of(opened, caption)
@@ -243,18 +243,34 @@ def _match(model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys]) 
     return float(model.itm_head(hidden[:, 0]).float().softmax(dim=-1)[0, 1])
 
 
-def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
-    count = len(fusion_layers(opened.model.text_encoder))
-    if not count:
+def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
+    """What is explained; a head that has learnt nothing is not."""
+    if not fusion_layers(opened.model.text_encoder):
         raise ModelError(
             f"'{opened.name}' has no fusion layers: its words never look at the picture; use "
             f"another model"
         )
-    if target == "matching" and not can_match(opened):
+    matches, fills = can_match(opened), can_fill(opened)
+    if not matches and not fills:
+        raise ModelError(
+            f"'{opened.name}' learnt neither to match nor to fill words, so it says nothing that "
+            f"could be explained; train with --itm-weight or --mlm-weight above 0"
+        )
+    if target == "matching" and not matches:
         raise ModelError(
             f"the matching head of '{opened.name}' was never trained, so it says nothing; explain "
             f"the words instead: --target words"
         )
+    if target == "words" and not fills:
+        raise ModelError(
+            f"'{opened.name}' never learnt to fill words, so what it says of each is noise; "
+            f"explain the match instead: --target matching, or train with --mlm-weight above 0"
+        )
+    return target or ("matching" if matches else "words")
+
+
+def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
+    count = len(fusion_layers(opened.model.text_encoder))
     chosen = (count - 1) // 2 if layer is None else layer
     if not 0 <= chosen < count:
         raise ConfigError(

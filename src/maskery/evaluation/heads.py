@@ -17,6 +17,11 @@ def can_contrast(opened: OpenImageText) -> bool:
     return "itc" in opened.retrieval.trained
 
 
+def can_fill(opened: OpenImageText) -> bool:
+    """Whether the head over the vocabulary (MLM) has been trained."""
+    return "mlm" in opened.retrieval.trained
+
+
 def require_contrast(opened: OpenImageText) -> None:
     """Refuse a model whose features say nothing.
 
