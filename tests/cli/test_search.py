@@ -49,6 +49,21 @@ def test_json_holds_everything(folder: Path, capsys: pytest.CaptureFixture[str])
     assert [hit["match"] is None for hit in result["hits"]] == [False, False, True]
 
 
+def test_each_query_has_a_result_in_its_place(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries = ["red paper", "all blue", "red paper"]
+    sheet = tmp_path / "sheet.png"
+    assert main(command(folder, *queries, "--top", "2", "--sheet", str(sheet), "--json")) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["query"] for result in results] == queries
+    assert results[0] == results[2] != results[1]
+    assert main(command(folder, *queries, "--top", "2")) == 0
+    assert capsys.readouterr().out.count("red paper") == 2
+    with Image.open(sheet) as drawn:
+        assert drawn.height > 3 * 192
+
+
 def test_a_wrong_query_is_refused_before_pictures_are_read(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert main(command(folder, "red paper", " ", "--cache-dir", str(cache))) == 2

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
@@ -41,7 +41,7 @@ class Search:
     """Pictures to show for each query."""
     rerank: int | None = None
     """The most similar pictures, which the matching head looks at again with the words; 0: none.
-    Time grows with it. Default: what the model was trained to be asked with, or 128."""
+    Time grows with it. Default: the model's own setting, or 128."""
     sheet: Path | None = None
     """Also draw the pictures found on a contact sheet, into this PNG file."""
     rehash: bool = False
@@ -62,6 +62,13 @@ class Search:
                 raise ConfigError(f"{name} is {value}: it must be at least {least}")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ConfigError(f"--sheet is '{self.sheet}': it is written as PNG; end it with .png")
+
+
+class Found(NamedTuple):
+    """One query's pictures. A query may be given twice."""
+
+    text: str
+    hits: Sequence[Hit]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,14 +99,14 @@ def main(arguments: Sequence[str]) -> int:
     if wanted.rerank is not None:
         ranking = replace(ranking, rerank=wanted.rerank)
     searcher = Searcher(opened, gallery, ranking)
-    found = {text: searcher.search(text, top=wanted.top) for text in wanted.text}
+    found = [Found(text, searcher.search(text, top=wanted.top)) for text in wanted.text]
     if wanted.sheet is not None:
         save_sheet(wanted.sheet, wanted.gallery, found)
     if wanted.json:
         print_json(as_json(wanted, gallery, found))
     else:
         print(f"{describe(gallery)}\n")
-        print("\n\n".join(listing(text, hits) for text, hits in found.items()))
+        print("\n\n".join(listing(text, hits) for text, hits in found))
         if wanted.sheet is not None:
             print(f"\ncontact sheet: {shown(wanted.sheet)}")
     return 0
@@ -133,29 +140,25 @@ def listing(text: str, hits: Sequence[Hit]) -> str:
     return "\n".join([text, *lines])
 
 
-def as_json(
-    wanted: Search, gallery: Gallery, found: Mapping[str, Sequence[Hit]]
-) -> dict[str, object]:
-    """Everything that was found."""
+def as_json(wanted: Search, gallery: Gallery, found: Sequence[Found]) -> dict[str, object]:
+    """Everything that was found: one result for each query, in their order."""
     return {
         "gallery": shown(wanted.gallery),
         "pictures": len(gallery),
         "changes": asdict(gallery.changes),
         "skipped": list(gallery.troubles),
-        "results": [
-            {"query": text, "hits": [asdict(hit) for hit in hits]} for text, hits in found.items()
-        ],
+        "results": [{"query": text, "hits": [asdict(hit) for hit in hits]} for text, hits in found],
         "sheet": None if wanted.sheet is None else shown(wanted.sheet),
     }
 
 
-def save_sheet(path: Path, folder: Path, found: Mapping[str, Sequence[Hit]]) -> None:
+def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     """Draw the pictures found, a row for each query."""
     from maskery.data.gallery.files import read_picture
     from maskery.data.images.sheet import Cell, SheetRow, draw_sheet
 
     rows = []
-    for text, hits in found.items():
+    for text, hits in found:
         cells = []
         for number, hit in enumerate(hits, 1):
             score = f"{hit.similarity:.3f}" if hit.match is None else f"{100 * hit.match:.1f}%"
