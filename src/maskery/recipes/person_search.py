@@ -20,6 +20,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.data.person_search.source import PersonSource
+from maskery.evaluation.model_retrieval import save_model_retrieval
 from maskery.evaluation.retrieval import Retrieval, RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_metrics import RankingFigures
 from maskery.models.image_text.model import ImageTextModel
@@ -30,6 +31,7 @@ from maskery.recipes.image_text_parts import (
     open_pictures,
     read_captions,
 )
+from maskery.recipes.model_retrieval import retrieval_of
 from maskery.recipes.pairs_model import (
     StartModel,
     choose_max_length,
@@ -284,10 +286,11 @@ def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_model(run: PersonSearchRun, folder: Path, result: PersonSearchResult) -> None:
-    """Write the model with its tokenizer, how its pictures are prepared, and the momentum twin."""
+    """Write the model with its tokenizer, its momentum twin, and how it is to be used."""
     run.start.model.save_pretrained(folder)
     run.start.tokenizer.save_pretrained(folder)
     save_preprocessing(folder, run.start.view)
+    save_model_retrieval(folder, retrieval_of(run.config))
     twin = {f"twin.{name}": t.cpu() for name, t in run.task.twin.state_dict().items()}
     save_file(twin, folder / EXTRA_STATE)
     write_text(folder / "README.md", person_search_card(run.config, result))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,20 +15,16 @@ from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.person_search.captions import clean_caption
 from maskery.data.person_search.dataset import open_person_search
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.evaluation.heads import can_match, require_contrast
-from maskery.evaluation.image_text_opening import (
-    OpenImageText,
-    open_image_text,
-    preprocessing_of,
-)
+from maskery.evaluation.image_text_opening import OpenImageText, preprocessing_of
 from maskery.evaluation.retrieval import RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_metrics import FIGURES
 from maskery.evaluation.retrieval_pairs import evaluate_retrieval_set, retrieval_set
 from maskery.evaluation.search_samples import SearchSample, sample_searches, spread_queries
+from maskery.recipes.model_retrieval import is_person_search_run, open_for_retrieval
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
 
@@ -74,26 +69,29 @@ class RetrievalEvaluation:
         }
 
 
-def is_person_search_run(folder: Path) -> bool:
-    """Whether a folder's configuration is that of a person-search run."""
-    try:
-        lines = (folder / CONFIG).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return any(line.startswith("weak_pair_probability:") for line in lines)
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be another than the model's own; None leaves it.
 
+    Attributes:
+        rerank: Images that matching ranks anew.
+        score: What they are ranked by.
+        odds_weight: Of the score `sum`.
+        clean_captions: Whether captions are cleaned.
+        batch_tokens: Text tokens computed at once; the figures do not depend on it.
+    """
 
-def caption_preparation(name: str) -> Callable[[str], str]:
-    """What a run did to captions before it read them; nothing, where that is not known."""
-    folder = Path(name)
-    if folder.name == MODEL and not is_person_search_run(folder):
-        folder = folder.parent
-    if not is_person_search_run(folder):
-        return str
-    data = load_config(folder / CONFIG, PersonSearchRunConfig).data
-    if not data.clean_captions:
-        return str
-    return partial(clean_caption, max_words=data.max_words)
+    rerank: int | None = None
+    score: Literal["matching", "odds", "sum"] | None = None
+    odds_weight: float | None = None
+    clean_captions: bool | None = None
+    batch_tokens: int | None = None
+
+    def of_model(self) -> dict[str, Any]:
+        """What is set and belongs to the model."""
+        values = asdict(self)
+        del values["batch_tokens"]
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def evaluate_retrieval_models(
@@ -102,8 +100,7 @@ def evaluate_retrieval_models(
     data: str | None = None,
     reading: PairsConfig | None = None,
     split: HeldOutSplit = "test",
-    rerank: int | None = None,
-    batch_tokens: int | None = None,
+    asked: Asked | None = None,
     progress: bool = False,
 ) -> RetrievalEvaluation:
     """Measure models, each on the split of its own run, or all on the same pairs.
@@ -113,8 +110,7 @@ def evaluate_retrieval_models(
         data: A source of pairs that name persons; None for what each run held out.
         reading: How `data` is read; by default `PairsConfig()`.
         split: Of the runs' datasets; `val` where a dataset has no test split.
-        rerank: Images that matching ranks anew; None for what the run had, or 128.
-        batch_tokens: Text tokens computed at once; the figures do not depend on it.
+        asked: What is to be another than the models' own.
         progress: Whether to draw bars.
 
     Raises:
@@ -125,13 +121,15 @@ def evaluate_retrieval_models(
     twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
     if twice:
         raise ConfigError(f"'{twice[0]}' is named twice; name each run once")
-    figures = {}
+    figures, asked = {}, asked or Asked()
     for name in names:
-        settings = _settings(name, data, rerank, batch_tokens)
-        opened = _opened(name)
-        if settings.rerank and not _matches(opened):
-            log.info("the matching head of '%s' was never trained, so it is left out", name)
-            settings = replace(settings, rerank=0)
+        if data is None and not is_person_search_run(Path(name)):
+            raise ConfigError(
+                f"'{name}' is no run of maskery train person-search, so it has no held-out "
+                f"pictures of its own; name some with --data PAIRS"
+            )
+        opened = _opened(name, asked)
+        settings = _settings(opened, asked)
         if data is None:
             figures[name] = _on_its_split(opened, split, settings)
         else:
@@ -157,45 +155,40 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
     return spread
 
 
-def _settings(
-    name: str, data: str | None, rerank: int | None, batch_tokens: int | None
-) -> RetrievalConfig:
-    """A run's own settings, or the usual ones, with what is asked for."""
-    if is_person_search_run(Path(name)):
-        settings = load_config(Path(name) / CONFIG, PersonSearchRunConfig).retrieval
-    elif data is None:
-        raise ConfigError(
-            f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
-            f"its own; name some with --data PAIRS"
-        )
-    else:
-        settings = RetrievalConfig()
-    if rerank is not None:
-        settings = replace(settings, rerank=rerank)
-    if batch_tokens is not None:
-        settings = replace(settings, batch_tokens=batch_tokens)
-    return settings
-
-
-def _opened(name: str) -> OpenImageText:
+def _opened(name: str, asked: Asked) -> OpenImageText:
     folder = Path(name)
     if is_person_search_run(folder) and not (folder / MODEL / "config.json").is_file():
         raise ConfigError(
             f"the run '{folder}' has no model yet; finish it with: maskery train --config "
             f"{folder / CONFIG} --resume auto"
         )
-    opened = open_image_text(name)
+    opened = open_for_retrieval(name)
     if not is_person_search_run(folder):
-        require_contrast(opened.model, name)
-    return opened
+        require_contrast(opened)
+    retrieval = replace(opened.retrieval, **asked.of_model())
+    if asked.odds_weight is not None and retrieval.score != "sum":
+        raise ConfigError(
+            f"odds_weight is set, and '{name}' is ranked by {retrieval.score}, which has no use "
+            f"for it; add --score sum, or leave it out"
+        )
+    return replace(opened, retrieval=retrieval)
 
 
-def _matches(opened: OpenImageText) -> bool:
-    """Whether the matching head was trained: a run says so, of other models the head itself."""
-    if not is_person_search_run(Path(opened.name)):
-        return can_match(opened.model)
-    config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
-    return "itm" in config.objectives.weights
+def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
+    """The model's own settings with what is asked for, and what is computed at once."""
+    folder, ranking = Path(opened.name), opened.retrieval.ranking
+    settings = RetrievalConfig()
+    if is_person_search_run(folder):
+        settings = load_config(folder / CONFIG, PersonSearchRunConfig).retrieval
+    if ranking.rerank and not can_match(opened):
+        log.info("the matching head of '%s' was never trained, so it is left out", opened.name)
+        ranking = replace(ranking, rerank=0)
+    return replace(
+        ranking,
+        batch_images=settings.batch_images,
+        batch_tokens=asked.batch_tokens or settings.batch_tokens,
+        memory_mb=settings.memory_mb,
+    )
 
 
 def search_samples(folder: Path) -> tuple[SearchSample, ...]:
@@ -207,9 +200,8 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
     Raises:
         MaskeryError: Its dataset or its model is no longer there.
     """
-    opened, settings = _opened(str(folder)), _settings(str(folder), None, None, None)
-    if not _matches(opened):
-        settings = replace(settings, rerank=0)
+    opened = _opened(str(folder), Asked())
+    settings = _settings(opened, Asked())
     held_out = _held_out(opened, "test", settings)
     queries = spread_queries(len(held_out.queries))
     found = evaluate_retrieval(
@@ -247,7 +239,10 @@ def _held_out(
 ) -> HeldOutPersons:
     """A split of a run's dataset, read as the run read it."""
     config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
-    data = open_person_search(config.data)
+    retrieval = opened.retrieval
+    data = open_person_search(
+        replace(config.data, clean_captions=retrieval.clean_captions, max_words=retrieval.max_words)
+    )
     if split == "test" and data.test is None:
         log.info("%s has no test split: its validation identities are measured", data.title)
     pairs = data.test if split == "test" and data.test is not None else data.val
@@ -256,7 +251,7 @@ def _held_out(
         pairs,
         opened.tokenizer,
         Skipped("caption", config.data.on_bad_caption),
-        max_length=config.max_length or _positions(opened),
+        max_length=opened.max_tokens,
     )
     pictures = Pictures(pairs, config.data.on_bad_image, near=view.size)
     return HeldOutPersons(pairs, tokens, pictures, view, batch_images=settings.batch_images)
@@ -265,17 +260,13 @@ def _held_out(
 def _on_pairs(
     opened: OpenImageText, pairs: Pairs, settings: RetrievalConfig, *, progress: bool
 ) -> RetrievalFigures:
-    """Any image-text model on pairs; captions are prepared as the model's run did."""
+    """Any image-text model on pairs; captions are prepared as the model's own were."""
     found = retrieval_set(
         pairs,
         opened.tokenizer,
-        max_length=_positions(opened),
-        prepare=caption_preparation(opened.name),
+        max_length=opened.max_tokens,
+        prepare=opened.retrieval.prepare,
     )
     return evaluate_retrieval_set(
         opened.model, found, opened.view, settings, progress=progress
     ).figures
-
-
-def _positions(opened: OpenImageText) -> int:
-    return int(opened.model.config.text_config.max_position_embeddings)
