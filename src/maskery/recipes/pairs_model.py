@@ -24,9 +24,9 @@ from maskery.models.image_text.config import check_image_size
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer
 from maskery.recipes.pairs_config import SCRATCH, SIZES
+from maskery.recipes.run_folder import TOKENIZER
 from maskery.training.config import TrainingConfig
 
-TOKENIZER = "tokenizer"
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
 

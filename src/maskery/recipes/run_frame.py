@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from maskery.core.errors import CheckpointError
 from maskery.core.processes import join_processes
-from maskery.recipes.run_folder import EVALUATION, open_run_folder, save_config, write_json
+from maskery.recipes.held_folder import held_run_folder
+from maskery.recipes.run_folder import EVALUATION, save_config, write_json
 from maskery.training.config import TrainingConfig
 
 
@@ -48,8 +49,8 @@ def run_in_folder(
 ) -> ResultT:
     """Open the run folder, prepare the run, let it fill the folder, and write what it came to.
 
-    A run that fails before its first step leaves no folder behind. With several processes the main
-    one chooses the folder and writes; all of them prepare and fill.
+    A run that fails while it is prepared leaves nothing behind. With several processes the main one
+    chooses the folder, keeps other runs out of it and writes; all of them prepare and fill.
 
     Args:
         config: A dataclass with `output` and `resume`.
@@ -58,22 +59,20 @@ def run_in_folder(
         fill: Trains and saves.
     """
     processes = join_processes()
-    folder, fresh = open_run_folder(
-        processes, config.output, default, resume=config.resume == "auto"
-    )
-    try:
-        # The others find what the main process leaves on disk: tokenizer, tokens.
-        with processes.main_first():
-            run = prepare(folder)
+    with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
+        folder = held.path
+        try:
+            # The others find what the main process leaves on disk: tokenizer, tokens.
+            with processes.main_first():
+                run = prepare(folder)
+            if processes.is_main:
+                save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
+        except BaseException:
+            held.discard()
+            raise
+        result = fill(run, folder)
         if processes.is_main:
-            save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
-    except Exception:
-        if fresh:  # nothing was done yet: leave no empty folder behind
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    result = fill(run, folder)
-    if processes.is_main:
-        write_json(folder / EVALUATION, result.to_json())
+            write_json(folder / EVALUATION, result.to_json())
     return result
 
 
