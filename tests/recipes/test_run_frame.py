@@ -14,8 +14,9 @@ import pytest
 
 from maskery.core.errors import CheckpointError, DataError
 from maskery.recipes.folder_lock import LOCK
-from maskery.recipes.run_folder import CONFIG, TOKENIZER
+from maskery.recipes.run_folder import CONFIG, TOKENIZER, load_config
 from maskery.recipes.run_frame import run_in_folder
+from maskery.training.snapshot import Position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +34,27 @@ class Result:
         return self.figures
 
 
-def nothing(folder: Path) -> None:
+@dataclass(frozen=True)
+class Run:
+    identity: str = "{}"
+
+
+def nothing(folder: Path) -> Run:
     """Prepare a run that needs nothing."""
+    return Run()
 
 
-def fail(folder: Path) -> None:
+def fail(folder: Path) -> Run:
     raise DataError("the corpus is empty")
 
 
 def run(
-    config: Config, default: Path = Path("unused"), prepare: Callable[[Path], None] = nothing
+    config: Config, default: Path = Path("unused"), prepare: Callable[[Path], Run] = nothing
 ) -> list[str]:
     """Run something that does nothing; what its folder held while it ran."""
     seen: list[str] = []
 
-    def fill(run: None, folder: Path) -> Result:
+    def fill(run: Run, folder: Path) -> Result:
         seen.extend(path.name for path in folder.iterdir())
         return Result({"folder": str(folder)})
 
@@ -69,10 +76,11 @@ def test_a_second_run_is_refused_and_harms_nothing(tmp_path: Path, resume: str) 
     """The folder is still empty when the second one asks for it."""
     config = Config(output=tmp_path / "run")
 
-    def prepare(folder: Path) -> None:
+    def prepare(folder: Path) -> Run:
         with pytest.raises(CheckpointError, match="in use by another process; wait") as caught:
             run(Config(output=folder, resume=resume), prepare=fail)
         assert "\n" not in str(caught.value)
+        return Run()
 
     run(config, prepare=prepare)
     assert (tmp_path / "run" / "evaluation.json").is_file()
@@ -81,9 +89,10 @@ def test_a_second_run_is_refused_and_harms_nothing(tmp_path: Path, resume: str) 
 def test_two_runs_with_a_default_folder_get_one_each(tmp_path: Path) -> None:
     default = tmp_path / "runs" / "text-model"
 
-    def prepare(folder: Path) -> None:
+    def prepare(folder: Path) -> Run:
         assert folder == default
         run(Config(output=None), default)
+        return Run()
 
     run(Config(output=None), default, prepare)
     made = sorted(path.name for path in default.parent.iterdir())
@@ -100,10 +109,10 @@ def test_a_run_that_cannot_be_prepared_leaves_things_as_they_were(
     if before == "lock left by a kill":
         (folder / LOCK).touch()
 
-    def prepare(folder: Path) -> None:
+    def prepare(folder: Path) -> Run:
         (folder / TOKENIZER).mkdir()
         (folder / TOKENIZER / "vocab.txt").touch()
-        fail(folder)
+        return fail(folder)
 
     with pytest.raises(DataError):
         run(Config(output=folder), prepare=prepare)
@@ -113,9 +122,9 @@ def test_a_run_that_cannot_be_prepared_leaves_things_as_they_were(
 
 
 def test_what_somebody_put_into_the_folder_stays(tmp_path: Path) -> None:
-    def prepare(folder: Path) -> None:
+    def prepare(folder: Path) -> Run:
         (folder / "notes.txt").write_text("mine")
-        fail(folder)
+        return fail(folder)
 
     with pytest.raises(DataError):
         run(Config(output=tmp_path / "run"), prepare=prepare)
@@ -128,12 +137,46 @@ def test_without_locks_nothing_of_another_process_is_removed(
     def cannot(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    def prepare(folder: Path) -> None:
+    def prepare(folder: Path) -> Run:
         run(Config(output=folder, resume="auto"))
-        fail(folder)
+        return fail(folder)
 
     monkeypatch.setattr(fcntl, "flock", cannot)
     with pytest.raises(DataError):
         run(Config(output=tmp_path / "run"), prepare=prepare)
     assert (tmp_path / "run" / "evaluation.json").is_file()
     assert (tmp_path / "run" / CONFIG).is_file()
+
+
+def begun(folder: Path, *identities: str | None) -> Config:
+    """A run with size 1 and checkpoints of these identities; None for one that is damaged."""
+    config = Config(output=folder)
+    run(config)
+    for step, stored in enumerate(identities):
+        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").touch()
+        position = Position(step=step, epoch=0, epoch_step=0, identity=stored or "")
+        (checkpoint / "state.json").write_text(position.to_json() if stored else '{"st')
+    return Config(output=folder, resume="auto", size=2)
+
+
+@pytest.mark.parametrize(
+    ("identities", "size"),
+    [((), 2), (("{}",), 2), (("{}", None), 2), ((None,), 1)],
+    ids=["no checkpoint", "the same run", "the newest is damaged", "all are damaged"],
+)
+def test_the_configuration_is_written_where_the_run_is_known_to_go_on(
+    tmp_path: Path, identities: tuple[str | None, ...], size: int
+) -> None:
+    run(begun(tmp_path / "run", *identities))
+    assert load_config(tmp_path / "run" / CONFIG, Config).size == size
+
+
+def test_a_run_with_other_settings_is_refused_and_keeps_its_configuration(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = begun(folder, '{"rate": 0.5}', '{"rate": 0.1}', None)
+    before = (folder / CONFIG).read_bytes()
+    with pytest.raises(CheckpointError, match=r"rate is 0\.2 here and 0\.1 in the run"):
+        run(config, prepare=lambda folder: Run('{"rate": 0.2}'))
+    assert (folder / CONFIG).read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,13 +146,29 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     assert done.after == whole.after
 
 
-def test_a_checkpoint_of_another_course_is_refused(
+def test_a_refused_continuation_names_the_settings_and_keeps_the_right_ones(
     corpus: Path, model: Path, tmp_path: Path
 ) -> None:
-    train_text(config_of(corpus, model, tmp_path / "run"), progress=False)
-    other = config_of(corpus, model, tmp_path / "run", seed=1)
-    with pytest.raises(CheckpointError, match="another model, corpus or setting"):
-        train_text(TextRunConfig(**{**vars(other), "resume": "auto"}), progress=False)
+    folder = tmp_path / "run"
+    train_text(config_of(corpus, model, folder, max_steps=2), progress=False)
+    other = config_of(corpus, model, folder, max_steps=2, seed=1, learning_rate=0.5)
+    told = "setting: learning_rate is 0.5 here and 0.003 in the run, seed is 1 here and 0 in the"
+    with pytest.raises(CheckpointError, match=told) as caught:
+        train_text(replace(other, resume="auto"), progress=False)
+    assert "\n" not in str(caught.value)
+    kept = load_config(folder / "config.yaml", TextRunConfig)
+    assert kept.training.learning_rate == 0.003
+    assert train_text(replace(kept, resume="auto"), progress=False).summary.resumed_from == 2
+
+
+def test_settings_of_how_may_change_and_are_written(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train_text(config_of(corpus, model, folder, max_steps=2), progress=False)
+    other = config_of(corpus, model, folder, max_steps=2, log_every=7, micro_batch_tokens=64)
+    assert train_text(replace(other, resume="auto"), progress=False).summary.resumed_from == 2
+    assert load_config(folder / "config.yaml", TextRunConfig).training.log_every == 7
 
 
 def test_micro_batches_do_not_change_the_course(corpus: Path, model: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class PairsRun:
         vocabulary: Of the tokenizer.
         train: Training batches.
         held_out: Held-out captions with right and wrong pictures.
-        identity: A hash of what a continuation must share.
+        identity: What a continuation must share.
     """
 
     config: PairsRunConfig
@@ -157,7 +157,7 @@ def skipped_lines(run: PairsRun) -> tuple[str, ...]:
 
 
 def identity_of(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed."""
+    """Everything that decides the course of a run, but not how it is computed."""
     return identity(
         config.training,
         {

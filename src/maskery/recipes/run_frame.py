@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,8 +12,13 @@ from typing import Any, Protocol, TypeVar
 from maskery.core.errors import CheckpointError
 from maskery.core.processes import join_processes
 from maskery.recipes.held_folder import held_run_folder
-from maskery.recipes.run_folder import EVALUATION, save_config, write_json
+from maskery.recipes.run_folder import CONFIG, EVALUATION, save_config, write_json
+from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
+from maskery.training.identity import require_same_run
+from maskery.training.snapshot import stored_identity
+
+CHECKPOINTS = "checkpoints"
 
 
 class RunConfig(Protocol):
@@ -29,6 +33,14 @@ class RunConfig(Protocol):
         """`auto` or `no`."""
 
 
+class Run(Protocol):
+    """What the frame reads of a run that is prepared."""
+
+    @property
+    def identity(self) -> str:
+        """What a continuation must share."""
+
+
 class Result(Protocol):
     """What a run comes to."""
 
@@ -36,7 +48,7 @@ class Result(Protocol):
         """For `evaluation.json`."""
 
 
-RunT = TypeVar("RunT")
+RunT = TypeVar("RunT", bound=Run)
 ResultT = TypeVar("ResultT", bound=Result)
 
 
@@ -65,7 +77,8 @@ def run_in_folder(
             # The others find what the main process leaves on disk: tokenizer, tokens.
             with processes.main_first():
                 run = prepare(folder)
-            if processes.is_main:
+                writes = processes.is_main and _may_save_config(folder, run.identity)
+            if writes:
                 save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
         except BaseException:
             held.discard()
@@ -74,6 +87,22 @@ def run_in_folder(
         if processes.is_main:
             write_json(folder / EVALUATION, result.to_json())
     return result
+
+
+def _may_save_config(folder: Path, identity: str) -> bool:
+    """Whether `config.yaml` may be written: nothing there belongs to another run.
+
+    Raises:
+        CheckpointError: The newest checkpoint does.
+    """
+    checkpoints = Checkpoints(folder / CHECKPOINTS).complete()
+    for path in reversed(checkpoints):
+        stored = stored_identity(path)
+        if stored is not None:
+            require_same_run(path, stored, identity)
+            return True
+    # Restoring will say what is wrong with checkpoints that cannot be read.
+    return not checkpoints or not (folder / CONFIG).exists()
 
 
 def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -100,11 +129,10 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def identity(training: TrainingConfig, described: Mapping[str, Any]) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed.
+    """Everything that decides the course of a run, but not how it is computed, as JSON.
 
     Args:
         training: Its bookkeeping is left out.
-        described: Everything else, as JSON has it.
+        described: Everything else, by the names that a refusal is to say.
     """
-    text = json.dumps({**described, "training": training.course()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({**described, "training": training.course()}, sort_keys=True)

@@ -71,7 +71,7 @@ class TextRun:
         vocabulary: Of the tokenizer.
         train: Training batches.
         held_out: Held-out batches.
-        identity: A hash of what a continuation must share.
+        identity: What a continuation must share.
     """
 
     config: TextRunConfig
@@ -335,7 +335,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def identity_of(config: TextRunConfig, data_name: str) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed."""
+    """Everything that decides the course of a run, but not how it is computed."""
     return identity(
         config.training,
         {
