@@ -161,6 +161,43 @@ def test_a_refused_continuation_names_the_settings_and_keeps_the_right_ones(
     assert train_text(replace(kept, resume="auto"), progress=False).summary.resumed_from == 2
 
 
+def begun(corpus: Path, model: Path, folder: Path, **settings: object) -> TextRunConfig:
+    """The configuration that goes on with a run that has a checkpoint of its first step."""
+    config = TextRunConfig(**{**vars(config_of(corpus, model, folder, max_steps=1)), **settings})
+    train_text(config, progress=False)
+    return replace(config, resume="auto")
+
+
+def test_what_changes_the_plan_or_the_measure_may_not_change(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    own, longer = tmp_path / "own.txt", tmp_path / "longer.txt"
+    own.write_text("\n".join(lines(9, seed=8)), "utf-8")
+    longer.write_text("\n".join(lines(12, seed=8)), "utf-8")
+    plain = begun(corpus, model, tmp_path / "plain")
+    judged = begun(corpus, model, tmp_path / "judged", eval_data=(str(own),))
+    for config, change, told in (
+        (plain, {"layout": "padded"}, "layout is 'padded' here and 'packed' in the run"),
+        (plain, {"held_out_share": 0.2}, "held_out_share is 0.2 here and 0.05 in the run"),
+        (plain, {"max_length": 16}, "max_length is 16 here and 32 in the run"),
+        (plain, {"hidden_dropout": 0.3}, "hidden_dropout is 0.3 here and not set in the run"),
+        (plain, {"corpus": (str(longer),)}, "corpus_fingerprint is '"),
+        (plain, {"eval_data": (str(own),)}, "eval_data_fingerprint is '.*' here and not set in"),
+        (judged, {"eval_data": (str(longer),)}, "eval_data_fingerprint is '.*' here and '.*' in"),
+        (judged, {"eval_data": ()}, "eval_data_fingerprint is not set here and '"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            train_text(replace(config, **change), progress=False)  # type: ignore[arg-type]
+
+
+def test_what_comes_to_the_same_is_the_same_run(corpus: Path, model: Path, tmp_path: Path) -> None:
+    config = begun(corpus, model, tmp_path / "run")
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(corpus.read_bytes())
+    same = replace(config, layout="packed", max_length=32, corpus=(str(copy),), vocab_size=500)
+    assert train_text(same, progress=False).summary.resumed_from == 1
+
+
 def test_settings_of_how_may_change_and_are_written(
     corpus: Path, model: Path, tmp_path: Path
 ) -> None:

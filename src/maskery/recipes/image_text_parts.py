@@ -22,7 +22,7 @@ from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import resolve
-from maskery.recipes.pairs_model import StartConfig, StartModel
+from maskery.recipes.pairs_model import StartConfig, StartModel, choose_max_length
 from maskery.tasks.caption_task import CaptionTask
 
 log = logging.getLogger(__name__)
@@ -108,9 +108,12 @@ def extra_state_of(config: StartConfig, start: StartModel) -> Mapping[str, torch
 def described(config: ImageTextConfig, start: StartModel) -> dict[str, Any]:
     """What decides the course of either kind of run; for `identity`."""
     return {
-        "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
-        "tokenizer": tokenizer_fingerprint(start.tokenizer),
-        "max_length": config.max_length,
+        "model": None if config.text_model is not None else config.model,
+        "text_model": config.text_model,
+        "vision_model": config.vision_model,
+        "fusion_layer": config.fusion_layer,
+        "tokenizer_fingerprint": tokenizer_fingerprint(start.tokenizer),
+        "max_length": choose_max_length(config, start.model),
         "view": asdict(start.view),
         "masking": asdict(config.masking),
         "mrtd_mask_rate": config.mrtd_mask_rate,
