@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from maskery.core.errors import CheckpointError, DataError
+from maskery.core.errors import CheckpointError, DataError, StoppedError
 from maskery.recipes.folder_lock import LOCK
 from maskery.recipes.run_folder import CONFIG, TOKENIZER, load_config
 from maskery.recipes.run_frame import run_in_folder
@@ -97,6 +98,51 @@ def test_two_runs_with_a_default_folder_get_one_each(tmp_path: Path) -> None:
     run(Config(output=None), default, prepare)
     made = sorted(path.name for path in default.parent.iterdir())
     assert made == ["text-model", "text-model-2"]
+
+
+def test_a_run_stopped_in_a_numbered_folder_is_found_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    default = tmp_path / "text-model"
+    config, again = Config(output=None), Config(output=None, resume="auto")
+
+    def stop(config: Config) -> None:
+        def fill(run: Run, folder: Path) -> Result:
+            raise StoppedError("stopped by SIGTERM")
+
+        with pytest.raises(StoppedError):
+            run_in_folder(config, default, prepare=nothing, fill=fill)
+
+    def resumed() -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run(again, default)
+        (line,) = caplog.messages
+        return line
+
+    run(config, default)
+    assert resumed() == f"resuming '{default}'"  # there is no other
+    for _ in range(10):
+        stop(config)
+    (tmp_path / "text-model-x").mkdir()
+    (tmp_path / "text-model-99").touch()
+    (tmp_path / "text-model-98").mkdir()
+    for number in (11, 10, 9):  # by number, and not by name
+        assert resumed() == f"resuming '{default}-{number}'"
+    for _ in range(7):
+        resumed()
+    assert resumed() == f"resuming '{default}-11'"  # all are finished
+
+
+@pytest.mark.parametrize("parent", ["there", "missing"])
+def test_resuming_what_was_never_begun_begins_it(
+    tmp_path: Path, parent: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    default = (tmp_path if parent == "there" else tmp_path / "runs") / "text-model"
+    with caplog.at_level(logging.INFO):
+        run(Config(output=None, resume="auto"), default)
+    assert (default / "evaluation.json").is_file()
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("before", ["missing", "empty", "lock left by a kill"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from maskery.core.errors import CheckpointError
 from maskery.recipes.folder_lock import LOCK, FolderLock, lock_folder
-from maskery.recipes.run_folder import CONFIG, TOKENIZER
+from maskery.recipes.run_folder import CONFIG, EVALUATION, TOKENIZER
 
 if TYPE_CHECKING:
     from maskery.core.processes import Processes
+
+log = logging.getLogger(__name__)
 
 # What preparing a run leaves in its folder.
 PREPARED = (TOKENIZER, f"{TOKENIZER}.partial", CONFIG)
@@ -84,12 +88,15 @@ def held_run_folder(
 def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFolder:
     """Choose the run folder, make it and lock it.
 
+    Without `output`, a new run gets the first of the default's numbered folders that is free, and
+    one that is resumed the last of them that is not finished.
+
     Raises:
         CheckpointError: It is in use, or cannot be written.
     """
     if output is None and not resume:
         return _next_free(default)
-    folder = output or default
+    folder = output or _newest(default)
     if not resume and _in_use(folder):
         raise _taken(folder)
     held = _hold(folder)
@@ -101,7 +108,22 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
     if not resume and not held.fresh:  # filled since the first look
         held.release()
         raise _taken(folder)
+    if not held.fresh:
+        log.info("resuming '%s'", folder)
     return held
+
+
+def _newest(default: Path) -> Path:
+    """The last of the default's numbered folders that is not finished, else the last of all."""
+    numbered = re.compile(re.escape(default.name) + r"-([1-9]\d*)")
+    begun = {1: default} if _in_use(default) else {}
+    for path in default.parent.iterdir() if default.parent.is_dir() else ():
+        match = numbered.fullmatch(path.name)
+        if match and path.is_dir() and _in_use(path):
+            begun[int(match[1])] = path
+    newest_first = [begun[number] for number in sorted(begun, reverse=True)]
+    unfinished = (path for path in newest_first if not (path / EVALUATION).exists())
+    return next(unfinished, next(iter(newest_first), default))
 
 
 def _next_free(default: Path) -> HeldFolder:
