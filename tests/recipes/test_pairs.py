@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +184,8 @@ def test_a_run_goes_on_from_the_model_and_twin_of_another(tmp_path: Path) -> Non
     rows = [json.loads(line) for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
     again = evaluate_pairs_run(first.folder, eval_pairs=str(pairs))
     assert rows[0]["right_loss"] == pytest.approx(again.scores["right"].loss.value, abs=1e-5)
+    respelt = replace(config, model=os.path.relpath(first.folder / "model"), resume="auto")
+    assert train_pairs(respelt, progress=False).summary.resumed_from == 1
 
 
 def test_broken_pictures_are_told_of_at_the_end_or_end_the_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,6 +197,22 @@ def test_what_comes_to_the_same_is_the_same_run(corpus: Path, model: Path, tmp_p
     copy.write_bytes(corpus.read_bytes())
     same = replace(config, layout="packed", max_length=32, corpus=(str(copy),), vocab_size=500)
     assert train_text(same, progress=False).summary.resumed_from == 1
+
+
+def test_a_model_is_the_same_however_its_folder_is_spelt(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = begun(corpus, model, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "as-a-run").mkdir()
+    (tmp_path / "as-a-run" / "model").symlink_to(model)
+    for name in (os.path.relpath(model, tmp_path), f"{model}/../{model.name}", "link", "as-a-run"):
+        same = replace(config, model=name)
+        assert train_text(same, progress=False).summary.resumed_from == 1
+    other = save_tiny_model(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"model is '.*/other' here and '.*' in the run"):
+        train_text(replace(config, model=str(other)), progress=False)
 
 
 def test_settings_of_how_may_change_and_are_written(

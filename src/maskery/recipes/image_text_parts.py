@@ -21,7 +21,7 @@ from maskery.data.pairs.pictures import Pictures
 from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.loading import resolve
+from maskery.models.loading import known_as, resolve
 from maskery.recipes.pairs_model import StartConfig, StartModel, choose_max_length
 from maskery.tasks.caption_task import CaptionTask
 
@@ -107,10 +107,11 @@ def extra_state_of(config: StartConfig, start: StartModel) -> Mapping[str, torch
 
 def described(config: ImageTextConfig, start: StartModel) -> dict[str, Any]:
     """What decides the course of either kind of run; for `identity`."""
+    parts = {"text_model": config.text_model, "vision_model": config.vision_model}
+    if config.text_model is None:  # otherwise nothing is read of it
+        parts["model"] = config.model
     return {
-        "model": None if config.text_model is not None else config.model,
-        "text_model": config.text_model,
-        "vision_model": config.vision_model,
+        **{part: None if name is None else known_as(name) for part, name in parts.items()},
         "fusion_layer": config.fusion_layer,
         "tokenizer_fingerprint": tokenizer_fingerprint(start.tokenizer),
         "max_length": choose_max_length(config, start.model),

@@ -30,7 +30,13 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
-from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers, resolve
+from maskery.models.loading import (
+    Loaded,
+    known_as,
+    load_masked_lm,
+    quiet_transformers,
+    resolve,
+)
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.new_rows import add_rows
 from maskery.models.packing import can_pack, max_positions
@@ -347,7 +353,7 @@ def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_lengt
     return identity(
         config.training,
         {
-            "model": config.model,
+            "model": known_as(config.model),
             **data.described(),
             "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
             "layout": layout,
