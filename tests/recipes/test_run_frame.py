@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from maskery.core.errors import CheckpointError, DataError, StoppedError
 from maskery.recipes.folder_lock import LOCK
 from maskery.recipes.run_folder import CONFIG, TOKENIZER, load_config
 from maskery.recipes.run_frame import run_in_folder
+from maskery.training.loop import Summary
 from maskery.training.snapshot import Position
 
 
@@ -29,10 +31,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    figures: dict[str, Any]
+    summary: Summary
 
     def to_json(self) -> dict[str, Any]:
-        return self.figures
+        return {"training": asdict(self.summary)}
+
+
+TEN_STEPS = Summary(steps=10, tokens=500, seconds=2.5, resumed_from=0)
+NO_STEPS = Summary(steps=10, tokens=0, seconds=0.0, resumed_from=10)
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,17 @@ def fail(folder: Path) -> Run:
 
 
 def run(
-    config: Config, default: Path = Path("unused"), prepare: Callable[[Path], Run] = nothing
+    config: Config,
+    default: Path = Path("unused"),
+    prepare: Callable[[Path], Run] = nothing,
+    summary: Summary = TEN_STEPS,
 ) -> list[str]:
     """Run something that does nothing; what its folder held while it ran."""
     seen: list[str] = []
 
     def fill(run: Run, folder: Path) -> Result:
         seen.extend(path.name for path in folder.iterdir())
-        return Result({"folder": str(folder)})
+        return Result(summary)
 
     run_in_folder(config, default, prepare=prepare, fill=fill)
     return seen
@@ -226,3 +235,25 @@ def test_a_run_with_other_settings_is_refused_and_keeps_its_configuration(tmp_pa
     with pytest.raises(CheckpointError, match=r"rate is 0\.2 here and 0\.1 in the run"):
         run(config, prepare=lambda folder: Run('{"rate": 0.2}'))
     assert (folder / CONFIG).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("stored", "summary", "tokens"),
+    [
+        ("whole", NO_STEPS, 500),
+        ("damaged", NO_STEPS, 0),
+        ("missing", NO_STEPS, 0),
+        ("whole", replace(TEN_STEPS, tokens=200, resumed_from=6), 200),
+    ],
+)
+def test_what_a_finished_run_came_to_stays(
+    tmp_path: Path, stored: str, summary: Summary, tokens: int
+) -> None:
+    path = tmp_path / "run" / "evaluation.json"
+    run(Config(output=tmp_path / "run"))
+    if stored == "missing":
+        path.unlink()
+    elif stored == "damaged":
+        path.write_text('{"training": {')
+    run(Config(output=tmp_path / "run", resume="auto"), summary=summary)
+    assert json.loads(path.read_text())["training"]["tokens"] == tokens

@@ -142,9 +142,11 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     assert resumed.before == whole.before
     assert resumed.after == whole.after
 
+    told = (tmp_path / "cut" / "evaluation.json").read_bytes()
     done = train_text(TextRunConfig(**{**vars(cut), "resume": "auto"}), progress=False)
     assert done.summary.resumed_from == done.summary.steps
     assert done.after == whole.after
+    assert (tmp_path / "cut" / "evaluation.json").read_bytes() == told
 
 
 def test_a_refused_continuation_names_the_settings_and_keeps_the_right_ones(

@@ -20,6 +20,7 @@ from maskery.recipes.run_folder import CONFIG, EVALUATION, save_config, write_js
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
 from maskery.training.identity import require_same_run
+from maskery.training.loop import Summary
 from maskery.training.snapshot import stored_identity
 
 CHECKPOINTS = "checkpoints"
@@ -47,6 +48,10 @@ class Run(Protocol):
 
 class Result(Protocol):
     """What a run comes to."""
+
+    @property
+    def summary(self) -> Summary:
+        """Its steps and time."""
 
     def to_json(self) -> dict[str, Any]:
         """For `evaluation.json`."""
@@ -88,7 +93,7 @@ def run_in_folder(
             held.discard()
             raise
         result = fill(run, folder)
-        if processes.is_main:
+        if processes.is_main and not _already_told(folder, result):
             write_json(folder / EVALUATION, result.to_json())
     return result
 
@@ -107,6 +112,17 @@ def _may_save_config(folder: Path, identity: str) -> bool:
             return True
     # Restoring will say what is wrong with checkpoints that cannot be read.
     return not checkpoints or not (folder / CONFIG).exists()
+
+
+def _already_told(folder: Path, result: Result) -> bool:
+    """Whether a run was finished before, and what it came to, its time above all, is written."""
+    if result.summary.resumed_from < result.summary.steps:
+        return False
+    try:
+        json.loads((folder / EVALUATION).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
