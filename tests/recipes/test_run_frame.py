@@ -16,8 +16,8 @@ import pytest
 
 from maskery.core.errors import CheckpointError, DataError, StoppedError
 from maskery.recipes.folder_lock import LOCK
-from maskery.recipes.run_folder import CONFIG, TOKENIZER, load_config
-from maskery.recipes.run_frame import run_in_folder
+from maskery.recipes.run_folder import CONFIG, MODEL, TOKENIZER, load_config
+from maskery.recipes.run_frame import run_in_folder, save_model_folder
 from maskery.training.loop import Summary
 from maskery.training.snapshot import Position
 
@@ -235,6 +235,48 @@ def test_a_run_with_other_settings_is_refused_and_keeps_its_configuration(tmp_pa
     with pytest.raises(CheckpointError, match=r"rate is 0\.2 here and 0\.1 in the run"):
         run(config, prepare=lambda folder: Run('{"rate": 0.2}'))
     assert (folder / CONFIG).read_bytes() == before
+
+
+def test_what_a_run_leaves_is_on_disk_when_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[int] = set()
+    unsafe: list[str] = []
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
+
+    def fsync(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        real["fsync"](descriptor)
+
+    def move(how: str) -> Callable[[Path, Path], None]:
+        def moved(source: Path, target: Path) -> None:
+            content = [source, *(source.rglob("*") if source.is_dir() else ())]
+            unsafe.extend(str(path) for path in content if path.stat().st_ino not in flushed)
+            real[how](source, target)
+
+        return moved
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("weights")
+
+    def fill(run: Run, folder: Path) -> Result:
+        save_model_folder(folder / MODEL, write)
+        return Result(TEN_STEPS)
+
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, move(name))
+    monkeypatch.setattr(os, "fsync", fsync)
+    for resume in ("no", "auto"):
+        config = Config(output=tmp_path / "run", resume=resume)
+        run_in_folder(config, tmp_path, prepare=nothing, fill=fill)
+    assert unsafe == []
+    assert (tmp_path / "run").stat().st_ino in flushed
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        CONFIG,
+        "evaluation.json",
+        MODEL,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
+from maskery.core.files import replace_folder
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.pairs.captions import CaptionCorpus
 from maskery.data.pairs.pairs import Pairs
@@ -145,7 +146,7 @@ def _own_tokenizer(
         partial = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)
-        partial.rename(kept)
+        replace_folder(partial, kept)
     return tokenizer
 
 

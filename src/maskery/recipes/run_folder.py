@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from maskery.core.errors import CheckpointError, ConfigError, reason_of
+from maskery.core.files import write_whole
 
 CONFIG = "config.yaml"
 MODEL = "model"
@@ -43,12 +44,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         CheckpointError: It cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"'{path}' cannot be written ({error.strerror}); free some space there"
         ) from error

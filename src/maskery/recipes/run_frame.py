@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import CheckpointError
+from maskery.core.files import replace_folder
 from maskery.core.processes import join_processes
 from maskery.recipes.held_folder import held_run_folder
 from maskery.recipes.run_folder import CONFIG, EVALUATION, save_config, write_json
@@ -139,8 +140,7 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        replace_folder(partial, folder)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"the model could not be written to '{folder}' ({error}); free some space and repeat "
