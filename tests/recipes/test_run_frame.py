@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from maskery.core.errors import CheckpointError, DataError, StoppedError
 from maskery.recipes.folder_lock import LOCK
 from maskery.recipes.run_folder import CONFIG, MODEL, TOKENIZER, load_config
 from maskery.recipes.run_frame import run_in_folder, save_model_folder
+from maskery.training.checkpoint import FILES
 from maskery.training.loop import Summary
 from maskery.training.snapshot import Position
 
@@ -203,23 +205,32 @@ def test_without_locks_nothing_of_another_process_is_removed(
     assert (tmp_path / "run" / CONFIG).is_file()
 
 
+FLIPPED = '{"rate": 0.3}'
+
+
 def begun(folder: Path, *identities: str | None) -> Config:
-    """A run with size 1 and checkpoints of these identities; None for one that is damaged."""
-    config = Config(output=folder)
-    run(config)
+    """A run with size 1 and checkpoints of these identities; None for one that was cut short."""
+    run(Config(output=folder))
     for step, stored in enumerate(identities):
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").touch()
         position = Position(step=step, epoch=0, epoch_step=0, identity=stored or "")
-        (checkpoint / "state.json").write_text(position.to_json() if stored else '{"st')
+        for name in FILES:
+            (checkpoint / name).write_text(position.to_json())
+        content = {name: (checkpoint / name).read_bytes() for name in FILES}
+        manifest = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        if stored is None:
+            (checkpoint / "state.json").write_text('{"st')
+        elif stored == FLIPPED:  # its bytes are not those of its checksums
+            (checkpoint / "model.safetensors").write_text("")
     return Config(output=folder, resume="auto", size=2)
 
 
 @pytest.mark.parametrize(
     ("identities", "size"),
-    [((), 2), (("{}",), 2), (("{}", None), 2), ((None,), 1)],
-    ids=["no checkpoint", "the same run", "the newest is damaged", "all are damaged"],
+    [((), 2), (("{}",), 2), (("{}", None), 2), (("{}", FLIPPED), 2), ((None, FLIPPED), 1)],
+    ids=["no checkpoint", "the same run", "the newest is cut", "is flipped", "all are damaged"],
 )
 def test_the_configuration_is_written_where_the_run_is_known_to_go_on(
     tmp_path: Path, identities: tuple[str | None, ...], size: int
@@ -230,7 +241,7 @@ def test_the_configuration_is_written_where_the_run_is_known_to_go_on(
 
 def test_a_run_with_other_settings_is_refused_and_keeps_its_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = begun(folder, '{"rate": 0.5}', '{"rate": 0.1}', None)
+    config = begun(folder, '{"rate": 0.5}', '{"rate": 0.1}', None, FLIPPED)
     before = (folder / CONFIG).read_bytes()
     with pytest.raises(CheckpointError, match=r"rate is 0\.2 here and 0\.1 in the run"):
         run(config, prepare=lambda folder: Run('{"rate": 0.2}'))

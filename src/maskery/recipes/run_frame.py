@@ -18,7 +18,7 @@ from maskery.core.files import replace_folder
 from maskery.core.processes import join_processes
 from maskery.recipes.held_folder import held_run_folder
 from maskery.recipes.run_folder import CONFIG, EVALUATION, save_config, write_json
-from maskery.training.checkpoint import Checkpoints
+from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import TrainingConfig
 from maskery.training.identity import require_same_run
 from maskery.training.loop import Summary
@@ -103,14 +103,15 @@ def _may_save_config(folder: Path, identity: str) -> bool:
     """Whether `config.yaml` may be written: nothing there belongs to another run.
 
     Raises:
-        CheckpointError: The newest checkpoint does.
+        CheckpointError: The newest sound checkpoint does.
     """
     checkpoints = Checkpoints(folder / CHECKPOINTS).complete()
     for path in reversed(checkpoints):
         stored = stored_identity(path)
-        if stored is not None:
-            require_same_run(path, stored, identity)
+        if stored == identity:
             return True
+        if stored is not None and find_damage(path) is None:  # a damaged one may say anything
+            require_same_run(path, stored, identity)
     # Restoring will say what is wrong with checkpoints that cannot be read.
     return not checkpoints or not (folder / CONFIG).exists()
 
