@@ -80,7 +80,7 @@ def test_a_file_system_without_locks_is_warned_about(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", cannot)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="maskery"):
         lock = lock_folder(tmp_path)
     assert lock is not None
     assert not lock.exclusive

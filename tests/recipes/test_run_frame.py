@@ -126,7 +126,7 @@ def test_a_run_stopped_in_a_numbered_folder_is_found_again(
 
     def resumed() -> str:
         caplog.clear()
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="maskery"):
             run(again, default)
         (line,) = caplog.messages
         return line
@@ -150,7 +150,7 @@ def test_resuming_what_was_never_begun_begins_it(
     tmp_path: Path, parent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     default = (tmp_path if parent == "there" else tmp_path / "runs") / "text-model"
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="maskery"):
         run(Config(output=None, resume="auto"), default)
     assert (default / "evaluation.json").is_file()
     assert caplog.messages == []
