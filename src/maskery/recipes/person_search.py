@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ from maskery.recipes.person_search_card import person_search_card
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_result import PersonSearchResult
 from maskery.recipes.run_folder import MODEL, default_folder, write_text
-from maskery.recipes.run_frame import identity, run_in_folder, save_model_folder
+from maskery.recipes.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
 from maskery.tasks.person_search import PersonSearch
 from maskery.training.loop import Trainer
 from maskery.training.optimiser import build_optimiser
@@ -68,7 +67,7 @@ class PersonSearchRun:
         train: Training batches.
         val: What the best epoch is chosen by.
         test: What is measured at the end; None where the dataset has no test split.
-        identity: A hash of what a continuation must share.
+        identity: What a continuation must share, as JSON.
     """
 
     config: PersonSearchRunConfig
@@ -259,13 +258,17 @@ def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
 
 
 def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed."""
+    """What decides the course of a run and its best epoch, but not how it is computed."""
+    ranking = config.retrieval
     return identity(
         config.training,
         {
             **described(config, start),
             "data": [fingerprint(data.train), fingerprint(data.val)],
-            "persons": blake2b(data.train.persons.tobytes(), digest_size=16).hexdigest(),
+            "persons": [fingerprint_of(split.persons) for split in (data.train, data.val)],
+            "rerank": ranking.rerank,
+            "score": ranking.score,
+            "odds_weight": ranking.odds_weight,
             "weak_pair_probability": config.weak_pair_probability,
         },
     )

@@ -87,7 +87,7 @@ class Trainer:
         optimiser: Made by `build_optimiser`.
         config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
-        identity: A hash of what a continuation must share with the run.
+        identity: What a continuation must share with the run, as JSON.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
         progress: Whether to draw a progress bar.
