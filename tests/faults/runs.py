@@ -55,7 +55,8 @@ def outcome(run: Path) -> dict[str, Any]:
         for line in read_metrics(run / METRICS)
     ]
     evaluation = json.loads((run / "evaluation.json").read_text())
-    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    # Damaged ones are set aside under a suffix.
+    newest = sorted(p for p in (run / "checkpoints").glob("step-*") if not p.suffix)[-1]
     tensors = [*(run / "model").glob("*.safetensors"), *newest.glob("*.safetensors")]
     return {
         "metrics": metrics,

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
+from maskery.core.files import replace_folder, write_whole
 from maskery.core.task import Task
 from maskery.training.snapshot import (
     EXTRA,
@@ -165,7 +165,7 @@ class Checkpoints:
                 save_file(dict(tensors), partial / name)
             (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
             _seal(partial)
-            _replace_folder(partial, final)
+            replace_folder(partial, final)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
@@ -183,13 +183,8 @@ class Checkpoints:
         """Let a checkpoint be the best one, unless the disk had no room for it."""
         if self.best() == self.path_of(step) or not (self.path_of(step) / MANIFEST).is_file():
             return
-        partial = self.folder / f"{BEST}.partial"
-        with partial.open("w", encoding="utf-8") as out:
-            json.dump({"step": step, "checkpoint": self.path_of(step).name}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(self.folder / BEST)
-        _flush(self.folder)
+        named = {"step": step, "checkpoint": self.path_of(step).name}
+        write_whole(self.folder / BEST, json.dumps(named).encode())
 
     def best(self) -> Path | None:
         """The best checkpoint, if one is marked and there."""
@@ -282,37 +277,10 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def _replace_folder(new: Path, final: Path) -> None:
-    """Put a folder in its place; the one that was there goes only when the new one stands."""
-    old = final.with_name(f"{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    _flush(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _seal(folder: Path) -> None:
-    """Flush every file to disk and write the manifest last."""
-    manifest = {}
-    for file in sorted(folder.iterdir()):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-        manifest[file.name] = _sha256(file)
-    with (folder / MANIFEST).open("w", encoding="utf-8") as out:
-        json.dump(manifest, out)
-        out.flush()
-        os.fsync(out.fileno())
-    _flush(folder)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Write the manifest, last; what it is of must be on disk before its name is read."""
+    manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    write_whole(folder / MANIFEST, json.dumps(manifest).encode())
 
 
 def _sha256(path: Path) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maskery.core.files import flush, write_whole
 from maskery.core.optional import require
 
 METRICS = "metrics.jsonl"
@@ -31,16 +31,12 @@ class Tracker:
             return
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        partial = self._path.with_name(f"{self._path.name}.partial")
-        partial.write_text(text, "utf-8")
-        partial.replace(self._path)
-        self.flush()
+        write_whole(self._path, text.encode())
 
     def flush(self) -> None:
         """Bring what was written to disk, so that no checkpoint is ahead of its lines."""
         if self._path.exists():
-            with self._path.open("rb") as stream:
-                os.fsync(stream.fileno())
+            flush(self._path)
 
     def lines(self) -> list[dict[str, Any]]:
         """What is written."""
