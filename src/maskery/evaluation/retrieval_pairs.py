@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ def retrieval_set(
     persons: list[int] = []
     owners = np.empty(len(pairs), np.int64)
     for index, pair in enumerate(pairs):
-        name = pair.image.name
+        name = str(PurePosixPath(pair.image.name))  # a/./b.jpg is a/b.jpg
         # Without a person, a picture stands for itself.
         person = pair.person if pair.person is not None else -2 - len(images)
         if name not in numbers:

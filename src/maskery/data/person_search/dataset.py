@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
+from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.image_refs import FileImage, ImageRef, Place
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.records import Record, brief, checked_image_name, checked_person
+from maskery.data.pairs.records import Record, brief, checked_captions, checked_person
 from maskery.data.pairs.split import group_ids_of, split_pairs
 from maskery.data.person_search.captions import clean_caption
-from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig
 from maskery.data.person_search.layouts import IMAGES, LAYOUTS, read_annotations
+from maskery.data.person_search.pictures import merge_pictures, picture_name
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +54,23 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         config: Which one, and how.
 
     Raises:
-        DataError: Annotations are missing, bad or of another dataset, an image is in two splits,
-            images are missing, or the training split shows fewer than two persons.
+        DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
+            said to show two persons, images are missing, or the training split shows fewer than two
+            persons.
     """
     title, root = LAYOUTS[config.dataset].title, config.root
-    records = [_cleaned(record, config) for record in read_annotations(config.dataset, root)]
+    records = list(read_annotations(config.dataset, root))
     images = _image_folder(config)
     refuse_leaks(records)
-    notes = [note for note in [shared_ids(records)] if note]
+    notes = [shared_ids(records)]
     records, missing = without_missing(records, images, config)
-    notes += [missing] if missing else []
-    by_split: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for record in records:
-        by_split[record.split].append(record)
-    _need_two_persons(by_split["train"], root)
+    notes.append(missing)
+    by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
     _need_expected_splits(config, by_split)
     held_out = not by_split["val"]
+    by_split, told = _by_picture(by_split, config)
+    notes += told
+    _need_two_persons(by_split["train"], root)
     if held_out:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
     reading = PairsConfig(on_bad_image=config.on_bad_image, on_bad_caption=config.on_bad_caption)
@@ -81,9 +85,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     train, val = splits["train"], splits["val"]
     assert train is not None
     assert val is not None
-    for pairs in filter(None, splits.values()):
-        if pairs.skipped_captions.count:
-            notes.append(str(pairs.skipped_captions))
+    notes = [note for note in notes if note]
     for note in notes:
         log.warning("%s", note)
     return PersonSearchData(
@@ -96,15 +98,32 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     )
 
 
-def _cleaned(record: Record, config: PersonSearchDataConfig) -> Record:
-    """The record with its captions cleaned; what is no string is left for the check to name."""
-    captions = record.caption if isinstance(record.caption, list) else [record.caption]
+def _by_picture(
+    by_split: dict[str, list[Record]], config: PersonSearchDataConfig
+) -> tuple[dict[str, list[Record]], list[str]]:
+    """One record for each picture of each split, its captions checked, and notes."""
+    skipped = Skipped("caption", config.on_bad_caption)
+    merged: dict[str, list[Record]] = {}
+    notes: list[str] = []
+    for split, found in by_split.items():
+        merged[split], note = merge_pictures(found, partial(_captions, config, skipped))
+        notes += [f"{split}: {note}"] if note else []
+    return merged, [*notes, str(skipped)]
+
+
+def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) -> tuple[str, ...]:
+    """The captions of a record, cleaned and checked; what is no string is left for the check."""
+    captions = record.caption
     if config.clean_captions:
         captions = [
             clean_caption(text, config.max_words) if isinstance(text, str) else text
             for text in captions
         ]
-    return replace(record, caption=captions)
+    try:
+        return checked_captions(captions, record.where, PairsConfig().max_caption_chars)
+    except DataError as error:
+        skipped.report(error)
+        return ()
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
@@ -134,7 +153,7 @@ def refuse_leaks(records: Sequence[Record]) -> None:
     split_of: dict[str, str] = {}
     leaks: dict[str, tuple[str, str]] = {}
     for record in records:
-        name = str(PurePosixPath(checked_image_name(record.image, record.where)))
+        name = picture_name(record)
         first = split_of.setdefault(name, record.split)
         if first != record.split:
             leaks.setdefault(name, (first, record.split))
@@ -170,20 +189,21 @@ def without_missing(
     Raises:
         DataError: Some are not, and none is to be skipped; or none is there.
     """
-    found = [(images / record.image).exists() for record in records]
-    count = found.count(False)
+    names = [picture_name(record) for record in records]
+    found = {name: (images / name).exists() for name in dict.fromkeys(names)}
+    count = list(found.values()).count(False)
     if not count:
         return records, ""
-    first = records[found.index(False)]
-    note = f"{count:,} of {len(records):,} annotated images are not in '{images}'"
-    if count == len(records):
+    first = next(r for r, name in zip(records, names, strict=True) if not found[name])
+    note = f"{count:,} of {len(found):,} annotated images are not in '{images}'"
+    if count == len(found):
         raise DataError(f"{note}; name the folder that {brief(first.image)} lies in as --images")
     if config.missing_images == "fail":
         raise DataError(
             f"{note}, first {brief(first.image)} ({first.where}); bring them, or go on without "
             f"them with --missing-images skip"
         )
-    kept = [record for record, is_there in zip(records, found, strict=True) if is_there]
+    kept = [record for record, name in zip(records, names, strict=True) if found[name]]
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
