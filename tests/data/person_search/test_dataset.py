@@ -109,6 +109,21 @@ def test_one_file_of_lines_with_and_without_splits(tmp_path: Path) -> None:
     assert sizes(opened("jsonl", path)) == [8, 4, 4]
 
 
+@pytest.mark.parametrize("odd", [0, 5])
+def test_lines_with_and_without_a_split_are_not_all_training(tmp_path: Path, odd: int) -> None:
+    rows = records({"train": 4, "val": 2, "test": 2})
+    draw_images(tmp_path, rows)
+    lines = [
+        {"image": r["file_path"], "caption": r["captions"], "person": r["id"], "split": r["split"]}
+        for r in rows
+    ]
+    del lines[odd]["split"]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    # The first record sets what the others are held to.
+    assert f"line {odd + 1 if odd else 2}: the record has" in refused("jsonl", path)
+
+
 def test_uncleaned_captions_stay_as_they_are(tmp_path: Path) -> None:
     data = opened("cuhk-pedes", save_cuhk(tmp_path, SPLITS), clean_captions=False)
     assert data.train[0].captions[0] == "A person, in a red shirt and red trousers."

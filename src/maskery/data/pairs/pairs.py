@@ -138,6 +138,7 @@ class Pairs:
 def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterator[Record]:
     """The records of the split that is asked for; several splits are not mixed unasked."""
     found: dict[str, None] = {}
+    without = False
     for record in reader.records:
         split = None if record.split is None else str(record.split)
         if config.split is not None and split is None:
@@ -147,6 +148,12 @@ def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterat
             )
         if split is not None:
             found[split] = None
+        without = without or split is None
+        if found and without:
+            raise DataError(
+                f"{record.where}: {source} holds records with a {SPLIT_COLUMN!r} and records "
+                f"without; name the split of every record, or of none"
+            )
         if config.split is None and len(found) > 1:
             raise DataError(
                 f"{record.where}: {source} holds several splits ({', '.join(map(brief, found))}, "
