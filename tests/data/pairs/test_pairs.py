@@ -347,6 +347,15 @@ def test_bad_records_are_named_by_line(root: Path, record: dict[str, Any], messa
         Pairs.open(path)
 
 
+def test_a_bad_caption_does_not_take_the_good_ones_of_its_picture_along(root: Path) -> None:
+    rows = [{**ROWS[0], "caption": ["?!", CAPTIONS[0], 7, "red"]}, {**ROWS[1], "caption": ["?!"]}]
+    pairs = Pairs.open(write_jsonl(root, rows), PairsConfig(on_bad_caption="skip"))
+    assert [pair.captions for pair in pairs] == [(CAPTIONS[0], "red")]
+    assert pairs.skipped_captions.count == 3
+    same = Pairs.open(write_json(root, [{**ROWS[0], "caption": [CAPTIONS[0], "red"]}]))
+    assert pairs.ids.tolist() == same.ids.tolist()
+
+
 def test_bad_captions_can_be_skipped_and_are_counted(root: Path) -> None:
     bad = {"image": "imgs/1.png", "caption": "?!", "person": "carl"}
     path = write_jsonl(root, [ROWS[0], bad, ROWS[2], {**bad, "caption": 3}])

@@ -241,6 +241,12 @@ def test_captions_without_a_word_end_it_or_are_counted(tmp_path: Path) -> None:
     data = opened("cuhk-pedes", root, on_bad_caption="skip")
     assert len(data.train) == 7
     assert "1 caption skipped" in data.notes[0]
+    good = "A person in white."
+    mixed = rewritten(root, lambda rows: [rows[0] | {"captions": ["...", good]}, *rows[1:]])
+    data = opened("cuhk-pedes", mixed, on_bad_caption="skip")
+    assert len(data.train) == 8
+    assert data.train[0].captions == ("a person in white",)
+    assert "1 caption skipped" in data.notes[0]
     broken = rewritten(root, lambda rows: [rows[1] | {"captions": 7}, *rows[1:]])
     assert "the caption is 7" in refused("cuhk-pedes", broken)
 

@@ -30,7 +30,8 @@ class PairsConfig:
     """An image that cannot be read is skipped and counted, or ends the run."""
 
     on_bad_caption: Literal["skip", "fail"] = "fail"
-    """A record without a usable caption is skipped and counted, or ends the run."""
+    """A caption that cannot be used is left out and counted (its pair too, where it is the only
+    one), or ends the run."""
 
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Images with more pixels than this are bad: they may be decompression bombs."""

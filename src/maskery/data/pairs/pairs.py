@@ -61,7 +61,7 @@ class Pairs:
         ids: (N,) uint64, the `id` of each pair.
         persons: (N,) int64, the `person` of each pair, `NOBODY` where there is none.
         person_names: What the data calls the persons, by their numbers.
-        skipped_captions: What was left out because of its caption.
+        skipped_captions: Captions that were left out; a pair that has no other is left out too.
     """
 
     def __init__(self, columns: _Columns, ref: Callable[[str, Place], ImageRef]) -> None:
@@ -183,15 +183,15 @@ class _Columns:
         self._done: list[tuple[Any, Any]] = []
 
     def add(self, record: Record) -> None:
-        """Check a record and keep it, or count it among the skipped."""
+        """Check a record and keep it with the captions that can be used, if there are any."""
         name = record.image
         if record.is_file:
             name = checked_image_name(name, record.where)
         person = checked_person(record.person, record.where)
-        try:
-            captions = checked_captions(record.caption, record.where, self.config.max_caption_chars)
-        except DataError as error:
-            self.skipped.report(error)
+        captions = checked_captions(
+            record.caption, record.where, self.config.max_caption_chars, self.skipped
+        )
+        if not captions:
             return
         numbers = self.person_numbers
         self.persons.append(NOBODY if person is None else numbers.setdefault(person, len(numbers)))

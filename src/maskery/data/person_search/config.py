@@ -39,7 +39,8 @@ class PersonSearchDataConfig:
     on_bad_image: Literal["skip", "fail"] = "skip"
     """An image that cannot be read is skipped and counted, or ends the run."""
     on_bad_caption: Literal["skip", "fail"] = "fail"
-    """A record without a usable caption is skipped and counted, or ends the run."""
+    """A caption that cannot be used is left out and counted (its picture too, where it is the only
+    one), or ends the run."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.val_share < 1.0:

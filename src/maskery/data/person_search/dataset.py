@@ -119,11 +119,7 @@ def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) 
             clean_caption(text, config.max_words) if isinstance(text, str) else text
             for text in captions
         ]
-    try:
-        return checked_captions(captions, record.where, PairsConfig().max_caption_chars)
-    except DataError as error:
-        skipped.report(error)
-        return ()
+    return checked_captions(captions, record.where, PairsConfig().max_caption_chars, skipped)
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
