@@ -84,6 +84,22 @@ def test_a_model_folder_on_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert found.figures[str(untrained)].reranked is None
 
 
+def test_pictures_that_cannot_be_read_are_skipped_and_counted_or_end_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(save_tiny_image_text(tmp_path / "model"))
+    data = save_tiny_pairs(tmp_path / "data", 12, persons=True)
+    (data.parent / "003.png").write_bytes(b"GIF89a")
+    command = ["evaluate", model, "--data", str(data), "--rerank", "5", "--json"]
+    assert main([*command, "--pairs.on-bad-image", "skip"]) == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)["figures"][model]
+    assert (figures["num_texts"], figures["num_images"]) == (22, 11)
+    assert "1 image skipped; the first: image" in printed.err
+    assert main([*command, "--pairs.on-bad-image", "fail"]) == 2
+    assert "003.png" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line_each(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,7 +73,7 @@ def read_texts(
     width = model.config.text_config.hidden_size
     kept = torch.empty(texts.num_tokens, width, device=device) if states else None
     for chosen in by_length(texts.lengths, batch_tokens):
-        part = _some(texts, chosen)
+        part = some_texts(texts, chosen)
         ids, real, _ = side_by_side(part, part.input_ids)
         mask = torch.from_numpy(real).to(device)
         hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
@@ -159,7 +159,8 @@ def tokens_of(boundaries: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) 
     return torch.from_numpy(np.repeat(boundaries[chosen], lengths) + within)
 
 
-def _some(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+def some_texts(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+    """The chosen texts, in that order."""
     picked = tokens_of(texts.boundaries, chosen).numpy()
     lengths = texts.lengths[chosen]
     return TokenBatch(

@@ -28,7 +28,11 @@ from maskery.evaluation.image_text_opening import (
 from maskery.evaluation.retrieval import RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_metrics import FIGURES
-from maskery.evaluation.retrieval_pairs import evaluate_retrieval_set, retrieval_set
+from maskery.evaluation.retrieval_pairs import (
+    evaluate_retrieval_set,
+    retrieval_set,
+    without_unreadable,
+)
 from maskery.evaluation.search_samples import SearchSample, sample_searches, spread_queries
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
@@ -135,8 +139,9 @@ def evaluate_retrieval_models(
         if data is None:
             figures[name] = _on_its_split(opened, split, settings)
         else:
-            pairs = Pairs.open(data, reading)
-            figures[name] = _on_pairs(opened, pairs, settings, progress=progress)
+            figures[name] = _on_pairs(
+                opened, data, reading or PairsConfig(), settings, progress=progress
+            )
     return RetrievalEvaluation(figures=figures, spread=spread_of(list(figures.values())))
 
 
@@ -263,15 +268,29 @@ def _held_out(
 
 
 def _on_pairs(
-    opened: OpenImageText, pairs: Pairs, settings: RetrievalConfig, *, progress: bool
+    opened: OpenImageText,
+    data: str,
+    reading: PairsConfig,
+    settings: RetrievalConfig,
+    *,
+    progress: bool,
 ) -> RetrievalFigures:
     """Any image-text model on pairs; captions are prepared as the model's run did."""
+    pairs = Pairs.open(data, reading)
+    captions = Skipped("caption", reading.on_bad_caption)
+    images = Skipped("image", reading.on_bad_image)
     found = retrieval_set(
         pairs,
         opened.tokenizer,
         max_length=_positions(opened),
         prepare=caption_preparation(opened.name),
+        skipped=captions,
     )
+    if images.policy == "skip":
+        found = without_unreadable(found, opened.view, images, batch_images=settings.batch_images)
+    for skipped in (pairs.skipped_captions, captions, images):
+        if skipped.count:
+            log.warning("%s", skipped)
     return evaluate_retrieval_set(
         opened.model, found, opened.view, settings, progress=progress
     ).figures
