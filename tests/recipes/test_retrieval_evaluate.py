@@ -5,6 +5,7 @@ import statistics
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_image_text import new_image_text, save_tiny_image_text
 from tiny_pairs import save_tiny_pairs
@@ -67,6 +68,21 @@ def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixtu
     assert list(mixed) == ["contrastive"]
 
 
+def test_the_memory_is_that_which_is_asked_for(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def noted(shape: tuple[int, ...], memory_bytes: int) -> np.ndarray:
+        asked.append(memory_bytes)
+        return np.empty(shape, np.float32)
+
+    monkeypatch.setattr("maskery.evaluation.retrieval_features.room", noted)
+    assert main(["evaluate", runs[0], "--memory-mb", "3"]) == 0
+    assert main(["evaluate", runs[0]]) == 0
+    assert asked == [3_000_000, 1_024_000_000]
+
+
 def test_captions_are_prepared_as_in_the_run(runs: list[str], tmp_path: Path) -> None:
     assert caption_preparation(runs[0])("A Man, in RED!") == "a man in red"
     assert caption_preparation(f"{runs[0]}/model")("A Man, in RED!") == "a man in red"
@@ -116,6 +132,8 @@ def test_mistakes_are_one_line_each(
         ([runs[0], "--mask-rate", "0.5"], "masking is set"),
         ([runs[0], "--data", data, data], "names 2 sources"),
         ([model, "--data", data, "--rerank", "-1"], "rerank is -1"),
+        ([runs[0], "--memory-mb", "0"], "memory_mb is 0"),
+        ([model, "--data", data, "--memory-mb", "9"], "memory_mb is set"),
     ):
         assert main(["evaluate", *arguments]) == 2
         assert line in capsys.readouterr().err

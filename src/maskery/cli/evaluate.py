@@ -25,6 +25,8 @@ from maskery.masking.config import MaskingConfig
 
 # What a run with pictures has of its own.
 FROZEN = ("mask_seed", "cache_dir", "reading", "masking")
+# What is for person search alone.
+SEARCH = ("held_out", "memory_mb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,9 @@ class Evaluate:
     """Another model of the same kind and tokenizer, for the paired difference."""
     batch_tokens: int | None = None
     """Tokens scored at once; the figures do not depend on it. Default: 4096, or the run's."""
+    memory_mb: int | None = None
+    """For person search: megabytes for image tokens, beyond which they are kept in a temporary file
+    (in TMPDIR); the figures do not depend on it. Default: the run's, or 1024."""
     mask_seed: int = 0
     """Of the frozen masks, with --data."""
     cache_dir: Path | None = None
@@ -80,6 +85,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 8:
             raise ConfigError(f"batch_tokens is {self.batch_tokens}: it must be at least 8")
+        if self.memory_mb is not None and self.memory_mb < 1:
+            raise ConfigError(f"memory_mb is {self.memory_mb}: it must be at least 1")
         if self.against is not None and not self.data:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
         if self.rerank is not None and self.rerank < 0:
@@ -107,10 +114,10 @@ def main(arguments: Sequence[str]) -> int:
         )
     if is_image_text(wanted.model):
         return report_image_text(wanted)
-    if wanted.score_words or wanted.pairs != PairsConfig():
+    if wanted.score_words or wanted.pairs != PairsConfig() or wanted.memory_mb is not None:
         raise ConfigError(
-            f"--score-words and --pairs.* are for image-text models, and '{wanted.model}' reads "
-            f"text alone; leave them out"
+            f"--score-words, --memory-mb and --pairs.* are for image-text models, and "
+            f"'{wanted.model}' reads text alone; leave them out"
         )
     if wanted.against is not None and is_image_text(wanted.against):
         raise ConfigError(
@@ -151,7 +158,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def report_pairs(wanted: Evaluate) -> int:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    refuse_settings(wanted, *FROZEN, "against", "batch_tokens", "held_out", "pairs")
+    refuse_settings(wanted, *FROZEN, *SEARCH, "against", "batch_tokens", "pairs")
     from maskery.recipes.pairs_evaluate import evaluate_pairs_run
 
     result = evaluate_pairs_run(
@@ -183,6 +190,7 @@ def report_retrieval(wanted: Evaluate) -> int:
         split=wanted.held_out,
         rerank=wanted.rerank,
         batch_tokens=wanted.batch_tokens,
+        memory_mb=wanted.memory_mb,
         progress=not wanted.json,
     )
     if wanted.json:
@@ -203,7 +211,7 @@ def report_image_text(wanted: Evaluate) -> int:
             f"'{wanted.model}' is no run folder, so there are no held-out pairs of its own; name "
             f"some with --data PAIRS"
         )
-    refuse_settings(wanted, "batch_tokens", "cache_dir", "reading", "held_out")
+    refuse_settings(wanted, *SEARCH, "batch_tokens", "cache_dir", "reading")
     from maskery.recipes.image_text_evaluate import evaluate_image_text
 
     result = evaluate_image_text(

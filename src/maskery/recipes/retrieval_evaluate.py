@@ -108,6 +108,7 @@ def evaluate_retrieval_models(
     split: HeldOutSplit = "test",
     rerank: int | None = None,
     batch_tokens: int | None = None,
+    memory_mb: int | None = None,
     progress: bool = False,
 ) -> RetrievalEvaluation:
     """Measure models, each on the split of its own run, or all on the same pairs.
@@ -119,6 +120,7 @@ def evaluate_retrieval_models(
         split: Of the runs' datasets; `val` where a dataset has no test split.
         rerank: Images that matching ranks anew; None for what the run had, or 128.
         batch_tokens: Text tokens computed at once; the figures do not depend on it.
+        memory_mb: As in `RetrievalConfig`; None for what the run had, or its default.
         progress: Whether to draw bars.
 
     Raises:
@@ -132,6 +134,8 @@ def evaluate_retrieval_models(
     figures = {}
     for name in names:
         settings = _settings(name, data, rerank, batch_tokens)
+        if memory_mb is not None:
+            settings = replace(settings, memory_mb=memory_mb)
         opened = _opened(name)
         if settings.rerank and not _matches(opened):
             log.info("the matching head of '%s' was never trained, so it is left out", name)
