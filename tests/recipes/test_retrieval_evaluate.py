@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tiny_image_text import new_image_text, save_tiny_image_text
 from tiny_pairs import save_tiny_pairs
 from tiny_persons import save_cuhk
@@ -60,6 +64,9 @@ def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixtu
     assert main(["evaluate", *runs]) == 0
     printed = capsys.readouterr().out
     assert "mean of 2 runs" in printed
+    assert f"{runs[1]} (seed 1)" in printed
+    assert "their seeds: 0, 1" in printed
+    assert found.to_json()["seeds"] == {runs[0]: 0, runs[1]: 1}
     assert printed.count("mINP") == 3
     without = evaluate_retrieval_models(runs[:1], rerank=0).figures[runs[0]]
     assert without.reranked is None
@@ -81,6 +88,70 @@ def test_the_memory_is_that_which_is_asked_for(
     assert main(["evaluate", runs[0], "--memory-mb", "3"]) == 0
     assert main(["evaluate", runs[0]]) == 0
     assert asked == [3_000_000, 1_024_000_000]
+
+
+def changed(run: str, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
+    """A copy of a run whose configuration says something else."""
+    shutil.copytree(run, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    change(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    return str(folder)
+
+
+def moved(root: Path, splits: dict[str, int] | None = None) -> Callable[[dict[str, Any]], None]:
+    """The run's dataset becomes another."""
+    save_cuhk(root, splits)
+    return lambda config: config["data"].update(root=str(root))
+
+
+def other_words(root: Path) -> Callable[[dict[str, Any]], None]:
+    """The run's dataset has the same picture names with another caption."""
+    change = moved(root)
+    rows = json.loads((root / "reid_raw.json").read_text("utf-8"))
+    rows[-1]["captions"][0] = "A person in white."
+    (root / "reid_raw.json").write_text(json.dumps(rows), "utf-8")
+    return change
+
+
+def test_runs_that_are_not_measured_alike_have_no_mean(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as nothing:
+        name = "maskery.recipes.retrieval_evaluate.evaluate_retrieval"
+        nothing.setattr(name, lambda *_, **__: pytest.fail("measured before the runs are compared"))
+        for number, (change, difference) in enumerate(
+            (
+                (lambda c: c["data"].update(dataset="drawn-people"), "CUHK-PEDES and drawn people"),
+                (moved(tmp_path / "more", {"train": 6, "val": 3, "test": 4}), "pictures: 6 and 8"),
+                (other_words(tmp_path / "words"), "the fingerprint of pictures, captions"),
+                (lambda c: c["retrieval"].update(rerank=2), r"\(--rerank\): 4 and 2"),
+                (lambda c: c["retrieval"].update(score="odds"), "by: sum with odds .* and odds"),
+                (lambda c: c["retrieval"].update(odds_weight=0.9), "odds at 0.2 and .* at 0.9"),
+            )
+        ):
+            other = changed(runs[1], tmp_path / f"run-{number}", change)
+            with pytest.raises(ConfigError, match=f"not measured alike .*{difference}") as caught:
+                evaluate_retrieval_models([runs[0], other])
+            assert "\n" not in str(caught.value)
+    same = changed(runs[1], tmp_path / "same", moved(tmp_path / "copy"))
+    assert evaluate_retrieval_models([runs[0], same], rerank=2).spread is not None
+    without = changed(runs[1], tmp_path / "mute", lambda c: c["objectives"].update(itm_weight=0.0))
+    with pytest.raises(ConfigError, match=r"that are ranked anew: 4 and 0"):
+        evaluate_retrieval_models([runs[0], without])
+
+
+def test_one_run_under_two_names_is_one(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(runs[0]).parent)
+    (tmp_path / "link").symlink_to(runs[0])
+    for again in (f"{runs[0]}/", "run-0", "./run-1/../run-0", str(tmp_path / "link")):
+        with pytest.raises(ConfigError, match="named twice, as"):
+            evaluate_retrieval_models([runs[0], again])
+    data = str(save_tiny_pairs(tmp_path / "data", 4))
+    with pytest.raises(ConfigError, match="named twice, as"):
+        evaluate_retrieval_models([runs[0], f"{runs[0]}/model"], data=data)
 
 
 def test_captions_are_prepared_as_in_the_run(runs: list[str], tmp_path: Path) -> None:

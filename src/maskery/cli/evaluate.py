@@ -13,6 +13,7 @@ from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.cli.figures import (
     models_table,
     retrieval_table,
+    run_heading,
     scores_table,
     sights_table,
     spread_table,
@@ -49,7 +50,8 @@ class Evaluate:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """A run folder, a model folder, a hub name or minilm."""
     more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
-    """Other runs of train person-search: all are measured, and their mean and spread are given."""
+    """Other runs of train person-search on the same pictures: all are measured, and their mean and
+    spread are given, with their seeds."""
     data: tuple[str, ...] = ()
     """Held-out text: files, folders, globs or a hub id; for a model with pictures, one source of
     pairs. Default: what the run held out."""
@@ -197,10 +199,10 @@ def report_retrieval(wanted: Evaluate) -> int:
         print_json(result.to_json())
         return 0
     for name, figures in result.figures.items():
-        heading = f"{name}\n" if len(result.figures) > 1 else ""
+        heading = f"{run_heading(name, result.seeds[name])}\n" if len(result.figures) > 1 else ""
         print(f"{heading}{retrieval_table(figures)}\n")
     if result.spread is not None:
-        print(spread_table(result.spread, len(result.figures)))
+        print(spread_table(result.spread, list(result.seeds.values())))
     return 0
 
 

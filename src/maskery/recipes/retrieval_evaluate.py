@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from maskery.core.errors import ConfigError
 from maskery.data.images.skipped import Skipped
@@ -17,7 +17,8 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.captions import clean_caption
-from maskery.data.person_search.dataset import open_person_search
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.evaluation.heads import can_match, require_contrast
 from maskery.evaluation.image_text_opening import (
@@ -35,11 +36,17 @@ from maskery.evaluation.retrieval_pairs import (
 )
 from maskery.evaluation.search_samples import SearchSample, sample_searches, spread_queries
 from maskery.recipes.person_search_config import PersonSearchRunConfig
+from maskery.recipes.retrieval_alike import (
+    Alike,
+    HeldOutSplit,
+    gallery_of,
+    ranking_of,
+    split_of,
+)
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
 
 log = logging.getLogger(__name__)
 
-HeldOutSplit = Literal["val", "test"]
 RANKINGS = ("contrastive", "reranked")
 
 
@@ -57,11 +64,13 @@ class RetrievalEvaluation:
 
     Attributes:
         figures: By the name that each model was given by.
+        seeds: By the same names, what each run was trained with; None where that is not known.
         spread: By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking
             is missing where not all models have it.
     """
 
     figures: dict[str, RetrievalFigures]
+    seeds: dict[str, int | None]
     spread: dict[str, dict[str, Spread]] | None
 
     def to_json(self) -> dict[str, Any]:
@@ -74,8 +83,27 @@ class RetrievalEvaluation:
             }
         return {
             "figures": {name: asdict(figures) for name, figures in self.figures.items()},
+            "seeds": self.seeds,
             "spread": spread,
         }
+
+
+class Datasets:
+    """The datasets of runs, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
+
+    def of(self, name: str) -> PersonSearchData:
+        """That of a run.
+
+        Raises:
+            DataError: It is no longer there, or cannot be used.
+        """
+        config = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
+        if config not in self._read:
+            self._read[config] = open_person_search(config)
+        return self._read[config]
 
 
 def is_person_search_run(folder: Path) -> bool:
@@ -124,16 +152,20 @@ def evaluate_retrieval_models(
         progress: Whether to draw bars.
 
     Raises:
-        ConfigError: A model is named twice, has no data of its own, or is not finished.
+        ConfigError: A model is named twice, has no data of its own, or is not finished; or several
+            are not measured alike.
         ModelError: It cannot be loaded, or was trained without the contrastive loss.
         DataError: The data cannot be used.
     """
-    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
-    if twice:
-        raise ConfigError(f"'{twice[0]}' is named twice; name each run once")
+    _need_different(names)
+    alike, datasets = Alike(), Datasets()
+    asked = {name: _settings(name, data, rerank, batch_tokens) for name in names}
+    if len(names) > 1:  # said before the first is measured, which may take an hour
+        for name, settings in asked.items():
+            alike.add(name, {} if data is not None else gallery_of(datasets.of(name), split))
+            alike.add(name, ranking_of(settings))
     figures = {}
-    for name in names:
-        settings = _settings(name, data, rerank, batch_tokens)
+    for name, settings in asked.items():
         if memory_mb is not None:
             settings = replace(settings, memory_mb=memory_mb)
         opened = _opened(name)
@@ -141,12 +173,58 @@ def evaluate_retrieval_models(
             log.info("the matching head of '%s' was never trained, so it is left out", name)
             settings = replace(settings, rerank=0)
         if data is None:
-            figures[name] = _on_its_split(opened, split, settings)
+            figures[name] = _on_its_split(opened, datasets.of(name), split, settings)
         else:
             figures[name] = _on_pairs(
                 opened, data, reading or PairsConfig(), settings, progress=progress
             )
-    return RetrievalEvaluation(figures=figures, spread=spread_of(list(figures.values())))
+        alike.add(name, _found(figures[name]))
+    return RetrievalEvaluation(
+        figures=figures,
+        seeds={name: _seed(name) for name in names},
+        spread=spread_of(list(figures.values())),
+    )
+
+
+def _need_different(names: Sequence[str]) -> None:
+    """Refuse the same model twice, however its folder is written.
+
+    Raises:
+        ConfigError: One is named twice.
+    """
+    seen: dict[Path, str] = {}
+    for name in names:
+        folder = _run_of(name) or Path(name).resolve()
+        if folder in seen:
+            again = "" if seen[folder] == name else f", as '{seen[folder]}' and as '{name}'"
+            raise ConfigError(f"'{seen[folder]}' is named twice{again}; name each run once")
+        seen[folder] = name
+
+
+def _run_of(name: str) -> Path | None:
+    """The person-search run that a folder is, or whose model it is."""
+    folder = Path(name).resolve()
+    if is_person_search_run(folder):
+        return folder
+    is_model = folder.name == MODEL and is_person_search_run(folder.parent)
+    return folder.parent if is_model else None
+
+
+def _seed(name: str) -> int | None:
+    """What a run was trained with."""
+    run = _run_of(name)
+    if run is None:
+        return None
+    return load_config(run / CONFIG, PersonSearchRunConfig).training.seed
+
+
+def _found(figures: RetrievalFigures) -> dict[str, str]:
+    """What was measured in the end: some pictures cannot be read, some models cannot match."""
+    return {
+        "pictures that are ranked anew": str(figures.rerank),
+        "pictures that can be read": f"{figures.num_images:,}",
+        "captions that can be read": f"{figures.num_texts:,}",
+    }
 
 
 def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:
@@ -219,7 +297,7 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
     opened, settings = _opened(str(folder)), _settings(str(folder), None, None, None)
     if not _matches(opened):
         settings = replace(settings, rerank=0)
-    held_out = _held_out(opened, "test", settings)
+    held_out = _held_out(opened, Datasets().of(str(folder)), "test", settings)
     queries = spread_queries(len(held_out.queries))
     found = evaluate_retrieval(
         opened.model,
@@ -234,10 +312,10 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
 
 
 def _on_its_split(
-    opened: OpenImageText, split: HeldOutSplit, settings: RetrievalConfig
+    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
 ) -> RetrievalFigures:
     """A run's model on a split of the run's dataset."""
-    held_out = _held_out(opened, split, settings)
+    held_out = _held_out(opened, data, split, settings)
     found = evaluate_retrieval(
         opened.model,
         held_out.images(),
@@ -252,14 +330,13 @@ def _on_its_split(
 
 
 def _held_out(
-    opened: OpenImageText, split: HeldOutSplit, settings: RetrievalConfig
+    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
 ) -> HeldOutPersons:
     """A split of a run's dataset, read as the run read it."""
     config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
-    data = open_person_search(config.data)
-    if split == "test" and data.test is None:
+    measured, pairs = split_of(data, split)
+    if measured != split:
         log.info("%s has no test split: its validation identities are measured", data.title)
-    pairs = data.test if split == "test" and data.test is not None else data.val
     view = preprocessing_of(opened.name, opened.model, config.view)
     tokens = tokenise_captions(
         pairs,
