@@ -141,6 +141,36 @@ def test_runs_that_are_not_measured_alike_have_no_mean(
         evaluate_retrieval_models([runs[0], without])
 
 
+def test_a_run_is_measured_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    save_cuhk(tmp_path / "work" / "cuhk")
+    (tmp_path / "work" / "cuhk" / "imgs").rename(tmp_path / "work" / "pictures")
+    monkeypatch.chdir(tmp_path / "work")
+    arguments = ["--dataset", "cuhk-pedes", "--root", "cuhk", "--images", "pictures"]
+    arguments += ["--output", "run", *FEW, "--rerank", "0", "--json"]
+    assert main(["train", "person-search", *arguments]) == 0
+    run = str(tmp_path / "work" / "run")
+    expected = evaluate_retrieval_models([run]).figures[run]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate_retrieval_models([run]).figures[run] == expected
+
+    # Runs of before had what was typed in their file: they work where they were trained.
+    old = changed(run, tmp_path / "old", lambda c: c["data"].update(root="cuhk", images="pictures"))
+    assert main(["evaluate", old]) == 2
+    assert "there is no folder 'cuhk'" in capsys.readouterr().err
+    (tmp_path / "work" / "cuhk").rename(tmp_path / "moved")
+    moved = ["--root", "../moved", "--images", str(tmp_path / "work" / "pictures")]
+    assert main(["evaluate", old, *moved, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"][old] == json.loads(
+        json.dumps(asdict(expected))
+    )
+    (tmp_path / "moved").rename(tmp_path / "work" / "cuhk")
+    monkeypatch.chdir(tmp_path / "work")
+    assert evaluate_retrieval_models([old]).figures[old] == expected
+
+
 def test_one_run_under_two_names_is_one(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +234,8 @@ def test_mistakes_are_one_line_each(
         ([runs[0], "--data", data, data], "names 2 sources"),
         ([model, "--data", data, "--rerank", "-1"], "rerank is -1"),
         ([runs[0], "--memory-mb", "0"], "memory_mb is 0"),
+        ([runs[0], "--data", data, "--root", "x"], "--root is x, and --data"),
+        (["minilm", "--data", data, "--root", "x"], "root is set, which is for image-text"),
         ([model, "--data", data, "--memory-mb", "9"], "memory_mb is set"),
     ):
         assert main(["evaluate", *arguments]) == 2

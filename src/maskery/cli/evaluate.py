@@ -27,7 +27,7 @@ from maskery.masking.config import MaskingConfig
 # What a run with pictures has of its own.
 FROZEN = ("mask_seed", "cache_dir", "reading", "masking")
 # What is for person search alone.
-SEARCH = ("held_out", "memory_mb")
+SEARCH = ("held_out", "memory_mb", "root", "images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,10 @@ class Evaluate:
     pairs. Default: what the run held out."""
     held_out: Literal["test", "val"] = "test"
     """For a run of train person-search: which split of its dataset."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """For a run of train person-search: where its dataset lies now. Default: where it was."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Likewise the folder that its image paths are relative to."""
     rerank: int | None = None
     """For person search: the best pictures of each caption that the matching head ranks anew; 0:
     none. Default: the run's, or 128. An image-text model that is no such run finds pictures where
@@ -116,11 +120,12 @@ def main(arguments: Sequence[str]) -> int:
         )
     if is_image_text(wanted.model):
         return report_image_text(wanted)
-    if wanted.score_words or wanted.pairs != PairsConfig() or wanted.memory_mb is not None:
-        raise ConfigError(
-            f"--score-words, --memory-mb and --pairs.* are for image-text models, and "
-            f"'{wanted.model}' reads text alone; leave them out"
-        )
+    for name in ("score_words", "pairs", *SEARCH):
+        if getattr(wanted, name) != getattr(Evaluate(model=wanted.model), name):
+            raise ConfigError(
+                f"{name} is set, which is for image-text models, and '{wanted.model}' reads text "
+                f"alone; leave it out"
+            )
     if wanted.against is not None and is_image_text(wanted.against):
         raise ConfigError(
             f"'{wanted.against}' reads pictures and '{wanted.model}' text alone, so they cannot be "
@@ -178,11 +183,13 @@ def report_pairs(wanted: Evaluate) -> int:
 def report_retrieval(wanted: Evaluate) -> int:
     """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
     refuse_settings(wanted, *FROZEN, "against", "score_words", *(() if wanted.data else ("pairs",)))
-    if wanted.data and wanted.held_out != "test":
-        raise ConfigError(
-            f"--held-out is {wanted.held_out}, and --data names other pairs than the run's; "
-            f"leave one out"
-        )
+    for name in ("held_out", "root", "images"):
+        value = getattr(wanted, name)
+        if wanted.data and value not in ("test", None):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
+                f"run's; leave one out"
+            )
     from maskery.recipes.retrieval_evaluate import evaluate_retrieval_models
 
     result = evaluate_retrieval_models(
@@ -193,6 +200,8 @@ def report_retrieval(wanted: Evaluate) -> int:
         rerank=wanted.rerank,
         batch_tokens=wanted.batch_tokens,
         memory_mb=wanted.memory_mb,
+        root=wanted.root,
+        images=wanted.images,
         progress=not wanted.json,
     )
     if wanted.json:

@@ -89,9 +89,15 @@ class RetrievalEvaluation:
 
 
 class Datasets:
-    """The datasets of runs, each read once."""
+    """The datasets of runs, each read once.
 
-    def __init__(self) -> None:
+    Args:
+        root: Where the annotations lie now, if elsewhere than when the runs were trained.
+        images: Likewise the folder that image paths are relative to.
+    """
+
+    def __init__(self, root: Path | None = None, images: Path | None = None) -> None:
+        self._root, self._images = root, images
         self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
 
     def of(self, name: str) -> PersonSearchData:
@@ -101,6 +107,9 @@ class Datasets:
             DataError: It is no longer there, or cannot be used.
         """
         config = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
+        config = replace(
+            config, root=self._root or config.root, images=self._images or config.images
+        )
         if config not in self._read:
             self._read[config] = open_person_search(config)
         return self._read[config]
@@ -137,6 +146,8 @@ def evaluate_retrieval_models(
     rerank: int | None = None,
     batch_tokens: int | None = None,
     memory_mb: int | None = None,
+    root: Path | None = None,
+    images: Path | None = None,
     progress: bool = False,
 ) -> RetrievalEvaluation:
     """Measure models, each on the split of its own run, or all on the same pairs.
@@ -149,6 +160,8 @@ def evaluate_retrieval_models(
         rerank: Images that matching ranks anew; None for what the run had, or 128.
         batch_tokens: Text tokens computed at once; the figures do not depend on it.
         memory_mb: As in `RetrievalConfig`; None for what the run had, or its default.
+        root: Where the runs' dataset lies now; None for where it was.
+        images: Where its images lie now; None for where they were.
         progress: Whether to draw bars.
 
     Raises:
@@ -158,7 +171,7 @@ def evaluate_retrieval_models(
         DataError: The data cannot be used.
     """
     _need_different(names)
-    alike, datasets = Alike(), Datasets()
+    alike, datasets = Alike(), Datasets(root, images)
     asked = {name: _settings(name, data, rerank, batch_tokens) for name in names}
     if len(names) > 1:  # said before the first is measured, which may take an hour
         for name, settings in asked.items():

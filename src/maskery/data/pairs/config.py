@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,3 +51,7 @@ class PairsConfig:
             raise ConfigError(
                 f"max_caption_chars is {self.max_caption_chars}: it must be at least 1"
             )
+
+    def anchored(self) -> PairsConfig:
+        """The same with absolute paths, which mean the same from any folder."""
+        return self if self.images is None else replace(self, images=self.images.absolute())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,3 +49,8 @@ class PersonSearchDataConfig:
             )
         if self.max_words < 1:
             raise ConfigError(f"max_words is {self.max_words}: it must be at least 1; try 50")
+
+    def anchored(self) -> PersonSearchDataConfig:
+        """The same with absolute paths, which mean the same from any folder."""
+        images = None if self.images is None else self.images.absolute()
+        return replace(self, root=self.root.absolute(), images=images)
