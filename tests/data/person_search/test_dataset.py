@@ -187,14 +187,14 @@ def test_an_id_in_two_splits_is_counted_and_is_two_persons(
 ) -> None:
     root = rewritten(
         save_cuhk(tmp_path, SPLITS),
-        lambda rows: [row | {"id": 1} if row["split"] == "test" else row for row in rows],
+        lambda rows: [r | {"id": r["id"] - 6} if r["split"] == "test" else r for r in rows],
     )
     with caplog.at_level(logging.WARNING):
         data = opened("cuhk-pedes", root)
-    assert "1 ids occur in more than one split, first 1" in data.notes[0]
+    assert "2 ids occur in more than one split, first 1" in data.notes[0]
     assert data.notes[0] in caplog.text
     assert data.test is not None
-    assert data.test.person_names == ("1",)
+    assert data.test.person_names == ("1", "2")
 
 
 def test_missing_images_are_counted_and_may_be_left_out(tmp_path: Path) -> None:
@@ -216,12 +216,26 @@ def test_missing_images_are_counted_and_may_be_left_out(tmp_path: Path) -> None:
 
 
 def test_one_person_alone_cannot_be_told_from_anyone(tmp_path: Path) -> None:
-    root = save_cuhk(tmp_path, {"train": 1, "val": 1, "test": 1})
-    assert "shows 1 different person:" in refused("cuhk-pedes", root)
+    for split in ("train", "val", "test"):
+        root = save_cuhk(tmp_path / split, {"train": 4, "val": 2, "test": 2} | {split: 1})
+        message = refused("cuhk-pedes", root)
+        assert f"the {split} split of '{root}' shows 1 different person:" in message
+
+
+@pytest.mark.parametrize(("split", "persons"), [("val", (4, 5)), ("test", (7,))])
+def test_a_split_that_missing_pictures_leave_without_two_persons_is_refused(
+    tmp_path: Path, split: str, persons: tuple[int, ...]
+) -> None:
+    root = save_cuhk(tmp_path, SPLITS)
+    for person in persons:
+        for number in (0, 1):
+            (root / "imgs" / "cam_a" / f"{person:03d}_{number}.png").unlink()
+    message = refused("drawn-people", root, missing_images="skip")
+    assert f"the {split} split of '{root}' shows {2 - len(persons)} different" in message
 
 
 def test_too_few_persons_to_hold_any_out(tmp_path: Path) -> None:
-    root = save_cuhk(tmp_path, {"train": 3, "test": 1})
+    root = save_cuhk(tmp_path, {"train": 3, "test": 2})
     assert "at least 4 are needed" in refused("drawn-people", root)
 
 

@@ -55,22 +55,24 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
 
     Raises:
         DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
-            said to show two persons, images are missing, or the training split shows fewer than two
-            persons.
+            said to show two persons, images are missing, or a split shows fewer than two persons.
     """
     title, root = LAYOUTS[config.dataset].title, config.root
     records = list(read_annotations(config.dataset, root))
     images = _image_folder(config)
     refuse_leaks(records)
+    annotated = {record.split for record in records}
     notes = [shared_ids(records)]
     records, missing = without_missing(records, images, config)
     notes.append(missing)
     by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
     _need_expected_splits(config, by_split)
-    held_out = not by_split["val"]
+    held_out = "val" not in annotated
     by_split, told = _by_picture(by_split, config)
     notes += told
-    _need_two_persons(by_split["train"], root)
+    for split in SPLITS:
+        if split in annotated or split == "train":
+            _need_two_persons(by_split[split], f"the {split} split of '{root}'")
     if held_out:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
     reading = PairsConfig(on_bad_image=config.on_bad_image, on_bad_caption=config.on_bad_caption)
@@ -203,13 +205,17 @@ def without_missing(
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _need_two_persons(records: Sequence[Record], root: Path) -> None:
+def _need_two_persons(records: Sequence[Record], what: str) -> None:
+    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%.
+
+    Raises:
+        DataError: It shows one person, or none.
+    """
     persons = {checked_person(record.person, record.where) for record in records}
     if len(persons) < 2:
         raise DataError(
-            f"the training split of '{root}' shows {len(persons)} different "
-            f"person{'' if len(persons) == 1 else 's'}: nobody to tell anyone from; bring at "
-            f"least 2"
+            f"{what} shows {len(persons)} different person{'' if len(persons) == 1 else 's'}: "
+            f"nobody to tell anyone from; bring at least 2"
         )
 
 
