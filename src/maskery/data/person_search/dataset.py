@@ -16,7 +16,13 @@ from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.image_refs import FileImage, ImageRef, Place
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.records import Record, brief, checked_captions, checked_person
+from maskery.data.pairs.records import (
+    Record,
+    brief,
+    checked_captions,
+    checked_image_name,
+    checked_person,
+)
 from maskery.data.pairs.split import group_ids_of, split_pairs
 from maskery.data.person_search.captions import clean_caption
 from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig
@@ -143,14 +149,15 @@ def _image_folder(config: PersonSearchDataConfig) -> Path:
 
 
 def refuse_leaks(records: Sequence[Record]) -> None:
-    """Make sure that no image is in two splits.
+    """Make sure that every image is a path below the image folder, and none is in two splits.
 
     Raises:
-        DataError: One is: what is trained on would be measured on.
+        DataError: One is not, or one is: what is trained on would be measured on.
     """
     split_of: dict[str, str] = {}
     leaks: dict[str, tuple[str, str]] = {}
     for record in records:
+        checked_image_name(record.image, record.where)
         name = picture_name(record)
         first = split_of.setdefault(name, record.split)
         if first != record.split:

@@ -6,22 +6,23 @@ at several ranks, and figures would be measured on another gallery than the pict
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from maskery.core.errors import DataError
-from maskery.data.pairs.records import Record, brief, checked_image_name, checked_person
+from maskery.data.pairs.records import Record, brief, checked_person
 
 
 def picture_name(record: Record) -> str:
     """The name of a record's picture, however its path is written: `a/./b.jpg` is `a/b.jpg`.
 
-    Raises:
-        DataError: It is no path below the image folder.
+    Args:
+        record: One whose image was checked already.
     """
-    return str(PurePosixPath(checked_image_name(record.image, record.where)))
+    name: str = posixpath.normpath(record.image)
+    return name
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def merge_pictures(
     that a dataset with one record for each picture stays as it was published.
 
     Args:
-        records: Of one split, in order.
+        records: Of one split, in order, their images checked.
         prepare: From a record to its captions as they are used, perhaps none; may raise.
 
     Returns:
