@@ -47,5 +47,14 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "cannot be read" in refused(model, "red", *nowhere)
     assert "the caption is empty" in refused(model, " ", *nowhere)
     assert "end it with .png" in refused(model, "red", *nowhere, "--output", "a.gif")
+    save_tiny_pairs(tmp_path / "data", 1)
+    there = ["--image", str(tmp_path / "data" / "000.png")]
+    (tmp_path / "taken.png").mkdir()
+    taken = ["--output", str(tmp_path / "taken.png")]
+    assert "no file can be written there" in refused(model, "red", *there, *taken)
+    deep = tmp_path / "new" / "strip.png"
+    assert main(["explain", model, "red", *there, "--output", str(deep)]) == 0
+    assert deep.is_file()
+    capsys.readouterr()
     text = str(save_tiny_model(tmp_path / "text"))
     assert "no image-text model" in refused(text, "red", *nowhere)

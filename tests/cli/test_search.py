@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,12 +49,67 @@ def test_json_holds_everything(folder: Path, capsys: pytest.CaptureFixture[str])
     assert [hit["match"] is None for hit in result["hits"]] == [False, False, True]
 
 
+def test_each_query_has_a_result_in_its_place(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries = ["red paper", "all blue", "red paper"]
+    sheet = tmp_path / "sheet.png"
+    assert main(command(folder, *queries, "--top", "2", "--sheet", str(sheet), "--json")) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["query"] for result in results] == queries
+    assert results[0] == results[2] != results[1]
+    assert main(command(folder, *queries, "--top", "2")) == 0
+    assert capsys.readouterr().out.count("red paper") == 2
+    with Image.open(sheet) as drawn:
+        assert drawn.height > 3 * 192
+
+
 def test_a_wrong_query_is_refused_before_pictures_are_read(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert main(command(folder, "red paper", " ", "--cache-dir", str(cache))) == 2
     assert not cache.exists()
     assert main(command(folder, "red paper", "--cache-dir", str(cache))) == 0
     assert cache.exists()
+
+
+def test_where_the_sheet_goes_is_looked_at_before_pictures_are_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    taken = tmp_path / "taken.png"
+    taken.mkdir()
+    (tmp_path / "file").touch()
+    for sheet in (taken, tmp_path / "file" / "a.png", tmp_path / f"{'n' * 300}.png"):
+        arguments = ["red", "--sheet", str(sheet), "--cache-dir", str(cache)]
+        assert main(command(folder, *arguments)) == 2
+        assert "no file can be written there" in capsys.readouterr().err
+    assert not cache.exists()
+    sheet = tmp_path / "new" / "folder" / "a.png"
+    assert main(command(folder, "red", "--sheet", str(sheet), "--cache-dir", str(cache))) == 0
+    with Image.open(sheet) as drawn:
+        assert drawn.height > 192
+
+
+def test_names_that_are_not_utf8(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gallery = tmp_path / os.fsdecode(b"gallery \xff")
+    shutil.copytree(folder / "gallery", gallery)
+    shutil.copy(gallery / "000.png", gallery / os.fsdecode(b"bad \xff.png"))
+    arguments = ["search", str(folder / "model"), "red paper", "--gallery", str(gallery)]
+    arguments += ["--cache-dir", str(tmp_path / "cache")]
+    for again in range(2):
+        assert main([*arguments, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["gallery"] == f"{tmp_path}/gallery \\xff"
+        assert found["pictures"] == 8
+        assert found["changes"]["encoded"] == (0 if again else 8)
+        (skipped,) = found["skipped"]
+        assert "has a name that is not UTF-8" in skipped
+    sheet = tmp_path / os.fsdecode(b"\xff.png")
+    assert main([*arguments, "--sheet", str(sheet)]) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert sheet.is_file()
 
 
 def test_mistakes_are_one_line_each(
@@ -75,4 +132,4 @@ def test_mistakes_are_one_line_each(
     assert "no image-text model" in refused(other)
     mute = save_tiny_image_text(tmp_path / "mute", new_image_text(contrast=False))
     other[1] = str(mute)
-    assert "without the contrastive loss" in refused(other)
+    assert "were never trained" in refused(other)

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -96,6 +100,55 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from maskery.data.store import TokenStoreWriter
+with TokenStoreWriter(Path(sys.argv[1]), vocab_size=9, about={}) as writer:
+    print("begun", flush=True)
+    sys.stdin.read()
+    writer.finish()
+"""
+
+
+@contextmanager
+def other_writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has begun a store and finishes it when its input ends."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "begun\n"
+        yield started
+
+
+@pytest.mark.parametrize("next_store", ["store", "another"])
+def test_what_a_killed_writer_left_goes_with_the_next_store(
+    tmp_path: Path, next_store: str
+) -> None:
+    with other_writer(tmp_path / "store") as killed:
+        killed.kill()
+    assert [path.name.partition("-")[0] for path in tmp_path.iterdir()] == ["store.partial"]
+    write(tmp_path / next_store)
+    assert [path.name for path in tmp_path.iterdir()] == [next_store]
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    with other_writer(tmp_path / "store") as other:
+        write(tmp_path / "another")
+        write(tmp_path / "store")
+        assert len(list(tmp_path.glob("store.partial-*"))) == 1
+        other.communicate()
+        assert other.returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "store"]
+    assert TokenStore.open(tmp_path / "store").num_tokens == 0
+
+
 def test_a_folder_without_a_manifest_is_no_store(tmp_path: Path) -> None:
     write(tmp_path / "store")
     (tmp_path / "store" / MANIFEST).unlink()
@@ -172,6 +225,22 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"\(No space left on device\); free some space"):
+        write(tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_begun_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def full(self: Path, *arguments: Any) -> Any:
+        if self.name.startswith("ids"):
+            raise OSError(28, "No space left on device")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(DataError, match=r"\(No space left on device\); free some space"):
         write(tmp_path / "store")
     assert list(tmp_path.iterdir()) == []

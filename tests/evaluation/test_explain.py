@@ -11,8 +11,10 @@ from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import ConfigError, DataError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.explain import explain, words_of
+from maskery.evaluation.caption_words import words_of
+from maskery.evaluation.explain import Target, explain
 from maskery.evaluation.image_text_opening import OpenImageText, open_image_text
+from maskery.evaluation.model_retrieval import ModelRetrieval
 
 CAPTION = "this is a red square, of paper."
 WORDS = ["this", "is", "a", "red", "square", "of", "paper"]
@@ -164,6 +166,42 @@ def test_an_untrained_matching_head_leaves_the_words(picture: Image.Image, tmp_p
         explain(opened, picture, CAPTION, target="matching")
 
 
+def learnt(opened: OpenImageText, *losses: str, clean: bool = False) -> OpenImageText:
+    retrieval = ModelRetrieval(clean_captions=clean, trained=losses)
+    return dataclasses.replace(opened, retrieval=retrieval)
+
+
+@pytest.mark.parametrize("target", ["matching", "words"])
+def test_the_caption_is_read_as_in_training_and_shown_as_typed(
+    opened: OpenImageText, picture: Image.Image, target: Target
+) -> None:
+    cleaned = learnt(opened, "itm", "mlm", clean=True)
+    found = explain(cleaned, picture, "This is: a RED (square)!", target=target)
+    expected = explain(opened, picture, "this is a red square", target=target)
+    assert [word.word for word in found.words] == ["This", "is", "a", "RED", "square"]
+    assert found.caption == "This is: a RED (square)!"
+    assert found.match == expected.match
+    for one, other in zip(found.words, expected.words, strict=True):
+        np.testing.assert_array_equal(one.heat, other.heat)
+        assert one.probability == other.probability
+
+
+def test_heads_that_learnt_nothing_are_not_explained(
+    opened: OpenImageText, picture: Image.Image
+) -> None:
+    matches = learnt(opened, "itc", "itm")
+    assert explain(matches, picture, CAPTION).target == "matching"
+    with pytest.raises(ModelError, match="never learnt to fill words"):
+        explain(matches, picture, CAPTION, target="words")
+    fills = learnt(opened, "itc", "mlm")
+    assert explain(fills, picture, CAPTION).target == "words"
+    with pytest.raises(ModelError, match=r"matching head of .* was never trained"):
+        explain(fills, picture, CAPTION, target="matching")
+    for target in (None, "matching", "words"):
+        with pytest.raises(ModelError, match="learnt neither to match nor to fill words"):
+            explain(learnt(opened, "itc"), picture, CAPTION, target=target)  # type: ignore[arg-type]
+
+
 def test_no_gradient_is_left_behind(opened: OpenImageText, picture: Image.Image) -> None:
     for parameter in opened.model.parameters():
         parameter.grad = None
@@ -179,5 +217,5 @@ def test_bad_input_is_one_line(opened: OpenImageText, picture: Image.Image) -> N
         explain(opened, picture, CAPTION, layer=1)
     with pytest.raises(DataError, match="no word in it"):
         explain(opened, picture, "?!")
-    with pytest.raises(DataError, match="positions"):
+    with pytest.raises(DataError, match="the model reads 16"):
         explain(opened, picture, "red " * 40)

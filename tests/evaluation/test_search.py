@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,8 +14,12 @@ from tiny_pairs import save_tiny_pairs
 from maskery.core.errors import DataError
 from maskery.data.images.views import view
 from maskery.data.pairs.image_refs import FileImage
+from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.gallery import Gallery, open_gallery
 from maskery.evaluation.image_text_opening import OpenImageText, open_image_text
+from maskery.evaluation.model_retrieval import ModelRetrieval
+from maskery.evaluation.retrieval_config import RetrievalConfig
+from maskery.evaluation.retrieval_pairs import evaluate_retrieval_set, retrieval_set
 from maskery.evaluation.search import Searcher
 
 TEXT = "this is a red square of paper"
@@ -31,9 +38,11 @@ def gallery(opened: OpenImageText, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @torch.no_grad()
-def by_hand(opened: OpenImageText, gallery: Gallery) -> tuple[dict[str, float], dict[str, float]]:
-    """Similarity and match of every picture by the model's own passes, one at a time."""
-    model, similar, match = opened.model, {}, {}
+def by_hand(
+    opened: OpenImageText, gallery: Gallery
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Similarity and logits of every picture by the model's own passes, one at a time."""
+    model, similar, logits = opened.model, {}, {}
     ids = torch.tensor(opened.tokenizer(TEXT)["input_ids"])[None]
     hidden = model.text_encoder.encode_text(ids, None)
     for path in gallery.folder.glob("*.png"):
@@ -42,30 +51,68 @@ def by_hand(opened: OpenImageText, gallery: Gallery) -> tuple[dict[str, float], 
         )
         fused = model.text_encoder.fuse(hidden, None, model.project_images(tokens))
         similar[path.name] = float(model.text_feature(hidden) @ model.image_feature(tokens).T)
-        match[path.name] = float(model.itm_head(fused[:, 0]).softmax(dim=-1)[0, 1])
-    return similar, match
+        logits[path.name] = model.itm_head(fused[:, 0])[0].tolist()
+    return similar, logits
 
 
-def test_matching_ranks_the_most_similar_and_the_others_follow(
-    opened: OpenImageText, gallery: Gallery
+def ranked_by(number: int, **settings: object) -> RetrievalConfig:
+    return RetrievalConfig(rerank=number, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("score", ["matching", "odds", "sum"])
+def test_the_score_ranks_the_most_similar_and_the_others_follow(
+    opened: OpenImageText, gallery: Gallery, score: str
 ) -> None:
-    similar, match = by_hand(opened, gallery)
-    hits = Searcher(opened, gallery, rerank=5).search(TEXT, top=9)
+    similar, logits = by_hand(opened, gallery)
+    config = ranked_by(5, score=score, odds_weight=2.0)
+    hits = Searcher(opened, gallery, config).search(TEXT, top=9)
     ordered = sorted(similar, key=lambda name: -similar[name])
-    best = sorted(ordered[:5], key=lambda name: -match[name])
+    odds = {name: yes - no for name, (no, yes) in logits.items()}
+    temperature = float(opened.model.temp.detach())
+    by = {
+        "matching": {name: yes for name, (_, yes) in logits.items()},
+        "odds": odds,
+        "sum": {name: 2 * odds[name] + similar[name] / temperature for name in odds},
+    }[score]
+    match = {name: 1 / (1 + math.exp(-value)) for name, value in odds.items()}
+    best = sorted(ordered[:5], key=lambda name: -by[name])
     assert [hit.path for hit in hits] == best + ordered[5:9]
     for hit in hits:
         assert hit.similarity == pytest.approx(similar[hit.path], abs=2e-3)
     for hit in hits[:5]:
         assert hit.match == pytest.approx(match[hit.path], abs=1e-5)
-    assert all(hit.match is None for hit in hits[5:])
+        assert hit.score == pytest.approx(by[hit.path], abs=1e-4)
+    assert all(hit.match is hit.score is None for hit in hits[5:])
+
+
+@pytest.mark.parametrize("score", ["matching", "odds", "sum"])
+def test_what_is_found_is_what_was_measured(
+    opened: OpenImageText, tmp_path: Path, score: Literal["matching", "odds", "sum"]
+) -> None:
+    """The rankings of all captions are those of `evaluate_retrieval`, picture by picture."""
+    pairs = Pairs.open(str(save_tiny_pairs(tmp_path / "pictures", 12)))
+    own = ModelRetrieval(
+        clean_captions=True, rerank=7, score=score, odds_weight=2.0, trained=("itc", "itm")
+    )
+    asked = replace(opened, retrieval=own)
+    data = retrieval_set(pairs, opened.tokenizer, max_length=asked.max_tokens, prepare=own.prepare)
+    found = evaluate_retrieval_set(opened.model, data, opened.view, own.ranking)
+    assert found.reranked is not None
+    names = [Path(image.name).name for image in data.images]
+    measured = [[names[i] for i in row] for row in found.reranked.tolist()]
+    gallery = open_gallery(asked, tmp_path / "pictures", cache_dir=tmp_path / "cache")
+    searcher = Searcher(asked, gallery)
+    searched = [[hit.path for hit in searcher.search(text, top=7)] for text in data.captions]
+    assert searched == measured
+    plain = found.contrastive[:, :7].tolist()
+    assert measured != [[names[i] for i in row] for row in plain]
 
 
 def test_more_than_there_is_gives_all(
     opened: OpenImageText, gallery: Gallery, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "maskery"):
-        searcher = Searcher(opened, gallery, rerank=500)
+        searcher = Searcher(opened, gallery, ranked_by(500))
     assert "the gallery has 12 pictures: all of them" in caplog.text
     hits = searcher.search(TEXT, top=100)
     assert len(hits) == 12
@@ -78,7 +125,7 @@ def test_a_matching_head_that_was_never_trained_is_not_asked(
     folder = save_tiny_image_text(tmp_path / "model", new_image_text(match=False))
     opened = open_image_text(str(folder))
     with caplog.at_level(logging.WARNING, "maskery"):
-        hits = Searcher(opened, gallery, rerank=5).search(TEXT)
+        hits = Searcher(opened, gallery, ranked_by(5)).search(TEXT)
     assert "never trained" in caplog.text
     assert all(hit.match is None for hit in hits)
     values = [hit.similarity for hit in hits]
@@ -91,7 +138,7 @@ def test_a_picture_that_is_lost_meanwhile_comes_last(
     save_tiny_pairs(tmp_path / "pictures", 6)
     gallery = open_gallery(opened, tmp_path / "pictures", cache_dir=tmp_path / "cache")
     (tmp_path / "pictures" / "003.png").unlink()
-    hits = Searcher(opened, gallery, rerank=6).search(TEXT)
+    hits = Searcher(opened, gallery, ranked_by(6)).search(TEXT)
     assert "003.png cannot be read" in caplog.text
     assert hits[-1].path == "003.png"
     assert len(hits) == 6
@@ -102,11 +149,11 @@ def test_a_picture_that_is_lost_meanwhile_comes_last(
     [
         (" ", "the query is empty"),
         ("zebra", "no word that the model knows"),
-        ("red " * 40, "42 tokens, and the model has 16"),
+        ("red " * 40, "42 tokens, and the model reads 16"),
     ],
 )
 def test_bad_queries_are_one_line(
     opened: OpenImageText, gallery: Gallery, text: str, line: str
 ) -> None:
     with pytest.raises(DataError, match=line):
-        Searcher(opened, gallery, rerank=0).search(text)
+        Searcher(opened, gallery, ranked_by(0)).search(text)

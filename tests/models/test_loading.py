@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from maskery.core.errors import ModelError
 from maskery.models.head_init import start_new_head
-from maskery.models.loading import load_masked_lm, load_tokenizer, resolve
+from maskery.models.loading import known_as, load_masked_lm, load_tokenizer, resolve
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,15 @@ def test_attention_dropout_is_off_unless_asked_for(whole: Path) -> None:
     assert own.model.config.attention_probs_dropout_prob == 0.1
     none = load_masked_lm(str(whole), hidden_dropout=0.0)
     assert none.model.config.hidden_dropout_prob == 0.0
+
+
+def test_a_model_has_one_name(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(whole)
+    for spelt in (str(whole), os.path.relpath(whole, tmp_path), "link", f"{whole}/"):
+        assert known_as(spelt) == str(whole.resolve())
+    for name in ("minilm", "bert-base-uncased", "someone/some-model", "scratch:tiny", "/no/such"):
+        assert known_as(name) == name
 
 
 def test_a_run_folder_stands_for_its_model(whole: Path, tmp_path: Path) -> None:

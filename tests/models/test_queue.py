@@ -31,6 +31,18 @@ def test_the_queue_is_the_last_features_in_writing_order(size: int, batches: lis
     assert torch.equal(queue.features[filled][:, 0], queue.ids[filled].float())
 
 
+def test_what_is_no_number_leaves_the_old_feature() -> None:
+    queue = FeatureQueue(2, 4)
+    queue.enqueue(*batch_of(0, 4))
+    features, ids = batch_of(4, 3)
+    features = features.clone()
+    features[0, 1], features[2, 0] = float("nan"), float("inf")
+    queue.enqueue(features, ids)
+    assert queue.ids.tolist() == [0, 5, 2, 3]
+    assert queue.features[:, 0].tolist() == [0.0, 5.0, 2.0, 3.0]
+    assert queue.pointer == 3
+
+
 def test_unwritten_places_are_unit_vectors_of_nobody() -> None:
     queue = FeatureQueue(8, 5, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(queue.features.norm(dim=1), torch.ones(5))

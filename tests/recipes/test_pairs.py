@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,31 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     assert resumed.evaluation == whole.evaluation
 
 
+def test_a_run_goes_on_with_the_same_pairs_and_settings_alone(tmp_path: Path) -> None:
+    pairs = save_tiny_pairs(tmp_path / "data", 24)
+    named = save_tiny_pairs(tmp_path / "named", 24, persons=True)
+    others = save_tiny_pairs(tmp_path / "others", 8)
+    plain = config_of(pairs, tmp_path / "plain", max_steps=1)
+    judged = replace(plain, output=tmp_path / "judged", eval_pairs=str(others))
+    for config in (plain, judged):
+        train_pairs(config, progress=False)
+    others.write_text("\n".join(others.read_text("utf-8").splitlines()[2:]), "utf-8")
+    for config, change, told in (
+        (plain, {"eval_pairs": str(named)}, "eval_pairs_fingerprint is '.*' here and not set"),
+        (judged, {}, "eval_pairs_fingerprint is '.*' here and '.*' in the run"),
+        (judged, {"eval_pairs": None}, "held_out_share is 0.2 here and not set in the run"),
+        (plain, {"held_out_share": 0.3}, "held_out_share is 0.3 here and 0.2 in the run"),
+        (plain, {"pairs": str(named)}, "pairs_fingerprint is"),  # the same, but for persons
+        (plain, {"reading": PairsConfig(max_pixels=999)}, "max_pixels is 999 here"),
+        (plain, {"view": ViewConfig(flip_probability=0.1)}, "flip_probability is 0.1 here"),
+    ):
+        other = replace(config, resume="auto", **change)  # type: ignore[arg-type]
+        with pytest.raises(CheckpointError, match=told):
+            train_pairs(other, progress=False)
+    same = replace(plain, resume="auto", image_cache_mb=1, max_length=24, score_words=("red",))
+    assert train_pairs(same, progress=False).summary.resumed_from == 1
+
+
 def test_a_run_goes_on_from_the_model_and_twin_of_another(tmp_path: Path) -> None:
     pairs = save_tiny_pairs(tmp_path / "data", 24)
     first = train_pairs(config_of(pairs, tmp_path / "first", max_steps=3), progress=False)
@@ -158,6 +184,8 @@ def test_a_run_goes_on_from_the_model_and_twin_of_another(tmp_path: Path) -> Non
     rows = [json.loads(line) for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
     again = evaluate_pairs_run(first.folder, eval_pairs=str(pairs))
     assert rows[0]["right_loss"] == pytest.approx(again.scores["right"].loss.value, abs=1e-5)
+    respelt = replace(config, model=os.path.relpath(first.folder / "model"), resume="auto")
+    assert train_pairs(respelt, progress=False).summary.resumed_from == 1
 
 
 def test_broken_pictures_are_told_of_at_the_end_or_end_the_run(tmp_path: Path) -> None:

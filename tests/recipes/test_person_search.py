@@ -15,13 +15,20 @@ from tiny_persons import save_cuhk
 from maskery.core.errors import CheckpointError, ConfigError, MaskeryError
 from maskery.data.images.config import ViewConfig
 from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.held_out import HeldOutPersons
+from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text_opening import open_image_text
+from maskery.evaluation.retrieval import Retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.recipes import pairs_config
 from maskery.recipes.pairs_config import PairsTrainingConfig
-from maskery.recipes.person_search import Best, prepare_person_search, train_person_search
+from maskery.recipes.person_search import (
+    PersonSearchRun,
+    prepare_person_search,
+    train_person_search,
+)
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_presets import PRESETS
 from maskery.recipes.run_folder import load_config
@@ -145,23 +152,41 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_only_a_better_model_takes_the_place_of_the_best(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_model_of_the_best_epoch_is_kept_and_the_start_is_none(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = prepare_person_search(config_of(root, tmp_path), progress=False)
-    best = Best(run, tmp_path)
-    best.evaluate(0)
-    first = best.step, best.r1
-    weight = run.start.model.text_proj.weight
-    with torch.no_grad():
-        weight.zero_()  # nothing is found any more, but for ties in the order of the gallery
-        run.start.model.itm_head.weight.zero_()
-    best.r1 = 1.0
-    best.evaluate(1)
-    assert best.step == first[0]
-    kept = load_file(tmp_path / "model" / "model.safetensors")
-    assert kept["text_proj.weight"].abs().sum() > 0
-    assert Best(run, tmp_path).step == 0
+    config = config_of(root, tmp_path / "run", max_steps=8, eval_every=2, keep_checkpoints=1)
+    real = PersonSearchRun.measure
+    shown = [1.0, 0.2, 0.5, 0.5, 0.4]
+
+    def measure(self: PersonSearchRun, split: HeldOutPersons) -> Retrieval:
+        found = real(self, split)
+        if not shown:  # training is over
+            return found
+        ranking = found.figures.reranked
+        assert ranking is not None
+        ranking = replace(ranking, r1=replace_value(ranking.r1, shown.pop(0)))
+        return replace(found, figures=replace(found.figures, reranked=ranking))
+
+    monkeypatch.setattr(PersonSearchRun, "measure", measure)
+    result = train_person_search(config, progress=False)
+    assert result.best_step == 4
+    best = tmp_path / "run" / "checkpoints" / "step-00000004"
+    kept = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for name, tensor in load_file(best / "model.safetensors").items():
+        assert torch.equal(kept.get(name, tensor), tensor)
+    last = load_file(best.with_name("step-00000008") / "model.safetensors")
+    assert not torch.equal(kept["text_proj.weight"], last["text_proj.weight"])
+
+    again = replace(config, resume="auto")
+    assert train_person_search(again, progress=False).val == result.val
+    (best / "state.json").write_text("{}")
+    assert train_person_search(again, progress=False).best_step == 8
+    assert "step-00000004' is damaged" in caplog.text
+
+
+def replace_value(interval: Interval, value: float) -> Interval:
+    return interval._replace(value=value)
 
 
 def test_without_matching_the_best_is_chosen_by_similarity(root: Path, tmp_path: Path) -> None:

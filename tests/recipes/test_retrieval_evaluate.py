@@ -4,7 +4,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,20 @@ from tiny_persons import save_cuhk
 
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError, ModelError
-from maskery.recipes.retrieval_evaluate import (
-    caption_preparation,
-    evaluate_retrieval_models,
-    is_person_search_run,
-    spread_of,
+from maskery.evaluation.model_retrieval import (
+    FILE,
+    ModelRetrieval,
+    read_model_retrieval,
+    save_model_retrieval,
 )
+from maskery.recipes.model_retrieval import (
+    is_person_search_run,
+    known_retrieval,
+    open_for_retrieval,
+)
+from maskery.recipes.person_search_config import PersonSearchRunConfig
+from maskery.recipes.retrieval_evaluate import Asked, evaluate_retrieval_models, spread_of
+from maskery.recipes.run_folder import load_config
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
 
@@ -54,7 +62,7 @@ def test_a_run_gives_what_training_found(runs: list[str]) -> None:
 
 
 def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate_retrieval_models(runs, rerank=3)
+    found = evaluate_retrieval_models(runs, asked=Asked(rerank=3))
     values = [figures.contrastive.map.value for figures in found.figures.values()]
     assert found.spread is not None
     spread = found.spread["contrastive"]["map"]
@@ -68,7 +76,7 @@ def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixtu
     assert "their seeds: 0, 1" in printed
     assert found.to_json()["seeds"] == {runs[0]: 0, runs[1]: 1}
     assert printed.count("mINP") == 3
-    without = evaluate_retrieval_models(runs[:1], rerank=0).figures[runs[0]]
+    without = evaluate_retrieval_models(runs[:1], asked=Asked(rerank=0)).figures[runs[0]]
     assert without.reranked is None
     mixed = spread_of([*found.figures.values(), without])
     assert mixed is not None
@@ -88,6 +96,15 @@ def test_the_memory_is_that_which_is_asked_for(
     assert main(["evaluate", runs[0], "--memory-mb", "3"]) == 0
     assert main(["evaluate", runs[0]]) == 0
     assert asked == [3_000_000, 1_024_000_000]
+
+
+def asked_like(run: str, folder: Path, **settings: Any) -> str:
+    """A copy of a run whose model is asked in another way."""
+    shutil.copytree(run, folder)
+    own = read_model_retrieval(run)
+    assert own is not None
+    save_model_retrieval(folder / "model", replace(own, **settings))
+    return str(folder)
 
 
 def changed(run: str, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
@@ -117,28 +134,29 @@ def other_words(root: Path) -> Callable[[dict[str, Any]], None]:
 def test_runs_that_are_not_measured_alike_have_no_mean(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run, drawn = runs[1], lambda c: c["data"].update(dataset="drawn-people")
+    more = moved(tmp_path / "more", {"train": 6, "val": 3, "test": 4})
+    words = other_words(tmp_path / "words")
     with monkeypatch.context() as nothing:
         name = "maskery.recipes.retrieval_evaluate.evaluate_retrieval"
         nothing.setattr(name, lambda *_, **__: pytest.fail("measured before the runs are compared"))
-        for number, (change, difference) in enumerate(
-            (
-                (lambda c: c["data"].update(dataset="drawn-people"), "CUHK-PEDES and drawn people"),
-                (moved(tmp_path / "more", {"train": 6, "val": 3, "test": 4}), "pictures: 6 and 8"),
-                (other_words(tmp_path / "words"), "the fingerprint of pictures, captions"),
-                (lambda c: c["retrieval"].update(rerank=2), r"\(--rerank\): 4 and 2"),
-                (lambda c: c["retrieval"].update(score="odds"), "by: sum with odds .* and odds"),
-                (lambda c: c["retrieval"].update(odds_weight=0.9), "odds at 0.2 and .* at 0.9"),
-            )
+        for other, difference in (
+            (changed(run, tmp_path / "a", drawn), "dataset: CUHK-PEDES and drawn people"),
+            (changed(run, tmp_path / "b", more), "pictures: 6 and 8"),
+            (changed(run, tmp_path / "c", words), "the fingerprint of pictures, captions"),
+            (asked_like(run, tmp_path / "d", clean_captions=False), "the fingerprint of"),
+            (asked_like(run, tmp_path / "e", rerank=2), r"\(--rerank\): 4 and 2"),
+            (asked_like(run, tmp_path / "f", trained=("itc",)), r"\(--rerank\): 4 and 0"),
+            (asked_like(run, tmp_path / "g", score="odds"), "by: sum with odds .* and odds"),
+            (asked_like(run, tmp_path / "h", odds_weight=0.9), "odds at 0.2 and .* at 0.9"),
         ):
-            other = changed(runs[1], tmp_path / f"run-{number}", change)
             with pytest.raises(ConfigError, match=f"not measured alike .*{difference}") as caught:
                 evaluate_retrieval_models([runs[0], other])
             assert "\n" not in str(caught.value)
     same = changed(runs[1], tmp_path / "same", moved(tmp_path / "copy"))
-    assert evaluate_retrieval_models([runs[0], same], rerank=2).spread is not None
-    without = changed(runs[1], tmp_path / "mute", lambda c: c["objectives"].update(itm_weight=0.0))
-    with pytest.raises(ConfigError, match=r"that are ranked anew: 4 and 0"):
-        evaluate_retrieval_models([runs[0], without])
+    assert evaluate_retrieval_models([runs[0], same]).spread is not None
+    fewer = asked_like(run, tmp_path / "fewer", rerank=2)
+    assert evaluate_retrieval_models([runs[0], fewer], asked=Asked(rerank=3)).spread is not None
 
 
 def test_a_run_is_measured_from_any_folder(
@@ -177,17 +195,87 @@ def test_one_run_under_two_names_is_one(
     monkeypatch.chdir(Path(runs[0]).parent)
     (tmp_path / "link").symlink_to(runs[0])
     for again in (f"{runs[0]}/", "run-0", "./run-1/../run-0", str(tmp_path / "link")):
-        with pytest.raises(ConfigError, match="named twice, as"):
+        with pytest.raises(ConfigError, match="is named twice, also as"):
             evaluate_retrieval_models([runs[0], again])
-    data = str(save_tiny_pairs(tmp_path / "data", 4))
-    with pytest.raises(ConfigError, match="named twice, as"):
-        evaluate_retrieval_models([runs[0], f"{runs[0]}/model"], data=data)
 
 
-def test_captions_are_prepared_as_in_the_run(runs: list[str], tmp_path: Path) -> None:
-    assert caption_preparation(runs[0])("A Man, in RED!") == "a man in red"
-    assert caption_preparation(f"{runs[0]}/model")("A Man, in RED!") == "a man in red"
-    assert caption_preparation(str(tmp_path))("A Man, in RED!") == "A Man, in RED!"
+@pytest.fixture(scope="module")
+def odd(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose settings of retrieval all differ from the usual ones."""
+    folder = tmp_path_factory.mktemp("odd") / "run"
+    arguments = ["--config", f"{runs[0]}/config.yaml", "--output", str(folder), "--json"]
+    arguments += ["--max-length", "9", "--max-words", "8", "--score", "sum", "--odds-weight", "0.3"]
+    assert main(["train", *arguments]) == 0
+    return folder
+
+
+def as_pairs(run: Path) -> str:
+    """The annotations of a run's dataset as pairs, captions as they were written."""
+    root = load_config(run / "config.yaml", PersonSearchRunConfig).data.root
+    path = root / "imgs" / "pairs.jsonl"
+    with path.open("w") as file:
+        for row in json.loads((root / "reid_raw.json").read_text()):
+            pair = {
+                "image": row["file_path"],
+                "caption": row["captions"],
+                "person": row["id"],
+            }
+            file.write(json.dumps(pair) + "\n")
+    return str(path)
+
+
+def test_a_model_is_measured_alike_wherever_it_lies(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = as_pairs(odd)
+    copied = tmp_path / "copied"
+    shutil.copytree(odd / "model", copied)
+    names = [str(odd), str(odd / "model"), str(copied)]
+    run, inside, copy = evaluate_retrieval_models(names, data=data).figures.values()
+    assert run == inside == copy
+    assert run.rerank == 4
+    # What the run was set to makes a difference, so that equality says something.
+    for asked in (Asked(score="matching"), Asked(clean_captions=False), Asked(rerank=0)):
+        found = evaluate_retrieval_models([names[2]], data=data, asked=asked)
+        assert found.figures[names[2]] != copy
+    # It cannot fill words, so nothing else is meant.
+    assert main(["evaluate", str(copied), "--data", data, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)["figures"][str(copied)]
+    assert printed == json.loads(json.dumps(asdict(copy)))
+
+
+def test_a_model_says_how_it_is_asked(odd: Path, runs: list[str], tmp_path: Path) -> None:
+    expected = ModelRetrieval(
+        clean_captions=True,
+        max_words=8,
+        max_length=9,
+        rerank=4,
+        score="sum",
+        odds_weight=0.3,
+        trained=("itc", "itm"),
+    )
+    assert read_model_retrieval(str(odd)) == read_model_retrieval(str(odd / "model")) == expected
+    assert open_for_retrieval(str(odd)).retrieval == expected
+    # A model from before there was the file is told by the run that it lies in.
+    old = tmp_path / "old"
+    shutil.copytree(odd, old)
+    (old / "model" / FILE).unlink()
+    for name in (old, old / "model"):
+        assert open_for_retrieval(str(name)).retrieval == expected
+    alone = tmp_path / "alone"
+    shutil.copytree(old / "model", alone)
+    assert known_retrieval(str(alone)) is None
+    assert open_for_retrieval(str(alone)).retrieval.prepare("A Man, in RED!") == "A Man, in RED!"
+
+
+def test_a_model_of_step_0_counts_as_trained(odd: Path, tmp_path: Path) -> None:
+    """No loss has moved its biases, and yet the run had the contrastive loss."""
+    model = new_image_text(contrast=False, match=False)
+    folder = save_tiny_image_text(tmp_path / "model", model)
+    data = str(save_tiny_pairs(tmp_path / "data", 6))
+    shutil.copy(odd / "model" / FILE, folder)
+    found = evaluate_retrieval_models([str(folder)], data=data).figures[str(folder)]
+    assert found.reranked is not None
 
 
 def test_a_model_folder_on_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +315,7 @@ def test_mistakes_are_one_line_each(
         evaluate_retrieval_models([model])
     mute = str(save_tiny_image_text(tmp_path / "mute", new_image_text(contrast=False)))
     data = str(save_tiny_pairs(tmp_path / "data", 4))
-    with pytest.raises(ModelError, match="without the contrastive loss"):
+    with pytest.raises(ModelError, match="were never trained"):
         evaluate_retrieval_models([mute], data=data)
     for arguments, line in (
         ([runs[0], "--mask-rate", "0.5"], "masking is set"),
@@ -237,6 +325,8 @@ def test_mistakes_are_one_line_each(
         ([runs[0], "--data", data, "--root", "x"], "--root is x, and --data"),
         (["minilm", "--data", data, "--root", "x"], "root is set, which is for image-text"),
         ([model, "--data", data, "--memory-mb", "9"], "memory_mb is set"),
+        ([model, "--data", data, "--odds-weight", "-1"], "odds_weight is -1"),
+        ([model, "--data", data, "--odds-weight", "2"], "add --score sum"),
     ):
         assert main(["evaluate", *arguments]) == 2
         assert line in capsys.readouterr().err

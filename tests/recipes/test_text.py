@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,18 +142,89 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     assert resumed.before == whole.before
     assert resumed.after == whole.after
 
+    told = (tmp_path / "cut" / "evaluation.json").read_bytes()
     done = train_text(TextRunConfig(**{**vars(cut), "resume": "auto"}), progress=False)
     assert done.summary.resumed_from == done.summary.steps
     assert done.after == whole.after
+    assert (tmp_path / "cut" / "evaluation.json").read_bytes() == told
 
 
-def test_a_checkpoint_of_another_course_is_refused(
+def test_a_refused_continuation_names_the_settings_and_keeps_the_right_ones(
     corpus: Path, model: Path, tmp_path: Path
 ) -> None:
-    train_text(config_of(corpus, model, tmp_path / "run"), progress=False)
-    other = config_of(corpus, model, tmp_path / "run", seed=1)
-    with pytest.raises(CheckpointError, match="another model, corpus or setting"):
-        train_text(TextRunConfig(**{**vars(other), "resume": "auto"}), progress=False)
+    folder = tmp_path / "run"
+    train_text(config_of(corpus, model, folder, max_steps=2), progress=False)
+    other = config_of(corpus, model, folder, max_steps=2, seed=1, learning_rate=0.5)
+    told = "setting: learning_rate is 0.5 here and 0.003 in the run, seed is 1 here and 0 in the"
+    with pytest.raises(CheckpointError, match=told) as caught:
+        train_text(replace(other, resume="auto"), progress=False)
+    assert "\n" not in str(caught.value)
+    kept = load_config(folder / "config.yaml", TextRunConfig)
+    assert kept.training.learning_rate == 0.003
+    assert train_text(replace(kept, resume="auto"), progress=False).summary.resumed_from == 2
+
+
+def begun(corpus: Path, model: Path, folder: Path, **settings: object) -> TextRunConfig:
+    """The configuration that goes on with a run that has a checkpoint of its first step."""
+    config = TextRunConfig(**{**vars(config_of(corpus, model, folder, max_steps=1)), **settings})
+    train_text(config, progress=False)
+    return replace(config, resume="auto")
+
+
+def test_what_changes_the_plan_or_the_measure_may_not_change(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    own, longer = tmp_path / "own.txt", tmp_path / "longer.txt"
+    own.write_text("\n".join(lines(9, seed=8)), "utf-8")
+    longer.write_text("\n".join(lines(12, seed=8)), "utf-8")
+    plain = begun(corpus, model, tmp_path / "plain")
+    judged = begun(corpus, model, tmp_path / "judged", eval_data=(str(own),))
+    for config, change, told in (
+        (plain, {"layout": "padded"}, "layout is 'padded' here and 'packed' in the run"),
+        (plain, {"held_out_share": 0.2}, "held_out_share is 0.2 here and 0.05 in the run"),
+        (plain, {"max_length": 16}, "max_length is 16 here and 32 in the run"),
+        (plain, {"hidden_dropout": 0.3}, "hidden_dropout is 0.3 here and not set in the run"),
+        (plain, {"corpus": (str(longer),)}, "corpus_fingerprint is '"),
+        (plain, {"eval_data": (str(own),)}, "eval_data_fingerprint is '.*' here and not set in"),
+        (judged, {"eval_data": (str(longer),)}, "eval_data_fingerprint is '.*' here and '.*' in"),
+        (judged, {"eval_data": ()}, "eval_data_fingerprint is not set here and '"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            train_text(replace(config, **change), progress=False)  # type: ignore[arg-type]
+
+
+def test_what_comes_to_the_same_is_the_same_run(corpus: Path, model: Path, tmp_path: Path) -> None:
+    config = begun(corpus, model, tmp_path / "run")
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(corpus.read_bytes())
+    same = replace(config, layout="packed", max_length=32, corpus=(str(copy),), vocab_size=500)
+    assert train_text(same, progress=False).summary.resumed_from == 1
+
+
+def test_a_model_is_the_same_however_its_folder_is_spelt(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = begun(corpus, model, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "as-a-run").mkdir()
+    (tmp_path / "as-a-run" / "model").symlink_to(model)
+    for name in (os.path.relpath(model, tmp_path), f"{model}/../{model.name}", "link", "as-a-run"):
+        same = replace(config, model=name)
+        assert train_text(same, progress=False).summary.resumed_from == 1
+    other = save_tiny_model(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"model is '.*/other' here and '.*' in the run"):
+        train_text(replace(config, model=str(other)), progress=False)
+
+
+def test_settings_of_how_may_change_and_are_written(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train_text(config_of(corpus, model, folder, max_steps=2), progress=False)
+    other = config_of(corpus, model, folder, max_steps=2, log_every=7, micro_batch_tokens=64)
+    assert train_text(replace(other, resume="auto"), progress=False).summary.resumed_from == 2
+    assert load_config(folder / "config.yaml", TextRunConfig).training.log_every == 7
 
 
 def test_micro_batches_do_not_change_the_course(corpus: Path, model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from shard_folders import contents
 from tiny_text import lines, save_tiny_model
 
-from maskery.core.errors import ConfigError, DataError, ModelError
+from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from maskery.data.shards.config import ShardingConfig, StreamingConfig
 from maskery.data.shards.source import ShardSource
 from maskery.recipes.evaluate import evaluate_run
@@ -91,12 +92,39 @@ def test_a_run_goes_on_from_its_middle_bit_for_bit(
         train_text(config, progress=False)
     monkeypatch.setattr(ShardSource, "micro_batches", real)
     resumed = train_text(TextRunConfig(**{**vars(config), "resume": "auto"}), progress=False)
-    assert resumed.summary.resumed_from == stop
+    # What could not be read cost no step.
+    assert resumed.summary.resumed_from == stop + 2
     assert losses(resumed.folder) == losses(whole.folder)
     one, other = (
         load_file(result.folder / "model" / "model.safetensors") for result in (whole, resumed)
     )
     assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_the_order_of_shards_and_what_is_measured_may_not_change(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    config = config_of(shards, model, tmp_path / "run", max_steps=1)
+    train_text(config, progress=False)
+    own = tmp_path / "own.txt"
+    own.write_text("\n".join(lines(9, seed=8)), "utf-8")
+    for change, told in (
+        ({"shuffle_shards": 5}, "shuffle_shards is 5 here and 2 in the run"),
+        ({"held_out_tokens": 50}, "held_out_tokens is 50 here and 250000 in the run"),
+        ({"eval_data": (str(own),)}, "eval_data_fingerprint is '.*' here and not set in the run"),
+    ):
+        data = {n: v for n, v in change.items() if n == "eval_data"}
+        streaming = {n: v for n, v in change.items() if n != "eval_data"}
+        other = replace(
+            config,
+            resume="auto",
+            streaming=replace(config.streaming, **streaming),  # type: ignore[arg-type]
+            **data,  # type: ignore[arg-type]
+        )
+        with pytest.raises(CheckpointError, match=told):
+            train_text(other, progress=False)
+    kept = replace(config, resume="auto", streaming=replace(config.streaming, cache_shards=1))
+    assert train_text(kept, progress=False).summary.resumed_from == 1
 
 
 def test_an_address_trains_as_the_folder_does(shards: Path, model: Path, tmp_path: Path) -> None:

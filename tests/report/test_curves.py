@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from maskery.report.curves import Chart, Curve, charts_of
@@ -47,6 +47,8 @@ def test_what_is_no_number_is_no_point() -> None:
     assert charts_of([]) == []
 
 
+@example([5e-324])
+@example([0.0, 5e-324])
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
 def test_every_value_lies_between_the_ends_of_its_axis(values: list[float]) -> None:
     found = axis(values, 0.0, 100.0)

@@ -53,6 +53,7 @@ from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, TokenStoreWriter
 from maskery.data.text_source import Template
+from maskery.evaluation.model_retrieval import FILE, ModelRetrieval, read_model_retrieval
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.run_folder import load_config, to_plain
 from maskery.recipes.text_config import TextRunConfig
@@ -267,6 +268,27 @@ def read_config(case: tuple[int, bytes], folder: Path) -> None:
     write(folder, {"config.yaml": data})
     kind = type(CONFIGS[number])
     assert isinstance(load_config(folder / "config.yaml", kind), kind)
+
+
+@st.composite
+def model_cases(draw: st.DrawFn) -> bytes:
+    """What a model says of itself: damaged as text, or with other values in it."""
+    words, rerank = draw(st.integers(1, 99)), draw(st.integers(0, 999))
+    sound = ModelRetrieval(max_words=words, rerank=rerank, trained=("itc", "itm"))
+    plain: dict[str, Any] = asdict(sound)
+    if draw(st.booleans()):
+        return draw(anything(lambda: [json.dumps(plain).encode()]))
+    for _ in range(draw(st.integers(0, 3))):
+        plain[draw(st.sampled_from(sorted(plain)))] = draw(JSON_VALUES)
+    return json.dumps(plain).encode()
+
+
+def read_model(case: bytes, folder: Path) -> None:
+    """Read how a model is to be asked."""
+    write(folder, {"config.json": b"{}", FILE: case})
+    found = read_model_retrieval(str(folder))
+    assert found is not None
+    assert found.prepare("a man") in ("a man", "a")
 
 
 # What runs leave on the disk.
@@ -486,6 +508,7 @@ TARGETS: dict[str, Target] = {
     "pairs": Target(cases=pair_cases(), read=read_pairs),
     "pictures": Target(cases=anything(lambda: list(pictures().values())), read=read_picture),
     "configs": Target(cases=config_cases(), read=read_config),
+    "models": Target(cases=model_cases(), read=read_model),
     "stores": Target(cases=folder_cases(store_files), read=read_store),
     "shards": Target(cases=folder_cases(shard_files), read=read_shards),
     "checkpoints": Target(cases=folder_cases(checkpoint_files), read=read_checkpoint),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,26 @@ def test_the_best(
     book = journal(tmp_path, metric)
     found = [book.held_out(step, figures) for step, figures in enumerate(values, 1)]
     assert found == [bool(flag) for flag in expected]
+
+
+class OtherProcess(Processes):
+    """A process that is not the main one, which has decided already."""
+
+    def on_main(self, work: Callable[[], str | None]) -> str | None:
+        del work
+        return self.decided
+
+    decided: str | None = None
+
+
+@pytest.mark.parametrize("decided", ["best", None])
+def test_the_main_process_decides_what_is_best(tmp_path: Path, decided: str | None) -> None:
+    other = OtherProcess(rank=1, world_size=2)
+    object.__setattr__(other, "decided", decided)
+    book = Journal(Tracker(tmp_path), other, None)
+    # It has not read the lines of the run that goes on, so it would take anything for the best.
+    assert book.held_out(4, {"loss": 3.0}) == (decided == "best")
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_the_start_is_never_the_best_and_no_bar(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskery.core.errors import CheckpointError, TrainingError
+from maskery.core.errors import CheckpointError, DataError, TrainingError
 from maskery.core.errors import StoppedError as StoppedBySignal
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Step, Summary, Trainer
@@ -431,18 +432,137 @@ def test_a_signal_ends_the_run_after_its_step(
         return original(prepared)
 
     loop.step = step  # type: ignore[method-assign]
-    if at < 10:
-        with pytest.raises(StoppedBySignal, match=f"after step {at} of 10") as caught:
-            loop.train()
-        assert caught.value.exit_code == 128 + number
-        assert [path.name for path in loop.checkpoints.complete()] == [f"step-{at:08d}"]
-    else:  # nothing is left to stop
+    with pytest.raises(StoppedBySignal, match=f"after step {at} of 10") as caught:
         loop.train()
+    assert caught.value.exit_code == 128 + number
+    assert [path.name for path in loop.checkpoints.complete()] == [f"step-{at:08d}"]
     second = make_task(dropout=0.3)
     resumed = trainer(second, make_source(), cut, config, evaluate=evaluations(second))
     assert resumed.train(resume=True).resumed_from == at
     assert metrics(cut) == metrics(whole)
     assert all(torch.equal(weights(second)[n], t) for n, t in weights(unbroken).items())
+
+
+@pytest.mark.parametrize("scheduled", [5, 100])
+@pytest.mark.parametrize("at", [5, 10])
+def test_a_signal_ends_an_evaluation_at_once(
+    tmp_path: Path, make_task: Make, make_source: Make, at: int, scheduled: int
+) -> None:
+    config = replace(CONFIG, checkpoint_every=scheduled, eval_every=5, best_metric=None)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    unbroken = make_task()
+    expected = trainer(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken))
+    expected.train()
+
+    task = make_task()
+    judge = evaluations(task)
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        if step == at:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("it went on")
+        return judge(step)
+
+    loop = trainer(task, make_source(), cut, config, evaluate=evaluate)
+    with pytest.raises(StoppedBySignal, match=f"after step {at} of 10"):
+        loop.train()
+    assert loop.checkpoints.complete()[-1].name == f"step-{at:08d}"
+    again = make_task()
+    resumed = trainer(again, make_source(), cut, config, evaluate=evaluations(again))
+    assert resumed.train(resume=True).resumed_from == at
+    assert metrics(cut) == metrics(whole)
+    best, other = expected.checkpoints.best(), resumed.checkpoints.best()
+    assert best is not None
+    assert other is not None
+    assert best.name == other.name
+
+
+def test_a_checkpoint_that_is_due_does_not_wait_for_an_evaluation(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    there: dict[int, list[str]] = {}
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        loop.checkpoints.finish()  # what was begun
+        there[step] = [path.name for path in loop.checkpoints.complete()]
+        return {"loss": float(step)}
+
+    config = replace(CONFIG, checkpoint_every=4, eval_every=4)
+    loop = trainer(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
+    loop.train()
+    assert there[4] == ["step-00000004"]
+    assert there[10][-1] == "step-00000010"
+
+
+def test_a_signal_while_the_data_is_waited_for_is_heard(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    waiting, released = threading.Event(), threading.Event()
+
+    def steps(start: Any) -> Any:
+        for step in Trainer.steps(loop, start):
+            if step.number == 4:
+                waiting.wait()
+                signal.raise_signal(signal.SIGTERM)
+                released.wait()
+            yield step
+
+    def stops_alone() -> bool:
+        waiting.set()  # asked while a step is waited for
+        return Trainer._stops_alone(loop)
+
+    loop = trainer(make_task(), make_source(), tmp_path, replace(CONFIG, checkpoint_every=100))
+    loop.steps, loop._stops_alone = steps, stops_alone  # type: ignore[method-assign]
+    original = loop.checkpoints.finish
+    loop.checkpoints.finish = lambda: (released.set(), original())[1]  # type: ignore[method-assign]
+    with pytest.raises(StoppedBySignal, match=r"after step 4 of 10") as caught:
+        loop.train()
+    assert caught.value.exit_code == 143
+    assert [path.name for path in loop.checkpoints.complete()] == ["step-00000004"]
+
+
+def test_data_that_cannot_be_read_costs_no_step(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    def steps(start: Any) -> Any:
+        for step in Trainer.steps(loop, start):
+            if step.number == 7:
+                raise DataError("the shard is gone")
+            yield step
+
+    loop = trainer(make_task(), make_source(), tmp_path, replace(CONFIG, checkpoint_every=100))
+    loop.steps = steps  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="the shard is gone"):
+        loop.train()
+    assert [path.name for path in loop.checkpoints.complete()] == ["step-00000007"]
+
+
+def test_damaged_checkpoints_take_no_places(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    config = replace(CONFIG, checkpoint_every=2, keep_checkpoints=2)
+    whole = replace(config, keep_checkpoints=9)
+    trainer(make_task(), make_source(), tmp_path, whole).train()
+    for step in (8, 10):
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.json").write_text("{}")
+    loop = trainer(make_task(), make_source(), tmp_path, config)
+    original = loop.step
+
+    def step(prepared: Step) -> dict[str, torch.Tensor]:
+        if prepared.number == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return original(prepared)
+
+    loop.step = step  # type: ignore[method-assign]
+    with pytest.raises(StoppedBySignal, match="after step 7"):
+        loop.train(resume=True)
+    kept = [path.name for path in loop.checkpoints.complete()]
+    assert kept == ["step-00000006", "step-00000007"]
+    assert (
+        trainer(make_task(), make_source(), tmp_path, config).train(resume=True).resumed_from == 7
+    )
 
 
 def test_the_best_checkpoint_stays(tmp_path: Path, make_task: Make, make_source: Make) -> None:
@@ -458,6 +578,11 @@ def test_the_best_checkpoint_stays(tmp_path: Path, make_task: Make, make_source:
     assert best is not None
     assert best.name == "step-00000004"
     assert [path.name for path in loop.checkpoints.complete()] == [best.name, "step-00000010"]
+    # A kill may come between a checkpoint and the line that names it the best.
+    (tmp_path / "checkpoints" / "best.json").unlink()
+    again = trainer(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
+    again.train(resume=True)
+    assert again.checkpoints.best() == best
 
 
 def test_time_makes_a_checkpoint_due(
@@ -483,10 +608,10 @@ def test_a_failed_write_surfaces_at_the_next_step(
     loop = trainer(make_task(), make_source(), tmp_path)
     original = loop.checkpoints.write
 
-    def write(snapshot: Any, *, best: bool = False) -> Path:
+    def write(snapshot: Any) -> Path:
         if snapshot.position.step == 6:
             raise CheckpointError("the disk is gone")
-        return original(snapshot, best=best)
+        return original(snapshot)
 
     monkeypatch.setattr(loop.checkpoints, "write", write)
     with pytest.raises(CheckpointError, match="the disk is gone"):

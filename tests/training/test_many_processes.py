@@ -202,7 +202,8 @@ def test_person_search_on_several_processes(
     server.run(arguments, persons / f"log-{sharding}", ranks=2)
     assert_same_run(one_persons, persons / sharding)
     found = [
-        json.loads((run / "best.json").read_text()) for run in (one_persons, persons / sharding)
+        json.loads((run / "evaluation.json").read_text())["best_step"]
+        for run in (one_persons, persons / sharding)
     ]
     assert found[0] == found[1]
 
@@ -279,6 +280,19 @@ def test_a_run_goes_on_with_other_processes(
     printed = server.run(train_pairs(pairs, name, *more), pairs / f"log-{name}", ranks=second[0])
     assert json.loads(printed[printed.index("{") :])["training"]["resumed_from"] == 4
     assert_same_run(one_pairs, pairs / name)
+
+
+def test_processes_agree_on_the_best_after_a_resume(server: ForkServer, text: Path) -> None:
+    """A rate so high that the held-out loss is lowest before the stop."""
+    arguments = ("--eval-every", "2", "--learning-rate", "1.0", "--max-steps", "12")
+    whole = text / "whole"
+    server.run(train_text(text, whole.name, *arguments), text / "log-whole", ranks=2)
+    losses = [line["loss"] for line in read_metrics(whole / METRICS) if line["kind"] == "held_out"]
+    assert min(losses[1:3]) < losses[3]
+    copied_back_to(whole, "resumed", 5)
+    again = train_text(text, "resumed", *arguments, "--resume", "auto")
+    server.run(again, text / "log-resumed", ranks=2)
+    assert_same_run(whole, text / "resumed")
 
 
 def test_a_small_step_leaves_a_process_a_stand_in(server: ForkServer, text: Path) -> None:

@@ -64,6 +64,23 @@ def test_an_exception_comes_where_its_item_would() -> None:
     assert prefetching() == 0
 
 
+def test_whoever_waits_may_give_up() -> None:
+    released = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        released.wait()
+        yield 2
+
+    def give_up() -> bool:
+        released.set()
+        return True
+
+    with Prefetch(numbers(), gives_up=give_up) as items:
+        assert list(items) == [1]
+    assert prefetching() == 0
+
+
 def test_leaving_early_ends_the_thread() -> None:
     def endless() -> Iterator[int]:
         number = 0

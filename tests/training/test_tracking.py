@@ -48,6 +48,27 @@ def test_a_line_cut_short_is_left_out_and_cut_off(tmp_path: Path, cut: int) -> N
     assert path.read_text() == whole
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"12", b"[]", b"{}", b"[" * 5000, b'{"kind": "train"}', b'{"step": 3}'),
+        b'{"kind": "train", "step": "3"}',
+        b'{"kind": "train", "step": 3, "loss": [1]}',
+        b'{"kind": "tr\xffin", "step"',
+    ],
+)
+def test_a_damaged_line_is_left_out(tmp_path: Path, line: bytes) -> None:
+    tracker = tracker_with_lines(tmp_path)
+    path = tmp_path / METRICS
+    whole = path.read_bytes()
+    first, rest = whole.split(b"\n", 1)
+    path.write_bytes(first + b"\n" + line + b"\n" + rest)
+    assert read_metrics(path) == [json.loads(text) for text in whole.splitlines()]
+    assert tracker.has("train", 30)
+    tracker.rewind(30)
+    assert path.read_bytes() == whole
+
+
 def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
     values = {"a": 0.1 + 0.2, "b": 1e-300, "c": 1 / 3, "d": float("inf")}

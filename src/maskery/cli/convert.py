@@ -55,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(Convert, "convert", arguments)
     set_up_logging(quiet=True)
     with quick_imports():
+        from maskery.evaluation.model_retrieval import save_model_retrieval
         from maskery.models.checkpoint_import.convert import import_checkpoint
+        from maskery.recipes.model_retrieval import released_retrieval
 
     report = import_checkpoint(
         wanted.checkpoint,
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         num_text_heads=wanted.text_heads,
         num_vision_heads=wanted.vision_heads,
     )
+    if report.kind == "albef":
+        save_model_retrieval(wanted.out, released_retrieval(report.missing))
     if wanted.tokenizer is not None:
         save_tokenizer(wanted.tokenizer, wanted.out)
     if wanted.json:

@@ -63,8 +63,16 @@ class Evaluate:
     """Likewise the folder that its image paths are relative to."""
     rerank: int | None = None
     """For person search: the best pictures of each caption that the matching head ranks anew; 0:
-    none. Default: the run's, or 128. An image-text model that is no such run finds pictures where
-    this is set, and fills words otherwise."""
+    none. Default: the model's, or 128. An image-text model that can fill words, and is no such run,
+    finds pictures where this or one of the next three is set, and fills words otherwise."""
+    score: Literal["matching", "odds", "sum"] | None = None
+    """For person search: what those are ranked by, as in train person-search. Default: the model's,
+    or matching."""
+    odds_weight: float | None = None
+    """For person search: what the odds count for in --score sum. Default: the model's, or 1."""
+    clean_captions: Literal["auto", "yes", "no"] = "auto"
+    """For person search: lower-case captions and strip them of punctuation. auto: as the captions
+    were that the model was trained on, where that is known."""
     score_words: tuple[str, ...] = ()
     """For image-text models: words scored one at a time, as in train pairs. Default: the run's."""
     against: str | None = None
@@ -97,6 +105,18 @@ class Evaluate:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
         if self.rerank is not None and self.rerank < 0:
             raise ConfigError(f"rerank is {self.rerank}: it must be 0 (do not) or more")
+        if self.odds_weight is not None and not 0.0 <= self.odds_weight < float("inf"):
+            raise ConfigError(f"odds_weight is {self.odds_weight}: it must be 0 or more")
+
+    @property
+    def asks_retrieval(self) -> bool:
+        """Whether something is set that finding pictures alone has."""
+        return (
+            bool(self.more)
+            or self.held_out != "test"
+            or self.clean_captions != "auto"
+            or any(value is not None for value in (self.rerank, self.score, self.odds_weight))
+        )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,18 +125,20 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=True)
     with quick_imports():
         from maskery.evaluation.image_text_opening import is_image_text
+        from maskery.recipes.model_retrieval import finds_alone, is_person_search_run
         from maskery.recipes.pairs_evaluate import is_pairs_run
-        from maskery.recipes.retrieval_evaluate import is_person_search_run
 
-    asks_retrieval = bool(wanted.more) or wanted.rerank is not None or wanted.held_out != "test"
+    asks_retrieval = wanted.asks_retrieval
     if is_pairs_run(Path(wanted.model)) and not asks_retrieval and wanted.against is None:
         return report_pairs(wanted)
-    if is_person_search_run(Path(wanted.model)) or (asks_retrieval and is_image_text(wanted.model)):
+    if is_person_search_run(Path(wanted.model)) or (
+        is_image_text(wanted.model) and (asks_retrieval or finds_alone(wanted.model))
+    ):
         return report_retrieval(wanted)
     if asks_retrieval:
         raise ConfigError(
-            f"several runs, --rerank and --held-out are for runs of maskery train person-search, "
-            f"and '{wanted.model}' is none"
+            f"several runs, --rerank, --score, --odds-weight, --clean-captions and --held-out are "
+            f"for models of maskery train person-search, and '{wanted.model}' is none"
         )
     if is_image_text(wanted.model):
         return report_image_text(wanted)
@@ -190,18 +212,25 @@ def report_retrieval(wanted: Evaluate) -> int:
                 f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
                 f"run's; leave one out"
             )
-    from maskery.recipes.retrieval_evaluate import evaluate_retrieval_models
+    from maskery.recipes.retrieval_evaluate import Asked, evaluate_retrieval_models
+
+    asked = Asked(
+        rerank=wanted.rerank,
+        score=wanted.score,
+        odds_weight=wanted.odds_weight,
+        clean_captions=None if wanted.clean_captions == "auto" else wanted.clean_captions == "yes",
+        batch_tokens=wanted.batch_tokens,
+        memory_mb=wanted.memory_mb,
+        root=wanted.root,
+        images=wanted.images,
+    )
 
     result = evaluate_retrieval_models(
         [wanted.model, *wanted.more],
         data=wanted.data[0] if wanted.data else None,
         reading=wanted.pairs,
         split=wanted.held_out,
-        rerank=wanted.rerank,
-        batch_tokens=wanted.batch_tokens,
-        memory_mb=wanted.memory_mb,
-        root=wanted.root,
-        images=wanted.images,
+        asked=asked,
         progress=not wanted.json,
     )
     if wanted.json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.cli.output_file import prepare_output, shown
 from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
 
@@ -46,7 +47,7 @@ class Explain:
     target: Literal["auto", "matching", "words"] = "auto"
     """What is explained: that words and picture match, or each word, masked, in its place. auto:
     matching, where the model's matching head was trained. With one fusion layer, matching is
-    explained by one picture for all words."""
+    explained by one picture for all words; words needs a model trained with --mlm-weight."""
     layer: int | None = None
     """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
     json: bool = False
@@ -69,10 +70,11 @@ def main(arguments: Sequence[str]) -> int:
         from maskery.data.images.config import DEFAULT_MAX_PIXELS
         from maskery.data.pairs.image_refs import FileImage
         from maskery.evaluation.explain import explain
-        from maskery.evaluation.image_text_opening import open_image_text
+        from maskery.recipes.model_retrieval import open_for_retrieval
 
-    opened = open_image_text(wanted.model)
+    opened = open_for_retrieval(wanted.model)
     image = FileImage(wanted.image.name, wanted.image.parent, DEFAULT_MAX_PIXELS).load()
+    prepare_output(wanted.output, "--output")
     explanation = explain(
         opened,
         image,
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         print_json(as_json(explanation, wanted.output))
     else:
         print(describe(explanation))
-        print(f"strip: {wanted.output}")
+        print(f"strip: {shown(wanted.output)}")
     return 0
 
 
@@ -94,13 +96,13 @@ def draw(explanation: Explanation, image: Image) -> Image:
     from maskery.data.images.heat import heat_over
     from maskery.data.images.sheet import Cell, SheetRow, draw_sheet
 
-    shown = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
+    small = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
     note = "" if explanation.match is None else f"match {100 * explanation.match:.1f}%"
-    cells = [Cell(image=shown, label=(note,))]
+    cells = [Cell(image=small, label=(note,))]
     for word in explanation.words:
         said = "" if word.probability is None else f"  {100 * word.probability:.0f}%"
         name = WHOLE if explanation.whole else word.word
-        cells.append(Cell(image=heat_over(shown, word.heat), label=(f"{name}{said}",)))
+        cells.append(Cell(image=heat_over(small, word.heat), label=(f"{name}{said}",)))
     return draw_sheet([SheetRow(heading=explanation.caption, cells=cells)], height=HEIGHT)
 
 
@@ -116,11 +118,6 @@ def describe(explanation: Explanation) -> str:
         name = WHOLE if explanation.whole else word.word
         rows.append([name, said, f"{100 * across:.0f}%, {100 * down:.0f}%"])
     return "\n".join([*lines, table(rows)])
-
-
-def shown_name(word: str, caption: str) -> str:
-    """A word, or what stands for a caption that is explained as a whole."""
-    return "all words" if word == caption and " " in caption else word
 
 
 def hottest(heat: Any) -> tuple[float, float]:
@@ -141,5 +138,5 @@ def as_json(explanation: Explanation, output: Path) -> dict[str, object]:
             {"word": w.word, "probability": w.probability, "heat": w.heat.tolist()}
             for w in explanation.words
         ],
-        "strip": str(output),
+        "strip": shown(output),
     }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.cli.output_file import prepare_output, shown
 from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
 
@@ -38,9 +39,9 @@ class Search:
     """The folder of pictures; folders inside it count, names that start with a dot do not."""
     top: int = 10
     """Pictures to show for each query."""
-    rerank: int = 32
+    rerank: int | None = None
     """The most similar pictures, which the matching head looks at again with the words; 0: none.
-    Time grows with it."""
+    Time grows with it. Default: the model's own setting, or 128."""
     sheet: Path | None = None
     """Also draw the pictures found on a contact sheet, into this PNG file."""
     rehash: bool = False
@@ -56,10 +57,18 @@ class Search:
         if not self.text:
             raise ConfigError('no query is given: add one, such as "a woman in a red coat"')
         for name, least in (("top", 1), ("rerank", 0), ("batch_images", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}: it must be at least {least}")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ConfigError(f"--sheet is '{self.sheet}': it is written as PNG; end it with .png")
+
+
+class Found(NamedTuple):
+    """One query's pictures. A query may be given twice."""
+
+    text: str
+    hits: Sequence[Hit]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,15 +78,15 @@ def main(arguments: Sequence[str]) -> int:
     with quick_imports():
         from maskery.data.tokenise import default_cache_dir
         from maskery.evaluation.gallery import open_gallery
-        from maskery.evaluation.image_text_opening import open_image_text
-        from maskery.evaluation.search import Searcher, encode_query
-        from maskery.recipes.retrieval_evaluate import caption_preparation
+        from maskery.evaluation.queries import encode_query
+        from maskery.evaluation.search import Searcher
+        from maskery.recipes.model_retrieval import open_for_retrieval
 
-    opened = open_image_text(wanted.model)
-    prepare = caption_preparation(wanted.model)
-    queries = {text: prepare(text) for text in wanted.text}
-    for query in queries.values():
-        encode_query(opened, query)  # what is wrong with one is said before an hour of indexing
+    opened = open_for_retrieval(wanted.model)
+    for text in wanted.text:
+        encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
+    if wanted.sheet is not None:
+        prepare_output(wanted.sheet, "--sheet")
     gallery = open_gallery(
         opened,
         wanted.gallery,
@@ -86,17 +95,20 @@ def main(arguments: Sequence[str]) -> int:
         rehash=wanted.rehash,
         progress=not wanted.json,
     )
-    searcher = Searcher(opened, gallery, rerank=wanted.rerank)
-    found = {text: searcher.search(query, top=wanted.top) for text, query in queries.items()}
+    ranking = opened.retrieval.ranking
+    if wanted.rerank is not None:
+        ranking = replace(ranking, rerank=wanted.rerank)
+    searcher = Searcher(opened, gallery, ranking)
+    found = [Found(text, searcher.search(text, top=wanted.top)) for text in wanted.text]
     if wanted.sheet is not None:
         save_sheet(wanted.sheet, wanted.gallery, found)
     if wanted.json:
         print_json(as_json(wanted, gallery, found))
     else:
         print(f"{describe(gallery)}\n")
-        print("\n\n".join(listing(text, hits) for text, hits in found.items()))
+        print("\n\n".join(listing(text, hits) for text, hits in found))
         if wanted.sheet is not None:
-            print(f"\ncontact sheet: {wanted.sheet}")
+            print(f"\ncontact sheet: {shown(wanted.sheet)}")
     return 0
 
 
@@ -128,29 +140,25 @@ def listing(text: str, hits: Sequence[Hit]) -> str:
     return "\n".join([text, *lines])
 
 
-def as_json(
-    wanted: Search, gallery: Gallery, found: Mapping[str, Sequence[Hit]]
-) -> dict[str, object]:
-    """Everything that was found."""
+def as_json(wanted: Search, gallery: Gallery, found: Sequence[Found]) -> dict[str, object]:
+    """Everything that was found: one result for each query, in their order."""
     return {
-        "gallery": str(wanted.gallery),
+        "gallery": shown(wanted.gallery),
         "pictures": len(gallery),
         "changes": asdict(gallery.changes),
         "skipped": list(gallery.troubles),
-        "results": [
-            {"query": text, "hits": [asdict(hit) for hit in hits]} for text, hits in found.items()
-        ],
-        "sheet": None if wanted.sheet is None else str(wanted.sheet),
+        "results": [{"query": text, "hits": [asdict(hit) for hit in hits]} for text, hits in found],
+        "sheet": None if wanted.sheet is None else shown(wanted.sheet),
     }
 
 
-def save_sheet(path: Path, folder: Path, found: Mapping[str, Sequence[Hit]]) -> None:
+def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     """Draw the pictures found, a row for each query."""
     from maskery.data.gallery.files import read_picture
     from maskery.data.images.sheet import Cell, SheetRow, draw_sheet
 
     rows = []
-    for text, hits in found.items():
+    for text, hits in found:
         cells = []
         for number, hit in enumerate(hits, 1):
             score = f"{hit.similarity:.3f}" if hit.match is None else f"{100 * hit.match:.1f}%"

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.core.stopping import signals_stop
 from maskery.recipes.tokenize_config import TokenizeConfig
 
 
@@ -38,11 +39,12 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, tokenise, report."""
     wanted = parse(Tokenize, "tokenize", arguments)
     set_up_logging(quiet=wanted.json)
-    from maskery.data.shards.making import summary
-    from maskery.recipes.tokenize_corpus import tokenize_corpus
+    with signals_stop("what is complete is kept: repeat the command to go on"):
+        from maskery.data.shards.making import summary
+        from maskery.recipes.tokenize_corpus import tokenize_corpus
 
-    made = tokenize_corpus(wanted.run, progress=not wanted.json)
-    about = summary(made)
+        made = tokenize_corpus(wanted.run, progress=not wanted.json)
+        about = summary(made)
     if wanted.json:
         print_json(about)
         return 0

@@ -23,6 +23,8 @@ from maskery.core.launcher import launched_world_size
 
 # The main process may tokenise a corpus for hours while the others wait.
 PATIENCE = timedelta(days=14)
+# In the messages of backends (gloo's have no type of their own) when a connection is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +170,24 @@ def join_processes() -> Processes:
     )
 
 
+def lost_process(error: BaseException) -> MaskeryError | None:
+    """What an error of PyTorch's means where another process has ended; None for other errors."""
+    lost = isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(mark in str(error) for mark in LOST)
+    )
+    return _ended(error) if lost else None
+
+
 @contextlib.contextmanager
 def _other_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise MaskeryError(
-            f"another process of the run has ended ({reason_of(error, most=200)}); its own message "
-            f"says why; mend that and repeat the command with --resume auto"
-        ) from error
+        raise _ended(error) from error
+
+
+def _ended(error: BaseException) -> MaskeryError:
+    return MaskeryError(
+        f"another process of the run has ended ({reason_of(error, most=200)}); its own message "
+        f"says why; mend that and repeat the command with --resume auto"
+    )

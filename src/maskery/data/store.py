@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError, reason_of
+from maskery.data.partials import create_owned, ownerless, partial_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -120,13 +121,14 @@ class TokenStore:
 class TokenStoreWriter:
     """Writes a store beside its place and moves it there when it is whole.
 
-    A context manager: leaving it by an exception removes what was written.
+    A context manager: leaving it by an exception removes what was written, and entering it what
+    writers that were killed have left beside it.
     """
 
     def __init__(self, folder: Path, *, vocab_size: int, about: dict[str, Any]) -> None:
         self.folder = folder
         self.about = about
-        self._partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        self._partial = partial_of(folder)
         self._dtypes = {
             "tokens": np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32),
             "word_starts": np.dtype(np.bool_),
@@ -139,12 +141,14 @@ class TokenStoreWriter:
 
     def __enter__(self) -> TokenStoreWriter:
         try:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            for left in ownerless(self.folder.parent, "tokens.bin"):
+                shutil.rmtree(left, ignore_errors=True)
             self._partial.mkdir(parents=True)
             for name in self._dtypes:
-                self._streams[name] = (self._partial / f"{name}.bin").open("wb")
+                self._streams[name] = create_owned(self._partial / f"{name}.bin")
             self._write("boundaries", np.zeros(1, np.int64))
         except OSError as error:
+            self.__exit__(type(error), error, None)
             raise DataError(_unwritable(self.folder, error)) from error
         return self
 

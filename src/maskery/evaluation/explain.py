@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.errors import ConfigError, DataError, ModelError
+from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.heads import can_match
+from maskery.evaluation.caption_words import Word, words_of
+from maskery.evaluation.heads import can_fill, can_match
 from maskery.evaluation.image_text_opening import OpenImageText
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.class_token import fusion_layers
@@ -34,19 +35,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Target = Literal["matching", "words"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Word:
-    """A word of the caption.
-
-    Attributes:
-        text: As written.
-        tokens: Where its pieces stand in the caption, special tokens counted.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +88,18 @@ def explain(
     Args:
         opened: The model.
         image: RGB.
-        caption: The words.
+        caption: The words, as typed; the model reads them as its captions were prepared.
         target: What is explained; None for matching where its head was trained, else the words.
         layer: Of the fusion layers, counted from 0; None for the middle one (ALBEF's choice: the
             third of six).
 
     Raises:
         ConfigError: There is no such layer, or it says nothing about the target.
-        DataError: The caption is empty or too long.
-        ModelError: The model has no fusion layers, or a matching head that was never trained.
+        DataError: The caption is empty, unknown or too long.
+        ModelError: The model has no fusion layers, or a head that was never trained.
     """
     model = opened.model
-    target = target or ("matching" if can_match(model) else "words")
+    target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(fusion_layers(model.text_encoder)) == 1
     ids, words = words_of(opened, caption)
@@ -119,7 +107,7 @@ def explain(
     with torch.no_grad():
         tokens = model.encode_image(pixels)
         keys = model.project_images(tokens)
-        match = _match(model, ids, keys) if can_match(model) else None
+        match = _match(model, ids, keys) if can_match(opened) else None
     if target == "matching":
         heat = matching_heat(model, ids, keys, chosen)
         if whole:
@@ -239,36 +227,6 @@ def patch_grid(model: ImageTextModel, pixels: torch.Tensor) -> tuple[int, int]:
     return pixels.shape[-2] // height, pixels.shape[-1] // width
 
 
-def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
-    """A caption as token ids (L,), and its words without punctuation.
-
-    Raises:
-        DataError: It has no word, or more tokens than the model has positions.
-    """
-    encoded = opened.tokenizer(
-        caption, truncation=False, verbose=False, return_offsets_mapping=True
-    )
-    ids: list[int] = encoded["input_ids"]
-    limit = int(opened.model.config.text_config.max_position_embeddings)
-    if len(ids) > limit:
-        raise DataError(
-            f"the caption has {len(ids)} tokens, and the model has {limit} positions; shorten it"
-        )
-    pieces: dict[int, list[int]] = {}
-    for place, number in enumerate(encoded.word_ids()):
-        if number is not None:
-            pieces.setdefault(number, []).append(place)
-    offsets = encoded["offset_mapping"]
-    words = [
-        Word(text=caption[offsets[places[0]][0] : offsets[places[-1]][1]], tokens=tuple(places))
-        for places in pieces.values()
-    ]
-    words = [word for word in words if any(letter.isalnum() for letter in word.text)]
-    if not words:
-        raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
-    return torch.tensor(ids), words
-
-
 def _attention_map(core: Any, hidden: torch.Tensor, image: ImageKeys) -> torch.Tensor:
     """(R, H, L, N), a leaf that gradients stop at."""
     with torch.no_grad():
@@ -285,18 +243,34 @@ def _match(model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys]) 
     return float(model.itm_head(hidden[:, 0]).float().softmax(dim=-1)[0, 1])
 
 
-def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
-    count = len(fusion_layers(opened.model.text_encoder))
-    if not count:
+def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
+    """What is explained; a head that has learnt nothing is not."""
+    if not fusion_layers(opened.model.text_encoder):
         raise ModelError(
             f"'{opened.name}' has no fusion layers: its words never look at the picture; use "
             f"another model"
         )
-    if target == "matching" and not can_match(opened.model):
+    matches, fills = can_match(opened), can_fill(opened)
+    if not matches and not fills:
+        raise ModelError(
+            f"'{opened.name}' learnt neither to match nor to fill words, so it says nothing that "
+            f"could be explained; train with --itm-weight or --mlm-weight above 0"
+        )
+    if target == "matching" and not matches:
         raise ModelError(
             f"the matching head of '{opened.name}' was never trained, so it says nothing; explain "
             f"the words instead: --target words"
         )
+    if target == "words" and not fills:
+        raise ModelError(
+            f"'{opened.name}' never learnt to fill words, so what it says of each is noise; "
+            f"explain the match instead: --target matching, or train with --mlm-weight above 0"
+        )
+    return target or ("matching" if matches else "words")
+
+
+def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
+    count = len(fusion_layers(opened.model.text_encoder))
     chosen = (count - 1) // 2 if layer is None else layer
     if not 0 <= chosen < count:
         raise ConfigError(

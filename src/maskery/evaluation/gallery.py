@@ -6,6 +6,7 @@ Shapes: B pictures, E features.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,6 +27,9 @@ from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
 
+MOST_OF_NAME = 100
+"""Bytes of a gallery's own name in the name of its index."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
@@ -33,7 +37,7 @@ class Changes:
 
     Attributes:
         read: Files that were new, or not as they had been.
-        encoded: Contents among them that had never been seen.
+        encoded: Contents among them that got a feature: never seen before, and readable.
         removed: Files that are gone, or can no longer be read.
     """
 
@@ -66,8 +70,11 @@ class Gallery:
 
 def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
     """Where the index of a gallery under one model lies."""
-    place = blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
-    return cache_dir / "galleries" / f"{folder.resolve().name or 'root'}-{place}-{fingerprint}"
+    path = folder.resolve()
+    place = blake2b(os.fsencode(path), digest_size=8).hexdigest()
+    # For people to know it by. File names end at 255 bytes, and names here may be of other bytes.
+    name = os.fsencode(path.name)[:MOST_OF_NAME].decode("utf-8", "ignore") or "root"
+    return cache_dir / "galleries" / f"{name}-{place}-{fingerprint}"
 
 
 def fingerprint(opened: OpenImageText) -> str:
@@ -109,7 +116,7 @@ def open_gallery(
         DataError: There is no readable picture, or the index cannot be written.
         ModelError: The model's features say nothing.
     """
-    require_contrast(opened.model, opened.name)
+    require_contrast(opened)
     found = find_pictures(folder)
     if not found:
         raise DataError(
@@ -195,7 +202,7 @@ class Indexing:
         return pictures
 
     def _take_in(self, store: GalleryStore, pictures: Mapping[str, PictureBytes]) -> int:
-        """Encode the contents that are new, and say how many those were."""
+        """Encode the contents that are new, and say how many could be."""
         digests = {path: picture.digest for path, picture in pictures.items()}
         contents = {digests[path]: picture for path, picture in pictures.items()}
         known = store.known(contents, readable=self.rehash)
@@ -203,7 +210,7 @@ class Indexing:
         features, troubles = self._encode(new)
         files = {path: (self.found[path], digest) for path, digest in digests.items()}
         store.save(files, features, troubles)
-        return len(new)
+        return len(features)
 
     def _encode(
         self, pictures: Mapping[bytes, PictureBytes]

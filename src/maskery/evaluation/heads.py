@@ -1,34 +1,35 @@
-"""Which heads of an image-text model have been trained.
-
-A model folder does not say which losses made it. Biases start at exactly zero, and no optimiser
-leaves a trained one there.
-"""
+"""Which heads of an image-text model have been trained; see `ModelRetrieval.trained`."""
 
 from __future__ import annotations
 
 from maskery.core.errors import ModelError
+from maskery.evaluation.image_text_opening import OpenImageText
 from maskery.models.image_text.class_token import fusion_layers
-from maskery.models.image_text.model import ImageTextModel
 
 
-def can_match(model: ImageTextModel) -> bool:
+def can_match(opened: OpenImageText) -> bool:
     """Whether the matching head (ITM) has been trained."""
-    return bool(fusion_layers(model.text_encoder)) and bool(model.itm_head.bias.any())
+    return "itm" in opened.retrieval.trained and bool(fusion_layers(opened.model.text_encoder))
 
 
-def can_contrast(model: ImageTextModel) -> bool:
+def can_contrast(opened: OpenImageText) -> bool:
     """Whether the contrastive projections (ITC) have been trained."""
-    return bool(model.text_proj.bias.any()) and bool(model.vision_proj.bias.any())
+    return "itc" in opened.retrieval.trained
 
 
-def require_contrast(model: ImageTextModel, name: str) -> None:
+def can_fill(opened: OpenImageText) -> bool:
+    """Whether the head over the vocabulary (MLM) has been trained."""
+    return "mlm" in opened.retrieval.trained
+
+
+def require_contrast(opened: OpenImageText) -> None:
     """Refuse a model whose features say nothing.
 
     Raises:
         ModelError: Its contrastive projections were never trained.
     """
-    if not can_contrast(model):
+    if not can_contrast(opened):
         raise ModelError(
-            f"'{name}' was trained without the contrastive loss, so its features cannot be "
-            f"compared; train with --itc-weight above 0"
+            f"the contrastive projections of '{opened.name}' were never trained, so its features "
+            f"cannot be compared; train with --itc-weight above 0"
         )

@@ -21,6 +21,11 @@ from maskery.data.images.config import (
     Channels,
     ViewConfig,
 )
+from maskery.evaluation.model_retrieval import (
+    ModelRetrieval,
+    guess_model_retrieval,
+    read_model_retrieval,
+)
 from maskery.models.image_text.config import ImageTextConfig
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
@@ -49,12 +54,20 @@ class OpenImageText:
         model: In evaluation mode.
         tokenizer: Its tokenizer.
         view: How its pictures are prepared, without anything random.
+        retrieval: How it reads captions and ranks pictures.
     """
 
     name: str
     model: ImageTextModel
     tokenizer: PreTrainedTokenizerBase
     view: ViewConfig
+    retrieval: ModelRetrieval
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a caption."""
+        positions = int(self.model.config.text_config.max_position_embeddings)
+        return min(positions, self.retrieval.max_length or positions)
 
 
 def is_image_text(name: str) -> bool:
@@ -95,6 +108,7 @@ def open_image_text(name: str) -> OpenImageText:
         model=model,
         tokenizer=load_tokenizer(name),
         view=preprocessing_of(name, model, ViewConfig()),
+        retrieval=read_model_retrieval(name) or guess_model_retrieval(model),
     )
 
 

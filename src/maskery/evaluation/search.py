@@ -1,5 +1,7 @@
 """Searching a gallery with words: similarity over all pictures, then matching on the best.
 
+The ranking is that of `evaluate_retrieval`, so that what was measured is what is found.
+
 Shapes: K pictures that are matched, E features.
 """
 
@@ -9,11 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.data.gallery.files import PictureBytes, read_picture
 from maskery.data.gallery.vectors import nearest
@@ -22,9 +21,12 @@ from maskery.data.images.skipped import Skipped
 from maskery.evaluation.gallery import Gallery
 from maskery.evaluation.heads import can_match
 from maskery.evaluation.image_text_opening import OpenImageText
+from maskery.evaluation.queries import encode_query
 from maskery.evaluation.rerank import match_logits
+from maskery.evaluation.retrieval import combine
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_features import ReadTexts, read_images, read_texts
+from maskery.evaluation.retrieval_metrics import rank
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,11 +43,13 @@ class Hit:
         similarity: Cosine of the contrastive features, from -1 to 1.
         match: The matching head's probability that words and picture belong together; None where
             it was not asked.
+        score: What it is ranked by among those that matching looked at; None likewise.
     """
 
     path: str
     similarity: float
-    match: float | None
+    match: float | None = None
+    score: float | None = None
 
 
 class Searcher:
@@ -54,26 +58,31 @@ class Searcher:
     Args:
         opened: The model, in evaluation mode.
         gallery: Indexed with it.
-        rerank: How many of the most similar pictures the matching head ranks anew.
+        config: How many of the most similar pictures are ranked anew, and by what. Default: the
+            model's own settings, which `evaluate_retrieval` ranks by too.
     """
 
-    def __init__(self, opened: OpenImageText, gallery: Gallery, *, rerank: int) -> None:
+    def __init__(
+        self, opened: OpenImageText, gallery: Gallery, config: RetrievalConfig | None = None
+    ) -> None:
         self.opened, self.gallery = opened, gallery
-        self.rerank = min(rerank, len(gallery))
-        if rerank > len(gallery):
-            log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
-        if rerank and not can_match(opened.model):
+        self.config = config or opened.retrieval.ranking
+        self.rerank = min(self.config.rerank, len(gallery))
+        if self.rerank and not can_match(opened):
             log.warning(
                 "the matching head of '%s' was never trained, so the ranking is by similarity "
                 "alone",
                 opened.name,
             )
             self.rerank = 0
+        elif self.config.rerank > len(gallery):
+            log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
 
     def search(self, text: str, *, top: int = 10) -> list[Hit]:
         """The pictures that fit a description best.
 
-        Those that matching ranked come first, by its probability; then the others by similarity.
+        Those that matching looked at come first, by the score of the settings; then the others by
+        similarity.
 
         Args:
             text: The description.
@@ -88,7 +97,7 @@ class Searcher:
         rows, similar = nearest(self.gallery.matrix, read.features[0].cpu().numpy(), wanted)
         paths = self.gallery.store.paths(rows.tolist())
         hits = [
-            Hit(path=path, similarity=float(value), match=None)
+            Hit(path=path, similarity=float(value))
             for path, value in zip(paths, similar, strict=True)
         ]
         if self.rerank:
@@ -118,22 +127,25 @@ class Searcher:
                 log.warning("%s", error)
         if not there:
             return hits
-        probabilities = self._probabilities(read, pictures)
-        order = np.argsort(-probabilities, kind="stable")
+        scores, chances, similarities = self._judge(read, pictures)
         matched = [
-            Hit(path=there[i].path, similarity=there[i].similarity, match=float(probabilities[i]))
-            for i in order
+            Hit(
+                path=there[i].path,
+                similarity=float(similarities[i]),
+                match=float(chances[i]),
+                score=float(scores[i]),
+            )
+            for i in rank(scores[None])[0].tolist()
         ]
         return matched + [hit for hit in hits if hit not in there]
 
-    def _probabilities(
+    def _judge(
         self, read: ReadTexts, pictures: list[PictureBytes]
-    ) -> npt.NDArray[np.float64]:
-        """(K,), that the picture matches."""
-        model, view = self.opened.model, self.opened.view
-        config = RetrievalConfig()
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(K,) each: what is ranked by, the probability of a match, the similarity."""
+        model, config = self.opened.model, self.config
         batches = view_batches(
-            pictures, view, Skipped("image", "fail"), batch_images=config.batch_images
+            pictures, self.opened.view, Skipped("image", "fail"), batch_images=config.batch_images
         )
         images = read_images(
             model,
@@ -142,35 +154,9 @@ class Searcher:
             tokens=True,
             memory_bytes=config.memory_bytes,
         )
+        # The index keeps features in half precision; here they are at hand as they were computed.
+        similarities = (read.features @ images.features.T).cpu()
         candidates = torch.arange(len(pictures))[None]
         logits = match_logits(model, read, images, candidates, config=config)
-        probabilities: npt.NDArray[np.float64] = logits[0].double().softmax(dim=-1)[:, 1].numpy()
-        return probabilities
-
-
-def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
-    """A description as the tokens of a model; asks nothing of a gallery.
-
-    Raises:
-        DataError: It is empty, unknown or too long.
-    """
-    if not text.strip():
-        raise DataError('the query is empty; describe what is looked for, as "a red coat"')
-    tokenizer = opened.tokenizer
-    ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
-    limit = int(opened.model.config.text_config.max_position_embeddings)
-    if len(ids) > limit:
-        raise DataError(
-            f"the query has {len(ids)} tokens, and the model has {limit} positions; shorten it"
-        )
-    if not set(ids) - set(tokenizer.all_special_ids):
-        raise DataError(
-            f"the query {text!r} has no word that the model knows; use words of its captions"
-        )
-    return TokenBatch(
-        input_ids=np.array(ids, np.int64),
-        boundaries=np.array([0, len(ids)], np.int64),
-        example_ids=np.zeros(1, np.uint64),
-        starts=np.zeros(1, np.int64),
-        word_starts=np.ones(len(ids), np.bool_),
-    )
+        scores = combine(logits, similarities, float(model.temp.detach()), config)
+        return scores[0], logits[0].softmax(dim=-1)[:, 1], similarities[0]

@@ -64,20 +64,33 @@ def resolve(name: str) -> str:
         return str(package.get_model_path())
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            inner = path / "model"
-            if (inner / "config.json").is_file():  # a run folder
-                return str(inner)
+        folder = _model_folder(path)
+        if folder is None:
             raise ModelError(
                 f"the folder '{name}' has no config.json: it is no Hugging Face model; "
                 f"name a folder written by save_pretrained, or a run folder of maskery train"
             )
-        return str(path)
+        return str(folder)
     if path.is_file():
         raise ModelError(f"'{name}' is a file: --model takes a folder or a hub name")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"there is no model folder '{name}'; check the path")
     return name
+
+
+def known_as(name: str) -> str:
+    """One name for a model, however it is spelt: the full path of its folder, else the name itself.
+
+    An alias stands for the same model wherever it is installed, so it stays.
+    """
+    folder = None if name in ALIASES else _model_folder(Path(name).expanduser())
+    return name if folder is None else str(folder.resolve())
+
+
+def _model_folder(path: Path) -> Path | None:
+    """The folder with the configuration: a model's own, or that within a run folder."""
+    found = (folder for folder in (path, path / "model") if (folder / "config.json").is_file())
+    return next(found, None)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

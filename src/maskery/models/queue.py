@@ -52,6 +52,9 @@ class FeatureQueue:
     def enqueue(self, features: torch.Tensor, ids: torch.Tensor) -> None:
         """Write a batch over the oldest features.
 
+        What is no finite number is left out, and the old feature stays in its place: the loop skips
+        a step that is spoilt, and one in the queue would spoil every step after it.
+
         Args:
             features: (B, E), unit length.
             ids: (B,) int64.
@@ -60,8 +63,10 @@ class FeatureQueue:
         kept = min(size, num_new)
         first = self.pointer + num_new - kept
         places = torch.arange(first, first + kept, device=self.ids.device) % size
-        self.features[places] = features[num_new - kept :].to(self.features)
-        self.ids[places] = ids[num_new - kept :].to(self.ids)
+        new = features[num_new - kept :].to(self.features)
+        sound = new.isfinite().all(dim=1)
+        self.features[places] = torch.where(sound[:, None], new, self.features[places])
+        self.ids[places] = torch.where(sound, ids[num_new - kept :].to(self.ids), self.ids[places])
         self.pointer = (self.pointer + num_new) % size
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ class GallerySearch:
 
     def __init__(self, opened: OpenImageText, folder: Path, cache_dir: Path) -> None:
         gallery = open_gallery(opened, folder, cache_dir=cache_dir, progress=True)
-        self.searcher = Searcher(opened, gallery, rerank=min(RERANK, len(gallery)))
+        ranking = opened.retrieval.ranking
+        # A page is waited for.
+        ranking = replace(ranking, rerank=min(ranking.rerank, RERANK, len(gallery)))
+        self.searcher = Searcher(opened, gallery, ranking)
         self._paths: OrderedDict[int, str] = OrderedDict()
         self._numbers: dict[str, int] = {}
         self._next = 0

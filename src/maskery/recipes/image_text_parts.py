@@ -21,8 +21,8 @@ from maskery.data.pairs.pictures import Pictures
 from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.loading import resolve
-from maskery.recipes.pairs_model import StartConfig, StartModel
+from maskery.models.loading import known_as, resolve
+from maskery.recipes.pairs_model import StartConfig, StartModel, choose_max_length
 from maskery.tasks.caption_task import CaptionTask
 
 log = logging.getLogger(__name__)
@@ -107,10 +107,14 @@ def extra_state_of(config: StartConfig, start: StartModel) -> Mapping[str, torch
 
 def described(config: ImageTextConfig, start: StartModel) -> dict[str, Any]:
     """What decides the course of either kind of run; for `identity`."""
+    parts = {"text_model": config.text_model, "vision_model": config.vision_model}
+    if config.text_model is None:  # otherwise nothing is read of it
+        parts["model"] = config.model
     return {
-        "model": [config.model, config.text_model, config.vision_model, config.fusion_layer],
-        "tokenizer": tokenizer_fingerprint(start.tokenizer),
-        "max_length": config.max_length,
+        **{part: None if name is None else known_as(name) for part, name in parts.items()},
+        "fusion_layer": config.fusion_layer,
+        "tokenizer_fingerprint": tokenizer_fingerprint(start.tokenizer),
+        "max_length": choose_max_length(config, start.model),
         "view": asdict(start.view),
         "masking": asdict(config.masking),
         "mrtd_mask_rate": config.mrtd_mask_rate,

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
+from maskery.core.files import replace_folder
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.pairs.captions import CaptionCorpus
 from maskery.data.pairs.pairs import Pairs
@@ -24,9 +25,9 @@ from maskery.models.image_text.config import check_image_size
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer
 from maskery.recipes.pairs_config import SCRATCH, SIZES
+from maskery.recipes.run_folder import TOKENIZER
 from maskery.training.config import TrainingConfig
 
-TOKENIZER = "tokenizer"
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
 
@@ -145,7 +146,7 @@ def _own_tokenizer(
         partial = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)
-        partial.rename(kept)
+        replace_folder(partial, kept)
     return tokenizer
 
 

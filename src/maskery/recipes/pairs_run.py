@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from maskery.core.vocabulary import Vocabulary
-from maskery.data.pairs.captions import CaptionTokens, fingerprint
+from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.source import HeldOutPairs, PairSource
 from maskery.data.pairs.split import group_ids, split_pairs
@@ -31,7 +31,7 @@ from maskery.recipes.pairs_model import (
     start_at_frequencies,
     start_model,
 )
-from maskery.recipes.run_frame import identity
+from maskery.recipes.run_frame import fingerprint_of, identity
 from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class PairsRun:
         vocabulary: Of the tokenizer.
         train: Training batches.
         held_out: Held-out captions with right and wrong pictures.
-        identity: A hash of what a continuation must share.
+        identity: What a continuation must share.
     """
 
     config: PairsRunConfig
@@ -134,7 +134,7 @@ def prepare_pairs(
         vocabulary=Vocabulary.of(start.tokenizer),
         train=source,
         held_out=held_out,
-        identity=identity_of(config, pairs, start),
+        identity=identity_of(config, pairs, None if config.eval_pairs is None else judged, start),
     )
 
 
@@ -156,13 +156,29 @@ def skipped_lines(run: PairsRun) -> tuple[str, ...]:
     return tuple(str(skipped) for skipped in told if skipped.count)
 
 
-def identity_of(config: PairsRunConfig, pairs: Pairs, start: StartModel) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed."""
+def identity_of(
+    config: PairsRunConfig, pairs: Pairs, judged: Pairs | None, start: StartModel
+) -> str:
+    """Everything that decides the course of a run, but not how it is computed.
+
+    Args:
+        config: Of the run.
+        pairs: What is trained on.
+        judged: Held-out pairs of their own, where there are any.
+        start: The initial model.
+    """
     return identity(
         config.training,
         {
             **described(config, start),
-            "pairs": fingerprint(pairs),
-            "held_out": [config.held_out_share, config.eval_pairs],
+            "pairs_fingerprint": _fingerprint(pairs),
+            "eval_pairs_fingerprint": None if judged is None else _fingerprint(judged),
+            "held_out_share": config.held_out_share if judged is None else None,
+            "max_pixels": config.reading.max_pixels,
         },
     )
+
+
+def _fingerprint(pairs: Pairs) -> str:
+    """Of image names and captions, and of who is shown, by which pairs are held out."""
+    return fingerprint_of(np.concatenate([pairs.ids, group_ids(pairs)]))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.data.person_search.source import PersonSource
+from maskery.evaluation.model_retrieval import save_model_retrieval
 from maskery.evaluation.retrieval import Retrieval, RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_metrics import RankingFigures
 from maskery.models.image_text.model import ImageTextModel
@@ -31,6 +30,7 @@ from maskery.recipes.image_text_parts import (
     open_pictures,
     read_captions,
 )
+from maskery.recipes.model_retrieval import retrieval_of
 from maskery.recipes.pairs_model import (
     StartModel,
     choose_max_length,
@@ -41,16 +41,16 @@ from maskery.recipes.pairs_model import (
 from maskery.recipes.person_search_card import person_search_card
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.person_search_result import PersonSearchResult
-from maskery.recipes.run_folder import MODEL, default_folder, write_json, write_text
-from maskery.recipes.run_frame import identity, run_in_folder, save_model_folder
+from maskery.recipes.run_folder import MODEL, default_folder, write_text
+from maskery.recipes.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
 from maskery.tasks.person_search import PersonSearch
 from maskery.training.loop import Trainer
 from maskery.training.optimiser import build_optimiser
 from maskery.training.parallel import whole
+from maskery.training.snapshot import restore_task
 
 log = logging.getLogger(__name__)
 
-BEST = "best.json"
 # RaSa trains these two heads, which ALBEF does not have, at a rate of their own.
 NEW_HEADS = ("prd_head.", "mrtd_head.")
 
@@ -67,7 +67,7 @@ class PersonSearchRun:
         train: Training batches.
         val: What the best epoch is chosen by.
         test: What is measured at the end; None where the dataset has no test split.
-        identity: A hash of what a continuation must share.
+        identity: What a continuation must share, as JSON.
     """
 
     config: PersonSearchRunConfig
@@ -79,20 +79,19 @@ class PersonSearchRun:
     test: HeldOutPersons | None
     identity: str
 
-    def measure(self, split: HeldOutPersons, model: ImageTextModel | None = None) -> Retrieval:
+    def measure(self, split: HeldOutPersons) -> Retrieval:
         """How well the captions of a split find their persons among its pictures.
 
         The run's processes share the matching out: all of them must ask.
 
         Args:
             split: Of this run.
-            model: Another than the run's as it is now.
         """
         retrieval = self.config.retrieval
         if "itm" not in self.task.loss_weights:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
         return evaluate_retrieval(
-            whole_model(self.start.model) if model is None else model,
+            whole_model(self.start.model),
             split.images(),
             split.texts,
             image_persons=split.image_persons,
@@ -127,8 +126,8 @@ def train_person_search(
 
 
 def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearchResult:
-    """Train, keeping the best model, and measure that."""
-    config, best = run.config, Best(run, folder)
+    """Train, go back to the best epoch, measure that and save it."""
+    config = run.config
     trainer = Trainer(
         run.task,
         run.train,
@@ -136,65 +135,28 @@ def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearch
         replace(config.training, eval_every=config.training.eval_every or run.train.num_steps(0)),
         folder,
         identity=run.identity,
-        evaluate=best.evaluate,
+        evaluate=lambda _step: logged(run.measure(run.val).figures),
         progress=progress,
     )
     summary = trainer.train(resume=config.resume == "auto")
-    processes = join_processes()
-    processes.barrier()  # the main process has written the best model
-    model = ImageTextModel.from_pretrained(folder / MODEL).to(run.start.model.device).eval()
+    best_step = go_back_to_best(run, trainer)
     result = PersonSearchResult(
         folder=folder,
-        best_step=best.step,
-        val=run.measure(run.val, model).figures,
-        test=None if run.test is None else run.measure(run.test, model).figures,
+        best_step=best_step,
+        val=run.measure(run.val).figures,
+        test=None if run.test is None else run.measure(run.test).figures,
         summary=summary,
         notes=(*run.data.notes, *skipped_lines(run)),
     )
-    if processes.is_main:
-        write_text(folder / MODEL / "README.md", person_search_card(run.config, result))
+    if is_main_process():
+        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
     return result
 
 
-class Best:
-    """Keeps the best model of a run, by validation R@1, in `model/`.
-
-    Attributes:
-        step: Of the best model; -1 before there is one.
-        r1: Its validation R@1.
-    """
-
-    def __init__(self, run: PersonSearchRun, folder: Path) -> None:
-        self.step, self.r1 = -1, -1.0
-        self._run, self._folder = run, folder
-        if (folder / BEST).is_file() and (folder / MODEL / "config.json").is_file():
-            kept = json.loads((folder / BEST).read_text("utf-8"))
-            self.step, self.r1 = int(kept["step"]), float(kept["r1"])
-
-    def evaluate(self, step: int) -> Mapping[str, float]:
-        """Held-out figures for the log; the model is saved where it is the best so far."""
-        figures = self._run.measure(self._run.val).figures
-        r1 = deciding(figures).r1.value
-        # A run that was resumed repeats steps that are already accounted for. The main process
-        # decides: another's last digit may differ, and all of them take part in saving.
-        if join_processes().on_main(lambda: "best" if r1 > self.r1 else None):
-            self.step, self.r1 = step, r1
-            self._save()
-        return logged(figures)
-
-    def _save(self) -> None:
-        model = whole_tensors(self._run.start.model.state_dict())
-        twin = whole_tensors(self._run.task.twin.state_dict())
-        if not join_processes().is_main:
-            return
-        run, folder = self._run, self._folder
-        save_model_folder(folder / MODEL, lambda path: save_model(run, path, model, twin))
-        write_json(folder / BEST, {"step": self.step, "r1": self.r1})
-
-
-def deciding(figures: RetrievalFigures) -> RankingFigures:
-    """The ranking that a model is judged by: with matching, where there is matching."""
-    return figures.reranked or figures.contrastive
+def go_back_to_best(run: PersonSearchRun, trainer: Trainer) -> int:
+    """Make the run's model that of its best checkpoint; returns its step."""
+    found = join_processes().on_main(lambda: str(trainer.checkpoints.best_sound() or ""))
+    return restore_task(Path(found), run.task) if found else trainer.total_steps
 
 
 def logged(figures: RetrievalFigures) -> dict[str, float]:
@@ -297,13 +259,17 @@ def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
 
 
 def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed."""
+    """What decides the course of a run and its best epoch, but not how it is computed."""
+    ranking = config.retrieval
     return identity(
         config.training,
         {
             **described(config, start),
             "data": [fingerprint(data.train), fingerprint(data.val)],
-            "persons": blake2b(data.train.persons.tobytes(), digest_size=16).hexdigest(),
+            "persons": [fingerprint_of(split.persons) for split in (data.train, data.val)],
+            "rerank": ranking.rerank,
+            "score": ranking.score,
+            "odds_weight": ranking.odds_weight,
             "weak_pair_probability": config.weak_pair_probability,
         },
     )
@@ -323,17 +289,15 @@ def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def save_model(
-    run: PersonSearchRun,
-    folder: Path,
-    model: dict[str, torch.Tensor],
-    twin: dict[str, torch.Tensor],
-) -> None:
-    """Write the model with its tokenizer, how its pictures are prepared, and the momentum twin."""
-    run.start.model.save_pretrained(folder, state_dict=model)
+def save_model(run: PersonSearchRun, folder: Path, result: PersonSearchResult) -> None:
+    """Write the model with its tokenizer, its momentum twin, and how it is to be used."""
+    run.start.model.save_pretrained(folder)
     run.start.tokenizer.save_pretrained(folder)
     save_preprocessing(folder, run.start.view)
-    save_file({f"twin.{name}": tensor for name, tensor in twin.items()}, folder / EXTRA_STATE)
+    save_model_retrieval(folder, retrieval_of(run.config))
+    twin = {f"twin.{name}": t.cpu() for name, t in run.task.twin.state_dict().items()}
+    save_file(twin, folder / EXTRA_STATE)
+    write_text(folder / "README.md", person_search_card(run.config, result))
 
 
 __all__ = ["PersonSearchRun", "prepare_person_search", "train_person_search"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from maskery.core.errors import ConfigError
 from maskery.data.images.skipped import Skipped
@@ -16,16 +15,10 @@ from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.person_search.captions import clean_caption
-from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.data.person_search.dataset import PersonSearchData
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.evaluation.heads import can_match, require_contrast
-from maskery.evaluation.image_text_opening import (
-    OpenImageText,
-    open_image_text,
-    preprocessing_of,
-)
+from maskery.evaluation.image_text_opening import OpenImageText, preprocessing_of
 from maskery.evaluation.retrieval import RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_metrics import FIGURES
@@ -35,12 +28,20 @@ from maskery.evaluation.retrieval_pairs import (
     without_unreadable,
 )
 from maskery.evaluation.search_samples import SearchSample, sample_searches, spread_queries
+from maskery.recipes.model_retrieval import (
+    is_person_search_run,
+    known_retrieval,
+    open_for_retrieval,
+)
 from maskery.recipes.person_search_config import PersonSearchRunConfig
 from maskery.recipes.retrieval_alike import (
     Alike,
+    Datasets,
     HeldOutSplit,
     gallery_of,
+    need_different,
     ranking_of,
+    seed_of,
     split_of,
 )
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
@@ -88,53 +89,35 @@ class RetrievalEvaluation:
         }
 
 
-class Datasets:
-    """The datasets of runs, each read once.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be another than the model's own; None leaves it.
 
-    Args:
-        root: Where the annotations lie now, if elsewhere than when the runs were trained.
-        images: Likewise the folder that image paths are relative to.
+    Attributes:
+        rerank: Images that matching ranks anew.
+        score: What they are ranked by.
+        odds_weight: Of the score `sum`.
+        clean_captions: Whether captions are cleaned.
+        batch_tokens: Text tokens computed at once; the figures do not depend on it.
+        memory_mb: As in `RetrievalConfig`; the figures do not depend on it either.
+        root: Where the runs' dataset lies now.
+        images: Where its images lie now.
     """
 
-    def __init__(self, root: Path | None = None, images: Path | None = None) -> None:
-        self._root, self._images = root, images
-        self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
+    rerank: int | None = None
+    score: Literal["matching", "odds", "sum"] | None = None
+    odds_weight: float | None = None
+    clean_captions: bool | None = None
+    batch_tokens: int | None = None
+    memory_mb: int | None = None
+    root: Path | None = None
+    images: Path | None = None
 
-    def of(self, name: str) -> PersonSearchData:
-        """That of a run.
-
-        Raises:
-            DataError: It is no longer there, or cannot be used.
-        """
-        config = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
-        config = replace(
-            config, root=self._root or config.root, images=self._images or config.images
-        )
-        if config not in self._read:
-            self._read[config] = open_person_search(config)
-        return self._read[config]
-
-
-def is_person_search_run(folder: Path) -> bool:
-    """Whether a folder's configuration is that of a person-search run."""
-    try:
-        lines = (folder / CONFIG).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return any(line.startswith("weak_pair_probability:") for line in lines)
-
-
-def caption_preparation(name: str) -> Callable[[str], str]:
-    """What a run did to captions before it read them; nothing, where that is not known."""
-    folder = Path(name)
-    if folder.name == MODEL and not is_person_search_run(folder):
-        folder = folder.parent
-    if not is_person_search_run(folder):
-        return str
-    data = load_config(folder / CONFIG, PersonSearchRunConfig).data
-    if not data.clean_captions:
-        return str
-    return partial(clean_caption, max_words=data.max_words)
+    def of_model(self) -> dict[str, Any]:
+        """What is set and belongs to the model."""
+        names = ("rerank", "score", "odds_weight", "clean_captions")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def evaluate_retrieval_models(
@@ -143,11 +126,7 @@ def evaluate_retrieval_models(
     data: str | None = None,
     reading: PairsConfig | None = None,
     split: HeldOutSplit = "test",
-    rerank: int | None = None,
-    batch_tokens: int | None = None,
-    memory_mb: int | None = None,
-    root: Path | None = None,
-    images: Path | None = None,
+    asked: Asked | None = None,
     progress: bool = False,
 ) -> RetrievalEvaluation:
     """Measure models, each on the split of its own run, or all on the same pairs.
@@ -157,11 +136,7 @@ def evaluate_retrieval_models(
         data: A source of pairs that name persons; None for what each run held out.
         reading: How `data` is read; by default `PairsConfig()`.
         split: Of the runs' datasets; `val` where a dataset has no test split.
-        rerank: Images that matching ranks anew; None for what the run had, or 128.
-        batch_tokens: Text tokens computed at once; the figures do not depend on it.
-        memory_mb: As in `RetrievalConfig`; None for what the run had, or its default.
-        root: Where the runs' dataset lies now; None for where it was.
-        images: Where its images lie now; None for where they were.
+        asked: What is to be another than the models' own.
         progress: Whether to draw bars.
 
     Raises:
@@ -170,23 +145,22 @@ def evaluate_retrieval_models(
         ModelError: It cannot be loaded, or was trained without the contrastive loss.
         DataError: The data cannot be used.
     """
-    _need_different(names)
-    alike, datasets = Alike(), Datasets(root, images)
-    asked = {name: _settings(name, data, rerank, batch_tokens) for name in names}
+    need_different(names)
+    asked = asked or Asked()
+    alike, datasets = Alike(), Datasets(asked.root, asked.images)
     if len(names) > 1:  # said before the first is measured, which may take an hour
-        for name, settings in asked.items():
-            alike.add(name, {} if data is not None else gallery_of(datasets.of(name), split))
-            alike.add(name, ranking_of(settings))
+        for name in names:
+            alike.add(name, _foreseen(name, data, split, asked, datasets))
     figures = {}
-    for name, settings in asked.items():
-        if memory_mb is not None:
-            settings = replace(settings, memory_mb=memory_mb)
-        opened = _opened(name)
-        if settings.rerank and not _matches(opened):
-            log.info("the matching head of '%s' was never trained, so it is left out", name)
-            settings = replace(settings, rerank=0)
+    for name in names:
+        _need_pictures(name, data)
+        opened = _opened(name, asked)
+        settings = _settings(opened, asked)
+        alike.add(name, ranking_of(settings))
         if data is None:
-            figures[name] = _on_its_split(opened, datasets.of(name), split, settings)
+            figures[name] = _on_its_split(
+                opened, datasets.of(name, opened.retrieval), split, settings
+            )
         else:
             figures[name] = _on_pairs(
                 opened, data, reading or PairsConfig(), settings, progress=progress
@@ -194,47 +168,43 @@ def evaluate_retrieval_models(
         alike.add(name, _found(figures[name]))
     return RetrievalEvaluation(
         figures=figures,
-        seeds={name: _seed(name) for name in names},
+        seeds={name: seed_of(name) for name in names},
         spread=spread_of(list(figures.values())),
     )
 
 
-def _need_different(names: Sequence[str]) -> None:
-    """Refuse the same model twice, however its folder is written.
+def _need_pictures(name: str, data: str | None) -> None:
+    """Refuse a model that has nothing to be measured on.
 
     Raises:
-        ConfigError: One is named twice.
+        ConfigError: It is no run, and no data is named.
     """
-    seen: dict[Path, str] = {}
-    for name in names:
-        folder = _run_of(name) or Path(name).resolve()
-        if folder in seen:
-            again = "" if seen[folder] == name else f", as '{seen[folder]}' and as '{name}'"
-            raise ConfigError(f"'{seen[folder]}' is named twice{again}; name each run once")
-        seen[folder] = name
+    if data is None and not is_person_search_run(Path(name)):
+        raise ConfigError(
+            f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
+            f"its own; name some with --data PAIRS"
+        )
 
 
-def _run_of(name: str) -> Path | None:
-    """The person-search run that a folder is, or whose model it is."""
-    folder = Path(name).resolve()
-    if is_person_search_run(folder):
-        return folder
-    is_model = folder.name == MODEL and is_person_search_run(folder.parent)
-    return folder.parent if is_model else None
-
-
-def _seed(name: str) -> int | None:
-    """What a run was trained with."""
-    run = _run_of(name)
-    if run is None:
-        return None
-    return load_config(run / CONFIG, PersonSearchRunConfig).training.seed
+def _foreseen(
+    name: str, data: str | None, split: HeldOutSplit, asked: Asked, datasets: Datasets
+) -> dict[str, str]:
+    """Under what conditions a model will be measured, as far as is known without loading it."""
+    _need_pictures(name, data)
+    known = known_retrieval(name)
+    if known is None:
+        return {}
+    known = replace(known, **asked.of_model())
+    ranking = known.ranking
+    if "itm" not in known.trained:
+        ranking = replace(ranking, rerank=0)
+    gallery = {} if data is not None else gallery_of(datasets.of(name, known), split)
+    return gallery | ranking_of(ranking)
 
 
 def _found(figures: RetrievalFigures) -> dict[str, str]:
-    """What was measured in the end: some pictures cannot be read, some models cannot match."""
+    """What was measured in the end: some pictures and captions cannot be read."""
     return {
-        "pictures that are ranked anew": str(figures.rerank),
         "pictures that can be read": f"{figures.num_images:,}",
         "captions that can be read": f"{figures.num_texts:,}",
     }
@@ -257,45 +227,40 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
     return spread
 
 
-def _settings(
-    name: str, data: str | None, rerank: int | None, batch_tokens: int | None
-) -> RetrievalConfig:
-    """A run's own settings, or the usual ones, with what is asked for."""
-    if is_person_search_run(Path(name)):
-        settings = load_config(Path(name) / CONFIG, PersonSearchRunConfig).retrieval
-    elif data is None:
-        raise ConfigError(
-            f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
-            f"its own; name some with --data PAIRS"
-        )
-    else:
-        settings = RetrievalConfig()
-    if rerank is not None:
-        settings = replace(settings, rerank=rerank)
-    if batch_tokens is not None:
-        settings = replace(settings, batch_tokens=batch_tokens)
-    return settings
-
-
-def _opened(name: str) -> OpenImageText:
+def _opened(name: str, asked: Asked) -> OpenImageText:
     folder = Path(name)
     if is_person_search_run(folder) and not (folder / MODEL / "config.json").is_file():
         raise ConfigError(
             f"the run '{folder}' has no model yet; finish it with: maskery train --config "
             f"{folder / CONFIG} --resume auto"
         )
-    opened = open_image_text(name)
+    opened = open_for_retrieval(name)
     if not is_person_search_run(folder):
-        require_contrast(opened.model, name)
-    return opened
+        require_contrast(opened)
+    retrieval = replace(opened.retrieval, **asked.of_model())
+    if asked.odds_weight is not None and retrieval.score != "sum":
+        raise ConfigError(
+            f"odds_weight is set, and '{name}' is ranked by {retrieval.score}, which has no use "
+            f"for it; add --score sum, or leave it out"
+        )
+    return replace(opened, retrieval=retrieval)
 
 
-def _matches(opened: OpenImageText) -> bool:
-    """Whether the matching head was trained: a run says so, of other models the head itself."""
-    if not is_person_search_run(Path(opened.name)):
-        return can_match(opened.model)
-    config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
-    return "itm" in config.objectives.weights
+def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
+    """The model's own settings with what is asked for, and what is computed at once."""
+    folder, ranking = Path(opened.name), opened.retrieval.ranking
+    settings = RetrievalConfig()
+    if is_person_search_run(folder):
+        settings = load_config(folder / CONFIG, PersonSearchRunConfig).retrieval
+    if ranking.rerank and not can_match(opened):
+        log.info("the matching head of '%s' was never trained, so it is left out", opened.name)
+        ranking = replace(ranking, rerank=0)
+    return replace(
+        ranking,
+        batch_images=settings.batch_images,
+        batch_tokens=asked.batch_tokens or settings.batch_tokens,
+        memory_mb=asked.memory_mb or settings.memory_mb,
+    )
 
 
 def search_samples(folder: Path) -> tuple[SearchSample, ...]:
@@ -307,10 +272,9 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
     Raises:
         MaskeryError: Its dataset or its model is no longer there.
     """
-    opened, settings = _opened(str(folder)), _settings(str(folder), None, None, None)
-    if not _matches(opened):
-        settings = replace(settings, rerank=0)
-    held_out = _held_out(opened, Datasets().of(str(folder)), "test", settings)
+    opened = _opened(str(folder), Asked())
+    settings = _settings(opened, Asked())
+    held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)
     queries = spread_queries(len(held_out.queries))
     found = evaluate_retrieval(
         opened.model,
@@ -355,7 +319,7 @@ def _held_out(
         pairs,
         opened.tokenizer,
         Skipped("caption", config.data.on_bad_caption),
-        max_length=config.max_length or _positions(opened),
+        max_length=opened.max_tokens,
     )
     pictures = Pictures(pairs, config.data.on_bad_image, near=view.size)
     return HeldOutPersons(pairs, tokens, pictures, view, batch_images=settings.batch_images)
@@ -369,15 +333,15 @@ def _on_pairs(
     *,
     progress: bool,
 ) -> RetrievalFigures:
-    """Any image-text model on pairs; captions are prepared as the model's run did."""
+    """Any image-text model on pairs; captions are prepared as the model's own were."""
     pairs = Pairs.open(data, reading)
     captions = Skipped("caption", reading.on_bad_caption)
     images = Skipped("image", reading.on_bad_image)
     found = retrieval_set(
         pairs,
         opened.tokenizer,
-        max_length=_positions(opened),
-        prepare=caption_preparation(opened.name),
+        max_length=opened.max_tokens,
+        prepare=opened.retrieval.prepare,
         skipped=captions,
     )
     if images.policy == "skip":
@@ -388,7 +352,3 @@ def _on_pairs(
     return evaluate_retrieval_set(
         opened.model, found, opened.view, settings, progress=progress
     ).figures
-
-
-def _positions(opened: OpenImageText) -> int:
-    return int(opened.model.config.text_config.max_position_embeddings)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import types
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 from maskery.core.errors import CheckpointError, ConfigError, reason_of
-
-if TYPE_CHECKING:
-    from maskery.core.processes import Processes
+from maskery.core.files import write_whole
 
 CONFIG = "config.yaml"
 MODEL = "model"
+TOKENIZER = "tokenizer"
 EVALUATION = "evaluation.json"
 ConfigT = TypeVar("ConfigT")
 
@@ -29,51 +27,6 @@ def default_folder(corpus: str, model: str) -> Path:
     stem = Path(corpus).name.partition(".")[0] or "corpus"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stem}-{Path(model).name or model}").strip("-")
     return Path("runs") / name
-
-
-def open_folder(output: Path | None, default: Path, *, resume: bool) -> Path:
-    """Choose and make the run folder.
-
-    Raises:
-        CheckpointError: It is in use, or cannot be written.
-    """
-    folder = output or default
-    if output is None and not resume:
-        number = 2
-        while _in_use(folder):
-            folder = default.with_name(f"{default.name}-{number}")
-            number += 1
-    elif _in_use(folder) and not resume:
-        raise CheckpointError(
-            f"the folder '{folder}' is in use: a run never writes over another; continue it with "
-            f"--resume auto, or name another --output"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise CheckpointError(
-            f"the run folder '{folder}' cannot be made ({error.strerror}); name another --output"
-        ) from error
-    return folder
-
-
-def open_run_folder(
-    processes: Processes, output: Path | None, default: Path, *, resume: bool
-) -> tuple[Path, bool]:
-    """`open_folder` once for all processes: the folder, and whether this one is to undo it.
-
-    Raises:
-        CheckpointError: It is in use, or cannot be written.
-    """
-    opened = processes.on_main(lambda: str(open_folder(output, default, resume=resume)))
-    folder = Path(str(opened))
-    return folder, processes.is_main and not any(folder.iterdir())
-
-
-def _in_use(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,12 +44,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         CheckpointError: It cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"'{path}' cannot be written ({error.strerror}); free some space there"
         ) from error

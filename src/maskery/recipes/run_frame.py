@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from maskery.core.errors import CheckpointError
+from maskery.core.files import replace_folder
 from maskery.core.processes import join_processes
-from maskery.recipes.run_folder import EVALUATION, open_run_folder, save_config, write_json
+from maskery.recipes.held_folder import held_run_folder
+from maskery.recipes.run_folder import CONFIG, EVALUATION, save_config, write_json
+from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import TrainingConfig
+from maskery.training.identity import require_same_run
+from maskery.training.loop import Summary
+from maskery.training.snapshot import stored_identity
+
+CHECKPOINTS = "checkpoints"
 
 
 class RunConfig(Protocol):
@@ -28,14 +39,26 @@ class RunConfig(Protocol):
         """`auto` or `no`."""
 
 
+class Run(Protocol):
+    """What the frame reads of a run that is prepared."""
+
+    @property
+    def identity(self) -> str:
+        """What a continuation must share."""
+
+
 class Result(Protocol):
     """What a run comes to."""
+
+    @property
+    def summary(self) -> Summary:
+        """Its steps and time."""
 
     def to_json(self) -> dict[str, Any]:
         """For `evaluation.json`."""
 
 
-RunT = TypeVar("RunT")
+RunT = TypeVar("RunT", bound=Run)
 ResultT = TypeVar("ResultT", bound=Result)
 
 
@@ -48,8 +71,8 @@ def run_in_folder(
 ) -> ResultT:
     """Open the run folder, prepare the run, let it fill the folder, and write what it came to.
 
-    A run that fails before its first step leaves no folder behind. With several processes the main
-    one chooses the folder and writes; all of them prepare and fill.
+    A run that fails while it is prepared leaves nothing behind. With several processes the main one
+    chooses the folder, keeps other runs out of it and writes; all of them prepare and fill.
 
     Args:
         config: A dataclass with `output` and `resume`.
@@ -58,23 +81,50 @@ def run_in_folder(
         fill: Trains and saves.
     """
     processes = join_processes()
-    folder, fresh = open_run_folder(
-        processes, config.output, default, resume=config.resume == "auto"
-    )
-    try:
-        # The others find what the main process leaves on disk: tokenizer, tokens.
-        with processes.main_first():
-            run = prepare(folder)
-        if processes.is_main:
-            save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
-    except Exception:
-        if fresh:  # nothing was done yet: leave no empty folder behind
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    result = fill(run, folder)
-    if processes.is_main:
-        write_json(folder / EVALUATION, result.to_json())
+    with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
+        folder = held.path
+        try:
+            # The others find what the main process leaves on disk: tokenizer, tokens.
+            with processes.main_first():
+                run = prepare(folder)
+                writes = processes.is_main and _may_save_config(folder, run.identity)
+            if writes:
+                save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
+        except BaseException:
+            held.discard()
+            raise
+        result = fill(run, folder)
+        if processes.is_main and not _already_told(folder, result):
+            write_json(folder / EVALUATION, result.to_json())
     return result
+
+
+def _may_save_config(folder: Path, identity: str) -> bool:
+    """Whether `config.yaml` may be written: nothing there belongs to another run.
+
+    Raises:
+        CheckpointError: The newest sound checkpoint does.
+    """
+    checkpoints = Checkpoints(folder / CHECKPOINTS).complete()
+    for path in reversed(checkpoints):
+        stored = stored_identity(path)
+        if stored == identity:
+            return True
+        if stored is not None and find_damage(path) is None:  # a damaged one may say anything
+            require_same_run(path, stored, identity)
+    # Restoring will say what is wrong with checkpoints that cannot be read.
+    return not checkpoints or not (folder / CONFIG).exists()
+
+
+def _already_told(folder: Path, result: Result) -> bool:
+    """Whether a run was finished before, and what it came to, its time above all, is written."""
+    if result.summary.resumed_from < result.summary.steps:
+        return False
+    try:
+        json.loads((folder / EVALUATION).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -91,8 +141,7 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        replace_folder(partial, folder)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"the model could not be written to '{folder}' ({error}); free some space and repeat "
@@ -101,11 +150,15 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def identity(training: TrainingConfig, described: Mapping[str, Any]) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed.
+    """Everything that decides the course of a run, but not how it is computed, as JSON.
 
     Args:
         training: Its bookkeeping is left out.
-        described: Everything else, as JSON has it.
+        described: Everything else, by the names that a refusal is to say.
     """
-    text = json.dumps({**described, "training": training.course()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({**described, "training": training.course()}, sort_keys=True)
+
+
+def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
+    """A hash of numbers that tell data apart, ids above all; for `identity`."""
+    return blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=16).hexdigest()

@@ -15,11 +15,12 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.opening import open_model
 from maskery.evaluation.picture_samples import png_uri, sample_pictures
 from maskery.evaluation.samples import sample_text
+from maskery.recipes.model_retrieval import is_person_search_run
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_evaluate import is_pairs_run, trained_config
 from maskery.recipes.pairs_model import start_model
 from maskery.recipes.pairs_run import prepare_pairs
-from maskery.recipes.retrieval_evaluate import is_person_search_run, search_samples
+from maskery.recipes.retrieval_evaluate import search_samples
 from maskery.recipes.run_folder import CONFIG, load_config, write_json
 from maskery.recipes.text import prepare_text
 from maskery.recipes.text_config import TextRunConfig

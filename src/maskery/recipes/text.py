@@ -31,7 +31,13 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
-from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers, resolve
+from maskery.models.loading import (
+    Loaded,
+    known_as,
+    load_masked_lm,
+    quiet_transformers,
+    resolve,
+)
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.new_rows import add_rows
 from maskery.models.packing import can_pack, max_positions
@@ -72,7 +78,7 @@ class TextRun:
         vocabulary: Of the tokenizer.
         train: Training batches.
         held_out: Held-out batches.
-        identity: A hash of what a continuation must share.
+        identity: What a continuation must share.
     """
 
     config: TextRunConfig
@@ -243,9 +249,10 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
     model = wrap_model(
         config, loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
     )
+    max_length = choose_max_length(config, loaded)
     settings = {
         "template": Template.of(tokenizer),
-        "max_length": choose_max_length(config, loaded),
+        "max_length": max_length,
         "batch_tokens": config.training.batch_tokens,
         "micro_tokens": config.training.micro_batch_tokens,
         "layout": layout,
@@ -260,7 +267,7 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
         vocabulary=Vocabulary.of(tokenizer),
         train=train,
         held_out=held_out,
-        identity=identity_of(config, data.name),
+        identity=identity_of(config, data, layout=layout, max_length=max_length),
     )
 
 
@@ -341,16 +348,25 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id or 0)
 
 
-def identity_of(config: TextRunConfig, data_name: str) -> str:
-    """A hash of everything that decides the course of a run, but not how it is computed."""
+def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_length: int) -> str:
+    """Everything that decides the course of a run, but not how it is computed.
+
+    Args:
+        config: Of the run.
+        data: What it trains on and is measured on.
+        layout: The one chosen: it decides what a step holds.
+        max_length: The one chosen.
+    """
     return identity(
         config.training,
         {
-            "model": config.model,
-            "store": data_name,
-            "held_out_share": config.held_out_share,
-            "max_length": config.max_length,
-            "dropout": [config.attention_dropout, config.hidden_dropout],
+            "model": known_as(config.model),
+            **data.described(),
+            "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
+            "layout": layout,
+            "max_length": max_length,
+            "attention_dropout": config.attention_dropout,
+            "hidden_dropout": config.hidden_dropout,
             "masking": asdict(config.masking),
             "objectives": asdict(config.objectives),
         },

@@ -17,7 +17,7 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.source import ShardSource
 from maskery.data.store import TokenStore
 from maskery.data.text_source import TextSource
-from maskery.data.tokenise import tokenise
+from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.data.wordpiece import train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.recipes.text_config import SCRATCH, TextRunConfig
@@ -37,9 +37,8 @@ class TextData(Protocol):
     tokenizer: PreTrainedTokenizerBase
     added: AddedWords | None
 
-    @property
-    def name(self) -> str:
-        """What a continuation must share."""
+    def described(self) -> dict[str, Any]:
+        """What a continuation must share, by name; for `identity`."""
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """(vocab_size,) int64: about how often each token stands in the corpus."""
@@ -79,6 +78,7 @@ class StoredText:
         else:
             self.tokenizer = load_tokenizer(config.model)
         self.added = self._add_words(config.add_words)
+        self.held_out_share = config.held_out_share
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
         unusual = corpus.report.describe()
         if unusual:
@@ -103,10 +103,15 @@ class StoredText:
             log.info("%d were single tokens already: %s", len(added.known), shown)
         return added
 
-    @property
-    def name(self) -> str:
-        """The store's, a hash of content and tokenizer."""
-        return self.store.folder.name
+    def described(self) -> dict[str, Any]:
+        """See `TextData`; a store's name is a hash of content and tokenizer."""
+        own = self.held_store is not self.store
+        return {
+            "corpus_fingerprint": self.store.folder.name,
+            "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
+            "eval_data_fingerprint": self.held_store.folder.name if own else None,
+            "held_out_share": None if own else self.held_out_share,
+        }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """See `TextData`; exact."""

@@ -20,6 +20,7 @@ from maskery.data.store import TokenStore
 from maskery.data.text_source import TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.models.loading import load_tokenizer
+from maskery.recipes.run_frame import fingerprint_of
 from maskery.recipes.text_config import SCRATCH, TextRunConfig
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,17 @@ class ShardedText:
         self.added: AddedWords | None = None
         self.held_out_store = self._held_out(cache_dir, progress)
 
-    @property
-    def name(self) -> str:
-        """What a continuation must share: how the shards were made."""
-        return self.shards.manifest.fingerprint
+    def described(self) -> dict[str, Any]:
+        """What a continuation must share, by name; for `identity`."""
+        manifest, streaming = self.shards.manifest, self.config.streaming
+        held_out = np.asarray(self.held_out_store.ids)
+        return {
+            "corpus_fingerprint": manifest.fingerprint,
+            "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
+            "eval_data_fingerprint": fingerprint_of(held_out) if self.config.eval_data else None,
+            "held_out_tokens": streaming.held_out_tokens,
+            "shuffle_shards": streaming.shuffle_shards,
+        }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """(vocab_size,) int64: how often each token stands in a few shards spread evenly."""

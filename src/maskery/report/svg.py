@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26
 # A curve of more points than the chart has pixels says no more.
 MOST_POINTS = 400
+# Below it a range cannot be cut into steps.
+TINY = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,9 @@ def axis(values: Sequence[float], start: float, end: float, *, whole: bool = Fal
         whole: Whether ticks are whole numbers, as steps are.
     """
     low, high = min(values), max(values)
-    if high == low:
-        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    if high - low < TINY:
+        room = abs(low) / 2 if abs(low) > TINY else 0.5
+        low, high = low - room, high + room
     step = round_step((high - low) / 4)
     step = max(1.0, math.ceil(step)) if whole else step
     if not whole:

@@ -27,7 +27,7 @@ class CaptionTask:
         temperature: The learnt one of the contrast.
     """
 
-    # ALBEF's and RaSa's bounds of the learnt temperature.
+    # ALBEF's bounds of the learnt temperature; RaSa's release has none.
     min_temperature, max_temperature = 0.001, 0.5
 
     def __init__(

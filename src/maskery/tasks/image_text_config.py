@@ -31,7 +31,7 @@ class ImageTextMLMConfig:
     alpha: float = 0.4
     """Weight of the twin's soft labels, once warmed up, against the true words; 0: none."""
     alpha_warmup: float = 0.067
-    """The share of the run over which alpha rises from 0 (RaSa: 2 of 30 epochs)."""
+    """The share of the run over which alpha rises from 0 (as released: the first epoch)."""
     distill_over: Literal["vocabulary", "sequence"] = "vocabulary"
     """What the soft-label log-softmax runs over; `sequence` is the released code's."""
     mrtd_sample_at: Literal["masked", "every"] = "masked"
@@ -67,7 +67,10 @@ class ImageTextMLMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchConfig(ImageTextMLMConfig):
-    """RaSa's five losses (IJCAI 2023, section 3.4); the defaults are its released settings."""
+    """RaSa's five losses (IJCAI 2023, section 3.4); the defaults are its released settings.
+
+    Only `alpha_warmup` is not: as a share of the run, its preset sets it to one epoch of 30.
+    """
 
     itc_weight: float = 0.5
     """Weight of the contrastive loss."""

@@ -8,6 +8,7 @@ the checkpoint with the best held-out figure, which stays beside the newest ones
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -67,22 +68,17 @@ class Checkpoints:
         """
         return self.write(Camera().take(task, optimiser, position))
 
-    def begin(
-        self, snapshot: Snapshot, *, best: bool = False, first: Callable[[], None] | None = None
-    ) -> None:
+    def begin(self, snapshot: Snapshot, *, first: Callable[[], None] | None = None) -> None:
         """Write in the thread; the write before must be over (`finish`).
 
         Args:
             snapshot: What to write.
-            best: As in `write`.
             first: Called in the thread, before.
         """
         assert self._writing is None
-        self._writing = self._thread.submit(self._write_in_thread, snapshot, best, first)
+        self._writing = self._thread.submit(self._write_in_thread, snapshot, first)
 
-    def _write_in_thread(
-        self, snapshot: Snapshot, best: bool, first: Callable[[], None] | None
-    ) -> Path:
+    def _write_in_thread(self, snapshot: Snapshot, first: Callable[[], None] | None) -> Path:
         try:
             if first is not None:
                 first()
@@ -91,27 +87,21 @@ class Checkpoints:
                 f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
                 f"({error.strerror}); free some space there and continue with --resume auto"
             ) from error
-        return self.write(snapshot, best=best)
+        return self.write(snapshot)
 
     def begin_if_room(
-        self,
-        snapshot: Snapshot,
-        *,
-        best: bool,
-        must: bool,
-        first: Callable[[], None] | None = None,
+        self, snapshot: Snapshot, *, must: bool, first: Callable[[], None] | None = None
     ) -> None:
         """`begin`, unless the disk is too full; then the checkpoint before stays the last.
 
         Args:
             snapshot: What to write.
-            best: As in `write`.
             must: Whether to try all the same: nothing comes after it.
             first: As in `begin`.
         """
         missing = self.room_for(snapshot)
         if missing is None or must:
-            self.begin(snapshot, best=best, first=first)
+            self.begin(snapshot, first=first)
             return
         newest = self.complete()[-1:]
         log.warning(
@@ -122,6 +112,16 @@ class Checkpoints:
             self.folder,
             f"'{newest[0].name}'" if newest else "its beginning",
         )
+
+    def begin_mark_best(self, step: int) -> None:
+        """Let the checkpoint of a step be the best one once it is written; in the thread."""
+        self._writing = self._thread.submit(self._mark_written, self._writing, step)
+
+    def _mark_written(self, writing: Future[Path] | None, step: int) -> Path:
+        # There is one thread, so what was begun before is over.
+        path = self.path_of(step) if writing is None else writing.result()
+        self.mark_best(step)
+        return path
 
     @property
     def failed(self) -> bool:
@@ -150,12 +150,8 @@ class Checkpoints:
             return None
         return f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
 
-    def write(self, snapshot: Snapshot, *, best: bool = False) -> Path:
+    def write(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint; what was there stays until it is complete.
-
-        Args:
-            snapshot: What to write.
-            best: Whether it is the best so far by its held-out figure.
 
         Raises:
             CheckpointError: It could not be written (disk full, no permission).
@@ -170,8 +166,6 @@ class Checkpoints:
             (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
             _seal(partial)
             _replace_folder(partial, final)
-            if best:
-                self.mark_best(snapshot.position.step)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
@@ -186,7 +180,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def mark_best(self, step: int) -> None:
-        """Let a checkpoint that is there be the best one."""
+        """Let a checkpoint be the best one, unless the disk had no room for it."""
+        if self.best() == self.path_of(step) or not (self.path_of(step) / MANIFEST).is_file():
+            return
         partial = self.folder / f"{BEST}.partial"
         with partial.open("w", encoding="utf-8") as out:
             json.dump({"step": step, "checkpoint": self.path_of(step).name}, out)
@@ -203,6 +199,17 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return path if (path / MANIFEST).is_file() else None
+
+    def best_sound(self) -> Path | None:
+        """The best checkpoint or, where there is none or it is damaged, the newest sound one."""
+        best = self.best()
+        if best is None:
+            return self.newest_sound()
+        damage = find_damage(best)
+        if damage is None:
+            return best
+        log.warning("the best checkpoint '%s' is damaged (%s): using the newest", best, damage)
+        return self.newest_sound()
 
     def complete(self) -> list[Path]:
         """The finished checkpoints, oldest first; their content is not looked at."""
@@ -223,16 +230,23 @@ class Checkpoints:
     def to_resume_from(self) -> str | None:
         """`newest_sound`; None where there is no checkpoint at all.
 
+        Damaged ones that are newer are set aside as `step-NAME.damaged`: they would take the places
+        of those that the run writes next.
+
         Raises:
             CheckpointError: There are some, and all are damaged.
         """
-        path = self.newest_sound()
-        if path is None and self.complete():
-            raise CheckpointError(
-                f"every checkpoint in '{self.folder}' is damaged; start afresh with another "
-                f"--output"
-            )
-        return None if path is None else str(path)
+        complete, path = self.complete(), self.newest_sound()
+        if path is None:
+            if complete:
+                raise CheckpointError(
+                    f"every checkpoint in '{self.folder}' is damaged; start afresh with another "
+                    f"--output"
+                )
+            return None
+        for damaged in complete[complete.index(path) + 1 :]:
+            _set_aside(damaged)
+        return str(path)
 
     def _prune(self) -> None:
         for leftover in (*self.folder.glob("step-*.old"), *self.folder.glob("step-*.partial")):
@@ -247,6 +261,13 @@ class Checkpoints:
                 except OSError:
                     continue
                 shutil.rmtree(gone, ignore_errors=True)
+
+
+def _set_aside(damaged: Path) -> None:
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):  # a folder that cannot be written says so soon enough
+        damaged.rename(aside)
 
 
 def find_damage(path: Path) -> str | None:

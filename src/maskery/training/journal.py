@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held_out"
 SPIKE = "loss_spike_above"
-NONE = "none"
+NONE, BEST = "none", "best"
 # Figures that are better when they are lower; all others are better when they are higher.
 LOWER_IS_BETTER = ("loss", "perplexity")
 
@@ -32,6 +32,10 @@ class Journal:
         tracker: Writes the lines; used by the main process alone.
         processes: Of the run.
         best_metric: The held-out figure that tells the best; None for the first of a line.
+
+    Attributes:
+        best_step: After which step the figures were the best; None before there are any, and
+            everywhere but on the main process.
     """
 
     def __init__(self, tracker: Tracker, processes: Processes, best_metric: str | None) -> None:
@@ -39,6 +43,7 @@ class Journal:
         self.window = Window()
         self._spikes = SpikeWatch()
         self._best: float | None = None
+        self.best_step: int | None = None
 
     def rewind(
         self, step: int, window: tuple[Mapping[str, float], ...], device: torch.device
@@ -53,7 +58,8 @@ class Journal:
         self._spikes = SpikeWatch(losses)
         for line in lines:
             if line["kind"] == HELD_OUT and line["step"] > 0:
-                self._improves({n: v for n, v in line.items() if n not in ("kind", "step")})
+                values = {n: v for n, v in line.items() if n not in ("kind", "step")}
+                self._improves(line["step"], values)
 
     def line(self, step: int, more: Mapping[str, float]) -> dict[str, float]:
         """Close the window and write its line; every process must ask, and gets the means."""
@@ -86,22 +92,29 @@ class Journal:
     def held_out(self, step: int, values: Mapping[str, float]) -> bool:
         """Write held-out figures; returns whether they are the best after any step so far.
 
+        The main process decides for all: it alone has read the lines of a run that goes on, and
+        another's last digits may differ.
+
         Raises:
             ConfigError: The figure that tells the best is not among them.
         """
-        improves = self._improves(values)
-        if step == 0:  # the start is no achievement
-            improves, self._best = False, None
-        if self.processes.is_main:
+
+        def written() -> str | None:
+            # The start is no achievement, but a metric that is not there is told at once.
+            improves = self._improves(step, values)
+            if step == 0:
+                improves, self._best, self.best_step = False, None, None
             self.tracker.log(HELD_OUT, step, values)
-        return improves
+            return BEST if improves else None
+
+        return self.processes.on_main(written) == BEST
 
     def has_held_out(self, step: int) -> bool:
         """Whether the held-out figures of a step are written; the same for every process."""
         found = self.processes.on_main(lambda: str(self.tracker.has(HELD_OUT, step)))
         return found == str(True)
 
-    def _improves(self, values: Mapping[str, float]) -> bool:
+    def _improves(self, step: int, values: Mapping[str, float]) -> bool:
         if self.best_metric == NONE or not values:
             return False
         name = next(iter(values)) if self.best_metric is None else self.best_metric
@@ -115,5 +128,5 @@ class Journal:
             value = -value
         if math.isnan(value) or (self._best is not None and value >= self._best):
             return False
-        self._best = value
+        self._best, self.best_step = value, step
         return True

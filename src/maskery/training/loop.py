@@ -19,7 +19,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
-from maskery.core.processes import join_processes
+from maskery.core.processes import join_processes, lost_process
 from maskery.core.task import BatchSource, Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
@@ -37,7 +37,7 @@ from maskery.training.parallel import (
 from maskery.training.precision import resolve_precision
 from maskery.training.prefetch import Prefetch
 from maskery.training.schedule import learning_rate_factor
-from maskery.training.signals import StopSignals, Wanted
+from maskery.training.signals import Interrupted, StopSignals, Wanted
 from maskery.training.snapshot import Camera, Position, restore
 from maskery.training.tracking import Tracker
 
@@ -87,7 +87,7 @@ class Trainer:
         optimiser: Made by `build_optimiser`.
         config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
-        identity: A hash of what a continuation must share with the run.
+        identity: What a continuation must share with the run, as JSON.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
         progress: Whether to draw a progress bar.
@@ -121,6 +121,8 @@ class Trainer:
         self.bad_steps = BadSteps(config.max_bad_steps)
         self.signals = StopSignals()
         self._agreed: list[float] = []
+        self._last: Step | None = None
+        self._done = self._saved = 0
         self._saved_at = self._resumed_at = time.perf_counter()
         self._seconds, self._tokens = 0.0, 0
         self.epoch_steps = [source.num_steps(epoch) for epoch in range(config.epochs)]
@@ -143,9 +145,9 @@ class Trainer:
             CheckpointError: A checkpoint could not be read or written.
         """
         # The model moves before the optimiser's moments are restored to where it is.
-        self.task.model.to(self.device)
         spread(self.task, self.optimiser, self.config.sharding, self.device)
         start = self._restore() if resume else self._position(0, 0, 0)
+        self._done = self._saved = start.step
         # A run may have been stopped between a step's checkpoint and its evaluation.
         if (
             self._due(start.step)
@@ -164,14 +166,19 @@ class Trainer:
             disable=not (self.progress and self.processes.is_main),
         )
         in_order = exact_sums(self.device)
-        with self.signals, bar, in_order, Prefetch(self.steps(start)) as steps:
+        prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
+        with self.signals, bar, in_order, prefetch as steps:
             try:
-                for step in steps:
+                while (step := self._next(steps)) is not None:
                     self._after(step, self.step(step), bar)
-            except BaseException:
+                    self._last, self._done = step, step.number + 1
+            except BaseException as error:
                 # The other processes may be anywhere: only what is being written is waited for.
                 with contextlib.suppress(CheckpointError):
                     self.checkpoints.finish()
+                lost = lost_process(error)
+                if lost is not None:
+                    raise lost from error
                 raise
             self.processes.on_main(self.checkpoints.finish)
         self.tracker.close()
@@ -182,6 +189,33 @@ class Trainer:
             seconds=self._seconds,
             resumed_from=start.step,
         )
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        """The next step, or None at the end.
+
+        Raises:
+            StoppedError: A signal came while it was waited for; a checkpoint is written.
+        """
+        try:
+            step = next(steps, None)
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                self._save_last()
+            raise
+        if step is None and self._done < self.total_steps and self._stops_alone():
+            self._save_last()
+            raise self._end(self._done, self._wanted())
+        return step
+
+    def _save_last(self) -> None:
+        """Write the state after the last step, if no other process has to take part."""
+        if self._last and self._saved < self._done and self.processes.world_size == 1:
+            self._save(self._last, must=True)
+            self.checkpoints.finish()
+
+    def _stops_alone(self) -> bool:
+        """Whether a signal asks for the end, and this process need not agree on it."""
+        return self.processes.world_size == 1 and self.signals.received is not None
 
     def _after(self, step: Step, losses: dict[str, torch.Tensor], bar: tqdm[Any]) -> None:
         """Everything between two steps: lines, held-out figures, checkpoints, an early end."""
@@ -198,12 +232,33 @@ class Trainer:
         spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many
         stops = (wanted.stops or spoilt) and not last
         self._seconds = time.perf_counter() - self._resumed_at
-        best = self._due(done) and not stops and self._evaluate(done)
-        if last or stops or scheduled or wanted.saves or best:
-            self._save(step, best=best, must=last or stops)
+        saves = last or stops or scheduled or wanted.saves
+        if saves:  # before an evaluation, which may take long
+            self._save(step, must=last or stops)
         if stops:
             self.processes.on_main(self.checkpoints.finish)
             raise self._end(done, wanted)
+        if self._due(done):
+            self._judge(step, saved=saves)
+
+    def _judge(self, step: Step, *, saved: bool) -> None:
+        """Evaluate after a step, and keep its checkpoint where it is the best.
+
+        Raises:
+            StoppedError: A signal came; a resumed run evaluates again.
+        """
+        done = step.number + 1
+        try:
+            best = self._evaluate(done)
+        except Interrupted:
+            if not saved:
+                self._save(step, must=True)
+            self.checkpoints.finish()
+            raise self._end(done, self._wanted()) from None
+        if best and not saved:
+            self._save(step, must=False)
+        if best and self.processes.is_main:
+            self.checkpoints.begin_mark_best(done)
 
     def step(self, step: Step) -> dict[str, torch.Tensor]:
         """One optimiser step; returns its loss terms and total, detached, and the gradient norm."""
@@ -332,7 +387,9 @@ class Trainer:
             return False
         began = time.perf_counter()
         self.task.model.eval()
-        best = self.journal.held_out(step, self.evaluate(step))
+        with self.signals.interrupting():
+            figures = self.evaluate(step)
+        best = self.journal.held_out(step, figures)
         # Speed is that of training.
         passed = time.perf_counter() - began
         self._resumed_at += passed
@@ -349,18 +406,19 @@ class Trainer:
             bad_steps=self.bad_steps.in_a_row,
         )
 
-    def _save(self, step: Step, *, best: bool, must: bool) -> None:
+    def _save(self, step: Step, *, must: bool) -> None:
         """Copy the state and let it be written; only the copy is waited for."""
         last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
         epoch, epoch_step = (step.epoch + 1, 0) if last else (step.epoch, step.epoch_step + 1)
-        position = self._position(step.number + 1, epoch, epoch_step)
+        self._saved = step.number + 1
+        position = self._position(self._saved, epoch, epoch_step)
         main = self.processes.is_main
         # The memory that is copied to may still be read.
         self.processes.on_main(self.checkpoints.finish)
         snapshot = self.camera.take(self.task, self.optimiser, position, keeps=main)
         self._saved_at = time.perf_counter()
         if main:
-            self.checkpoints.begin_if_room(snapshot, best=best, must=must, first=self.tracker.flush)
+            self.checkpoints.begin_if_room(snapshot, must=must, first=self.tracker.flush)
 
     def _restore(self) -> Position:
         found = self.processes.on_main(self.checkpoints.to_resume_from)
@@ -370,6 +428,8 @@ class Trainer:
             else restore(Path(found), self.task, self.optimiser, self.identity)
         )
         self.journal.rewind(position.step, position.window, self.device)
+        if self.journal.best_step is not None:  # a kill may have come before it was marked
+            self.checkpoints.mark_best(self.journal.best_step)
         self.bad_steps = BadSteps(self.config.max_bad_steps, position.bad_steps)
         return position
 

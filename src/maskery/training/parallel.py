@@ -24,6 +24,9 @@ from maskery.core.errors import ModelError
 from maskery.core.task import Task
 from maskery.training.config import Sharding
 
+# A model that takes more of a GPU's memory than this share is put together in the CPU's.
+ROOM = 0.3
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model that was handed to `spread`."""
@@ -36,9 +39,10 @@ def spread(
     sharding: Sharding,
     device: torch.device,
 ) -> None:
-    """Spread a task's model over the processes; with one process, nothing happens.
+    """Bring a task's model to the device and spread it over the processes, if there are several.
 
-    The optimiser must be fresh: sharding replaces the parameters it was made for.
+    A model that is sharded is never whole on the device. The optimiser must be fresh: sharding
+    replaces the parameters it was made for.
 
     Args:
         task: Its `model` is replaced (DDP) or changed in place (FSDP2), and so is its twin's.
@@ -47,8 +51,10 @@ def spread(
         device: Of this process.
     """
     if not _several_processes():
+        task.model.to(device)
         return
     if sharding == "ddp":
+        task.model.to(device)
         task.model = DistributedDataParallel(
             task.model,
             device_ids=None if device.type == "cpu" else [device],
@@ -63,16 +69,20 @@ def spread(
         group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
     twin = twin_of(task)
     if twin is not None:
-        shard(twin.to(device), mesh)
+        shard(twin, mesh)
+        twin.to(device)
+    task.model.to(device)  # what is not sharded
 
 
 def gather(task: Task[Any, Any]) -> None:
-    """Undo `spread`: every process has the whole model again, in place."""
+    """Undo `spread`: every process has the whole model again, in place.
+
+    On its device, or in the CPU's memory where a sharded model is too large for that.
+    """
     task.model = unwrapped(task.model)
-    unshard(task.model)
-    twin = twin_of(task)
-    if twin is not None:
-        unshard(twin)
+    for model in (task.model, twin_of(task)):
+        if model is not None:
+            unshard(model)
 
 
 def twin_of(task: Task[Any, Any]) -> nn.Module | None:
@@ -109,17 +119,29 @@ def unshard(model: nn.Module) -> None:
     """Turn a sharded model into the plain one it was, with its whole parameters."""
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         return
+    home = _home_of(model)
     whole: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if isinstance(parameter, DTensor):
                 if parameter not in whole:
-                    full = parameter.full_tensor().detach()
+                    full = parameter.full_tensor().detach().to(home)
                     whole[parameter] = nn.Parameter(full, parameter.requires_grad)
                 module._parameters[name] = whole[parameter]
     for module in model.modules():
         if isinstance(module, FSDPModule):
             _leave_fsdp(module)
+    model.to(home)
+
+
+def _home_of(model: nn.Module) -> torch.device:
+    """Where there is room for all of a sharded model: its device, or the CPU; alike everywhere."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return device
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    total = torch.cuda.get_device_properties(device).total_memory
+    return device if needed < ROOM * total else torch.device("cpu")
 
 
 def _leave_fsdp(module: FSDPModule) -> None:
@@ -128,6 +150,8 @@ def _leave_fsdp(module: FSDPModule) -> None:
     state._pre_forward_hook_handle.remove()
     state._post_forward_hook_handle.remove()
     for group in state._fsdp_param_groups:
+        for parameter in group.fsdp_params:
+            parameter._post_load_hook_handle.remove()
         for handles in (
             group._module_to_pre_save_state_dict_hook_handle,
             group._module_to_pre_load_state_dict_hook_handle,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
+PATIENCE = 5.0
+"""Seconds."""
 
 
 class Prefetch(Generic[ItemT]):
@@ -15,10 +17,21 @@ class Prefetch(Generic[ItemT]):
 
     An exception of the thread is raised where the item would have come, with a note of where it
     came from. Use as a context manager, so that the thread ends with the loop.
+
+    Args:
+        items: What is prepared.
+        depth: How many may wait to be taken.
+        gives_up: Asked about once a second while an item is waited for; the iteration then ends.
     """
 
-    def __init__(self, items: Iterator[ItemT], depth: int = 2) -> None:
-        self._items = items
+    def __init__(
+        self,
+        items: Iterator[ItemT],
+        depth: int = 2,
+        *,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._items, self._gives_up = items, gives_up
         self._queue: queue.Queue[tuple[ItemT | None, BaseException | None]] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
@@ -31,7 +44,8 @@ class Prefetch(Generic[ItemT]):
         self._stop.set()
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._thread.join()
+        # A thread that is kept waiting, as by a place that does not answer, is left behind.
+        self._thread.join(PATIENCE)
 
     def _fill(self) -> None:
         try:
@@ -62,6 +76,8 @@ class Prefetch(Generic[ItemT]):
                     raise RuntimeError(
                         "the thread that prepares the next steps has died without a word"
                     ) from None
+                if self._gives_up():
+                    return None, StopIteration()
 
     def _take(self) -> Iterator[ItemT]:
         while True:

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Self
@@ -36,6 +38,10 @@ class Wanted:
         return self.signal is not None
 
 
+class Interrupted(BaseException):
+    """A signal has asked for the end in the middle of what need not be finished."""
+
+
 class StopSignals:
     """Remembers the first signal; a second one ends the process at once.
 
@@ -50,6 +56,7 @@ class StopSignals:
         self.received: int | None = None
         self._at = 0.0
         self._before: dict[int, Any] = {}
+        self._interrupts = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -60,6 +67,21 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal end the block at once, where no other process waits for this one.
+
+        Raises:
+            Interrupted: It came, in the block or before.
+        """
+        self._interrupts = launched_world_size() == 1
+        try:
+            if self._interrupts and self.received is not None:
+                raise Interrupted
+            yield
+        finally:
+            self._interrupts = False
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """What Python calls between two instructions."""
         del frame
@@ -68,5 +90,7 @@ class StopSignals:
             self.received, self._at = number, now
             if is_main_process():
                 os.write(2, NOTICE)  # printing may be what was interrupted
+            if self._interrupts:
+                raise Interrupted
         elif launched_world_size() == 1 or now - self._at > ECHO_SECONDS:
             os._exit(128 + number)

@@ -19,6 +19,7 @@ from torch import nn
 
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import Task
+from maskery.training.identity import require_same_run
 from maskery.training.parallel import all_laid_out_like, laid_out_like, unwrapped, whole
 
 MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
@@ -45,7 +46,7 @@ class Position:
         step: Optimiser steps done.
         epoch: The epoch of the next step.
         epoch_step: Steps done in that epoch.
-        identity: A hash of what must not change between a run and its continuation.
+        identity: What must not change between a run and its continuation, as JSON.
         window: For each process, its sums since the last line of `metrics.jsonl`, by name.
         bad_steps: How many of the last steps in a row were skipped for not being finite.
     """
@@ -179,14 +180,10 @@ def restore(
 def _restore(
     path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
 ) -> Position:
-    position = Position.from_json((path / STATE).read_text("utf-8"))
-    if position.identity != identity:
-        raise CheckpointError(
-            f"the checkpoint '{path}' belongs to a run with another model, corpus or setting; "
-            f"repeat that run's settings, or start afresh with another --output"
-        )
+    position = _position_in(path)
+    require_same_run(path, position.identity, identity)
+    _restore_task(path, task)
     model = unwrapped(task.model)
-    _copy_into(named_tensors(model), load_file(path / MODEL), path)
     moments = load_file(path / OPTIMISER)
     for name, parameter in model.named_parameters():
         kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
@@ -197,8 +194,47 @@ def _restore(
                 else laid_out_like(moments[f"{moment}.{name}"], parameter)
                 for moment in kept
             }
-    task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
     return position
+
+
+def restore_task(path: Path, task: Task[Any, Any]) -> int:
+    """Load what a task is after a checkpoint's step, to use it and not to train on.
+
+    Args:
+        path: The checkpoint.
+        task: Of the run that wrote it.
+
+    Returns:
+        The step.
+
+    Raises:
+        CheckpointError: It is of another model, or is no checkpoint at all.
+    """
+    try:
+        _restore_task(path, task)
+        return _position_in(path).step
+    except UNSOUND as error:
+        raise CheckpointError(
+            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); restore it, or remove "
+            f"it to do with another"
+        ) from error
+
+
+def _restore_task(path: Path, task: Task[Any, Any]) -> None:
+    _copy_into(named_tensors(unwrapped(task.model)), load_file(path / MODEL), path)
+    task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
+
+
+def stored_identity(path: Path) -> str | None:
+    """The identity of the run that a checkpoint belongs to; None where it cannot be read."""
+    try:
+        return str(_position_in(path).identity)
+    except UNSOUND:
+        return None
+
+
+def _position_in(path: Path) -> Position:
+    return Position.from_json((path / STATE).read_text("utf-8"))
 
 
 def _copy_into(

@@ -66,11 +66,23 @@ class Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; one that was cut short is left out."""
+    """The lines of a `metrics.jsonl`; one that was cut short or damaged is left out."""
     lines = []
-    for text in path.read_text("utf-8").splitlines():
+    for text in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if _is_sound(line):
+            lines.append(line)
     return lines
+
+
+def _is_sound(line: Any) -> bool:
+    """Whether it has a kind, a step, and nothing but numbers beside them."""
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return False
+    numbers = [value for name, value in line.items() if name != "kind"]
+    return isinstance(line.get("step"), int) and all(
+        isinstance(number, int | float) for number in numbers
+    )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from maskery.core.errors import DataError
 from maskery.data.gallery.files import Stamp
-from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store
+from maskery.data.gallery.store import DamagedIndex, GalleryStore, ResultT, open_store
 
 WIDTH = 4
 
@@ -64,6 +66,47 @@ def test_another_process_sees_it(store: GalleryStore) -> None:
     assert again.files() == store.files()
 
 
+def test_who_has_opened_a_matrix_keeps_its_paths(store: GalleryStore) -> None:
+    matrix = store.matrix()
+    other = open_store(store.folder, WIDTH)
+    other.save({"0.png": (Stamp(1, 9), digest(9))}, {digest(9): feature(9)}, {})
+    assert store.paths([0, 2]) == ["a.png", "d.png"]
+    assert other.matrix()[:, 0].tolist() == [9.0, 3.0, 1.0, 0.0]
+    assert store.paths([0, 2]) == ["a.png", "d.png"]
+    assert matrix[:, 0].tolist() == [3.0, 1.0, 0.0]
+    assert store.matrix().tolist() == other.matrix().tolist()
+    assert store.paths([0]) == ["0.png"]
+
+
+def test_a_matrix_that_another_program_makes_meanwhile_is_left_alone(store: GalleryStore) -> None:
+    """The other one comes in right after the first has written its own."""
+    other = open_store(store.folder, WIDTH)
+
+    class Overtaken(GalleryStore):
+        def _run(self, action: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
+            result = super()._run(action)
+            if list(self.folder.glob("features-*")) and "0.png" not in other.files():
+                other.save({"0.png": (Stamp(1, 9), digest(9))}, {digest(9): feature(9)}, {})
+                others.append(other.matrix())
+            return result
+
+    others: list[np.ndarray] = []
+    first = Overtaken(store.folder, WIDTH)
+    assert first.matrix()[:, 0].tolist() == [9.0, 3.0, 1.0, 0.0]
+    assert first.paths([0]) == ["0.png"]
+    assert others[0].tolist() == first.matrix().tolist()
+    assert len(list(store.folder.glob("features-*"))) == 1
+
+
+def test_an_index_that_never_rests_is_one_line(store: GalleryStore) -> None:
+    class Restless(GalleryStore):
+        def _mapped(self, path: Path, count: int) -> np.ndarray:
+            raise FileNotFoundError(path)
+
+    with pytest.raises(DataError, match="being changed by other programs"):
+        Restless(store.folder, WIDTH).matrix()
+
+
 def test_a_lost_or_cut_matrix_is_made_again(store: GalleryStore) -> None:
     expected = store.matrix().tolist()
     (path,) = store.folder.glob("features-*.npy")
@@ -95,8 +138,6 @@ def test_an_interrupted_batch_leaves_nothing(store: GalleryStore) -> None:
 def test_a_damaged_index_is_made_anew_with_a_line(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import sqlite3
-
     folder = tmp_path / "index"
     store = open_store(folder, WIDTH)
     fill(store)

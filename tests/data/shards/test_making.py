@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,6 +198,72 @@ def test_a_folder_of_something_else_is_refused(
         shard(corpus, tmp_path / "mine")
     with pytest.raises(DataError, match="cannot be used"):
         shard(corpus, tmp_path / "mine" / "thesis.tex")
+    assert contents(tmp_path / "mine") == {"thesis.tex": b"x"}
+
+
+def test_nothing_of_a_refused_folder_is_removed(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "film.mkv.partial-1").write_text("x")
+    with pytest.raises(DataError, match=r"holds other things \(film.mkv.partial-1\)"):
+        shard(corpus, tmp_path)
+    assert contents(tmp_path) == {"film.mkv.partial-1": b"x"}
+
+
+def test_what_was_killed_before_its_plan_begins_anew(
+    corpus: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.json.partial-12ab34cd").write_text("{")
+    shard(corpus, tmp_path)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def before(monkeypatch: pytest.MonkeyPatch, method: str, action: Callable[[], object]) -> None:
+    """Do something when a method of `Path` is first called, before what it does."""
+    real, actions = getattr(Path, method), [action]
+
+    def called(*arguments: Any) -> Any:
+        if actions:
+            actions.pop()()
+        return real(*arguments)
+
+    monkeypatch.setattr(Path, method, called)
+
+
+@pytest.mark.parametrize("moment", ["iterdir", "read_bytes", "hardlink_to"])
+def test_ranks_that_start_together_do_not_refuse_each_other(
+    corpus: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    folder = tmp_path / "shards"
+    before(monkeypatch, moment, lambda: shard(corpus, folder, shard_rank=1, shard_count=2))
+    assert shard(corpus, folder, shard_count=2).missing == 0
+    assert contents(folder) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["iterdir", "hardlink_to"])
+def test_of_two_plans_at_once_the_first_stays(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    folder = tmp_path / "shards"
+    before(monkeypatch, moment, lambda: shard(corpus, folder, held_out_share=0.2))
+    with pytest.raises(DataError, match="shards of another corpus, tokenizer or setting"):
+        shard(corpus, folder)
+    kept = contents(folder)
+    assert shard(corpus, folder, held_out_share=0.2).tokens_made == 0
+    assert contents(folder) == kept
+
+
+def test_a_folder_can_be_claimed_without_hard_links(
+    corpus: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    shard(corpus, tmp_path)
+    assert contents(tmp_path) == contents(undisturbed)
 
 
 def test_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -242,14 +310,14 @@ def test_a_process_that_dies_is_reported(corpus: Path, tmp_path: Path) -> None:
         "import os, sys\n"
         "from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[3])\n"
-        "from maskery.data.shards import making\n"
+        "from maskery.data.shards import workers\n"
         "if __name__ == '__main__':\n"
         "    from shard_folders import shard\n"
         "    from maskery.core.errors import DataError\n"
         "    try: shard(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)\n"
         "    except DataError as error: print(error)\n"
         "else:\n"  # in the worker, which runs this file again
-        "    making.do_piece = lambda *a: os._exit(9)\n"
+        "    workers.do_piece = lambda *a: os._exit(9)\n"
     )
     script = tmp_path / "dying.py"
     script.write_text(program)

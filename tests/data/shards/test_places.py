@@ -14,6 +14,8 @@ from shard_folders import contents, shard
 from tiny_text import lines
 
 from maskery.core.errors import DataError, MissingExtraError
+from maskery.data.partials import create_owned, partial_of
+from maskery.data.shards import places
 from maskery.data.shards.places import LocalPlace, RemotePlace, is_place, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.text_source import Template
@@ -91,6 +93,47 @@ def test_a_sound_copy_is_not_fetched_again(remote: Any, tmp_path: Path) -> None:
     path.write_bytes(b"12x45")
     with pytest.raises(DataError, match=r"memory://bucket/shards/a' cannot be read .*; check the"):
         place.fetch("a", *entry(b"12345"))
+
+
+def test_a_copy_that_another_run_lets_go_of_is_fetched_again(
+    remote: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.pipe("/bucket/shards/a", b"12345")
+    place = open_remote(tmp_path)
+    path = place.fetch("a", *entry(b"12345"))
+    real, gone = places.find_damage, [path]
+
+    def checked(*arguments: Any) -> str | None:
+        damage = real(*arguments)
+        if gone:
+            gone.pop().unlink()
+        return damage
+
+    monkeypatch.setattr(places, "find_damage", checked)
+    assert place.fetch("a", *entry(b"12345")) == path
+    assert path.read_bytes() == b"12345"
+
+
+def test_half_a_copy_goes_if_nobody_is_at_it(
+    remote: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        remote.pipe(f"/bucket/shards/{name}", b"12345")
+    place, other = open_remote(tmp_path), open_remote(tmp_path)
+    place.cache.mkdir(parents=True)
+    create_owned(partial_of(place.cache / "killed")).close()
+    real, seen = places.find_damage, []
+
+    def while_it_is_checked(path: Path, *arguments: Any) -> str | None:
+        if ".partial-" in path.name and not seen:
+            seen.append(path.name.partition("-")[0])
+            other.fetch("b", *entry(b"12345"))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(places, "find_damage", while_it_is_checked)
+    assert place.fetch("a", *entry(b"12345")).read_bytes() == b"12345"
+    assert seen == ["a.partial"]
+    assert sorted(path.name for path in place.cache.iterdir()) == ["a", "b"]
 
 
 def test_a_copy_that_differs_is_tried_again_and_then_refused(remote: Any, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig, ViTModel
 
+from maskery.cli.convert import main as convert
 from maskery.core.errors import ConfigError, ModelError
+from maskery.evaluation.model_retrieval import ModelRetrieval, read_model_retrieval
 from maskery.models.checkpoint_import.convert import import_checkpoint
 from maskery.models.checkpoint_import.positions import resize_positions
 from maskery.models.checkpoint_import.state_dict import read_state_dict
@@ -110,6 +112,32 @@ def test_missing_heads_are_reported(model: ImageTextModel, tmp_path: Path) -> No
     report = import_checkpoint(tmp_path / "albef.pth", tmp_path / "out", **HEADS)
     assert report.missing == ("mrtd_head.bias", "mrtd_head.weight")
     assert any("missing    mrtd_head.bias" in line for line in report.lines())
+
+
+@pytest.mark.parametrize(
+    ("lacks", "trained"),
+    [
+        ("nothing.", ("itc", "itm", "mlm", "prd", "mrtd")),
+        (("prd_head.", "mrtd_head."), ("itc", "itm", "mlm")),
+        (("prd_head.", "mrtd_head.", "text_encoder.cls."), ("itc", "itm")),
+    ],
+)
+def test_the_folder_says_how_rasa_was_evaluated(
+    model: ImageTextModel, tmp_path: Path, lacks: str | tuple[str, ...], trained: tuple[str, ...]
+) -> None:
+    state = {k: v for k, v in albef_state(model).items() if not k.startswith(lacks)}
+    torch.save(state, tmp_path / "rasa.pth")
+    heads = ["--text-heads", "2", "--vision-heads", "2"]
+    assert convert([str(tmp_path / "rasa.pth"), str(tmp_path / "out"), *heads]) == 0
+    # RaSa's Retrieval.py and configs/PS_cuhk_pedes.yaml.
+    assert read_model_retrieval(str(tmp_path / "out")) == ModelRetrieval(
+        clean_captions=True,
+        max_words=50,
+        max_length=50,
+        rerank=128,
+        score="matching",
+        trained=trained,
+    )
 
 
 def test_image_positions_are_resized(model: ImageTextModel, tmp_path: Path) -> None:

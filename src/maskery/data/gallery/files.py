@@ -97,10 +97,18 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
 def read_picture(folder: Path, name: str) -> PictureBytes:
     """The bytes of one picture.
 
+    Args:
+        folder: The gallery.
+        name: Relative to it.
+
     Raises:
-        DataError: It cannot be read.
+        DataError: It cannot be read, or its name is not UTF-8: the index and JSON keep text.
     """
     path = folder / name
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"image {path} has a name that is not UTF-8; rename it") from error
     try:
         return PictureBytes(str(path), path.read_bytes())
     except OSError as error:

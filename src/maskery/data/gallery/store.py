@@ -4,6 +4,10 @@ SQLite holds what was found out about each file: path, stamp, digest; and for ea
 feature or why there is none. Every batch is a transaction, so an interrupted run loses at most one.
 The matrix (float16, one row a readable picture, in the order of the paths) is derived: it is
 written beside under a new name whenever the rows have changed, and made again if it is lost.
+
+Several programs may index and search one gallery at once. A matrix is made and older ones are
+removed under the database's lock, and who has opened one keeps it, with its paths, whatever others
+do.
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ CREATE INDEX files_by_digest ON files (digest);
 CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 """
 MATRIX = "matrix"
+ATTEMPTS = 5
+"""To open a matrix before another program has made the next one."""
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 ResultT = TypeVar("ResultT")
 
@@ -62,6 +68,7 @@ class GalleryStore:
             DataError: The folder cannot be used.
         """
         self.folder, self.width = folder, width
+        self._paths: Sequence[str] = ()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -142,47 +149,63 @@ class GalleryStore:
         return [str(trouble) for (trouble,) in rows]
 
     def paths(self, rows: Sequence[int]) -> list[str]:
-        """The paths of rows of the matrix."""
-        found = self._each("SELECT path FROM files WHERE row = ?", map(int, rows))
-        return [str(path) for (path,) in found]
+        """The paths of rows of the matrix that was opened last."""
+        return [self._paths[row] for row in rows]
 
     def matrix(self) -> npt.NDArray[np.float16]:
-        """(I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`."""
-        named = self._about(MATRIX)
-        if named is not None:
-            try:
-                return self._mapped(self.folder / named)
-            except (OSError, ValueError):
-                log.info("the matrix of the gallery's features was lost; it is made again")
-        return self._make_matrix()
+        """(I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`.
 
-    def _mapped(self, path: Path) -> npt.NDArray[np.float16]:
+        Raises:
+            DataError: Other programs change the index faster than it can be read.
+        """
+        for _ in range(ATTEMPTS):
+            named, paths = self._run(_numbered)
+            if named is not None:
+                try:
+                    matrix = self._mapped(self.folder / named, len(paths))
+                except (OSError, ValueError):
+                    log.info("the matrix of the gallery's features was lost; it is made again")
+                else:
+                    self._paths = paths
+                    return matrix
+            self._make_matrix(lost=named)
+        raise DataError(
+            f"the index '{self.folder}' is being changed by other programs; wait for them to end"
+        )
+
+    def _mapped(self, path: Path, count: int) -> npt.NDArray[np.float16]:
         matrix: npt.NDArray[np.float16] = np.load(path, mmap_mode="c", allow_pickle=False)
-        (count,) = self._all("SELECT count(row) FROM files")[0]
         if matrix.shape != (count, self.width) or matrix.dtype != np.float16:
             raise ValueError(f"{path} has shape {matrix.shape}")
         return matrix
 
-    def _make_matrix(self) -> npt.NDArray[np.float16]:
-        """Number the readable pictures and write their features in that order."""
+    def _make_matrix(self, lost: str | None) -> None:
+        """Number the readable pictures and write their features in that order.
+
+        Args:
+            lost: The matrix that there should be and is not; nothing is done where another program
+                has made one since.
+        """
         readable = "FROM files JOIN contents USING (digest) WHERE feature IS NOT NULL"
-        (count,) = self._all(f"SELECT count(*) {readable}")[0]
         path = self.folder / f"features-{uuid.uuid4().hex}.npy"
 
         def write(database: sqlite3.Connection) -> None:
             database.execute("BEGIN IMMEDIATE")
+            if _about(database, MATRIX) not in (None, lost):
+                return
+            (count,) = database.execute(f"SELECT count(*) {readable}").fetchone()
             rows = database.execute(f"SELECT files.rowid, feature {readable} ORDER BY path")
             ids = self._write_features(rows, path, count)
             database.execute("UPDATE files SET row = NULL")
             numbered = enumerate(ids)
             database.executemany("UPDATE files SET row = ? WHERE rowid = ?", numbered)
             database.execute("REPLACE INTO about VALUES (?, ?)", (MATRIX, path.name))
+            # Under the lock no other program is writing one.
+            for old in self.folder.glob("features-*.npy"):
+                if old != path:
+                    old.unlink(missing_ok=True)
 
         self._run(write)
-        for old in self.folder.glob("features-*.npy"):
-            if old != path:
-                old.unlink(missing_ok=True)
-        return self._mapped(path)
 
     def _write_features(
         self, rows: Iterable[tuple[int, bytes]], path: Path, count: int
@@ -198,10 +221,6 @@ class GalleryStore:
                 ids.append(number)
                 file.write(feature)
         return ids
-
-    def _about(self, name: str) -> str | None:
-        rows = self._all("SELECT value FROM about WHERE name = ?", (name,))
-        return str(rows[0][0]) if rows else None
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._run(lambda database: database.execute(query, values).fetchall())
@@ -230,6 +249,18 @@ class GalleryStore:
                 f"the index '{self.folder / DATABASE}' cannot be used ({error}); free some space "
                 f"there, wait for other programs, or name another folder with --cache-dir"
             ) from error
+
+
+def _about(database: sqlite3.Connection, name: str) -> str | None:
+    row = database.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _numbered(database: sqlite3.Connection) -> tuple[str | None, list[str]]:
+    """The name of the matrix, and the paths of its rows, as they were at one moment."""
+    database.execute("BEGIN")
+    rows = database.execute("SELECT path FROM files WHERE row IS NOT NULL ORDER BY row")
+    return _about(database, MATRIX), [str(path) for (path,) in rows]
 
 
 def open_store(folder: Path, width: int) -> GalleryStore:

@@ -10,19 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
 import secrets
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -41,16 +35,10 @@ from maskery.data.shards.manifest import (
     FileEntry,
     Manifest,
 )
-from maskery.data.shards.piece_work import (
-    RECORDS,
-    Encode,
-    Job,
-    do_piece,
-    load_piece,
-    load_shard,
-)
-from maskery.data.shards.shard_file import file_sha256, write_bytes
-from maskery.data.tokenise import encoder, plain_backend, tokenizer_fingerprint
+from maskery.data.shards.piece_work import RECORDS, Job, load_piece, load_shard
+from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
+from maskery.data.shards.workers import do_pieces
+from maskery.data.tokenise import tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -124,19 +112,21 @@ def make_shards(
         held_out_share=config.held_out_share,
         vocab_size=vocabulary_size(tokenizer),
     )
+    claim_folder(job, tokenizer)
     if config.shard_count == 1:  # nobody else is at work here
         remove_remains(folder)
-    claim_folder(job, tokenizer)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
-    with tqdm(
+    bar = tqdm(
         total=sum(piece.size for piece in mine),
         desc="tokenising",
         unit="B",
         unit_scale=True,
         disable=not progress,
-    ) as bar:
-        for number, tokens, broken in do_pieces(mine, job, tokenizer, config.workers):
+    )
+    # Closed whatever ends the loop, since that is what ends the processes.
+    with bar, closing(do_pieces(mine, job, tokenizer, config.workers)) as results:
+        for number, tokens, broken in results:
             tokens_made += tokens
             damaged += broken
             bar.update(pieces[number].size)
@@ -166,32 +156,43 @@ def remove_remains(folder: Path) -> None:
 def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings.
 
+    Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
+
     Raises:
         DataError: It does not, or it cannot be made.
     """
     plan = job.folder / PLAN
     try:
-        (job.folder / RECORDS).mkdir(parents=True, exist_ok=True)
-        known = plan.read_bytes() if plan.exists() else None
+        job.folder.mkdir(parents=True, exist_ok=True)
+        # Listed before the plan is read: where there is no plan then, no rank had got further.
         names = [path.name for path in job.folder.iterdir()]
+        if not plan.is_file():
+            refuse_others(job.folder, names)
+            write_first(plan, (json.dumps({"fingerprint": job.fingerprint}) + "\n").encode())
+        if job.fingerprint.encode() not in plan.read_bytes():
+            raise DataError(
+                f"the folder '{job.folder}' holds shards of another corpus, tokenizer or setting; "
+                "repeat the command that began it, or name another folder"
+            )
+        (job.folder / RECORDS).mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(
             f"the folder '{job.folder}' cannot be used ({error.strerror}); name another"
         ) from error
-    if known is None:
-        others = [name for name in names if name != RECORDS and ".partial-" not in name]
-        if others:
-            raise DataError(
-                f"the folder '{job.folder}' holds other things ({others[0]}); name an empty or new "
-                "one"
-            )
-        write_bytes(plan, (json.dumps({"fingerprint": job.fingerprint}) + "\n").encode())
-    elif job.fingerprint.encode() not in known:
-        raise DataError(
-            f"the folder '{job.folder}' holds shards of another corpus, tokenizer or setting; "
-            "repeat the command that began it, or name another folder"
-        )
     save_tokenizer(job.folder, tokenizer)
+
+
+def refuse_others(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder without a plan that is not empty.
+
+    Raises:
+        DataError: It holds more than a command may have left that was killed before the plan.
+    """
+    others = [name for name in names if name != PLAN and not name.startswith(f"{PLAN}.partial-")]
+    if others:
+        raise DataError(
+            f"the folder '{folder}' holds other things ({min(others)}); name an empty or new one"
+        )
 
 
 def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -210,62 +211,6 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         raise DataError(
             f"the tokenizer cannot be written to '{final}' ({error.strerror}); free some space"
         ) from error
-
-
-def do_pieces(
-    pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase, workers: int | None
-) -> Iterator[tuple[int, int, list[str]]]:
-    """Do pieces here, or in processes; what `do_piece` returns, as each is finished."""
-    backend = plain_backend(tokenizer)
-    count = min(workers or len(os.sched_getaffinity(0)), len(pieces))
-    # A tokenizer in Python is not sent to other processes.
-    if count <= 1 or backend is None:
-        encode = encoder(tokenizer, backend)
-        for piece in pieces:
-            yield do_piece(piece, job, encode)
-        return
-    pool = ProcessPoolExecutor(
-        count,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(job, backend.to_str()),
-    )
-    try:
-        futures = [pool.submit(_work, piece) for piece in pieces]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a tokenising process died (out of memory, or killed); what is complete is kept: "
-            "repeat the command, with fewer --workers or a smaller --shard-mb"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: tuple[Job, Encode] | None = None
-
-
-def _start_worker(job: Job, backend: str) -> None:
-    """What each process does first."""
-    global _worker
-    # One process, one thread; and none outlives the command, were it killed.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    # With a backend, the encoder asks nothing of the tokenizer itself.
-    _worker = job, encoder(None, Tokenizer.from_str(backend))
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
-
-
-def _work(piece: Piece) -> tuple[int, int, list[str]]:
-    assert _worker is not None
-    return do_piece(piece, *_worker)
 
 
 def write_manifest(

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
 from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
 from maskery.data.corpus.compression import cannot_read
+from maskery.data.partials import create_owned, ownerless, partial_of
 from maskery.data.shards.manifest import MANIFEST, MAX_MANIFEST_BYTES, PLAN
 from maskery.data.shards.shard_file import find_damage
 
@@ -151,8 +152,9 @@ class RemotePlace:
         """See `Place.fetch`."""
         path = self.cache / file
         if find_damage(path, num_bytes, sha256) is None:
-            os.utime(path)  # the copies used last are kept
-            return path
+            with suppress(FileNotFoundError):  # another run may have let go of it by now
+                os.utime(path)  # the copies used last are kept
+                return path
         try:
             self._tried(lambda: self._copy(file, path, num_bytes, sha256))
         except _DamagedError as error:
@@ -183,19 +185,25 @@ class RemotePlace:
         return self._filesystem.open(f"{self._root}/{file}", "rb")
 
     def _copy(self, file: str, path: Path, num_bytes: int, sha256: str) -> None:
-        """Copy a file aside, check it and rename it; no more than it should have is read."""
+        """Copy a file aside, check it and rename it; no more than it should have is read.
+
+        Copies that runs of this machine have begun and were killed over go first.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+        for left_behind in ownerless(path.parent):  # by a run that was killed
+            left_behind.unlink(missing_ok=True)
+        partial = partial_of(path)
         try:
             left = num_bytes + 1
-            with self._open(file) as stream, partial.open("wb") as out:
+            with self._open(file) as stream, create_owned(partial) as out:
                 while left and (block := stream.read(min(left, COPY_BYTES))):
                     out.write(block)
                     left -= len(block)
-            damage = find_damage(partial, num_bytes, sha256)
-            if damage is not None:
-                raise _DamagedError(damage)
-            partial.replace(path)
+                out.flush()
+                damage = find_damage(partial, num_bytes, sha256)
+                if damage is not None:
+                    raise _DamagedError(damage)
+                partial.replace(path)  # while it is owned: else another run may remove it
         finally:
             partial.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,37 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         DataError: It cannot be written.
     """
+    _write_aside(path, data, lambda partial: partial.replace(path))
+
+
+def write_first(path: Path, data: bytes) -> None:
+    """Write a file as `write_bytes` does, unless there is one: whoever is first is never replaced.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+
+    def place(partial: Path) -> None:
+        try:
+            path.hardlink_to(partial)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links: between these two another may be first
+            if not path.exists():
+                partial.replace(path)
+        partial.unlink(missing_ok=True)
+
+    _write_aside(path, data, place)
+
+
+def _write_aside(path: Path, data: bytes, place: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
     try:
         with partial.open("wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
-        partial.replace(path)
+        place(partial)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
