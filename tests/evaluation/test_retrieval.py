@@ -228,6 +228,8 @@ def test_bad_input_is_one_line(
         run(images.split(4), IMAGE_PERSONS + 1, TEXT_PERSONS)
     with pytest.raises(DataError, match="17 texts come with 16"):
         run(images.split(4), IMAGE_PERSONS, TEXT_PERSONS[1:])
+    with pytest.raises(DataError, match="the 12 images show one person alone"):
+        run(images.split(4), [3] * 12, [3] * 17)
     with pytest.raises(DataError, match="13 images came, and 14"):
         run(images.split(4), [*IMAGE_PERSONS, 0], TEXT_PERSONS)
     with pytest.raises(DataError, match="more than 12 images"):

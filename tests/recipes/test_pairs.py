@@ -231,3 +231,22 @@ def test_errors_before_the_first_step_leave_no_folder(tmp_path: Path) -> None:
         with pytest.raises(MaskeryError, match=message):
             train_pairs(config, progress=False)
         assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_the_same_however_its_paths_are_typed_and_wherever_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_pairs(tmp_path / "data", 12)
+    save_tiny_pairs(tmp_path / "held", 6)
+    monkeypatch.chdir(tmp_path)
+    typed = config_of(Path("data/pairs.jsonl"), tmp_path / "run", epochs=1)
+    typed = replace(typed, eval_pairs="held/pairs.jsonl", reading=PairsConfig(images=Path("data")))
+    result = train_pairs(typed, progress=False)
+    whole = load_config(result.folder / "config.yaml", PairsRunConfig)
+    assert whole.pairs == str(tmp_path / "data" / "pairs.jsonl")
+    assert whole.reading.images == tmp_path / "data"
+    # A file with absolute paths goes on from what relative ones began.
+    assert train_pairs(replace(whole, resume="auto"), progress=False).summary.resumed_from > 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate_pairs_run(result.folder).scores == result.evaluation.scores

@@ -13,6 +13,7 @@ from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.cli.figures import (
     models_table,
     retrieval_table,
+    run_heading,
     scores_table,
     sights_table,
     spread_table,
@@ -25,6 +26,8 @@ from maskery.masking.config import MaskingConfig
 
 # What a run with pictures has of its own.
 FROZEN = ("mask_seed", "cache_dir", "reading", "masking")
+# What is for person search alone.
+SEARCH = ("held_out", "memory_mb", "root", "images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +50,17 @@ class Evaluate:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """A run folder, a model folder, a hub name or minilm."""
     more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
-    """Other runs of train person-search: all are measured, and their mean and spread are given."""
+    """Other runs of train person-search on the same pictures: all are measured, and their mean and
+    spread are given, with their seeds."""
     data: tuple[str, ...] = ()
     """Held-out text: files, folders, globs or a hub id; for a model with pictures, one source of
     pairs. Default: what the run held out."""
     held_out: Literal["test", "val"] = "test"
     """For a run of train person-search: which split of its dataset."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """For a run of train person-search: where its dataset lies now. Default: where it was."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Likewise the folder that its image paths are relative to."""
     rerank: int | None = None
     """For person search: the best pictures of each caption that the matching head ranks anew; 0:
     none. Default: the model's, or 128. An image-text model that can fill words, and is no such run,
@@ -71,6 +79,9 @@ class Evaluate:
     """Another model of the same kind and tokenizer, for the paired difference."""
     batch_tokens: int | None = None
     """Tokens scored at once; the figures do not depend on it. Default: 4096, or the run's."""
+    memory_mb: int | None = None
+    """For person search: megabytes for image tokens, beyond which they are kept in a temporary file
+    (in TMPDIR); the figures do not depend on it. Default: the run's, or 1024."""
     mask_seed: int = 0
     """Of the frozen masks, with --data."""
     cache_dir: Path | None = None
@@ -88,6 +99,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 8:
             raise ConfigError(f"batch_tokens is {self.batch_tokens}: it must be at least 8")
+        if self.memory_mb is not None and self.memory_mb < 1:
+            raise ConfigError(f"memory_mb is {self.memory_mb}: it must be at least 1")
         if self.against is not None and not self.data:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
         if self.rerank is not None and self.rerank < 0:
@@ -129,11 +142,12 @@ def main(arguments: Sequence[str]) -> int:
         )
     if is_image_text(wanted.model):
         return report_image_text(wanted)
-    if wanted.score_words or wanted.pairs != PairsConfig():
-        raise ConfigError(
-            f"--score-words and --pairs.* are for image-text models, and '{wanted.model}' reads "
-            f"text alone; leave them out"
-        )
+    for name in ("score_words", "pairs", *SEARCH):
+        if getattr(wanted, name) != getattr(Evaluate(model=wanted.model), name):
+            raise ConfigError(
+                f"{name} is set, which is for image-text models, and '{wanted.model}' reads text "
+                f"alone; leave it out"
+            )
     if wanted.against is not None and is_image_text(wanted.against):
         raise ConfigError(
             f"'{wanted.against}' reads pictures and '{wanted.model}' text alone, so they cannot be "
@@ -173,7 +187,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def report_pairs(wanted: Evaluate) -> int:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    refuse_settings(wanted, *FROZEN, "against", "batch_tokens", "held_out", "pairs")
+    refuse_settings(wanted, *FROZEN, *SEARCH, "against", "batch_tokens", "pairs")
     from maskery.recipes.pairs_evaluate import evaluate_pairs_run
 
     result = evaluate_pairs_run(
@@ -191,11 +205,13 @@ def report_pairs(wanted: Evaluate) -> int:
 def report_retrieval(wanted: Evaluate) -> int:
     """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
     refuse_settings(wanted, *FROZEN, "against", "score_words", *(() if wanted.data else ("pairs",)))
-    if wanted.data and wanted.held_out != "test":
-        raise ConfigError(
-            f"--held-out is {wanted.held_out}, and --data names other pairs than the run's; "
-            f"leave one out"
-        )
+    for name in ("held_out", "root", "images"):
+        value = getattr(wanted, name)
+        if wanted.data and value not in ("test", None):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
+                f"run's; leave one out"
+            )
     from maskery.recipes.retrieval_evaluate import Asked, evaluate_retrieval_models
 
     asked = Asked(
@@ -204,6 +220,9 @@ def report_retrieval(wanted: Evaluate) -> int:
         odds_weight=wanted.odds_weight,
         clean_captions=None if wanted.clean_captions == "auto" else wanted.clean_captions == "yes",
         batch_tokens=wanted.batch_tokens,
+        memory_mb=wanted.memory_mb,
+        root=wanted.root,
+        images=wanted.images,
     )
 
     result = evaluate_retrieval_models(
@@ -218,10 +237,10 @@ def report_retrieval(wanted: Evaluate) -> int:
         print_json(result.to_json())
         return 0
     for name, figures in result.figures.items():
-        heading = f"{name}\n" if len(result.figures) > 1 else ""
+        heading = f"{run_heading(name, result.seeds[name])}\n" if len(result.figures) > 1 else ""
         print(f"{heading}{retrieval_table(figures)}\n")
     if result.spread is not None:
-        print(spread_table(result.spread, len(result.figures)))
+        print(spread_table(result.spread, list(result.seeds.values())))
     return 0
 
 
@@ -232,7 +251,7 @@ def report_image_text(wanted: Evaluate) -> int:
             f"'{wanted.model}' is no run folder, so there are no held-out pairs of its own; name "
             f"some with --data PAIRS"
         )
-    refuse_settings(wanted, "batch_tokens", "cache_dir", "reading", "held_out")
+    refuse_settings(wanted, *SEARCH, "batch_tokens", "cache_dir", "reading")
     from maskery.recipes.image_text_evaluate import evaluate_image_text
 
     result = evaluate_image_text(

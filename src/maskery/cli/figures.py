@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskery.cli.console import table
@@ -102,20 +102,26 @@ def retrieval_table(figures: Any) -> str:
     return f"{table(rows)}\n{note}"
 
 
-def spread_table(spread: Mapping[str, Mapping[str, Any]], num_runs: int) -> str:
+def run_heading(name: str, seed: int | None) -> str:
+    """A run's name and the seed that it was trained with, where that is known."""
+    return name if seed is None else f"{name} (seed {seed})"
+
+
+def spread_table(spread: Mapping[str, Mapping[str, Any]], seeds: Sequence[int | None]) -> str:
     """Mean and standard deviation over runs.
 
     Args:
         spread: By ranking and figure, a `Spread`.
-        num_runs: How many runs.
+        seeds: Of the runs; None where a seed is not known.
     """
     labels = {"contrastive": "by similarity", "reranked": "by matching"}
-    rows = [[f"mean of {num_runs} runs", *(labels[ranking] for ranking in spread)]]
+    rows = [[f"mean of {len(seeds)} runs", *(labels[ranking] for ranking in spread)]]
     for name, label in LABELS.items():
         found = [figures[name] for figures in spread.values()]
         cells = [f"{100 * f.mean:.1f}% +- {100 * f.deviation:.1f}" for f in found]
         rows.append([label, *cells])
-    return f"{table(rows)}\n+- one standard deviation over the runs"
+    known = ", ".join("unknown" if seed is None else str(seed) for seed in seeds)
+    return f"{table(rows)}\n+- one standard deviation over the runs; their seeds: {known}"
 
 
 def retrieval_before_after(before: Any, after: Any) -> str:

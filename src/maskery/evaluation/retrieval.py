@@ -115,7 +115,8 @@ def evaluate_retrieval(
         progress: Whether to draw a bar.
 
     Raises:
-        DataError: There is nothing to find or to be found, or a text's person is in no image.
+        DataError: There is nothing to find or to be found, a text's person is in no image, or all
+            images show the same person.
     """
     config = config or RetrievalConfig()
     num_images, num_texts = len(image_persons), len(text_persons)
@@ -126,6 +127,7 @@ def evaluate_retrieval(
     if len(texts.lengths) != num_texts:
         raise DataError(f"{len(texts.lengths)} texts come with {num_texts} persons; name one each")
     _require_right_images(image_persons, text_persons)
+    _require_wrong_images(image_persons)
     count = _clamped(config.rerank, num_images)
     if count:
         require_fusion(model)
@@ -280,4 +282,12 @@ def _require_right_images(
             f"{int(lost.sum())} of {len(text_persons)} texts describe persons that no image shows "
             f"(the first: person {int(text_persons[lost][0])}); leave these texts out, or bring "
             f"the images"
+        )
+
+
+def _require_wrong_images(image_persons: npt.NDArray[np.int64]) -> None:
+    if len(np.unique(image_persons)) < 2:
+        raise DataError(
+            f"the {len(image_persons)} images show one person alone, so every ranking is right; "
+            f"bring images of at least 2 persons"
         )

@@ -27,8 +27,8 @@ class RetrievalConfig:
     batch_tokens: int = 4096
     """Text tokens computed at once; the figures do not depend on it."""
     memory_mb: int = 1024
-    """Megabytes for image tokens, beyond which they are kept in a temporary file, and as many for
-    projected images and similarities; the figures do not depend on it."""
+    """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); and
+    as many for projected images and similarities. The figures do not depend on it."""
 
     def __post_init__(self) -> None:
         if self.rerank < 0:

@@ -6,7 +6,6 @@ tokens, W image width, E features.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
+from maskery.evaluation.room import room
 from maskery.evaluation.sight import side_by_side
 from maskery.models.image_text.class_token import before_looking, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
@@ -73,7 +73,7 @@ def read_texts(
     width = model.config.text_config.hidden_size
     kept = torch.empty(texts.num_tokens, width, device=device) if states else None
     for chosen in by_length(texts.lengths, batch_tokens):
-        part = _some(texts, chosen)
+        part = some_texts(texts, chosen)
         ids, real, _ = side_by_side(part, part.input_ids)
         mask = torch.from_numpy(real).to(device)
         hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
@@ -104,7 +104,7 @@ def read_images(
             nothing refers to it.
 
     Raises:
-        DataError: There are more or fewer images than said.
+        DataError: There are more or fewer images than said, or too little space for the file.
     """
     features = torch.empty(count, model.config.embed_dim, device=model.device)
     kept: npt.NDArray[np.float32] | None = None
@@ -117,7 +117,7 @@ def read_images(
         features[done:end] = model.image_feature(read).float()
         if tokens:
             if kept is None:
-                kept = _room((count, *read.shape[1:]), memory_bytes)
+                kept = room((count, *read.shape[1:]), memory_bytes)
             kept[done:end] = read.float().cpu().numpy()
         done = end
     if done != count:
@@ -159,7 +159,8 @@ def tokens_of(boundaries: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) 
     return torch.from_numpy(np.repeat(boundaries[chosen], lengths) + within)
 
 
-def _some(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+def some_texts(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+    """The chosen texts, in that order."""
     picked = tokens_of(texts.boundaries, chosen).numpy()
     lengths = texts.lengths[chosen]
     return TokenBatch(
@@ -169,11 +170,3 @@ def _some(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
         starts=texts.starts[chosen],
         word_starts=texts.word_starts[picked],
     )
-
-
-def _room(shape: tuple[int, ...], memory_bytes: int) -> npt.NDArray[np.float32]:
-    """An array in memory, or in a nameless temporary file where it would be too large."""
-    if 4 * int(np.prod(shape, dtype=np.int64)) <= memory_bytes:
-        return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.data.images.batches import view_batches
+from maskery.data.images.batches import readable, view_batches
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import tokenise_captions
@@ -22,6 +23,7 @@ from maskery.data.pairs.image_refs import ImageRef
 from maskery.data.pairs.pairs import NOBODY, Pair, Pairs
 from maskery.evaluation.retrieval import Retrieval, evaluate_retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
+from maskery.evaluation.retrieval_features import some_texts
 from maskery.models.image_text.model import ImageTextModel
 
 
@@ -52,6 +54,7 @@ def retrieval_set(
     *,
     max_length: int,
     prepare: Callable[[str], str] = str,
+    skipped: Skipped | None = None,
 ) -> RetrievalSet:
     """The gallery and the captions of pairs; a picture in several pairs is in the gallery once.
 
@@ -60,10 +63,12 @@ def retrieval_set(
         tokenizer: The model's.
         max_length: Longer captions are cut.
         prepare: What is done to each caption before, as cleaning.
+        skipped: Told of captions in which no word is known to the tokenizer. Default: one that
+            refuses them.
 
     Raises:
         DataError: A picture is said to show two persons, or a caption has no word that the
-            tokenizer knows.
+            tokenizer knows and `skipped` does not skip it.
     """
     pairs = _Prepared(pairs, prepare)
     numbers: dict[str, int] = {}
@@ -71,7 +76,7 @@ def retrieval_set(
     persons: list[int] = []
     owners = np.empty(len(pairs), np.int64)
     for index, pair in enumerate(pairs):
-        name = pair.image.name
+        name = str(PurePosixPath(pair.image.name))  # a/./b.jpg is a/b.jpg
         # Without a person, a picture stands for itself.
         person = pair.person if pair.person is not None else -2 - len(images)
         if name not in numbers:
@@ -84,16 +89,50 @@ def retrieval_set(
                 f"{_name(pairs, persons[numbers[name]])}; correct the one that is wrong"
             )
         owners[index] = numbers[name]
-    tokens = tokenise_captions(pairs, tokenizer, Skipped("caption", "fail"), max_length=max_length)
+    skipped = skipped or Skipped("caption", "fail")
+    tokens = tokenise_captions(pairs, tokenizer, skipped, max_length=max_length)
     text_images = owners[tokens.owners]
     chosen = np.arange(len(tokens.owners))
     return RetrievalSet(
         images=images,
         image_persons=np.array(persons, np.int64),
-        captions=[caption for pair in pairs for caption in pair.captions],
+        captions=[
+            pairs[owner].captions[place]
+            for owner, place in zip(tokens.owners.tolist(), tokens.places.tolist(), strict=True)
+        ],
         texts=tokens.batch(chosen, pairs.ids[tokens.owners]),
         text_persons=np.array(persons, np.int64)[text_images],
         text_images=text_images,
+    )
+
+
+def without_unreadable(
+    data: RetrievalSet, view: ViewConfig, skipped: Skipped, *, batch_images: int = 32
+) -> RetrievalSet:
+    """The pictures that can be read, and their captions; every picture is decoded to find out.
+
+    Args:
+        data: What is found, and by what.
+        view: How pictures are prepared, with size set.
+        skipped: Told of pictures that cannot be read; its policy decides what follows.
+        batch_images: Pictures read at once; nothing else depends on it.
+
+    Raises:
+        DataError: One cannot be read and `skipped` does not skip it, or none can.
+    """
+    sound = np.array(readable(data.images, view, skipped, batch_images=batch_images), np.int64)
+    if len(sound) == len(data.images):
+        return data
+    chosen = np.flatnonzero(np.isin(data.text_images, sound))
+    if not len(chosen):
+        raise DataError(f"no picture with a caption can be read ({skipped}); bring others")
+    return RetrievalSet(
+        images=[data.images[index] for index in sound.tolist()],
+        image_persons=data.image_persons[sound],
+        captions=[data.captions[index] for index in chosen.tolist()],
+        texts=some_texts(data.texts, chosen),
+        text_persons=data.text_persons[chosen],
+        text_images=np.searchsorted(sound, data.text_images[chosen]),
     )
 
 

@@ -62,9 +62,10 @@ def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult
     Raises:
         MaskeryError: Something the user can mend.
     """
+    config = config.anchored()
     return run_in_folder(
         config,
-        default_folder(config.pairs.rstrip("/"), config.start),
+        default_folder(config.pairs, config.start),
         prepare=lambda folder: prepare_pairs(
             config, folder=folder, progress=progress and is_main_process()
         ),

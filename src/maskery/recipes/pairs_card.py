@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from maskery.evaluation.bootstrap import Interval
 from maskery.recipes.pairs_config import PairsRunConfig
 from maskery.recipes.pairs_evaluate import PairsEvaluation
@@ -30,8 +32,8 @@ tags: [maskery, masked-language-modelling, image-text]
 
 # An image-text masked language model trained with Maskery
 
-Starting from `{config.start}`, trained on `{config.pairs}` with {config.masking.policy} masking at
-a rate of {config.masking.mask_rate}.
+Starting from `{config.start}`, trained on `{Path(config.pairs).name}` with
+{config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
 Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same
 model with the right picture, with a wrong one and with none (95% intervals):

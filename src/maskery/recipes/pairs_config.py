@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -145,6 +145,16 @@ class PairsRunConfig:
             raise ConfigError(
                 f"{self.model} is no size; choose {', '.join(SCRATCH + name for name in SIZES)}"
             )
+
+    def anchored(self) -> PairsRunConfig:
+        """The same with absolute paths of the data, which mean the same from any folder."""
+        held_out = None if self.eval_pairs is None else str(Path(self.eval_pairs).absolute())
+        return replace(
+            self,
+            pairs=str(Path(self.pairs).absolute()),
+            eval_pairs=held_out,
+            reading=self.reading.anchored(),
+        )
 
     @property
     def start(self) -> str:

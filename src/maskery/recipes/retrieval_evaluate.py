@@ -15,22 +15,39 @@ from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.person_search.dataset import open_person_search
+from maskery.data.person_search.dataset import PersonSearchData
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.evaluation.heads import can_match, require_contrast
 from maskery.evaluation.image_text_opening import OpenImageText, preprocessing_of
 from maskery.evaluation.retrieval import RetrievalFigures, evaluate_retrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_metrics import FIGURES
-from maskery.evaluation.retrieval_pairs import evaluate_retrieval_set, retrieval_set
+from maskery.evaluation.retrieval_pairs import (
+    evaluate_retrieval_set,
+    retrieval_set,
+    without_unreadable,
+)
 from maskery.evaluation.search_samples import SearchSample, sample_searches, spread_queries
-from maskery.recipes.model_retrieval import is_person_search_run, open_for_retrieval
+from maskery.recipes.model_retrieval import (
+    is_person_search_run,
+    known_retrieval,
+    open_for_retrieval,
+)
 from maskery.recipes.person_search_config import PersonSearchRunConfig
+from maskery.recipes.retrieval_alike import (
+    Alike,
+    Datasets,
+    HeldOutSplit,
+    gallery_of,
+    need_different,
+    ranking_of,
+    seed_of,
+    split_of,
+)
 from maskery.recipes.run_folder import CONFIG, MODEL, load_config
 
 log = logging.getLogger(__name__)
 
-HeldOutSplit = Literal["val", "test"]
 RANKINGS = ("contrastive", "reranked")
 
 
@@ -48,11 +65,13 @@ class RetrievalEvaluation:
 
     Attributes:
         figures: By the name that each model was given by.
+        seeds: By the same names, what each run was trained with; None where that is not known.
         spread: By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking
             is missing where not all models have it.
     """
 
     figures: dict[str, RetrievalFigures]
+    seeds: dict[str, int | None]
     spread: dict[str, dict[str, Spread]] | None
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +84,7 @@ class RetrievalEvaluation:
             }
         return {
             "figures": {name: asdict(figures) for name, figures in self.figures.items()},
+            "seeds": self.seeds,
             "spread": spread,
         }
 
@@ -79,6 +99,9 @@ class Asked:
         odds_weight: Of the score `sum`.
         clean_captions: Whether captions are cleaned.
         batch_tokens: Text tokens computed at once; the figures do not depend on it.
+        memory_mb: As in `RetrievalConfig`; the figures do not depend on it either.
+        root: Where the runs' dataset lies now.
+        images: Where its images lie now.
     """
 
     rerank: int | None = None
@@ -86,11 +109,14 @@ class Asked:
     odds_weight: float | None = None
     clean_captions: bool | None = None
     batch_tokens: int | None = None
+    memory_mb: int | None = None
+    root: Path | None = None
+    images: Path | None = None
 
     def of_model(self) -> dict[str, Any]:
         """What is set and belongs to the model."""
-        values = asdict(self)
-        del values["batch_tokens"]
+        names = ("rerank", "score", "odds_weight", "clean_captions")
+        values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -114,28 +140,74 @@ def evaluate_retrieval_models(
         progress: Whether to draw bars.
 
     Raises:
-        ConfigError: A model is named twice, has no data of its own, or is not finished.
+        ConfigError: A model is named twice, has no data of its own, or is not finished; or several
+            are not measured alike.
         ModelError: It cannot be loaded, or was trained without the contrastive loss.
         DataError: The data cannot be used.
     """
-    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
-    if twice:
-        raise ConfigError(f"'{twice[0]}' is named twice; name each run once")
-    figures, asked = {}, asked or Asked()
+    need_different(names)
+    asked = asked or Asked()
+    alike, datasets = Alike(), Datasets(asked.root, asked.images)
+    if len(names) > 1:  # said before the first is measured, which may take an hour
+        for name in names:
+            alike.add(name, _foreseen(name, data, split, asked, datasets))
+    figures = {}
     for name in names:
-        if data is None and not is_person_search_run(Path(name)):
-            raise ConfigError(
-                f"'{name}' is no run of maskery train person-search, so it has no held-out "
-                f"pictures of its own; name some with --data PAIRS"
-            )
+        _need_pictures(name, data)
         opened = _opened(name, asked)
         settings = _settings(opened, asked)
+        alike.add(name, ranking_of(settings))
         if data is None:
-            figures[name] = _on_its_split(opened, split, settings)
+            figures[name] = _on_its_split(
+                opened, datasets.of(name, opened.retrieval), split, settings
+            )
         else:
-            pairs = Pairs.open(data, reading)
-            figures[name] = _on_pairs(opened, pairs, settings, progress=progress)
-    return RetrievalEvaluation(figures=figures, spread=spread_of(list(figures.values())))
+            figures[name] = _on_pairs(
+                opened, data, reading or PairsConfig(), settings, progress=progress
+            )
+        alike.add(name, _found(figures[name]))
+    return RetrievalEvaluation(
+        figures=figures,
+        seeds={name: seed_of(name) for name in names},
+        spread=spread_of(list(figures.values())),
+    )
+
+
+def _need_pictures(name: str, data: str | None) -> None:
+    """Refuse a model that has nothing to be measured on.
+
+    Raises:
+        ConfigError: It is no run, and no data is named.
+    """
+    if data is None and not is_person_search_run(Path(name)):
+        raise ConfigError(
+            f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
+            f"its own; name some with --data PAIRS"
+        )
+
+
+def _foreseen(
+    name: str, data: str | None, split: HeldOutSplit, asked: Asked, datasets: Datasets
+) -> dict[str, str]:
+    """Under what conditions a model will be measured, as far as is known without loading it."""
+    _need_pictures(name, data)
+    known = known_retrieval(name)
+    if known is None:
+        return {}
+    known = replace(known, **asked.of_model())
+    ranking = known.ranking
+    if "itm" not in known.trained:
+        ranking = replace(ranking, rerank=0)
+    gallery = {} if data is not None else gallery_of(datasets.of(name, known), split)
+    return gallery | ranking_of(ranking)
+
+
+def _found(figures: RetrievalFigures) -> dict[str, str]:
+    """What was measured in the end: some pictures and captions cannot be read."""
+    return {
+        "pictures that can be read": f"{figures.num_images:,}",
+        "captions that can be read": f"{figures.num_texts:,}",
+    }
 
 
 def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:
@@ -187,7 +259,7 @@ def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
         ranking,
         batch_images=settings.batch_images,
         batch_tokens=asked.batch_tokens or settings.batch_tokens,
-        memory_mb=settings.memory_mb,
+        memory_mb=asked.memory_mb or settings.memory_mb,
     )
 
 
@@ -202,7 +274,7 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
     """
     opened = _opened(str(folder), Asked())
     settings = _settings(opened, Asked())
-    held_out = _held_out(opened, "test", settings)
+    held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)
     queries = spread_queries(len(held_out.queries))
     found = evaluate_retrieval(
         opened.model,
@@ -217,10 +289,10 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
 
 
 def _on_its_split(
-    opened: OpenImageText, split: HeldOutSplit, settings: RetrievalConfig
+    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
 ) -> RetrievalFigures:
     """A run's model on a split of the run's dataset."""
-    held_out = _held_out(opened, split, settings)
+    held_out = _held_out(opened, data, split, settings)
     found = evaluate_retrieval(
         opened.model,
         held_out.images(),
@@ -235,17 +307,13 @@ def _on_its_split(
 
 
 def _held_out(
-    opened: OpenImageText, split: HeldOutSplit, settings: RetrievalConfig
+    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
 ) -> HeldOutPersons:
     """A split of a run's dataset, read as the run read it."""
     config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
-    retrieval = opened.retrieval
-    data = open_person_search(
-        replace(config.data, clean_captions=retrieval.clean_captions, max_words=retrieval.max_words)
-    )
-    if split == "test" and data.test is None:
+    measured, pairs = split_of(data, split)
+    if measured != split:
         log.info("%s has no test split: its validation identities are measured", data.title)
-    pairs = data.test if split == "test" and data.test is not None else data.val
     view = preprocessing_of(opened.name, opened.model, config.view)
     tokens = tokenise_captions(
         pairs,
@@ -258,15 +326,29 @@ def _held_out(
 
 
 def _on_pairs(
-    opened: OpenImageText, pairs: Pairs, settings: RetrievalConfig, *, progress: bool
+    opened: OpenImageText,
+    data: str,
+    reading: PairsConfig,
+    settings: RetrievalConfig,
+    *,
+    progress: bool,
 ) -> RetrievalFigures:
     """Any image-text model on pairs; captions are prepared as the model's own were."""
+    pairs = Pairs.open(data, reading)
+    captions = Skipped("caption", reading.on_bad_caption)
+    images = Skipped("image", reading.on_bad_image)
     found = retrieval_set(
         pairs,
         opened.tokenizer,
         max_length=opened.max_tokens,
         prepare=opened.retrieval.prepare,
+        skipped=captions,
     )
+    if images.policy == "skip":
+        found = without_unreadable(found, opened.view, images, batch_images=settings.batch_images)
+    for skipped in (pairs.skipped_captions, captions, images):
+        if skipped.count:
+            log.warning("%s", skipped)
     return evaluate_retrieval_set(
         opened.model, found, opened.view, settings, progress=progress
     ).figures

@@ -78,6 +78,7 @@ def test_a_caption_without_a_maskable_token_is_refused_or_counted(
     captions = tokenise_captions(pairs, tokenizer, skipped, max_length=64)
     assert skipped.count == 2
     assert captions.owners.tolist() == [0]
+    assert captions.places.tolist() == [1]
 
 
 def test_nothing_left_is_one_line(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -284,6 +284,44 @@ def test_splits_are_not_mixed_unasked(root: Path) -> None:
         Pairs.open(write_jsonl(root, ROWS), PairsConfig(split="val"))
 
 
+@pytest.mark.parametrize("first", ["named", "absent", "null"])
+@pytest.mark.parametrize("write", [write_json, write_jsonl])
+def test_a_split_is_named_in_all_records_or_in_none(
+    root: Path, write: Callable[[Path, list[dict[str, Any]]], Path], first: str
+) -> None:
+    named, absent = {**ROWS[0], "split": "test"}, ROWS[1]
+    others = {"absent": absent, "null": {**absent, "split": None}}
+    rows = [others[first], named] if first in others else [named, absent]
+    place = "(line|record) 2: the record has (no split|a split as 'split') and the first one (no|a)"
+    with pytest.raises(DataError, match=place) as caught:
+        Pairs.open(write(root, [*rows, ROWS[2]]))
+    assert "\n" not in str(caught.value)
+    nulls = [{**row, "split": None} for row in ROWS]
+    assert len(Pairs.open(write(root, [*nulls, ROWS[0]]))) == 4
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_split_is_named_in_all_files_or_in_none(root: Path, order: str) -> None:
+    write_jsonl(root, ROWS, f"{order[0]}.jsonl")
+    write_jsonl(root, [{**row, "split": "test"} for row in ROWS], f"{order[1]}.jsonl")
+    with pytest.raises(DataError, match=r"b.jsonl, line 1: .* holds records with a 'split' and"):
+        Pairs.open(str(root / "*.jsonl"))
+
+
+@pytest.mark.parametrize("key", ["person", "id"])
+def test_a_person_is_named_in_all_records_or_in_none(root: Path, key: str) -> None:
+    row = {name: value for name, value in ROWS[0].items() if name != "person"}
+    for rows, message in (
+        ([row, {**row, key: "ann"}], f"a person as '{key}' and the first one no person"),
+        ([{**row, key: "ann"}, row], f"no person and the first one a person as '{key}'"),
+        ([{**row, "id": 1}, {**row, "id": 2, "person": 2}], "'person' and the .* as 'id'"),
+    ):
+        with pytest.raises(DataError, match=f"line 2: the record has .*{message}"):
+            Pairs.open(write_jsonl(root, rows))
+    # null is a value: this picture shows nobody who is known.
+    assert len(Pairs.open(write_jsonl(root, [ROWS[0], {**row, "person": None}]))) == 2
+
+
 BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
     ({"image": "../x.png", "caption": "x"}, "climbs out"),
     ({"image": "/etc/passwd", "caption": "x"}, "is absolute"),
@@ -300,12 +338,22 @@ BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("record", "message"), BAD_RECORDS)
 def test_bad_records_are_named_by_line(root: Path, record: dict[str, Any], message: str) -> None:
+    record = {"person": "bob", **record}
     path = write_jsonl(root, [ROWS[0], record, ROWS[2]])
     with pytest.raises(DataError, match=f"jsonl, line 2: .*{message}"):
         Pairs.open(path)
     path = write_json(root, [ROWS[0], record, ROWS[2]])
     with pytest.raises(DataError, match=f"json, record 2: .*{message}"):
         Pairs.open(path)
+
+
+def test_a_bad_caption_does_not_take_the_good_ones_of_its_picture_along(root: Path) -> None:
+    rows = [{**ROWS[0], "caption": ["?!", CAPTIONS[0], 7, "red"]}, {**ROWS[1], "caption": ["?!"]}]
+    pairs = Pairs.open(write_jsonl(root, rows), PairsConfig(on_bad_caption="skip"))
+    assert [pair.captions for pair in pairs] == [(CAPTIONS[0], "red")]
+    assert pairs.skipped_captions.count == 3
+    same = Pairs.open(write_json(root, [{**ROWS[0], "caption": [CAPTIONS[0], "red"]}]))
+    assert pairs.ids.tolist() == same.ids.tolist()
 
 
 def test_bad_captions_can_be_skipped_and_are_counted(root: Path) -> None:

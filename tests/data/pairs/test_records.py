@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maskery.core.errors import ConfigError, DataError
+from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
     checked_captions,
@@ -45,9 +46,20 @@ def test_names_that_lead_elsewhere_are_refused(name: object, reason: str) -> Non
 
 
 def test_captions_are_stripped_and_listed() -> None:
-    assert checked_captions(" a man\n", "w", 10) == ("a man",)
-    assert checked_captions(["a", "b"], "w", 10) == ("a", "b")
-    assert checked_captions("穿红衣的人", "w", 10) == ("穿红衣的人",)
+    strict = Skipped("caption", "fail")
+    assert checked_captions(" a man\n", "w", 10, strict) == ("a man",)
+    assert checked_captions(["a", "b"], "w", 10, strict) == ("a", "b")
+    assert checked_captions("穿红衣的人", "w", 10, strict) == ("穿红衣的人",)
+
+
+@pytest.mark.parametrize("bad", [None, 7, ["a"], "", "...", "a\ud800", "x" * 11])
+def test_a_bad_caption_leaves_the_good_ones_of_its_record(bad: object) -> None:
+    lenient = Skipped("caption", "skip")
+    assert checked_captions(["a man", bad, "a hat", bad], "w", 10, lenient) == ("a man", "a hat")
+    assert lenient.count == 2
+    assert checked_captions([bad], "w", 10, lenient) == ()
+    assert checked_captions([], "w", 10, lenient) == ()
+    assert lenient.count == 4
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,7 @@ def test_captions_are_stripped_and_listed() -> None:
 )
 def test_bad_captions_are_refused_in_one_short_line(caption: object, reason: str) -> None:
     with pytest.raises(DataError, match=rf"^w: .*{reason}") as caught:
-        checked_captions(caption, "w", 100)
+        checked_captions(caption, "w", 100, Skipped("caption", "fail"))
     assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)
 

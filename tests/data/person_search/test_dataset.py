@@ -109,6 +109,21 @@ def test_one_file_of_lines_with_and_without_splits(tmp_path: Path) -> None:
     assert sizes(opened("jsonl", path)) == [8, 4, 4]
 
 
+@pytest.mark.parametrize("odd", [0, 5])
+def test_lines_with_and_without_a_split_are_not_all_training(tmp_path: Path, odd: int) -> None:
+    rows = records({"train": 4, "val": 2, "test": 2})
+    draw_images(tmp_path, rows)
+    lines = [
+        {"image": r["file_path"], "caption": r["captions"], "person": r["id"], "split": r["split"]}
+        for r in rows
+    ]
+    del lines[odd]["split"]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    # The first record sets what the others are held to.
+    assert f"line {odd + 1 if odd else 2}: the record has" in refused("jsonl", path)
+
+
 def test_uncleaned_captions_stay_as_they_are(tmp_path: Path) -> None:
     data = opened("cuhk-pedes", save_cuhk(tmp_path, SPLITS), clean_captions=False)
     assert data.train[0].captions[0] == "A person, in a red shirt and red trousers."
@@ -172,14 +187,14 @@ def test_an_id_in_two_splits_is_counted_and_is_two_persons(
 ) -> None:
     root = rewritten(
         save_cuhk(tmp_path, SPLITS),
-        lambda rows: [row | {"id": 1} if row["split"] == "test" else row for row in rows],
+        lambda rows: [r | {"id": r["id"] - 6} if r["split"] == "test" else r for r in rows],
     )
     with caplog.at_level(logging.WARNING):
         data = opened("cuhk-pedes", root)
-    assert "1 ids occur in more than one split, first 1" in data.notes[0]
+    assert "2 ids occur in more than one split, first 1" in data.notes[0]
     assert data.notes[0] in caplog.text
     assert data.test is not None
-    assert data.test.person_names == ("1",)
+    assert data.test.person_names == ("1", "2")
 
 
 def test_missing_images_are_counted_and_may_be_left_out(tmp_path: Path) -> None:
@@ -201,12 +216,26 @@ def test_missing_images_are_counted_and_may_be_left_out(tmp_path: Path) -> None:
 
 
 def test_one_person_alone_cannot_be_told_from_anyone(tmp_path: Path) -> None:
-    root = save_cuhk(tmp_path, {"train": 1, "val": 1, "test": 1})
-    assert "shows 1 different person:" in refused("cuhk-pedes", root)
+    for split in ("train", "val", "test"):
+        root = save_cuhk(tmp_path / split, {"train": 4, "val": 2, "test": 2} | {split: 1})
+        message = refused("cuhk-pedes", root)
+        assert f"the {split} split of '{root}' shows 1 different person:" in message
+
+
+@pytest.mark.parametrize(("split", "persons"), [("val", (4, 5)), ("test", (7,))])
+def test_a_split_that_missing_pictures_leave_without_two_persons_is_refused(
+    tmp_path: Path, split: str, persons: tuple[int, ...]
+) -> None:
+    root = save_cuhk(tmp_path, SPLITS)
+    for person in persons:
+        for number in (0, 1):
+            (root / "imgs" / "cam_a" / f"{person:03d}_{number}.png").unlink()
+    message = refused("drawn-people", root, missing_images="skip")
+    assert f"the {split} split of '{root}' shows {2 - len(persons)} different" in message
 
 
 def test_too_few_persons_to_hold_any_out(tmp_path: Path) -> None:
-    root = save_cuhk(tmp_path, {"train": 3, "test": 1})
+    root = save_cuhk(tmp_path, {"train": 3, "test": 2})
     assert "at least 4 are needed" in refused("drawn-people", root)
 
 
@@ -225,6 +254,12 @@ def test_captions_without_a_word_end_it_or_are_counted(tmp_path: Path) -> None:
     assert "record 1" in refused("cuhk-pedes", root)
     data = opened("cuhk-pedes", root, on_bad_caption="skip")
     assert len(data.train) == 7
+    assert "1 caption skipped" in data.notes[0]
+    good = "A person in white."
+    mixed = rewritten(root, lambda rows: [rows[0] | {"captions": ["...", good]}, *rows[1:]])
+    data = opened("cuhk-pedes", mixed, on_bad_caption="skip")
+    assert len(data.train) == 8
+    assert data.train[0].captions == ("a person in white",)
     assert "1 caption skipped" in data.notes[0]
     broken = rewritten(root, lambda rows: [rows[1] | {"captions": 7}, *rows[1:]])
     assert "the caption is 7" in refused("cuhk-pedes", broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -144,6 +145,23 @@ def test_a_batch_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert np.array_equal(a.text2.input_ids, b.text2.input_ids)
     orders = {tuple(source(root, seed=seed).examples.plan(0).order.tolist()) for seed in range(4)}
     assert len(orders) == 4
+
+
+def test_a_query_shows_its_own_words_where_another_caption_was_skipped(tmp_path: Path) -> None:
+    root = save_cuhk(tmp_path)
+    rows = json.loads((root / "reid_raw.json").read_text("utf-8"))
+    rows[1]["captions"][0] = "漢字"
+    (root / "reid_raw.json").write_text(json.dumps(rows), "utf-8")
+    data = open_person_search(PersonSearchDataConfig(dataset="cuhk-pedes", root=root))
+    captions = tokenise_captions(
+        data.train, person_tokenizer(), Skipped("caption", "skip"), max_length=24
+    )
+    held = HeldOutPersons(data.train, captions, Pictures(data.train, "fail", near=None), VIEW)
+    assert [held.caption(query) for query in (1, 2, 3)] == [
+        data.train[0].captions[1],
+        data.train[1].captions[1],
+        data.train[2].captions[0],
+    ]
 
 
 def test_pictures_that_cannot_be_read_leave_batch_and_gallery(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ class CaptionTokens:
         word_starts: (T,) bool.
         boundaries: (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
         owners: (C,) int64, ascending: the pair of each caption.
+        places: (C,) int64: which of its pair's captions it is.
         starts: (C,) int64: where the caption starts among its pair's, special tokens counted. A
             pair's captions are windows of one document, so that each has masks of its own.
         template: The special tokens of a sequence.
@@ -47,6 +49,7 @@ class CaptionTokens:
     word_starts: npt.NDArray[np.bool_]
     boundaries: npt.NDArray[np.int64]
     owners: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     template: Template
     skipped: Skipped
@@ -96,8 +99,9 @@ def tokenise_captions(
     longest = max_length - template.num_special
     parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = []
     owners: list[int] = []
+    places: list[int] = []
     num_cut = 0
-    for index, caption, ids, words in _encoded(pairs, tokenizer):
+    for (index, place, caption), ids, words in _encoded(pairs, tokenizer):
         num_cut += len(ids) > longest
         ids, words = ids[:longest], words[:longest]
         if not len(ids) or bool(protected[ids].all()):
@@ -110,6 +114,7 @@ def tokenise_captions(
             continue
         parts.append((ids, words))
         owners.append(index)
+        places.append(place)
     if not parts:
         raise DataError(f"no caption is left to learn from ({skipped}); bring others")
     boundaries = np.concatenate(([0], np.cumsum([len(ids) for ids, _ in parts]))).astype(np.int64)
@@ -118,6 +123,7 @@ def tokenise_captions(
         word_starts=np.concatenate([words for _, words in parts]),
         boundaries=boundaries,
         owners=np.array(owners, np.int64),
+        places=np.array(places, np.int64),
         starts=_starts(np.array(owners, np.int64), np.diff(boundaries) + template.num_special),
         template=template,
         skipped=skipped,
@@ -125,23 +131,27 @@ def tokenise_captions(
     )
 
 
+Written: TypeAlias = tuple[int, int, str]
+"""A pair, which of its captions, and the caption."""
+
+
 def _encoded(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[int, str, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """(pair, caption, ids, word starts) of each caption, in order."""
+) -> Iterator[tuple[Written, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """Each caption with its ids and word starts, in order."""
     encode = encoder(tokenizer, plain_backend(tokenizer))
     for chunk in _chunks(pairs):
-        ids, words, lengths = encode([caption for _, caption in chunk])
+        ids, words, lengths = encode([caption for *_, caption in chunk])
         ends = np.cumsum(lengths)
-        for (index, caption), first, end in zip(chunk, ends - lengths, ends, strict=True):
-            yield index, caption, ids[first:end], words[first:end]
+        for written, first, end in zip(chunk, ends - lengths, ends, strict=True):
+            yield written, ids[first:end], words[first:end]
 
 
-def _chunks(pairs: Pairs) -> Iterator[list[tuple[int, str]]]:
-    chunk: list[tuple[int, str]] = []
+def _chunks(pairs: Pairs) -> Iterator[list[Written]]:
+    chunk: list[Written] = []
     pair: Pair
     for index, pair in enumerate(pairs):
-        chunk += [(index, caption) for caption in pair.captions]
+        chunk += [(index, place, caption) for place, caption in enumerate(pair.captions)]
         if len(chunk) >= CAPTIONS_AT_ONCE:
             yield chunk
             chunk = []

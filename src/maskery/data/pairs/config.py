@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,8 @@ class PairsConfig:
     """An image that cannot be read is skipped and counted, or ends the run."""
 
     on_bad_caption: Literal["skip", "fail"] = "fail"
-    """A record without a usable caption is skipped and counted, or ends the run."""
+    """A caption that cannot be used is left out and counted (its pair too, where it is the only
+    one), or ends the run."""
 
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Images with more pixels than this are bad: they may be decompression bombs."""
@@ -50,3 +51,7 @@ class PairsConfig:
             raise ConfigError(
                 f"max_caption_chars is {self.max_caption_chars}: it must be at least 1"
             )
+
+    def anchored(self) -> PairsConfig:
+        """The same with absolute paths, which mean the same from any folder."""
+        return self if self.images is None else replace(self, images=self.images.absolute())

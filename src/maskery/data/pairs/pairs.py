@@ -61,7 +61,7 @@ class Pairs:
         ids: (N,) uint64, the `id` of each pair.
         persons: (N,) int64, the `person` of each pair, `NOBODY` where there is none.
         person_names: What the data calls the persons, by their numbers.
-        skipped_captions: What was left out because of its caption.
+        skipped_captions: Captions that were left out; a pair that has no other is left out too.
     """
 
     def __init__(self, columns: _Columns, ref: Callable[[str, Place], ImageRef]) -> None:
@@ -138,6 +138,7 @@ class Pairs:
 def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterator[Record]:
     """The records of the split that is asked for; several splits are not mixed unasked."""
     found: dict[str, None] = {}
+    without = False
     for record in reader.records:
         split = None if record.split is None else str(record.split)
         if config.split is not None and split is None:
@@ -147,6 +148,12 @@ def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterat
             )
         if split is not None:
             found[split] = None
+        without = without or split is None
+        if found and without:
+            raise DataError(
+                f"{record.where}: {source} holds records with a {SPLIT_COLUMN!r} and records "
+                f"without; name the split of every record, or of none"
+            )
         if config.split is None and len(found) > 1:
             raise DataError(
                 f"{record.where}: {source} holds several splits ({', '.join(map(brief, found))}, "
@@ -176,15 +183,15 @@ class _Columns:
         self._done: list[tuple[Any, Any]] = []
 
     def add(self, record: Record) -> None:
-        """Check a record and keep it, or count it among the skipped."""
+        """Check a record and keep it with the captions that can be used, if there are any."""
         name = record.image
         if record.is_file:
             name = checked_image_name(name, record.where)
         person = checked_person(record.person, record.where)
-        try:
-            captions = checked_captions(record.caption, record.where, self.config.max_caption_chars)
-        except DataError as error:
-            self.skipped.report(error)
+        captions = checked_captions(
+            record.caption, record.where, self.config.max_caption_chars, self.skipped
+        )
+        if not captions:
             return
         numbers = self.person_numbers
         self.persons.append(NOBODY if person is None else numbers.setdefault(person, len(numbers)))

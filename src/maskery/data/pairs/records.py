@@ -10,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from maskery.core.errors import DataError
+from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.image_refs import ImageRef, Place
 
@@ -176,34 +177,52 @@ def brief(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def checked_captions(value: object, where: str, max_chars: int) -> tuple[str, ...]:
-    """The captions of a record, with white space at their ends removed.
+def checked_captions(
+    value: object, where: str, max_chars: int, skipped: Skipped
+) -> tuple[str, ...]:
+    """The captions of a record that can be used, with white space at their ends removed.
+
+    Args:
+        value: A string or a list of strings, if all is well.
+        where: File and line, for messages.
+        max_chars: The most characters of a caption.
+        skipped: Told of each caption that is no string, empty or too long, and of a list without
+            any; its policy decides what follows.
 
     Raises:
-        DataError: There is none, or one is no string, empty or too long.
+        DataError: One cannot be used, and `skipped` does not skip it.
     """
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
-        raise DataError(f"{where}: the list of captions is empty; give at least one caption")
-    captions = []
+        skipped.report(
+            DataError(f"{where}: the list of captions is empty; give at least one caption")
+        )
+    captions: list[str] = []
     for caption in values:
-        if not isinstance(caption, str):
-            raise DataError(
-                f"{where}: the caption is {brief(caption)}, not a string or a list of strings; "
-                f"write the caption as text"
-            )
-        if len(caption) > max_chars:
-            raise DataError(
-                f"{where}: the caption has {len(caption)} characters, more than the {max_chars} "
-                f"allowed; shorten it or raise max_caption_chars"
-            )
-        if not any(character.isalnum() for character in caption) or not is_text(caption):
-            raise DataError(
-                f"{where}: the caption {brief(caption)} holds no word that could be masked; "
-                f"write one or remove the record"
-            )
-        captions.append(caption.strip())
+        try:
+            captions.append(_checked_caption(caption, where, max_chars))
+        except DataError as error:
+            skipped.report(error)
     return tuple(captions)
+
+
+def _checked_caption(caption: object, where: str, max_chars: int) -> str:
+    if not isinstance(caption, str):
+        raise DataError(
+            f"{where}: the caption is {brief(caption)}, not a string or a list of strings; "
+            f"write the caption as text"
+        )
+    if len(caption) > max_chars:
+        raise DataError(
+            f"{where}: the caption has {len(caption)} characters, more than the {max_chars} "
+            f"allowed; shorten it or raise max_caption_chars"
+        )
+    if not any(character.isalnum() for character in caption) or not is_text(caption):
+        raise DataError(
+            f"{where}: the caption {brief(caption)} holds no word that could be masked; "
+            f"write one or remove it"
+        )
+    return caption.strip()
 
 
 def checked_person(value: object, where: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,7 +39,8 @@ class PersonSearchDataConfig:
     on_bad_image: Literal["skip", "fail"] = "skip"
     """An image that cannot be read is skipped and counted, or ends the run."""
     on_bad_caption: Literal["skip", "fail"] = "fail"
-    """A record without a usable caption is skipped and counted, or ends the run."""
+    """A caption that cannot be used is left out and counted (its picture too, where it is the only
+    one), or ends the run."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.val_share < 1.0:
@@ -48,3 +49,8 @@ class PersonSearchDataConfig:
             )
         if self.max_words < 1:
             raise ConfigError(f"max_words is {self.max_words}: it must be at least 1; try 50")
+
+    def anchored(self) -> PersonSearchDataConfig:
+        """The same with absolute paths, which mean the same from any folder."""
+        images = None if self.images is None else self.images.absolute()
+        return replace(self, root=self.root.absolute(), images=images)

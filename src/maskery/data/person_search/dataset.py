@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
+from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.image_refs import FileImage, ImageRef, Place
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.records import Record, brief, checked_image_name, checked_person
+from maskery.data.pairs.records import (
+    Record,
+    brief,
+    checked_captions,
+    checked_image_name,
+    checked_person,
+)
 from maskery.data.pairs.split import group_ids_of, split_pairs
 from maskery.data.person_search.captions import clean_caption
-from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig
 from maskery.data.person_search.layouts import IMAGES, LAYOUTS, read_annotations
+from maskery.data.person_search.pictures import merge_pictures, picture_name
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +60,25 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         config: Which one, and how.
 
     Raises:
-        DataError: Annotations are missing, bad or of another dataset, an image is in two splits,
-            images are missing, or the training split shows fewer than two persons.
+        DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
+            said to show two persons, images are missing, or a split shows fewer than two persons.
     """
     title, root = LAYOUTS[config.dataset].title, config.root
-    records = [_cleaned(record, config) for record in read_annotations(config.dataset, root)]
+    records = list(read_annotations(config.dataset, root))
     images = _image_folder(config)
     refuse_leaks(records)
-    notes = [note for note in [shared_ids(records)] if note]
+    annotated = {record.split for record in records}
+    notes = [shared_ids(records)]
     records, missing = without_missing(records, images, config)
-    notes += [missing] if missing else []
-    by_split: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
-    for record in records:
-        by_split[record.split].append(record)
-    _need_two_persons(by_split["train"], root)
+    notes.append(missing)
+    by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
     _need_expected_splits(config, by_split)
-    held_out = not by_split["val"]
+    held_out = "val" not in annotated
+    by_split, told = _by_picture(by_split, config)
+    notes += told
+    for split in SPLITS:
+        if split in annotated or split == "train":
+            _need_two_persons(by_split[split], f"the {split} split of '{root}'")
     if held_out:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
     reading = PairsConfig(on_bad_image=config.on_bad_image, on_bad_caption=config.on_bad_caption)
@@ -81,9 +93,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     train, val = splits["train"], splits["val"]
     assert train is not None
     assert val is not None
-    for pairs in filter(None, splits.values()):
-        if pairs.skipped_captions.count:
-            notes.append(str(pairs.skipped_captions))
+    notes = [note for note in notes if note]
     for note in notes:
         log.warning("%s", note)
     return PersonSearchData(
@@ -96,15 +106,28 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     )
 
 
-def _cleaned(record: Record, config: PersonSearchDataConfig) -> Record:
-    """The record with its captions cleaned; what is no string is left for the check to name."""
-    captions = record.caption if isinstance(record.caption, list) else [record.caption]
+def _by_picture(
+    by_split: dict[str, list[Record]], config: PersonSearchDataConfig
+) -> tuple[dict[str, list[Record]], list[str]]:
+    """One record for each picture of each split, its captions checked, and notes."""
+    skipped = Skipped("caption", config.on_bad_caption)
+    merged: dict[str, list[Record]] = {}
+    notes: list[str] = []
+    for split, found in by_split.items():
+        merged[split], note = merge_pictures(found, partial(_captions, config, skipped))
+        notes += [f"{split}: {note}"] if note else []
+    return merged, [*notes, str(skipped)]
+
+
+def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) -> tuple[str, ...]:
+    """The captions of a record, cleaned and checked; what is no string is left for the check."""
+    captions = record.caption
     if config.clean_captions:
         captions = [
             clean_caption(text, config.max_words) if isinstance(text, str) else text
             for text in captions
         ]
-    return replace(record, caption=captions)
+    return checked_captions(captions, record.where, PairsConfig().max_caption_chars, skipped)
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
@@ -126,15 +149,16 @@ def _image_folder(config: PersonSearchDataConfig) -> Path:
 
 
 def refuse_leaks(records: Sequence[Record]) -> None:
-    """Make sure that no image is in two splits.
+    """Make sure that every image is a path below the image folder, and none is in two splits.
 
     Raises:
-        DataError: One is: what is trained on would be measured on.
+        DataError: One is not, or one is: what is trained on would be measured on.
     """
     split_of: dict[str, str] = {}
     leaks: dict[str, tuple[str, str]] = {}
     for record in records:
-        name = str(PurePosixPath(checked_image_name(record.image, record.where)))
+        checked_image_name(record.image, record.where)
+        name = picture_name(record)
         first = split_of.setdefault(name, record.split)
         if first != record.split:
             leaks.setdefault(name, (first, record.split))
@@ -170,30 +194,35 @@ def without_missing(
     Raises:
         DataError: Some are not, and none is to be skipped; or none is there.
     """
-    found = [(images / record.image).exists() for record in records]
-    count = found.count(False)
+    names = [picture_name(record) for record in records]
+    found = {name: (images / name).exists() for name in dict.fromkeys(names)}
+    count = list(found.values()).count(False)
     if not count:
         return records, ""
-    first = records[found.index(False)]
-    note = f"{count:,} of {len(records):,} annotated images are not in '{images}'"
-    if count == len(records):
+    first = next(r for r, name in zip(records, names, strict=True) if not found[name])
+    note = f"{count:,} of {len(found):,} annotated images are not in '{images}'"
+    if count == len(found):
         raise DataError(f"{note}; name the folder that {brief(first.image)} lies in as --images")
     if config.missing_images == "fail":
         raise DataError(
             f"{note}, first {brief(first.image)} ({first.where}); bring them, or go on without "
             f"them with --missing-images skip"
         )
-    kept = [record for record, is_there in zip(records, found, strict=True) if is_there]
+    kept = [record for record, name in zip(records, names, strict=True) if found[name]]
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _need_two_persons(records: Sequence[Record], root: Path) -> None:
+def _need_two_persons(records: Sequence[Record], what: str) -> None:
+    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%.
+
+    Raises:
+        DataError: It shows one person, or none.
+    """
     persons = {checked_person(record.person, record.where) for record in records}
     if len(persons) < 2:
         raise DataError(
-            f"the training split of '{root}' shows {len(persons)} different "
-            f"person{'' if len(persons) == 1 else 's'}: nobody to tell anyone from; bring at "
-            f"least 2"
+            f"{what} shows {len(persons)} different person{'' if len(persons) == 1 else 's'}: "
+            f"nobody to tell anyone from; bring at least 2"
         )
 
 

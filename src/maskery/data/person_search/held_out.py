@@ -89,8 +89,7 @@ class HeldOutPersons:
     def caption(self, query: int) -> str:
         """The words of one of the T captions."""
         index = self.queries[query]
-        owner = int(self.captions.owners[index])
-        place = int(index - np.searchsorted(self.captions.owners, owner, side="left"))
+        owner, place = int(self.captions.owners[index]), int(self.captions.places[index])
         return self.pairs[owner].captions[place]
 
     def images(self) -> Iterator[torch.Tensor]:
