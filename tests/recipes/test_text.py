@@ -217,6 +217,23 @@ def test_a_model_is_the_same_however_its_folder_is_spelt(
         train_text(replace(config, model=str(other)), progress=False)
 
 
+def test_a_run_is_measured_from_any_folder(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = [os.path.relpath(path, tmp_path) for path in (corpus, model)]
+    config = config_of(Path(typed[0]), Path(typed[1]), tmp_path / "run", max_steps=1)
+    result = train_text(config, progress=False)
+    written = load_config(result.folder / "config.yaml", TextRunConfig)
+    assert (written.corpus, written.model) == ((str(corpus),), str(model))
+    card = (result.folder / "model" / "README.md").read_text()
+    assert f"`{corpus.name}`" in card
+    assert str(corpus.parent) not in card
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate_run(result.folder).scores["after"] == result.after
+
+
 def test_settings_of_how_may_change_and_are_written(
     corpus: Path, model: Path, tmp_path: Path
 ) -> None:

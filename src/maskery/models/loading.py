@@ -87,6 +87,12 @@ def known_as(name: str) -> str:
     return name if folder is None else str(folder.resolve())
 
 
+def anchored(name: str) -> str:
+    """A model's name that means the same from any folder: of a folder, its absolute path."""
+    path = Path(name).expanduser()
+    return name if name in ALIASES or not path.exists() else str(path.resolve())
+
+
 def _model_folder(path: Path) -> Path | None:
     """The folder with the configuration: a model's own, or that within a run folder."""
     found = (folder for folder in (path, path / "model") if (folder / "config.json").is_file())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.masked import MaskedScores
 from maskery.recipes.text_config import TextRunConfig
@@ -18,6 +20,7 @@ def text_model_card(config: TextRunConfig, before: MaskedScores, after: MaskedSc
             ("top5", "top-5 accuracy"),
         )
     )
+    corpus = ", ".join(f"`{_shown(name)}`" for name in config.corpus)
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
@@ -26,7 +29,7 @@ tags: [maskery, masked-language-modelling]
 
 # A masked language model adapted with Maskery
 
-Starting from `{config.model}`, trained on {", ".join(f"`{name}`" for name in config.corpus)} with
+Starting from `{_shown(config.model)}`, trained on {corpus} with
 {config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
 Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples (95% intervals):
@@ -41,6 +44,11 @@ from transformers import pipeline
 pipeline("fill-mask", model="path/of/this/folder")
 ```
 """
+
+
+def _shown(name: str) -> str:
+    """What is said of a model or a corpus in public: not where it lay."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _figure(interval: Interval) -> str:

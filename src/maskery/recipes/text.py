@@ -33,6 +33,7 @@ from maskery.models.dropout import use_fast_dropout
 from maskery.models.head_init import start_new_head
 from maskery.models.loading import (
     Loaded,
+    anchored,
     known_as,
     load_masked_lm,
     quiet_transformers,
@@ -152,6 +153,7 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
     Raises:
         MaskeryError: Something the user can mend.
     """
+    config = replace(config.anchored(), model=anchored(config.model))
     return run_in_folder(
         config,
         default_folder(config.corpus[0], config.model),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,3 +117,17 @@ class TextRunConfig:
                 "--masked-capacity needs --compile: other steps predict as many tokens as are "
                 "masked; leave it out"
             )
+
+    def anchored(self) -> TextRunConfig:
+        """The same with absolute paths of the data, which mean the same from any folder."""
+        return replace(self, corpus=_anchored(self.corpus), eval_data=_anchored(self.eval_data))
+
+
+def _anchored(sources: Sequence[str]) -> tuple[str, ...]:
+    """Files, folders and globs with absolute paths; hub ids and addresses as they are."""
+    return tuple(
+        str(Path(source).resolve())
+        if Path(source).exists() or ("://" not in source and set(source) & set("*?["))
+        else source
+        for source in sources
+    )
