@@ -14,6 +14,8 @@ import psutil
 import pytest
 from tiny_text import lines, save_tiny_model
 
+PATIENCE = 300.0
+"""Seconds after which a command is taken to hang."""
 # Workers run this file again. They never get past the moment that is asked for, and tell of it
 # through a pipe of the command, which closes with it.
 ENDLESS = """
@@ -86,7 +88,7 @@ def test_a_signal_ends_command_and_workers_with_one_line(
         # A terminal and Slurm send it to everyone, `kill` to the command alone.
         everyone = (moment == "importing") == (number == signal.SIGINT)
         (os.killpg if everyone else os.kill)(started.pid, number)
-        printed, _ = started.communicate()
+        printed, _ = started.communicate(timeout=PATIENCE)
     assert started.returncode == 128 + number
     # The progress bar overwrites itself, and is no line.
     said = [line for line in printed.splitlines() if line and not line.startswith("tokenising:")]
@@ -100,7 +102,7 @@ def test_a_signal_ends_command_and_workers_with_one_line(
 def test_a_failure_does_not_wait_for_other_pieces(home: Path) -> None:
     with endless(home, "working") as (started, workers):
         os.kill(workers[0], signal.SIGKILL)
-        printed, _ = started.communicate()
+        printed, _ = started.communicate(timeout=PATIENCE)
     assert started.returncode == 2
     assert printed.splitlines()[-1].startswith("maskery tokenize: a tokenising process died")
     assert not psutil.pid_exists(workers[1])
