@@ -34,8 +34,8 @@ def first_scores(
         CheckpointError: They could not be written, or the main process alone can read them.
     """
     path, processes = folder / FILE, join_processes()
-    if resume and processes.on_main(lambda: "sound" if _read(path, identity) else None):
-        kept = _read(path, identity)
+    kept = _read(path, identity) if resume else None
+    if resume and processes.on_main(lambda: None if kept is None else "sound"):
         if kept is None:
             raise CheckpointError(
                 f"'{path}' can be read by the main process and not by process {processes.rank}; "

@@ -68,6 +68,19 @@ def is_person_search_run(folder: Path) -> bool:
     return any(line.startswith("weak_pair_probability:") for line in lines)
 
 
+def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
+    """The configuration of the run that a folder is, or whose model it is; None of other folders.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    if folder.name == MODEL and not is_person_search_run(folder):
+        folder = folder.parent
+    if not is_person_search_run(folder):
+        return None
+    return load_config(folder / CONFIG, PersonSearchRunConfig)
+
+
 def known_retrieval(name: str) -> ModelRetrieval | None:
     """What is known of a model: by its own file or, of an older one, by the run that it lies in.
 
@@ -81,12 +94,8 @@ def known_retrieval(name: str) -> ModelRetrieval | None:
     found = read_model_retrieval(name)
     if found is not None:
         return found
-    folder = Path(name)
-    if folder.name == MODEL and not is_person_search_run(folder):
-        folder = folder.parent
-    if not is_person_search_run(folder):
-        return None
-    return retrieval_of(load_config(folder / CONFIG, PersonSearchRunConfig))
+    config = run_config_of(Path(name))
+    return None if config is None else retrieval_of(config)
 
 
 def finds_alone(name: str) -> bool:

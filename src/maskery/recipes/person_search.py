@@ -20,8 +20,9 @@ from maskery.data.person_search.dataset import PersonSearchData, open_person_sea
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.data.person_search.source import PersonSource
 from maskery.evaluation.model_retrieval import save_model_retrieval
-from maskery.evaluation.retrieval import Retrieval, RetrievalFigures, evaluate_retrieval
+from maskery.evaluation.retrieval import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval_metrics import RankingFigures
+from maskery.evaluation.retrieval_persons import evaluate_persons
 from maskery.models.image_text.model import ImageTextModel
 from maskery.recipes.image_text_parts import (
     described,
@@ -90,14 +91,8 @@ class PersonSearchRun:
         retrieval = self.config.retrieval
         if "itm" not in self.task.loss_weights:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
-        return evaluate_retrieval(
-            whole_model(self.start.model),
-            split.images(),
-            split.texts,
-            image_persons=split.image_persons,
-            text_persons=split.text_persons,
-            config=retrieval,
-            processes=join_processes(),
+        return evaluate_persons(
+            whole_model(self.start.model), split, retrieval, processes=join_processes()
         )
 
 

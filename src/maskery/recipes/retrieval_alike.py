@@ -15,9 +15,9 @@ from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.model_retrieval import ModelRetrieval
 from maskery.evaluation.retrieval_config import RetrievalConfig
-from maskery.recipes.model_retrieval import is_person_search_run
+from maskery.recipes.model_retrieval import run_config_of
 from maskery.recipes.person_search_config import PersonSearchRunConfig
-from maskery.recipes.run_folder import CONFIG, MODEL, load_config
+from maskery.recipes.run_folder import CONFIG, load_config
 
 HeldOutSplit = Literal["val", "test"]
 
@@ -131,9 +131,5 @@ def need_different(names: Sequence[str]) -> None:
 
 def seed_of(name: str) -> int | None:
     """What the run that a folder is, or whose model it is, was trained with."""
-    folder = Path(name).resolve()
-    if folder.name == MODEL and not is_person_search_run(folder):
-        folder = folder.parent
-    if not is_person_search_run(folder):
-        return None
-    return load_config(folder / CONFIG, PersonSearchRunConfig).training.seed
+    config = run_config_of(Path(name).resolve())
+    return None if config is None else config.training.seed

@@ -19,7 +19,7 @@ from maskery.data.person_search.dataset import PersonSearchData
 from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.evaluation.heads import can_match, require_contrast
 from maskery.evaluation.image_text_opening import OpenImageText, preprocessing_of
-from maskery.evaluation.retrieval import RetrievalFigures, evaluate_retrieval
+from maskery.evaluation.retrieval import RetrievalFigures
 from maskery.evaluation.retrieval_config import RetrievalConfig
 from maskery.evaluation.retrieval_metrics import FIGURES
 from maskery.evaluation.retrieval_pairs import (
@@ -27,6 +27,7 @@ from maskery.evaluation.retrieval_pairs import (
     retrieval_set,
     without_unreadable,
 )
+from maskery.evaluation.retrieval_persons import evaluate_persons
 from maskery.evaluation.search_samples import SearchSample, sample_searches, spread_queries
 from maskery.recipes.model_retrieval import (
     is_person_search_run,
@@ -276,14 +277,7 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
     settings = _settings(opened, Asked())
     held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)
     queries = spread_queries(len(held_out.queries))
-    found = evaluate_retrieval(
-        opened.model,
-        held_out.images(),
-        held_out.texts_of(queries),
-        image_persons=held_out.image_persons,
-        text_persons=held_out.text_persons[queries],
-        config=settings,
-    )
+    found = evaluate_persons(opened.model, held_out, settings, queries=queries)
     ranking = found.contrastive if found.reranked is None else found.reranked
     return sample_searches(held_out, queries, ranking)
 
@@ -293,14 +287,7 @@ def _on_its_split(
 ) -> RetrievalFigures:
     """A run's model on a split of the run's dataset."""
     held_out = _held_out(opened, data, split, settings)
-    found = evaluate_retrieval(
-        opened.model,
-        held_out.images(),
-        held_out.texts,
-        image_persons=held_out.image_persons,
-        text_persons=held_out.text_persons,
-        config=settings,
-    )
+    found = evaluate_persons(opened.model, held_out, settings)
     if held_out.pictures.skipped.count:
         log.warning("%s", held_out.pictures.skipped)
     return found.figures

@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any, Self
 
 from maskery.core.launcher import is_main_process, launched_world_size
+from maskery.core.stopping import SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on the Ctrl-C that the terminal has already sent to everyone.
 ECHO_SECONDS = 2.0
 NOTICE = b"\nstopping after this step, with a checkpoint; a second signal stops at once\n"

@@ -187,4 +187,4 @@ def test_pictures_that_cannot_be_read_leave_batch_and_gallery(tmp_path: Path) ->
     assert held.text_persons.tolist()[:4] == [0, 0, 1, 1]
     assert held.caption(0) == data.train[1].captions[0]
     assert held.caption(3) == data.train[2].captions[1]
-    assert len(held.texts.lengths) == 22
+    assert len(held.texts_of(np.arange(len(held.queries))).lengths) == 22

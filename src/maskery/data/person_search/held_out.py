@@ -76,11 +76,6 @@ class HeldOutPersons:
         """(T,) int64: who each caption describes."""
         return self.pairs.persons[self.captions.owners[self.queries]]
 
-    @property
-    def texts(self) -> TokenBatch:
-        """The T captions."""
-        return self.texts_of(np.arange(len(self.queries)))
-
     def texts_of(self, queries: npt.NDArray[np.int64]) -> TokenBatch:
         """Some of the T captions."""
         captions = self.queries[queries]
