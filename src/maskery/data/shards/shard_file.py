@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError, reason_of
+from maskery.core.files import flush
 
 # The names of the safetensors format (huggingface/safetensors, README, "Format").
 DTYPES = {"U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_}
@@ -100,16 +100,10 @@ def write_first(path: Path, data: bytes) -> None:
 def _write_aside(path: Path, data: bytes, place: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        with partial.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
+        partial.write_bytes(data)
+        flush(partial)
         place(partial)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise DataError(
