@@ -19,8 +19,8 @@ from pathlib import Path
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
-from maskery.recipes.text import prepare_text
-from maskery.recipes.text_config import TextRunConfig
+from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.run import prepare_text
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Trainer

@@ -25,8 +25,8 @@ import torch
 from transformers import DataCollatorForLanguageModeling
 
 from maskery.data.rows import flatten, tokenise_rows
+from maskery.hf.collator import MaskeryCollator
 from maskery.models.loading import load_tokenizer
-from maskery.tasks.collator import MaskeryCollator
 
 
 def read_texts(corpus: Path | None) -> list[str]:

@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maskery.data.people.config import PeopleConfig
-from maskery.data.people.dataset import draw_people
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.recipes.person_search import train_person_search
-from maskery.recipes.person_search_config import PersonSearchRunConfig
-from maskery.recipes.person_search_presets import small
-from maskery.recipes.run_folder import write_json
+from maskery.people.config import PeopleConfig
+from maskery.people.dataset import draw_people
+from maskery.runs.frame.run_folder import write_json
+from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.person_search.presets import small
+from maskery.runs.person_search.run import train_person_search
 from maskery.tasks.image_text_config import PersonSearchConfig
 
 # RaSa's weights; the twin moves faster and the queue is shorter, for runs of few steps.

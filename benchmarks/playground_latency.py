@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from maskery.evaluation import opening
+from maskery.evaluation.text import opening
 from maskery.playground import session as session_module
 from maskery.playground.serve import listen, make_server
 from maskery.playground.session import Session

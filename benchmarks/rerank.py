@@ -28,10 +28,10 @@ import torch
 
 from image_text_step import fusion_pass
 from maskery.core.batch import TokenBatch
-from maskery.evaluation.rerank import match_images
-from maskery.evaluation.retrieval_config import RetrievalConfig
-from maskery.evaluation.retrieval_features import ReadImages, read_images, read_texts
-from maskery.evaluation.retrieval_metrics import rank
+from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.features import ReadImages, read_images, read_texts
+from maskery.evaluation.retrieval.metrics import rank
+from maskery.evaluation.retrieval.rerank import match_images
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes

@@ -14,8 +14,8 @@ import statistics
 import time
 from pathlib import Path
 
-from maskery.evaluation.retrieval import RetrievalFigures
-from maskery.recipes.retrieval_evaluate import Asked, evaluate_retrieval_models
+from maskery.evaluation.retrieval.evaluate import RetrievalFigures
+from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models
 
 
 def figures_of(found: RetrievalFigures) -> dict[str, float]:

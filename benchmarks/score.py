@@ -23,8 +23,8 @@ import torch
 import transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from maskery.evaluation.opening import open_model
-from maskery.evaluation.pseudo_likelihood import Scorer
+from maskery.evaluation.text.opening import open_model
+from maskery.evaluation.text.pseudo_likelihood import Scorer
 from maskery.models.loading import resolve
 
 

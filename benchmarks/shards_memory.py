@@ -38,8 +38,8 @@ from maskery.data.shards.piece_work import Job, write_record, write_stretch
 from maskery.data.shards.places import open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.text_source import Template
-from maskery.recipes.text import train_text
-from maskery.recipes.text_config import TextRunConfig
+from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
 
 NUM_WORDS, LINE_WORDS = 2000, 20

@@ -14,7 +14,11 @@ import subprocess
 import sys
 import time
 
-MODULES = ("maskery.recipes.text", "maskery.recipes.person_search", "maskery.evaluation.fill")
+MODULES = (
+    "maskery.runs.text.run",
+    "maskery.runs.person_search.run",
+    "maskery.evaluation.text.fill",
+)
 PLAIN = "import {module}"
 QUICK = """
 from maskery.core.quick_imports import quick_imports

@@ -22,7 +22,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Test helpers stand beside the tests that use them.
-sys.path[:0] = [str(Path(__file__).parent / name) for name in ("models", "support")]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "models"), str(HERE / "support"), str(HERE.parent / "benchmarks")]
 
 
 @pytest.fixture(autouse=True)

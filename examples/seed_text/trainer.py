@@ -14,9 +14,9 @@ from pathlib import Path
 from transformers import Trainer, TrainingArguments
 
 from maskery.data.rows import tokenise_rows
+from maskery.hf.collator import MaskEpoch, MaskeryCollator
+from maskery.hf.masked_lm_trainer import masked_lm_trainer
 from maskery.models.loading import load_masked_lm
-from maskery.recipes.text_trainer import masked_lm_trainer
-from maskery.tasks.collator import MaskEpoch, MaskeryCollator
 
 
 def read_lines(corpus: Path | None) -> list[str]:

@@ -12,33 +12,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maskery.core.errors import MaskeryError
     from maskery.core.vocabulary import Vocabulary
-    from maskery.evaluation.fill import Filler
-    from maskery.evaluation.opening import open_model
+    from maskery.evaluation.text.fill import Filler
+    from maskery.evaluation.text.opening import open_model
     from maskery.masking.config import MaskingConfig
     from maskery.masking.mask import mask
     from maskery.masking.masker import Masker
-    from maskery.recipes.evaluate import evaluate_model, evaluate_run
-    from maskery.recipes.text import train_text
-    from maskery.recipes.text_config import TextRunConfig
+    from maskery.runs.text.config import TextRunConfig
+    from maskery.runs.text.evaluate import evaluate_model, evaluate_run
+    from maskery.runs.text.run import train_text
     from maskery.tasks.text_mlm import TextMLM
     from maskery.training.config import TrainingConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Filler": "maskery.evaluation.fill",
+    "Filler": "maskery.evaluation.text.fill",
     "Masker": "maskery.masking.masker",
     "MaskeryError": "maskery.core.errors",
     "MaskingConfig": "maskery.masking.config",
     "TextMLM": "maskery.tasks.text_mlm",
-    "TextRunConfig": "maskery.recipes.text_config",
+    "TextRunConfig": "maskery.runs.text.config",
     "TrainingConfig": "maskery.training.config",
     "Vocabulary": "maskery.core.vocabulary",
-    "evaluate_model": "maskery.recipes.evaluate",
-    "evaluate_run": "maskery.recipes.evaluate",
+    "evaluate_model": "maskery.runs.text.evaluate",
+    "evaluate_run": "maskery.runs.text.evaluate",
     "mask": "maskery.masking.mask",
-    "open_model": "maskery.evaluation.opening",
-    "train_text": "maskery.recipes.text",
+    "open_model": "maskery.evaluation.text.opening",
+    "train_text": "maskery.runs.text.run",
 }
 
 __all__ = [

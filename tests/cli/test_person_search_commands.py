@@ -13,9 +13,9 @@ from PIL import Image
 from tiny_persons import save_cuhk
 
 from maskery.cli.main import main, train_command
-from maskery.data.people.config import PeopleConfig
-from maskery.recipes.person_search_config import PersonSearchRunConfig
-from maskery.recipes.run_folder import load_config
+from maskery.people.config import PeopleConfig
+from maskery.runs.frame.run_folder import load_config
+from maskery.runs.person_search.config import PersonSearchRunConfig
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
 
@@ -90,7 +90,7 @@ def test_flags_go_before_presets() -> None:
 def test_the_quickstart_prints_chance_both_rankings_and_draws_searches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskery.recipes import person_search_quickstart as quickstart
+    from maskery.runs.person_search import quickstart as quickstart
 
     drawn = PeopleConfig(
         num_people=40, images_per_person=3, width=32, height=64, splits=(0.6, 0.2, 0.2)

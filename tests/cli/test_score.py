@@ -11,8 +11,8 @@ import pytest
 from tiny_text import save_tiny_model
 
 from maskery.cli.main import main
-from maskery.evaluation.opening import open_model
-from maskery.evaluation.pseudo_likelihood import Scorer
+from maskery.evaluation.text.opening import open_model
+from maskery.evaluation.text.pseudo_likelihood import Scorer
 
 
 @pytest.fixture(scope="module")

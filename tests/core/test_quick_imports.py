@@ -52,5 +52,5 @@ def test_a_collector_that_was_off_stays_off() -> None:
 
 
 def test_a_text_run_does_not_wait_for_datasets() -> None:
-    code = "import sys, maskery.recipes.text; sys.exit('datasets' in sys.modules)"
+    code = "import sys, maskery.runs.text.run; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from fork_server import ForkServer
-from runs import assert_same_outcome, make_text, outcome
 
 from maskery.training.checkpoint import Checkpoints, find_damage
+from runs import assert_same_outcome, make_text, outcome
 
 
 @pytest.fixture(scope="module")

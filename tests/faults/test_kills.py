@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fork_server import ForkServer, Run
+
 from runs import assert_same_outcome, make_pairs, make_persons, make_text, outcome
 
 KILLS = int(os.environ.get("MASKERY_KILLS", "2"))

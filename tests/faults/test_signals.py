@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from fork_server import ForkServer, Run
-from runs import assert_same_outcome, make_text, outcome
 
 from maskery.training import signals
 from maskery.training.signals import StopSignals
+from runs import assert_same_outcome, make_text, outcome
 
 
 def wait_for_steps(run: Run, metrics: Path) -> None:

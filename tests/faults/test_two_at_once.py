@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from fork_server import ForkServer
-from runs import assert_same_outcome, make_text, outcome
 
 from maskery.training.tracking import METRICS, read_metrics
+from runs import assert_same_outcome, make_text, outcome
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

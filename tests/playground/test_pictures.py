@@ -15,9 +15,9 @@ from served import Client, served
 from tiny_pairs import save_tiny_pairs
 
 from maskery.cli.main import main
-from maskery.evaluation.explain import explain
-from maskery.evaluation.image_fill import load_picture
-from maskery.evaluation.image_text_opening import open_image_text
+from maskery.evaluation.image_text.explain import explain
+from maskery.evaluation.image_text.image_fill import load_picture
+from maskery.evaluation.image_text.opening import open_image_text
 from maskery.playground import config
 from maskery.playground.session import Session
 

@@ -107,9 +107,9 @@ def _serve() -> None:
     import torch.distributed.fsdp
     import torch.distributed.tensor
 
-    import maskery.recipes.pairs
-    import maskery.recipes.person_search
-    import maskery.recipes.text
+    import maskery.runs.pairs.run
+    import maskery.runs.person_search.run
+    import maskery.runs.text.run
 
     del maskery, torch
     for line in sys.stdin:

@@ -1,7 +1,6 @@
 """One whole training step against RaSa's released code, on its golden record.
 
-The record's README explains every key. `MASKERY_GOLDEN` names the folder; without it, a sibling
-`shared/golden/rasa_tiny` of the repository is tried.
+`tests/golden/README.md` explains every key.
 """
 
 from __future__ import annotations
@@ -24,12 +23,9 @@ from maskery.tasks.image_text_batch import MaskedText, MRTDPlan, PaddedText, Pre
 from maskery.tasks.image_text_config import PersonSearchConfig
 from maskery.tasks.person_search import PersonSearch
 
-SIBLING = Path(__file__).parents[3] / "shared" / "golden" / "rasa_tiny"
-FOLDER = Path(os.environ.get("MASKERY_GOLDEN", SIBLING))
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "step.safetensors").is_file(),
-    reason=f"no golden record in {FOLDER}; set MASKERY_GOLDEN",
-)
+# Another record in the same layout, of any size and batch, can be tried in its place.
+OURS = Path(__file__).parents[1] / "golden" / "rasa_tiny"
+FOLDER = Path(os.environ.get("MASKERY_GOLDEN", OURS))
 TOLERANCE = 1e-5
 LOSSES = {"itc": "cl", "itm": "pitm", "mlm": "mlm", "prd": "prd", "mrtd": "mrtd"}
 

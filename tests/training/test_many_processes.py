@@ -22,8 +22,8 @@ from tiny_text import lines, save_tiny_model
 from maskery.core.task import StandIn
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.recipes.text import prepare_text
-from maskery.recipes.text_config import TextRunConfig
+from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.run import prepare_text
 from maskery.training.config import TrainingConfig
 from maskery.training.tracking import METRICS, read_metrics
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
-from maskery.data.people.config import PeopleConfig
+from maskery.people.config import PeopleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=wanted.json)
     from tqdm import tqdm
 
-    from maskery.data.people.dataset import draw_people
+    from maskery.people.dataset import draw_people
 
     with tqdm(desc="drawing", unit="picture", leave=False, disable=wanted.json) as bar:
 

@@ -124,9 +124,9 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(Evaluate, "evaluate", arguments)
     set_up_logging(quiet=True)
     with quick_imports():
-        from maskery.evaluation.image_text_opening import is_image_text
-        from maskery.recipes.model_retrieval import finds_alone, is_person_search_run
-        from maskery.recipes.pairs_evaluate import is_pairs_run
+        from maskery.evaluation.image_text.opening import is_image_text
+        from maskery.runs.pairs.measure import is_pairs_run
+        from maskery.runs.person_search.settings import finds_alone, is_person_search_run
 
     asks_retrieval = wanted.asks_retrieval
     if is_pairs_run(Path(wanted.model)) and not asks_retrieval and wanted.against is None:
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
             f"'{wanted.against}' reads pictures and '{wanted.model}' text alone, so they cannot be "
             f"compared; name two of a kind"
         )
-    from maskery.recipes.evaluate import evaluate_model, evaluate_run
+    from maskery.runs.text.evaluate import evaluate_model, evaluate_run
 
     if wanted.data:
         result = evaluate_model(
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
 def report_pairs(wanted: Evaluate) -> int:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
     refuse_settings(wanted, *FROZEN, *SEARCH, "against", "batch_tokens", "pairs")
-    from maskery.recipes.pairs_evaluate import evaluate_pairs_run
+    from maskery.runs.pairs.measure import evaluate_pairs_run
 
     result = evaluate_pairs_run(
         Path(wanted.model),
@@ -212,7 +212,7 @@ def report_retrieval(wanted: Evaluate) -> int:
                 f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
                 f"run's; leave one out"
             )
-    from maskery.recipes.retrieval_evaluate import Asked, evaluate_retrieval_models
+    from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models
 
     asked = Asked(
         rerank=wanted.rerank,
@@ -252,7 +252,7 @@ def report_image_text(wanted: Evaluate) -> int:
             f"some with --data PAIRS"
         )
     refuse_settings(wanted, *SEARCH, "batch_tokens", "cache_dir", "reading")
-    from maskery.recipes.image_text_evaluate import evaluate_image_text
+    from maskery.runs.pairs.evaluate import evaluate_image_text
 
     result = evaluate_image_text(
         wanted.model,

@@ -17,7 +17,7 @@ from maskery.core.quick_imports import quick_imports
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from maskery.evaluation.explain import Explanation
+    from maskery.evaluation.image_text.explain import Explanation
 
 HEIGHT = 256
 # What stands in a word's place where a caption is explained as a whole.
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     with quick_imports():
         from maskery.data.images.config import DEFAULT_MAX_PIXELS
         from maskery.data.pairs.image_refs import FileImage
-        from maskery.evaluation.explain import explain
-        from maskery.recipes.model_retrieval import open_for_retrieval
+        from maskery.evaluation.image_text.explain import explain
+        from maskery.runs.person_search.settings import open_for_retrieval
 
     opened = open_for_retrieval(wanted.model)
     image = FileImage(wanted.image.name, wanted.image.parent, DEFAULT_MAX_PIXELS).load()

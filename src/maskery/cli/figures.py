@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskery.cli.console import table
-from maskery.evaluation.retrieval_labels import LABELS
+from maskery.evaluation.retrieval.labels import LABELS
 
 ROWS = (("loss", "loss (nats)"), ("perplexity", "perplexity"), ("top1", "top-1"), ("top5", "top-5"))
 SIGHT_LABELS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}

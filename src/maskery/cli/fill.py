@@ -15,7 +15,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
 
 if TYPE_CHECKING:
-    from maskery.evaluation.fill import Filler, Filling
+    from maskery.evaluation.text.fill import Filler, Filling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +75,14 @@ def open_filler(model: str, image: Path | None) -> Filler:
         ConfigError: A picture is given to a model that reads text alone.
     """
     with quick_imports():
-        from maskery.evaluation.image_text_opening import is_image_text, open_image_text
+        from maskery.evaluation.image_text.opening import is_image_text, open_image_text
 
     if is_image_text(model):
-        from maskery.evaluation.image_fill import ImageFiller
+        from maskery.evaluation.image_text.image_fill import ImageFiller
 
         return ImageFiller(open_image_text(model), image)
-    from maskery.evaluation.fill import Filler
-    from maskery.evaluation.opening import open_model
+    from maskery.evaluation.text.fill import Filler
+    from maskery.evaluation.text.opening import open_model
 
     opened = open_model(model)
     if image is not None:

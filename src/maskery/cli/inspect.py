@@ -11,10 +11,10 @@ import tyro
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
-from maskery.recipes.text_config import TextRunConfig
+from maskery.runs.text.config import TextRunConfig
 
 if TYPE_CHECKING:
-    from maskery.recipes.inspect_corpus import Batches, Estimate, Inspection, Lengths
+    from maskery.runs.text.inspect import Batches, Estimate, Inspection, Lengths
 
 BAR = 30
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(Inspect, "inspect", arguments)
     set_up_logging(quiet=True)
     with quick_imports():
-        from maskery.recipes.inspect_corpus import inspect_corpus
+        from maskery.runs.text.inspect import inspect_corpus
 
     found = inspect_corpus(
         wanted.run,

@@ -33,7 +33,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain", "show where a model looks for each word of a caption"),
     "playground": ("playground", "try a model in the browser, on this machine alone"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
-    "bench": ("bench", "measure Maskery beside what people use now"),
 }
 # What a full or protected disk raises; everything else is a fault of ours and keeps its traceback.
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=wanted.json)
     make_room(wanted.output, overwrite=wanted.overwrite)
     with quick_imports():
-        from maskery.recipes.quickstart import run_quickstart
+        from maskery.runs.text.quickstart import run_quickstart
 
     outcome = run_quickstart(wanted.output, progress=not wanted.json)
     result = outcome.result

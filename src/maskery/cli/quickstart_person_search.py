@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     from tqdm import tqdm
 
     with quick_imports():
-        from maskery.recipes.person_search_quickstart import run_person_search_quickstart
+        from maskery.runs.person_search.quickstart import run_person_search_quickstart
 
     with tqdm(desc="drawing", unit="picture", leave=False, disable=wanted.json) as bar:
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=True)
     finished = (wanted.run / "model" / "config.json").is_file()
     if finished and (wanted.resample or not (wanted.run / "samples.json").is_file()):
-        from maskery.recipes.samples import save_samples
+        from maskery.runs.frame.samples import save_samples
 
         save_samples(wanted.run)
     from maskery.report.page import write_report
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def finish_report(folder: Path) -> None:
     """Draw the report at the end of a run; what is missing for it is said, and fails nothing."""
-    from maskery.recipes.samples import save_samples
     from maskery.report.page import write_report
+    from maskery.runs.frame.samples import save_samples
 
     log.info("drawing the report")
     try:

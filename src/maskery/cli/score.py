@@ -17,7 +17,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
 
 if TYPE_CHECKING:
-    from maskery.evaluation.pseudo_likelihood import Scorer, TextScore
+    from maskery.evaluation.text.pseudo_likelihood import Scorer, TextScore
 
 log = logging.getLogger(__name__)
 
@@ -111,16 +111,16 @@ def open_scorer(wanted: Score) -> Scorer:
         ConfigError: A picture is given to a model that reads text alone.
     """
     with quick_imports():
-        from maskery.evaluation.image_text_opening import is_image_text, open_image_text
-        from maskery.evaluation.pseudo_likelihood import Scorer
+        from maskery.evaluation.image_text.opening import is_image_text, open_image_text
+        from maskery.evaluation.text.pseudo_likelihood import Scorer
 
     settings: dict[str, Any] = {"method": wanted.method, "batch_tokens": wanted.batch_tokens}
     if is_image_text(wanted.model):
-        from maskery.evaluation.image_fill import ImageFiller
+        from maskery.evaluation.image_text.image_fill import ImageFiller
 
         filler = ImageFiller(open_image_text(wanted.model), wanted.image)
         return Scorer(filler.tokenizer, filler.predict, limit=filler.limit, **settings)
-    from maskery.evaluation.opening import open_model
+    from maskery.evaluation.text.opening import open_model
 
     if wanted.image is not None:
         raise ConfigError(

@@ -15,8 +15,8 @@ from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
 
 if TYPE_CHECKING:
-    from maskery.evaluation.gallery import Gallery
-    from maskery.evaluation.search import Hit
+    from maskery.evaluation.retrieval.gallery import Gallery
+    from maskery.evaluation.retrieval.search import Hit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,10 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=wanted.json)
     with quick_imports():
         from maskery.data.tokenise import default_cache_dir
-        from maskery.evaluation.gallery import open_gallery
-        from maskery.evaluation.queries import encode_query
-        from maskery.evaluation.search import Searcher
-        from maskery.recipes.model_retrieval import open_for_retrieval
+        from maskery.evaluation.retrieval.gallery import open_gallery
+        from maskery.evaluation.retrieval.queries import encode_query
+        from maskery.evaluation.retrieval.search import Searcher
+        from maskery.runs.person_search.settings import open_for_retrieval
 
     opened = open_for_retrieval(wanted.model)
     for text in wanted.text:

@@ -12,8 +12,8 @@ from maskery.cli.console import parse, set_up_logging, take_config
 from maskery.cli.figures import sights_table
 from maskery.cli.run_end import told_by_figures
 from maskery.core.quick_imports import quick_imports
-from maskery.recipes.pairs_config import PairsRunConfig
-from maskery.recipes.run_folder import load_config
+from maskery.runs.frame.run_folder import load_config
+from maskery.runs.pairs.config import PairsRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(TrainPairs, "train pairs", rest, default)
     set_up_logging(quiet=wanted.json)
     with quick_imports():
-        from maskery.recipes.pairs import train_pairs
+        from maskery.runs.pairs.run import train_pairs
 
     result = train_pairs(wanted.run, progress=not wanted.json)
     if not told_by_figures(result, as_json=wanted.json, notes=result.skipped):

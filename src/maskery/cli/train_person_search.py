@@ -15,9 +15,9 @@ from maskery.core.errors import ConfigError
 from maskery.core.launcher import is_main_process
 from maskery.core.quick_imports import quick_imports
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.recipes.person_search_config import PersonSearchRunConfig
-from maskery.recipes.person_search_presets import PRESETS, PresetName
-from maskery.recipes.run_folder import load_config
+from maskery.runs.frame.run_folder import load_config
+from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.person_search.presets import PRESETS, PresetName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(TrainPersonSearch, "train person-search", rest, default)
     set_up_logging(quiet=wanted.json or not is_main_process())
     with quick_imports():
-        from maskery.recipes.person_search import train_person_search
+        from maskery.runs.person_search.run import train_person_search
 
     result = train_person_search(wanted.run, progress=not wanted.json)
     if not told_by_figures(result, as_json=wanted.json, notes=result.notes):

@@ -12,8 +12,8 @@ from maskery.cli.console import parse, set_up_logging, take_config
 from maskery.cli.figures import scores_table
 from maskery.cli.run_end import told_by_figures
 from maskery.core.quick_imports import quick_imports
-from maskery.recipes.run_folder import load_config
-from maskery.recipes.text_config import TextRunConfig
+from maskery.runs.frame.run_folder import load_config
+from maskery.runs.text.config import TextRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(TrainText, "train text", rest, default)
     set_up_logging(quiet=wanted.json)
     with quick_imports():
-        from maskery.recipes.text import train_text
+        from maskery.runs.text.run import train_text
 
     result = train_text(wanted.run, progress=not wanted.json)
     if not told_by_figures(result, as_json=wanted.json):

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maskery.evaluation.gallery import open_gallery
-from maskery.evaluation.image_text_opening import OpenImageText
-from maskery.evaluation.search import Searcher
+from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.retrieval.gallery import open_gallery
+from maskery.evaluation.retrieval.search import Searcher
 from maskery.playground.requests import RequestError
 
 SIDE = 320

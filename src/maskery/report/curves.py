@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskery.evaluation.retrieval_labels import LABELS as RANKINGS
+from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
 
 LABELS = {
     "grad_norm": "Gradient norm",

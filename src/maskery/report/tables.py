@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from maskery.evaluation.retrieval_labels import LABELS as RANKINGS
+from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
 
 LABELS = {
     "loss": "loss (nats)",

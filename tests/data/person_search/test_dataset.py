@@ -11,10 +11,10 @@ import pytest
 from tiny_persons import draw_images, records, save_cuhk
 
 from maskery.core.errors import ConfigError, DataError
-from maskery.data.people.config import PeopleConfig
-from maskery.data.people.dataset import draw_people
 from maskery.data.person_search.config import DatasetName, PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.people.config import PeopleConfig
+from maskery.people.dataset import draw_people
 
 SPLITS = {"train": 4, "val": 2, "test": 2}
 

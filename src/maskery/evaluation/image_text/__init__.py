@@ -1,0 +1,1 @@
+"""Measuring and using an image-text model."""

@@ -1,0 +1,284 @@
+"""Where a model looks for each word: gradients of cross-attention maps.
+
+Grad-CAM (Selvaraju et al., ICCV 2017) on cross-attention, as ALBEF shows it (Li et al., NeurIPS
+2021, section 6 and figure 4): with A the map of a fusion layer and y what the model says, a word's
+heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in the word's own rows of A.
+
+What the model says is either that the words match the picture (the logit of the matching head), or,
+where that head was never trained, each word itself: the word is masked, and y is its
+log-probability in its place. Where there is one fusion layer alone, matching reads nothing of it
+but the class token: its row is the heat of the caption as a whole.
+
+Shapes: R rows of text, L tokens, H heads, N image tokens, G x F the grid of patches, K words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.errors import ConfigError, ModelError
+from maskery.data.images.views import view
+from maskery.evaluation.image_text.caption_words import Word, words_of
+from maskery.evaluation.image_text.heads import can_fill, can_match
+from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.models.image_text.attention import ImageKeys
+from maskery.models.image_text.class_token import fusion_layers
+from maskery.models.image_text.model import ImageTextModel
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Target = Literal["matching", "words"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordHeat:
+    """Where the model looks for a word.
+
+    Attributes:
+        word: As written; the whole caption where `Explanation.whole` says so.
+        heat: (G, F) float32, 0 or more; rows from top to bottom.
+        probability: Of the word in its place once masked; None where matching is explained.
+    """
+
+    word: str
+    heat: npt.NDArray[np.float32]
+    probability: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """A caption's words over a picture.
+
+    Attributes:
+        caption: As given.
+        words: In order.
+        whole: The words are explained as one: the model has one fusion layer, and matching is
+            explained.
+        target: What the gradients are of.
+        layer: Of the fusion layers, counted from 0.
+        match: The probability that words and picture belong together; None where the matching head
+            was never trained.
+    """
+
+    caption: str
+    words: tuple[WordHeat, ...]
+    whole: bool
+    target: Target
+    layer: int
+    match: float | None
+
+
+def explain(
+    opened: OpenImageText,
+    image: Image,
+    caption: str,
+    *,
+    target: Target | None = None,
+    layer: int | None = None,
+) -> Explanation:
+    """Where the model looks for each word of a caption.
+
+    Args:
+        opened: The model.
+        image: RGB.
+        caption: The words, as typed; the model reads them as its captions were prepared.
+        target: What is explained; None for matching where its head was trained, else the words.
+        layer: Of the fusion layers, counted from 0; None for the middle one (ALBEF's choice: the
+            third of six).
+
+    Raises:
+        ConfigError: There is no such layer, or it says nothing about the target.
+        DataError: The caption is empty, unknown or too long.
+        ModelError: The model has no fusion layers, or a head that was never trained.
+    """
+    model = opened.model
+    target = _checked_target(opened, target)
+    chosen = _checked_layer(opened, target, layer)
+    whole = target == "matching" and len(fusion_layers(model.text_encoder)) == 1
+    ids, words = words_of(opened, caption)
+    pixels = view(image, opened.view)[None].to(model.device)
+    with torch.no_grad():
+        tokens = model.encode_image(pixels)
+        keys = model.project_images(tokens)
+        match = _match(model, ids, keys) if can_match(opened) else None
+    if target == "matching":
+        heat = matching_heat(model, ids, keys, chosen)
+        if whole:
+            words = [Word(text=caption, tokens=(0,))]
+        rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
+        chances: Sequence[float | None] = [None] * len(words)
+    else:
+        mask_id = int(opened.tokenizer.mask_token_id)
+        rows, chances = word_heat(model, ids, keys, chosen, words, mask_id)
+    grid = patch_grid(model, pixels)
+    return Explanation(
+        caption=caption,
+        words=tuple(
+            WordHeat(
+                word=word.text,
+                heat=row[-grid[0] * grid[1] :].view(grid).float().cpu().numpy(),
+                probability=chance,
+            )
+            for word, row, chance in zip(words, rows, chances, strict=True)
+        ),
+        whole=whole,
+        target=target,
+        layer=chosen,
+        match=match,
+    )
+
+
+def matching_heat(
+    model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys], layer: int
+) -> torch.Tensor:
+    """The heat (L, N) of every token of one caption (L,) for the logit of a match."""
+    fused, attention = fuse_with_map(model, ids[None], keys, layer)
+    logit = model.itm_head(fused[:, 0])[0, 1]
+    return grad_cam(logit, attention)[0]
+
+
+def word_heat(
+    model: ImageTextModel,
+    ids: torch.Tensor,
+    keys: Sequence[ImageKeys],
+    layer: int,
+    words: Sequence[Word],
+    mask_id: int,
+) -> tuple[torch.Tensor, list[float]]:
+    """The heat (K, N) of every word for its own log-probability, and its probability.
+
+    Each word is masked in a copy of the caption; all copies look at the picture together.
+    """
+    rows = torch.tensor([i for i, word in enumerate(words) for _ in word.tokens])
+    places = torch.tensor([token for word in words for token in word.tokens])
+    masked = ids.repeat(len(words), 1)
+    masked[rows, places] = mask_id
+    fused, attention = fuse_with_map(model, masked, keys, layer)
+    logits = model.text_encoder.mlm_logits(fused[rows, places]).float()
+    hidden = ids[places].to(logits.device)
+    logs = logits.log_softmax(dim=-1).gather(1, hidden[:, None])[:, 0]
+    heat = grad_cam(logs.sum(), attention)[rows, places]
+    # A word of several pieces has the mean of their heat, and the product of their probabilities.
+    owners = rows.to(heat.device)
+    summed = heat.new_zeros(len(words), heat.shape[1]).index_add(0, owners, heat)
+    counts = torch.bincount(owners, minlength=len(words))
+    chances = logs.new_zeros(len(words)).index_add(0, owners, logs.detach()).exp()
+    return summed / counts[:, None], chances.tolist()
+
+
+def fuse_with_map(
+    model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys], layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fuse texts of equal length with one image, and keep a layer's attention to it.
+
+    Args:
+        model: In evaluation mode.
+        ids: (R, L) int64, all real.
+        keys: From `project_images`, of one image.
+        layer: Of the fusion layers, counted from 0.
+
+    Returns:
+        The fused text (R, L, D), and the map (R, H, L, N) that its gradient can be asked for.
+    """
+    with torch.no_grad():
+        hidden = model.text_encoder.encode_text(ids.to(model.device), None)
+    attention: torch.Tensor | None = None
+    with torch.enable_grad():
+        for number, (block, image) in enumerate(
+            zip(fusion_layers(model.text_encoder), keys, strict=True)
+        ):
+            if number == layer:
+                before = block.attention(hidden, None).detach()
+                attention = _attention_map(block.crossattention.self, before, image)
+                context = (attention @ image.values).transpose(1, 2).flatten(2)
+                seen = block.crossattention.output(context, before)
+                hidden = block.output(block.intermediate(seen), seen)
+            else:
+                hidden = block(hidden, None, image)
+    assert attention is not None
+    return hidden, attention
+
+
+def grad_cam(said: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """The mean over heads of ReLU(gradient * map).
+
+    Args:
+        said: Scalar.
+        attention: (R, H, L, N), which `said` was computed from.
+
+    Returns:
+        (R, L, N), 0 or more.
+    """
+    (gradient,) = torch.autograd.grad(said, attention)
+    return (gradient * attention.detach()).relu().mean(dim=1)
+
+
+def patch_grid(model: ImageTextModel, pixels: torch.Tensor) -> tuple[int, int]:
+    """How many patches a picture has from top to bottom and from left to right."""
+    patch: Any = model.config.vision_config.patch_size
+    height, width = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
+    return pixels.shape[-2] // height, pixels.shape[-1] // width
+
+
+def _attention_map(core: Any, hidden: torch.Tensor, image: ImageKeys) -> torch.Tensor:
+    """(R, H, L, N), a leaf that gradients stop at."""
+    with torch.no_grad():
+        query = core.split_heads(core.query(hidden))
+        scores = query @ image.keys.transpose(-1, -2) / query.shape[-1] ** 0.5
+        weights = scores.softmax(dim=-1)
+    leaf: torch.Tensor = weights.requires_grad_()
+    return leaf
+
+
+@torch.no_grad()
+def _match(model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys]) -> float:
+    hidden = model.text_encoder(ids[None].to(model.device), None, keys)
+    return float(model.itm_head(hidden[:, 0]).float().softmax(dim=-1)[0, 1])
+
+
+def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
+    """What is explained; a head that has learnt nothing is not."""
+    if not fusion_layers(opened.model.text_encoder):
+        raise ModelError(
+            f"'{opened.name}' has no fusion layers: its words never look at the picture; use "
+            f"another model"
+        )
+    matches, fills = can_match(opened), can_fill(opened)
+    if not matches and not fills:
+        raise ModelError(
+            f"'{opened.name}' learnt neither to match nor to fill words, so it says nothing that "
+            f"could be explained; train with --itm-weight or --mlm-weight above 0"
+        )
+    if target == "matching" and not matches:
+        raise ModelError(
+            f"the matching head of '{opened.name}' was never trained, so it says nothing; explain "
+            f"the words instead: --target words"
+        )
+    if target == "words" and not fills:
+        raise ModelError(
+            f"'{opened.name}' never learnt to fill words, so what it says of each is noise; "
+            f"explain the match instead: --target matching, or train with --mlm-weight above 0"
+        )
+    return target or ("matching" if matches else "words")
+
+
+def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
+    count = len(fusion_layers(opened.model.text_encoder))
+    chosen = (count - 1) // 2 if layer is None else layer
+    if not 0 <= chosen < count:
+        raise ConfigError(
+            f"layer is {chosen}: the model has {count} fusion layers, counted from 0 to {count - 1}"
+        )
+    if target == "matching" and 0 < chosen == count - 1:
+        raise ConfigError(
+            f"layer {chosen} is the last: matching reads the class token alone after it, so the "
+            f"other words have no gradient there; choose a lower layer, or --target words"
+        )
+    return chosen

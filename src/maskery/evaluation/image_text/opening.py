@@ -1,0 +1,156 @@
+"""Opening an image-text model: a run folder or a model folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.errors import ModelError
+from maskery.data.images.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF_MEAN,
+    HALF_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Channels,
+    ViewConfig,
+)
+from maskery.evaluation.retrieval.settings import (
+    ModelRetrieval,
+    guess_model_retrieval,
+    read_model_retrieval,
+)
+from maskery.models.image_text.config import ImageTextConfig
+from maskery.models.image_text.model import ImageTextModel
+from maskery.models.loading import load_tokenizer, load_weights, resolve
+
+PREPROCESSOR = "preprocessor_config.json"
+# What each family was trained with, for checkpoints that do not say. ALBEF and RaSa used CLIP's.
+NORMALISATION: dict[str, tuple[Channels, Channels]] = {
+    ImageTextConfig.model_type: (CLIP_MEAN, CLIP_STD),
+    "clip": (CLIP_MEAN, CLIP_STD),
+    "clip_vision_model": (CLIP_MEAN, CLIP_STD),
+    "deit": (IMAGENET_MEAN, IMAGENET_STD),
+    "dinov2": (IMAGENET_MEAN, IMAGENET_STD),
+    "dinov2_with_registers": (IMAGENET_MEAN, IMAGENET_STD),
+    "siglip": (HALF_MEAN, HALF_STD),
+    "siglip_vision_model": (HALF_MEAN, HALF_STD),
+    "vit": (HALF_MEAN, HALF_STD),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenImageText:
+    """An image-text model ready for use.
+
+    Attributes:
+        name: As given.
+        model: In evaluation mode.
+        tokenizer: Its tokenizer.
+        view: How its pictures are prepared, without anything random.
+        retrieval: How it reads captions and ranks pictures.
+    """
+
+    name: str
+    model: ImageTextModel
+    tokenizer: PreTrainedTokenizerBase
+    view: ViewConfig
+    retrieval: ModelRetrieval
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a caption."""
+        positions = int(self.model.config.text_config.max_position_embeddings)
+        return min(positions, self.retrieval.max_length or positions)
+
+
+def is_image_text(name: str) -> bool:
+    """Whether a name is the folder of an image-text model or of its run."""
+    try:
+        path = Path(resolve(name)) / "config.json"
+        return bool(json.loads(path.read_text("utf-8"))["model_type"] == ImageTextConfig.model_type)
+    except (ModelError, OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def open_image_text(name: str) -> OpenImageText:
+    """Load an image-text model with its tokenizer.
+
+    Args:
+        name: A run folder or a model folder.
+
+    Raises:
+        ModelError: It is none, or cannot be loaded.
+    """
+    if not is_image_text(name):
+        resolve(name)  # says what is wrong with the path, if anything is
+        raise ModelError(
+            f"'{name}' is no image-text model; name a folder that maskery train pairs or maskery "
+            f"convert has written"
+        )
+    model, info = load_weights(ImageTextModel, name)
+    if info["missing_keys"]:
+        raise ModelError(
+            f"the model in '{name}' lacks weights ({min(info['missing_keys'])} and "
+            f"{len(info['missing_keys']) - 1} others); restore its model.safetensors"
+        )
+    model.eval()
+    if torch.cuda.is_available():
+        model.cuda()
+    return OpenImageText(
+        name=name,
+        model=model,
+        tokenizer=load_tokenizer(name),
+        view=preprocessing_of(name, model, ViewConfig()),
+        retrieval=read_model_retrieval(name) or guess_model_retrieval(model),
+    )
+
+
+def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
+    """`view` with what is not set taken from the model and its `preprocessor_config.json`.
+
+    Args:
+        name: A folder, or a hub name, whose preprocessor says mean and deviation; where it has
+            none, those that the architecture is usually trained with are taken.
+        model: Whose image size counts.
+        view: The settings asked for.
+    """
+    described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
+    mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
+    height, width = model.config.image_size
+    return view.for_encoder(
+        height=int(height),
+        width=int(width),
+        mean=_channels(described.get("image_mean"), mean),
+        std=_channels(described.get("image_std"), std),
+    )
+
+
+def _channels(found: Any, default: Channels) -> Channels:
+    if not isinstance(found, list) or len(found) != 3:
+        return default
+    red, green, blue = (float(value) for value in found)
+    return red, green, blue
+
+
+def _read(name: str, file: str) -> dict[str, Any]:
+    """A JSON file of a model, empty where there is none."""
+    from transformers.utils import cached_file
+
+    try:
+        path = Path(resolve(name)) / file
+        if not path.is_file():
+            found = cached_file(resolve(name), file, _raise_exceptions_for_missing_entries=False)
+            if found is None:
+                return {}
+            path = Path(found)
+        read = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}

@@ -1,0 +1,1 @@
+"""Retrieval: figures, re-ranking and search."""

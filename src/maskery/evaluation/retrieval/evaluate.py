@@ -1,0 +1,293 @@
+"""Text-to-image retrieval: contrastive ranking, then matching on the best of each text.
+
+ALBEF (NeurIPS 2021, section 3.2) and RaSa (IJCAI 2023, section 4.1) rank a gallery by the
+similarity of contrastive features, and rank the best k anew by the matching head. What lies beyond
+the k keeps its contrastive order here; the released code leaves it in no particular order.
+
+Shapes: T texts, I images, K = min(rerank, I) candidates.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.core.processes import Processes
+from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.features import (
+    ReadImages,
+    ReadTexts,
+    read_images,
+    read_texts,
+    require_fusion,
+)
+from maskery.evaluation.retrieval.metrics import (
+    RankingFigures,
+    matches_of,
+    rank,
+    summarise_texts,
+    text_figures,
+)
+from maskery.evaluation.retrieval.rerank import match_logits
+from maskery.models.image_text.model import ImageTextModel
+
+log = logging.getLogger(__name__)
+
+KEPT = 10
+"""Of a contrastive ranking that is not ranked anew, so many images are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalFigures:
+    """How well texts find their images.
+
+    Attributes:
+        contrastive: By similarity alone.
+        reranked: With the best K ranked anew by matching; None where that was not asked for.
+        image_to_text: Images finding their texts, by similarity; None where a person of the
+            gallery has no text.
+        chance: R@1 of a ranking at random.
+        rerank: K.
+        num_texts: T.
+        num_images: I.
+        num_persons: Who the texts describe.
+    """
+
+    contrastive: RankingFigures
+    reranked: RankingFigures | None
+    image_to_text: RankingFigures | None
+    chance: float
+    rerank: int
+    num_texts: int
+    num_images: int
+    num_persons: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Figures, and the rankings that they come from.
+
+    Attributes:
+        figures: Of all texts.
+        contrastive: (T, max(K, 10) or I) int64, the best images of each text, best first.
+        reranked: (T, K) int64, likewise; None without matching.
+        scores: (T, K) float32, what `reranked` is sorted by; None without matching.
+    """
+
+    figures: RetrievalFigures
+    contrastive: torch.Tensor
+    reranked: torch.Tensor | None
+    scores: torch.Tensor | None
+
+
+def evaluate_retrieval(
+    model: ImageTextModel,
+    images: Iterable[torch.Tensor],
+    texts: TokenBatch,
+    *,
+    image_persons: npt.NDArray[np.int64],
+    text_persons: npt.NDArray[np.int64],
+    config: RetrievalConfig | None = None,
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> Retrieval:
+    """Let every text find its person among the images.
+
+    Each image and each text is encoded once. The result does not depend on batches.
+
+    Args:
+        model: Put into evaluation mode meanwhile.
+        images: Batches (B, 3, height, width) of I normalised images, in order;
+            `maskery.data.images.batches.view_batches` makes them.
+        texts: T captions.
+        image_persons: (I,) int64, who each image shows.
+        text_persons: (T,) int64, who each caption describes.
+        config: Defaults to `RetrievalConfig()`.
+        processes: Who share the matching out, as in `match_logits`. Default: this one alone.
+        progress: Whether to draw a bar.
+
+    Raises:
+        DataError: There is nothing to find or to be found, a text's person is in no image, or all
+            images show the same person.
+    """
+    config = config or RetrievalConfig()
+    num_images, num_texts = len(image_persons), len(text_persons)
+    if not num_images or not num_texts:
+        raise DataError(
+            f"there are {num_texts} texts and {num_images} images; at least one of each is needed"
+        )
+    if len(texts.lengths) != num_texts:
+        raise DataError(f"{len(texts.lengths)} texts come with {num_texts} persons; name one each")
+    _require_right_images(image_persons, text_persons)
+    _require_wrong_images(image_persons)
+    count = _clamped(config.rerank, num_images)
+    if count:
+        require_fusion(model)
+    with evaluating(model):
+        seen = read_images(
+            model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
+        )
+        said = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
+        persons = Persons.of(text_persons, image_persons, model.device)
+        return _rank_all(model, seen, said, persons, count, config, processes, progress)
+
+
+@contextmanager
+def evaluating(model: ImageTextModel) -> Iterator[None]:
+    """The model in evaluation mode, without gradients; then as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class Persons:
+    """Who is described and who is shown: (T,) and (I,) int64."""
+
+    texts: torch.Tensor
+    images: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        texts: npt.NDArray[np.int64],
+        images: npt.NDArray[np.int64],
+        device: torch.device,
+    ) -> Persons:
+        """From arrays."""
+        return cls(torch.from_numpy(texts).to(device), torch.from_numpy(images).to(device))
+
+
+def _rank_all(
+    model: ImageTextModel,
+    images: ReadImages,
+    texts: ReadTexts,
+    persons: Persons,
+    count: int,
+    config: RetrievalConfig,
+    processes: Processes | None,
+    progress: bool,
+) -> Retrieval:
+    kept = min(max(count, KEPT), len(images.features))
+    order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
+    told = persons.texts.cpu().numpy()
+    contrastive = summarise_texts(text_figures(matches), told)
+    reranked = chosen = scores = None
+    if count:
+        if processes is not None:  # another's last digits may differ, and so its candidates
+            order, similar = processes.agree(order), processes.agree(similar)
+        logits = match_logits(
+            model,
+            texts,
+            images,
+            order[:, :count],
+            config=config,
+            processes=processes,
+            progress=progress,
+        )
+        scores = combine(logits, similar[:, :count], float(model.temp), config)
+        sorting = rank(scores)
+        chosen = order[:, :count].gather(1, sorting)
+        scores = scores.gather(1, sorting)
+        matches[:, :count] = matches[:, :count].gather(1, sorting.to(matches.device))
+        reranked = summarise_texts(text_figures(matches), told)
+    right = (persons.images[:, None] == persons.texts.unique()[None]).sum(dim=0)
+    per_text = dict(zip(persons.texts.unique().tolist(), right.tolist(), strict=True))
+    figures = RetrievalFigures(
+        contrastive=contrastive,
+        reranked=reranked,
+        image_to_text=_backward(images, texts, persons),
+        chance=sum(per_text[person] for person in told.tolist()) / len(told) / len(persons.images),
+        rerank=count,
+        num_texts=len(told),
+        num_images=len(persons.images),
+        num_persons=len(per_text),
+    )
+    return Retrieval(figures=figures, contrastive=order, reranked=chosen, scores=scores)
+
+
+def combine(
+    logits: torch.Tensor, similarities: torch.Tensor, temperature: float, config: RetrievalConfig
+) -> torch.Tensor:
+    """What candidates are ranked by.
+
+    Args:
+        logits: (T, K, 2), mismatch and match.
+        similarities: (T, K), of the contrastive features.
+        temperature: The model's.
+        config: Its `score` and `odds_weight`.
+    """
+    if config.score == "matching":
+        return logits[..., 1]
+    odds = logits[..., 1] - logits[..., 0]
+    if config.score == "odds":
+        return odds
+    return config.odds_weight * odds + similarities / temperature
+
+
+def _contrast(
+    texts: ReadTexts, images: ReadImages, persons: Persons, kept: int, memory_bytes: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Best images (T, kept), their similarities, and matches by rank (T, I); block by block."""
+    rows = max(1, memory_bytes // (32 * len(images.features)))
+    best, similar, matches = [], [], []
+    for first in range(0, len(texts.features), rows):
+        block = slice(first, first + rows)
+        similarities = texts.features[block] @ images.features.T
+        order = rank(similarities)
+        matches.append(matches_of(order, persons.texts[block], persons.images))
+        best.append(order[:, :kept].cpu())
+        similar.append(similarities.gather(1, order[:, :kept]).cpu())
+    return torch.cat(best), torch.cat(similar), torch.cat(matches)
+
+
+def _backward(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
+    if not bool(torch.isin(persons.images, persons.texts).all()):
+        return None
+    parts = [
+        text_figures(matches_of(rank(features @ texts.features.T), shown, persons.texts))
+        for features, shown in zip(
+            images.features.split(1024), persons.images.split(1024), strict=True
+        )
+    ]
+    return summarise_texts(np.concatenate(parts), persons.images.cpu().numpy())
+
+
+def _clamped(wanted: int, num_images: int) -> int:
+    if wanted > num_images:
+        log.info(
+            "rerank is %d and there are %d images: all of them are ranked anew", wanted, num_images
+        )
+    return min(wanted, num_images)
+
+
+def _require_right_images(
+    image_persons: npt.NDArray[np.int64], text_persons: npt.NDArray[np.int64]
+) -> None:
+    lost = ~np.isin(text_persons, image_persons)
+    if lost.any():
+        raise DataError(
+            f"{int(lost.sum())} of {len(text_persons)} texts describe persons that no image shows "
+            f"(the first: person {int(text_persons[lost][0])}); leave these texts out, or bring "
+            f"the images"
+        )
+
+
+def _require_wrong_images(image_persons: npt.NDArray[np.int64]) -> None:
+    if len(np.unique(image_persons)) < 2:
+        raise DataError(
+            f"the {len(image_persons)} images show one person alone, so every ranking is right; "
+            f"bring images of at least 2 persons"
+        )

@@ -1,0 +1,244 @@
+"""Indexing a folder of pictures: every content is encoded once, whatever happens to its file.
+
+Shapes: B pictures, E features.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.errors import DataError
+from maskery.data.gallery.files import PictureBytes, Stamp, find_pictures, read_picture
+from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store, renewed
+from maskery.data.images.batches import view_batches
+from maskery.data.images.skipped import Skipped
+from maskery.evaluation.image_text.heads import require_contrast
+from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.models.image_text.model import ImageTextModel
+
+log = logging.getLogger(__name__)
+
+MOST_OF_NAME = 100
+"""Bytes of a gallery's own name in the name of its index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a look at the folder found.
+
+    Attributes:
+        read: Files that were new, or not as they had been.
+        encoded: Contents among them that got a feature: never seen before, and readable.
+        removed: Files that are gone, or can no longer be read.
+    """
+
+    read: int
+    encoded: int
+    removed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """A folder of pictures whose features are known.
+
+    Attributes:
+        folder: The pictures.
+        store: Their index.
+        matrix: (I, E) float16, memory-mapped.
+        changes: Since the last look.
+        troubles: Why files were left out.
+    """
+
+    folder: Path
+    store: GalleryStore
+    matrix: npt.NDArray[np.float16]
+    changes: Changes
+    troubles: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+
+def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
+    """Where the index of a gallery under one model lies."""
+    path = folder.resolve()
+    place = blake2b(os.fsencode(path), digest_size=8).hexdigest()
+    # For people to know it by. File names end at 255 bytes, and names here may be of other bytes.
+    name = os.fsencode(path.name)[:MOST_OF_NAME].decode("utf-8", "ignore") or "root"
+    return cache_dir / "galleries" / f"{name}-{place}-{fingerprint}"
+
+
+def fingerprint(opened: OpenImageText) -> str:
+    """A hash of everything that a picture's feature depends on: weights and preparation."""
+    hashed = blake2b(digest_size=8)
+    view = opened.view
+    hashed.update(repr((view.size, view.normalisation)).encode())
+    model: ImageTextModel = opened.model
+    for module in (model.visual_encoder, model.vision_proj):
+        for name, tensor in module.state_dict().items():
+            hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            hashed.update(tensor.float().cpu().contiguous().numpy().data)
+    return hashed.hexdigest()
+
+
+def open_gallery(
+    opened: OpenImageText,
+    folder: Path,
+    *,
+    cache_dir: Path,
+    batch_images: int = 32,
+    rehash: bool = False,
+    progress: bool = False,
+) -> Gallery:
+    """Bring a gallery's index up to date, and open it.
+
+    Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
+
+    Args:
+        opened: The model.
+        folder: Of pictures, with folders in it.
+        cache_dir: Where indices are kept.
+        batch_images: Pictures encoded at once.
+        rehash: Read every file, rather than trust those whose size and time are as they were, and
+            try again those that could not be decoded.
+        progress: Whether to draw a bar.
+
+    Raises:
+        DataError: There is no readable picture, or the index cannot be written.
+        ModelError: The model's features say nothing.
+    """
+    require_contrast(opened)
+    found = find_pictures(folder)
+    if not found:
+        raise DataError(
+            f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...); name a folder "
+            f"that does"
+        )
+    index, width = (
+        index_folder(cache_dir, folder, fingerprint(opened)),
+        int(opened.model.config.embed_dim),
+    )
+    indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
+    store = open_store(index, width)
+    try:
+        gallery = indexing.bring_up_to_date(store)
+    except DamagedIndex as error:
+        gallery = indexing.bring_up_to_date(renewed(index, width, error))
+    if not len(gallery):
+        raise DataError(
+            f"the gallery '{folder}' has no readable picture: {len(gallery.troubles)} were "
+            f"skipped; the first: {gallery.troubles[0]}"
+        )
+    return gallery
+
+
+@dataclass(frozen=True)
+class Indexing:
+    """One look at a folder; see `open_gallery`."""
+
+    opened: OpenImageText
+    folder: Path
+    found: Mapping[str, Stamp]
+    batch_images: int
+    rehash: bool
+    progress: bool
+
+    def bring_up_to_date(self, store: GalleryStore) -> Gallery:
+        """Encode what is new, forget what is gone.
+
+        Raises:
+            DamagedIndex: The index turned out to be damaged.
+        """
+        before = store.files()
+        known = {} if self.rehash else before
+        suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
+        encoded, lost = 0, Troubles()
+        unreadable: list[str] = []
+        for batch in self._batches(suspects):
+            pictures = self._read(batch, lost)
+            unreadable += [path for path in batch if path not in pictures]
+            encoded += self._take_in(store, pictures)
+        gone = [path for path in before if path not in self.found]
+        gone += [path for path in unreadable if path in before]
+        if gone:
+            store.forget(gone)
+        changes = Changes(read=len(suspects) - len(unreadable), encoded=encoded, removed=len(gone))
+        return Gallery(
+            folder=self.folder,
+            store=store,
+            matrix=store.matrix(),
+            changes=changes,
+            troubles=[*lost.reasons, *store.troubles()],
+        )
+
+    def _batches(self, paths: Sequence[str]) -> Iterator[list[str]]:
+        from tqdm import tqdm
+
+        with tqdm(
+            total=len(paths), desc="indexing", unit="image", leave=False, disable=not self.progress
+        ) as bar:
+            for first in range(0, len(paths), self.batch_images):
+                batch = list(paths[first : first + self.batch_images])
+                yield batch
+                bar.update(len(batch))
+
+    def _read(self, paths: Sequence[str], lost: Troubles) -> dict[str, PictureBytes]:
+        """Files that can be read, by path. Those that cannot are tried again by the next run."""
+        pictures: dict[str, PictureBytes] = {}
+        for path in paths:
+            try:
+                pictures[path] = read_picture(self.folder, path)
+            except DataError as error:
+                lost.report(error)
+        return pictures
+
+    def _take_in(self, store: GalleryStore, pictures: Mapping[str, PictureBytes]) -> int:
+        """Encode the contents that are new, and say how many could be."""
+        digests = {path: picture.digest for path, picture in pictures.items()}
+        contents = {digests[path]: picture for path, picture in pictures.items()}
+        known = store.known(contents, readable=self.rehash)
+        new = {digest: picture for digest, picture in contents.items() if digest not in known}
+        features, troubles = self._encode(new)
+        files = {path: (self.found[path], digest) for path, digest in digests.items()}
+        store.save(files, features, troubles)
+        return len(features)
+
+    def _encode(
+        self, pictures: Mapping[bytes, PictureBytes]
+    ) -> tuple[dict[bytes, npt.NDArray[np.float16]], dict[bytes, str]]:
+        """Features, and why there is none, by digest."""
+        digests, model = list(pictures), self.opened.model
+        features: dict[bytes, npt.NDArray[np.float16]] = {}
+        troubles = Troubles()
+        batches = view_batches(
+            list(pictures.values()), self.opened.view, troubles, batch_images=self.batch_images
+        )
+        for indices, pixels in batches:
+            with torch.no_grad():
+                tokens = model.encode_image(pixels.to(model.device))
+                encoded = model.image_feature(tokens).float().cpu().numpy().astype(np.float16)
+            features |= {digests[i]: row for i, row in zip(indices, encoded, strict=True)}
+        left = [digest for digest in digests if digest not in features]
+        return features, dict(zip(left, troubles.reasons, strict=True))
+
+
+class Troubles(Skipped):
+    """Keeps every reason, not the first alone."""
+
+    def __init__(self) -> None:
+        super().__init__("image", "skip")
+        self.reasons: list[str] = []
+
+    def report(self, error: DataError) -> None:
+        """Count `error`."""
+        super().report(error)
+        self.reasons.append(str(error))

@@ -1,0 +1,160 @@
+"""Matching (ITM) scores of each text with its best images, image by image.
+
+The released evaluations of ALBEF and RaSa take one text at a time, repeat it for its k images, and
+project the keys and values of all k images anew in every fusion layer. Here the pairs are sorted by
+image: each image is projected once, and all texts that want it look at it together.
+
+Shapes: T texts, K candidates of each, I images, R texts of one image, S tokens of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.processes import Processes
+from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.features import ReadImages, ReadTexts, by_length, tokens_of
+from maskery.models.image_text.attention import ImageKeys
+from maskery.models.image_text.class_token import Rows, fuse_class_tokens, fusion_layers
+from maskery.models.image_text.model import ImageTextModel
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One image, and the pairs that it is part of.
+
+    Attributes:
+        image: Its number.
+        texts: (R,) int64.
+        columns: (R,) int64, which candidate of each text it is.
+    """
+
+    image: int
+    texts: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+
+
+@torch.no_grad()
+def match_logits(
+    model: ImageTextModel,
+    texts: ReadTexts,
+    images: ReadImages,
+    candidates: torch.Tensor,
+    *,
+    config: RetrievalConfig,
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """What the matching head says of each text with each of its candidates.
+
+    Args:
+        model: In evaluation mode, with fusion layers.
+        texts: With states.
+        images: With tokens.
+        candidates: (T, K) int64, images of each text.
+        config: `batch_tokens` and `memory_bytes` bound what is computed at once.
+        processes: Who share the images out and all get the whole result; all of them must ask.
+            Default: this one alone.
+        progress: Whether to draw a bar.
+
+    Returns:
+        (T, K, 2) float32 on the CPU: mismatch, match.
+    """
+    from tqdm import tqdm
+
+    processes = processes or Processes()
+    mine = _by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
+    total = sum(len(one.texts) for one in mine)
+    logits = torch.zeros(*candidates.shape, 2)
+    with tqdm(total=total, desc="matching", leave=False, disable=not progress) as bar:
+        for one, judged in _match(model, texts, images, mine, config):
+            logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
+            bar.update(len(one.texts))
+    return processes.add(logits)  # what is another's is 0 here
+
+
+@torch.no_grad()
+def match_images(
+    model: ImageTextModel,
+    texts: ReadTexts,
+    images: ReadImages,
+    candidates: torch.Tensor,
+    *,
+    config: RetrievalConfig,
+) -> Iterator[tuple[Wanted, torch.Tensor]]:
+    """`match_logits` image by image: yields each with the logits (R, 2) of its texts."""
+    yield from _match(model, texts, images, _by_image(candidates.cpu().numpy()), config)
+
+
+def _match(
+    model: ImageTextModel,
+    texts: ReadTexts,
+    images: ReadImages,
+    wanted: Sequence[Wanted],
+    config: RetrievalConfig,
+) -> Iterator[tuple[Wanted, torch.Tensor]]:
+    for block in _blocks(model, wanted, images, config.memory_bytes):
+        for one, keys in block:
+            yield one, _judge(model, texts, one, keys, config.batch_tokens)
+
+
+def _by_image(candidates: npt.NDArray[np.int64]) -> list[Wanted]:
+    """The pairs of (T, K) candidates, sorted by image."""
+    flat = candidates.ravel()
+    order = np.argsort(flat, kind="stable")
+    images, firsts = np.unique(flat[order], return_index=True)
+    texts, columns = np.divmod(order, candidates.shape[1])
+    ends = np.append(firsts[1:], len(order))
+    return [
+        Wanted(image=int(image), texts=texts[first:end], columns=columns[first:end])
+        for image, first, end in zip(images, firsts, ends, strict=True)
+    ]
+
+
+def _blocks(
+    model: ImageTextModel, wanted: Sequence[Wanted], images: ReadImages, memory_bytes: int
+) -> Iterator[list[tuple[Wanted, list[ImageKeys]]]]:
+    """Images with their keys and values, as many at a time as fit the memory."""
+    assert images.tokens is not None
+    width = model.config.text_config.hidden_size
+    each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
+    size = max(1, min(memory_bytes // each, IMAGES_AT_ONCE))
+    for first in range(0, len(wanted), size):
+        block = wanted[first : first + size]
+        tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
+        keys = model.project_images(tokens.to(model.device))
+        yield [(one, [_only(layer, i) for layer in keys]) for i, one in enumerate(block)]
+
+
+IMAGES_AT_ONCE = 64
+"""More projected together gain nothing."""
+
+
+def _only(keys: ImageKeys, index: int) -> ImageKeys:
+    """A view of one image's keys and values; nothing is copied."""
+    return ImageKeys(keys=keys.keys[index : index + 1], values=keys.values[index : index + 1])
+
+
+def _judge(
+    model: ImageTextModel,
+    texts: ReadTexts,
+    one: Wanted,
+    keys: Sequence[ImageKeys],
+    batch_tokens: int,
+) -> torch.Tensor:
+    """(R, 2) on the CPU, of one image with all its texts."""
+    assert texts.states is not None
+    lengths = texts.lengths[one.texts]
+    judged = torch.empty(len(lengths), 2)
+    for chosen in by_length(lengths, batch_tokens):
+        places = tokens_of(texts.boundaries, one.texts[chosen]).to(model.device)
+        rows = Rows.of(lengths[chosen], model.device)
+        states = texts.states.index_select(0, places)
+        tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
+        judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()
+    return judged

@@ -1,0 +1,269 @@
+"""How likely a masked language model finds a text: pseudo-log-likelihood.
+
+Each token is masked in turn and its log-probability read; their sum is the score of Salazar, Liang,
+Nguyen and Kirchhoff, "Masked language model scoring" (ACL 2020). It flatters words of several
+pieces, whose other pieces give the masked one away. Kauf and Ivanova, "A better way to do masked
+language model scoring" (ACL 2023), also mask the pieces to the right within the word.
+
+Shapes: L tokens of a text, M copies of texts in a batch, T tokens of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.errors import DataError
+from maskery.core.vocabulary import vocabulary_size
+from maskery.evaluation.text.words_of_text import EncodedText, TextReader
+from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.packing import max_positions
+
+Method = Literal["original", "within-word"]
+Predict = Callable[[MaskedTokens], torch.Tensor]
+# Texts that are sorted by length together: enough to fill batches with copies of like length.
+CHUNK = 1_000
+# Of logits in memory at once, whatever the vocabulary: 128 MB.
+LOGITS = 1 << 25
+
+
+def by_number(index: int) -> str:
+    """What messages call a text."""
+    return f"text {index + 1}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordScore:
+    """One word of a text.
+
+    Attributes:
+        word: As it stands in the text.
+        start: Where, in characters; -1 where the tokenizer does not know.
+        end: One past its last character.
+        log_probability: The sum over its pieces, in nats; of a word that the tokenizer does not
+            know, that of its unknown token.
+        pieces: Its tokens.
+        piece_log_probabilities: Of each.
+    """
+
+    word: str
+    start: int
+    end: int
+    log_probability: float
+    pieces: tuple[str, ...]
+    piece_log_probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextScore:
+    """The pseudo-log-likelihood of a text.
+
+    Attributes:
+        text: As given.
+        log_probability: The sum over its tokens, in nats; special tokens do not count.
+        tokens: How many were scored.
+        words: The same by word.
+    """
+
+    text: str
+    log_probability: float
+    tokens: int
+    words: tuple[WordScore, ...]
+
+    @property
+    def per_token(self) -> float:
+        """The mean over tokens, in nats."""
+        return self.log_probability / self.tokens
+
+
+class Scorer:
+    """Scores texts with one model.
+
+    Args:
+        tokenizer: The model's.
+        predict: From a masked batch to the logits (M, V) of its masked tokens, float32.
+        limit: The most tokens a text may have; None for any number.
+        method: Which pieces of a word are hidden while one is predicted.
+        batch_tokens: Tokens computed at once; the scores do not depend on it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        predict: Predict,
+        *,
+        limit: int | None,
+        method: Method = "within-word",
+        batch_tokens: int = 4096,
+    ) -> None:
+        self.reader = TextReader(tokenizer)
+        self.mask_id = int(tokenizer.mask_token_id)
+        self.predict, self.limit = predict, limit
+        self.method, self.batch_tokens = method, batch_tokens
+        self.batch_copies = max(1, LOGITS // vocabulary_size(tokenizer))
+
+    @classmethod
+    def of(
+        cls,
+        model: MaskedLanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        method: Method = "within-word",
+        batch_tokens: int = 4096,
+    ) -> Scorer:
+        """Score with a text model."""
+
+        def predict(masked: MaskedTokens) -> torch.Tensor:
+            logits: torch.Tensor = model(model.lay_out(masked).to(model.hf.device))
+            return logits.float()
+
+        return cls(
+            tokenizer,
+            predict,
+            limit=max_positions(model.eval().hf.config),
+            method=method,
+            batch_tokens=batch_tokens,
+        )
+
+    def score(
+        self, texts: Iterable[str], name: Callable[[int], str] = by_number
+    ) -> Iterator[TextScore]:
+        """Score texts, in their order.
+
+        Args:
+            texts: Any number; they are read a thousand at a time.
+            name: What messages call a text, from its index.
+
+        Raises:
+            DataError: A text has no words, or more tokens than the model has positions.
+        """
+        remaining = enumerate(texts)
+        while chunk := list(islice(remaining, CHUNK)):
+            encoded = [self._encode(text, name(index)) for index, text in chunk]
+            yield from self._score_chunk([text for _, text in chunk], encoded)
+
+    def _score_chunk(
+        self, texts: Sequence[str], encoded: Sequence[EncodedText]
+    ) -> Iterator[TextScore]:
+        order = np.argsort([len(one.ids) for one in encoded], kind="stable").tolist()
+        copies = (copy for index in order for copy in self._copies(encoded[index], index))
+        scores = [np.full(len(one.ids), np.nan) for one in encoded]
+        for batch in cut(copies, self.batch_tokens, self.batch_copies):
+            for copy, value in zip(batch, self._log_probabilities(batch), strict=True):
+                scores[copy.text][copy.position] = value
+        for text, one, values in zip(texts, encoded, scores, strict=True):
+            yield self._text_score(text, one, values)
+
+    def _encode(self, text: str, name: str) -> EncodedText:
+        encoded = self.reader.read(text)
+        if not encoded.words:
+            raise DataError(f"{name} ({text!r:.60}) has no words to score; give it some")
+        if self.limit is not None and len(encoded.ids) > self.limit:
+            raise DataError(
+                f"{name} ({text!r:.60}) has {len(encoded.ids)} tokens, and the model has "
+                f"{self.limit} positions; cut it into sentences"
+            )
+        return encoded
+
+    def _copies(self, encoded: EncodedText, text: int) -> Iterator[Copy]:
+        """One copy for each token of each word, with what is hidden in it."""
+        for word in encoded.words:
+            for position in range(word.first, word.last):
+                ids = encoded.ids.copy()
+                hidden_end = word.last if self.method == "within-word" else position + 1
+                target = int(ids[position])
+                ids[position:hidden_end] = self.mask_id
+                yield Copy(text=text, position=position, ids=ids, target=target)
+
+    @torch.no_grad()
+    def _log_probabilities(self, copies: Sequence[Copy]) -> list[float]:
+        masked = masked_tokens(copies)
+        logits = self.predict(masked)
+        targets = torch.from_numpy(masked.targets).to(logits.device)
+        chosen = logits.gather(1, targets[:, None]).squeeze(1)
+        values: list[float] = (chosen - logits.logsumexp(dim=1)).double().cpu().tolist()
+        return values
+
+    def _text_score(
+        self, text: str, encoded: EncodedText, values: npt.NDArray[np.float64]
+    ) -> TextScore:
+        words = tuple(
+            WordScore(
+                word=word.text,
+                start=word.start,
+                end=word.end,
+                log_probability=float(values[word.first : word.last].sum()),
+                pieces=self.reader.pieces(encoded.ids[word.first : word.last]),
+                piece_log_probabilities=tuple(values[word.first : word.last].tolist()),
+            )
+            for word in encoded.words
+        )
+        return TextScore(
+            text=text,
+            log_probability=sum(word.log_probability for word in words),
+            tokens=sum(len(word.pieces) for word in words),
+            words=words,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A text with one token to predict.
+
+    Attributes:
+        text: Which of the texts.
+        position: The token that is predicted.
+        ids: (L,) int64, masked.
+        target: The id that stood there.
+    """
+
+    text: int
+    position: int
+    ids: npt.NDArray[np.int64]
+    target: int
+
+
+def cut(copies: Iterable[Copy], budget: int, most: int) -> Iterator[list[Copy]]:
+    """Batches of at most `most` neighbours, of no more tokens than the budget unless one alone is.
+
+    Every copy counts as long as the longest of its batch, so that padding is counted; sorted copies
+    need next to none.
+    """
+    batch: list[Copy] = []
+    longest = 0
+    for copy in copies:
+        longest = max(longest, len(copy.ids))
+        if batch and (len(batch) == most or longest * (len(batch) + 1) > budget):
+            yield batch
+            batch, longest = [], len(copy.ids)
+        batch.append(copy)
+    if batch:
+        yield batch
+
+
+def masked_tokens(copies: Sequence[Copy]) -> MaskedTokens:
+    """Copies end to end, the token to predict of each as its one masked token."""
+    boundaries = np.concatenate(([0], np.cumsum([len(copy.ids) for copy in copies])))
+    ids = np.concatenate([copy.ids for copy in copies])
+    none = np.zeros(len(copies), np.int64)
+    batch = TokenBatch(
+        input_ids=ids,
+        boundaries=boundaries.astype(np.int64),
+        example_ids=none.astype(np.uint64),
+        starts=none,
+        word_starts=np.ones(len(ids), np.bool_),
+    )
+    return MaskedTokens(
+        batch=batch,
+        input_ids=ids,
+        positions=boundaries[:-1] + np.array([copy.position for copy in copies], np.int64),
+        targets=np.array([copy.target for copy in copies], np.int64),
+    )

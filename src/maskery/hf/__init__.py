@@ -1,0 +1,1 @@
+"""What people use with Hugging Face's Transformers."""

@@ -1,0 +1,219 @@
+"""Writing drawn people to a folder, in the layout of CUHK-PEDES and as pairs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from maskery.core.errors import ConfigError, DataError
+from maskery.people.attributes import identity_at, max_people
+from maskery.people.config import SPLITS, PeopleConfig
+from maskery.people.drawing import render
+from maskery.people.grammar import captions_of
+
+MANIFEST = "drawn_people.json"
+ANNOTATIONS = "reid_raw.json"
+IMAGES = "imgs"
+# Part of the manifest: folders drawn by another version of the drawing code are not mixed.
+DRAWING_VERSION = 1
+JPEG_QUALITY = 95
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnSummary:
+    """What `draw_people` left in its folder.
+
+    Attributes:
+        folder: The folder.
+        num_people: By split.
+        num_images: By split.
+        num_captions: By split.
+        num_drawn: Pictures drawn by this call; the others were there already.
+    """
+
+    folder: Path
+    num_people: dict[str, int]
+    num_images: dict[str, int]
+    num_captions: dict[str, int]
+    num_drawn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """One picture's annotation; `file` is relative to `IMAGES`."""
+
+    number: int
+    image_index: int
+    split: str
+    file: str
+    captions: tuple[str, ...]
+
+
+def draw_people(
+    folder: Path, config: PeopleConfig, progress: Progress | None = None
+) -> DrawnSummary:
+    """Draw a dataset of people into `folder`.
+
+    Writes `imgs/` with the pictures, `reid_raw.json` as CUHK-PEDES has it (`id` from 1, `split`,
+    `file_path` below `imgs/`, `captions`, `processed_tokens`), and `pairs_train.jsonl`,
+    `pairs_val.jsonl` and `pairs_test.jsonl` with `image`, `caption` (a list) and `person`. People
+    are disjoint between splits. A call that was interrupted is continued by the next.
+
+    Args:
+        folder: New, empty, or left by an earlier call with the same settings.
+        config: What to draw.
+        progress: Called with pictures done and pictures in all, after each.
+
+    Raises:
+        ConfigError: More people are wanted than look different.
+        DataError: The folder holds something else.
+    """
+    if config.num_people > max_people():
+        raise ConfigError(
+            f"num_people is {config.num_people}: at most {max_people()} look different; draw fewer"
+        )
+    _claim(folder, config)
+    pictures: list[_Picture] = []
+    num_drawn = 0
+    num_images = config.num_people * config.images_per_person
+    for picture in _plan(config):
+        num_drawn += _draw_file(folder / IMAGES / picture.file, picture, config)
+        pictures.append(picture)
+        if progress is not None:
+            progress(len(pictures), num_images)
+    _write_annotations(folder, pictures)
+    return _summary(folder, config, pictures, num_drawn)
+
+
+def _manifest(config: PeopleConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return {"maskery": "drawn people", "drawing_version": DRAWING_VERSION, **settings}
+
+
+def _claim(folder: Path, config: PeopleConfig) -> None:
+    """Make sure that `folder` is ours: create it, or compare its manifest."""
+    path = folder / MANIFEST
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; name a folder to draw people into")
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(
+                f"{folder} is not empty and holds no {MANIFEST}, so it was not drawn by Maskery; "
+                f"name a new or empty folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps(_manifest(config), indent=1).encode())
+        return
+    wanted = _manifest(config)
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); name another folder") from error
+    if found != wanted:
+        found = found if isinstance(found, dict) else {}
+        differing = [
+            f"{key} {found.get(key)!r} there, {value!r} asked for"
+            for key, value in wanted.items()
+            if found.get(key) != value
+        ]
+        raise DataError(
+            f"{folder} holds people drawn with other settings ({'; '.join(differing) or 'more'}); "
+            f"name another folder or repeat its settings"
+        )
+
+
+def _plan(config: PeopleConfig) -> Iterator[_Picture]:
+    """Every picture of the dataset, person by person."""
+    sizes = config.split_sizes()
+    splits = [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
+    for number, split in enumerate(splits):
+        identity = identity_at(config.seed, number)
+        for image_index in range(config.images_per_person):
+            name = f"{number + 1:06d}_{image_index:02d}.{config.image_format}"
+            yield _Picture(
+                number=number,
+                image_index=image_index,
+                split=split,
+                file=f"{number // 1000:03d}/{name}",
+                captions=captions_of(identity, image_index),
+            )
+
+
+def _draw_file(path: Path, picture: _Picture, config: PeopleConfig) -> bool:
+    """Draw a picture's file; False where it exists already."""
+    if path.exists():
+        return False
+    image = render(identity_at(config.seed, picture.number), picture.image_index, config.size)
+    buffer = io.BytesIO()
+    if config.image_format == "jpg":
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    else:
+        image.save(buffer, "PNG", compress_level=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, buffer.getvalue())
+    return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that it exists whole or not at all."""
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_bytes(content)
+    os.replace(partial, path)  # noqa: PTH105 - the atomic one
+
+
+def _tokens(caption: str) -> list[str]:
+    """Lower-case words without punctuation, as CUHK-PEDES's `processed_tokens`."""
+    return caption.lower().replace(",", " ").replace(".", " ").split()
+
+
+def _write_annotations(folder: Path, pictures: list[_Picture]) -> None:
+    records = [
+        {
+            "split": picture.split,
+            "captions": list(picture.captions),
+            "file_path": picture.file,
+            "processed_tokens": [_tokens(caption) for caption in picture.captions],
+            "id": picture.number + 1,
+        }
+        for picture in pictures
+    ]
+    text = ",\n".join(json.dumps(record) for record in records)
+    _write(folder / ANNOTATIONS, f"[\n{text}\n]\n".encode())
+    for split in SPLITS:
+        lines = [
+            json.dumps(
+                {
+                    "image": f"{IMAGES}/{picture.file}",
+                    "caption": list(picture.captions),
+                    "person": picture.number + 1,
+                }
+            )
+            for picture in pictures
+            if picture.split == split
+        ]
+        if lines:
+            _write(folder / f"pairs_{split}.jsonl", "".join(f"{x}\n" for x in lines).encode())
+
+
+def _summary(
+    folder: Path, config: PeopleConfig, pictures: list[_Picture], num_drawn: int
+) -> DrawnSummary:
+    num_images = dict.fromkeys(SPLITS, 0)
+    num_captions = dict.fromkeys(SPLITS, 0)
+    for picture in pictures:
+        num_images[picture.split] += 1
+        num_captions[picture.split] += len(picture.captions)
+    return DrawnSummary(
+        folder=folder,
+        num_people=dict(zip(SPLITS, config.split_sizes(), strict=True)),
+        num_images=num_images,
+        num_captions=num_captions,
+        num_drawn=num_drawn,
+    )

@@ -1,1 +1,0 @@
-"""Presets: Python functions that wire whole runs."""

@@ -1,0 +1,1 @@
+"""Whole runs: one folder a kind, each with its config, prepare, run and evaluate."""

@@ -1,0 +1,164 @@
+"""What every training run does around its training: its folder, its files, its identity."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from maskery.core.errors import CheckpointError
+from maskery.core.files import replace_folder
+from maskery.core.processes import join_processes
+from maskery.runs.frame.held_folder import held_run_folder
+from maskery.runs.frame.run_folder import CONFIG, EVALUATION, save_config, write_json
+from maskery.training.checkpoint import Checkpoints, find_damage
+from maskery.training.config import TrainingConfig
+from maskery.training.identity import require_same_run
+from maskery.training.loop import Summary
+from maskery.training.snapshot import stored_identity
+
+CHECKPOINTS = "checkpoints"
+
+
+class RunConfig(Protocol):
+    """What the frame reads of a run's configuration."""
+
+    @property
+    def output(self) -> Path | None:
+        """The run folder."""
+
+    @property
+    def resume(self) -> str:
+        """`auto` or `no`."""
+
+
+class Run(Protocol):
+    """What the frame reads of a run that is prepared."""
+
+    @property
+    def identity(self) -> str:
+        """What a continuation must share."""
+
+
+class Result(Protocol):
+    """What a run comes to."""
+
+    @property
+    def summary(self) -> Summary:
+        """Its steps and time."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `evaluation.json`."""
+
+
+RunT = TypeVar("RunT", bound=Run)
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+def run_in_folder(
+    config: RunConfig,
+    default: Path,
+    *,
+    prepare: Callable[[Path], RunT],
+    fill: Callable[[RunT, Path], ResultT],
+) -> ResultT:
+    """Open the run folder, prepare the run, let it fill the folder, and write what it came to.
+
+    A run that fails while it is prepared leaves nothing behind. With several processes the main one
+    chooses the folder, keeps other runs out of it and writes; all of them prepare and fill.
+
+    Args:
+        config: A dataclass with `output` and `resume`.
+        default: The folder where the config names none.
+        prepare: From the folder to everything that the run consists of.
+        fill: Trains and saves.
+    """
+    processes = join_processes()
+    with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
+        folder = held.path
+        try:
+            # The others find what the main process leaves on disk: tokenizer, tokens.
+            with processes.main_first():
+                run = prepare(folder)
+                writes = processes.is_main and _may_save_config(folder, run.identity)
+            if writes:
+                save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
+        except BaseException:
+            held.discard()
+            raise
+        result = fill(run, folder)
+        if processes.is_main and not _already_told(folder, result):
+            write_json(folder / EVALUATION, result.to_json())
+    return result
+
+
+def _may_save_config(folder: Path, identity: str) -> bool:
+    """Whether `config.yaml` may be written: nothing there belongs to another run.
+
+    Raises:
+        CheckpointError: The newest sound checkpoint does.
+    """
+    checkpoints = Checkpoints(folder / CHECKPOINTS).complete()
+    for path in reversed(checkpoints):
+        stored = stored_identity(path)
+        if stored == identity:
+            return True
+        if stored is not None and find_damage(path) is None:  # a damaged one may say anything
+            require_same_run(path, stored, identity)
+    # Restoring will say what is wrong with checkpoints that cannot be read.
+    return not checkpoints or not (folder / CONFIG).exists()
+
+
+def _already_told(folder: Path, result: Result) -> bool:
+    """Whether a run was finished before, and what it came to, its time above all, is written."""
+    if result.summary.resumed_from < result.summary.steps:
+        return False
+    try:
+        json.loads((folder / EVALUATION).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a model folder: whole, or not at all.
+
+    Args:
+        folder: What it is to be called; what is there is replaced.
+        write: Writes its files into the folder that it is given.
+
+    Raises:
+        CheckpointError: It could not be written.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        write(partial)
+        replace_folder(partial, folder)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the model could not be written to '{folder}' ({error}); free some space and repeat "
+            f"the command with --resume auto: the training itself is in the last checkpoint"
+        ) from error
+
+
+def identity(training: TrainingConfig, described: Mapping[str, Any]) -> str:
+    """Everything that decides the course of a run, but not how it is computed, as JSON.
+
+    Args:
+        training: Its bookkeeping is left out.
+        described: Everything else, by the names that a refusal is to say.
+    """
+    return json.dumps({**described, "training": training.course()}, sort_keys=True)
+
+
+def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
+    """A hash of numbers that tell data apart, ids above all; for `identity`."""
+    return blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=16).hexdigest()

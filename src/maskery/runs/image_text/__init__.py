@@ -1,0 +1,1 @@
+"""Parts that both kinds of image-text run use."""

@@ -1,0 +1,1 @@
+"""Image-text runs on pairs of picture and caption."""

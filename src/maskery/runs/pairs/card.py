@@ -1,0 +1,52 @@
+"""The model card of an image-text model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskery.evaluation.bootstrap import Interval
+from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.pairs.measure import PairsEvaluation
+
+
+def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str:
+    """Markdown with the metadata block that model hubs read."""
+    scores = evaluation.scores
+    rows = [
+        f"| {label} | " + " | ".join(_figure(getattr(s, name)) for s in scores.values()) + " |"
+        for name, label in (("loss", "loss (nats)"), ("top1", "top-1"), ("top5", "top-5"))
+    ]
+    if evaluation.words is not None:
+        shares = (_figure(share) for share in evaluation.words.accuracy.values())
+        rows.append("| chosen words | " + " | ".join(shares) + " |")
+    right = scores["right"]
+    found = ""
+    if evaluation.mrtd_auc is not None:
+        found = "\nReplaced words are told from original ones with an AUC of "
+        found += f"{evaluation.mrtd_auc:.3f}.\n"
+    table = "\n".join(rows)
+    return f"""---
+library_name: transformers
+tags: [maskery, masked-language-modelling, image-text]
+---
+
+# An image-text masked language model trained with Maskery
+
+Starting from `{config.start}`, trained on `{Path(config.pairs).name}` with
+{config.masking.policy} masking at a rate of {config.masking.mask_rate}.
+
+Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same
+model with the right picture, with a wrong one and with none (95% intervals):
+
+| | right | wrong | none |
+| --- | --- | --- | --- |
+{table}
+{found}
+```
+maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg
+```
+"""
+
+
+def _figure(interval: Interval) -> str:
+    return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"

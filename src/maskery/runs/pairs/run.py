@@ -1,0 +1,119 @@
+"""An image-text run: pairs in; a model that fills words from pictures, and its figures, out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import save_file
+
+from maskery.core.launcher import is_main_process
+from maskery.core.task import EXTRA_STATE
+from maskery.evaluation.image_text.sight import Sight
+from maskery.evaluation.text.masked import ExampleSums
+from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
+from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
+from maskery.runs.image_text.start import save_preprocessing
+from maskery.runs.pairs.card import pairs_model_card
+from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.pairs.measure import PairsEvaluation, evaluate_pairs
+from maskery.runs.pairs.prepare import PairsRun, prepare_pairs, skipped_lines
+from maskery.training.loop import Summary, Trainer
+from maskery.training.optimiser import build_optimiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsResult:
+    """What an image-text run came to.
+
+    Attributes:
+        folder: The run folder.
+        evaluation: The trained model's held-out figures.
+        summary: Steps, tokens and time.
+        skipped: One line for each kind of thing that was left out.
+    """
+
+    folder: Path
+    evaluation: PairsEvaluation
+    summary: Summary
+    skipped: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+        return {
+            "run": str(self.folder),
+            "model": str(self.folder / MODEL),
+            **self.evaluation.to_json(),
+            "training": asdict(self.summary),
+            "skipped": list(self.skipped),
+        }
+
+
+def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult:
+    """Run an image-text configuration from its pairs to a saved model.
+
+    Args:
+        config: What to train on what.
+        progress: Whether to draw progress bars.
+
+    Raises:
+        MaskeryError: Something the user can mend.
+    """
+    config = config.anchored()
+    return run_in_folder(
+        config,
+        default_folder(config.pairs, config.start),
+        prepare=lambda folder: prepare_pairs(
+            config, folder=folder, progress=progress and is_main_process()
+        ),
+        fill=lambda run, folder: _fill(run, folder, progress=progress),
+    )
+
+
+def _fill(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
+    """Train, measure and save."""
+    config = run.config
+    trainer = Trainer(
+        run.task,
+        run.train,
+        build_optimiser(run.start.model, config.training, run.start.new_parameters),
+        config.training,
+        folder,
+        identity=run.identity,
+        evaluate=lambda _step: held_out_figures(run.score()),
+        progress=progress,
+    )
+    summary = trainer.train(resume=config.resume == "auto")
+    run.start.model.eval()
+    result = PairsResult(
+        folder=folder,
+        evaluation=evaluate_pairs(run),
+        summary=summary,
+        skipped=skipped_lines(run),
+    )
+    if is_main_process():
+        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
+    return result
+
+
+def held_out_figures(scored: dict[Sight, ExampleSums]) -> dict[str, float]:
+    """Token-weighted held-out figures without intervals, for the log."""
+    figures: dict[str, float] = {}
+    for sight, sums in scored.items():
+        totals: npt.NDArray[np.float64] = sums.sums.sum(axis=0)
+        _, loss, top1, top5 = (totals / totals[0]).tolist()
+        figures |= {f"{sight}_loss": loss, f"{sight}_top1": top1, f"{sight}_top5": top5}
+    return figures
+
+
+def save_model(run: PairsRun, folder: Path, result: PairsResult) -> None:
+    """Write the model with its tokenizer, how its pictures are prepared, and the momentum twin."""
+    run.start.model.save_pretrained(folder)
+    run.start.tokenizer.save_pretrained(folder)
+    save_preprocessing(folder, run.start.view)
+    extra = {name: t.contiguous().cpu() for name, t in run.task.extra_state().items()}
+    save_file(extra, folder / EXTRA_STATE)
+    write_text(folder / "README.md", pairs_model_card(run.config, result.evaluation))

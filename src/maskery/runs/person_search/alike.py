@@ -1,0 +1,135 @@
+"""What several runs must share for a mean over them to mean anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from maskery.core.errors import ConfigError
+from maskery.data.pairs.captions import fingerprint
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.settings import ModelRetrieval
+from maskery.runs.frame.run_folder import CONFIG, load_config
+from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.person_search.settings import run_config_of
+
+HeldOutSplit = Literal["val", "test"]
+
+
+class Alike:
+    """Holds every run to the conditions of the first."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, str]] = {}
+
+    def add(self, name: str, conditions: Mapping[str, str]) -> None:
+        """Under what conditions a run is measured; more may be added later.
+
+        Args:
+            name: Of the run.
+            conditions: From what it is about to its value.
+
+        Raises:
+            ConfigError: An earlier run has another value.
+        """
+        for about, value in conditions.items():
+            first, expected = self._first.setdefault(about, (name, value))
+            if value != expected:
+                raise ConfigError(
+                    f"'{first}' and '{name}' are not measured alike ({about}: {expected} and "
+                    f"{value}), so a mean over them would say nothing; measure each for itself, or "
+                    f"make them alike"
+                )
+
+
+def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit, Pairs]:
+    """A split, or validation where the dataset has no test split."""
+    if split == "test" and data.test is not None:
+        return "test", data.test
+    return "val", data.val
+
+
+def gallery_of(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
+    """What is found and by what, as conditions."""
+    name, pairs = split_of(data, split)
+    persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
+    return {
+        "the dataset": data.title,
+        "the split": name,
+        "pictures": f"{len(pairs):,}",
+        "captions": f"{sum(len(pair.captions) for pair in pairs):,}",
+        "the fingerprint of pictures, captions and persons": f"{fingerprint(pairs)[:8]}{persons}",
+    }
+
+
+def ranking_of(settings: RetrievalConfig) -> dict[str, str]:
+    """How pictures are ranked, as conditions."""
+    score: str = settings.score
+    if score == "sum":
+        score += f" with odds at {settings.odds_weight:g}"
+    return {
+        "pictures ranked anew (--rerank)": str(settings.rerank),
+        "the score they are ranked by": score if settings.rerank else "similarity",
+    }
+
+
+class Datasets:
+    """The datasets of runs, each read once.
+
+    Args:
+        root: Where the annotations lie now, if elsewhere than when the runs were trained.
+        images: Likewise the folder that image paths are relative to.
+    """
+
+    def __init__(self, root: Path | None = None, images: Path | None = None) -> None:
+        self._root, self._images = root, images
+        self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
+
+    def of(self, name: str, retrieval: ModelRetrieval) -> PersonSearchData:
+        """That of a run.
+
+        Args:
+            name: The run folder.
+            retrieval: How its captions are prepared.
+
+        Raises:
+            DataError: It is no longer there, or cannot be used.
+        """
+        config = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
+        config = replace(
+            config,
+            root=self._root or config.root,
+            images=self._images or config.images,
+            clean_captions=retrieval.clean_captions,
+            max_words=retrieval.max_words,
+        )
+        if config not in self._read:
+            self._read[config] = open_person_search(config)
+        return self._read[config]
+
+
+def need_different(names: Sequence[str]) -> None:
+    """Refuse the same folder twice, however its path is written.
+
+    Raises:
+        ConfigError: One is named twice.
+    """
+    seen: dict[Path, str] = {}
+    for name in names:
+        first = seen.setdefault(Path(name).resolve(), name)
+        if list(names).count(name) > 1:
+            raise ConfigError(f"'{name}' is named twice; name each run once")
+        if first != name:
+            raise ConfigError(f"'{first}' is named twice, also as '{name}'; name each run once")
+
+
+def seed_of(name: str) -> int | None:
+    """What the run that a folder is, or whose model it is, was trained with."""
+    config = run_config_of(Path(name).resolve())
+    return None if config is None else config.training.seed

@@ -1,0 +1,341 @@
+"""Retrieval figures of person-search runs and image-text models, and their spread over runs."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from maskery.core.errors import ConfigError
+from maskery.data.images.skipped import Skipped
+from maskery.data.pairs.captions import tokenise_captions
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.dataset import PersonSearchData
+from maskery.data.person_search.held_out import HeldOutPersons
+from maskery.evaluation.image_text.heads import can_match, require_contrast
+from maskery.evaluation.image_text.opening import OpenImageText, preprocessing_of
+from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.evaluate import RetrievalFigures
+from maskery.evaluation.retrieval.galleries import (
+    evaluate_retrieval_set,
+    retrieval_set,
+    without_unreadable,
+)
+from maskery.evaluation.retrieval.metrics import FIGURES
+from maskery.evaluation.retrieval.persons import evaluate_persons
+from maskery.evaluation.retrieval.samples import SearchSample, sample_searches, spread_queries
+from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
+from maskery.runs.person_search.alike import (
+    Alike,
+    Datasets,
+    HeldOutSplit,
+    gallery_of,
+    need_different,
+    ranking_of,
+    seed_of,
+    split_of,
+)
+from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.person_search.settings import (
+    is_person_search_run,
+    known_retrieval,
+    open_for_retrieval,
+)
+
+log = logging.getLogger(__name__)
+
+RANKINGS = ("contrastive", "reranked")
+
+
+class Spread(NamedTuple):
+    """A figure over several runs."""
+
+    mean: float
+    deviation: float
+    """Of the sample: divided by one less than the runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalEvaluation:
+    """Figures of one or several models on the same held-out data.
+
+    Attributes:
+        figures: By the name that each model was given by.
+        seeds: By the same names, what each run was trained with; None where that is not known.
+        spread: By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking
+            is missing where not all models have it.
+    """
+
+    figures: dict[str, RetrievalFigures]
+    seeds: dict[str, int | None]
+    spread: dict[str, dict[str, Spread]] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        spread = None
+        if self.spread is not None:
+            spread = {
+                ranking: {name: found._asdict() for name, found in figures.items()}
+                for ranking, figures in self.spread.items()
+            }
+        return {
+            "figures": {name: asdict(figures) for name, figures in self.figures.items()},
+            "seeds": self.seeds,
+            "spread": spread,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be another than the model's own; None leaves it.
+
+    Attributes:
+        rerank: Images that matching ranks anew.
+        score: What they are ranked by.
+        odds_weight: Of the score `sum`.
+        clean_captions: Whether captions are cleaned.
+        batch_tokens: Text tokens computed at once; the figures do not depend on it.
+        memory_mb: As in `RetrievalConfig`; the figures do not depend on it either.
+        root: Where the runs' dataset lies now.
+        images: Where its images lie now.
+    """
+
+    rerank: int | None = None
+    score: Literal["matching", "odds", "sum"] | None = None
+    odds_weight: float | None = None
+    clean_captions: bool | None = None
+    batch_tokens: int | None = None
+    memory_mb: int | None = None
+    root: Path | None = None
+    images: Path | None = None
+
+    def of_model(self) -> dict[str, Any]:
+        """What is set and belongs to the model."""
+        names = ("rerank", "score", "odds_weight", "clean_captions")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def evaluate_retrieval_models(
+    names: Sequence[str],
+    *,
+    data: str | None = None,
+    reading: PairsConfig | None = None,
+    split: HeldOutSplit = "test",
+    asked: Asked | None = None,
+    progress: bool = False,
+) -> RetrievalEvaluation:
+    """Measure models, each on the split of its own run, or all on the same pairs.
+
+    Args:
+        names: Run folders, or model folders where `data` is given.
+        data: A source of pairs that name persons; None for what each run held out.
+        reading: How `data` is read; by default `PairsConfig()`.
+        split: Of the runs' datasets; `val` where a dataset has no test split.
+        asked: What is to be another than the models' own.
+        progress: Whether to draw bars.
+
+    Raises:
+        ConfigError: A model is named twice, has no data of its own, or is not finished; or several
+            are not measured alike.
+        ModelError: It cannot be loaded, or was trained without the contrastive loss.
+        DataError: The data cannot be used.
+    """
+    need_different(names)
+    asked = asked or Asked()
+    alike, datasets = Alike(), Datasets(asked.root, asked.images)
+    if len(names) > 1:  # said before the first is measured, which may take an hour
+        for name in names:
+            alike.add(name, _foreseen(name, data, split, asked, datasets))
+    figures = {}
+    for name in names:
+        _need_pictures(name, data)
+        opened = _opened(name, asked)
+        settings = _settings(opened, asked)
+        alike.add(name, ranking_of(settings))
+        if data is None:
+            figures[name] = _on_its_split(
+                opened, datasets.of(name, opened.retrieval), split, settings
+            )
+        else:
+            figures[name] = _on_pairs(
+                opened, data, reading or PairsConfig(), settings, progress=progress
+            )
+        alike.add(name, _found(figures[name]))
+    return RetrievalEvaluation(
+        figures=figures,
+        seeds={name: seed_of(name) for name in names},
+        spread=spread_of(list(figures.values())),
+    )
+
+
+def _need_pictures(name: str, data: str | None) -> None:
+    """Refuse a model that has nothing to be measured on.
+
+    Raises:
+        ConfigError: It is no run, and no data is named.
+    """
+    if data is None and not is_person_search_run(Path(name)):
+        raise ConfigError(
+            f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
+            f"its own; name some with --data PAIRS"
+        )
+
+
+def _foreseen(
+    name: str, data: str | None, split: HeldOutSplit, asked: Asked, datasets: Datasets
+) -> dict[str, str]:
+    """Under what conditions a model will be measured, as far as is known without loading it."""
+    _need_pictures(name, data)
+    known = known_retrieval(name)
+    if known is None:
+        return {}
+    known = replace(known, **asked.of_model())
+    ranking = known.ranking
+    if "itm" not in known.trained:
+        ranking = replace(ranking, rerank=0)
+    gallery = {} if data is not None else gallery_of(datasets.of(name, known), split)
+    return gallery | ranking_of(ranking)
+
+
+def _found(figures: RetrievalFigures) -> dict[str, str]:
+    """What was measured in the end: some pictures and captions cannot be read."""
+    return {
+        "pictures that can be read": f"{figures.num_images:,}",
+        "captions that can be read": f"{figures.num_texts:,}",
+    }
+
+
+def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:
+    """Mean and standard deviation over runs; None of a single one."""
+    if len(figures) < 2:
+        return None
+    spread: dict[str, dict[str, Spread]] = {}
+    for ranking in RANKINGS:
+        found = [getattr(one, ranking) for one in figures]
+        if None in found:
+            continue
+        values = {name: [getattr(one, name).value for one in found] for name in FIGURES}
+        spread[ranking] = {
+            name: Spread(statistics.fmean(each), statistics.stdev(each))
+            for name, each in values.items()
+        }
+    return spread
+
+
+def _opened(name: str, asked: Asked) -> OpenImageText:
+    folder = Path(name)
+    if is_person_search_run(folder) and not (folder / MODEL / "config.json").is_file():
+        raise ConfigError(
+            f"the run '{folder}' has no model yet; finish it with: maskery train --config "
+            f"{folder / CONFIG} --resume auto"
+        )
+    opened = open_for_retrieval(name)
+    if not is_person_search_run(folder):
+        require_contrast(opened)
+    retrieval = replace(opened.retrieval, **asked.of_model())
+    if asked.odds_weight is not None and retrieval.score != "sum":
+        raise ConfigError(
+            f"odds_weight is set, and '{name}' is ranked by {retrieval.score}, which has no use "
+            f"for it; add --score sum, or leave it out"
+        )
+    return replace(opened, retrieval=retrieval)
+
+
+def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
+    """The model's own settings with what is asked for, and what is computed at once."""
+    folder, ranking = Path(opened.name), opened.retrieval.ranking
+    settings = RetrievalConfig()
+    if is_person_search_run(folder):
+        settings = load_config(folder / CONFIG, PersonSearchRunConfig).retrieval
+    if ranking.rerank and not can_match(opened):
+        log.info("the matching head of '%s' was never trained, so it is left out", opened.name)
+        ranking = replace(ranking, rerank=0)
+    return replace(
+        ranking,
+        batch_images=settings.batch_images,
+        batch_tokens=asked.batch_tokens or settings.batch_tokens,
+        memory_mb=asked.memory_mb or settings.memory_mb,
+    )
+
+
+def search_samples(folder: Path) -> tuple[SearchSample, ...]:
+    """A few captions that a person-search run held out, with what its model finds for them.
+
+    Args:
+        folder: A finished run.
+
+    Raises:
+        MaskeryError: Its dataset or its model is no longer there.
+    """
+    opened = _opened(str(folder), Asked())
+    settings = _settings(opened, Asked())
+    held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)
+    queries = spread_queries(len(held_out.queries))
+    found = evaluate_persons(opened.model, held_out, settings, queries=queries)
+    ranking = found.contrastive if found.reranked is None else found.reranked
+    return sample_searches(held_out, queries, ranking)
+
+
+def _on_its_split(
+    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
+) -> RetrievalFigures:
+    """A run's model on a split of the run's dataset."""
+    held_out = _held_out(opened, data, split, settings)
+    found = evaluate_persons(opened.model, held_out, settings)
+    if held_out.pictures.skipped.count:
+        log.warning("%s", held_out.pictures.skipped)
+    return found.figures
+
+
+def _held_out(
+    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
+) -> HeldOutPersons:
+    """A split of a run's dataset, read as the run read it."""
+    config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
+    measured, pairs = split_of(data, split)
+    if measured != split:
+        log.info("%s has no test split: its validation identities are measured", data.title)
+    view = preprocessing_of(opened.name, opened.model, config.view)
+    tokens = tokenise_captions(
+        pairs,
+        opened.tokenizer,
+        Skipped("caption", config.data.on_bad_caption),
+        max_length=opened.max_tokens,
+    )
+    pictures = Pictures(pairs, config.data.on_bad_image, near=view.size)
+    return HeldOutPersons(pairs, tokens, pictures, view, batch_images=settings.batch_images)
+
+
+def _on_pairs(
+    opened: OpenImageText,
+    data: str,
+    reading: PairsConfig,
+    settings: RetrievalConfig,
+    *,
+    progress: bool,
+) -> RetrievalFigures:
+    """Any image-text model on pairs; captions are prepared as the model's own were."""
+    pairs = Pairs.open(data, reading)
+    captions = Skipped("caption", reading.on_bad_caption)
+    images = Skipped("image", reading.on_bad_image)
+    found = retrieval_set(
+        pairs,
+        opened.tokenizer,
+        max_length=opened.max_tokens,
+        prepare=opened.retrieval.prepare,
+        skipped=captions,
+    )
+    if images.policy == "skip":
+        found = without_unreadable(found, opened.view, images, batch_images=settings.batch_images)
+    for skipped in (pairs.skipped_captions, captions, images):
+        if skipped.count:
+            log.warning("%s", skipped)
+    return evaluate_retrieval_set(
+        opened.model, found, opened.view, settings, progress=progress
+    ).figures

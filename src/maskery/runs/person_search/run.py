@@ -1,0 +1,298 @@
+"""A person-search run: pictures of persons with captions in; a model that finds people out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from maskery.core.launcher import is_main_process
+from maskery.core.processes import join_processes
+from maskery.core.task import EXTRA_STATE, part_of
+from maskery.data.pairs.captions import fingerprint
+from maskery.data.pairs.pairs import Pairs
+from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.data.person_search.held_out import HeldOutPersons
+from maskery.data.person_search.source import PersonSource
+from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
+from maskery.evaluation.retrieval.metrics import RankingFigures
+from maskery.evaluation.retrieval.persons import evaluate_persons
+from maskery.evaluation.retrieval.settings import save_model_retrieval
+from maskery.models.image_text.model import ImageTextModel
+from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
+from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
+from maskery.runs.image_text.parts import (
+    described,
+    extra_state_of,
+    make_task,
+    open_pictures,
+    read_captions,
+)
+from maskery.runs.image_text.start import (
+    StartModel,
+    choose_max_length,
+    save_preprocessing,
+    start_at_frequencies,
+    start_model,
+)
+from maskery.runs.person_search.card import person_search_card
+from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.person_search.result import PersonSearchResult
+from maskery.runs.person_search.settings import retrieval_of
+from maskery.tasks.person_search import PersonSearch
+from maskery.training.loop import Trainer
+from maskery.training.optimiser import build_optimiser
+from maskery.training.parallel import whole
+from maskery.training.snapshot import restore_task
+
+log = logging.getLogger(__name__)
+
+# RaSa trains these two heads, which ALBEF does not have, at a rate of their own.
+NEW_HEADS = ("prd_head.", "mrtd_head.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchRun:
+    """Everything a person-search run consists of, before its first step.
+
+    Attributes:
+        config: As given.
+        data: The dataset.
+        start: The initial model.
+        task: What is trained.
+        train: Training batches.
+        val: What the best epoch is chosen by.
+        test: What is measured at the end; None where the dataset has no test split.
+        identity: What a continuation must share, as JSON.
+    """
+
+    config: PersonSearchRunConfig
+    data: PersonSearchData
+    start: StartModel
+    task: PersonSearch
+    train: PersonSource
+    val: HeldOutPersons
+    test: HeldOutPersons | None
+    identity: str
+
+    def measure(self, split: HeldOutPersons) -> Retrieval:
+        """How well the captions of a split find their persons among its pictures.
+
+        The run's processes share the matching out: all of them must ask.
+
+        Args:
+            split: Of this run.
+        """
+        retrieval = self.config.retrieval
+        if "itm" not in self.task.loss_weights:  # the matching head has learnt nothing
+            retrieval = replace(retrieval, rerank=0)
+        return evaluate_persons(
+            whole_model(self.start.model), split, retrieval, processes=join_processes()
+        )
+
+
+def train_person_search(
+    config: PersonSearchRunConfig, *, progress: bool = True
+) -> PersonSearchResult:
+    """Run a person-search configuration from its dataset to the model of its best epoch.
+
+    Args:
+        config: What to train on what.
+        progress: Whether to draw progress bars.
+
+    Raises:
+        MaskeryError: Something the user can mend.
+    """
+    config.require_start()
+    config = replace(config, data=config.data.anchored())
+    return run_in_folder(
+        config,
+        default_folder(str(config.data.root), config.start),
+        prepare=lambda folder: prepare_person_search(
+            config, folder=folder, progress=progress and is_main_process()
+        ),
+        fill=lambda run, folder: _fill(run, folder, progress=progress),
+    )
+
+
+def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearchResult:
+    """Train, go back to the best epoch, measure that and save it."""
+    config = run.config
+    trainer = Trainer(
+        run.task,
+        run.train,
+        build_optimiser(run.start.model, config.training, learnt_fast(run.start)),
+        replace(config.training, eval_every=config.training.eval_every or run.train.num_steps(0)),
+        folder,
+        identity=run.identity,
+        evaluate=lambda _step: logged(run.measure(run.val).figures),
+        progress=progress,
+    )
+    summary = trainer.train(resume=config.resume == "auto")
+    best_step = go_back_to_best(run, trainer)
+    result = PersonSearchResult(
+        folder=folder,
+        best_step=best_step,
+        val=run.measure(run.val).figures,
+        test=None if run.test is None else run.measure(run.test).figures,
+        summary=summary,
+        notes=(*run.data.notes, *skipped_lines(run)),
+    )
+    if is_main_process():
+        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
+    return result
+
+
+def go_back_to_best(run: PersonSearchRun, trainer: Trainer) -> int:
+    """Make the run's model that of its best checkpoint; returns its step."""
+    found = join_processes().on_main(lambda: str(trainer.checkpoints.best_sound() or ""))
+    return restore_task(Path(found), run.task) if found else trainer.total_steps
+
+
+def logged(figures: RetrievalFigures) -> dict[str, float]:
+    """Figures without intervals, by name.
+
+    The ranking that a model is judged by comes first: the first figure tells the best checkpoint.
+    """
+    values: dict[str, float] = {}
+    for ranking in ("reranked", "contrastive"):
+        found: RankingFigures | None = getattr(figures, ranking)
+        if found is not None:
+            values |= {f"{ranking}_{name}": getattr(found, name).value for name in asdict(found)}
+    return values
+
+
+def prepare_person_search(
+    config: PersonSearchRunConfig,
+    *,
+    start: StartModel | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> PersonSearchRun:
+    """Read and tokenise the dataset, and load or make the initial model.
+
+    Args:
+        config: The run.
+        start: A model to use instead of the one the config names.
+        folder: The run folder, as in `start_model`.
+        progress: Whether to draw bars.
+    """
+    data = open_person_search(config.data)
+    start = start or start_model(config, data.train, folder=folder, progress=progress)
+    longest = choose_max_length(config, start.model)
+    captions = read_captions(data.train, start.tokenizer, config.data, longest)
+    sizes = [len(pairs) if pairs else 0 for pairs in (data.train, data.val, data.test)]
+    # What is kept in memory is shared out by the size of the splits.
+    caches = [config.image_cache_mb * 2**20 * size // sum(sizes) for size in sizes]
+    train = PersonSource(
+        data.train,
+        captions,
+        open_pictures(config, config.data, data.train, start, caches[0]),
+        start.view,
+        batch_pairs=config.training.batch_pairs,
+        micro_pairs=config.training.micro_batch_pairs,
+        weak_pair_probability=config.weak_pair_probability,
+        seed=config.training.seed,
+    )
+    if start.from_scratch:
+        counts = captions.token_counts(start.model.config.text_config.vocab_size)
+        start_at_frequencies(start.model, counts)
+    val = _held_out(config, start, data.val, caches[1])
+    test = None if data.test is None else _held_out(config, start, data.test, caches[2])
+    task = make_task(PersonSearch, config, start)
+    # The queues hold another dataset's persons: they start anew.
+    twin = part_of(extra_state_of(config, start), "twin.")
+    if twin:
+        task.twin.load_state_dict(twin)
+    log.info(
+        "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",
+        data.title,
+        f"{len(captions.owners):,}",
+        f"{len(data.train.person_names):,}",
+        f"{len(data.val):,}",
+    )
+    return PersonSearchRun(
+        config=config,
+        data=data,
+        start=start,
+        task=task,
+        train=train,
+        val=val,
+        test=test,
+        identity=identity_of(config, data, start),
+    )
+
+
+def learnt_fast(start: StartModel) -> frozenset[str]:
+    """The parameters that learn at `head_learning_rate`: what is new, and RaSa's two heads."""
+    heads = {name for name, _ in start.model.named_parameters() if name.startswith(NEW_HEADS)}
+    return start.new_parameters | heads
+
+
+def _held_out(
+    config: PersonSearchRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
+) -> HeldOutPersons:
+    longest = choose_max_length(config, start.model)
+    captions = read_captions(pairs, start.tokenizer, config.data, longest)
+    pictures = open_pictures(config, config.data, pairs, start, cache_bytes)
+    return HeldOutPersons(
+        pairs, captions, pictures, start.view, batch_images=config.retrieval.batch_images
+    )
+
+
+def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
+    """What was left out while training and measuring, one line a kind."""
+    splits = [split for split in (run.val, run.test) if split is not None]
+    told = [run.train.captions.skipped, run.train.pictures.skipped]
+    told += [split.pictures.skipped for split in splits]
+    return tuple(str(skipped) for skipped in told if skipped.count)
+
+
+def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel) -> str:
+    """What decides the course of a run and its best epoch, but not how it is computed."""
+    ranking = config.retrieval
+    return identity(
+        config.training,
+        {
+            **described(config, start),
+            "data": [fingerprint(data.train), fingerprint(data.val)],
+            "persons": [fingerprint_of(split.persons) for split in (data.train, data.val)],
+            "rerank": ranking.rerank,
+            "score": ranking.score,
+            "odds_weight": ranking.odds_weight,
+            "weak_pair_probability": config.weak_pair_probability,
+        },
+    )
+
+
+def whole_model(model: ImageTextModel) -> ImageTextModel:
+    """The model itself or, where it is sharded, a copy that is not; every process must ask."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    copy: ImageTextModel = ImageTextModel(model.config).to(model.device)
+    copy.load_state_dict(whole_tensors(model.state_dict()))
+    return copy
+
+
+def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that may be sharded, gathered in memory; every process must ask for them."""
+    return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def save_model(run: PersonSearchRun, folder: Path, result: PersonSearchResult) -> None:
+    """Write the model with its tokenizer, its momentum twin, and how it is to be used."""
+    run.start.model.save_pretrained(folder)
+    run.start.tokenizer.save_pretrained(folder)
+    save_preprocessing(folder, run.start.view)
+    save_model_retrieval(folder, retrieval_of(run.config))
+    twin = {f"twin.{name}": t.cpu() for name, t in run.task.twin.state_dict().items()}
+    save_file(twin, folder / EXTRA_STATE)
+    write_text(folder / "README.md", person_search_card(run.config, result))
+
+
+__all__ = ["PersonSearchRun", "prepare_person_search", "train_person_search"]

@@ -1,0 +1,114 @@
+"""How models of person search read captions and rank pictures, by the run that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
+from maskery.evaluation.retrieval.settings import ModelRetrieval, read_model_retrieval
+from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
+from maskery.runs.person_search.config import PersonSearchRunConfig
+
+# By loss, the parameters without which it has not made a checkpoint.
+HEADS = {
+    "itc": ("vision_proj.", "text_proj."),
+    "itm": ("itm_head.",),
+    "mlm": ("text_encoder.cls.",),
+    "prd": ("prd_head.",),
+    "mrtd": ("mrtd_head.",),
+}
+
+
+def retrieval_of(config: PersonSearchRunConfig) -> ModelRetrieval:
+    """What a run's model is to be asked like."""
+    return ModelRetrieval(
+        clean_captions=config.data.clean_captions,
+        max_words=config.data.max_words,
+        max_length=config.max_length,
+        rerank=config.retrieval.rerank,
+        score=config.retrieval.score,
+        odds_weight=config.retrieval.odds_weight,
+        trained=tuple(config.objectives.weights),
+    )
+
+
+def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
+    """What ALBEF's and RaSa's checkpoints are to be asked like, as RaSa was released.
+
+    Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
+    of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
+
+    Args:
+        missing: Parameters of the model that the checkpoint lacks.
+    """
+    absent = tuple(missing)
+    trained = [
+        loss
+        for loss, prefixes in HEADS.items()
+        if not any(name.startswith(prefixes) for name in absent)
+    ]
+    return ModelRetrieval(
+        clean_captions=True,
+        max_words=50,
+        max_length=50,
+        rerank=128,
+        score="matching",
+        trained=tuple(trained),
+    )
+
+
+def is_person_search_run(folder: Path) -> bool:
+    """Whether a folder's configuration is that of a person-search run."""
+    try:
+        lines = (folder / CONFIG).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.startswith("weak_pair_probability:") for line in lines)
+
+
+def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
+    """The configuration of the run that a folder is, or whose model it is; None of other folders.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    if folder.name == MODEL and not is_person_search_run(folder):
+        folder = folder.parent
+    if not is_person_search_run(folder):
+        return None
+    return load_config(folder / CONFIG, PersonSearchRunConfig)
+
+
+def known_retrieval(name: str) -> ModelRetrieval | None:
+    """What is known of a model: by its own file or, of an older one, by the run that it lies in.
+
+    Args:
+        name: A run folder or a model folder.
+
+    Raises:
+        ModelError: The file is damaged.
+        ConfigError: The run's configuration is.
+    """
+    found = read_model_retrieval(name)
+    if found is not None:
+        return found
+    config = run_config_of(Path(name))
+    return None if config is None else retrieval_of(config)
+
+
+def finds_alone(name: str) -> bool:
+    """Whether an image-text model is known to find pictures, and not to fill words."""
+    known = known_retrieval(name)
+    return known is not None and "itc" in known.trained and "mlm" not in known.trained
+
+
+def open_for_retrieval(name: str) -> OpenImageText:
+    """`open_image_text`, with everything that is known of the model.
+
+    Raises:
+        ModelError: It is no image-text model, or cannot be loaded.
+    """
+    opened = open_image_text(name)
+    return replace(opened, retrieval=known_retrieval(name) or opened.retrieval)

@@ -1,0 +1,172 @@
+"""The data of a text run: a corpus tokenised once into the cache, or token shards."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.errors import ConfigError, DataError
+from maskery.data.added_words import AddedWords, add_words, read_words
+from maskery.data.corpus.examples import is_held_out
+from maskery.data.corpus.reader import Corpus
+from maskery.data.shards.source import ShardSource
+from maskery.data.store import TokenStore
+from maskery.data.text_source import TextSource
+from maskery.data.tokenise import tokenise, tokenizer_fingerprint
+from maskery.data.wordpiece import train_wordpiece
+from maskery.models.loading import load_tokenizer
+from maskery.runs.text.config import SCRATCH, TextRunConfig
+from maskery.runs.text.shards import ShardedText, is_sharded
+
+log = logging.getLogger(__name__)
+
+
+class TextData(Protocol):
+    """What a text run asks of its data.
+
+    Attributes:
+        tokenizer: The run's.
+        added: The words that --add-words brought.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    added: AddedWords | None
+
+    def described(self) -> dict[str, Any]:
+        """What a continuation must share, by name; for `identity`."""
+
+    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """(vocab_size,) int64: about how often each token stands in the corpus."""
+
+    def sources(self, settings: dict[str, Any]) -> tuple[TextSource | ShardSource, TextSource]:
+        """Training and held-out batches."""
+
+    def describe(self) -> str:
+        """How much there is to train and to be measured on."""
+
+
+def open_text(config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> TextData:
+    """Read and tokenise the corpus of a run, or open the shards that it names."""
+    if is_sharded(config):
+        if config.add_words is not None:
+            raise ConfigError(
+                f"--add-words {config.add_words}: the shards were cut without these words; train "
+                f"on the text itself"
+            )
+        return ShardedText(config, cache_dir, progress=progress)
+    return StoredText(config, cache_dir, progress=progress)
+
+
+class StoredText:
+    """A corpus in a token store of the cache, with some of it, or another, held out.
+
+    Args:
+        config: Of the run.
+        cache_dir: Where token stores lie.
+        progress: Whether to draw bars.
+    """
+
+    def __init__(self, config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> None:
+        corpus = Corpus.open(config.corpus, config.reading)
+        if config.model.startswith(SCRATCH):
+            self.tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
+        else:
+            self.tokenizer = load_tokenizer(config.model)
+        self.added = self._add_words(config.add_words)
+        self.held_out_share = config.held_out_share
+        self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
+        unusual = corpus.report.describe()
+        if unusual:
+            log.warning("%s", unusual)
+        if config.eval_data:
+            other = Corpus.open(config.eval_data, config.reading)
+            self.held_store = tokenise(other, self.tokenizer, cache_dir, progress=progress)
+            self.train_documents = without_held_out(self.store, self.held_store)
+            self.held_documents = np.arange(self.held_store.num_documents)
+        else:
+            self.held_store = self.store
+            self.train_documents, self.held_documents = split(self.store, config.held_out_share)
+
+    def _add_words(self, path: Path | None) -> AddedWords | None:
+        if path is None:
+            return None
+        added = add_words(self.tokenizer, read_words(path), path)
+        self.tokenizer = added.tokenizer
+        log.info("%d words are added to the vocabulary", len(added.pieces))
+        if added.known:
+            shown = ", ".join(added.known[:5]) + (", ..." if len(added.known) > 5 else "")
+            log.info("%d were single tokens already: %s", len(added.known), shown)
+        return added
+
+    def described(self) -> dict[str, Any]:
+        """See `TextData`; a store's name is a hash of content and tokenizer."""
+        own = self.held_store is not self.store
+        return {
+            "corpus_fingerprint": self.store.folder.name,
+            "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
+            "eval_data_fingerprint": self.held_store.folder.name if own else None,
+            "held_out_share": None if own else self.held_out_share,
+        }
+
+    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """See `TextData`; exact."""
+        return self.store.token_counts(vocab_size)
+
+    def sources(self, settings: dict[str, Any]) -> tuple[TextSource, TextSource]:
+        """See `TextData`."""
+        train = TextSource(self.store, self.train_documents, **settings)
+        return train, TextSource(self.held_store, self.held_documents, **settings)
+
+    def describe(self) -> str:
+        """See `TextData`."""
+        tokens = int(self.store.lengths()[self.train_documents].sum())
+        return (
+            f"{len(self.train_documents):,} training and {len(self.held_documents):,} held-out "
+            f"examples, {tokens:,} tokens"
+        )
+
+
+def split(store: TokenStore, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Training and held-out documents, by a hash of each document's content.
+
+    Raises:
+        DataError: There are fewer than two documents.
+    """
+    held = is_held_out(np.asarray(store.ids), share)
+    if held.all() or not held.any():
+        # Too few examples for the share: the hash still decides, with one on the other side.
+        order = np.argsort(np.asarray(store.ids), kind="stable")
+        held = np.full(len(order), bool(held.all() and len(held)))
+        held[order[0]] = not held[order[0]] if len(order) else False
+    same = np.unique(np.asarray(store.ids))
+    if len(same) < 2:
+        raise DataError(
+            f"the corpus has {len(same)} distinct example, and some text must be held out to "
+            f"measure on; cut it finer with --unit line or paragraph, or pass --eval-data FILE"
+        )
+    held = np.isin(np.asarray(store.ids), np.asarray(store.ids)[held])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def without_held_out(store: TokenStore, held_out: TokenStore) -> npt.NDArray[np.int64]:
+    """The documents of a corpus that do not also stand in the held-out text.
+
+    Raises:
+        DataError: All of them do.
+    """
+    leaked = np.isin(np.asarray(store.ids), np.asarray(held_out.ids))
+    if leaked.all():
+        raise DataError(
+            "every example of the corpus also stands in --eval-data, so nothing is left to train "
+            "on; name other held-out text, or leave it out to hold out a share"
+        )
+    if leaked.any():
+        log.warning(
+            "%s examples also stand in --eval-data and are not trained on", f"{leaked.sum():,}"
+        )
+    return np.flatnonzero(~leaked)

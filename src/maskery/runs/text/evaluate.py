@@ -1,0 +1,113 @@
+"""`evaluate`: a run before and after, or any model on any text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maskery.core.errors import ConfigError
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.tokenise import default_cache_dir
+from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.text.held_out import held_out_source, require_same_tokenizer
+from maskery.evaluation.text.masked import (
+    ExampleSums,
+    MaskedScores,
+    compare,
+    score_examples,
+    summarise,
+)
+from maskery.evaluation.text.opening import open_model
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
+from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
+from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.momentum import saved_task_auc
+from maskery.runs.text.run import prepare_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out figures of one model, or of two with their paired difference.
+
+    Attributes:
+        scores: By heading; `before` and `after` of a run, or model names.
+        difference: The last minus the first, where there are two.
+        mrtd_auc: How well replaced words are told from original ones, by the heading of each model
+            that was trained to.
+    """
+
+    scores: dict[str, MaskedScores]
+    difference: dict[str, Interval] | None
+    mrtd_auc: dict[str, float]
+
+
+def evaluate_run(folder: Path, *, batch_tokens: int | None = None) -> Evaluation:
+    """A run's model against the model it started from, on what the run held out.
+
+    Raises:
+        ConfigError: The run has no model yet.
+    """
+    config = load_config(folder / CONFIG, TextRunConfig)
+    if not (folder / MODEL / "config.json").is_file():
+        raise ConfigError(
+            f"the run '{folder}' has no model yet; finish it with: maskery train --config "
+            f"{folder / CONFIG} --resume auto"
+        )
+    if batch_tokens is not None:
+        config = replace(config, training=replace(config.training, batch_tokens=batch_tokens))
+    run = prepare_text(config, progress=False)
+    before = run.score()
+    trained = open_model(str(folder))
+    after = run.score(trained.model)
+    judged = {"after": saved_task_auc(trained, config, run.held_out.in_order())}
+    return _both({"before": before, "after": after}, judged)
+
+
+def evaluate_model(
+    model: str,
+    data: tuple[str, ...],
+    *,
+    against: str | None,
+    reading: CorpusConfig,
+    masking: MaskingConfig,
+    cache_dir: Path | None = None,
+    batch_tokens: int = 4096,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """One model, or two, on held-out text."""
+    opened = [open_model(name) for name in ([against] if against else []) + [model]]
+    if len(opened) == 2:
+        require_same_tokenizer(*opened)
+    scored: dict[str, ExampleSums] = {}
+    judged: dict[str, float | None] = {}
+    for one in opened:
+        # The same model twice is a legitimate question, with the answer 0.
+        heading = one.name if one.name not in scored else f"{one.name} (again)"
+        source = held_out_source(
+            one,
+            data,
+            reading,
+            cache_dir=cache_dir or default_cache_dir(),
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=masking, seed=seed)
+        scored[heading] = score_examples(one.model, source.in_order(), masker)
+        described = Path(one.name) / CONFIG
+        if described.is_file():
+            config = load_config(described, TextRunConfig)
+            judged[heading] = saved_task_auc(one, config, source.in_order())
+    return _both(scored, judged)
+
+
+def _both(scored: dict[str, ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
+    first, *rest = scored.values()
+    return Evaluation(
+        scores={name: summarise(sums) for name, sums in scored.items()},
+        difference=compare(rest[0], first) if rest else None,
+        mrtd_auc={name: value for name, value in judged.items() if value is not None},
+    )

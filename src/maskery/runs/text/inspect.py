@@ -1,0 +1,277 @@
+"""What a run would meet: lengths, waste, words, batches, and how long and large it would be."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import ConfigError
+from maskery.data.corpus.reader import Corpus
+from maskery.data.plan import plan_epoch
+from maskery.data.store import TokenStore
+from maskery.data.text_source import TextSource
+from maskery.masking.masker import Masker
+from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.inspect_words import (
+    BrokenWord,
+    broken_words,
+    share_of_broken_words,
+    unknown_words,
+)
+from maskery.runs.text.run import TextRun, prepare_text
+from maskery.runs.text.task import text_task
+from maskery.training.loop import Trainer
+from maskery.training.optimiser import build_optimiser
+from maskery.training.snapshot import Position
+
+BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+# Masks are counted over so many batches: their number hardly changes from batch to batch.
+COUNTED_BATCHES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Tokens of the examples, special tokens not counted.
+
+    Attributes:
+        examples: How many.
+        tokens: Of all together.
+        median: Of an example.
+        p95: Exceeded by one in twenty.
+        longest: The most.
+        histogram: (at most so many tokens, examples); the last without a bound.
+    """
+
+    examples: int
+    tokens: int
+    median: float
+    p95: float
+    longest: int
+    histogram: tuple[tuple[int | None, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """What a step computes.
+
+    Attributes:
+        max_length: Most tokens of a sequence.
+        cut: Examples that exceed it and become several sequences; no token is lost.
+        truncated_tokens: Tokens that a recipe that cuts them off would lose.
+        layout: Packed or padded.
+        real_share: Of the computed tokens, those that are text: as planned, if each step were
+            padded to its longest in random order, and if everything were padded to max_length.
+        steps: Of the whole run.
+        tokens: Mean of a batch.
+        masked_tokens: Mean of a batch.
+    """
+
+    max_length: int
+    cut: int
+    truncated_tokens: int
+    layout: str
+    real_share: dict[str, float]
+    steps: int
+    tokens: float
+    masked_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """From a few steps that were really taken.
+
+    Attributes:
+        timed_steps: How many, after one that is not counted.
+        tokens_per_second: Median.
+        seconds: Of the whole run, its evaluations not counted.
+        peak_megabytes: Of memory: of the device, or of this process on a CPU.
+        device: Where it ran.
+    """
+
+    timed_steps: int
+    tokens_per_second: float
+    seconds: float
+    peak_megabytes: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Everything that `maskery inspect` tells.
+
+    Attributes:
+        lengths: Of the examples.
+        duplicates: Examples whose text stands in the corpus before.
+        batches: What a step computes.
+        unknown_tokens: How often the tokenizer gave up.
+        unknown: The words it gave up on, with counts in the texts that were looked at.
+        broken_share: The share of words of three pieces or more.
+        broken: The words for which one token would save most.
+        estimate: None where no step was timed.
+    """
+
+    lengths: Lengths
+    duplicates: int
+    batches: Batches
+    unknown_tokens: int
+    unknown: tuple[tuple[str, int], ...]
+    broken_share: float
+    broken: tuple[BrokenWord, ...]
+    estimate: Estimate | None
+
+
+def inspect_corpus(
+    config: TextRunConfig, *, timed_steps: int = 4, listed: int = 20, progress: bool = True
+) -> Inspection:
+    """Look at a run before it is started; nothing is kept but the token cache.
+
+    Args:
+        config: The run.
+        timed_steps: Steps to time; 0 for none.
+        listed: Words on each list.
+        progress: Whether to draw bars.
+
+    Raises:
+        MaskeryError: Something the user can mend.
+    """
+    run = prepare_text(config, progress=progress)
+    source = run.train
+    if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):
+        raise ConfigError(
+            "token shards are named, and their texts are no longer there to be looked at; inspect "
+            "the text that they were made from"
+        )
+    store, tokenizer = source.store, run.loaded.tokenizer
+    corpus = Corpus.open(config.corpus, config.reading)
+    unknown_tokens, unknown = unknown_words(store, corpus, tokenizer, listed=listed)
+    return Inspection(
+        lengths=describe_lengths(store.lengths()),
+        duplicates=store.num_documents - len(np.unique(np.asarray(store.ids))),
+        batches=describe_batches(run, source),
+        unknown_tokens=unknown_tokens,
+        unknown=unknown,
+        broken_share=share_of_broken_words(store),
+        broken=broken_words(store, tokenizer, listed=listed),
+        estimate=time_steps(run, source, timed_steps) if timed_steps else None,
+    )
+
+
+def describe_lengths(lengths: npt.NDArray[np.int64]) -> Lengths:
+    """Figures and histogram of (N,) lengths."""
+    counts = np.bincount(np.searchsorted(BUCKETS, lengths), minlength=len(BUCKETS) + 1)
+    bounds: tuple[int | None, ...] = (*BUCKETS, None)
+    return Lengths(
+        examples=len(lengths),
+        tokens=int(lengths.sum()),
+        median=float(np.median(lengths)),
+        p95=float(np.percentile(lengths, 95)),
+        longest=int(lengths.max()),
+        histogram=tuple(zip(bounds, counts.tolist(), strict=True)),
+    )
+
+
+def describe_batches(run: TextRun, source: TextSource) -> Batches:
+    """What the steps of a run compute, and what other ways of batching would."""
+    config, special = run.config, source.template.num_special
+    limit = source.max_length
+    documents = source.store.lengths() + special
+    lengths, training = source.lengths, config.training
+    steps = sum(source.num_steps(epoch) for epoch in range(training.epochs))
+    masker = Masker(vocabulary=run.vocabulary, config=config.masking, seed=training.seed)
+    masked = []
+    for step in range(min(COUNTED_BATCHES, source.num_steps(0))):
+        micro = source.micro_batches(0, step, rank=0, world_size=1)
+        parts = [part for part in micro if isinstance(part, TokenBatch)]
+        masked.append(sum(len(masker.mask(part, epoch=0).positions) for part in parts))
+    return Batches(
+        max_length=limit,
+        cut=int((documents > limit).sum()),
+        truncated_tokens=int(np.maximum(documents - limit, 0).sum()),
+        layout=source.layout,
+        real_share=real_shares(source, limit),
+        steps=min(steps, training.max_steps or steps),
+        tokens=float(lengths.sum() / max(1, source.num_steps(0))),
+        masked_tokens=statistics.fmean(masked) if masked else 0.0,
+    )
+
+
+def real_shares(source: TextSource, limit: int) -> dict[str, float]:
+    """Text among the computed tokens, for this run's batches and for two usual ways."""
+    lengths = source.lengths
+    total = float(lengths.sum())
+    plan = source.plan(0)
+    computed = 0.0
+    for step in range(plan.num_steps):
+        members = lengths[plan.step(step)]
+        packed = source.layout == "packed"
+        computed += float(members.sum() if packed else members.max() * len(members))
+    # Random batches of about as many sequences, each padded to its longest.
+    mixed = plan_epoch(lengths, seed=source.seed, epoch=0, batch_tokens=source.batch_tokens)
+    padded = sum(
+        float(lengths[mixed.step(step)].max() * len(mixed.step(step)))
+        for step in range(mixed.num_steps)
+    )
+    return {
+        "this run": total / computed,
+        "random batches padded to their longest": total / padded,
+        "everything padded to max_length": total / (limit * len(lengths)),
+    }
+
+
+def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
+    """Take a few steps, and say what all of them would cost; the model is changed by them."""
+    training = run.config.training
+    task = text_task(run.config, run.model, run.vocabulary, source)
+    new = {f"hf.{name}" for name in run.loaded.new_parameters}
+    cuda = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory(prefix="maskery-inspect-") as folder:
+        trainer = Trainer(
+            task,
+            source,
+            build_optimiser(run.model, training, new),
+            training,
+            Path(folder),
+            identity="inspection",
+            evaluate=None,
+            progress=False,
+        )
+        start = Position(step=0, epoch=0, epoch_step=0, identity="inspection")
+        speeds = []
+        for number, step in enumerate(trainer.steps(start)):
+            if number > count:
+                break
+            began = time.perf_counter()
+            trainer.step(step)
+            if cuda:
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
+            speeds.append(sum(micro.num_tokens for micro in step.micro) / seconds)
+    rate = statistics.median(speeds[1:] or speeds)
+    epochs = trainer.total_steps / max(1, source.num_steps(0))
+    return Estimate(
+        timed_steps=max(1, len(speeds) - 1),
+        tokens_per_second=rate,
+        seconds=epochs * float(source.lengths.sum()) / rate,
+        peak_megabytes=_peak_megabytes(cuda),
+        device=torch.cuda.get_device_name() if cuda else "CPU",
+    )
+
+
+def _peak_megabytes(cuda: bool) -> float:
+    if cuda:
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,164 @@
+"""The data of a text run over token shards."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.errors import ConfigError, DataError, ModelError
+from maskery.data.added_words import AddedWords
+from maskery.data.corpus.reader import Corpus
+from maskery.data.shards.places import is_place, open_place
+from maskery.data.shards.shard_file import JoinedShards
+from maskery.data.shards.source import ShardSource, TokenShards
+from maskery.data.store import TokenStore
+from maskery.data.text_source import TextSource
+from maskery.data.tokenise import tokenise, tokenizer_fingerprint
+from maskery.models.loading import load_tokenizer
+from maskery.runs.frame.run_frame import fingerprint_of
+from maskery.runs.text.config import SCRATCH, TextRunConfig
+
+log = logging.getLogger(__name__)
+
+# Shards whose token frequencies a new head starts from.
+COUNTED_SHARDS = 4
+
+
+class ShardedText:
+    """What a run over shards trains on and is measured on.
+
+    Args:
+        config: Of the run; its corpus is one folder or address of shards.
+        cache_dir: For copies of shards, and for tokenised `--eval-data`.
+        progress: Whether to draw bars.
+
+    Raises:
+        DataError: There are no complete shards, or they are damaged.
+        ModelError: The model's tokenizer is not the one the shards were made with.
+    """
+
+    def __init__(self, config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> None:
+        self.config = config
+        self.shards = TokenShards(open_place(config.corpus[0], cache_dir))
+        self.tokenizer = self._tokenizer()
+        self.added: AddedWords | None = None
+        self.held_out_store = self._held_out(cache_dir, progress)
+
+    def described(self) -> dict[str, Any]:
+        """What a continuation must share, by name; for `identity`."""
+        manifest, streaming = self.shards.manifest, self.config.streaming
+        held_out = np.asarray(self.held_out_store.ids)
+        return {
+            "corpus_fingerprint": manifest.fingerprint,
+            "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
+            "eval_data_fingerprint": fingerprint_of(held_out) if self.config.eval_data else None,
+            "held_out_tokens": streaming.held_out_tokens,
+            "shuffle_shards": streaming.shuffle_shards,
+        }
+
+    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """(vocab_size,) int64: how often each token stands in a few shards spread evenly."""
+        entries = self.shards.manifest.shards
+        step = max(1, len(entries) // COUNTED_SHARDS)
+        counts = np.zeros(vocab_size, np.int64)
+        for entry in entries[::step][:COUNTED_SHARDS]:
+            counts += self.shards.open([entry]).token_counts(vocab_size)
+        return counts
+
+    def sources(self, settings: dict[str, Any]) -> tuple[ShardSource, TextSource]:
+        """Training and held-out batches.
+
+        Args:
+            settings: What `ShardSource` and `TextSource` share.
+        """
+        streaming = self.config.streaming
+        held_out = TextSource(
+            self.held_out_store, np.arange(self.held_out_store.num_documents), **settings
+        )
+        train = ShardSource(
+            self.shards,
+            shuffle_shards=streaming.shuffle_shards,
+            cache_shards=streaming.cache_shards,
+            exclude=np.asarray(self.held_out_store.ids) if self.config.eval_data else None,
+            **settings,
+        )
+        return train, held_out
+
+    def describe(self) -> str:
+        """See `TextData`."""
+        manifest = self.shards.manifest
+        return (
+            f"{len(manifest.shards):,} shards with {manifest.documents:,} training examples, "
+            f"{manifest.tokens:,} tokens; {self.held_out_store.num_documents:,} held-out examples"
+        )
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        config, manifest = self.config, self.shards.manifest
+        if config.model.startswith(SCRATCH):
+            return load_tokenizer_files(self.shards.tokenizer_folder())
+        tokenizer = load_tokenizer(config.model)
+        if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
+            raise ModelError(
+                f"the shards of '{self.shards.place.name}' were made with the tokenizer of "
+                f"'{manifest.tokenizer}', and that of --model {config.model} is another; make "
+                f"shards with: maskery tokenize CORPUS OUT --model {config.model}"
+            )
+        return tokenizer
+
+    def _held_out(self, cache_dir: Path, progress: bool) -> TokenStore | JoinedShards:
+        config = self.config
+        if not config.eval_data:
+            return self.shards.held_out(config.streaming.held_out_tokens)
+        if len(config.eval_data) == 1 and is_place(config.eval_data[0]):
+            other = TokenShards(open_place(config.eval_data[0], cache_dir))
+            if other.manifest.tokenizer_fingerprint != self.shards.manifest.tokenizer_fingerprint:
+                raise DataError(
+                    f"the shards of --eval-data '{config.eval_data[0]}' were made with another "
+                    "tokenizer; make them again with that of the corpus"
+                )
+            chosen, tokens = [], 0
+            for entry in other.manifest.shards:
+                chosen.append(entry)
+                tokens += entry.tokens
+                if tokens >= config.streaming.held_out_tokens:
+                    break
+            return other.open(chosen)
+        corpus = Corpus.open(config.eval_data, config.reading)
+        return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
+
+
+def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with the shards.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make "
+            "the shards again"
+        ) from error
+
+
+def is_sharded(config: TextRunConfig) -> bool:
+    """Whether a run reads shards.
+
+    Raises:
+        ConfigError: Shards are named beside something else.
+    """
+    places = [source for source in config.corpus if is_place(source)]
+    if places and len(config.corpus) > 1:
+        raise ConfigError(
+            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
+            f"of the corpus into one folder"
+        )
+    return bool(places)

@@ -1,0 +1,72 @@
+"""A benchmark of two contenders, small: processes, ratios, table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_text import lines, save_tiny_model
+
+from bench.__main__ import main
+from bench.config import BenchConfig
+from bench.contenders import Turn
+from bench.peak import matrix_peak
+from bench.run import summarise
+from bench.worker import Worker
+from maskery.core.errors import MaskeryError
+
+
+def turn(speed: float, computed: int = 200) -> Turn:
+    return Turn(real_tokens=100, computed_tokens=computed, seconds=100 / speed)
+
+
+def test_ratios_are_within_rounds() -> None:
+    """A slow round slows everybody, so its ratio is as good as another's."""
+    first = [turn(100.0), turn(20.0), turn(110.0)]
+    other = [turn(50.0), turn(8.0), turn(50.0)]
+    row = summarise("other", other, first, memory=None, flops_per_token=3.0, peak=600.0)
+    assert row.ratio == pytest.approx(2.2)
+    assert (row.ratio_low, row.ratio_high) == pytest.approx((2.0, 2.5))
+    assert (row.tokens_per_second, row.slowest, row.fastest) == pytest.approx((50.0, 8.0, 50.0))
+    assert row.padding_efficiency == 0.5
+    assert row.peak_share == pytest.approx(0.25)
+
+
+def test_two_contenders_take_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(lines(40)), "utf-8")
+    monkeypatch.setattr("bench.run.matrix_peak", lambda: 1e12)
+    flags = ["--model", str(model), "--contenders", "maskery", "hf-lines", "--rounds", "2"]
+    flags += ["--tokens", "50", "--batch-tokens", "512", "--json"]
+    assert main([str(corpus), *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    ours, theirs = result["rows"]
+    assert (ours["name"], theirs["name"]) == ("maskery", "hf-lines")
+    assert ours["ratio"] == 1.0
+    assert theirs["ratio"] == pytest.approx(
+        (theirs["ratio_low"] + theirs["ratio_high"]) / 2
+    )  # of two rounds
+    assert ours["padding_efficiency"] == 1.0
+    assert theirs["padding_efficiency"] < 1.0
+    for row in result["rows"]:
+        assert row["tokens_per_second"] > 0
+        assert row["peak_memory_mb"] > 10
+        assert 0 < row["peak_share"] < 1
+    # The masked rows' projection alone makes a token cheaper, and there is no padding.
+    cost = [row["peak_share"] / row["tokens_per_second"] for row in result["rows"]]
+    assert cost[0] < cost[1]
+
+
+def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
+    config = BenchConfig(corpus=tmp_path / "none.txt", model=str(tmp_path))
+    failed = pytest.raises(MaskeryError, match=r"the contender maskery failed: .*config\.json")
+    with failed, Worker("maskery", config):
+        pass
+
+
+def test_the_peak_is_positive() -> None:
+    assert matrix_peak() > 1e8

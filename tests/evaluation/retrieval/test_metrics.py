@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from maskery.core.errors import DataError
+from maskery.evaluation.retrieval.metrics import (
+    matches_of,
+    rank,
+    ranking_figures,
+    summarise_texts,
+    text_figures,
+)
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "rasa_tiny"
+
+
+@pytest.mark.parametrize("kind", ["full", "reranked"])
+def test_the_released_evaluation_gives_the_same(kind: str) -> None:
+    record = load_file(GOLDEN / "retrieval.safetensors")
+    expected = json.loads((GOLDEN / "retrieval.json").read_text("utf-8"))[kind]
+    figures = ranking_figures(
+        record[f"scores_{kind}"],
+        text_persons=record["text_person"],
+        image_persons=record["image_person"],
+        stable=False,  # everything beyond the k best is tied at -100 in the record
+    )
+    found = {"r1": figures.r1, "r5": figures.r5, "r10": figures.r10, "mAP": figures.map}
+    for name, interval in found.items():
+        # The record holds percents of float32.
+        assert 100 * interval.value == pytest.approx(expected[name], abs=1e-4), name
+        assert interval.low <= interval.value <= interval.high
+
+
+def written_out(right: list[bool]) -> list[float]:
+    """One text's figures from the ranks of its right images."""
+    ranks = [place for place, hit in enumerate(right, 1) if hit]
+    precision = np.mean([j / r for j, r in enumerate(ranks, 1)])
+    found = [float(ranks[0] <= cutoff) for cutoff in (1, 5, 10)]
+    return [*found, float(precision), len(ranks) / ranks[-1]]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=20).filter(any))
+def test_one_text_against_the_formulas(right: list[bool]) -> None:
+    found = text_figures(torch.tensor([right]))
+    np.testing.assert_allclose(found[0], written_out(right), rtol=1e-12)
+
+
+def test_ties_stay_in_order_and_matches_follow_ranks() -> None:
+    order = rank(torch.tensor([[0.5, 1.0, 0.5, 1.0]]))
+    assert order.tolist() == [[1, 3, 0, 2]]
+    matches = matches_of(order, torch.tensor([7]), torch.tensor([7, 1, 1, 7]))
+    assert matches.tolist() == [[False, True, True, False]]
+
+
+def test_a_perfect_ranking_is_one_throughout() -> None:
+    persons = torch.arange(6)
+    figures = ranking_figures(torch.eye(6), text_persons=persons, image_persons=persons)
+    for name in ("r1", "r5", "r10", "map", "minp"):
+        assert getattr(figures, name) == (1.0, 1.0, 1.0)
+
+
+def test_a_text_with_no_right_image_is_told() -> None:
+    with pytest.raises(DataError, match="1 of 2 texts"):
+        text_figures(torch.tensor([[True, False], [False, False]]))
+
+
+def test_intervals_resample_persons_not_texts() -> None:
+    # 100 texts of 2 persons, one always found and one never: two things, so anything from 0 to 1.
+    figures = np.repeat([[1.0] * 5, [0.0] * 5], 50, axis=0)
+    few = summarise_texts(figures, np.repeat([3, 8], 50))
+    assert few.r1 == (0.5, 0.0, 1.0)
+    many = summarise_texts(figures, np.arange(100))
+    assert 0.3 < many.r1.low < many.r1.high < 0.7

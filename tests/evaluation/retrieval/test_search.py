@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from tiny_image_text import new_image_text, save_tiny_image_text
+from tiny_pairs import save_tiny_pairs
+
+from maskery.core.errors import DataError
+from maskery.data.images.views import view
+from maskery.data.pairs.image_refs import FileImage
+from maskery.data.pairs.pairs import Pairs
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
+from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.galleries import evaluate_retrieval_set, retrieval_set
+from maskery.evaluation.retrieval.gallery import Gallery, open_gallery
+from maskery.evaluation.retrieval.search import Searcher
+from maskery.evaluation.retrieval.settings import ModelRetrieval
+
+TEXT = "this is a red square of paper"
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenImageText:
+    return open_image_text(str(save_tiny_image_text(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture(scope="module")
+def gallery(opened: OpenImageText, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    folder = tmp_path_factory.mktemp("gallery")
+    save_tiny_pairs(folder / "pictures", 12)
+    return open_gallery(opened, folder / "pictures", cache_dir=folder / "cache")
+
+
+@torch.no_grad()
+def by_hand(
+    opened: OpenImageText, gallery: Gallery
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Similarity and logits of every picture by the model's own passes, one at a time."""
+    model, similar, logits = opened.model, {}, {}
+    ids = torch.tensor(opened.tokenizer(TEXT)["input_ids"])[None]
+    hidden = model.text_encoder.encode_text(ids, None)
+    for path in gallery.folder.glob("*.png"):
+        tokens = model.encode_image(
+            view(FileImage(path.name, path.parent, 999).load(), opened.view)[None]
+        )
+        fused = model.text_encoder.fuse(hidden, None, model.project_images(tokens))
+        similar[path.name] = float(model.text_feature(hidden) @ model.image_feature(tokens).T)
+        logits[path.name] = model.itm_head(fused[:, 0])[0].tolist()
+    return similar, logits
+
+
+def ranked_by(number: int, **settings: object) -> RetrievalConfig:
+    return RetrievalConfig(rerank=number, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("score", ["matching", "odds", "sum"])
+def test_the_score_ranks_the_most_similar_and_the_others_follow(
+    opened: OpenImageText, gallery: Gallery, score: str
+) -> None:
+    similar, logits = by_hand(opened, gallery)
+    config = ranked_by(5, score=score, odds_weight=2.0)
+    hits = Searcher(opened, gallery, config).search(TEXT, top=9)
+    ordered = sorted(similar, key=lambda name: -similar[name])
+    odds = {name: yes - no for name, (no, yes) in logits.items()}
+    temperature = float(opened.model.temp.detach())
+    by = {
+        "matching": {name: yes for name, (_, yes) in logits.items()},
+        "odds": odds,
+        "sum": {name: 2 * odds[name] + similar[name] / temperature for name in odds},
+    }[score]
+    match = {name: 1 / (1 + math.exp(-value)) for name, value in odds.items()}
+    best = sorted(ordered[:5], key=lambda name: -by[name])
+    assert [hit.path for hit in hits] == best + ordered[5:9]
+    for hit in hits:
+        assert hit.similarity == pytest.approx(similar[hit.path], abs=2e-3)
+    for hit in hits[:5]:
+        assert hit.match == pytest.approx(match[hit.path], abs=1e-5)
+        assert hit.score == pytest.approx(by[hit.path], abs=1e-4)
+    assert all(hit.match is hit.score is None for hit in hits[5:])
+
+
+@pytest.mark.parametrize("score", ["matching", "odds", "sum"])
+def test_what_is_found_is_what_was_measured(
+    opened: OpenImageText, tmp_path: Path, score: Literal["matching", "odds", "sum"]
+) -> None:
+    """The rankings of all captions are those of `evaluate_retrieval`, picture by picture."""
+    pairs = Pairs.open(str(save_tiny_pairs(tmp_path / "pictures", 12)))
+    own = ModelRetrieval(
+        clean_captions=True, rerank=7, score=score, odds_weight=2.0, trained=("itc", "itm")
+    )
+    asked = replace(opened, retrieval=own)
+    data = retrieval_set(pairs, opened.tokenizer, max_length=asked.max_tokens, prepare=own.prepare)
+    found = evaluate_retrieval_set(opened.model, data, opened.view, own.ranking)
+    assert found.reranked is not None
+    names = [Path(image.name).name for image in data.images]
+    measured = [[names[i] for i in row] for row in found.reranked.tolist()]
+    gallery = open_gallery(asked, tmp_path / "pictures", cache_dir=tmp_path / "cache")
+    searcher = Searcher(asked, gallery)
+    searched = [[hit.path for hit in searcher.search(text, top=7)] for text in data.captions]
+    assert searched == measured
+    plain = found.contrastive[:, :7].tolist()
+    assert measured != [[names[i] for i in row] for row in plain]
+
+
+def test_more_than_there_is_gives_all(
+    opened: OpenImageText, gallery: Gallery, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "maskery"):
+        searcher = Searcher(opened, gallery, ranked_by(500))
+    assert "the gallery has 12 pictures: all of them" in caplog.text
+    hits = searcher.search(TEXT, top=100)
+    assert len(hits) == 12
+    assert all(hit.match is not None for hit in hits)
+
+
+def test_a_matching_head_that_was_never_trained_is_not_asked(
+    gallery: Gallery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_tiny_image_text(tmp_path / "model", new_image_text(match=False))
+    opened = open_image_text(str(folder))
+    with caplog.at_level(logging.WARNING, "maskery"):
+        hits = Searcher(opened, gallery, ranked_by(5)).search(TEXT)
+    assert "never trained" in caplog.text
+    assert all(hit.match is None for hit in hits)
+    values = [hit.similarity for hit in hits]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_picture_that_is_lost_meanwhile_comes_last(
+    opened: OpenImageText, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_tiny_pairs(tmp_path / "pictures", 6)
+    gallery = open_gallery(opened, tmp_path / "pictures", cache_dir=tmp_path / "cache")
+    (tmp_path / "pictures" / "003.png").unlink()
+    hits = Searcher(opened, gallery, ranked_by(6)).search(TEXT)
+    assert "003.png cannot be read" in caplog.text
+    assert hits[-1].path == "003.png"
+    assert len(hits) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (" ", "the query is empty"),
+        ("zebra", "no word that the model knows"),
+        ("red " * 40, "42 tokens, and the model reads 16"),
+    ],
+)
+def test_bad_queries_are_one_line(
+    opened: OpenImageText, gallery: Gallery, text: str, line: str
+) -> None:
+    with pytest.raises(DataError, match=line):
+        Searcher(opened, gallery, ranked_by(0)).search(text)

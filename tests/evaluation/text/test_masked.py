@@ -1,0 +1,137 @@
+"""Held-out figures against a plain computation with the Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_text import lines, save_tiny_model
+
+from maskery.core.errors import DataError
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.text_source import Template, assemble
+from maskery.data.tokenise import encode_texts
+from maskery.evaluation.text.held_out import held_out_source
+from maskery.evaluation.text.masked import (
+    FROZEN_EPOCH,
+    ExampleSums,
+    compare,
+    score_examples,
+    summarise,
+)
+from maskery.evaluation.text.opening import OpenModel, open_model
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
+from maskery.models.masked_lm import MaskedLanguageModel
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenModel:
+    return open_model(str(save_tiny_model(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "held_out.txt"
+    path.write_text("\n".join(lines(40, seed=3)), "utf-8")
+    return path
+
+
+def score(opened: OpenModel, corpus: Path, batch_tokens: int) -> ExampleSums:
+    source = held_out_source(
+        opened,
+        [str(corpus)],
+        CorpusConfig(),
+        cache_dir=corpus.parent / "cache",
+        batch_tokens=batch_tokens,
+        progress=False,
+    )
+    masker = Masker(vocabulary=Vocabulary.of(opened.tokenizer))
+    return score_examples(opened.model, source.in_order(), masker)
+
+
+def test_figures_are_the_same_at_any_batch_size_and_layout(opened: OpenModel, corpus: Path) -> None:
+    reference = score(opened, corpus, 32)
+    padded = OpenModel(
+        name="padded",
+        model=MaskedLanguageModel(opened.model.hf, packed=False, pad_token_id=0),
+        tokenizer=opened.tokenizer,
+    )
+    for other in (
+        score(opened, corpus, 100),
+        score(opened, corpus, 9999),
+        score(padded, corpus, 64),
+    ):
+        assert np.array_equal(other.ids, reference.ids)
+        np.testing.assert_allclose(other.sums, reference.sums, atol=1e-5)
+
+
+def test_sums_equal_a_plain_loop_over_the_hugging_face_model(opened: OpenModel) -> None:
+    tokenizer = opened.tokenizer
+    texts = lines(12, seed=5)
+    ids, starts, lengths = encode_texts(texts, tokenizer)
+    names = np.arange(12, dtype=np.uint64)
+    firsts = np.cumsum(lengths) - lengths
+    zeros = np.zeros(12, np.int64)
+    batch = assemble(ids, starts, firsts, lengths, names, zeros, Template.of(tokenizer))
+    masker = Masker(vocabulary=Vocabulary.of(tokenizer), config=MaskingConfig(), seed=4)
+    scored = score_examples(opened.model, [batch], masker)
+
+    masked = masker.mask(batch, epoch=FROZEN_EPOCH)
+    labels = masked.labels()
+    for row, (start, end) in enumerate(
+        zip(batch.boundaries[:-1], batch.boundaries[1:], strict=True)
+    ):
+        inputs = torch.from_numpy(masked.input_ids[start:end])[None]
+        with torch.no_grad():
+            logits = opened.model.hf(inputs, attention_mask=torch.ones_like(inputs)).logits[0]
+        here = labels[start:end]
+        chosen = np.flatnonzero(here != -100)
+        logs = logits.double().numpy()
+        logs = logs - np.log(np.exp(logs).sum(axis=1, keepdims=True))
+        ranks = [(logs[i] > logs[i, here[i]]).sum() for i in chosen]
+        expected = [
+            len(chosen),
+            -sum(logs[i, here[i]] for i in chosen),
+            sum(rank == 0 for rank in ranks),
+            sum(rank < 5 for rank in ranks),
+        ]
+        np.testing.assert_allclose(scored.sums[row], expected, atol=1e-5)
+
+
+def test_every_example_is_scored_once_and_windows_of_a_document_are_one_example(
+    opened: OpenModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text(" ".join(lines(20)) + "\n" + lines(1, seed=9)[0], "utf-8")
+    scored = score(opened, path, 64)
+    assert len(scored.ids) == 2
+    assert scored.sums[:, 0].max() > 15  # far more masks than one window of 32 tokens has
+
+
+def test_summary_is_token_weighted() -> None:
+    sums = np.array([[1.0, 5.0, 0.0, 1.0], [9.0, 9.0, 9.0, 9.0]])
+    scores = summarise(ExampleSums(ids=np.array([1, 2], np.uint64), sums=sums))
+    assert scores.loss.value == pytest.approx(1.4)
+    assert scores.perplexity.value == pytest.approx(np.exp(1.4))
+    assert scores.top1.value == pytest.approx(0.9)
+    assert scores.top5.value == pytest.approx(1.0)
+    assert scores.masked_tokens == 10
+
+
+def test_paired_difference_is_of_the_same_tokens(opened: OpenModel, corpus: Path) -> None:
+    reference = score(opened, corpus, 64)
+    same = compare(reference, reference)
+    assert all(tuple(interval) == (0.0, 0.0, 0.0) for interval in same.values())
+    fewer = ExampleSums(ids=reference.ids[:-1], sums=reference.sums[:-1])
+    with pytest.raises(DataError, match="different masked tokens"):
+        compare(reference, fewer)
+
+
+def test_nothing_to_mask_is_said(opened: OpenModel) -> None:
+    masker = Masker(vocabulary=Vocabulary.of(opened.tokenizer), config=MaskingConfig())
+    with pytest.raises(DataError, match="can be masked"):
+        score_examples(opened.model, [], masker)

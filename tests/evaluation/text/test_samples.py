@@ -1,0 +1,107 @@
+"""Samples against Hugging Face's own logits, and a planted change that must top the list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_text import lines, save_tiny_model
+from transformers import AutoModelForMaskedLM
+
+from maskery.core.batch import TokenBatch
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.text_source import Template, assemble
+from maskery.data.tokenise import encode_texts
+from maskery.evaluation.text.opening import OpenModel, open_model
+from maskery.evaluation.text.samples import rank_changes, sample_text, whole_words
+
+
+def batch_of(texts: list[str], opened: OpenModel) -> TokenBatch:
+    ids, starts, lengths = encode_texts(texts, opened.tokenizer)
+    none = np.zeros(len(texts), np.int64)
+    firsts = np.concatenate(([0], np.cumsum(lengths)))[:-1]
+    return assemble(
+        ids,
+        starts,
+        firsts,
+        lengths,
+        np.arange(len(texts), dtype=np.uint64),
+        none,
+        Template.of(opened.tokenizer),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def test_a_planted_change_of_two_words_tops_both_lists(folder: Path) -> None:
+    before, after = open_model(str(folder)), open_model(str(folder))
+    tokenizer = before.tokenizer
+    batch = batch_of(lines(30), before)
+    with torch.no_grad():
+        bias = after.model.hf.cls.predictions.decoder.bias
+        bias[tokenizer.convert_tokens_to_ids("ember")] += 3.0
+        bias[tokenizer.convert_tokens_to_ids("violet")] -= 3.0
+    found = sample_text(before.model, after.model, [batch], tokenizer, fills=5)
+    assert found.improved[0].word == "ember"
+    assert found.worsened[0].word == "violet"
+    assert found.improved[0].after > found.improved[0].before + 1.0
+    assert found.masked_words > 30
+    assert len(found.fills) == 5
+
+
+def test_the_fills_are_those_of_the_models(folder: Path) -> None:
+    opened = open_model(str(folder))
+    texts = ["the and the thunder and", "the and harbour and the", "the and"]
+    found = sample_text(
+        opened.model, opened.model, [batch_of(texts, opened)], opened.tokenizer, top_k=3
+    )
+    # The last has too few words to hide one.
+    assert [fill.word for fill in found.fills] == ["thunder", "harbour"]
+    assert (found.fills[0].left, found.fills[0].right) == ("the and the", "and")
+    assert found.improved == found.worsened == ()
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    row = opened.tokenizer("the and the [MASK] and")["input_ids"]
+    with torch.no_grad():
+        probabilities = model(torch.tensor([row])).logits[0, 4].softmax(-1)
+    target = opened.tokenizer.convert_tokens_to_ids("thunder")
+    assert found.fills[0].probability_after == pytest.approx(float(probabilities[target]), rel=1e-4)
+    best = probabilities.topk(3)
+    assert [guess.probability for guess in found.fills[0].before] == pytest.approx(
+        best.values.tolist(), rel=1e-4
+    )
+    assert found.fills[0].before == found.fills[0].after
+
+
+def test_long_sentences_are_shown_around_the_word(folder: Path) -> None:
+    opened = open_model(str(folder))
+    text = " ".join(["the"] * 20 + ["lantern"] + ["and"] * 8)
+    (fill,) = sample_text(
+        opened.model, opened.model, [batch_of([text], opened)], opened.tokenizer
+    ).fills
+    assert fill.word == "lantern"
+    assert fill.left == "… " + " ".join(["the"] * 16)
+    assert fill.right == " ".join(["and"] * 8)
+
+
+def test_whole_words_are_tokens_between_two_starts(folder: Path) -> None:
+    opened = open_model(str(folder))
+    batch = batch_of(["river foxes river"], opened)
+    tokens = opened.tokenizer.convert_ids_to_tokens(batch.input_ids.tolist())
+    whole = whole_words(batch, Vocabulary.of(opened.tokenizer))
+    assert [t for t, alone in zip(tokens, whole, strict=True) if alone] == ["river", "river"]
+
+
+def test_rare_words_and_punctuation_are_not_ranked(folder: Path) -> None:
+    tokenizer = open_model(str(folder)).tokenizer
+    river, stone, stop = tokenizer.convert_tokens_to_ids(["river", "stone", "."])
+    words = np.array([river] * 3 + [stone] + [stop] * 4)
+    before = np.array([-4.0, -4.0, -4.0, -9.0, -5.0, -5.0, -5.0, -5.0])
+    after = np.array([-1.0, -2.0, -3.0, -0.1, -0.1, -0.1, -0.1, -0.1])
+    improved, worsened = rank_changes(words, before, after, tokenizer, 5)
+    assert [(w.word, w.count, w.before, w.after) for w in improved] == [("river", 3, -4.0, -2.0)]
+    assert worsened == ()
