@@ -39,6 +39,10 @@ class ConfigError(MaskeryError):
     """
 
 
+class PluginError(ConfigError):
+    """A plug-in (`FILE.py:NAME`, or an object) cannot be loaded or breaks its contract."""
+
+
 class DataError(MaskeryError):
     """A corpus, an image or an annotation file cannot be used as it is."""
 

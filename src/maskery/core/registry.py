@@ -1,0 +1,193 @@
+"""One registry: a choice is a name of ours, `FILE.py:NAME`, or an object of the user's own.
+
+Code of a user's runs only where the user names it, on the command line or in Python. What a
+`config.yaml` or a model folder says is a `FromFile`, and is never loaded by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from maskery.core.errors import PluginError, reason_of
+
+T = TypeVar("T")
+PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
+
+
+class FromFile(str):
+    """A string that was read from a file: it may name a plug-in, and never loads one."""
+
+    __slots__ = ()
+
+
+class Registry(Generic[T]):
+    """The things of one kind that a flag or an argument chooses among.
+
+    Args:
+        flag: The flag that names one, such as `--policy`; messages say it.
+        contract: What a thing of this kind is, in one phrase that follows "it must be".
+        ours: By name, a thing, or `package.module:attribute` that is imported when it is chosen.
+    """
+
+    def __init__(self, flag: str, contract: str, ours: Mapping[str, T | str]) -> None:
+        self.flag, self.contract = flag, contract
+        self._things: dict[str, T | str] = dict(ours)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that are registered, ours first."""
+        return tuple(self._things)
+
+    def register(self, name: str, thing: T) -> None:
+        """Add a thing under a name of its own.
+
+        Raises:
+            PluginError: The name is taken.
+        """
+        if name in self._things:
+            raise PluginError(f"{self.flag} '{name}' is registered already; choose another name")
+        self._things[name] = thing
+
+    def check(self, choice: str) -> None:
+        """Check a name without loading anything.
+
+        Raises:
+            PluginError: It is neither registered nor of the form `FILE.py:NAME`.
+        """
+        if choice not in self._things and not is_plugin(choice):
+            raise PluginError(
+                f"{self.flag} is '{choice}': it must be {', '.join(self._things)}, or FILE.py:NAME "
+                f"with {self.contract}"
+            )
+
+    def find(self, choice: T | str) -> T:
+        """Return the thing that is chosen; objects are returned as they are.
+
+        Raises:
+            PluginError: There is no such thing, or the file that it names cannot be loaded.
+        """
+        if not isinstance(choice, str):
+            return choice
+        self.check(choice)
+        found: Any = self._things.get(choice)
+        if found is None:
+            found = load_plugin(choice, flag=self.flag, contract=self.contract)
+        elif isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        return found  # type: ignore[no-any-return]
+
+    def misfit(self, choice: object, found: str) -> PluginError:
+        """Return the error of a plug-in that breaks its contract.
+
+        Args:
+            choice: The plug-in, as the user named it.
+            found: What it did instead, such as "select returned a list".
+        """
+        name = choice if isinstance(choice, str) else type(choice).__name__
+        return PluginError(f"{self.flag} {name}: {found}; it must be {self.contract}")
+
+
+def is_plugin(choice: object) -> bool:
+    """Return True for `FILE.py:NAME`."""
+    return isinstance(choice, str) and PLUGIN.fullmatch(choice) is not None
+
+
+def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
+    """Load the object that `FILE.py:NAME` names; the file runs once in a process.
+
+    Args:
+        choice: `FILE.py:NAME`.
+        flag: The flag that names it, for messages.
+        contract: What it must be, for messages.
+
+    Raises:
+        PluginError: The choice comes from a file, or the plug-in's file is missing, fails when it
+            runs, or has no such name.
+    """
+    match = PLUGIN.fullmatch(choice)
+    assert match is not None, choice
+    path, name = Path(match["file"]), match["name"]
+    if isinstance(choice, FromFile):
+        raise PluginError(
+            f"the configuration names the plug-in '{choice}', and a file never loads code by "
+            f"itself; if you trust it, add {flag} {choice}"
+        )
+    if not path.is_file():
+        raise PluginError(
+            f"{flag} {choice}: there is no file '{path}'; name a Python file and {contract} in it"
+        )
+    module = _run_file(path, flag=flag, choice=choice, contract=contract)
+    if not hasattr(module, name):
+        own = sorted(n for n in vars(module) if not n.startswith("_"))
+        raise PluginError(
+            f"{flag} {choice}: '{path}' has no '{name}' (it has {', '.join(own) or 'nothing'}); "
+            f"it must be {contract}"
+        )
+    return getattr(module, name)
+
+
+def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleType:
+    # Registered under a name of its own, so that its objects can be pickled for worker processes
+    # and two flags that name one file share its state.
+    resolved = path.resolve()
+    digest = hashlib.blake2b(str(resolved).encode(), digest_size=6).hexdigest()
+    module_name = f"maskery_plugin_{path.stem}_{digest}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, resolved)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise PluginError(
+            f"{flag} {choice}: '{path}' fails when it is loaded{_line_of(error, resolved)}: "
+            f"{type(error).__name__}: {reason_of(error)}; it must define {contract}"
+        ) from error
+    return module
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """Return " (line N)" for the last line of the file that the error passed through."""
+    if isinstance(error, SyntaxError):
+        return f" (line {error.lineno})"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""
+
+
+def plugin_identity(choice: str) -> str:
+    """Return what tells a choice apart in a run's identity: a plug-in's name and its file's hash.
+
+    A run that is resumed with a changed plug-in is another run. Names of ours are returned as they
+    are, and so is a plug-in whose file cannot be read: loading it says why.
+    """
+    match = PLUGIN.fullmatch(choice)
+    if match is None:
+        return choice
+    try:
+        code = Path(match["file"]).read_bytes()
+    except OSError:
+        return choice
+    digest = hashlib.blake2b(code, digest_size=8).hexdigest()
+    return f"{Path(match['file']).name}:{match['name']}@{digest}"
+
+
+def anchored_choice(choice: str) -> str:
+    """Return a plug-in's name with an absolute path, so that it holds from any folder."""
+    match = PLUGIN.fullmatch(choice)
+    if match is None or Path(match["file"]).is_absolute():
+        return choice
+    return type(choice)(f"{Path(match['file']).absolute()}:{match['name']}")

@@ -1,0 +1,98 @@
+"""Choices: ours by name, a user's file, an object; and what is refused in one line."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from maskery.core.errors import PluginError
+from maskery.core.registry import (
+    FromFile,
+    Registry,
+    anchored_choice,
+    plugin_identity,
+)
+
+CONTRACT = "a number"
+
+
+@pytest.fixture
+def registry() -> Registry[float]:
+    return Registry("--number", CONTRACT, {"one": 1.0, "pi": "math:pi"})
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text("RUNS = []\nRUNS.append(1)\nTWO = 2.0\nclass Thing: pass\n", "utf-8")
+    return path
+
+
+def test_ours_lazy_plugins_and_objects(registry: Registry[float], plugin: Path) -> None:
+    assert registry.find("one") == 1.0
+    assert registry.find("pi") == pytest.approx(3.14159, abs=1e-5)
+    assert registry.find(f"{plugin}:TWO") == 2.0
+    assert registry.find(7.0) == 7.0
+    registry.register("seven", 7.0)
+    assert registry.names == ("one", "pi", "seven")
+    assert registry.find("seven") == 7.0
+    with pytest.raises(PluginError, match=r"'one' is registered already"):
+        registry.register("one", 3.0)
+
+
+def test_a_file_runs_once_and_its_objects_are_pickled(
+    registry: Registry[object], plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registry.find(f"{plugin}:RUNS") == [1]
+    monkeypatch.chdir(plugin.parent)
+    thing = registry.find("own.py:Thing")
+    assert registry.find("own.py:RUNS") == [1]
+    assert pickle.loads(pickle.dumps(thing)) is thing
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "said"),
+    [
+        (None, "TWO", r"there is no file '.*own\.py'; .* a number in it"),
+        ("A = 1\nB = 2", "TWO", r"has no 'TWO' \(it has A, B\); it must be a number"),
+        ("x = 1\nx / 0", "TWO", r"fails when it is loaded \(line 2\): ZeroDivisionError"),
+        ("x = = 1", "TWO", r"fails when it is loaded \(line 1\): SyntaxError"),
+        ("import sys\nsys.exit(0)", "TWO", r"fails when it is loaded \(line 2\): SystemExit"),
+    ],
+)
+def test_what_cannot_be_loaded(
+    registry: Registry[float], tmp_path: Path, code: str | None, name: str, said: str
+) -> None:
+    path = tmp_path / "own.py"
+    if code is not None:
+        path.write_text(code, "utf-8")
+    with pytest.raises(PluginError, match=said) as caught:
+        registry.find(f"{path}:{name}")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_and_broken_contracts(registry: Registry[float]) -> None:
+    with pytest.raises(PluginError, match=r"'two': it must be one, pi, or FILE\.py:NAME"):
+        registry.find("two")
+    assert "own.py:F: it returned a list; it must be a number" in str(
+        registry.misfit("own.py:F", "it returned a list")
+    )
+
+
+def test_a_file_never_loads_code(registry: Registry[float], plugin: Path) -> None:
+    with pytest.raises(PluginError, match=r"add --number .*own\.py:TWO"):
+        registry.find(FromFile(f"{plugin}:TWO"))
+    assert registry.find(FromFile("one")) == 1.0
+    assert isinstance(anchored_choice(FromFile("own.py:TWO")), FromFile)
+
+
+def test_identity_follows_the_code(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = plugin_identity(f"{plugin}:TWO")
+    monkeypatch.chdir(plugin.parent)
+    assert plugin_identity("own.py:TWO") == first
+    assert plugin_identity(anchored_choice("own.py:TWO")) == first
+    plugin.write_text("TWO = 3.0", "utf-8")
+    assert plugin_identity("own.py:TWO") != first
+    assert plugin_identity("token") == "token"
