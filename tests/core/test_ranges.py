@@ -94,5 +94,5 @@ def test_a_subclass_is_checked_for_its_own_fields_and_the_inherited() -> None:
 def test_ranges_leave_flags_as_they_are() -> None:
     parsed = tyro.cli(Settings, args=["--share", "0.25", "--times", "3", "--padding", "2"])
     assert parsed == Settings(share=0.25, times=3, pad=2)
-    with pytest.raises(ConfigError, match="^share is"):
+    with pytest.raises(ConfigError, match="share is"):
         tyro.cli(Settings, args=["--share", "1.5"])
