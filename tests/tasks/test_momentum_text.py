@@ -24,7 +24,7 @@ from maskery.data.tokenise import encode_texts
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import Loaded, load_masked_lm
-from maskery.models.replaced_tokens import ReplacedTokenModel
+from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.tasks.momentum_text import MomentumTextMLM, PreparedMomentumText
 from maskery.tasks.text_mlm_config import TextMLMConfig
 
@@ -42,7 +42,7 @@ def task_of(loaded: Loaded, *, packed: bool = True, **settings: Any) -> Momentum
     settings = {"objective": "mlm+mrtd", "momentum": 0.9, **settings}
     everything = MaskingConfig(mask_rate=0.3, mask_share=1.0, random_share=0.0)
     task = MomentumTextMLM(
-        ReplacedTokenModel(loaded.model, packed=packed, pad_token_id=0, seed=3),
+        MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=0),
         TextMLMConfig(**settings),
         vocabulary=vocabulary,
         masker=Masker(vocabulary=vocabulary, seed=5),

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.registry import anchored_choice
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.shards.config import StreamingConfig
 from maskery.masking.config import MaskingConfig
@@ -120,7 +121,14 @@ class TextRunConfig:
 
     def anchored(self) -> TextRunConfig:
         """The same with absolute paths of the data, which mean the same from any folder."""
-        return replace(self, corpus=_anchored(self.corpus), eval_data=_anchored(self.eval_data))
+        return replace(
+            self,
+            corpus=_anchored(self.corpus),
+            eval_data=_anchored(self.eval_data),
+            objectives=replace(
+                self.objectives, objective=anchored_choice(self.objectives.objective)
+            ),
+        )
 
 
 def _anchored(sources: Sequence[str]) -> tuple[str, ...]:

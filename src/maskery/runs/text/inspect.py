@@ -26,6 +26,7 @@ from maskery.runs.text.inspect_words import (
     share_of_broken_words,
     unknown_words,
 )
+from maskery.runs.text.momentum import new_parameters
 from maskery.runs.text.run import TextRun, prepare_text
 from maskery.runs.text.task import text_task
 from maskery.training.loop import Trainer
@@ -229,14 +230,14 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
 def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     """Take a few steps, and say what all of them would cost; the model is changed by them."""
     training = run.config.training
-    task = text_task(run.config, run.model, run.vocabulary, source)
-    new = {f"hf.{name}" for name in run.loaded.new_parameters}
+    task = text_task(run.config, run.model, run.loaded.tokenizer, source)
+    new = new_parameters(task, run.model, run.loaded.new_parameters)
     cuda = torch.cuda.is_available()
     with tempfile.TemporaryDirectory(prefix="maskery-inspect-") as folder:
         trainer = Trainer(
             task,
             source,
-            build_optimiser(run.model, training, new),
+            build_optimiser(task.model, training, new),
             training,
             Path(folder),
             identity="inspection",

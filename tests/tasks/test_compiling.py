@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from maskery.models import compiling
-from maskery.models.compiling import Compiled, compile_obstacle
+from maskery.tasks.compiling import Compiled, compile_obstacle
 
 CUDA = torch.device("cuda")
 
