@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskery.models import compiling
+from maskery.tasks import compiling
 from maskery.tasks.compiling import Compiled, compile_obstacle
 
 CUDA = torch.device("cuda")
