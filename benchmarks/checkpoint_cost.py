@@ -49,7 +49,7 @@ def measure(corpus: str, model: str, num_steps: int, num_saves: int, folder: Pat
     )
     run = prepare_text(config, progress=False)
     use_fast_dropout(run.model)
-    task = TextMLM(run.model, Masker(vocabulary=run.vocabulary, config=MaskingConfig(), seed=0))
+    task = TextMLM(run.model, Masker.of(run.vocabulary, config=MaskingConfig(), seed=0))
     optimiser = build_optimiser(run.model, training)
     trainer = Trainer(task, run.train, optimiser, training, folder, identity="cost")
     position = Position(step=0, epoch=0, epoch_step=0, identity="cost")

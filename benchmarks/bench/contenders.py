@@ -114,7 +114,7 @@ def maskery(
         seed=config.seed,
     )
     run = TextRunConfig(corpus=(str(config.corpus),), training=settings)
-    task = text_task(run, model, Vocabulary.of(tokenizer), source)
+    task = text_task(run, model, tokenizer, source)
     trainer = MaskeryTrainer(
         task,
         source,

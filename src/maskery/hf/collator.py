@@ -68,8 +68,7 @@ class MaskeryCollator:
         pad_to_multiple_of: int = 1,
     ) -> None:
         self.tokenizer = tokenizer
-        self.masker = Masker(
-            vocabulary=Vocabulary.of(tokenizer), config=masking or MaskingConfig(), seed=seed
+        self.masker = Masker.of(tokenizer, masking, seed=seed
         )
         if tokenizer.pad_token_id is None:
             raise ConfigError(

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.task import EXTRA_STATE
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.skipped import Skipped
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
@@ -82,12 +81,12 @@ def open_pictures(
 
 def make_task(kind: type[TaskT], config: ImageTextConfig, start: StartModel) -> TaskT:
     """The task of a run; its twin starts as a copy of the model."""
-    vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
-    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=seed)
+    seed = config.training.seed
+    masker = Masker.of(start.tokenizer, config.masking, seed=seed)
     return kind(
         start.model,
         replace(config.objectives, seed=seed),
-        vocabulary=vocabulary,
+        vocabulary=masker.vocabulary,
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
         masker=masker,
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
@@ -116,7 +115,7 @@ def described(config: ImageTextConfig, start: StartModel) -> dict[str, Any]:
         "tokenizer_fingerprint": tokenizer_fingerprint(start.tokenizer),
         "max_length": choose_max_length(config, start.model),
         "view": asdict(start.view),
-        "masking": asdict(config.masking),
+        "masking": config.masking.described(),
         "mrtd_mask_rate": config.mrtd_mask_rate,
         "objectives": asdict(config.objectives),
     }

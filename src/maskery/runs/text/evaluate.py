@@ -95,7 +95,7 @@ def evaluate_model(
             batch_tokens=batch_tokens,
             progress=progress,
         )
-        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=masking, seed=seed)
+        masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored[heading] = score_examples(one.model, source.in_order(), masker)
         described = Path(one.name) / CONFIG
         if described.is_file():

@@ -98,13 +98,13 @@ class TextRun:
         return score_examples(
             model or self.model,
             self.held_out.in_order(),
-            Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING),
+            Masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
 
     def make_task(self) -> TextTask:
         """What trains the model; a model folder that holds a momentum twin goes on with it."""
-        task = text_task(self.config, self.model, self.vocabulary, self.train)
+        task = text_task(self.config, self.model, self.loaded.tokenizer, self.train)
         if not self.config.model.startswith(SCRATCH):
             load_extra(task, self.model, Path(resolve(self.config.model)), needed=False)
         return task
@@ -369,7 +369,7 @@ def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_lengt
             "max_length": max_length,
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
-            "masking": asdict(config.masking),
+            "masking": config.masking.described(),
             "objectives": asdict(config.objectives),
         },
     )
