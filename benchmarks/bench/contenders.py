@@ -27,7 +27,6 @@ from transformers import (
 
 from bench.config import BenchConfig
 from maskery.core.allocator import keep_freed_memory
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.text_source import Template, TextSource

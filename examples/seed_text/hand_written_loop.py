@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maskery import Masker, MaskingConfig, Vocabulary
+from maskery import Masker, MaskingConfig
 from maskery.data.rows import RowSource, tokenise_rows
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel

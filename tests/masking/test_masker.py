@@ -54,8 +54,7 @@ def test_masks_do_not_depend_on_the_batch(
 ) -> None:
     starts = data.draw(st.lists(st.integers(0, 2000), min_size=len(lengths), max_size=len(lengths)))
     batch = make_batch(lengths, starts=starts, continues=0.3)
-    masker = Masker.of(vocabulary, config=MaskingConfig(policy=policy, mask_rate=rate), seed=5
-    )
+    masker = Masker.of(vocabulary, config=MaskingConfig(policy=policy, mask_rate=rate), seed=5)
     whole = rows_of(masker.mask(batch, epoch=2))
     order = data.draw(st.permutations(range(len(lengths))))
     size = data.draw(st.integers(1, len(lengths)))

@@ -61,8 +61,7 @@ def masked_lm_trainer(
     layout: Layout = "packed" if packed else "padded"
     wrapped = MaskedLanguageModel(model, packed=packed, pad_token_id=pad_token_id)
     use_fast_dropout(wrapped)
-    masker = Masker.of(tokenizer, masking, seed=args.seed
-    )
+    masker = Masker.of(tokenizer, masking, seed=args.seed)
     source = RowSource(
         rows, batch_tokens=batch_tokens, micro_tokens=micro_tokens, layout=layout, seed=args.seed
     )

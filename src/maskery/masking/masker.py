@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.batch import MaskedTokens, TokenBatch
-from maskery.core.errors import ConfigError, MaskeryError, PluginError, reason_of
+from maskery.core.errors import ConfigError, MaskeryError, reason_of
 from maskery.core.random import Stream, to_integers, to_uniforms
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.config import POLICIES, MaskingConfig, PolicyChoice
@@ -178,8 +178,8 @@ def _make_policy(config: MaskingConfig, tokenizer: PreTrainedTokenizerBase | Non
             raise
         except Exception as error:
             raise POLICIES.misfit(
-                choice, f"called with the tokenizer it fails: {type(error).__name__}: "
-                f"{reason_of(error)}"
+                choice,
+                f"called with the tokenizer it fails: {type(error).__name__}: {reason_of(error)}",
             ) from error
     if not callable(getattr(found, "select", None)):
         raise POLICIES.misfit(choice, f"it made a {type(found).__name__}, without select")
@@ -211,9 +211,9 @@ def _check_selection(selection: object, maskable: BoolArray, choice: object) -> 
         raise POLICIES.misfit(
             choice, f"select chose {int(wrong.sum())} special tokens; combine it with maskable"
         )
-    anchors = selection.anchors
-    if anchors is not None and len(anchors) and not 0 <= anchors.min() <= anchors.max() < len(anchors):
-        raise POLICIES.misfit(choice, f"select returned anchors outside the {len(anchors)} tokens")
+    anchors, size = selection.anchors, len(maskable)
+    if anchors is not None and size and not 0 <= anchors.min() <= anchors.max() < size:
+        raise POLICIES.misfit(choice, f"select returned anchors outside the {size} tokens")
 
 
 def at_least_one(
@@ -247,14 +247,7 @@ def at_least_one(
     forced = tokens[(open_values == least) & maskable[tokens]]
     selected = selection.selected.copy()
     selected[forced] = True
-    anchors = selection.anchors
-    if anchors is not None and len(forced):
-        # They fare as one, whatever the policy has grouped them with.
-        sequence = np.searchsorted(batch.boundaries, forced, side="right")
-        _, first, group = np.unique(sequence, return_index=True, return_inverse=True)
-        anchors = anchors.copy()
-        anchors[forced] = forced[first][group]
-    return replace(selection, selected=selected, anchors=anchors)
+    return replace(selection, selected=selected)
 
 
 def corrupt(

@@ -46,9 +46,7 @@ class Draws:
     def rows(self, stream: Stream | str, batch: TokenBatch) -> npt.NDArray[np.uint32]:
         """Return a random word for each token of the batch: (T,) uint32."""
         seed, stream = self._stream(stream)
-        return random_rows(
-            seed, stream, self.epoch, batch.example_ids, batch.starts, batch.lengths
-        )
+        return random_rows(seed, stream, self.epoch, batch.example_ids, batch.starts, batch.lengths)
 
     def uniforms(self, stream: Stream | str, batch: TokenBatch) -> npt.NDArray[np.float32]:
         """Return a uniform number in [0, 1) for each token of the batch: (T,) float32."""
@@ -81,8 +79,9 @@ class Selection:
 
     Attributes:
         selected: (T,) bool; only maskable tokens.
-        anchors: (T,) int64 or None. Tokens with the same anchor, an index into the T, are corrupted
-            alike: all `[MASK]`, all replaced or all kept. None: each token on its own.
+        anchors: (T,) int64 or None. Tokens with the same anchor, the index of a token of their
+            example, are corrupted alike: all `[MASK]`, all replaced or all kept. None: each token
+            on its own.
         values: (T,) float32 or None. An example in which nothing was chosen gets one mask all the
             same: the maskable tokens of least value, several where they share it (a word, a
             phrase). None: one token, by draws of its own.

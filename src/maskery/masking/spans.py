@@ -43,10 +43,13 @@ class SpanPolicy:
         first, word = words_of(batch)
         num_words = np.diff(np.searchsorted(first, batch.boundaries))
         span_of_word, firsts = walk_spans(batch, num_words, rate, draws, self.p, self.longest)
-        anchors = first[firsts][np.maximum(span_of_word, 0)][word] if len(firsts) else word
+        # A word outside spans is named by itself: it may be the one mask of a bare example.
+        named = first.copy()
+        inside = span_of_word >= 0
+        named[inside] = first[firsts[span_of_word[inside]]]
         return Selection(
-            selected=(span_of_word >= 0)[word] & maskable,
-            anchors=anchors,
+            selected=inside[word] & maskable,
+            anchors=named[word],
             values=draws.uniforms(Stream.SELECT, batch)[first][word],
         )
 

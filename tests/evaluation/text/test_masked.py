@@ -10,7 +10,6 @@ import torch
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts

@@ -109,9 +109,7 @@ def train_person_search(
         MaskeryError: Something the user can mend.
     """
     config.require_start()
-    config = replace(
-        config, data=config.data.anchored(), masking=config.masking.anchored()
-    )
+    config = replace(config, data=config.data.anchored(), masking=config.masking.anchored())
     return run_in_folder(
         config,
         default_folder(str(config.data.root), config.start),
