@@ -46,6 +46,18 @@ class Interval(NamedTuple):
         return not math.isnan(self.low)
 
 
+def interval_note(examples: int, over: str = "examples") -> str:
+    """Return the words that say what a table's intervals are over, or why it has none.
+
+    Args:
+        examples: N.
+        over: The examples in plain words, such as "persons".
+    """
+    if examples < LEAST_EXAMPLES:
+        return f"too few {over} for an interval (n={examples})"
+    return f"95% intervals over {over}"
+
+
 def ratio_interval(
     numerators: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], kind: Kind = "mean"
 ) -> Interval:
