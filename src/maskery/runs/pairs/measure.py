@@ -15,8 +15,8 @@ from maskery.core.errors import ConfigError
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.source import ViewedPairs
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.sight import JudgedBatch, Sight, WordScores, score_words
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
