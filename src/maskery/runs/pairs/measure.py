@@ -15,8 +15,8 @@ from maskery.core.errors import ConfigError
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.source import ViewedPairs
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.sight import JudgedBatch, Sight, WordScores, score_words
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
@@ -207,4 +207,11 @@ def trained_config(config: PairsRunConfig, folder: Path) -> PairsRunConfig:
             f"the run '{folder}' has no model yet; finish it with: maskery train pairs --config "
             f"{folder / CONFIG} --resume auto"
         )
-    return replace(config, model=str(folder), text_model=None, vision_model=None, fusion_layer=None)
+    return replace(
+        config,
+        model=str(folder),
+        text_model=None,
+        vision_model=None,
+        fusion_layer=None,
+        objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
+    )
