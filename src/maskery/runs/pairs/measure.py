@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
+from maskery.data.pairs.batches import ViewedPairs
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.source import ViewedPairs
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.sight import JudgedBatch, Sight, WordScores, score_words

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from maskery.core.vocabulary import Vocabulary
+from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.captions import CaptionTokens
-from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.source import HeldOutPairs, PairSource
-from maskery.data.pairs.split import group_ids, split_pairs
+from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs
 from maskery.evaluation.image_text.sight import Sight, score_pairs
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.config import MaskingConfig
