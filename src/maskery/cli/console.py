@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import re
 import socket
@@ -22,6 +21,7 @@ import tyro
 
 from maskery.core.errors import ConfigError
 from maskery.core.launcher import is_main_process
+from maskery.runs.frame.run_folder import without_nan
 
 LOOKUP_SECONDS = 3.0
 ConfigT = TypeVar("ConfigT")
@@ -113,17 +113,7 @@ def set_up_logging(*, quiet: bool = False) -> None:
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output; numbers JSON lacks become null."""
-    print(json.dumps(_plain(data), indent=1, ensure_ascii=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -241,7 +242,7 @@ class GivenRecords:
         except MaskeryError:
             raise
         except Exception as error:
-            what = f"fails after {number} records of {source}"
+            what = f"fails after record {number} of {source}"
             raise self._misfit(f"{what}: {type(error).__name__}: {reason_of(error)}") from error
 
     def _misfit(self, found: str) -> MaskeryError:
@@ -269,7 +270,8 @@ class GivenRecords:
 
     def _keep(self, content: bytes | bytearray | memoryview) -> Place:
         if self._spool is None:
-            self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the pairs
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its readers
+            weakref.finalize(self, self._spool.close)
         offset = self._spool.seek(0, os.SEEK_END)
         self._spool.write(content)
         self._spool.flush()
@@ -304,7 +306,7 @@ def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
     if isinstance(kind, datasets.Image):
         dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
-    if is_path or not hasattr(dataset, "__getitem__"):  # a stream has no rows to come back to
+    if is_path or not hasattr(dataset, "__len__"):  # a stream has no rows to come back to
         given = GivenRecords(config, Path())
         return Reader(records=given.read(lambda: dataset, where, ""), ref=given.ref)
 

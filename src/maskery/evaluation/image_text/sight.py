@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.evaluation.bootstrap import Interval, bootstrap
+from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.masked import COLUMNS, FROZEN_EPOCH, ExampleSums
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
@@ -139,8 +139,10 @@ def score_words(
 def _word_scores(scored: Mapping[Sight, ExampleSums]) -> WordScores:
     count, right = scored["right"].sums[:, 0], scored["right"].sums[:, 1]
     hits = [scored[sight].sums[:, 1] for sight in SIGHTS]
-    columns = np.column_stack([*hits, right - hits[1], right - hits[2]])
-    *shares, over_wrong, over_none = bootstrap(columns, count)
+    shares = [ratio_interval(hit, count, "share") for hit in hits]
+    over_wrong, over_none = (
+        ratio_interval(right - hit, count, "difference of shares") for hit in hits[1:]
+    )
     return WordScores(
         accuracy=dict(zip(SIGHTS, shares, strict=True)),
         difference={"wrong": over_wrong, "none": over_none},

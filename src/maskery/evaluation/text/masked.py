@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
-from maskery.evaluation.bootstrap import Interval, bootstrap
+from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 
@@ -46,7 +46,7 @@ class ExampleSums:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedScores:
-    """Token-weighted figures with 95% bootstrap intervals over examples.
+    """Token-weighted figures with 95% intervals over examples (`evaluation/intervals.py`).
 
     Attributes:
         loss: Cross-entropy of a masked token, in nats.
@@ -126,9 +126,11 @@ def _shares(
         yield turn[processes.rank if counts else 0], counts
 
 
-def summarise(scored: ExampleSums, *, seed: int = 0) -> MaskedScores:
+def summarise(scored: ExampleSums) -> MaskedScores:
     """Figures and intervals of one model."""
-    loss, top1, top5 = bootstrap(scored.sums[:, 1:], scored.sums[:, 0], seed=seed)
+    count, *columns = scored.sums.T
+    loss = ratio_interval(columns[0], count)
+    top1, top5 = (ratio_interval(column, count, "share") for column in columns[1:])
     return MaskedScores(
         loss=loss,
         perplexity=Interval(*(safe_exp(v) for v in (loss.value, loss.low, loss.high))),
@@ -139,7 +141,7 @@ def summarise(scored: ExampleSums, *, seed: int = 0) -> MaskedScores:
     )
 
 
-def compare(after: ExampleSums, before: ExampleSums, *, seed: int = 0) -> dict[str, Interval]:
+def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
     """Paired differences, `after` minus `before`, of loss, top1 and top5.
 
     Both models predict the same masked tokens, so the intervals are those of the difference
@@ -154,9 +156,15 @@ def compare(after: ExampleSums, before: ExampleSums, *, seed: int = 0) -> dict[s
             "the two models were scored on different masked tokens, so they cannot be compared; "
             "use the same data and the same tokenizer"
         )
-    difference = after.sums[:, 1:] - before.sums[:, 1:]
-    values = bootstrap(difference, after.sums[:, 0], seed=seed)
-    return dict(zip(("loss", "top1", "top5"), values, strict=True))
+    if np.array_equal(after.sums, before.sums):  # one model twice: no doubt is left
+        return dict.fromkeys(COLUMNS[1:], Interval(0.0, 0.0, 0.0))
+    count, loss, top1, top5 = (after.sums - before.sums).T
+    count = after.sums[:, 0]
+    return {
+        "loss": ratio_interval(loss, count),
+        "top1": ratio_interval(top1, count, "difference of shares"),
+        "top5": ratio_interval(top5, count, "difference of shares"),
+    }
 
 
 def safe_exp(value: float) -> float:

@@ -19,9 +19,9 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.image_text.sight import Sight, score_pairs, score_words
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.held_out import require_same_tokenizer
 from maskery.evaluation.text.masked import ExampleSums, compare
 from maskery.masking.config import MaskingConfig

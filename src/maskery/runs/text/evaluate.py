@@ -10,7 +10,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
-from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.held_out import held_out_source, require_same_tokenizer
 from maskery.evaluation.text.masked import (
     ExampleSums,
