@@ -28,9 +28,14 @@ ConfigT = TypeVar("ConfigT")
 
 
 def parse(
-    kind: type[ConfigT], command: str, arguments: Sequence[str], default: ConfigT | None = None
+    kind: type[ConfigT],
+    command: str,
+    arguments: Sequence[str],
+    default: ConfigT | None = None,
+    *,
+    program: str = "maskery",
 ) -> ConfigT:
-    """Flags become a config; `--help` prints and ends the program.
+    """Turn flags into a config; `--help` prints and ends the program.
 
     Raises:
         ConfigError: A flag is unknown or missing, or its value is wrong.
@@ -39,7 +44,7 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"maskery {command}", args=list(arguments), default=default
+                kind, prog=f"{program} {command}", args=list(arguments), default=default
             )
     except SystemExit as end:
         if not end.code:

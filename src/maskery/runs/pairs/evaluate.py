@@ -22,8 +22,8 @@ from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.image_text.sight import Sight, score_pairs, score_words
 from maskery.evaluation.intervals import Interval
-from maskery.evaluation.text.held_out import require_same_tokenizer
 from maskery.evaluation.text.masked import ExampleSums, compare
+from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import resolve

@@ -212,4 +212,11 @@ def trained_config(config: PairsRunConfig, folder: Path) -> PairsRunConfig:
             f"the run '{folder}' has no model yet; finish it with: maskery train pairs --config "
             f"{folder / CONFIG} --resume auto"
         )
-    return replace(config, model=str(folder), text_model=None, vision_model=None, fusion_layer=None)
+    return replace(
+        config,
+        model=str(folder),
+        text_model=None,
+        vision_model=None,
+        fusion_layer=None,
+        objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
+    )

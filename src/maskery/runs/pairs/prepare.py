@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +95,7 @@ def prepare_pairs(
     start: StartModel | None = None,
     folder: Path | None = None,
     progress: bool = True,
+    terms: Sequence[Any] = (),
 ) -> PairsRun:
     """Read, tokenise and split the pairs, and load or make the initial model.
 
@@ -102,6 +105,7 @@ def prepare_pairs(
         start: A model to use instead of the one the config names.
         folder: The run folder, as in `start_model`.
         progress: Whether to draw bars.
+        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
     """
     pairs, own = open_pairs(config, source)
     start = start or start_model(config, pairs, folder=folder, progress=progress)
@@ -138,7 +142,7 @@ def prepare_pairs(
     if start.has_new_head:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         start_at_frequencies(start.model, counts)
-    task = make_task(ImageTextMLM, config, start)
+    task = make_task(ImageTextMLM, config, start, terms)
     extra = extra_state_of(config, start)
     if extra:
         task.load_extra_state(extra)
@@ -150,7 +154,7 @@ def prepare_pairs(
         vocabulary=Vocabulary.of(start.tokenizer),
         train=train_batches,
         held_out=held_out,
-        identity=identity_of(config, pairs, own, start),
+        identity=identity_of(config, pairs, own, start, task),
     )
 
 
@@ -173,7 +177,11 @@ def skipped_lines(run: PairsRun) -> tuple[str, ...]:
 
 
 def identity_of(
-    config: PairsRunConfig, pairs: Pairs, judged: Pairs | None, start: StartModel
+    config: PairsRunConfig,
+    pairs: Pairs,
+    judged: Pairs | None,
+    start: StartModel,
+    task: ImageTextMLM,
 ) -> str:
     """Everything that decides the course of a run, but not how it is computed.
 
@@ -182,12 +190,13 @@ def identity_of(
         pairs: What is trained on.
         judged: Held-out pairs of their own, where there are any.
         start: The initial model.
+        task: Of the run.
     """
     reader = config.reading.reader
     return identity(
         config.training,
         {
-            **described(config, start),
+            **described(config, start, task),
             "pairs_fingerprint": _fingerprint(pairs),
             "eval_pairs_fingerprint": None if judged is None else _fingerprint(judged),
             "held_out_share": config.held_out_share if judged is None else None,
