@@ -257,7 +257,8 @@ def test_a_reader_of_the_users_own_and_records_in_python_give_the_same_run(tmp_p
     pairs = save_tiny_pairs(tmp_path / "data", 12)
     reader = tmp_path / "mine.py"
     reader.write_text(
-        "import json\n\ndef read(path):\n    return map(json.loads, path.read_text().splitlines())\n"
+        "import json\n\n"
+        "def read(path):\n    return map(json.loads, path.read_text().splitlines())\n"
     )
     config = config_of(pairs, tmp_path / "own", max_steps=2)
     mine = replace(config, reading=PairsConfig(reader=f"{reader}:read"))
