@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any, Literal
 
 from maskery.core.errors import ConfigError, ModelError, reason_of
-from maskery.data.person_search.captions import clean_caption
+from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextModel

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from maskery.core.launcher import is_main_process
 from maskery.core.task import EXTRA_STATE
+from maskery.data.pairs.formats import Source
 from maskery.evaluation.image_text.sight import Sight
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
@@ -55,12 +56,19 @@ class PairsResult:
 
 
 def train_pairs(
-    config: PairsRunConfig, *, progress: bool = True, terms: Sequence[Any] = ()
+    config: PairsRunConfig,
+    *,
+    source: Source | None = None,
+    progress: bool = True,
+    terms: Sequence[Any] = (),
 ) -> PairsResult:
     """Run an image-text configuration from its pairs to a saved model.
 
     Args:
-        config: What to train on what.
+        config: The run.
+        source: Pairs in Python, in place of those that the config names: an iterable of records
+            (mappings with `image`, a path or bytes, `caption`, and where known `person`, `group`
+            and `split`), or a `datasets` dataset with image and caption columns.
         progress: Whether to draw progress bars.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
 
@@ -72,7 +80,11 @@ def train_pairs(
         config,
         default_folder(config.pairs, config.start),
         prepare=lambda folder: prepare_pairs(
-            config, folder=folder, progress=progress and is_main_process(), terms=terms
+            config,
+            source=source,
+            folder=folder,
+            progress=progress and is_main_process(),
+            terms=terms,
         ),
         fill=lambda run, folder: _fill(run, folder, progress=progress),
     )

@@ -17,9 +17,8 @@ from maskery.core.processes import join_processes
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
+from maskery.data.person_search.batches import HeldOutPersons, PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.data.person_search.held_out import HeldOutPersons
-from maskery.data.person_search.source import PersonSource
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import RankingFigures
 from maskery.evaluation.retrieval.persons import evaluate_persons
