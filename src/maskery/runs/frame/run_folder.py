@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -136,5 +137,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    """Write JSON whole or not at all; numbers that JSON lacks become null."""
+    write_text(path, json.dumps(without_nan(data), indent=1) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """Return plain data with null in place of numbers that JSON lacks (NaN, infinities)."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
