@@ -125,6 +125,7 @@ class TextRunConfig:
             corpus=_anchored(self.corpus),
             eval_data=_anchored(self.eval_data),
             masking=self.masking.anchored(),
+            reading=self.reading.anchored(),
         )
 
 
