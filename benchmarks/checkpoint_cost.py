@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.runs.text.config import TextRunConfig
