@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -187,13 +187,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def report_pairs(wanted: Evaluate) -> int:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    refuse_settings(wanted, *FROZEN, *SEARCH, "against", "batch_tokens", "pairs")
+    reader = wanted.pairs.reader
+    plain = replace(wanted, pairs=replace(wanted.pairs, reader=None))
+    refuse_settings(plain, *FROZEN, *SEARCH, "against", "batch_tokens", "pairs")
     from maskery.runs.pairs.measure import evaluate_pairs_run
 
     result = evaluate_pairs_run(
         Path(wanted.model),
         score_words=wanted.score_words,
         eval_pairs=wanted.data[0] if wanted.data else None,
+        reader=reader,
     )
     if wanted.json:
         print_json(result.to_json())

@@ -16,22 +16,17 @@ from typing import Any
 
 from maskery.core.optional import require
 from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
+from maskery.objectives.terms import TERMS
 
-LABELS = {
+LABELS = {name: term.label for name, term in TERMS.items()} | {
     "grad_norm": "Gradient norm",
-    "itc": "Contrastive loss (ITC)",
-    "itm": "Matching loss (ITM)",
     "learning_rate": "Learning rate",
-    "mlm": "Masked-word loss (MLM)",
-    "mrtd": "Replaced-token loss (MRTD)",
-    "prd": "Relation loss (PRD)",
     "tokens_per_second": "Tokens per second",
 }
 # Shown by another chart, or of no interest by itself.
 LEFT_OUT = {"kind", "step", "epoch", "perplexity"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
-TERMS = {"mlm", "mrtd", "itc", "itm", "prd"}
 # Of the picture: four curves, then the grid and the numbers; and the page's names for the same.
 COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
 VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
@@ -94,7 +89,7 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
             for name, title in RANKINGS.items()
         ),
     ]
-    terms = train.keys() & TERMS
+    terms = train.keys() & TERMS.keys()
     if terms == {"mlm"} and train.keys() <= {"loss"} | LABELS.keys():
         del train["mlm"]  # a single term is the loss itself
     order = ("learning_rate", "tokens_per_second")
@@ -197,7 +192,7 @@ def draw_picture(charts: Sequence[Chart], path: Path) -> None:
         _draw(chart, axes)
         axes.set_title(chart.title, fontsize=10, loc="left")
         if len(chart.curves) > 1:
-            axes.legend(loc="upper right", fontsize=8, frameon=False)
+            axes.legend(fontsize=8, frameon=False)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as stream:
         figure.savefig(stream, format="png", dpi=130)

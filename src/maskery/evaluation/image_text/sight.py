@@ -35,7 +35,7 @@ SIGHTS: tuple[Sight, ...] = get_args(Sight)
 
 
 class JudgedBatch(Protocol):
-    """Held-out captions with pictures, as `maskery.data.pairs.source.JudgedPairs`."""
+    """Held-out captions with pictures, as `maskery.data.pairs.batches.JudgedPairs`."""
 
     @property
     def images(self) -> torch.Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.image_text.picture_samples import png_uri, sample_pictures
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.samples import sample_text
@@ -19,7 +18,7 @@ from maskery.runs.frame.run_folder import CONFIG, load_config, write_json
 from maskery.runs.image_text.start import start_model
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.measure import is_pairs_run, trained_config
-from maskery.runs.pairs.prepare import prepare_pairs
+from maskery.runs.pairs.prepare import open_pairs, prepare_pairs
 from maskery.runs.person_search.evaluate import search_samples
 from maskery.runs.person_search.settings import is_person_search_run
 from maskery.runs.text.config import TextRunConfig
@@ -52,7 +51,7 @@ def save_samples(folder: Path) -> None:
         ]
     elif is_pairs_run(folder):
         config = trained_config(load_config(folder / CONFIG, PairsRunConfig), folder)
-        start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)
+        start = start_model(config, open_pairs(config)[0], progress=False)
         run = prepare_pairs(config, start=start, progress=False)
         model, tokenizer = run.start.model.eval(), run.start.tokenizer
         pictures = sample_pictures(model, run.held_out, tokenizer, run.start.view)

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
+from maskery.data.pairs.batches import HeldOutPairs
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.pairs.source import HeldOutPairs
-from maskery.data.pairs.split import group_ids
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.image_text.sight import Sight, score_pairs, score_words
