@@ -52,12 +52,15 @@ class PairsResult:
         }
 
 
-def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult:
+def train_pairs(
+    config: PairsRunConfig, *, progress: bool = True, beside: Path | None = None
+) -> PairsResult:
     """Run an image-text configuration from its pairs to a saved model.
 
     Args:
-        config: What to train on what.
-        progress: Whether to draw progress bars.
+        config: All settings of the run.
+        progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
 
     Raises:
         MaskeryError: Something the user can mend.
@@ -65,15 +68,15 @@ def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult
     config = config.anchored()
     return run_in_folder(
         config,
-        default_folder(config.pairs, config.start),
+        beside or default_folder(config.pairs, config.start),
         prepare=lambda folder: prepare_pairs(
             config, folder=folder, progress=progress and is_main_process()
         ),
-        fill=lambda run, folder: _fill(run, folder, progress=progress),
+        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
-def _fill(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
+def _train_measure_save(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
     """Train, measure and save."""
     config = run.config
     trainer = Trainer(
