@@ -13,10 +13,9 @@ import torch
 from served import Client, served
 
 from maskery.cli.main import main
-from maskery.evaluation.text.fill import Filler
+from maskery.evaluation.text.fill import Filler, saliency
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import Scorer
-from maskery.evaluation.text.saliency import saliency
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.playground import config
 from maskery.playground.app import make_app, page_files

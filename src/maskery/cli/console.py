@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import re
 import socket
@@ -22,15 +21,21 @@ import tyro
 
 from maskery.core.errors import ConfigError
 from maskery.core.launcher import is_main_process
+from maskery.runs.frame.run_folder import without_nan
 
 LOOKUP_SECONDS = 3.0
 ConfigT = TypeVar("ConfigT")
 
 
 def parse(
-    kind: type[ConfigT], command: str, arguments: Sequence[str], default: ConfigT | None = None
+    kind: type[ConfigT],
+    command: str,
+    arguments: Sequence[str],
+    default: ConfigT | None = None,
+    *,
+    program: str = "maskery",
 ) -> ConfigT:
-    """Flags become a config; `--help` prints and ends the program.
+    """Turn flags into a config; `--help` prints and ends the program.
 
     Raises:
         ConfigError: A flag is unknown or missing, or its value is wrong.
@@ -39,7 +44,7 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"maskery {command}", args=list(arguments), default=default
+                kind, prog=f"{program} {command}", args=list(arguments), default=default
             )
     except SystemExit as end:
         if not end.code:
@@ -117,17 +122,7 @@ def set_up_logging(*, quiet: bool = False) -> None:
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output; numbers JSON lacks become null."""
-    print(json.dumps(_plain(data), indent=1, ensure_ascii=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

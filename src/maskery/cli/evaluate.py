@@ -79,6 +79,14 @@ class EvaluateText:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnReader:
+    """The reader of a run's pairs; everything else is read as the run read it."""
+
+    reader: str | None = None
+    """FILE.py:NAME of the reader that the run was trained with, which its file does not load."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluatePairs:
     """Held-out figures of a run of train pairs, with the right picture, a wrong one and none."""
 
@@ -90,6 +98,7 @@ class EvaluatePairs:
     """Words scored one at a time, as in train pairs. Default: the run's."""
     json: bool = False
     """Print JSON on standard output."""
+    pairs: OwnReader = field(default_factory=OwnReader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +352,10 @@ def report_pairs(wanted: EvaluatePairs) -> None:
     from maskery.runs.pairs.measure import evaluate_pairs_run
 
     result = evaluate_pairs_run(
-        Path(wanted.model), score_words=wanted.score_words, eval_pairs=only(wanted.data)
+        Path(wanted.model),
+        score_words=wanted.score_words,
+        eval_pairs=only(wanted.data),
+        reader=wanted.pairs.reader,
     )
     if wanted.json:
         print_json(result.to_json())

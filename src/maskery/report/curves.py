@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
+from maskery.objectives.terms import TERMS
 
-LABELS = {
+LABELS = {name: term.label for name, term in TERMS.items()} | {
     "grad_norm": "Gradient norm",
-    "itc": "Contrastive loss (ITC)",
-    "itm": "Matching loss (ITM)",
     "learning_rate": "Learning rate",
-    "mlm": "Masked-word loss (MLM)",
-    "mrtd": "Replaced-token loss (MRTD)",
-    "prd": "Relation loss (PRD)",
     "tokens_per_second": "Tokens per second",
 }
 # Said by another chart, or of no interest by itself.
@@ -69,7 +65,7 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     ]
     if train.keys() == {"loss"} | (train.keys() & LABELS.keys()) and "mlm" in train:
         # A single term is the loss itself.
-        terms = train.keys() & {"mlm", "mrtd", "itc", "itm", "prd"}
+        terms = train.keys() & TERMS.keys()
         if len(terms) == 1:
             train.pop(next(iter(terms)))
     order = ("learning_rate", "tokens_per_second")
@@ -87,7 +83,9 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
 
 def label(name: str) -> str:
     """A metric's name for people."""
-    return LABELS.get(name, name.replace("_", " ").capitalize())
+    words = name.replace("_", " ")
+    # A name with capitals of its own, such as SigLIP, is a user's loss term.
+    return LABELS.get(name, words if words != words.lower() else words.capitalize())
 
 
 def _series(lines: Iterable[dict[str, Any]]) -> dict[str, tuple[tuple[float, float], ...]]:

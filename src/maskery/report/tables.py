@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
 
 LABELS = {
@@ -98,6 +99,8 @@ def figure(
     shown = f"{first:{sign},.{digits}f}{unit}"
     if len(numbers) != 3:
         return Figure(value=shown)
+    if numbers[1] is None:  # too few examples for an interval
+        return Figure(value=shown)
     low, high = (scale * float(number) for number in numbers[1:])
     better = None if not signed or low <= 0 <= high else (first < 0) == lower_is_better
     return Figure(
@@ -129,7 +132,7 @@ def _table(
         columns=(*(LABELS.get(name, name) for name in columns), *((last,) if difference else ())),
         rows=tuple(rows),
         note=f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
-        f"95% bootstrap intervals over them",
+        f"{interval_note(first['examples'], over)}",
     )
 
 
@@ -158,7 +161,7 @@ def _rankings(figures: Mapping[str, Any], split: str) -> Table:
         columns=("chance", *found),
         rows=rows,
         note=f"{figures['num_texts']:,} captions of {figures['num_persons']:,} persons against "
-        f"{figures['num_images']:,} pictures; 95% bootstrap intervals over persons",
+        f"{figures['num_images']:,} pictures; {interval_note(figures['num_persons'], 'persons')}",
     )
 
 
@@ -169,6 +172,8 @@ def _flatten(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], F
         ]
     interval = isinstance(value, list | tuple) and len(value) == 3
     numbers = value if interval else [value]
+    if interval and numbers[1:] == [None, None]:
+        numbers = numbers[:1]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
         return []
     if not interval and isinstance(value, int):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from maskery.data.person_search.captions import clean_caption
+from maskery.data.person_search.config import clean_caption
 
-GOLDEN = Path(__file__).parents[3] / "golden" / "rasa_tiny" / "captions.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "rasa_tiny" / "captions.json"
 
 
 def test_the_released_code_cleans_alike() -> None:

@@ -14,10 +14,10 @@ from tiny_persons import save_cuhk
 
 from maskery.core.errors import CheckpointError, ConfigError, MaskeryError
 from maskery.data.images.config import ViewConfig
+from maskery.data.person_search.batches import HeldOutPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.data.person_search.held_out import HeldOutPersons
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.opening import open_image_text
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.masking.config import MaskingConfig

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -71,8 +72,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON; see `write_bytes`."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    """Write JSON whole or not at all; numbers that JSON lacks become null."""
+    write_text(path, json.dumps(without_nan(data), indent=1) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """Return plain data with null in place of numbers that JSON lacks (NaN, infinities)."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)

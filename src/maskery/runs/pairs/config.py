@@ -136,7 +136,7 @@ class PairsRunConfig:
             raise ConfigError(
                 f"image_cache_mb is {self.image_cache_mb}: it must be 0 (keep none) or more"
             )
-        if not self.objectives.weights:
+        if not self.objectives.learns:
             raise ConfigError("all weights are 0, so nothing would be learnt; raise --mlm-weight")
 
     def _check_size(self) -> None:
@@ -156,6 +156,7 @@ class PairsRunConfig:
             pairs=str(Path(self.pairs).absolute()),
             eval_pairs=held_out,
             reading=self.reading.anchored(),
+            objectives=self.objectives.anchored(),
         )
 
     @property

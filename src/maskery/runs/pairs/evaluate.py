@@ -14,17 +14,16 @@ from safetensors.torch import load_file
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
+from maskery.data.pairs.batches import HeldOutPairs
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.pairs.source import HeldOutPairs
-from maskery.data.pairs.split import group_ids
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.image_text.sight import Sight, score_pairs, score_words
-from maskery.evaluation.text.held_out import require_same_tokenizer
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import ExampleSums, compare
+from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import resolve

@@ -12,12 +12,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
-from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.source import ViewedPairs
+from maskery.data.pairs.batches import ViewedPairs
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.picture_samples import sample_pictures
 from maskery.evaluation.image_text.sight import JudgedBatch, Sight, WordScores, score_words
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
@@ -28,7 +27,7 @@ from maskery.evaluation.text.masked import (
 from maskery.runs.image_text.start import start_model
 from maskery.runs.open_run import open_run
 from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
-from maskery.runs.pairs.prepare import PairsRun, prepare_pairs
+from maskery.runs.pairs.prepare import PairsRun, open_pairs, prepare_pairs
 from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
@@ -165,7 +164,11 @@ def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def evaluate_pairs_run(
-    folder: Path, *, score_words: tuple[str, ...] = (), eval_pairs: str | None = None
+    folder: Path,
+    *,
+    score_words: tuple[str, ...] = (),
+    eval_pairs: str | None = None,
+    reader: str | None = None,
 ) -> PairsEvaluation:
     """A run's model on what the run held out, or on other pairs.
 
@@ -173,6 +176,7 @@ def evaluate_pairs_run(
         folder: The run folder.
         score_words: Other words than the run's.
         eval_pairs: Other pairs than the run's held-out ones.
+        reader: Of the pairs; a run that was trained with a plug-in needs it named again.
 
     Raises:
         ConfigError: The run has no model yet.
@@ -182,6 +186,7 @@ def evaluate_pairs_run(
         config,
         score_words=score_words or config.score_words,
         eval_pairs=eval_pairs or config.eval_pairs,
+        reading=replace(config.reading, reader=reader or config.reading.reader),
     )
     with torch.no_grad():
         return evaluate_pairs(_trained_run(config))
@@ -200,7 +205,7 @@ def run_samples(folder: Path) -> dict[str, Any]:
 
 
 def _trained_run(config: PairsRunConfig) -> PairsRun:
-    start = start_model(config, Pairs.open(config.pairs, config.reading), progress=False)
+    start = start_model(config, open_pairs(config)[0], progress=False)
     return prepare_pairs(config, start=start, progress=False)
 
 
@@ -211,4 +216,11 @@ def trained_config(folder: Path) -> PairsRunConfig:
         ConfigError: The run has no model yet, or is of another kind.
     """
     config = open_run(folder).finished(PairsRunConfig)
-    return replace(config, model=str(folder), text_model=None, vision_model=None, fusion_layer=None)
+    return replace(
+        config,
+        model=str(folder),
+        text_model=None,
+        vision_model=None,
+        fusion_layer=None,
+        objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
+    )

@@ -84,7 +84,7 @@ class PersonSearchRunConfig:
                 f"image_cache_mb is {self.image_cache_mb}: it must be 0 (keep none) or more"
             )
         self._check_start()
-        if not self.objectives.weights:
+        if not self.objectives.learns:
             raise ConfigError("all weights are 0, so nothing would be learnt; raise --itc-weight")
 
     def _check_start(self) -> None:

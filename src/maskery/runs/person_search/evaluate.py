@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from maskery.core.errors import ConfigError
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.batches import HeldOutPersons
 from maskery.data.person_search.dataset import PersonSearchData
-from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.evaluation.image_text.heads import can_match, require_contrast
 from maskery.evaluation.image_text.opening import OpenImageText, preprocessing_of
 from maskery.evaluation.image_text.picture_samples import png_uri

@@ -10,8 +10,7 @@ from typing import Any
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
-from maskery.evaluation.bootstrap import Interval
-from maskery.evaluation.text.held_out import held_out_source, require_same_tokenizer
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     ExampleSums,
     MaskedScores,
@@ -19,7 +18,7 @@ from maskery.evaluation.text.masked import (
     score_examples,
     summarise,
 )
-from maskery.evaluation.text.opening import open_model
+from maskery.evaluation.text.opening import held_out_source, open_model, require_same_tokenizer
 from maskery.evaluation.text.samples import sample_text
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker

@@ -19,7 +19,7 @@ from maskery.core.vocabulary import Vocabulary, vocabulary_size
 from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
-from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     ExampleSums,
     MaskedScores,

@@ -1,15 +1,16 @@
-"""Batches of pairs: two views of each picture and one of its captions.
+"""Batches of pairs: two random views of each picture and one of its captions, in a fixed order.
 
-Everything random is a function of (seed, epoch, pair): the order, the views, the caption. So a
+Everything random is a function of (seed, epoch, example): the order, the views, the caption. So a
 batch does not depend on the number of processes, on threads or on resuming.
 
-Shapes: B pairs or captions, I pictures, H height, W width.
+Shapes: N examples, B examples of a batch, I pictures, H height, W width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,14 @@ from maskery.core.errors import DataError
 from maskery.core.random import Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.views import normalise, view_pixels
+from maskery.data.images.views import normalise, view_draws, view_pixels
 from maskery.data.pairs.captions import CaptionTokens
-from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictured import PicturedExamples
+from maskery.data.pairs.pairs import Pairs, wrong_pairs
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.pairs.split import wrong_pairs
-from maskery.data.plan import split_step
+from maskery.data.plan import Plan, plan_epoch, split_step
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,97 @@ class JudgedPairs:
     groups: npt.NDArray[np.uint64]
 
 
-class PairSource:
+class PicturedExamples:
+    """Training examples with a picture each: their order, their pictures and views.
+
+    Args:
+        ids: (N,) uint64, of the examples.
+        pairs: (N,) int64: the pair whose picture an example has.
+        captions: Of all pairs.
+        pictures: Of all pairs.
+        view: With size and normalisation set.
+        batch_size: The examples of a step, over all processes.
+        micro_size: The most examples of a micro-batch; None for `batch_size`.
+        seed: Of order and views.
+    """
+
+    def __init__(
+        self,
+        ids: npt.NDArray[np.uint64],
+        pairs: npt.NDArray[np.int64],
+        captions: CaptionTokens,
+        pictures: Pictures,
+        view: ViewConfig,
+        *,
+        batch_size: int,
+        micro_size: int | None,
+        seed: int,
+    ) -> None:
+        self.ids, self.pairs = ids, pairs
+        self.captions, self.pictures, self.view = captions, pictures, view
+        self.batch_size, self.micro_size = batch_size, micro_size or batch_size
+        self.seed = seed
+        self._plan: tuple[int, Plan] | None = None
+
+    def step_parts(
+        self, epoch: int, step: int, world_size: int
+    ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+        """Return the examples of a step, and their indices cut into micro-batches of all ranks."""
+        members = self.plan(epoch).step(step)
+        ones = np.ones(len(members), np.int64)
+        return members, split_step(ones, micro_tokens=self.micro_size, parts=world_size)
+
+    def plan(self, epoch: int) -> Plan:
+        """Return the steps of an epoch; the latest is kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            # Every example counts as one token of the budget.
+            plan = plan_epoch(
+                np.ones(len(self.ids), np.int64),
+                seed=self.seed,
+                epoch=epoch,
+                batch_tokens=self.batch_size,
+            )
+            self._plan = (epoch, plan)
+        return self._plan[1]
+
+    def readable(
+        self, members: npt.NDArray[np.int64], epoch: int
+    ) -> tuple[npt.NDArray[np.int64], list[Image]]:
+        """Return those examples whose picture can be read, or else the next in the order.
+
+        Raises:
+            DataError: No picture can be read, or one cannot and none is to be skipped.
+        """
+        loaded = self.pictures.load(self.pairs[members].tolist())
+        if any(image is not None for image in loaded):
+            kept = np.array([image is not None for image in loaded])
+            return members[kept], [image for image in loaded if image is not None]
+        order = self.plan(epoch).order
+        last = members[-1] if len(members) else order[-1]
+        at = int(np.flatnonzero(order == last)[0])
+        for example in np.roll(order, -at - 1).tolist():
+            image = self.pictures.load([int(self.pairs[example])])[0]
+            if image is not None:
+                return np.array([example], np.int64), [image]
+        raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
+
+    def views(
+        self, images: list[Image], ids: npt.NDArray[np.uint64], epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return two random views of each picture: (B, 3, H, W) float32, normalised."""
+        first, second = (
+            self._view(images, view_draws(self.seed, epoch, ids, view=number)) for number in (0, 1)
+        )
+        return first, second
+
+    def _view(self, images: list[Image], draws: npt.NDArray[np.float32]) -> torch.Tensor:
+        pixels = [
+            view_pixels(image, self.view, row) for image, row in zip(images, draws, strict=True)
+        ]
+        return normalise(np.stack(pixels), self.view)
+
+
+class PairSource(PicturedExamples):
     """The batches of a run over some of the pairs.
 
     Args:
@@ -89,29 +181,32 @@ class PairSource:
         micro_pairs: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.captions, self.pictures = captions, pictures
-        self.chosen = chosen[np.isin(chosen, captions.owners)]
-        self.examples = PicturedExamples(
-            pairs.ids[self.chosen], self.chosen, pictures, view, batch_size=batch_pairs, seed=seed
+        chosen = chosen[np.isin(chosen, captions.owners)]
+        super().__init__(
+            pairs.ids[chosen],
+            chosen,
+            captions,
+            pictures,
+            view,
+            batch_size=batch_pairs,
+            micro_size=micro_pairs,
+            seed=seed,
         )
-        self.micro_pairs = micro_pairs or batch_pairs
 
     def num_steps(self, epoch: int) -> int:
-        """How many steps an epoch has."""
+        """Return the number of steps of an epoch."""
         del epoch  # each has as many
-        return -(-len(self.chosen) // self.examples.batch_size)
+        return -(-len(self.ids) // self.batch_size)
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[ViewedPairs | StandIn[ViewedPairs]]:
-        """One process's share of a step.
+        """Return one process's share of a step.
 
         Raises:
             DataError: No picture can be read, or one cannot and none is to be skipped.
         """
-        members = self.examples.plan(epoch).step(step)
-        ones = np.ones(len(members), np.int64)
-        parts = split_step(ones, micro_tokens=self.micro_pairs, parts=world_size)
+        members, parts = self.step_parts(epoch, step, world_size)
         return [
             self.batch(members[part], epoch)
             if len(part)
@@ -120,22 +215,21 @@ class PairSource:
         ]
 
     def batch(self, members: npt.NDArray[np.int64], epoch: int) -> ViewedPairs:
-        """The batch of some of `chosen` in an epoch; pictures that cannot be read are left out."""
-        members, images = self.examples.readable(members, epoch)
-        ids = self.examples.ids[members]
-        image1, image2 = self.examples.views(images, ids, epoch)
-        chosen = self._choose(self.chosen[members], ids, epoch)
+        """Return the batch of some examples in an epoch, without pictures that cannot be read."""
+        members, images = self.readable(members, epoch)
+        ids = self.ids[members]
+        image1, image2 = self.views(images, ids, epoch)
+        chosen = self._choose(self.pairs[members], ids, epoch)
         return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
 
     def _choose(
         self, pairs: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64], epoch: int
     ) -> npt.NDArray[np.int64]:
-        """One caption of each pair: (B,) int64."""
+        """Draw one caption of each pair: (B,) int64."""
         owners = self.captions.owners
         first = np.searchsorted(owners, pairs, side="left")
         count = np.searchsorted(owners, pairs, side="right") - first
-        zeros = np.zeros(len(ids), np.int64)
-        drawn = uniforms(self.examples.seed, Stream.CAPTION, epoch, ids, zeros)
+        drawn = uniforms(self.seed, Stream.CAPTION, epoch, ids, np.zeros(len(ids), np.int64))
         return first + (drawn.astype(np.float64) * count).astype(np.int64)
 
 
@@ -172,7 +266,7 @@ class HeldOutPairs:
         self.batch_pairs = batch_pairs
 
     def __iter__(self) -> Iterator[JudgedPairs]:
-        """Batches in the order of the pairs.
+        """Yield batches in the order of the pairs.
 
         Raises:
             DataError: No picture can be read, or one cannot and none is to be skipped.
@@ -187,7 +281,7 @@ class HeldOutPairs:
             raise DataError(f"no held-out picture can be read ({self.pictures.skipped})")
 
     def _batch(self, members: list[int]) -> JudgedPairs | None:
-        """None where no picture can be read."""
+        """Return a batch, or None where no picture can be read."""
         wanted = list(dict.fromkeys([*members, *(self.wrong[i] for i in members)]))
         images = dict(zip(wanted, self.pictures.load(wanted), strict=True))
         sound = [i for i in wanted if images[i] is not None]

@@ -1,11 +1,19 @@
-"""Contact sheets: rows of pictures under a line of text, some of them framed."""
+"""Drawn pictures: contact sheets, heat maps over pictures, pictures for web pages.
+
+Shapes: G x F the grid of the heat, H x W pixels.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from maskery.core.errors import DataError
 from maskery.core.optional import require
@@ -23,6 +31,13 @@ FRAME = 4
 GAP = 10
 MARGIN = 16
 HEADING_SIZE, LABEL_SIZE = 16, 12
+RAMP = np.array(
+    [(20, 20, 110), (20, 110, 230), (30, 210, 200), (250, 225, 40), (240, 70, 20), (140, 0, 0)],
+    np.float32,
+)
+"""From cold to hot, at equal steps."""
+GAMMA = 0.7
+"""Exponent of the cover; below 1 the colour covers more, as ALBEF draws it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +68,7 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
 
     Args:
         rows: From top to bottom.
-        height: What pictures are scaled to, in pixels; none is made wider than twice that.
+        height: Pixels that pictures are scaled to; none is made wider than twice that.
         columns: The most pictures side by side; longer rows are continued below.
 
     Raises:
@@ -118,15 +133,52 @@ def _font(size: int) -> Any:
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """A text broken into lines that fit."""
+    """Break a text into lines that fit."""
     letters = max(8, int(width / max(1.0, font.getlength("n"))))
     return textwrap.wrap(text, letters) or [""]
 
 
 def _shortened(text: str, font: Any, width: int) -> str:
-    """A text with its start cut off where it is too long: the end of a path says most."""
+    """Cut off the start of a text that is too long: the end of a path says most."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"...{text}") > width:
         text = text[1:]
     return f"...{text}"
+
+
+def heat_over(image: Image, heat: npt.NDArray[np.float32]) -> Image:
+    """Colour the hottest places of a picture.
+
+    The heat is scaled to its own least and largest, so that colours of two words cannot be
+    compared; even heat colours nothing.
+
+    Args:
+        image: RGB.
+        heat: (G, F), stretched over the whole picture.
+    """
+    module = require("PIL.Image", extra="vision", purpose="draw heat maps")
+    span = float(heat.max() - heat.min())
+    scaled = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
+    small = module.fromarray(scaled.astype(np.float32))
+    large = np.clip(np.asarray(small.resize(image.size, module.Resampling.BICUBIC)), 0.0, 1.0)
+    cover = large[..., None] ** GAMMA
+    mixed = (1.0 - cover) * np.asarray(image, np.float32) + cover * ramp(large)
+    drawn: Image = module.fromarray(np.rint(mixed).astype(np.uint8))
+    return drawn
+
+
+def ramp(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Turn (H, W) values from 0 to 1 into (H, W, 3) colours from 0 to 255."""
+    steps = np.linspace(0.0, 1.0, len(RAMP))
+    channels = [np.interp(values, steps, RAMP[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def png_uri(image: Image, *, height: int = 240) -> str:
+    """Return a picture as a PNG in a data URI, scaled down to `height` pixels if it is higher."""
+    shown = image.copy()
+    shown.thumbnail((4 * height, height))
+    buffer = io.BytesIO()
+    shown.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -7,8 +7,8 @@ import pytest
 
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.formats import expand
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.sources import expand
 
 
 def jsonl(path: Path, caption: str) -> None:
@@ -76,9 +76,10 @@ def test_two_kinds_of_metadata(tmp_path: Path) -> None:
         Pairs.open(tmp_path)
 
 
-def test_files_of_several_folders_need_an_image_root(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_table_that_names_them(tmp_path: Path) -> None:
     jsonl(tmp_path / "a" / "x.jsonl", "x")
     jsonl(tmp_path / "b" / "x.jsonl", "y")
-    with pytest.raises(DataError, match="lie in 2 folders"):
-        Pairs.open(str(tmp_path / "*" / "x.jsonl"))
-    assert len(Pairs.open(str(tmp_path / "*" / "x.jsonl"), PairsConfig(images=tmp_path))) == 2
+    pattern = str(tmp_path / "*" / "x.jsonl")
+    assert [pair.image.name for pair in Pairs.open(pattern)] == ["a/a.png", "b/a.png"]
+    same = Pairs.open(pattern, PairsConfig(images=tmp_path))
+    assert [pair.image.name for pair in same] == ["a.png", "a.png"]

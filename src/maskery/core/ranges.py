@@ -1,0 +1,139 @@
+"""Ranges of settings, declared where a field is declared and checked by one call.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        epochs: Count = 3
+        rate: Annotated[float, Range(0, 1, above=True, hint="try {flag} 0.15")] = 0.15
+        shape: Literal["linear", "cosine"] = "linear"
+
+        def __post_init__(self) -> None:
+            check_ranges(self)
+
+Fields of type `Literal[...]` are checked too, without a declaration.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from dataclasses import dataclass, fields
+from functools import cache
+from numbers import Real
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from maskery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Limits from here on that are one below a power of two are written so: 2**63 - 1.
+WRITTEN_AS_POWERS = 1 << 31
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a setting may have; NaN and infinities are in no range.
+
+    None is always allowed: a setting that may be None is not set then. Of a tuple, every number
+    must be in the range.
+
+    Attributes:
+        low: The smallest; None for no limit.
+        high: The largest; None for no limit.
+        above: True if `low` itself is not allowed.
+        below: True if `high` itself is not allowed.
+        unit: Follows the limits in messages, such as `pixels`.
+        hint: Ends the message with what to do; `{flag}` in it becomes the flag of the field.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    unit: str = ""
+    hint: str = ""
+
+    def __contains__(self, value: object) -> bool:
+        number: Any = value
+        # Any comparison with NaN is False, so each condition is one that must hold.
+        if not isinstance(value, Real) or not -math.inf < number < math.inf:
+            return False
+        above = self.low is None or (number > self.low if self.above else number >= self.low)
+        below = self.high is None or (number < self.high if self.below else number <= self.high)
+        return bool(above and below)
+
+    @property
+    def rule(self) -> str:
+        """Return the words after "it must" in a message, such as `be from 0 to 1`."""
+        low, high = _shown(self.low), _shown(self.high)
+        if self.low is None:
+            words = f"be {'below' if self.below else 'at most'} {high}"
+            words = "be finite" if self.high is None else words
+        elif self.high is None:
+            words = f"be above {low}" if self.above else f"be at least {low}"
+            words = "be 0 or more" if words == "be at least 0" else words
+        elif self.above:
+            words = f"be above {low} and at most {high}"
+            words = f"lie between {low} and {high}" if self.below else words
+        else:
+            words = f"be from {low} to {'below ' if self.below else ''}{high}"
+        return f"{words} {self.unit}".strip()
+
+
+Count: TypeAlias = Annotated[int, Range(1)]
+"""How many of something, at least 1."""
+Share: TypeAlias = Annotated[float, Range(0, 1)]
+"""A share of a whole, both ends included."""
+Weight: TypeAlias = Annotated[float, Range(0)]
+"""A finite number that is 0 or more."""
+
+
+def check_ranges(config: DataclassInstance) -> None:
+    """Check every field of a dataclass that declares a `Range` or is a `Literal`.
+
+    Raises:
+        ConfigError: A field is outside; the message names the value, the rule and the hint.
+    """
+    for name, allowed in _declared(type(config)):
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if all(v is None or v in allowed for v in values):
+            continue
+        shown = f"'{value}'" if isinstance(value, str) else value
+        if not isinstance(allowed, Range):
+            rule, hint = f"be one of {', '.join(map(str, allowed))}", ""
+        else:
+            flag = f"--{name.replace('_', '-')}"
+            rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
+        subject = "each" if isinstance(value, tuple) else "it"
+        raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
+
+
+@cache
+def _declared(kind: type[DataclassInstance]) -> list[tuple[str, Range | tuple[Any, ...]]]:
+    """Return the fields that have a range or choices, with these."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found = [(field.name, _allowed(hints[field.name])) for field in fields(kind)]
+    return [(name, allowed) for name, allowed in found if allowed is not None]
+
+
+def _allowed(hint: Any) -> Range | tuple[Any, ...] | None:
+    """Return the range or the choices of a type; Annotated, Optional and tuples are looked into."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return inside
+    if origin is Annotated:
+        ranges = [limits for limits in hint.__metadata__ if isinstance(limits, Range)]
+        return ranges[0] if ranges else _allowed(inside[0])
+    if origin in (typing.Union, types.UnionType, tuple):
+        kinds = set(inside) - {type(None), Ellipsis}
+        # Of `Literal[...] | str` any text is allowed, so there is nothing to check.
+        return _allowed(kinds.pop()) if len(kinds) == 1 else None
+    return None
+
+
+def _shown(limit: float | None) -> str:
+    if isinstance(limit, int) and limit >= WRITTEN_AS_POWERS and (limit + 1).bit_count() == 1:
+        return f"2**{limit.bit_length()} - 1"
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)

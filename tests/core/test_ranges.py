@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pytest
+import tyro
+
+from maskery.core.errors import ConfigError
+from maskery.core.ranges import Count, Range, Share, check_ranges
+
+NAN, INF = float("nan"), float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a test."""
+
+    share: Share = 0.5
+    """A share."""
+    times: Count | None = None
+    """A count."""
+    rate: Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")] = 0.1
+    """A rate."""
+    probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
+    """A probability."""
+    warm_up: Annotated[float, Range(0, 1, below=True)] = 0.1
+    """A share below 1."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """A seed."""
+    pad: Annotated[int, tyro.conf.arg(name="padding"), Range(0, unit="pixels")] = 0
+    """A width."""
+    deviations: Annotated[tuple[float, ...], Range(0, above=True)] = (1.0,)
+    """Several."""
+    anything: Annotated[float, Range()] = 0.0
+    """A finite number."""
+    cold: Annotated[float, Range(high=-1.5)] = -2.0
+    """A temperature."""
+    shape: Literal["linear", "cosine"] | None = None
+    """A choice."""
+    open: Literal["ours"] | str = "ours"
+    """A name of ours or any other."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"share": 1.5}, "share is 1.5: it must be from 0 to 1"),
+        ({"share": NAN}, "share is nan: it must be from 0 to 1"),
+        ({"share": "0.5"}, "share is '0.5': it must be from 0 to 1"),
+        ({"times": 0}, "times is 0: it must be at least 1"),
+        ({"rate": 0.0}, "rate is 0.0: it must be above 0 and at most 1; try --rate 1e-4"),
+        ({"probability": 1.0}, "probability is 1.0: it must lie between 0 and 1"),
+        ({"warm_up": 1.0}, "warm_up is 1.0: it must be from 0 to below 1"),
+        ({"seed": 2**63}, f"seed is {2**63}: it must be from 0 to 2**63 - 1"),
+        ({"pad": -1}, "pad is -1: it must be 0 or more pixels"),
+        ({"pad": INF}, "pad is inf: it must be 0 or more pixels"),
+        ({"deviations": (1.0, 0.0)}, "deviations is (1.0, 0.0): each must be above 0"),
+        ({"anything": -INF}, "anything is -inf: it must be finite"),
+        ({"cold": 0}, "cold is 0: it must be at most -1.5"),
+        ({"shape": "step"}, "shape is 'step': it must be one of linear, cosine"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(**setting)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"share": 0, "times": 1, "rate": 1.0, "warm_up": 0.0, "seed": 2**63 - 1},
+        {"share": 1.0, "pad": 0, "cold": -1.5, "shape": "cosine", "open": "theirs"},
+    ],
+)
+def test_the_edges_of_a_range_are_in_it(setting: dict[str, Any]) -> None:
+    Settings(**setting)
+
+
+def test_a_subclass_is_checked_for_its_own_fields_and_the_inherited() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class More(Settings):
+        share: Annotated[float, Range(0, 2)] = 0.5
+
+    More(share=1.5)
+    with pytest.raises(ConfigError, match="times is 0"):
+        More(times=0)
+
+
+def test_ranges_leave_flags_as_they_are() -> None:
+    parsed = tyro.cli(Settings, args=["--share", "0.25", "--times", "3", "--padding", "2"])
+    assert parsed == Settings(share=0.25, times=3, pad=2)
+    with pytest.raises(ConfigError, match="share is"):
+        tyro.cli(Settings, args=["--share", "1.5"])
