@@ -23,7 +23,7 @@ from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.config import TrainingConfig
-from maskery.training.loop import Trainer
+from maskery.training.loop import TrainingLoop
 from maskery.training.optimiser import build_optimiser
 from maskery.training.snapshot import Position
 
@@ -97,7 +97,7 @@ def settings(**others: Any) -> TrainingConfig:
 
 
 def loop_losses(task: TextMLM, source: Any, config: TrainingConfig, folder: Path) -> list[float]:
-    trainer = Trainer(
+    loop = TrainingLoop(
         task,
         source,
         build_optimiser(task.model, config, HEAD),
@@ -107,7 +107,7 @@ def loop_losses(task: TextMLM, source: Any, config: TrainingConfig, folder: Path
         progress=False,
     )
     start = Position(step=0, epoch=0, epoch_step=0, identity="")
-    return [float(trainer.step(step)["loss"]) for step in trainer.steps(start)]
+    return [float(loop.step(step)["loss"]) for step in loop.steps(start)]
 
 
 def hf_trainer(

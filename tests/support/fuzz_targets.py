@@ -45,9 +45,8 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import load_image
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.shards.cutting import plan_pieces
 from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest, ShardEntry
-from maskery.data.shards.pieces import PieceReader
+from maskery.data.shards.pieces import PieceReader, plan_pieces
 from maskery.data.shards.places import LocalPlace
 from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards

@@ -121,17 +121,17 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     from maskery.training import loop
 
     cut = config_of(root, tmp_path / "cut", checkpoint_every=3, eval_every=2)
-    step = loop.Trainer.step
+    step = loop.TrainingLoop.step
 
-    def die(self: loop.Trainer, prepared: loop.Step) -> dict[str, torch.Tensor]:
+    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
         if prepared.number == 8:
             raise KeyboardInterrupt
         return step(self, prepared)
 
-    monkeypatch.setattr(loop.Trainer, "step", die)
+    monkeypatch.setattr(loop.TrainingLoop, "step", die)
     with pytest.raises(KeyboardInterrupt):
         train_person_search(cut, progress=False)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "step", step)
     with pytest.raises(CheckpointError, match="in use"):
         train_person_search(cut, progress=False)
     resumed = train_person_search(replace(cut, resume="auto"), progress=False)

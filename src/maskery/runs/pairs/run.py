@@ -24,7 +24,7 @@ from maskery.runs.pairs.card import pairs_model_card
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.measure import PairsEvaluation, evaluate_pairs
 from maskery.runs.pairs.prepare import PairsRun, prepare_pairs, skipped_lines
-from maskery.training.loop import Summary, Trainer
+from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
 
@@ -95,7 +95,7 @@ def train_pairs(
 def _train_measure_save(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
     """Train, measure and save."""
     config = run.config
-    trainer = Trainer(
+    loop = TrainingLoop(
         run.task,
         run.train,
         build_optimiser(run.start.model, config.training, learnt_anew(run.start)),
@@ -105,7 +105,7 @@ def _train_measure_save(run: PairsRun, folder: Path, *, progress: bool) -> Pairs
         evaluate=lambda _step: held_out_figures(run.score()),
         progress=progress,
     )
-    summary = trainer.train(resume=config.resume == "auto")
+    summary = loop.train(resume=config.resume == "auto")
     run.start.model.eval()
     result = PairsResult(
         folder=folder,

@@ -48,7 +48,7 @@ from maskery.runs.person_search.result import PersonSearchResult
 from maskery.runs.person_search.settings import retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.tasks.person_search import PersonSearch
-from maskery.training.loop import Trainer
+from maskery.training.loop import TrainingLoop
 from maskery.training.optimiser import build_optimiser
 from maskery.training.parallel import whole
 from maskery.training.snapshot import restore_task
@@ -134,7 +134,7 @@ def _train_measure_save(
 ) -> PersonSearchResult:
     """Train, go back to the best epoch, measure that and save it."""
     config = run.config
-    trainer = Trainer(
+    loop = TrainingLoop(
         run.task,
         run.train,
         build_optimiser(run.start.model, config.training, learnt_anew(run.start, NEW_HEADS)),
@@ -144,8 +144,8 @@ def _train_measure_save(
         evaluate=lambda _step: logged(run.measure(run.val).figures),
         progress=progress,
     )
-    summary = trainer.train(resume=config.resume == "auto")
-    best_step = go_back_to_best(run, trainer)
+    summary = loop.train(resume=config.resume == "auto")
+    best_step = go_back_to_best(run, loop)
     result = PersonSearchResult(
         folder=folder,
         best_step=best_step,
@@ -159,10 +159,10 @@ def _train_measure_save(
     return result
 
 
-def go_back_to_best(run: PersonSearchRun, trainer: Trainer) -> int:
+def go_back_to_best(run: PersonSearchRun, loop: TrainingLoop) -> int:
     """Make the run's model that of its best checkpoint; returns its step."""
-    found = join_processes().on_main(lambda: str(trainer.checkpoints.best_sound() or ""))
-    return restore_task(Path(found), run.task) if found else trainer.total_steps
+    found = join_processes().on_main(lambda: str(loop.checkpoints.best_sound() or ""))
+    return restore_task(Path(found), run.task) if found else loop.total_steps
 
 
 def logged(figures: RetrievalFigures) -> dict[str, float]:

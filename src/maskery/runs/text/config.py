@@ -122,7 +122,12 @@ class TextRunConfig:
 
     def anchored(self) -> TextRunConfig:
         """The same with absolute paths of the data, which mean the same from any folder."""
-        return replace(self, corpus=_anchored(self.corpus), eval_data=_anchored(self.eval_data))
+        return replace(
+            self,
+            corpus=_anchored(self.corpus),
+            eval_data=_anchored(self.eval_data),
+            reading=self.reading.anchored(),
+        )
 
 
 def _anchored(sources: Sequence[str]) -> tuple[str, ...]:

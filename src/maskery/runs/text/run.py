@@ -58,7 +58,7 @@ from maskery.runs.text.momentum import (
     wrap_model,
 )
 from maskery.runs.text.task import report_left_out, text_task
-from maskery.training.loop import Summary, Trainer
+from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
 log = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def fit(
             progress=progress,
         )
     else:
-        trainer = Trainer(
+        loop = TrainingLoop(
             task,
             run.train,
             build_optimiser(run.model, training, new),
@@ -242,7 +242,7 @@ def fit(
             evaluate=evaluate,
             progress=progress,
         )
-        summary = trainer.train(resume=config.resume == "auto")
+        summary = loop.train(resume=config.resume == "auto")
     report_left_out(task)
     return summary
 
