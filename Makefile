@@ -40,7 +40,7 @@ test: lint types browser
 	$(BIN)/pytest --numprocesses 2 --quiet
 
 bench: install
-	$(BIN)/maskery bench
+	$(BIN)/python benchmarks/bench
 
 # Draws the README's pictures. CORPUS is a text to train the shown run on, RUN a finished run.
 CORPUS ?= meditations.txt

@@ -16,16 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import prepare_text
 from maskery.tasks.text_mlm import TextMLM
+from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
-from maskery.training.loop import Trainer
-from maskery.training.optimiser import build_optimiser
-from maskery.training.snapshot import Position
+from maskery.training.snapshot import Camera, Position
+from maskery.training.stepper import Stepper
 
 
 def main() -> None:
@@ -49,24 +48,25 @@ def measure(corpus: str, model: str, num_steps: int, num_saves: int, folder: Pat
     )
     run = prepare_text(config, progress=False)
     use_fast_dropout(run.model)
-    task = TextMLM(run.model, Masker(vocabulary=run.vocabulary, config=MaskingConfig(), seed=0))
-    optimiser = build_optimiser(run.model, training)
-    trainer = Trainer(task, run.train, optimiser, training, folder, identity="cost")
-    position = Position(step=0, epoch=0, epoch_step=0, identity="cost")
+    task = TextMLM(run.model, Masker.of(run.vocabulary))
+    stepper = Stepper(task, training, total_steps=run.train.num_steps(0))
+    camera, checkpoints = Camera(), Checkpoints(folder / "checkpoints")
     steps = []
-    for _, step in zip(range(num_steps), trainer.steps(position), strict=False):
+    for number in range(min(num_steps, stepper.total_steps)):
+        batches = run.train.micro_batches(0, number, rank=0, world_size=1)
+        prepared = stepper.prepare(number, batches)
         began = time.perf_counter()
-        trainer.step(step)
+        stepper.step(number, prepared)
         steps.append(time.perf_counter() - began)
     waits, writes, processor = [], [], []
     for number in range(num_saves):
         began = time.perf_counter()
         at = Position(step=number, epoch=0, epoch_step=0, identity="cost")
-        snapshot = trainer.camera.take(task, optimiser, at)
+        snapshot = camera.take(task, stepper.optimiser, at)
         waits.append(time.perf_counter() - began)
         began, used = time.perf_counter(), time.process_time()
-        trainer.checkpoints.begin(snapshot)
-        trainer.checkpoints.finish()
+        checkpoints.begin(snapshot)
+        checkpoints.finish()
         writes.append(time.perf_counter() - began)
         processor.append(time.process_time() - used)
     step, wait = statistics.median(steps), statistics.median(waits[1:] or waits)

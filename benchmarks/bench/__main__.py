@@ -1,4 +1,4 @@
-"""`maskery bench`."""
+"""Run the benchmark: `python benchmarks/bench`, or `python -m bench` in the folder benchmarks/."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from typing import Annotated, Any
 
 import tyro
 
+# Started by its path, Python looks for modules in this folder and not in the one around it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from bench.config import BenchConfig
 from maskery.cli.console import parse, print_json, set_up_logging, table
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, MaskeryError
+
+PROGRAM = "bench"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +26,10 @@ class Bench:
     """Maskery beside HF's recipe and the seed document's loop, interleaved in one run.
 
     Examples:
-      maskery bench
-      maskery bench meditations.txt
-      maskery bench meditations.txt --contenders maskery hf-blocks --dropout none --rounds 5
-      maskery bench meditations.txt --json --chart bench.png
+      python benchmarks/bench
+      python benchmarks/bench meditations.txt
+      python benchmarks/bench notes.txt --contenders maskery hf-blocks --dropout none --rounds 5
+      python benchmarks/bench meditations.txt --json --chart bench.png
     """
 
     run: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]
@@ -35,8 +40,12 @@ class Bench:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse, measure, report."""
-    wanted = parse(Bench, "bench", arguments)
+    """Parse, measure, report.
+
+    Raises:
+        MaskeryError: The corpus is missing, or a contender failed.
+    """
+    wanted = parse(Bench, PROGRAM, arguments, program="python -m")
     set_up_logging(quiet=True)
     if wanted.run.corpus == Path():
         from maskery.runs.text.quickstart import write_corpus
@@ -83,3 +92,19 @@ def describe(result: dict[str, Any]) -> str:
         f"{machine['config']['rounds']} interleaved rounds; peak: the fastest matrix product seen, "
         f"{machine['matrix_peak_gflops']:,.0f} GFLOP/s"
     )
+
+
+def command() -> int:
+    """Run the benchmark; the exit code is 2 for anything the user can mend."""
+    try:
+        return main(sys.argv[1:])
+    except MaskeryError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -27,6 +27,7 @@ from transformers import (
 
 from bench.config import BenchConfig
 from maskery.core.allocator import keep_freed_memory
+from maskery.core.task import Prepared
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.text_source import Template, TextSource
@@ -38,10 +39,8 @@ from maskery.models.packing import can_pack
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.task import text_task
 from maskery.training.config import Precision, TrainingConfig
-from maskery.training.loop import Trainer as MaskeryTrainer
-from maskery.training.optimiser import build_optimiser
 from maskery.training.prefetch import Prefetch
-from maskery.training.snapshot import Position
+from maskery.training.stepper import Stepper
 
 BLOCK = 512
 # More than any bench reads.
@@ -114,26 +113,26 @@ def maskery(
     )
     run = TextRunConfig(corpus=(str(config.corpus),), training=settings)
     task = text_task(run, model, tokenizer, source)
-    trainer = MaskeryTrainer(
-        task,
-        source,
-        build_optimiser(model, settings),
-        settings,
-        folder,
-        identity="bench",
-        progress=False,
-    )
-    task.model.to(trainer.device)
-    start = Position(step=0, epoch=0, epoch_step=0, identity="bench")
-    steps = Prefetch(trainer.steps(start)).__enter__()
+    total = sum(source.num_steps(epoch) for epoch in range(EPOCHS))
+    stepper = Stepper(task, settings, total_steps=total)
+
+    def prepared() -> Iterator[tuple[int, list[Prepared]]]:
+        number = 0
+        for epoch in range(EPOCHS):
+            for index in range(source.num_steps(epoch)):
+                batches = source.micro_batches(epoch, index, rank=0, world_size=1)
+                yield number, stepper.prepare(number, batches, epoch=epoch)
+                number += 1
+
+    steps = Prefetch(prepared()).__enter__()
 
     def take(tokens: int) -> Turn:
         done = 0
         began = time.perf_counter()
         while done < tokens:
-            step = next(steps)
-            trainer.step(step)
-            done += sum(micro.num_tokens for micro in step.micro)
+            number, micro_batches = next(steps)
+            stepper.step(number, micro_batches)
+            done += sum(micro.num_tokens for micro in micro_batches)
         wait_for_device()
         return Turn(real_tokens=done, computed_tokens=done, seconds=time.perf_counter() - began)
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.config import BenchConfig
 from bench.contenders import Turn, build
 from maskery.core.errors import MaskeryError
-from maskery.runs.frame.run_folder import from_plain, to_plain
+from maskery.runs.frame.config_file import from_plain, to_plain
 
 
 class Worker:
@@ -44,8 +44,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            # The package `bench` lies beside this one's folder, not among the installed ones.
-            cwd=Path(__file__).parents[1],
+            env=os.environ | {"PYTHONPATH": module_path()},
         )
         try:
             self._write(json.dumps({"name": self.name, "config": to_plain(self.config)}))
@@ -102,8 +101,14 @@ class Worker:
         return MaskeryError(f"the contender {self.name} failed: {said[-1][-300:]}")
 
 
+def module_path() -> str:
+    """Return PYTHONPATH with the folder of `bench` in front: it is not installed."""
+    folder = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+
+
 def serve() -> None:
-    """The process of a worker."""
+    """Take turns until the parent closes the pipe."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

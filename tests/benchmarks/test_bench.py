@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,10 @@ from bench.config import BenchConfig
 from bench.contenders import Turn
 from bench.peak import matrix_peak
 from bench.run import summarise
-from bench.worker import Worker
+from bench.worker import Worker, module_path
 from maskery.core.errors import MaskeryError
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def turn(speed: float, computed: int = 200) -> Turn:
@@ -70,3 +75,34 @@ def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_the_peak_is_positive() -> None:
     assert matrix_peak() > 1e8
+
+
+@pytest.mark.parametrize(
+    "start", [[str(BENCHMARKS / "bench")], ["-m", "bench"]], ids=["by path", "as a module"]
+)
+def test_it_starts_by_its_path_and_as_a_module(start: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *start, "missing.txt"],
+        env=os.environ | {"PYTHONPATH": module_path()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "bench: there is no file 'missing.txt'; name a text file to train on\n"
+
+
+def test_its_help_names_the_command_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "usage: python -m bench" in capsys.readouterr().out
+
+
+def test_a_worker_finds_a_corpus_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_model(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("\n".join(lines(20)), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    config = BenchConfig(corpus=Path("corpus.txt"), model="model", batch_tokens=512)
+    with Worker("maskery", config) as worker:
+        assert worker.take(10).real_tokens >= 10

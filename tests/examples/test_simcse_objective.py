@@ -15,7 +15,6 @@ from tiny_text import lines, save_tiny_model
 
 from maskery.cli.main import main
 from maskery.core.registry import load_plugin
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.rows import RowSource, tokenise_rows
 from maskery.masking.masker import Masker
 from maskery.models.loading import load_masked_lm
@@ -53,7 +52,7 @@ def trained(folder: Path) -> list[dict[str, Any]]:
 def test_the_loss_is_the_papers_formula(model: Path, packed: bool) -> None:
     loaded = load_masked_lm(str(model))
     wrapped = MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=0)
-    masker = Masker(vocabulary=Vocabulary.of(loaded.tokenizer))
+    masker = Masker.of(loaded.tokenizer)
     task = objective()(TextParts(model=wrapped, tokenizer=loaded.tokenizer, masker=masker))
     texts = lines(5, seed=3)
     source = RowSource(tokenise_rows(texts, loaded.tokenizer, max_length=32), batch_tokens=1000)
@@ -126,17 +125,17 @@ def test_a_run_from_python_resumes_where_it_stopped(
         )
 
     whole = train_text(config_of("whole"), progress=False, objective=objective())
-    step = loop.Trainer.step
+    step = loop.TrainingLoop.step
 
-    def die(self: loop.Trainer, prepared: loop.Step) -> dict[str, torch.Tensor]:
+    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
         if prepared.number == 4:
             raise KeyboardInterrupt
         return step(self, prepared)
 
-    monkeypatch.setattr(loop.Trainer, "step", die)
+    monkeypatch.setattr(loop.TrainingLoop, "step", die)
     with pytest.raises(KeyboardInterrupt):
         train_text(config_of("cut"), progress=False, objective=objective())
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "step", step)
     cut = replace(config_of("cut"), resume="auto")
     resumed = train_text(cut, progress=False, objective=objective())
     assert resumed.summary.resumed_from == 3

@@ -23,7 +23,7 @@ from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.config import TrainingConfig
-from maskery.training.loop import Trainer
+from maskery.training.loop import TrainingLoop
 from maskery.training.optimiser import build_optimiser
 from maskery.training.snapshot import Position
 
@@ -77,7 +77,7 @@ def make_task(layout: Layout = "packed", dropout: float = 0.1) -> TextMLM:
     vocabulary = Vocabulary(size=VOCAB, mask_token_id=4, special_ids=(0, 1, 2, 3, 4))
     # A rate that moves shows a wrong `progress`; its seed differs from the run's on purpose.
     config = MaskingConfig(mask_rate=0.4, mask_rate_end=0.1, mask_schedule="linear")
-    return TextMLM(model, Masker(vocabulary=vocabulary, config=config, seed=7))
+    return TextMLM(model, Masker.of(vocabulary, config=config, seed=7))
 
 
 def settings(**others: Any) -> TrainingConfig:
@@ -97,7 +97,7 @@ def settings(**others: Any) -> TrainingConfig:
 
 
 def loop_losses(task: TextMLM, source: Any, config: TrainingConfig, folder: Path) -> list[float]:
-    trainer = Trainer(
+    loop = TrainingLoop(
         task,
         source,
         build_optimiser(task.model, config, HEAD),
@@ -107,7 +107,7 @@ def loop_losses(task: TextMLM, source: Any, config: TrainingConfig, folder: Path
         progress=False,
     )
     start = Position(step=0, epoch=0, epoch_step=0, identity="")
-    return [float(trainer.step(step)["loss"]) for step in trainer.steps(start)]
+    return [float(loop.step(step)["loss"]) for step in loop.steps(start)]
 
 
 def hf_trainer(

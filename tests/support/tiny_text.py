@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 WORDS = [
@@ -58,4 +60,14 @@ def save_tiny_model(folder: Path, *, head: bool = True, seed: int = 0) -> Path:
     )
     (model if head else model.bert).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def spoil(folder: Path, change: Callable[[torch.Tensor], object]) -> Path:
+    """Change every weight of a saved model in place."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for weight in weights.values():
+        change(weight)
+    save_file(weights, path, metadata={"format": "pt"})
     return folder

@@ -21,8 +21,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.tasks.compiling import static_shapes
 from maskery.tasks.text_mlm import LEFT_OUT, PreparedText, TextMLM
 from maskery.training.config import TrainingConfig
-from maskery.training.loop import Step, Trainer
-from maskery.training.optimiser import build_optimiser
+from maskery.training.stepper import Stepper
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +41,7 @@ def source() -> RowSource:
 
 def masker() -> Masker:
     vocabulary = Vocabulary(size=VOCAB, mask_token_id=4, special_ids=tuple(range(5)))
-    return Masker(vocabulary=vocabulary)
+    return Masker.of(vocabulary)
 
 
 def task(family: str = "bert", *, capacity: float | None = None, **settings: Any) -> TextMLM:
@@ -139,25 +138,16 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("static", [False, True], ids=["as they come", "static"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_a_step_never_waits_for_the_device(
-    family: str, static: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, static: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward, backward, clipping and optimiser, on the way that a GPU takes."""
     monkeypatch.setattr(attention, "stays_on_device", lambda query: True)
     learner = task(family) if static else task(family, shapes=None)
     use_fast_dropout(learner.model)
-    config = TrainingConfig(epochs=1)
-    trainer = Trainer(
-        learner,
-        source(),
-        build_optimiser(learner.model, config),
-        config,
-        tmp_path,
-        identity="test",
-        progress=False,
-    )
+    stepper = Stepper(learner, TrainingConfig(epochs=1), total_steps=2)
     with NoWaiting() as watched:
         for number, prepared in enumerate(batches(learner, 2)):
-            trainer.step(Step(number=number, epoch=0, epoch_step=number, micro=[prepared]))
+            stepper.step(number, [prepared])
     assert watched.seen > 100
 
 

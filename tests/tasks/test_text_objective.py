@@ -17,7 +17,6 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, PluginError
 from maskery.core.registry import FromFile
 from maskery.core.task import loss_sums_of, prepare_all
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.rows import RowSource, tokenise_rows
 from maskery.masking.masker import Masker
 from maskery.models.loading import load_masked_lm
@@ -31,7 +30,7 @@ from maskery.tasks.text_mlm_config import TextMLMConfig
 def parts(tmp_path: Path) -> TextParts:
     loaded = load_masked_lm(str(save_tiny_model(tmp_path / "model")))
     model = MaskedLanguageModel(loaded.model, packed=True, pad_token_id=0)
-    masker = Masker(vocabulary=Vocabulary.of(loaded.tokenizer))
+    masker = Masker.of(loaded.tokenizer)
     return TextParts(model=model, tokenizer=loaded.tokenizer, masker=masker)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils import deterministic
 
-from maskery.training.exact_sums import exact_sums
+from maskery.training.precision import exact_sums
 
 CPU = torch.device("cpu")
 

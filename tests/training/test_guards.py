@@ -7,12 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskery.training.guards import (
-    BadSteps,
-    SpikeWatch,
-    poison_if_not_finite,
-    update_if_finite,
-)
+from maskery.training.guards import BadSteps, SpikeWatch
+from maskery.training.stepper import poison_if_not_finite, update_if_finite
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, -3e38, 1e-42])

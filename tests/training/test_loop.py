@@ -14,7 +14,7 @@ import torch
 from maskery.core.errors import CheckpointError, DataError, TrainingError
 from maskery.core.errors import StoppedError as StoppedBySignal
 from maskery.training.config import TrainingConfig
-from maskery.training.loop import Step, Summary, Trainer
+from maskery.training.loop import Step, Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 from maskery.training.tracking import METRICS, read_metrics
 
@@ -31,10 +31,10 @@ CONFIG = TrainingConfig(
 TIMING = {"tokens_per_second"}
 
 
-def trainer(
+def loop_of(
     task: Any, source: Any, folder: Path, config: TrainingConfig = CONFIG, **more: Any
-) -> Trainer:
-    return Trainer(
+) -> TrainingLoop:
+    return TrainingLoop(
         task,
         source,
         build_optimiser(task.model, config, {"1.bias"}),
@@ -55,89 +55,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 
-def gradients(make_task: Make, make_source: Make, folder: Path, micro: int) -> tuple[Any, Any]:
-    """The gradients and losses of one step cut into `micro` parts; nothing is clipped."""
-    task, source = make_task(), make_source(micro=micro)
-    loop = trainer(task, source, folder, replace(CONFIG, clip_norm=0.0))
-    found: dict[str, torch.Tensor] = {}
-    loop.optimiser.register_step_pre_hook(
-        lambda *_: found.update(
-            {n: p.grad.clone() for n, p in task.model.named_parameters() if p.grad is not None}
-        )
-    )
-    batches = source.micro_batches(0, 0, rank=0, world_size=1)
-    prepared = [task.prepare(batch, epoch=0, progress=0.0) for batch in batches]
-    losses = loop.step(Step(number=0, epoch=0, epoch_step=0, micro=prepared))
-    return found, losses
-
-
-def test_a_step_is_the_formula(tmp_path: Path, make_task: Make, make_source: Make) -> None:
-    found, losses = gradients(make_task, make_source, tmp_path, micro=1)
-    task = make_task()
-    rows = task.prepare(
-        make_source().micro_batches(0, 0, rank=0, world_size=1)[0], epoch=0, progress=0.0
-    )
-    x, y = rows.inputs.double().numpy(), rows.targets.double().numpy()
-    state = task.model.state_dict()
-    w, b = state["1.weight"].double().numpy()[0], float(state["1.bias"])
-    chosen = rows.chosen.numpy()
-    predicted = x @ w + b
-    error, size = (predicted - y)[chosen], np.abs(predicted)
-    assert float(losses["error"]) == pytest.approx((error**2).mean(), rel=1e-5)
-    assert float(losses["size"]) == pytest.approx(size.mean(), rel=1e-5)
-    assert float(losses["loss"]) == pytest.approx((error**2).mean() + 0.5 * size.mean(), rel=1e-5)
-    slope = 2 * error @ x[chosen] / chosen.sum() + 0.5 * np.sign(predicted) @ x / len(x)
-    np.testing.assert_allclose(found["1.weight"][0].numpy(), slope, rtol=1e-4, atol=1e-6)
-    norm = np.sqrt(sum(float((g**2).sum()) for g in found.values()))
-    assert float(losses["grad_norm"]) == pytest.approx(norm, rel=1e-5)
-
-
-@pytest.mark.parametrize("micro", [2, 3, 5])
-def test_micro_batches_make_no_difference(
-    tmp_path: Path, make_task: Make, make_source: Make, micro: int
-) -> None:
-    whole, whole_losses = gradients(make_task, make_source, tmp_path, micro=1)
-    parts, part_losses = gradients(make_task, make_source, tmp_path, micro=micro)
-    assert whole.keys() == parts.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-6)
-    for name, value in whole_losses.items():
-        torch.testing.assert_close(part_losses[name], value, rtol=1e-5, atol=1e-6)
-
-
-def test_a_term_with_nothing_to_count_is_nought(
-    tmp_path: Path, make_task: Make, make_source: Make
-) -> None:
-    task = make_task()
-    loop = trainer(task, make_source(), tmp_path)
-    rows = task.prepare(np.array([3, 6, 9]), epoch=0, progress=0.0)  # none of them is chosen
-    losses = loop.step(Step(number=0, epoch=0, epoch_step=0, micro=[rows]))
-    assert float(losses["error"]) == 0.0
-    assert all(torch.isfinite(tensor).all() for tensor in task.model.state_dict().values())
-
-
-@pytest.mark.parametrize(("limit", "expected"), [(0.5, 0.5), (1e9, None), (0.0, None)])
-def test_gradients_are_clipped_to_the_norm(
-    tmp_path: Path, make_task: Make, make_source: Make, limit: float, expected: float | None
-) -> None:
-    task, source = make_task(), make_source()
-    loop = trainer(task, source, tmp_path, replace(CONFIG, clip_norm=limit))
-    norms: list[float] = []
-    loop.optimiser.register_step_pre_hook(
-        lambda *_: norms.append(
-            torch.cat([p.grad.flatten() for p in loop.parameters]).norm().item()
-        )
-    )
-    rows = task.prepare(np.arange(12), epoch=0, progress=0.0)
-    losses = loop.step(Step(number=0, epoch=0, epoch_step=0, micro=[rows]))
-    # The norm in the log is the one before clipping.
-    assert float(losses["grad_norm"]) > 1.0
-    assert norms == [pytest.approx(expected or float(losses["grad_norm"]), rel=1e-4)]
-
-
 def test_a_run_calls_the_task_in_order(tmp_path: Path, make_task: Make, make_source: Make) -> None:
     task = make_task()
-    summary = trainer(task, make_source(micro=2), tmp_path).train()
+    summary = loop_of(task, make_source(micro=2), tmp_path).train()
     assert isinstance(summary, Summary)
     assert (summary.steps, summary.tokens, summary.resumed_from) == (10, 100, 0)
     assert task.calls.count(("before_step",)) == 10
@@ -153,7 +73,7 @@ def test_the_learning_rate_follows_the_schedule(
 ) -> None:
     task = make_task()
     config = replace(CONFIG, log_every=1, warmup_share=0.2, head_learning_rate=2e-2)
-    trainer(task, make_source(), tmp_path, config).train()
+    loop_of(task, make_source(), tmp_path, config).train()
     seen = [line["learning_rate"] for line in metrics(tmp_path) if line["kind"] == "train"]
     # Logged is the highest of the groups: the head's.
     expected = 2e-2 * np.array([0.5, 1.0, *(np.arange(8, 0, -1) / 8)])
@@ -165,7 +85,7 @@ def test_max_steps(
     tmp_path: Path, make_task: Make, make_source: Make, max_steps: int, expected: int
 ) -> None:
     task = make_task()
-    summary = trainer(task, make_source(), tmp_path, replace(CONFIG, max_steps=max_steps)).train()
+    summary = loop_of(task, make_source(), tmp_path, replace(CONFIG, max_steps=max_steps)).train()
     assert summary.steps == expected
     assert task.calls.count(("before_step",)) == expected
     assert task.model.steps_seen == expected
@@ -187,7 +107,7 @@ def test_metrics_are_written_when_they_are_due(
     tmp_path: Path, make_task: Make, make_source: Make
 ) -> None:
     task = make_task()
-    trainer(task, make_source(), tmp_path, evaluate=evaluations(task)).train()
+    loop_of(task, make_source(), tmp_path, evaluate=evaluations(task)).train()
     lines = metrics(tmp_path)
     steps = {
         kind: [line["step"] for line in lines if line["kind"] == kind]
@@ -207,7 +127,7 @@ def test_logged_losses_are_means_over_the_steps_since_the_line_before(
     for name, log_every in (("each", 1), ("pairs", 2)):
         (tmp_path / name).mkdir()
         config = replace(CONFIG, log_every=log_every, checkpoint_every=100)
-        trainer(make_task(), make_source(), tmp_path / name, config).train()
+        loop_of(make_task(), make_source(), tmp_path / name, config).train()
     each = [line["loss"] for line in metrics(tmp_path / "each")]
     pairs = [line["loss"] for line in metrics(tmp_path / "pairs")]
     np.testing.assert_allclose(pairs, np.array(each).reshape(-1, 2).mean(1), rtol=1e-6)
@@ -217,7 +137,7 @@ class StoppedError(Exception):
     """The process ends here."""
 
 
-def stop_after(loop: Trainer, steps: int) -> None:
+def stop_after(loop: TrainingLoop, steps: int) -> None:
     """Make a run stop like a killed process: after a step's update, before anything is written."""
     original = loop.step
 
@@ -239,16 +159,16 @@ def test_a_stopped_and_resumed_run_is_the_run_that_never_stopped(
     halved.mkdir()
     source = make_source(micro=2)
     unbroken = make_task(dropout=0.3)
-    trainer(unbroken, source, whole, evaluate=evaluations(unbroken)).train()
+    loop_of(unbroken, source, whole, evaluate=evaluations(unbroken)).train()
 
     first = make_task(dropout=0.3)
-    loop = trainer(first, source, halved, evaluate=evaluations(first))
+    loop = loop_of(first, source, halved, evaluate=evaluations(first))
     stop_after(loop, steps)
     with pytest.raises(StoppedError):
         loop.train()
     torch.manual_seed(12345)
     second = make_task(dropout=0.3)
-    resumed = trainer(second, source, halved, evaluate=evaluations(second)).train(resume=True)
+    resumed = loop_of(second, source, halved, evaluate=evaluations(second)).train(resume=True)
 
     assert resumed.resumed_from == (steps - 1) // 3 * 3
     assert resumed.steps == 10
@@ -267,7 +187,7 @@ def test_an_evaluation_cut_short_is_made_up_for(
     whole.mkdir()
     halved.mkdir()
     unbroken = make_task()
-    trainer(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken)).train()
+    loop_of(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken)).train()
     first = make_task()
     plain = evaluations(first)
     num_calls = 0
@@ -280,9 +200,9 @@ def test_an_evaluation_cut_short_is_made_up_for(
         return plain(step)
 
     with pytest.raises(StoppedError):
-        trainer(first, make_source(), halved, config, evaluate=stopping).train()
+        loop_of(first, make_source(), halved, config, evaluate=stopping).train()
     second = make_task()
-    trainer(second, make_source(), halved, config, evaluate=evaluations(second)).train(resume=True)
+    loop_of(second, make_source(), halved, config, evaluate=evaluations(second)).train(resume=True)
     assert metrics(halved) == metrics(whole)
 
 
@@ -290,10 +210,10 @@ def test_a_finished_run_resumed_does_nothing(
     tmp_path: Path, make_task: Make, make_source: Make
 ) -> None:
     task = make_task()
-    trainer(task, make_source(), tmp_path, evaluate=evaluations(task)).train()
+    loop_of(task, make_source(), tmp_path, evaluate=evaluations(task)).train()
     before = metrics(tmp_path)
     again = make_task()
-    summary = trainer(again, make_source(), tmp_path, evaluate=evaluations(again)).train(
+    summary = loop_of(again, make_source(), tmp_path, evaluate=evaluations(again)).train(
         resume=True
     )
     assert (summary.resumed_from, summary.tokens) == (10, 0)
@@ -304,18 +224,18 @@ def test_a_finished_run_resumed_does_nothing(
 def test_resuming_without_a_checkpoint_starts_afresh(
     tmp_path: Path, make_task: Make, make_source: Make
 ) -> None:
-    summary = trainer(make_task(), make_source(), tmp_path).train(resume=True)
+    summary = loop_of(make_task(), make_source(), tmp_path).train(resume=True)
     assert (summary.resumed_from, summary.steps) == (0, 10)
 
 
 def test_only_damaged_checkpoints_are_an_error(
     tmp_path: Path, make_task: Make, make_source: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer(make_task(), make_source(), tmp_path).train()
+    loop_of(make_task(), make_source(), tmp_path).train()
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged; start afresh"):
-        trainer(make_task(), make_source(), tmp_path).train(resume=True)
+        loop_of(make_task(), make_source(), tmp_path).train(resume=True)
 
 
 def test_an_error_of_the_task_reaches_the_caller(
@@ -328,19 +248,19 @@ def test_an_error_of_the_task_reaches_the_caller(
 
     task.prepare = broken
     with pytest.raises(StoppedError):
-        trainer(task, make_source(), tmp_path).train()
+        loop_of(task, make_source(), tmp_path).train()
 
 
 def test_a_run_learns(tmp_path: Path, make_task: Make, make_source: Make) -> None:
     config = replace(CONFIG, epochs=40, learning_rate=0.1, log_every=10, checkpoint_every=1000)
-    trainer(make_task(), make_source(), tmp_path, config).train()
+    loop_of(make_task(), make_source(), tmp_path, config).train()
     losses = [line["error"] for line in metrics(tmp_path) if line["kind"] == "train"]
     assert losses[-1] < 0.1 * losses[0]
 
 
 def test_no_steps(tmp_path: Path, make_task: Make, make_source: Make) -> None:
     task = make_task()
-    summary = trainer(task, make_source(total=0), tmp_path, evaluate=evaluations(task)).train()
+    summary = loop_of(task, make_source(total=0), tmp_path, evaluate=evaluations(task)).train()
     assert (summary.steps, summary.tokens) == (0, 0)
     assert [line["step"] for line in metrics(tmp_path)] == [0]
 
@@ -364,14 +284,14 @@ def test_steps_that_are_no_numbers_are_skipped(
 ) -> None:
     task = make_task()
     spoil(task, 4, 7)
-    loop = trainer(task, make_source(), tmp_path)
+    loop = loop_of(task, make_source(), tmp_path)
     if stop is not None:
         stop_after(loop, stop)
         with pytest.raises(StoppedError):
             loop.train()
         task = make_task()
         spoil(task, 4, 7)
-        loop = trainer(task, make_source(), tmp_path)
+        loop = loop_of(task, make_source(), tmp_path)
     moved: list[tuple[int, bool]] = []
     last = [task.model[1].weight.detach().clone()]
     original = loop.step
@@ -398,7 +318,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_checkpoint(
     task = make_task()
     spoil(task, 1, 4, 5, 6, 7)
     config = replace(CONFIG, max_bad_steps=3, checkpoint_every=100)
-    loop = trainer(task, make_source(), tmp_path, config)
+    loop = loop_of(task, make_source(), tmp_path, config)
     with pytest.raises(TrainingError, match=r"in 3 steps in a row, up to step 7"):
         loop.train()
     assert [path.name for path in loop.checkpoints.complete()] == ["step-00000007"]
@@ -406,7 +326,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_checkpoint(
     again = make_task()
     spoil(again, 7)
     with pytest.raises(TrainingError, match=r"in 4 steps in a row, up to step 8"):
-        trainer(again, make_source(), tmp_path, config).train(resume=True)
+        loop_of(again, make_source(), tmp_path, config).train(resume=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -420,10 +340,10 @@ def test_a_signal_ends_the_run_after_its_step(
     # Lines, evaluations and checkpoints fall between the steps where the signal comes.
     config = replace(CONFIG, log_every=3, checkpoint_every=100, eval_every=3)
     unbroken = make_task(dropout=0.3)
-    trainer(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken)).train()
+    loop_of(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken)).train()
 
     first = make_task(dropout=0.3)
-    loop = trainer(first, make_source(), cut, config, evaluate=evaluations(first))
+    loop = loop_of(first, make_source(), cut, config, evaluate=evaluations(first))
     original = loop.step
 
     def step(prepared: Step) -> dict[str, torch.Tensor]:
@@ -437,7 +357,7 @@ def test_a_signal_ends_the_run_after_its_step(
     assert caught.value.exit_code == 128 + number
     assert [path.name for path in loop.checkpoints.complete()] == [f"step-{at:08d}"]
     second = make_task(dropout=0.3)
-    resumed = trainer(second, make_source(), cut, config, evaluate=evaluations(second))
+    resumed = loop_of(second, make_source(), cut, config, evaluate=evaluations(second))
     assert resumed.train(resume=True).resumed_from == at
     assert metrics(cut) == metrics(whole)
     assert all(torch.equal(weights(second)[n], t) for n, t in weights(unbroken).items())
@@ -453,7 +373,7 @@ def test_a_signal_ends_an_evaluation_at_once(
     whole.mkdir()
     cut.mkdir()
     unbroken = make_task()
-    expected = trainer(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken))
+    expected = loop_of(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken))
     expected.train()
 
     task = make_task()
@@ -465,12 +385,12 @@ def test_a_signal_ends_an_evaluation_at_once(
             raise AssertionError("it went on")
         return judge(step)
 
-    loop = trainer(task, make_source(), cut, config, evaluate=evaluate)
+    loop = loop_of(task, make_source(), cut, config, evaluate=evaluate)
     with pytest.raises(StoppedBySignal, match=f"after step {at} of 10"):
         loop.train()
     assert loop.checkpoints.complete()[-1].name == f"step-{at:08d}"
     again = make_task()
-    resumed = trainer(again, make_source(), cut, config, evaluate=evaluations(again))
+    resumed = loop_of(again, make_source(), cut, config, evaluate=evaluations(again))
     assert resumed.train(resume=True).resumed_from == at
     assert metrics(cut) == metrics(whole)
     best, other = expected.checkpoints.best(), resumed.checkpoints.best()
@@ -490,7 +410,7 @@ def test_a_checkpoint_that_is_due_does_not_wait_for_an_evaluation(
         return {"loss": float(step)}
 
     config = replace(CONFIG, checkpoint_every=4, eval_every=4)
-    loop = trainer(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
+    loop = loop_of(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
     loop.train()
     assert there[4] == ["step-00000004"]
     assert there[10][-1] == "step-00000010"
@@ -502,7 +422,7 @@ def test_a_signal_while_the_data_is_waited_for_is_heard(
     waiting, released = threading.Event(), threading.Event()
 
     def steps(start: Any) -> Any:
-        for step in Trainer.steps(loop, start):
+        for step in TrainingLoop.steps(loop, start):
             if step.number == 4:
                 waiting.wait()
                 signal.raise_signal(signal.SIGTERM)
@@ -511,9 +431,9 @@ def test_a_signal_while_the_data_is_waited_for_is_heard(
 
     def stops_alone() -> bool:
         waiting.set()  # asked while a step is waited for
-        return Trainer._stops_alone(loop)
+        return TrainingLoop._stops_alone(loop)
 
-    loop = trainer(make_task(), make_source(), tmp_path, replace(CONFIG, checkpoint_every=100))
+    loop = loop_of(make_task(), make_source(), tmp_path, replace(CONFIG, checkpoint_every=100))
     loop.steps, loop._stops_alone = steps, stops_alone  # type: ignore[method-assign]
     original = loop.checkpoints.finish
     loop.checkpoints.finish = lambda: (released.set(), original())[1]  # type: ignore[method-assign]
@@ -527,12 +447,12 @@ def test_data_that_cannot_be_read_costs_no_step(
     tmp_path: Path, make_task: Make, make_source: Make
 ) -> None:
     def steps(start: Any) -> Any:
-        for step in Trainer.steps(loop, start):
+        for step in TrainingLoop.steps(loop, start):
             if step.number == 7:
                 raise DataError("the shard is gone")
             yield step
 
-    loop = trainer(make_task(), make_source(), tmp_path, replace(CONFIG, checkpoint_every=100))
+    loop = loop_of(make_task(), make_source(), tmp_path, replace(CONFIG, checkpoint_every=100))
     loop.steps = steps  # type: ignore[method-assign]
     with pytest.raises(DataError, match="the shard is gone"):
         loop.train()
@@ -544,10 +464,10 @@ def test_damaged_checkpoints_take_no_places(
 ) -> None:
     config = replace(CONFIG, checkpoint_every=2, keep_checkpoints=2)
     whole = replace(config, keep_checkpoints=9)
-    trainer(make_task(), make_source(), tmp_path, whole).train()
+    loop_of(make_task(), make_source(), tmp_path, whole).train()
     for step in (8, 10):
         (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.json").write_text("{}")
-    loop = trainer(make_task(), make_source(), tmp_path, config)
+    loop = loop_of(make_task(), make_source(), tmp_path, config)
     original = loop.step
 
     def step(prepared: Step) -> dict[str, torch.Tensor]:
@@ -561,7 +481,7 @@ def test_damaged_checkpoints_take_no_places(
     kept = [path.name for path in loop.checkpoints.complete()]
     assert kept == ["step-00000006", "step-00000007"]
     assert (
-        trainer(make_task(), make_source(), tmp_path, config).train(resume=True).resumed_from == 7
+        loop_of(make_task(), make_source(), tmp_path, config).train(resume=True).resumed_from == 7
     )
 
 
@@ -572,7 +492,7 @@ def test_the_best_checkpoint_stays(tmp_path: Path, make_task: Make, make_source:
     def evaluate(step: int) -> Mapping[str, float]:
         return {"loss": figures[step], "other": -figures[step]}
 
-    loop = trainer(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
+    loop = loop_of(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
     loop.train()
     best = loop.checkpoints.best()
     assert best is not None
@@ -580,7 +500,7 @@ def test_the_best_checkpoint_stays(tmp_path: Path, make_task: Make, make_source:
     assert [path.name for path in loop.checkpoints.complete()] == [best.name, "step-00000010"]
     # A kill may come between a checkpoint and the line that names it the best.
     (tmp_path / "checkpoints" / "best.json").unlink()
-    again = trainer(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
+    again = loop_of(make_task(), make_source(), tmp_path, config, evaluate=evaluate)
     again.train(resume=True)
     assert again.checkpoints.best() == best
 
@@ -589,7 +509,7 @@ def test_time_makes_a_checkpoint_due(
     tmp_path: Path, make_task: Make, make_source: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(CONFIG, checkpoint_every=100, checkpoint_minutes=1e6, keep_checkpoints=9)
-    loop = trainer(make_task(), make_source(), tmp_path, config)
+    loop = loop_of(make_task(), make_source(), tmp_path, config)
     original = loop.step
 
     def step(prepared: Step) -> dict[str, torch.Tensor]:
@@ -605,7 +525,7 @@ def test_time_makes_a_checkpoint_due(
 def test_a_failed_write_surfaces_at_the_next_step(
     tmp_path: Path, make_task: Make, make_source: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = trainer(make_task(), make_source(), tmp_path)
+    loop = loop_of(make_task(), make_source(), tmp_path)
     original = loop.checkpoints.write
 
     def write(snapshot: Any) -> Path:
@@ -626,7 +546,7 @@ def test_without_room_the_run_goes_on_and_keeps_what_it_has(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    loop = trainer(make_task(), make_source(), tmp_path)
+    loop = loop_of(make_task(), make_source(), tmp_path)
     monkeypatch.setattr(
         loop.checkpoints,
         "room_for",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskery.training.schedule import learning_rate_factor
+from maskery.training.optimiser import learning_rate_factor
 
 
 def factors(total: int, warmup_share: float, shape: str) -> np.ndarray:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import re
 import socket
@@ -22,15 +21,21 @@ import tyro
 
 from maskery.core.errors import ConfigError
 from maskery.core.launcher import is_main_process
+from maskery.runs.frame.run_folder import without_nan
 
 LOOKUP_SECONDS = 3.0
 ConfigT = TypeVar("ConfigT")
 
 
 def parse(
-    kind: type[ConfigT], command: str, arguments: Sequence[str], default: ConfigT | None = None
+    kind: type[ConfigT],
+    command: str,
+    arguments: Sequence[str],
+    default: ConfigT | None = None,
+    *,
+    program: str = "maskery",
 ) -> ConfigT:
-    """Flags become a config; `--help` prints and ends the program.
+    """Turn flags into a config; `--help` prints and ends the program.
 
     Raises:
         ConfigError: A flag is unknown or missing, or its value is wrong.
@@ -39,7 +44,7 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"maskery {command}", args=list(arguments), default=default
+                kind, prog=f"{program} {command}", args=list(arguments), default=default
             )
     except SystemExit as end:
         if not end.code:
@@ -49,19 +54,23 @@ def parse(
 
 
 def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Take `--config FILE` out of the arguments, wherever it stands.
+    """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands.
 
     Raises:
-        ConfigError: No file follows it.
+        ConfigError: No file is named.
     """
-    rest = list(arguments)
-    if "--config" not in rest:
-        return rest, None
-    index = rest.index("--config")
-    if index + 1 == len(rest):
-        raise ConfigError("--config names no file; give the config.yaml of a run")
-    path = Path(rest[index + 1])
-    del rest[index : index + 2]
+    rest: list[str] = []
+    path = None
+    words = iter(arguments)
+    for word in words:
+        flag, _, file = word.partition("=")
+        if flag != "--config":
+            rest.append(word)
+            continue
+        file = file or next(words, "")
+        if not file:
+            raise ConfigError("--config names no file; give the config.yaml of a run")
+        path = Path(file)
     return rest, path
 
 
@@ -113,17 +122,7 @@ def set_up_logging(*, quiet: bool = False) -> None:
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output; numbers JSON lacks become null."""
-    print(json.dumps(_plain(data), indent=1, ensure_ascii=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

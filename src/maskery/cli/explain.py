@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=wanted.json)
     with quick_imports():
         from maskery.data.images.config import DEFAULT_MAX_PIXELS
-        from maskery.data.pairs.image_refs import FileImage
+        from maskery.data.pairs.pictures import FileImage
         from maskery.evaluation.image_text.explain import explain
         from maskery.runs.person_search.settings import open_for_retrieval
 
@@ -93,8 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def draw(explanation: Explanation, image: Image) -> Image:
     """The picture, and again for each word with its heat."""
-    from maskery.data.images.heat import heat_over
-    from maskery.data.images.sheet import Cell, SheetRow, draw_sheet
+    from maskery.data.images.drawing import Cell, SheetRow, draw_sheet, heat_over
 
     small = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
     note = "" if explanation.match is None else f"match {100 * explanation.match:.1f}%"

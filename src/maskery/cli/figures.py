@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskery.cli.console import table
+from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.retrieval.labels import LABELS
 
 ROWS = (("loss", "loss (nats)"), ("perplexity", "perplexity"), ("top1", "top-1"), ("top5", "top-5"))
@@ -19,6 +21,8 @@ def figure(name: str, interval: Any, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     value, low, high = (scale * number for number in interval)
     digits = 1 if name in SHARES or abs(value) >= 100 else 3
+    if math.isnan(low):  # too few examples
+        return f"{value:{sign}.{digits}f}{unit}"
     return f"{value:{sign}.{digits}f}{unit} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
@@ -47,7 +51,7 @@ def scores_table(
     first = next(iter(columns.values()))
     note = (
         f"{first.masked_tokens:,} masked tokens of {first.examples:,} examples; "
-        f"95% bootstrap intervals over examples"
+        f"{interval_note(first.examples)}"
     )
     return f"{table(rows)}\n{note}"
 
@@ -72,7 +76,7 @@ def sights_table(evaluation: Any) -> str:
     first = columns["right"]
     notes = [
         f"{first.masked_tokens:,} masked tokens of {first.examples:,} pictures or persons; "
-        f"95% bootstrap intervals over them"
+        f"{interval_note(first.examples, 'pictures or persons')}"
     ]
     if words is not None:
         notes.append(f"chosen words: {words.words:,}, masked one at a time; synonyms count")
@@ -97,7 +101,7 @@ def retrieval_table(figures: Any) -> str:
         rows.append([label, chance, *row])
     note = (
         f"{figures.num_texts:,} captions of {figures.num_persons:,} persons against "
-        f"{figures.num_images:,} pictures; 95% bootstrap intervals over persons"
+        f"{figures.num_images:,} pictures; {interval_note(figures.num_persons, 'persons')}"
     )
     return f"{table(rows)}\n{note}"
 
@@ -145,7 +149,7 @@ def retrieval_before_after(before: Any, after: Any) -> str:
         rows.append([heading, *figures])
     note = (
         f"{after.num_texts:,} captions of {after.num_persons:,} persons never seen in training "
-        f"against {after.num_images:,} pictures; 95% bootstrap intervals over persons"
+        f"against {after.num_images:,} pictures; {interval_note(after.num_persons, 'persons')}"
     )
     return f"{table(rows)}\n{note}"
 

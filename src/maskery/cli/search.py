@@ -155,7 +155,7 @@ def as_json(wanted: Search, gallery: Gallery, found: Sequence[Found]) -> dict[st
 def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     """Draw the pictures found, a row for each query."""
     from maskery.data.gallery.files import read_picture
-    from maskery.data.images.sheet import Cell, SheetRow, draw_sheet
+    from maskery.data.images.drawing import Cell, SheetRow, draw_sheet
 
     rows = []
     for text, hits in found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import math
 import re
 import sys
 import traceback
@@ -21,6 +22,8 @@ from maskery.core.errors import PluginError, reason_of
 
 T = TypeVar("T")
 PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
+# A loss term is named with its weight; any other flag refuses that.
+WEIGHTED = re.compile(r"(?P<choice>.+?\.py:[^\W\d]\w*|[^\W\d]\w*)=(?P<weight>[^=:/]*)")
 
 
 class FromFile(str):
@@ -95,6 +98,30 @@ class Registry(Generic[T]):
         """
         name = choice if isinstance(choice, str) else type(choice).__name__
         return PluginError(f"{self.flag} {name}: {found}; it must be {self.contract}")
+
+
+def from_file(text: str) -> str:
+    """Return a string of a configuration file, marked if it may name a plug-in."""
+    weighted = WEIGHTED.fullmatch(text)
+    return FromFile(text) if is_plugin(weighted["choice"] if weighted else text) else text
+
+
+def split_weight(choice: str, default: float = 1.0) -> tuple[str, float]:
+    """Split `NAME=WEIGHT` into both; without a weight it is the default.
+
+    Raises:
+        PluginError: The weight is no number of 0 or more.
+    """
+    weighted = WEIGHTED.fullmatch(choice)
+    if weighted is None:
+        return choice, default
+    try:
+        weight = float(weighted["weight"])
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:  # not-a-number fails both comparisons
+        raise PluginError(f"'{choice}': the weight after = must be a number of 0 or more; try 0.5")
+    return type(choice)(weighted["choice"]), weight
 
 
 def is_plugin(choice: object) -> bool:
@@ -187,6 +214,10 @@ def plugin_identity(choice: str) -> str:
 
 def anchored_choice(choice: str) -> str:
     """Return a plug-in's name with an absolute path, so that it holds from any folder."""
+    weighted = WEIGHTED.fullmatch(choice)
+    if weighted is not None:
+        anchored = anchored_choice(weighted["choice"])
+        return type(choice)(f"{anchored}={weighted['weight']}")
     match = PLUGIN.fullmatch(choice)
     if match is None or Path(match["file"]).is_absolute():
         return choice

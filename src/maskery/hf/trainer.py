@@ -27,12 +27,12 @@ from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.task import EXTRA_STATE, BatchSource, Task, loss_sums_of, prepare_all
 from maskery.hf.arguments import FLOOR, check_arguments, first_steps, schedule_of
 from maskery.training.config import TrainingConfig
-from maskery.training.exact_sums import exact_sums
-from maskery.training.loop import Step, step_seed
-from maskery.training.optimiser import build_optimiser
+from maskery.training.loop import Step
+from maskery.training.optimiser import build_optimiser, learning_rate_factor
+from maskery.training.precision import exact_sums
 from maskery.training.prefetch import Prefetch
-from maskery.training.schedule import learning_rate_factor
 from maskery.training.snapshot import named_tensors
+from maskery.training.stepper import step_seed
 
 log = logging.getLogger(__name__)
 

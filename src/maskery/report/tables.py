@@ -1,4 +1,4 @@
-"""Held-out figures as rows of text."""
+"""Turn held-out figures into tables of text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
 
 LABELS = {
@@ -20,7 +21,7 @@ LABELS = {
 }
 SHARES = ("top1", "top5", "accuracy", *RANKINGS)
 SPLITS = {"test": "test split", "val": "validation"}
-# Said elsewhere in the report.
+# Shown elsewhere in the report.
 LEFT_OUT = {
     *("run", "model", "before", "after", "difference", "scores", "training", "skipped", "notes"),
     "best_step",
@@ -34,8 +35,8 @@ class Figure:
 
     Attributes:
         value: The figure.
-        interval: Empty where none is known.
-        better: Whether a difference is for the better; None where its interval holds 0.
+        interval: Empty if none is known.
+        better: True for a difference for the better; None if its interval holds 0.
     """
 
     value: str
@@ -48,11 +49,11 @@ class Table:
     """Figures in columns.
 
     Attributes:
-        title: What the question is.
-        corner: What the rows are of.
-        columns: Headings.
-        rows: A label and one figure a column; None where there is none.
-        note: What the figures are over.
+        title: The question that the table answers.
+        corner: The heading of the labels, such as "held out".
+        columns: The other headings.
+        rows: A label and one figure a column, or None.
+        note: The number of things that the figures are averages over.
     """
 
     title: str
@@ -63,7 +64,10 @@ class Table:
 
 
 def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
-    """Before and after, or the sights, or the rankings of each split; none before a run's end."""
+    """Return the main tables of a run: before and after, the sights, or each split's rankings.
+
+    A run that is not finished has none.
+    """
     if "before" in evaluation and "after" in evaluation:
         columns = {"before": evaluation["before"], "after": evaluation["after"]}
         return [_table(columns, evaluation.get("difference") or {}, "difference", "examples")]
@@ -78,7 +82,7 @@ def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
 
 
 def other_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, Figure]]:
-    """Whatever else was measured, by its path of names."""
+    """Return whatever else was measured, each with its path of names."""
     return [
         (" · ".join(LABELS.get(name, name.replace("_", " ")) for name in path), value)
         for path, value in _flatten(evaluation, ())
@@ -89,7 +93,7 @@ def other_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, Figure]]:
 def figure(
     value: Any, *, share: bool, signed: bool = False, lower_is_better: bool = False
 ) -> Figure:
-    """A number, or (value, low, high), as text."""
+    """Return a number, or (value, low, high), as text."""
     numbers = value if isinstance(value, list | tuple) else [value]
     scale, unit = (100.0, "%") if share else (1.0, "")
     first = scale * float(numbers[0])
@@ -97,6 +101,8 @@ def figure(
     sign = "+" if signed else ""
     shown = f"{first:{sign},.{digits}f}{unit}"
     if len(numbers) != 3:
+        return Figure(value=shown)
+    if numbers[1] is None:  # too few examples for an interval
         return Figure(value=shown)
     low, high = (scale * float(number) for number in numbers[1:])
     better = None if not signed or low <= 0 <= high else (first < 0) == lower_is_better
@@ -129,12 +135,12 @@ def _table(
         columns=(*(LABELS.get(name, name) for name in columns), *((last,) if difference else ())),
         rows=tuple(rows),
         note=f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
-        f"95% bootstrap intervals over them",
+        f"{interval_note(first['examples'], over)}",
     )
 
 
 def _rankings(figures: Mapping[str, Any], split: str) -> Table:
-    """How well captions find their persons, by chance and by every ranking."""
+    """Return the recall of persons from captions, by chance and by every ranking."""
     names = {
         "contrastive": "by similarity",
         "reranked": f"best {figures['rerank']} by matching",
@@ -158,7 +164,7 @@ def _rankings(figures: Mapping[str, Any], split: str) -> Table:
         columns=("chance", *found),
         rows=rows,
         note=f"{figures['num_texts']:,} captions of {figures['num_persons']:,} persons against "
-        f"{figures['num_images']:,} pictures; 95% bootstrap intervals over persons",
+        f"{figures['num_images']:,} pictures; {interval_note(figures['num_persons'], 'persons')}",
     )
 
 
@@ -169,6 +175,8 @@ def _flatten(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], F
         ]
     interval = isinstance(value, list | tuple) and len(value) == 3
     numbers = value if interval else [value]
+    if interval and numbers[1:] == [None, None]:
+        numbers = numbers[:1]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
         return []
     if not interval and isinstance(value, int):

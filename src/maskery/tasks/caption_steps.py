@@ -120,6 +120,7 @@ class CaptionSteps:
         pad_token_id: The tokenizer's.
         masker: Masks captions for masked language modelling.
         mrtd_masker: Masks them again for the generator; another seed makes its masks independent.
+        own: Names of the user's own loss terms, whose sums count pairs.
     """
 
     config: ImageTextMLMConfig
@@ -127,6 +128,7 @@ class CaptionSteps:
     pad_token_id: int
     masker: Masker
     mrtd_masker: Masker
+    own: frozenset[str] = frozenset()
 
     @property
     def terms(self) -> Mapping[str, float]:
@@ -152,7 +154,7 @@ class CaptionSteps:
             mrtd=plan,
             alpha=self.config.alpha_at(progress),
             num_tokens=batch.text1.num_tokens,
-            terms=frozenset(self.terms),
+            terms=frozenset(self.terms) | self.own,
         )
 
     def _plan_mrtd(self, masked: MaskedTokens, length: int, epoch: int) -> MRTDPlan:

@@ -134,7 +134,8 @@ class PreparedPairs:
     def counts(self) -> Mapping[str, int]:
         """Of each term that is on: pairs, masked tokens, or tokens judged replaced or not."""
         counts = self._all_counts()
-        return {name: count for name, count in counts.items() if name in self.terms}
+        own = dict.fromkeys(sorted(self.terms - counts.keys()), len(self.pair_ids))
+        return {name: count for name, count in counts.items() if name in self.terms} | own
 
     def _all_counts(self) -> dict[str, int]:
         return {

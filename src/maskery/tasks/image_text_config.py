@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.registry import anchored_choice, plugin_identity, split_weight
+from maskery.objectives.terms import TERMS, Term, chosen_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,16 @@ class ImageTextMLMConfig:
     others, and from a twin that knows little yet there is little to detect."""
     itc_weight: float = 0.0
     """Weight of ALBEF's contrastive loss within the batch; helps small models learn to look."""
+    term: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]"),
+    ] = ()
+    """A loss term, with its weight (default 1): one of yours in a Python file, or itc, itm, mlm,
+    prd, mrtd. Repeat the flag for more."""
+    objective: Literal["mlm", "mlm+mrtd"] | None = None
+    """Which word losses are on, as in train text: mlm alone, or with replaced token detection.
+    Default: those whose weight is above 0."""
     momentum: float = 0.995
     """What the momentum twin keeps of its weights at each optimiser step."""
     twin_train_mode: bool = False
@@ -46,17 +58,53 @@ class ImageTextMLMConfig:
         _in_unit("alpha", self.alpha)
         _in_unit("alpha_warmup", self.alpha_warmup)
         _in_unit("mrtd_start", self.mrtd_start)
-        _not_negative("mlm_weight", self.mlm_weight)
-        _not_negative("mrtd_weight", self.mrtd_weight)
-        _not_negative("itc_weight", self.itc_weight)
+        for term in self._terms():
+            _not_negative(term.flag, getattr(self, term.flag))
         _one_of("distill_over", self.distill_over, ("vocabulary", "sequence"))
         _one_of("mrtd_sample_at", self.mrtd_sample_at, ("masked", "every"))
+        if self.objective is not None:
+            _one_of("objective", self.objective, ("mlm", "mlm+mrtd"))
+        chosen_weights(self.term, [term.name for term in self._terms()])
+
+    @classmethod
+    def _terms(cls) -> list[Term]:
+        """The built-in terms that this kind of run has: those with a `*_weight` of theirs."""
+        settings = {field.name for field in fields(cls)}
+        return [term for term in TERMS.values() if term.flag in settings]
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """By loss term, its weight; terms of weight 0 are left out."""
-        weights = {"itc": self.itc_weight, "mlm": self.mlm_weight, "mrtd": self.mrtd_weight}
+        """By built-in loss term, its weight; terms of weight 0 are left out."""
+        weights = {term.name: float(getattr(self, term.flag)) for term in self._terms()}
+        if self.objective is not None:
+            chosen = self.objective.split("+")
+            for name, default in (("mlm", 1.0), ("mrtd", 0.5)):  # the defaults of the weights
+                weights[name] = (weights[name] or default) if name in chosen else 0.0
+        weights |= chosen_weights(self.term, weights)
         return {name: weight for name, weight in weights.items() if weight > 0}
+
+    @property
+    def learns(self) -> bool:
+        """True if any term is on, of the user's own or built in."""
+        return bool(self.weights) or any(
+            split_weight(choice)[0] not in TERMS for choice in self.term
+        )
+
+    def anchored(self) -> Self:
+        """Return the same with absolute paths of plug-ins, which mean the same from any folder."""
+        return replace(self, term=tuple(anchored_choice(choice) for choice in self.term))
+
+    def described(self) -> dict[str, Any]:
+        """Return what decides the course of a run: the settings, plug-ins by their files' code."""
+        described = asdict(self)
+        terms = [(plugin_identity(name), weight) for name, weight in map(split_weight, self.term)]
+        if not terms:  # as runs of before the setting wrote it down
+            del described["term"]
+        else:
+            described["term"] = [f"{name}={weight:g}" for name, weight in terms]
+        if self.objective is None:
+            del described["objective"]
+        return described
 
     def alpha_at(self, progress: float) -> float:
         """Alpha after the share `progress` of the run, in [0, 1)."""
@@ -89,8 +137,6 @@ class PersonSearchConfig(ImageTextMLMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("itm_weight", "prd_weight"):
-            _not_negative(name, getattr(self, name))
         if self.queue_size < 1:
             raise ConfigError(f"queue_size is {self.queue_size}: it must be at least 1")
         if not 0 < self.min_temperature <= self.max_temperature:
@@ -98,18 +144,6 @@ class PersonSearchConfig(ImageTextMLMConfig):
                 f"the temperature is to stay from {self.min_temperature} to "
                 f"{self.max_temperature}: the first must be positive and not above the second"
             )
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """By loss term, its weight; terms of weight 0 are left out."""
-        weights = {
-            "itc": self.itc_weight,
-            "itm": self.itm_weight,
-            "mlm": self.mlm_weight,
-            "prd": self.prd_weight,
-            "mrtd": self.mrtd_weight,
-        }
-        return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def _in_unit(name: str, value: float) -> None:

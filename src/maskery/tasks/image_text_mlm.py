@@ -29,6 +29,7 @@ from maskery.tasks.caption_steps import (
 )
 from maskery.tasks.caption_task import CaptionTask
 from maskery.tasks.image_text_batch import PaddedText, PairBatch, PreparedPairs
+from maskery.tasks.loss_terms import TermInputs, own_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,41 +134,54 @@ class ImageTextMLM(CaptionTask):
     def _learn(
         self, model: ImageTextModel, *, prepared: PreparedPairs, teaching: Teaching
     ) -> dict[str, torch.Tensor]:
-        """Steps 3, 5, 8 and 9, and the contrast."""
+        """Steps 3, 5, 8 and 9, the contrast, and terms of the user's own."""
         lesson = teaching.lesson
         tokens = None if prepared.image1 is None else model.encode_image(prepared.image1)
         inputs = self.captions.learner_inputs(prepared, lesson)
         blocks = encode_captions(model, self._contrasted(prepared) | inputs)
-        features = _features(model, tokens, blocks.pop("pair", None))
+        pair = blocks.pop("pair", None)
+        student = _features(model, tokens, pair) if "itc" in self.loss_weights else None
         images = None if tokens is None else model.project_images(tokens)
         fused = self.captions.fuse(model, blocks, images)
         sums = self.captions.sums(model, fused, prepared, lesson)
-        if features is not None and teaching.features is not None:
-            sums["itc"] = self._contrast(model, features, teaching.features, prepared)
-        return sums
-
-    def _contrasted(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
-        """The unmasked captions, where they are contrasted with images."""
-        wanted = "itc" in self.loss_weights and prepared.image1 is not None
-        return {"pair": prepared.text1} if wanted else {}
-
-    def _contrast(
-        self,
-        model: ImageTextModel,
-        student: Features,
-        teacher: Features,
-        prepared: PreparedPairs,
-    ) -> torch.Tensor:
-        """ALBEF's contrastive loss; candidates are the twin's features of all processes."""
-        crowd = Features(image=gather_rows(teacher.image), text=gather_rows(teacher.text))
-        return itc_loss(
-            student,
-            teacher,
-            crowd,
-            ids=prepared.pair_ids,
-            candidate_ids=gather_rows(prepared.pair_ids),
+        if tokens is None or pair is None or teaching.features is None:
+            return sums
+        teacher, ids = teaching.features, prepared.pair_ids
+        parts = TermInputs(
+            model=model,
+            image_tokens=tokens,
+            caption=pair.hidden,
+            caption_mask=pair.mask,
+            ids=ids,
+            teacher=teacher,
+            candidates=Features(image=gather_rows(teacher.image), text=gather_rows(teacher.text)),
+            candidate_ids=gather_rows(ids),
             temperature=model.temp,
             alpha=prepared.alpha,
+            by_use=fused,
+            prepared=prepared,
+            fuse=lambda: self.captions.fuse(model, {"pair": pair}, images)["pair"],
+            student=student,
+        )
+        if "itc" in self.loss_weights:
+            sums["itc"] = self._contrast(parts)
+        return sums | own_sums(self.own_terms, parts)
+
+    def _contrasted(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
+        """The unmasked captions, where a term contrasts them with images."""
+        wanted = bool(self.own_terms) or "itc" in self.loss_weights
+        return {"pair": prepared.text1} if wanted and prepared.image1 is not None else {}
+
+    def _contrast(self, parts: TermInputs) -> torch.Tensor:
+        """ALBEF's contrastive loss."""
+        return itc_loss(
+            parts.features,
+            parts.teacher,
+            parts.candidates,
+            ids=parts.ids,
+            candidate_ids=parts.candidate_ids,
+            temperature=parts.temperature,
+            alpha=parts.alpha,
             directions=ALBEF_DIRECTIONS,
         ).loss_sum
 

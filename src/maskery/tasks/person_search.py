@@ -15,9 +15,10 @@ Shapes: B pairs of this process, G of all processes, L caption length, D text wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from maskery.core.task import part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.gather import Crowd
+from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
 from maskery.models.queue import FeatureQueue
@@ -54,6 +56,7 @@ from maskery.tasks.image_text_batch import (
     pad_text,
 )
 from maskery.tasks.image_text_config import PersonSearchConfig
+from maskery.tasks.loss_terms import TermInputs, own_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,7 @@ class PersonSearch(CaptionTask):
         pad_token_id: int,
         masker: Masker,
         mrtd_masker: Masker,
+        terms: Sequence[Any] = (),
     ):
         super().__init__(
             model,
@@ -118,6 +122,7 @@ class PersonSearch(CaptionTask):
             pad_token_id=pad_token_id,
             masker=masker,
             mrtd_masker=mrtd_masker,
+            terms=terms,
         )
         self.config, self.pad_token_id = config, pad_token_id
         self.min_temperature = config.min_temperature
@@ -213,6 +218,25 @@ class PersonSearch(CaptionTask):
         sums |= self._pair_sums(model, fused, prepared, teaching)
         if "itc" in self.loss_weights:
             sums["itc"] = contrast.loss_sum
+        if self.own_terms:
+            pair = blocks["pair"]
+            parts = TermInputs(
+                model=model,
+                image_tokens=tokens,
+                caption=pair.hidden,
+                caption_mask=pair.mask,
+                ids=prepared.person_ids,
+                teacher=teaching.features,
+                candidates=self._candidates(teaching),
+                candidate_ids=self._candidate_ids(teaching),
+                temperature=model.temp,
+                alpha=prepared.alpha,
+                by_use=fused,
+                prepared=prepared,
+                fuse=lambda: self._fused(model, fused, pair, images),
+                student=student if "itc" in self.loss_weights else None,
+            )
+            sums |= own_sums(self.own_terms, parts)
         return sums, negatives
 
     def _contrast(
@@ -225,21 +249,41 @@ class PersonSearch(CaptionTask):
         """The contrastive loss, and the similarities that negatives are drawn from."""
         for queue in (self.image_queue, self.text_queue):
             queue.to(prepared.person_ids.device)
-        candidates = Features(
-            image=torch.cat((teaching.crowd_features.image, self.image_queue.features)),
-            text=torch.cat((teaching.crowd_features.text, self.text_queue.features)),
-        )
         return itc_loss(
             student,
             teaching.features,
-            candidates,
+            self._candidates(teaching),
             ids=prepared.person_ids,
-            candidate_ids=torch.cat((teaching.crowd_ids, self.image_queue.ids)),
+            candidate_ids=self._candidate_ids(teaching),
             temperature=model.temp,
             alpha=prepared.alpha,
             directions=RASA_DIRECTIONS if self.config.within_modality else ALBEF_DIRECTIONS,
             crowd_size=len(teaching.crowd_ids),
         )
+
+    def _fused(
+        self,
+        model: ImageTextModel,
+        fused: Mapping[str, torch.Tensor],
+        pair: Block,
+        images: Sequence[ImageKeys],
+    ) -> torch.Tensor:
+        """The pairs' captions that have seen their pictures: matching has them already."""
+        if "match" in fused:
+            return fused["match"]
+        return self.captions.fuse(model, {"pair": pair}, images)["pair"]
+
+    def _candidates(self, teaching: Teaching) -> Features:
+        """The twin's features of the batch of all processes, then the queues: (C, E) each."""
+        crowd = teaching.crowd_features
+        return Features(
+            image=torch.cat((crowd.image, self.image_queue.features)),
+            text=torch.cat((crowd.text, self.text_queue.features)),
+        )
+
+    def _candidate_ids(self, teaching: Teaching) -> torch.Tensor:
+        """(C,) int64: who the candidates show."""
+        return torch.cat((teaching.crowd_ids, self.image_queue.ids))
 
     def _draw(self, contrast: Contrast, prepared: PreparedPersons, teaching: Teaching) -> Negatives:
         """Hard negatives: those handed in, or drawn by similarity among other persons."""

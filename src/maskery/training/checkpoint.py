@@ -50,6 +50,9 @@ class Checkpoints:
     Args:
         folder: `checkpoints/` of the run.
         keep: How many of the newest stay, beside the best.
+
+    Attributes:
+        written: Steps and folders of what this process has written, for whoever empties the list.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
@@ -57,6 +60,7 @@ class Checkpoints:
         self.keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
+        self.written: list[tuple[int, Path]] = []
 
     def save(
         self, task: Task[Any, Any], optimiser: torch.optim.Optimizer, position: Position
@@ -173,6 +177,7 @@ class Checkpoints:
                 f"and continue with --resume auto"
             ) from error
         self._prune()
+        self.written.append((snapshot.position.step, final))
         return final
 
     def path_of(self, step: int) -> Path:

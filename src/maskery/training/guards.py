@@ -5,11 +5,8 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 # A line's loss is a spike this many deviations above the median of the lines before it.
 DEVIATIONS = 6.0
@@ -18,37 +15,6 @@ HISTORY, LEAST_HISTORY = 32, 8
 MAD_OF_NORMAL = 0.6745
 # Below this share of the loss nothing is called a spike, however quiet the lines before were.
 LEAST_RISE = 0.1
-
-
-def poison_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
-    """A loss whose gradients are all NaN if it is not finite, and else its own, to the last bit.
-
-    So that the gradient's norm, which all processes know, tells whether the step is sound.
-    """
-    nan = torch.full_like(loss, float("nan")).detach()
-    return loss * torch.where(torch.isfinite(loss.detach()), torch.ones_like(nan), nan)
-
-
-def update_if_finite(
-    optimiser: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], norm: torch.Tensor
-) -> None:
-    """One update, or none where the gradient's norm is not finite.
-
-    Fused AdamW decides on the device, so that nothing waits for the norm; others are asked to wait.
-    """
-    fused: Any = optimiser
-    whole = not any(isinstance(parameter, DTensor) for parameter in parameters)
-    if (
-        type(optimiser) is torch.optim.AdamW
-        and whole
-        and all(group.get("fused") for group in optimiser.param_groups)
-    ):
-        fused.grad_scale, fused.found_inf = None, (~torch.isfinite(norm)).float()
-        optimiser.step()
-        del fused.grad_scale, fused.found_inf
-    elif torch.isfinite(norm):
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
 
 
 class BadSteps:

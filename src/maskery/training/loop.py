@@ -1,7 +1,6 @@
-"""The training loop: one optimiser step after another, the same on any number of processes.
+"""The training loop: steps, lines, held-out figures and checkpoints, on any number of processes.
 
-The loss of a step is `sum over terms of weight * (sum of the term / its count)`, with counts taken
-over every micro-batch of every process, so it does not depend on how the step is cut up.
+A step itself is taken in `training/stepper.py`.
 """
 
 from __future__ import annotations
@@ -15,30 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
-from maskery.core.processes import join_processes, lost_process
-from maskery.core.task import BatchSource, Prepared, Task, loss_sums_of, prepare_all
+from maskery.core.processes import lost_process
+from maskery.core.task import BatchSource, Prepared, Task
+from maskery.training.callbacks import Callback
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
-from maskery.training.exact_sums import exact_sums
-from maskery.training.guards import BadSteps, poison_if_not_finite, update_if_finite
+from maskery.training.guards import BadSteps
 from maskery.training.journal import Journal
-from maskery.training.optimiser import set_learning_rate
-from maskery.training.parallel import (
-    clip_gradients,
-    explain_unused,
-    gather,
-    last_backward,
-    spread,
-)
-from maskery.training.precision import resolve_precision
+from maskery.training.parallel import gather
 from maskery.training.prefetch import Prefetch
-from maskery.training.schedule import learning_rate_factor
 from maskery.training.signals import Interrupted, StopSignals, Wanted
 from maskery.training.snapshot import Camera, Position, restore
+from maskery.training.stepper import Stepper
 from maskery.training.tracking import Tracker
 
 Evaluate = Callable[[int], Mapping[str, float]]
@@ -78,18 +68,19 @@ class Summary:
     resumed_from: int
 
 
-class Trainer:
-    """Trains a task.
+class TrainingLoop:
+    """Trains a task from its first or its last saved step to the end.
 
     Args:
-        task: What is trained.
-        source: Where its batches come from.
+        task: The task to train.
+        source: Gives its batches.
         optimiser: Made by `build_optimiser`.
         config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
         identity: What a continuation must share with the run, as JSON.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
+        callbacks: Called as `Callback` describes.
         progress: Whether to draw a progress bar.
     """
 
@@ -103,16 +94,17 @@ class Trainer:
         *,
         identity: str,
         evaluate: Evaluate | None = None,
+        callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
+        self.epoch_steps = [source.num_steps(epoch) for epoch in range(config.epochs)]
+        self.total_steps = min(sum(self.epoch_steps), config.max_steps or sum(self.epoch_steps))
         self.task, self.source, self.config = task, source, config
-        self.evaluate = evaluate
+        self.stepper = Stepper(task, config, total_steps=self.total_steps, optimiser=optimiser)
+        self.processes = self.stepper.processes
+        self.evaluate, self.callbacks = evaluate, callbacks
         self.identity = identity
         self.progress = progress
-        self.processes = join_processes()
-        self.device = PartialState().device
-        self.half = resolve_precision(config, task.model) == "bf16"
-        self.optimiser = optimiser
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         board = config.tensorboard and self.processes.is_main
         self.camera = Camera()
@@ -120,18 +112,10 @@ class Trainer:
         self.journal = Journal(self.tracker, self.processes, config.best_metric)
         self.bad_steps = BadSteps(config.max_bad_steps)
         self.signals = StopSignals()
-        self._agreed: list[float] = []
         self._last: Step | None = None
         self._done = self._saved = 0
         self._saved_at = self._resumed_at = time.perf_counter()
         self._seconds, self._tokens = 0.0, 0
-        self.epoch_steps = [source.num_steps(epoch) for epoch in range(config.epochs)]
-        self.total_steps = min(sum(self.epoch_steps), config.max_steps or sum(self.epoch_steps))
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained."""
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def train(self, *, resume: bool = False) -> Summary:
         """Run to the end.
@@ -144,8 +128,14 @@ class Trainer:
             TrainingError: Too many steps in a row were no numbers; a checkpoint is written.
             CheckpointError: A checkpoint could not be read or written.
         """
-        # The model moves before the optimiser's moments are restored to where it is.
-        spread(self.task, self.optimiser, self.config.sharding, self.device)
+        try:
+            return self._train(resume=resume)
+        finally:
+            self.tracker.close()
+            for callback in self.callbacks:
+                callback.on_end()
+
+    def _train(self, *, resume: bool) -> Summary:
         start = self._restore() if resume else self._position(0, 0, 0)
         self._done = self._saved = start.step
         # A run may have been stopped between a step's checkpoint and its evaluation.
@@ -158,30 +148,8 @@ class Trainer:
             self.checkpoints.mark_best(start.step)
         self._seconds, self._tokens = 0.0, 0
         self._saved_at = self._resumed_at = time.perf_counter()
-        bar = tqdm(
-            total=self.total_steps,
-            initial=start.step,
-            desc="training",
-            unit="step",
-            disable=not (self.progress and self.processes.is_main),
-        )
-        in_order = exact_sums(self.device)
-        prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
-        with self.signals, bar, in_order, prefetch as steps:
-            try:
-                while (step := self._next(steps)) is not None:
-                    self._after(step, self.step(step), bar)
-                    self._last, self._done = step, step.number + 1
-            except BaseException as error:
-                # The other processes may be anywhere: only what is being written is waited for.
-                with contextlib.suppress(CheckpointError):
-                    self.checkpoints.finish()
-                lost = lost_process(error)
-                if lost is not None:
-                    raise lost from error
-                raise
-            self.processes.on_main(self.checkpoints.finish)
-        self.tracker.close()
+        self._take_steps(start)
+        self._tell_saved()
         gather(self.task)
         return Summary(
             steps=self.total_steps,
@@ -189,6 +157,46 @@ class Trainer:
             seconds=self._seconds,
             resumed_from=start.step,
         )
+
+    def _take_steps(self, start: Position) -> None:
+        """Take every step from a position on, and wait for the last checkpoint."""
+        bar = tqdm(
+            total=self.total_steps,
+            initial=start.step,
+            desc="training",
+            unit="step",
+            disable=not (self.progress and self.processes.is_main),
+        )
+        prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
+        with self.signals, bar, prefetch as steps:
+            try:
+                while (step := self._next(steps)) is not None:
+                    losses = self.step(step)
+                    self._last, self._done = step, step.number + 1
+                    self._after(step, losses, bar)
+            except BaseException as error:
+                # Other processes may have failed, so do not synchronise: only wait for our write.
+                with contextlib.suppress(CheckpointError):
+                    self.checkpoints.finish()
+                lost = lost_process(error)
+                if lost is not None:
+                    raise lost from error
+                raise
+            self.processes.on_main(self.checkpoints.finish)
+
+    def _tell(self, event: str, *what: Any) -> None:
+        """Call one method of every callback; one that fails costs no step that is done."""
+        try:
+            for callback in self.callbacks:
+                getattr(callback, event)(*what)
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                self._save_last()
+            raise
+
+    def _tell_saved(self) -> None:
+        while self.callbacks and self.checkpoints.written:
+            self._tell("on_save", *self.checkpoints.written.pop(0))
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
         """The next step, or None at the end.
@@ -229,6 +237,8 @@ class Trainer:
         logs = last or scheduled or done % self.config.log_every == 0
         if logs:
             self._log(done, step, bar)
+        self._tell_saved()
+        self._tell("on_step", done, losses)
         spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many
         stops = (wanted.stops or spoilt) and not last
         self._seconds = time.perf_counter() - self._resumed_at
@@ -261,46 +271,10 @@ class Trainer:
             self.checkpoints.begin_mark_best(done)
 
     def step(self, step: Step) -> dict[str, torch.Tensor]:
-        """One optimiser step; returns its loss terms and total, detached, and the gradient norm."""
-        self.task.model.train()
-        # Dropout follows from (seed, step, process) alone, so that resuming repeats it.
-        torch.manual_seed(step_seed(self.config.seed, step.number, self.processes.rank))
-        factor = learning_rate_factor(
-            step.number,
-            self.total_steps,
-            warmup_share=self.config.warmup_share,
-            shape=self.config.lr_schedule,
-            floor=self.config.lr_floor,
-        )
-        set_learning_rate(self.optimiser, factor)
-        self.task.before_step()
-        counts = self._global_counts(step.micro)
-        losses: dict[str, torch.Tensor] = {}
-        for index, prepared in enumerate(step.micro):
-            with last_backward(self.task.model, last=index + 1 == len(step.micro)):
-                terms = self._micro_step(prepared, counts)
-            for name, term in terms.items():
-                losses[name] = losses.get(name, torch.zeros_like(term)) + term
-        limit = self.config.clip_norm or float("inf")
-        losses["grad_norm"] = clip_gradients(self.parameters, limit)
-        update_if_finite(self.optimiser, self.parameters, losses["grad_norm"])
-        return losses
-
-    def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:
-        """Gradients of one micro-batch; returns its share of the loss and its terms, detached."""
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                sums = loss_sums_of(self.task, prepared.to(self.device))
-        except RuntimeError as error:
-            raise explain_unused(error, self.task.model) from error
-        terms = {name: value / max(counts[name], 1) for name, value in sums.items()}
-        total = sum(
-            (self.task.loss_weights[name] * term for name, term in terms.items()),
-            start=torch.zeros((), device=self.device),
-        )
-        # The processes' gradients are averaged; ours are shares of a sum.
-        (poison_if_not_finite(total) * self.processes.world_size).backward()
-        return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
+        """Take one optimiser step; returns what `Stepper.step` does."""
+        # Alone, a process asks for its own flags when it needs them.
+        flags = self._flags() if self.processes.world_size > 1 else ()
+        return self.stepper.step(step.number, step.micro, flags=flags)
 
     def steps(self, start: Position) -> Iterator[Step]:
         """Every step from a position on; runs in the prefetching thread."""
@@ -315,21 +289,10 @@ class Trainer:
                     rank=self.processes.rank,
                     world_size=self.processes.world_size,
                 )
-                progress = number / self.total_steps
-                micro = prepare_all(self.task, batches, epoch=epoch, progress=progress)
+                micro = self.stepper.prepare(number, batches, epoch=epoch)
                 yield Step(number=number, epoch=epoch, epoch_step=index, micro=micro)
                 number += 1
             epoch_step = 0
-
-    def _global_counts(self, micro: Sequence[Prepared]) -> dict[str, float]:
-        names = sorted(self.task.loss_weights)
-        own = [float(sum(m.counts.get(name, 0) for m in micro)) for name in names]
-        if self.processes.world_size == 1:
-            return dict(zip(names, own, strict=True))
-        # One message a step, through the CPU: a device is not waited for.
-        total = self.processes.sum([*own, *self._flags()])
-        self._agreed = total[len(names) :]
-        return dict(zip(names, total, strict=False))
 
     def _counted(self, step: Step) -> Mapping[str, int]:
         """What this process's batches count beyond their loss terms; logged as sums."""
@@ -349,7 +312,7 @@ class Trainer:
     def _wanted(self) -> Wanted:
         """What any process wants to happen after this step: the same for all of them."""
         # Alone, a process looks now; with others, all have agreed when the step began.
-        flags = self._flags() if self.processes.world_size == 1 else self._agreed
+        flags = self._flags() if self.processes.world_size == 1 else self.stepper.flags
         if flags[3]:
             self.processes.on_main(self.checkpoints.finish)  # raises what went wrong
         number = signal.SIGTERM if flags[0] else signal.SIGINT if flags[1] else None
@@ -370,7 +333,7 @@ class Trainer:
         )
 
     def _log(self, done: int, step: Step, bar: tqdm[Any]) -> None:
-        rate = max(group["lr"] for group in self.optimiser.param_groups)
+        rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
         values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
         loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
         text = f"{loss}{values['tokens_per_second']:,.0f} tok/s"
@@ -394,6 +357,7 @@ class Trainer:
         passed = time.perf_counter() - began
         self._resumed_at += passed
         self.journal.window.began += passed
+        self._tell("on_evaluation", step, figures)
         return best
 
     def _position(self, step: int, epoch: int, epoch_step: int) -> Position:
@@ -415,7 +379,7 @@ class Trainer:
         main = self.processes.is_main
         # The memory that is copied to may still be read.
         self.processes.on_main(self.checkpoints.finish)
-        snapshot = self.camera.take(self.task, self.optimiser, position, keeps=main)
+        snapshot = self.camera.take(self.task, self.stepper.optimiser, position, keeps=main)
         self._saved_at = time.perf_counter()
         if main:
             self.checkpoints.begin_if_room(snapshot, must=must, first=self.tracker.flush)
@@ -425,19 +389,10 @@ class Trainer:
         position = (
             self._position(0, 0, 0)
             if found is None
-            else restore(Path(found), self.task, self.optimiser, self.identity)
+            else restore(Path(found), self.task, self.stepper.optimiser, self.identity)
         )
-        self.journal.rewind(position.step, position.window, self.device)
+        self.journal.rewind(position.step, position.window, self.stepper.device)
         if self.journal.best_step is not None:  # a kill may have come before it was marked
             self.checkpoints.mark_best(self.journal.best_step)
         self.bad_steps = BadSteps(self.config.max_bad_steps, position.bad_steps)
         return position
-
-
-def step_seed(*numbers: int) -> int:
-    """A 63-bit seed from several numbers."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed ^ number) * 0x9E3779B97F4A7C15 + 0x7F4A7C15
-        mixed = (mixed ^ (mixed >> 31)) & ((1 << 63) - 1)
-    return mixed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -60,3 +61,31 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
     """Give every group `factor` times its peak."""
     for group in optimiser.param_groups:
         group["lr"] = factor * group[PEAK]
+
+
+def learning_rate_factor(
+    step: int, total: int, *, warmup_share: float, shape: str, floor: float = 0.0
+) -> float:
+    """Return what the peak learning rate is multiplied by at a step.
+
+    It depends on the step alone, so resuming needs no state.
+
+    Args:
+        step: From 0.
+        total: Steps of the run.
+        warmup_share: Share of the steps over which the factor rises to 1.
+        shape: `linear`, `cosine` or `constant` after the warm-up.
+        floor: What the factor falls to, from 0 to 1.
+
+    Returns:
+        Above 0 and at most 1 for every step of the run.
+    """
+    warmup = round(total * warmup_share)
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (total - step) / max(total - warmup, 1)
+    if shape == "constant":
+        return 1.0
+    if shape == "cosine":
+        left = 0.5 * (1.0 - math.cos(math.pi * left))
+    return floor + (1.0 - floor) * left

@@ -1,6 +1,10 @@
-"""Which precision a run computes in: float32, or bfloat16 where the device is faster at it."""
+"""Numerics of a run: float32 or bfloat16, and sums that are the same however threads take turns."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,10 +13,12 @@ from maskery.training.config import Precision, TrainingConfig
 
 # On a CPU that multiplies bfloat16, narrower matrices lose more by converting than they gain.
 NARROW = 256
+# Its attribute is made at run time, so type checkers do not know of it.
+UNINITIALIZED: Any = torch.utils.deterministic
 
 
 def resolve_precision(config: TrainingConfig, model: nn.Module) -> Precision:
-    """fp32 or bf16, whichever the config says or the device is fast at with this model."""
+    """Return the precision that the config names or, for auto, the faster one for this model."""
     if config.precision != "auto":
         return config.precision
     if torch.cuda.is_available():
@@ -23,7 +29,7 @@ def resolve_precision(config: TrainingConfig, model: nn.Module) -> Precision:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16 (AVX512-BF16 or AMX)."""
+    """Return True if this CPU has instructions for products of bfloat16 (AVX512-BF16 or AMX)."""
     return any(
         getattr(torch.cpu, name, lambda: False)()  # private, and not in every version
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -31,7 +37,30 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def mean_width(model: nn.Module) -> float:
-    """The smaller side of a model's matrices, averaged over their elements; 0 without any."""
+    """Return the mean over all matrix elements of their matrix's smaller side; 0 without any."""
     matrices = [p for p in model.parameters() if p.dim() == 2]
     elements = sum(p.numel() for p in matrices)
     return sum(min(p.shape) * p.numel() for p in matrices) / max(elements, 1)
+
+
+@contextmanager
+def exact_sums(device: torch.device) -> Iterator[None]:
+    """Add gradients in one order on a CPU, so that a run repeats bit for bit on several threads.
+
+    Where a row is read more than once (`features[negatives]`), PyTorch's threads add its gradients
+    as they come, and the last digits differ from run to run. The step is no slower for it. On other
+    devices the caller's settings stay: what an order costs there has not been measured.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    was = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = UNINITIALIZED.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=only_warned if was else True)
+    UNINITIALIZED.fill_uninitialized_memory = False  # it is for finding faults, and takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=only_warned)
+        UNINITIALIZED.fill_uninitialized_memory = filled

@@ -7,11 +7,10 @@ import torch
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.images.batches import view_batches
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
-from maskery.data.images.skipped import Skipped
-from maskery.data.images.views import view
-from maskery.data.pairs.image_refs import FileImage
+from maskery.data.images.loading import Skipped
+from maskery.data.images.views import view, view_batches
+from maskery.data.pairs.pictures import FileImage
 
 VIEW = ViewConfig(height=8, width=4, mean=HALF_MEAN, std=HALF_STD)
 

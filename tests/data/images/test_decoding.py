@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.images.decoding import decode_many
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped, decode_many
 
 
 @dataclass

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from maskery.data.images.heat import RAMP, heat_over, ramp
+from maskery.data.images.drawing import RAMP, heat_over, ramp
 
 
 def test_the_hottest_place_is_coloured_and_the_coldest_is_not() -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.images.sheet import FRAME, PAPER, RIGHT, Cell, SheetRow, draw_sheet
+from maskery.data.images.drawing import FRAME, PAPER, RIGHT, Cell, SheetRow, draw_sheet
 
 
 def cell(colour: tuple[int, int, int], **settings: object) -> Cell:

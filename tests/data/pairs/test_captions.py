@@ -9,7 +9,7 @@ from tiny_pairs import save_tiny_pairs
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import CaptionCorpus, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.wordpiece import train_wordpiece

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from maskery.core.errors import DataError
-from maskery.data.pairs.image_refs import FileImage, StoredImage
+from maskery.data.pairs.pictures import FileImage, StoredImage
 
 
 def ref(root: Path, name: str, max_pixels: int = 10_000) -> FileImage:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maskery.core.errors import ConfigError, DataError
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
     checked_captions,
@@ -118,7 +118,9 @@ def test_ids_are_stable_and_unambiguous() -> None:
     [
         (["image", "caption"], {}, ("image", "caption", None, None)),
         (["filepath", "title"], {}, ("filepath", "title", None, None)),
-        (["file_name", "text", "id"], {}, ("file_name", "text", "id", None)),
+        (["file_name", "text", "id"], {}, ("file_name", "text", None, None)),
+        (["file_name", "text", "id"], {"person_column": "id"}, ("file_name", "text", "id", None)),
+        (["file_path", "captions", "id"], {}, ("file_path", "captions", "id", None)),
         (
             ["file_path", "captions", "id", "person", "split"],
             {},

@@ -11,13 +11,12 @@ from tiny_pairs import new_tokenizer, save_tiny_pairs
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_pixels
+from maskery.data.pairs.batches import HeldOutPairs, PairSource, ViewedPairs
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
-from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.pairs.source import HeldOutPairs, PairSource, ViewedPairs
-from maskery.data.pairs.split import group_ids
 
 VIEW = ViewConfig(height=8, width=8, mean=HALF_MEAN, std=HALF_STD, pad=2, crop_scale=(0.3, 1.0))
 

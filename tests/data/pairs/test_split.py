@@ -8,8 +8,7 @@ import pytest
 from tiny_pairs import save_tiny_pairs
 
 from maskery.core.errors import DataError
-from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.split import group_ids, split_pairs, wrong_pairs
+from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs, wrong_pairs
 
 
 def test_a_person_is_on_one_side_only(tmp_path: Path) -> None:

@@ -158,3 +158,32 @@ def test_flipped_bytes_give_pairs_or_one_line(
     except DataError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_what_tools_and_systems_add_to_a_shard_is_passed_over(
+    tmp_path: Path, members: Members
+) -> None:
+    extras = [
+        ("README.md", b"# A data set"),
+        ("LICENSE.txt", b"free"),
+        ("__meta__/shard.json", b'{"count": 2}'),
+        ("__meta__", b"{}"),
+        ("._0.png", b"\x00\x05\x16\x07"),
+        ("__MACOSX/._0.png", b"\x00\x05\x16\x07"),
+        (".DS_Store", b"\x00"),
+    ]
+    plain = [(f"./{name}", content) for name, content in members]
+    pairs = opened(tmp_path, tar([*extras, *plain[:2], ("._1.txt", b"\xff"), *plain[2:]]))
+    assert [pair.image.name for pair in pairs] == ["pairs.tar/0.png", "pairs.tar/1.png"]
+    assert pairs.ids.tolist() == opened(tmp_path, tar(members)).ids.tolist()
+
+
+def test_equal_names_in_two_shards_are_two_pictures(tmp_path: Path, members: Members) -> None:
+    for name, part in (("a", members[:2]), ("b", [("0.png", members[2][1]), ("0.txt", b"red")])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00000.tar").write_bytes(tar(part))
+    pairs = Pairs.open(tmp_path)
+    assert [pair.image.name for pair in pairs] == ["a/00000.tar/0.png", "b/00000.tar/0.png"]
+    colours = [pair.image.load().getpixel((0, 0)) for pair in pairs]
+    assert colours == [(250, 0, 0), (0, 250, 0)]
+    assert len(set(pairs.ids.tolist())) == 2

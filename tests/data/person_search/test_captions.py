@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskery.data.person_search.captions import clean_caption
+from maskery.data.person_search.config import clean_caption
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rasa_tiny" / "captions.json"
 

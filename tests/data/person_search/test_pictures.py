@@ -12,13 +12,12 @@ from tiny_persons import draw_images, person_tokenizer, records, save_cuhk
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.batches import HeldOutPersons, PersonSource
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.data.person_search.held_out import HeldOutPersons
-from maskery.data.person_search.source import PersonSource
 
 SPLITS = {"train": 4, "val": 2, "test": 2}
 VIEW = ViewConfig(height=16, width=16, mean=HALF_MEAN, std=HALF_STD)

@@ -14,13 +14,12 @@ from tiny_persons import person_tokenizer, save_cuhk
 from maskery.core.errors import ConfigError
 from maskery.core.task import StandIn
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.batches import HeldOutPersons, PersonSource, ViewedPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
-from maskery.data.person_search.held_out import HeldOutPersons
-from maskery.data.person_search.source import PersonSource, ViewedPersons
 
 VIEW = ViewConfig(height=16, width=16, mean=HALF_MEAN, std=HALF_STD)
 
@@ -70,7 +69,7 @@ def test_an_epoch_reads_every_caption_once_in_whole_batches(root: Path) -> None:
 
 def test_captions_of_one_picture_have_ids_and_views_of_their_own(root: Path) -> None:
     of = source(root)
-    assert len(np.unique(of.examples.ids)) == 36
+    assert len(np.unique(of.ids)) == 36
     batch = of.batch(np.arange(36), epoch=0)
     for one, other in ((batch.image1, batch.image2), (batch.image1[::2], batch.image1[1::2])):
         differing = (one != other).flatten(1).any(dim=1).float().mean()
@@ -143,7 +142,7 @@ def test_a_batch_is_a_function_of_seed_and_epoch(root: Path) -> None:
     a, b = batches(one, 2, 1)[0], batches(two, 2, 1)[0]
     assert torch.equal(a.image1, b.image1)
     assert np.array_equal(a.text2.input_ids, b.text2.input_ids)
-    orders = {tuple(source(root, seed=seed).examples.plan(0).order.tolist()) for seed in range(4)}
+    orders = {tuple(source(root, seed=seed).plan(0).order.tolist()) for seed in range(4)}
     assert len(orders) == 4
 
 

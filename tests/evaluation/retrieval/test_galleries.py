@@ -9,7 +9,7 @@ from tiny_pairs import COLOURS, new_tokenizer, save_tiny_pairs
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view
 from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.retrieval.config import RetrievalConfig

@@ -12,7 +12,7 @@ from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import DataError, ModelError
 from maskery.data.images.views import view
-from maskery.data.pairs.image_refs import FileImage
+from maskery.data.pairs.pictures import FileImage
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval import gallery as gallery_module
 from maskery.evaluation.retrieval.gallery import Gallery, fingerprint, index_folder, open_gallery

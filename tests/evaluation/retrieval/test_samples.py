@@ -10,12 +10,12 @@ import torch
 from tiny_persons import person_tokenizer, save_cuhk
 
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.batches import HeldOutPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
-from maskery.data.person_search.held_out import HeldOutPersons
 from maskery.evaluation.retrieval.samples import sample_searches, spread_queries
 
 

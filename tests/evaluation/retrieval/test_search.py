@@ -13,8 +13,8 @@ from tiny_pairs import save_tiny_pairs
 
 from maskery.core.errors import DataError
 from maskery.data.images.views import view
-from maskery.data.pairs.image_refs import FileImage
 from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pictures import FileImage
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.galleries import evaluate_retrieval_set, retrieval_set

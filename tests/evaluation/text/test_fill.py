@@ -113,3 +113,7 @@ def test_completions_are_distinct_and_sorted(filler: Filler) -> None:
     scores = [c.log_probability for c in completions]
     assert scores == sorted(scores, reverse=True)
     assert all(a.tokens != b.tokens for a, b in itertools.combinations(completions, 2))
+
+
+def test_a_filler_opens_a_model_by_name(folder: Path, filler: Filler) -> None:
+    assert Filler.of(folder).fill(SENTENCE) == filler.fill(SENTENCE)

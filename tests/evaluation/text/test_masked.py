@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_text import lines, save_tiny_model
+from tiny_text import lines, save_tiny_model, spoil
 
-from maskery.core.errors import DataError
-from maskery.core.vocabulary import Vocabulary
+from maskery.cli.main import main
+from maskery.core.errors import DataError, ModelError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
-from maskery.evaluation.text.held_out import held_out_source
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
     compare,
+    evaluate,
     score_examples,
     summarise,
+    token_rows,
 )
-from maskery.evaluation.text.opening import OpenModel, open_model
+from maskery.evaluation.text.opening import OpenModel, held_out_source, open_model
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -49,7 +50,7 @@ def score(opened: OpenModel, corpus: Path, batch_tokens: int) -> ExampleSums:
         batch_tokens=batch_tokens,
         progress=False,
     )
-    masker = Masker(vocabulary=Vocabulary.of(opened.tokenizer))
+    masker = Masker.of(opened.tokenizer)
     return score_examples(opened.model, source.in_order(), masker)
 
 
@@ -77,7 +78,7 @@ def test_sums_equal_a_plain_loop_over_the_hugging_face_model(opened: OpenModel) 
     firsts = np.cumsum(lengths) - lengths
     zeros = np.zeros(12, np.int64)
     batch = assemble(ids, starts, firsts, lengths, names, zeros, Template.of(tokenizer))
-    masker = Masker(vocabulary=Vocabulary.of(tokenizer), config=MaskingConfig(), seed=4)
+    masker = Masker.of(tokenizer, config=MaskingConfig(), seed=4)
     scored = score_examples(opened.model, [batch], masker)
 
     masked = masker.mask(batch, epoch=FROZEN_EPOCH)
@@ -132,6 +133,69 @@ def test_paired_difference_is_of_the_same_tokens(opened: OpenModel, corpus: Path
 
 
 def test_nothing_to_mask_is_said(opened: OpenModel) -> None:
-    masker = Masker(vocabulary=Vocabulary.of(opened.tokenizer), config=MaskingConfig())
+    masker = Masker.of(opened.tokenizer, config=MaskingConfig())
     with pytest.raises(DataError, match="can be masked"):
         score_examples(opened.model, [], masker)
+
+
+def test_a_word_shares_its_places_with_its_equals() -> None:
+    """Each row's shares are those of a random order of equals, counted over all orders."""
+    logits = torch.tensor(
+        [[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [9.0, 9.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    )
+    rows = token_rows(logits[[0, 1, 1, 1]], torch.tensor([3, 0, 2, 5]))
+    # Of 8 equals; of 2 first ones; alone in the third place; of 5 in places 4 to 8.
+    assert rows[:, 2].tolist() == [1 / 8, 1 / 2, 0, 0]
+    assert rows[:, 3].tolist() == [5 / 8, 1, 1, 2 / 5]
+
+
+def test_a_model_that_knows_nothing_is_right_once_in_its_vocabulary(tmp_path: Path) -> None:
+    folder = spoil(save_tiny_model(tmp_path / "model"), lambda weight: weight.mul_(0.0))
+    opened = open_model(str(folder))
+    size = opened.model.hf.config.vocab_size
+    scores = evaluate(opened, lines(30)).scores
+    assert scores.top1.value == pytest.approx(1 / size)
+    assert scores.top5.value == pytest.approx(5 / size)
+    assert scores.perplexity.value == pytest.approx(size, rel=1e-5)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "fill", "score"])
+def test_predictions_that_are_no_numbers_are_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = spoil(save_tiny_model(tmp_path / "model"), lambda weight: weight.fill_(torch.nan))
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(lines(5)), "utf-8")
+    arguments = {
+        "evaluate": ["--data", str(text)],
+        "fill": ["the [MASK] stone"],
+        "score": [str(text)],
+    }
+    capsys.readouterr()
+    assert main([command, str(folder), *arguments[command]]) == 2
+    lines_said = capsys.readouterr().err.splitlines()
+    # Behind a progress bar, which erases itself.
+    assert len([line for line in lines_said if line.startswith("maskery ")]) == 1
+    assert lines_said[-1].startswith(f"maskery {command}: the model predicts values that are not")
+
+
+def test_evaluate_needs_a_model_and_texts(opened: OpenModel, corpus: Path) -> None:
+    texts = lines(40, seed=3)
+    found = evaluate(opened, texts)
+    assert found.against is None
+    assert found.scores.loss.low < found.scores.loss.value < found.scores.loss.high
+    # The same texts from a file, and the same model under its name.
+    assert evaluate(opened.name, corpus).scores == found.scores
+    assert evaluate(opened, (text for text in texts), batch_tokens=64).scores.examples == 40
+    both = evaluate(opened, texts, against=opened.name)
+    assert both.difference is not None
+    assert both.difference["loss"] == (0.0, 0.0, 0.0)
+
+
+def test_evaluate_reads_strings_alone(opened: OpenModel) -> None:
+    with pytest.raises(DataError, match="text 2 is of the type dict"):
+        evaluate(opened, ["river", {"text": "stone"}])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="no text to read"):
+        evaluate(opened, [" "])
+    with pytest.raises(ModelError, match="no model folder"):
+        evaluate("./nowhere", ["river"])

@@ -25,7 +25,7 @@ from transformers import (
 
 from maskery.core.errors import DataError
 from maskery.evaluation.text.opening import OpenModel, open_model
-from maskery.evaluation.text.pseudo_likelihood import Copy, Method, Scorer, cut
+from maskery.evaluation.text.pseudo_likelihood import Copy, Method, Scorer, cut, score
 
 SENTENCES = [
     "river",
@@ -215,3 +215,12 @@ def test_batches_keep_order_and_budget(lengths: list[int], budget: int, most: in
         size = max(len(copy.ids) for copy in batch) * len(batch)
         assert size <= budget or len(batch) == 1
         assert len(batch) <= most
+
+
+def test_sentences_are_scored_by_the_models_name(folder: Path, opened: OpenModel) -> None:
+    expected = list(Scorer.of(opened.model, opened.tokenizer).score(SENTENCES))
+    assert score(folder, SENTENCES) == expected
+    (alone,) = score(opened, SENTENCES[0])
+    assert alone.log_probability == pytest.approx(expected[0].log_probability, abs=1e-5)
+    original = Scorer.of(opened.model, opened.tokenizer, method="original").score(SENTENCES)
+    assert score(opened, SENTENCES, method="original") == list(original)

@@ -19,10 +19,11 @@ from maskery.evaluation.image_text.image_fill import ImageFiller
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.pairs import config as pairs_config
 from maskery.runs.pairs.config import PairsTrainingConfig
 from maskery.runs.pairs.measure import evaluate_pairs_run
+from maskery.runs.pairs.prepare import prepare_pairs
 from maskery.runs.pairs.run import PairsRunConfig, train_pairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
@@ -113,17 +114,17 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
 
     pairs = save_tiny_pairs(tmp_path / "data", 24, persons=True)
     cut = config_of(pairs, tmp_path / "cut", checkpoint_every=2)
-    step = loop.Trainer.step
+    step = loop.TrainingLoop.step
 
-    def die(self: loop.Trainer, prepared: loop.Step) -> dict[str, torch.Tensor]:
+    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
         if prepared.number == 3:
             raise KeyboardInterrupt
         return step(self, prepared)
 
-    monkeypatch.setattr(loop.Trainer, "step", die)
+    monkeypatch.setattr(loop.TrainingLoop, "step", die)
     with pytest.raises(KeyboardInterrupt):
         train_pairs(cut, progress=False)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "step", step)
     with pytest.raises(CheckpointError, match="in use"):
         train_pairs(cut, progress=False)
     resumed = train_pairs(replace(cut, resume="auto"), progress=False)
@@ -250,3 +251,33 @@ def test_a_run_is_the_same_however_its_paths_are_typed_and_wherever_it_is_measur
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert evaluate_pairs_run(result.folder).scores == result.evaluation.scores
+
+
+def test_a_reader_of_the_users_own_and_records_in_python_give_the_same_run(tmp_path: Path) -> None:
+    pairs = save_tiny_pairs(tmp_path / "data", 12)
+    reader = tmp_path / "mine.py"
+    reader.write_text(
+        "import json\n\n"
+        "def read(path):\n    return map(json.loads, path.read_text().splitlines())\n"
+    )
+    config = config_of(pairs, tmp_path / "own", max_steps=2)
+    mine = replace(config, reading=PairsConfig(reader=f"{reader}:read"))
+    train_pairs(mine, progress=False)
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    there = PairsConfig(images=pairs.parent)
+    given = replace(config, output=tmp_path / "given", reading=there)
+    train_pairs(given, source=rows, progress=False)
+    plain = replace(config, output=tmp_path / "plain")
+    train_pairs(plain, progress=False)
+    assert losses(tmp_path / "own") == losses(tmp_path / "given") == losses(tmp_path / "plain")
+    evaluate_pairs_run(tmp_path / "own", reader=f"{reader}:read")
+
+
+def test_splits_in_file_names_are_trained_on_and_measured(tmp_path: Path) -> None:
+    for split, count in (("train", 9), ("test", 6)):
+        folder = tmp_path / "data" / split
+        save_tiny_pairs(folder, count).rename(folder / "metadata.jsonl")
+    config = config_of(tmp_path / "data", tmp_path / "run", max_steps=1)
+    run = prepare_pairs(config, progress=False)
+    assert len(run.train.ids) == 9
+    assert sum(len(batch.text.lengths) for batch in run.held_out) == 2 * 6

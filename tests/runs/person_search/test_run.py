@@ -14,15 +14,15 @@ from tiny_persons import save_cuhk
 
 from maskery.core.errors import CheckpointError, ConfigError, MaskeryError
 from maskery.data.images.config import ViewConfig
+from maskery.data.person_search.batches import HeldOutPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.data.person_search.held_out import HeldOutPersons
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.opening import open_image_text
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.pairs import config as pairs_config
 from maskery.runs.pairs.config import PairsTrainingConfig
 from maskery.runs.person_search.config import PersonSearchRunConfig
@@ -121,17 +121,17 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     from maskery.training import loop
 
     cut = config_of(root, tmp_path / "cut", checkpoint_every=3, eval_every=2)
-    step = loop.Trainer.step
+    step = loop.TrainingLoop.step
 
-    def die(self: loop.Trainer, prepared: loop.Step) -> dict[str, torch.Tensor]:
+    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
         if prepared.number == 8:
             raise KeyboardInterrupt
         return step(self, prepared)
 
-    monkeypatch.setattr(loop.Trainer, "step", die)
+    monkeypatch.setattr(loop.TrainingLoop, "step", die)
     with pytest.raises(KeyboardInterrupt):
         train_person_search(cut, progress=False)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "step", step)
     with pytest.raises(CheckpointError, match="in use"):
         train_person_search(cut, progress=False)
     resumed = train_person_search(replace(cut, resume="auto"), progress=False)

@@ -94,17 +94,17 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
         config_of(corpus, model, tmp_path / "whole", checkpoint_every=3), progress=False
     )
     cut = config_of(corpus, model, tmp_path / "cut", checkpoint_every=3)
-    step = loop.Trainer.step
+    step = loop.TrainingLoop.step
 
-    def die(self: loop.Trainer, prepared: loop.Step) -> dict[str, torch.Tensor]:
+    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
         if prepared.number == 7:
             raise KeyboardInterrupt
         return step(self, prepared)
 
-    monkeypatch.setattr(loop.Trainer, "step", die)
+    monkeypatch.setattr(loop.TrainingLoop, "step", die)
     with pytest.raises(KeyboardInterrupt):
         train_text(cut, progress=False)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "step", step)
     resumed = train_text(replace(cut, resume="auto"), progress=False)
     assert resumed.summary.resumed_from == 6
     for name in ("loss", "mlm", "mrtd"):

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, pipeline
 from maskery.core.errors import CheckpointError, ConfigError, DataError, MaskeryError, ModelError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.models.loading import load_masked_lm
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.run import TextRunConfig, choose_layout, prepare_text, train_text
 from maskery.training.config import TrainingConfig
@@ -116,17 +116,17 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
         config_of(corpus, model, tmp_path / "whole", checkpoint_every=3), progress=False
     )
     cut = config_of(corpus, model, tmp_path / "cut", checkpoint_every=3)
-    step = loop.Trainer.step
+    step = loop.TrainingLoop.step
 
-    def die(self: loop.Trainer, prepared: loop.Step) -> dict[str, torch.Tensor]:
+    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
         if prepared.number == 7:
             raise KeyboardInterrupt
         return step(self, prepared)
 
-    monkeypatch.setattr(loop.Trainer, "step", die)
+    monkeypatch.setattr(loop.TrainingLoop, "step", die)
     with pytest.raises(KeyboardInterrupt):
         train_text(cut, progress=False)
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "step", step)
     with pytest.raises(CheckpointError, match="in use"):
         train_text(cut, progress=False)
     resumed = train_text(

@@ -1,4 +1,4 @@
-"""Opening pictures that nobody has checked.
+"""Opening pictures that nobody has checked, one or many at once.
 
 Whatever a file holds, the result is an RGB image or one `DataError`. Only formats that Pillow
 decodes itself are tried: its EPS reader, for one, would start another program.
@@ -7,8 +7,10 @@ decodes itself are tried: its EPS reader, for one, would start another program.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 import numpy as np
 
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 PAPER = (255, 255, 255)
-"""What shows through transparent pixels."""
+"""The colour behind transparent pixels."""
+MAX_WORKERS = 8
+"""Threads that decode; more only wait for the disk."""
 
 
 @lru_cache(maxsize=1)
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this build of Pillow can read."""
+    """Return those of `FORMATS` that this build of Pillow can read."""
     module = require("PIL.Image", extra="vision", purpose="read pictures")
     module.init()
     return [name for name in FORMATS if name in module.OPEN]
@@ -97,7 +101,7 @@ def _check_pixels(image: Image, name: str, max_pixels: int) -> None:
 
 
 def _upright(image: Image) -> Image:
-    """The picture turned as its EXIF orientation says; unreadable EXIF data turns nothing."""
+    """Turn the picture as its EXIF orientation says; unreadable EXIF data turns nothing."""
     operations = require("PIL.ImageOps", extra="vision", purpose="read pictures")
     image.load()
     try:
@@ -109,7 +113,7 @@ def _upright(image: Image) -> Image:
 
 
 def _as_rgb(image: Image, name: str) -> Image:
-    """A picture of any mode as RGB, detached from its file."""
+    """Return a picture of any mode as RGB, detached from its file."""
     if image.mode in DEEP_GREY_MODES:
         image = _shallow(image, name)
     if image.mode == "F":
@@ -125,7 +129,7 @@ def _as_rgb(image: Image, name: str) -> Image:
 
 
 def _shallow(image: Image, name: str) -> Image:
-    """16-bit grey as 8-bit grey, rounded."""
+    """Return 16-bit grey as 8-bit grey, rounded."""
     module = require("PIL.Image", extra="vision", purpose="read pictures")
     levels = np.asarray(image).astype(np.int64)
     if levels.min() < 0 or levels.max() > 65535:
@@ -135,3 +139,81 @@ def _shallow(image: Image, name: str) -> Image:
         )
     shallow: Image = module.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     return shallow
+
+
+class Skipped:
+    """Counts examples that cannot be used, or raises at the first: nothing is lost silently.
+
+    Attributes:
+        what: Singular noun for messages.
+        policy: `"fail"` raises the first error, `"skip"` counts.
+        count: Number that was skipped.
+        first: The message of the first.
+    """
+
+    def __init__(self, what: str, policy: Literal["skip", "fail"]) -> None:
+        self.what = what
+        self.policy = policy
+        self.count = 0
+        self.first = ""
+
+    def report(self, error: DataError) -> None:
+        """Count `error`.
+
+        Raises:
+            DataError: `error` itself, where the policy is to fail.
+        """
+        if self.policy == "fail":
+            raise error
+        self.count += 1
+        self.first = self.first or str(error)
+
+    def __str__(self) -> str:
+        """Return one line for the log; empty if nothing was skipped."""
+        if not self.count:
+            return ""
+        plural = "" if self.count == 1 else "s"
+        return f"{self.count} {self.what}{plural} skipped; the first: {self.first}"
+
+
+class Loadable(Protocol):
+    """Anything that can be decoded to a picture."""
+
+    def load(self, near: tuple[int, int] | None = None) -> Image:
+        """Return the RGB picture; `near` as in `load_image`."""
+
+
+def decode_many(
+    refs: Sequence[Loadable],
+    skipped: Skipped,
+    *,
+    near: tuple[int, int] | None = None,
+    pool: Executor | None = None,
+) -> list[Image | None]:
+    """Decode pictures, None standing for those that were skipped.
+
+    Args:
+        refs: Pictures.
+        skipped: Told, in order, of each picture that cannot be read.
+        near: As in `load_image`.
+        pool: Threads help, because Pillow releases the interpreter lock while it decodes.
+
+    Raises:
+        DataError: A picture cannot be read, and `skipped` does not skip it.
+    """
+
+    def decode(ref: Loadable) -> Image | DataError:
+        try:
+            return ref.load(near)
+        except DataError as error:
+            return error
+
+    results = list(map(decode, refs) if pool is None else pool.map(decode, refs))
+    images: list[Image | None] = []
+    for result in results:
+        if isinstance(result, DataError):
+            skipped.report(result)
+            images.append(None)
+        else:
+            images.append(result)
+    return images

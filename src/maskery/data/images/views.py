@@ -4,14 +4,20 @@ Random parts are driven by uniforms that are handed in, `NUM_DRAWS` to a view, e
 use; `view_draws` makes them from (seed, epoch, example). The order is: crop and resize, mirror,
 RandAugment, pad and crop back, erase, normalise.
 
-Shapes: N examples, H height, W width.
+RandAugment (Cubuk et al., 2020) is ALBEF's and RaSa's: ten operations, which leave hues alone
+because captions name colours, and each chosen operation happens half of the time.
+
+Shapes: N examples, B pictures of a batch, H height, W width.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +25,24 @@ import torch
 
 from maskery.core.optional import require
 from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
-from maskery.data.images.augment import DRAWS_PER_OPERATION, augment
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
+from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ERASE_RATIO = (0.3, 3.3)
 """Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020)."""
+DRAWS_PER_OPERATION = 3
+"""Of RandAugment: which operation, whether it happens, and its direction."""
+HAPPENS = 0.5
+MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
+"""ALBEF shifts by up to 10 pixels of pictures 384 wide; here that share of any width."""
+FILL = (128, 128, 128)
 
 
 class Draw(IntEnum):
-    """What each uniform of a view decides."""
+    """The use of each uniform of a view."""
 
     FLIP = 0
     CROP_AREA = 1
@@ -51,7 +63,7 @@ NUM_DRAWS = Draw.AUGMENT + DRAWS_PER_OPERATION * MAX_AUGMENT_OPERATIONS
 
 
 def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -> Float32Array:
-    """The uniforms of one view of each example.
+    """Draw the uniforms of one view of each example.
 
     Args:
         seed: From 0 to 2**64 - 1.
@@ -92,7 +104,7 @@ def view_pixels(
     image: Image, config: ViewConfig, draws: Float32Array | None = None
 ) -> npt.NDArray[np.uint8]:
     """`view` before normalisation: (H, W, 3) uint8, a quarter of the bytes to hand on."""
-    module = require("PIL.Image", extra="vision", purpose="resize pictures")
+    module = _pillow()
     bicubic = module.Resampling.BICUBIC
     if draws is None:
         return np.array(image.resize(config.size, bicubic))
@@ -131,7 +143,7 @@ def _log_between(limits: tuple[float, float], uniform: float) -> float:
 def _crop_box(
     size: tuple[int, int], config: ViewConfig, uniforms: list[float]
 ) -> tuple[float, float, float, float] | None:
-    """Where a random resized crop lies, in pixels; a side that would stick out is cut to fit."""
+    """Return the box of a random resized crop in pixels; a side that sticks out is cut to fit."""
     if config.crop_scale is None:
         return None
     share = _between(config.crop_scale, uniforms[Draw.CROP_AREA])
@@ -179,3 +191,112 @@ def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[flo
     top = int(uniforms[Draw.ERASE_Y] * (height - erased_height + 1))
     left = int(uniforms[Draw.ERASE_X] * (width - erased_width + 1))
     pixels[top : top + erased_height, left : left + erased_width] = _mean_colour(config)
+
+
+def augment(image: Image, config: ViewConfig, uniforms: Sequence[float]) -> Image:
+    """Apply `config.augment_operations` random operations.
+
+    Args:
+        image: RGB.
+        config: Number and magnitude of the operations.
+        uniforms: `DRAWS_PER_OPERATION` for each operation.
+    """
+    strength = config.augment_magnitude / 10
+    for number in range(config.augment_operations):
+        which, whether, direction = uniforms[number * DRAWS_PER_OPERATION :][:DRAWS_PER_OPERATION]
+        if whether < HAPPENS:
+            operation = list(OPERATIONS.values())[int(which * len(OPERATIONS))]
+            image = operation(image, strength if direction < 0.5 else -strength)
+    return image
+
+
+def _pillow(module: str = "Image") -> Any:
+    return require(f"PIL.{module}", extra="vision", purpose="prepare pictures")
+
+
+def _enhance(image: Image, enhancer: str, strength: float) -> Image:
+    """Change a picture on ALBEF's scale: from a factor of 0.1 at magnitude 0 to 1.9 at 10."""
+    factor = 0.1 + 1.8 * abs(strength)
+    enhanced: Image = getattr(_pillow("ImageEnhance"), enhancer)(image).enhance(factor)
+    return enhanced
+
+
+def _affine(image: Image, matrix: tuple[float, float, float, float, float, float]) -> Image:
+    module = _pillow()
+    affine, bilinear = module.Transform.AFFINE, module.Resampling.BILINEAR
+    moved: Image = image.transform(image.size, affine, matrix, bilinear, fillcolor=FILL)
+    return moved
+
+
+def _rotate(image: Image, strength: float) -> Image:
+    bilinear = _pillow().Resampling.BILINEAR
+    return image.rotate(MAX_ROTATION * strength, bilinear, fillcolor=FILL)
+
+
+# Their order is part of the trace of a run: a draw chooses by number.
+OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
+    "identity": lambda image, _: image,
+    "autocontrast": lambda image, _: _pillow("ImageOps").autocontrast(image),
+    "equalise": lambda image, _: _pillow("ImageOps").equalize(image),
+    "brighten": lambda image, strength: _enhance(image, "Brightness", strength),
+    "sharpen": lambda image, strength: _enhance(image, "Sharpness", strength),
+    "shear_x": lambda image, s: _affine(image, (1, MAX_SHEAR * s, 0, 0, 1, 0)),
+    "shear_y": lambda image, s: _affine(image, (1, 0, 0, MAX_SHEAR * s, 1, 0)),
+    "shift_x": lambda image, s: _affine(image, (1, 0, MAX_SHIFT * image.width * s, 0, 1, 0)),
+    "shift_y": lambda image, s: _affine(image, (1, 0, 0, 0, 1, MAX_SHIFT * image.height * s)),
+    "rotate": _rotate,
+}
+
+
+def view_batches(
+    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Decode, resize and normalise pictures, some at a time.
+
+    Args:
+        refs: The pictures.
+        config: With size and normalisation set.
+        skipped: Told of pictures that cannot be read; its policy decides what follows.
+        batch_images: The most pictures at a time.
+
+    Yields:
+        Which pictures these are, and their pixels (B, 3, H, W) float32. Batches in which no
+        picture could be read are left out.
+
+    Raises:
+        DataError: A picture cannot be read, and `skipped` does not skip it.
+    """
+    for read in _decoded(refs, config, skipped, batch_images):
+        if read:
+            pixels = np.stack([view_pixels(image, config) for _, image in read])
+            yield [index for index, _ in read], normalise(pixels, config)
+
+
+def readable(
+    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
+) -> list[int]:
+    """Return the indices of readable pictures; all are decoded, and none is kept.
+
+    Args:
+        refs: The pictures.
+        config: With size set.
+        skipped: Told of the others; its policy decides what follows.
+        batch_images: The most pictures at a time.
+
+    Raises:
+        DataError: A picture cannot be read, and `skipped` does not skip it.
+    """
+    parts = _decoded(refs, config, skipped, batch_images)
+    return [index for read in parts for index, _ in read]
+
+
+def _decoded(
+    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, batch_images: int
+) -> Iterator[list[tuple[int, Image]]]:
+    """Yield the pictures that can be read, with their places, some at a time."""
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers, "decode") as pool:
+        for first in range(0, len(refs), batch_images):
+            part = refs[first : first + batch_images]
+            images = decode_many(part, skipped, near=config.size, pool=pool)
+            yield [(first + i, image) for i, image in enumerate(images) if image is not None]

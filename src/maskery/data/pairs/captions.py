@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.vocabulary import Vocabulary
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.pairs import Pair, Pairs
 from maskery.data.pairs.records import brief
 from maskery.data.text_source import Template, assemble

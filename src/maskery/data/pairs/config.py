@@ -1,45 +1,88 @@
-"""How image-caption pairs are read; light to import."""
+"""Settings of reading image-caption pairs, and the table of their formats; light to import."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.registry import Registry, anchored_choice
 from maskery.data.images.config import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
+
+CONTRACT = (
+    "a callable that takes a path and yields records: mappings with image (a path or bytes) and "
+    "caption (a text or a list of texts), and where known person, group and split"
+)
+OURS = {
+    "json": "maskery.data.pairs.tables:open_json",
+    "csv": "maskery.data.pairs.tables:open_csv",
+    "parquet": "maskery.data.pairs.parquet:open_parquet",
+    "webdataset": "maskery.data.pairs.webdataset:open_webdataset",
+}
+FORMATS: Registry[Callable[..., Any]] = Registry("--reader", CONTRACT, OURS)
+ENDINGS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
+"""The format of a file by its ending; files of other endings need a reader."""
+
+
+def register_format(name: str, reader: Callable[[Path], Any], endings: Sequence[str] = ()) -> None:
+    """Add a format of pairs.
+
+    Args:
+        name: Chosen by `--reader NAME`.
+        reader: Takes a path and yields records, as `CONTRACT` says.
+        endings: File endings that are read so without being asked, such as `.xml`.
+
+    Raises:
+        PluginError: The name is taken.
+    """
+    FORMATS.register(name, reader)
+    ENDINGS.update((ending.lower(), name) for ending in endings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    """Where the images lie, what the columns are called, and what happens to bad ones."""
+    """Where the images lie, the names of the columns, and the handling of bad records."""
 
+    reader: Annotated[str | None, tyro.conf.arg(metavar="FORMAT")] = None
+    """json, csv, parquet, webdataset, or FILE.py:NAME: a callable that takes the path of the pairs
+    and yields records. Default: by the ending of the file."""
     images: Path | None = None
     """Folder that image paths are relative to; by default that of the file which names them."""
-
     image_column: str | None = None
     """Column or key of the image; by default found among the usual names."""
-
     caption_column: str | None = None
     """Column or key of the caption; by default found among the usual names."""
-
+    person_column: str | None = None
+    """Column or key of the person shown. Default: person, and id in the records of a published
+    person-search dataset; elsewhere an id numbers captions or pictures."""
     split: str | None = None
-    """Read only records whose `split` is this; needed where a file holds several splits."""
-
+    """Read only records of this split; needed where a source holds several."""
     on_bad_image: Literal["skip", "fail"] = "skip"
     """An image that cannot be read is skipped and counted, or ends the run."""
-
     on_bad_caption: Literal["skip", "fail"] = "fail"
     """A caption that cannot be used is left out and counted (its pair too, where it is the only
     one), or ends the run."""
-
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Images with more pixels than this are bad: they may be decompression bombs."""
-
     max_caption_chars: int = 10_000
     """Captions with more characters than this are bad."""
+    id_is_person: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if self.reader is not None:
+            FORMATS.check(self.reader)
         for name in ("on_bad_image", "on_bad_caption"):
             if getattr(self, name) not in ("skip", "fail"):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: choose 'skip' or 'fail'")
@@ -53,5 +96,9 @@ class PairsConfig:
             )
 
     def anchored(self) -> PairsConfig:
-        """The same with absolute paths, which mean the same from any folder."""
-        return self if self.images is None else replace(self, images=self.images.absolute())
+        """Return a copy with absolute paths, which hold from any folder."""
+        return replace(
+            self,
+            images=None if self.images is None else self.images.absolute(),
+            reader=None if self.reader is None else anchored_choice(self.reader),
+        )

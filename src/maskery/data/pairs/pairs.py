@@ -1,13 +1,16 @@
-"""Image-caption pairs as a sequence.
+"""Image-caption pairs as a sequence, and their split into training and held-out ones.
 
 Names and captions lie in Arrow arrays, ids and places in NumPy ones: a million pairs take little
 more memory than their text, and forked workers share it.
+
+Shapes: N pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +19,23 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from maskery.core.errors import DataError
-from maskery.data.images.skipped import Skipped
+from maskery.data.corpus.examples import is_held_out, mix
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.image_refs import ImageRef, Place
+from maskery.data.pairs.formats import Source, file_splits, open_source, source_files
+from maskery.data.pairs.pictures import ImageRef, Place
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
     Reader,
     Record,
     brief,
     checked_captions,
-    checked_image_name,
     checked_person,
     pair_id,
+    picture_name,
 )
-from maskery.data.pairs.sources import open_source
 
+HELD_SPLITS = ("test", "validation", "valid", "val", "dev")
 NOBODY = -1
 """In `Pairs.persons`: the pair names no person."""
 
@@ -60,7 +65,8 @@ class Pairs:
     Attributes:
         ids: (N,) uint64, the `id` of each pair.
         persons: (N,) int64, the `person` of each pair, `NOBODY` where there is none.
-        person_names: What the data calls the persons, by their numbers.
+        person_names: Names of the persons in the data, by their numbers.
+        groups: Names of groups that stay on one side of a split, by pair; most have none.
         skipped_captions: Captions that were left out; a pair that has no other is left out too.
     """
 
@@ -71,22 +77,53 @@ class Pairs:
         self.ids: npt.NDArray[np.uint64] = np.array(columns.ids, np.uint64)
         self.persons: npt.NDArray[np.int64] = np.array(columns.persons, np.int64)
         self.person_names = tuple(columns.person_numbers)
+        self.groups = columns.groups
         self.skipped_captions = columns.skipped
 
     @classmethod
-    def open(cls, source: str | Path, config: PairsConfig | None = None) -> Pairs:
+    def open(cls, source: Source, config: PairsConfig | None = None) -> Pairs:
         """Read the pairs of a source; images stay where they are until they are loaded.
 
         Args:
-            source: See `maskery.data.pairs.sources.open_source`.
+            source: A path or pattern, an iterable of records (mappings with `image`, `caption` and
+                perhaps `person`, `group`, `split`), or a `datasets` dataset with image and caption
+                columns; see `maskery.data.pairs.formats.open_source`.
             config: Defaults to `PairsConfig()`.
 
         Raises:
             DataError: It cannot be read, holds no pairs, or a record is bad.
+            PluginError: The reader of `config` is none, or breaks its contract.
         """
         config = config or PairsConfig()
+        name = source if isinstance(source, str | Path) else "the source"
         reader = open_source(source, config)
-        return cls.of(_of_split(reader, config, source), reader.ref, config, source)
+        return cls.of(_of_split(reader, config, name), reader.ref, config, name)
+
+    @classmethod
+    def open_splits(
+        cls, source: Source, config: PairsConfig | None = None
+    ) -> tuple[Pairs, Pairs | None]:
+        """Read the pairs to train on and, where files are named by splits, those to measure on.
+
+        Hugging Face keeps `train-00000-of-00001.parquet` beside `test-...`: the first is trained
+        on, and the test split (else the validation split) is measured.
+
+        Args:
+            source: As for `open`.
+            config: With a `split` set, that split alone is read.
+
+        Raises:
+            DataError: As `open`.
+        """
+        config = config or PairsConfig()
+        splits: set[str] = set()
+        if config.split is None and isinstance(source, str | Path):
+            splits = set(file_splits(*source_files(source, config)) or ())
+        held = [name for name in HELD_SPLITS if name in splits]
+        if "train" not in splits or not held:
+            return cls.open(source, config), None
+        train, judged = (cls.open(source, replace(config, split=s)) for s in ("train", held[0]))
+        return train, judged
 
     @classmethod
     def of(
@@ -136,7 +173,7 @@ class Pairs:
 
 
 def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterator[Record]:
-    """The records of the split that is asked for; several splits are not mixed unasked."""
+    """Yield the records of the split that is asked for; several are not mixed unasked."""
     found: dict[str, None] = {}
     without = False
     for record in reader.records:
@@ -178,21 +215,23 @@ class _Columns:
         self.persons: list[int] = []
         self.places: list[Place] = []
         self.person_numbers: dict[str, int] = {}
+        self.groups: dict[int, str] = {}
         self._names: list[str] = []
         self._captions: list[Sequence[str]] = []
         self._done: list[tuple[Any, Any]] = []
 
     def add(self, record: Record) -> None:
         """Check a record and keep it with the captions that can be used, if there are any."""
-        name = record.image
-        if record.is_file:
-            name = checked_image_name(name, record.where)
+        name = picture_name(record)
         person = checked_person(record.person, record.where)
+        group = checked_person(record.group, record.where, "group")
         captions = checked_captions(
             record.caption, record.where, self.config.max_caption_chars, self.skipped
         )
         if not captions:
             return
+        if group is not None:
+            self.groups[len(self.ids)] = group
         numbers = self.person_numbers
         self.persons.append(NOBODY if person is None else numbers.setdefault(person, len(numbers)))
         self.ids.append(pair_id(name, captions))
@@ -212,8 +251,87 @@ class _Columns:
         self._names, self._captions = [], []
 
     def arrow(self) -> tuple[Any, Any]:
-        """Names and captions as two Arrow arrays."""
+        """Return names and captions as two Arrow arrays."""
         if self._names:
             self._pack()
         names, captions = zip(*self._done, strict=True)
         return pa.concat_arrays(names), pa.concat_arrays(captions)
+
+
+def group_ids(pairs: Pairs) -> npt.NDArray[np.uint64]:
+    """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture."""
+    names = []
+    for index, (pair, person) in enumerate(zip(pairs, pairs.persons.tolist(), strict=True)):
+        if person != NOBODY:
+            names.append(f"person\0{pairs.person_names[person]}")
+        elif index in pairs.groups:
+            names.append(f"group\0{pairs.groups[index]}")
+        else:
+            names.append(f"image\0{pair.image.name}")
+    return group_ids_of(names)
+
+
+def group_ids_of(names: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Return (N,) uint64: a hash of each name."""
+    digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def split_pairs(
+    groups: npt.NDArray[np.uint64], share: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split pairs into training and held-out ones, by a hash of their groups.
+
+    Args:
+        groups: (N,) uint64, from `group_ids`.
+        share: The expected share of groups that is held out.
+
+    Raises:
+        DataError: There are fewer than three groups: one to learn from, and two to measure on,
+            the one's picture being the other's wrong picture.
+    """
+    unique = np.unique(groups)
+    if len(unique) < 3:
+        raise DataError(
+            f"the pairs show {len(unique)} different pictures or persons, and at least 3 are "
+            f"needed: one to learn from and two to measure on; bring more, or pass --eval-pairs"
+        )
+    order = unique[np.argsort(mix(unique), kind="stable")]
+    # The hash decides, whatever share it happens to hit; at the ends at least two and one are left.
+    count = int(np.clip(is_held_out(unique, share).sum(), 2, len(unique) - 1))
+    held = np.isin(groups, order[:count])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def wrong_pairs(
+    groups: npt.NDArray[np.uint64], among: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return for each of some pairs a pair of another group: a fixed choice, whatever the batches.
+
+    Args:
+        groups: (N,) uint64.
+        among: (M,) int64, the pairs in question; the wrong ones are taken from them too.
+
+    Returns:
+        (M,) int64.
+
+    Raises:
+        DataError: They are all of one group.
+    """
+    own = groups[among]
+    unique = np.unique(own)
+    if len(unique) < 2:
+        raise DataError(
+            "all held-out pairs show the same picture or person, so there is no wrong picture to "
+            "compare with; hold out more, or bring other --eval-pairs"
+        )
+    order = unique[np.argsort(mix(unique), kind="stable")]
+    following = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
+    members: dict[int, list[int]] = {}
+    for index, group in zip(among.tolist(), own.tolist(), strict=True):
+        members.setdefault(group, []).append(index)
+    wrong = []
+    for index, group in zip(among.tolist(), own.tolist(), strict=True):
+        others = members[following[group]]
+        wrong.append(others[members[group].index(index) % len(others)])
+    return np.array(wrong, np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -15,15 +15,16 @@ import pyarrow.parquet as pq
 
 from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.image_refs import FileImage, ImageRef, Place, StoredImage
+from maskery.data.pairs.pictures import IN_FILE, FileImage, ImageRef, Place, StoredImage
 from maskery.data.pairs.records import (
     Columns,
     Reader,
     Record,
-    checked_image_name,
     find_columns,
+    picture_name,
     printable,
 )
+from maskery.data.pairs.tables import table_folder
 
 GROUPS_KEPT = 4
 """Row groups whose images stay in memory."""
@@ -31,17 +32,19 @@ GROUPS_KEPT = 4
 UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
 """What pyarrow raises on damaged files."""
 
-IN_FILE = -1
-"""In place of a row: the image is a file of its own."""
 
-
-def open_parquet(paths: list[Path], config: PairsConfig) -> Reader:
+def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
     """Open one or more tables with the same columns.
+
+    Args:
+        paths: Below the root.
+        config: Settings.
+        root: What names of tables and pictures are relative to.
 
     Raises:
         DataError: A file is no Parquet table or lacks a column.
     """
-    store = ParquetImages(paths, config)
+    store = ParquetImages(paths, config, root)
     return Reader(records=store.records(), ref=store.ref)
 
 
@@ -52,10 +55,10 @@ class ParquetImages:
     opened for each group and closed again, so that the object may be shared with forked workers.
     """
 
-    def __init__(self, paths: list[Path], config: PairsConfig) -> None:
-        self.paths = paths
-        self.config = config
-        self.root = config.images or paths[0].parent
+    def __init__(self, paths: Sequence[Path], config: PairsConfig, root: Path) -> None:
+        self.paths, self.config, self.root = paths, config, config.images or root
+        self.names = [path.relative_to(root).as_posix() for path in paths]
+        self.folders = [table_folder(path, config, root) for path in paths]
         self.metadata = [_opened(path).metadata for path in paths]
         self.first_rows = [
             np.cumsum([0] + [data.row_group(i).num_rows for i in range(data.num_row_groups)])
@@ -71,13 +74,13 @@ class ParquetImages:
         self._lock = Lock()
 
     def ref(self, name: str, place: Place) -> ImageRef:
-        """The image of a record."""
+        """Return the image of a record."""
         if place[1] == IN_FILE:
             return FileImage(name, self.root, self.config.max_pixels)
         return StoredImage(name, self, place, self.config.max_pixels)
 
     def records(self) -> Iterator[Record]:
-        """Every row, without its image bytes."""
+        """Yield every row, without its image bytes."""
         for number, path in enumerate(self.paths):
             try:
                 yield from self._file_records(number, path)
@@ -97,46 +100,46 @@ class ParquetImages:
             for row in batch.to_pylist():
                 where = f"{path}, row {row_number}"
                 record = columns.read(row, where, (number, row_number, 0))
-                yield self._named(record, kind, path, row_number)
+                yield self._named(record, kind, number, row_number)
                 row_number += 1
 
-    def _named(self, record: Record, kind: Any, path: Path, row: int) -> Record:
-        """The record with its image's name, and with `IN_FILE` where the image is a file."""
-        stored = f"{path.name}#{row}"
+    def _named(self, record: Record, kind: Any, number: int, row: int) -> Record:
+        """Return the record with its image's name, and `IN_FILE` where the image is a file."""
         if _is_string(kind):
-            place, image = (0, IN_FILE, 0), record.image
-        elif isinstance(record.image, dict) and record.image.get("path"):
+            return replace(record, folder=self.folders[number], place=(number, IN_FILE, 0))
+        name = f"{self.names[number]}#{row}"
+        if isinstance(record.image, dict) and record.image.get("path"):
             # Beside bytes the path is only a name, and often the same in every row.
-            place, image = record.place, printable(f"{stored}/{Path(record.image['path']).name}")
-        else:
-            place, image = record.place, printable(stored)
-        return replace(record, image=image, place=place, is_file=_is_string(kind))
+            name = f"{name}/{Path(record.image['path']).name}"
+        return replace(record, image=printable(name), is_file=False)
 
     def read(self, place: Place) -> bytes:
-        """The bytes of the image in row `place[1]` of table `place[0]`."""
+        """Return the bytes of the image in row `place[1]` of table `place[0]`."""
         number, row, _ = place
         group = int(np.searchsorted(self.first_rows[number], row, side="right")) - 1
         value = self._group(number, group)[row - int(self.first_rows[number][group])].as_py()
         where = f"{self.paths[number]}, row {row}"
         if isinstance(value, dict):
-            content = value.get("bytes")
-            if content is None:
-                return self._from_file(value.get("path"), where)
-            value = content
+            if value.get("bytes") is None:
+                return self._from_file(value.get("path"), where, self.folders[number])
+            value = value["bytes"]
         if not isinstance(value, bytes):
             raise DataError(f"{where}: the image is null; remove the row")
         return value
 
-    def _from_file(self, name: object, where: str) -> bytes:
-        """Hugging Face tables may hold a path in place of the bytes."""
-        image = FileImage(checked_image_name(name, where), self.root, self.config.max_pixels)
+    def _from_file(self, path: object, where: str, folder: str) -> bytes:
+        """Read the file that a Hugging Face table may name in place of the bytes."""
+        record = Record(
+            image=path, caption=None, person=None, split=None, where=where, folder=folder
+        )
+        image = FileImage(picture_name(record), self.root, self.config.max_pixels)
         try:
             return image.path.read_bytes()
         except OSError as error:
-            raise DataError(f"{where}: image {name} cannot be read ({error.strerror})") from error
+            raise DataError(f"{where}: image {path} cannot be read ({error.strerror})") from error
 
     def _group(self, number: int, group: int) -> Any:
-        """The image column of a row group."""
+        """Return the image column of a row group."""
         with self._lock:
             if (number, group) in self._kept:
                 self._kept.move_to_end((number, group))

@@ -1,28 +1,150 @@
-"""The pictures of pairs, decoded in threads and kept in memory while there is room."""
+"""Pictures of pairs: where their bytes lie (files, tar shards, tables), decoded and kept."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from maskery.data.images.decoding import decode_many
-from maskery.data.images.skipped import Skipped
-from maskery.data.pairs.pairs import Pairs
+from maskery.core.errors import DataError
+from maskery.data.images.loading import MAX_WORKERS, Skipped, decode_many, load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_WORKERS = 8
+    from maskery.data.pairs.pairs import Pairs
+
+Place: TypeAlias = tuple[int, int, int]
+"""Three numbers that say where bytes lie; their meaning is up to the reader that made them."""
+IN_FILE = -1
+"""In place of a row or offset: the image is a file of its own."""
 BICUBIC = 3
 """Pillow's number of the filter that views resize with."""
 BYTES_PER_PIXEL = 4
 """Pillow pads red, green and blue to a word."""
 
 
+class ByteStore(Protocol):
+    """A container that images are read from."""
+
+    def read(self, place: Place) -> bytes:
+        """Return the bytes at a place.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+
+
+class ImageRef(Protocol):
+    """An image that has not been decoded."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages, from which its pair's id is made."""
+
+    def load(self, near: tuple[int, int] | None = None) -> Image:
+        """Decode it to RGB.
+
+        Args:
+            near: As in `maskery.data.images.loading.load_image`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """An image file below a root folder.
+
+    Attributes:
+        name: Path relative to the root.
+        root: The folder that links may not lead out of.
+        max_pixels: Larger images are refused.
+    """
+
+    name: str
+    root: Path
+    max_pixels: int
+
+    @property
+    def path(self) -> Path:
+        """The file itself, links followed.
+
+        Raises:
+            DataError: It is missing, no regular file, or lies outside the root.
+        """
+        path = self.root / self.name
+        try:
+            resolved = path.resolve(strict=True)
+            mode = resolved.stat().st_mode
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "cannot be resolved"
+            raise DataError(
+                f"image {path} cannot be read ({reason}); restore it or correct its path"
+            ) from error
+        if not resolved.is_relative_to(self.root.resolve()):
+            raise DataError(
+                f"image {path} is a link that leads out of the image folder, to {resolved}; "
+                f"copy the file into the folder"
+            )
+        # Opening a FIFO would wait for a writer for ever.
+        if not stat.S_ISREG(mode):
+            raise DataError(f"image {path} is not a file; correct its path")
+        return resolved
+
+    def load(self, near: tuple[int, int] | None = None) -> Image:
+        """See `ImageRef.load`."""
+        path = self.path
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise DataError(
+                f"image {path} cannot be opened ({error.strerror}); correct its permissions"
+            ) from error
+        with file:
+            name = str(self.root / self.name)
+            return load_image(file, name=name, max_pixels=self.max_pixels, near=near)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image inside a container.
+
+    Attributes:
+        name: Of the member or row.
+        store: The container.
+        place: Where in the container.
+        max_pixels: Larger images are refused.
+    """
+
+    name: str
+    store: ByteStore
+    place: Place
+    max_pixels: int
+
+    def load(self, near: tuple[int, int] | None = None) -> Image:
+        """See `ImageRef.load`."""
+        file = io.BytesIO(self.store.read(self.place))
+        return load_image(file, name=self.name, max_pixels=self.max_pixels, near=near)
+
+
+def file_refs(root: Path, max_pixels: int) -> Callable[[str, Place], ImageRef]:
+    """Return the function that makes images of the names of files below a root."""
+
+    def ref(name: str, _place: Place) -> ImageRef:
+        return FileImage(name, root, max_pixels)
+
+    return ref
+
+
 class Pictures:
-    """Decodes the pictures of pairs by index.
+    """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
 
     A picture that cannot be read is reported once and is None from then on.
 
@@ -38,15 +160,15 @@ class Pictures:
         near: tuple[int, int] | None,
         cache_bytes: int = 0,
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
             pairs: Whose pictures.
             on_bad_image: `"fail"` raises at the first that cannot be read.
             near: (width, height) that will be asked of them: they are brought to it once, before
                 they are kept. None where they are still to be cropped.
-            cache_bytes: How much decoded pictures may take in memory; those that come first stay,
-                because every epoch comes back to them in another order.
+            cache_bytes: Memory for decoded pictures; those that come first stay, because every
+                epoch comes back to them in another order.
         """
         self.skipped = Skipped("image", on_bad_image)
         self._pairs, self._near = pairs, near
@@ -55,7 +177,7 @@ class Pictures:
         self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
 
     def load(self, indices: Sequence[int]) -> list[Image | None]:
-        """The RGB pictures of some pairs, None for those that were skipped.
+        """Return the RGB pictures of some pairs, None for those that were skipped.
 
         Raises:
             DataError: One cannot be read, and the policy is to fail.
@@ -72,7 +194,7 @@ class Pictures:
         return [decoded[i] if i in decoded else self._kept[i] for i in indices]
 
     def _resized(self, image: Image | None) -> Image | None:
-        """What a view would make of the picture first, so that no epoch does it again."""
+        """Return the picture at the size of a view, so that no epoch resizes it again."""
         if image is None or self._near is None:
             return image
         return image.resize(self._near, BICUBIC)

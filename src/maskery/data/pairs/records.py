@@ -1,37 +1,44 @@
-"""One record of a pairs file: what readers find, and how it is checked."""
+"""One record of a source of pairs, and the checks it must pass."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+import logging
+import posixpath
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from maskery.core.errors import DataError
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.image_refs import ImageRef, Place
+from maskery.data.pairs.pictures import ImageRef, Place
+
+log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "file_path", "image_path", "img_path")
 CAPTION_COLUMNS = ("caption", "captions", "title", "text")
-PERSON_COLUMNS = ("person", "id")
-SPLIT_COLUMN = "split"
+PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
+PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
+"""Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a reader found, unchecked.
+    """One record as a reader found it, unchecked.
 
     Attributes:
-        image: Its name; relative to the image root where images are files.
+        image: Its name; where images are files, their path below `folder`.
         caption: A string or a list of strings, if all is well.
         person: An int, a string or None, if all is well.
         split: A string or None, if all is well.
+        group: Likewise; records of one group stay on one side of a split.
         where: File and line (or record, row, member), for messages.
         place: Where the image's bytes lie; the reader's `ref` understands it.
-        is_file: Whether the image is a file of its own, so that its name is a path.
+        is_file: True if the image is a file of its own, so that its name is a path.
+        folder: Folder of the table that names the image, below the root of all images.
     """
 
     image: Any
@@ -39,8 +46,10 @@ class Record:
     person: Any
     split: Any
     where: str
+    group: Any = None
     place: Place = (0, 0, 0)
     is_file: bool = True
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,20 +67,25 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of the columns that are read; None for those that a file lacks."""
+    """Names of the columns that are read; None for those that a file lacks."""
 
     image: str
     caption: str
     person: str | None
     split: str | None
+    group: str | None = None
 
-    def read(self, row: dict[str, Any], where: str, place: Place = (0, 0, 0)) -> Record:
-        """The record in a row; a missing key reads as None."""
+    def read(self, row: Mapping[str, Any], where: str, place: Place = (0, 0, 0)) -> Record:
+        """Return the record in a row; a missing key reads as None."""
+        person, split, group = (
+            row.get(name) if name else None for name in (self.person, self.split, self.group)
+        )
         return Record(
             image=row.get(self.image),
             caption=row.get(self.caption),
-            person=row.get(self.person) if self.person else None,
-            split=row.get(self.split) if self.split else None,
+            person=person,
+            split=split,
+            group=group,
             where=where,
             place=place,
         )
@@ -83,12 +97,33 @@ def find_columns(available: Collection[str], config: PairsConfig, where: str) ->
     Raises:
         DataError: A column is missing, or several could be meant.
     """
+    person = person_column(available, config)
+    if config.person_column is not None and person is None:
+        raise _no_column(available, config.person_column, "person", where)
+    if person is None and "id" in available:
+        log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
     return Columns(
         image=find_column(available, config.image_column, IMAGE_COLUMNS, "image", where),
         caption=find_column(available, config.caption_column, CAPTION_COLUMNS, "caption", where),
-        person=next((name for name in PERSON_COLUMNS if name in available), None),
+        person=person,
         split=SPLIT_COLUMN if SPLIT_COLUMN in available else None,
+        group=GROUP_COLUMN if GROUP_COLUMN in available else None,
     )
+
+
+def person_column(available: Collection[str], config: PairsConfig) -> str | None:
+    """Return the column that names the person, or None.
+
+    An `id` is a person only in a published layout: in COCO and many others it numbers captions.
+    Were it taken for a person, captions of one picture would stand on both sides of a split.
+    """
+    wanted = config.person_column or PERSON_COLUMN
+    if wanted in available:
+        return wanted
+    if config.person_column is not None or "id" not in available:
+        return None
+    published = config.id_is_person or any(keys <= set(available) for keys in PUBLISHED)
+    return "id" if published else None
 
 
 def _shown(names: Collection[str]) -> str:
@@ -96,12 +131,15 @@ def _shown(names: Collection[str]) -> str:
     return text + (", ..." if len(names) > 12 else "") if names else "none"
 
 
+def _no_column(available: Collection[str], wanted: str, kind: str, where: str) -> DataError:
+    return DataError(
+        f"{where} has no column {wanted!r}, only {_shown(available)}; "
+        f"name one of them as {kind}_column"
+    )
+
+
 def find_column(
-    available: Collection[str],
-    wanted: str | None,
-    usual: tuple[str, ...],
-    kind: str,
-    where: str,
+    available: Collection[str], wanted: str | None, usual: tuple[str, ...], kind: str, where: str
 ) -> str:
     """Choose one column: the one wanted, or the only one that has a usual name.
 
@@ -110,27 +148,21 @@ def find_column(
     """
     if wanted is not None:
         if wanted not in available:
-            raise DataError(
-                f"{where} has no column {wanted!r}, only {_shown(available)}; "
-                f"name one of them as {kind}_column"
-            )
+            raise _no_column(available, wanted, kind, where)
         return wanted
     found = [name for name in usual if name in available]
-    if not found:
-        raise DataError(
-            f"{where} has no {kind} column ({', '.join(usual)}), only {_shown(available)}; "
-            f"name one of them as {kind}_column"
-        )
-    if len(found) > 1:
-        raise DataError(
-            f"{where} has several columns that may hold the {kind}: {_shown(found)}; "
-            f"name one of them as {kind}_column"
-        )
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+    problem = (
+        f"several columns that may hold the {kind}: {_shown(found)}"
+        if found
+        else f"no {kind} column ({', '.join(usual)}), only {_shown(available)}"
+    )
+    raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8, which lone surrogates from JSON cannot."""
+    """Return True if a string can be written as UTF-8; lone surrogates from JSON cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -139,12 +171,18 @@ def is_text(value: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name from inside a container, with what is not valid text written as escapes."""
+    """Return a name from inside a container, escaping what is not valid text."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def brief(value: object) -> str:
+    """Return a value as it is shown in a message: on one line, and short."""
+    text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def checked_image_name(value: object, where: str) -> str:
-    """The name of an image file, which stays below the image root.
+    """Return the name of an image file, which stays below the image root.
 
     Raises:
         DataError: It is no name, or leads elsewhere.
@@ -159,28 +197,36 @@ def checked_image_name(value: object, where: str) -> str:
         )
     path, foreign = Path(value), PureWindowsPath(value)
     if path.is_absolute() or path.drive or foreign.is_absolute() or foreign.root:
-        raise DataError(
-            f"{where}: the image path {brief(value)} is absolute; write it relative to the image "
-            f"folder and name that folder as images"
-        )
-    if ".." in foreign.parts:
-        raise DataError(
-            f"{where}: the image path {brief(value)} climbs out of the image folder with '..'; "
-            f"write it relative to the image folder and name that folder as images"
-        )
-    return value
+        problem = "is absolute"
+    elif ".." in foreign.parts:
+        problem = "climbs out of the image folder with '..'"
+    else:
+        return value
+    raise DataError(
+        f"{where}: the image path {brief(value)} {problem}; write it relative to the image "
+        f"folder and name that folder as images"
+    )
 
 
-def brief(value: object) -> str:
-    """A value as it is shown in a message: on one line, and short."""
-    text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def picture_name(record: Record) -> str:
+    """Return the name that tells a record's picture from all others.
+
+    A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`. Equal paths in
+    tables of different folders are different pictures.
+
+    Raises:
+        DataError: The image is a file, and its path is none or leads elsewhere.
+    """
+    if not record.is_file:
+        return str(record.image)
+    name = checked_image_name(record.image, record.where)
+    return posixpath.normpath(posixpath.join(record.folder, name))
 
 
 def checked_captions(
     value: object, where: str, max_chars: int, skipped: Skipped
 ) -> tuple[str, ...]:
-    """The captions of a record that can be used, with white space at their ends removed.
+    """Return the captions of a record that can be used, without white space at their ends.
 
     Args:
         value: A string or a list of strings, if all is well.
@@ -225,8 +271,8 @@ def _checked_caption(caption: object, where: str, max_chars: int) -> str:
     return caption.strip()
 
 
-def checked_person(value: object, where: str) -> str | None:
-    """The name of a person; numbers are named by their digits.
+def checked_person(value: object, where: str, what: str = "person") -> str | None:
+    """Return the name of a person (or group); numbers are named by their digits.
 
     Raises:
         DataError: It is neither a whole number nor a string.
@@ -236,14 +282,14 @@ def checked_person(value: object, where: str) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{where}: the person is {brief(value)}; give a whole number or a string")
+        raise DataError(f"{where}: the {what} is {brief(value)}; give a whole number or a string")
     name = value if isinstance(value, str) else f"{value:d}"
     if not is_text(name):
-        raise DataError(f"{where}: the person {brief(value)} is not valid text; give another name")
+        raise DataError(f"{where}: the {what} {brief(value)} is not valid text; give another name")
     return name
 
 
 def pair_id(image: str, captions: tuple[str, ...]) -> int:
-    """A 64-bit id that depends on the image's name and the captions alone."""
+    """Return a 64-bit id that depends on the image's name and the captions alone."""
     content = json.dumps([image, *captions]).encode()
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")

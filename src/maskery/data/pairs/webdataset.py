@@ -5,25 +5,30 @@ Shards are indexed once, and images are then read at random by their offset.
 
 from __future__ import annotations
 
+import logging
+import posixpath
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.image_refs import ImageRef, Place, StoredImage
-from maskery.data.pairs.json_records import read_json
+from maskery.data.pairs.pictures import ImageRef, Place, StoredImage
 from maskery.data.pairs.records import (
     CAPTION_COLUMNS,
-    PERSON_COLUMNS,
+    GROUP_COLUMN,
     SPLIT_COLUMN,
     Reader,
     Record,
     find_column,
+    person_column,
     printable,
 )
+from maskery.data.pairs.tables import read_json
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
@@ -33,18 +38,31 @@ MAX_TEXT_BYTES = 1 << 24
 """Larger `.txt` and `.json` members are refused unread."""
 
 
-def open_webdataset(paths: list[Path], config: PairsConfig) -> Reader:
+NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
+"""Text files that people put beside samples."""
+
+
+def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
     """Open one or more shards.
 
+    Args:
+        paths: Below the root.
+        config: Settings.
+        root: What names of shards are relative to.
+
     Raises:
-        DataError: A shard cannot be opened.
+        DataError: A shard cannot be opened, or `images` is set.
     """
+    if config.images is not None:
+        raise DataError(
+            f"images is {config.images}, but tar shards hold their images themselves; leave it out"
+        )
     store = TarImages(paths)
 
     def ref(name: str, place: Place) -> ImageRef:
         return StoredImage(name, store, place, config.max_pixels)
 
-    return Reader(records=_records(paths, config), ref=ref)
+    return Reader(records=_records(paths, config, root), ref=ref)
 
 
 @dataclass(frozen=True)
@@ -55,10 +73,10 @@ class TarImages:
     and forked workers.
     """
 
-    paths: list[Path]
+    paths: Sequence[Path]
 
     def read(self, place: Place) -> bytes:
-        """The bytes of a member."""
+        """Return the bytes of a member."""
         shard, offset, size = place
         path = self.paths[shard]
         try:
@@ -74,24 +92,26 @@ class TarImages:
 
 @dataclass
 class _Sample:
-    """The members of one stem, by suffix."""
+    """Members of one stem, by suffix."""
 
     stem: str
     members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
 
 
-def _records(paths: list[Path], config: PairsConfig) -> Iterator[Record]:
+def _records(paths: Sequence[Path], config: PairsConfig, root: Path) -> Iterator[Record]:
     for shard, path in enumerate(paths):
+        name = path.relative_to(root).as_posix()
         try:
             with path.open("rb") as file:
                 for sample in _samples(path, file):
-                    yield _record(shard, path, file, sample, config)
+                    record = _record(shard, path, file, sample, config)
+                    yield replace(record, image=printable(f"{name}/{record.image}"))
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a shard; an unsound one is refused, not read in part."""
+    """Yield the regular files of a shard; an unsound one is refused, not read in part."""
     end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -117,7 +137,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_end(path: Path, file: BinaryIO, end: int) -> None:
-    """After the last member only zeros may follow, and at least one block of them.
+    """Check that only zeros follow the last member, and at least one block of them.
 
     `tarfile` ends quietly at a damaged header, where shards were joined, or where one is cut short.
     """
@@ -134,12 +154,16 @@ def _check_end(path: Path, file: BinaryIO, end: int) -> None:
 
 
 def _samples(path: Path, file: BinaryIO) -> Iterator[_Sample]:
-    """Consecutive members of one stem; the stem ends at the first dot of the file name."""
+    """Yield consecutive members of one stem; the stem ends at the first dot of the file name."""
     sample: _Sample | None = None
+    passed_over = 0
     for member in _members(path, file):
-        folder, _, base = member.name.rpartition("/")
+        folder, _, base = posixpath.normpath(member.name).rpartition("/")
         base, _, suffix = base.partition(".")
         stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
+        if _is_extra(stem, suffix):
+            passed_over += 1
+            continue
         if sample is None or stem != sample.stem:
             if sample is not None:
                 yield sample
@@ -149,6 +173,19 @@ def _samples(path: Path, file: BinaryIO) -> Iterator[_Sample]:
         sample.members[suffix] = member
     if sample is not None:
         yield sample
+    if passed_over:
+        log.info("%s: %d members are no samples and are passed over", path, passed_over)
+
+
+def _is_extra(stem: str, suffix: str) -> bool:
+    """Return True for members that belong to no sample.
+
+    macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset keeps notes of a shard under
+    `__meta__`, and people add a README.
+    """
+    *folders, base = stem.split("/")
+    hidden = not base or any(part.startswith((".", "__")) for part in (*folders, base))
+    return hidden or suffix == "md" or base.upper() in NOTES
 
 
 def _text(path: Path, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
@@ -173,12 +210,14 @@ def _record(shard: int, path: Path, file: BinaryIO, sample: _Sample, config: Pai
             f"the suffix as image_column"
         )
     image = sample.members[images[0]]
-    caption, person, split = _annotation(path, file, sample, config, where)
+    caption, row = _annotation(path, file, sample, config, where)
+    person = person_column(row, config)
     return Record(
-        image=printable(f"{path.name}/{image.name}"),
+        image=posixpath.normpath(image.name),
         caption=caption,
-        person=person,
-        split=split,
+        person=None if person is None else row[person],
+        split=row.get(SPLIT_COLUMN),
+        group=row.get(GROUP_COLUMN),
         where=where,
         place=(shard, image.offset_data, image.size),
         is_file=False,
@@ -187,8 +226,11 @@ def _record(shard: int, path: Path, file: BinaryIO, sample: _Sample, config: Pai
 
 def _annotation(
     path: Path, file: BinaryIO, sample: _Sample, config: PairsConfig, where: str
-) -> tuple[Any, Any, Any]:
-    """Caption, person and split; the caption is the `.txt` member unless a key is asked for."""
+) -> tuple[Any, dict[str, Any]]:
+    """Return the caption and the `.json` member, empty where there is none.
+
+    The caption is the `.txt` member unless a key is asked for.
+    """
     row: dict[str, Any] = {}
     if "json" in sample.members:
         value = read_json(_text(path, file, sample.members["json"]), f"{where}, .json")
@@ -206,5 +248,4 @@ def _annotation(
         caption = row[key]
     else:
         raise DataError(f"{where} has neither a .txt nor a .json member with its caption; add one")
-    person = next((row[key] for key in PERSON_COLUMNS if key in row), None)
-    return caption, person, row.get(SPLIT_COLUMN)
+    return caption, row

@@ -1,4 +1,4 @@
-"""Which person-search dataset is read, and how; light to import."""
+"""Settings of person-search datasets, and how their captions are cleaned; light to import."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from maskery.core.errors import ConfigError
 
 DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
 SPLITS = ("train", "val", "test")
+DROPPED = str.maketrans("", "", ",.'!?\"()*#:;~")
+SPLITTING = str.maketrans("-/", "  ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,20 @@ class PersonSearchDataConfig:
             raise ConfigError(f"max_words is {self.max_words}: it must be at least 1; try 50")
 
     def anchored(self) -> PersonSearchDataConfig:
-        """The same with absolute paths, which mean the same from any folder."""
+        """Return a copy with absolute paths, which hold from any folder."""
         images = None if self.images is None else self.images.absolute()
         return replace(self, root=self.root.absolute(), images=images)
+
+
+def clean_caption(caption: str, max_words: int = 50) -> str:
+    """Lower-case a caption, drop its punctuation and cut it, as RaSa's released code does.
+
+    Hyphens and slashes separate words, `<person>` becomes `person`, and runs of white space become
+    one space.
+
+    Args:
+        caption: As annotated.
+        max_words: The most words that stay.
+    """
+    text = caption.lower().translate(DROPPED).translate(SPLITTING)
+    return " ".join(text.replace("<person>", "person").split()[:max_words])

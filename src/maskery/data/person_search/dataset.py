@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.image_refs import FileImage, ImageRef, Place
-from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
+from maskery.data.pairs.pictures import file_refs
 from maskery.data.pairs.records import (
     Record,
     brief,
     checked_captions,
-    checked_image_name,
     checked_person,
+    picture_name,
 )
-from maskery.data.pairs.split import group_ids_of, split_pairs
-from maskery.data.person_search.captions import clean_caption
-from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig
+from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig, clean_caption
 from maskery.data.person_search.layouts import IMAGES, LAYOUTS, read_annotations
-from maskery.data.person_search.pictures import merge_pictures, picture_name
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +81,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
     reading = PairsConfig(on_bad_image=config.on_bad_image, on_bad_caption=config.on_bad_caption)
 
-    def ref(name: str, _place: Place) -> ImageRef:
-        return FileImage(name, images, DEFAULT_MAX_PIXELS)
-
+    ref = file_refs(images, DEFAULT_MAX_PIXELS)
     splits = {
         name: Pairs.of(found, ref, reading, f"the {name} split of '{root}'") if found else None
         for name, found in by_split.items()
@@ -157,7 +153,6 @@ def refuse_leaks(records: Sequence[Record]) -> None:
     split_of: dict[str, str] = {}
     leaks: dict[str, tuple[str, str]] = {}
     for record in records:
-        checked_image_name(record.image, record.where)
         name = picture_name(record)
         first = split_of.setdefault(name, record.split)
         if first != record.split:
@@ -256,3 +251,81 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
         )
     train, held = split_pairs(groups, share)
     return [records[i] for i in train], [records[i] for i in held]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What is known of one picture so far.
+
+    Attributes:
+        first: Its first record.
+        person: Who it shows.
+        listed: Its captions as the annotations have them.
+        captions: Those that are used, prepared and checked, in order.
+    """
+
+    first: Record
+    person: str | None
+    listed: set[str]
+    captions: list[str]
+
+    def fresh(self, captions: list[Any]) -> list[Any]:
+        """Those that no record listed yet; what is no string is left for the check to name."""
+        new = [text for text in captions if not (isinstance(text, str) and text in self.listed)]
+        self.listed.update(text for text in new if isinstance(text, str))
+        return new
+
+
+def merge_pictures(
+    records: Iterable[Record], prepare: Callable[[Record], tuple[str, ...]]
+) -> tuple[list[Record], str]:
+    """Join the captions of records that name the same picture.
+
+    The captions of a picture stay in the order of the records. A caption that an earlier record of
+    the picture has word for word is left out; what a single record lists twice is left alone, so
+    that a dataset with one record for each picture stays as it was published.
+
+    Args:
+        records: Of one split, in order, their images checked.
+        prepare: From a record to its captions as they are used, perhaps none; may raise.
+
+    Returns:
+        One record for each picture that has a caption, and a note about what was joined, or "".
+
+    Raises:
+        DataError: A picture is said to show two persons.
+    """
+    pictures: dict[str, _Picture] = {}
+    joined = repeated = 0
+    for record in records:
+        captions = record.caption if isinstance(record.caption, list) else [record.caption]
+        name, person = picture_name(record), checked_person(record.person, record.where)
+        known = pictures.setdefault(name, _Picture(record, person, set(), []))
+        fresh = known.fresh(captions)
+        if known.first is not record:
+            _need_same_person(known, record, person)
+            joined, repeated = joined + 1, repeated + len(captions) - len(fresh)
+            if captions and not fresh:
+                continue
+        known.captions.extend(prepare(replace(record, caption=fresh)))
+    merged = [replace(p.first, caption=p.captions) for p in pictures.values() if p.captions]
+    return merged, _note(joined, repeated)
+
+
+def _need_same_person(known: _Picture, record: Record, person: str | None) -> None:
+    if person != known.person:
+        raise DataError(
+            f"image {brief(record.image)} is said to show person {known.person} "
+            f"({known.first.where}) and person {person} ({record.where}); correct the one that is "
+            f"wrong"
+        )
+
+
+def _note(joined: int, repeated: int) -> str:
+    if not joined:
+        return ""
+    left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
+    return (
+        f"records that name the picture of an earlier one: {joined:,}; each picture counts once, "
+        f"with the captions of all its records{left_out}"
+    )

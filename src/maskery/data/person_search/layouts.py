@@ -13,8 +13,8 @@ from pathlib import Path
 
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.json_records import json_records
 from maskery.data.pairs.records import Record, brief
+from maskery.data.pairs.tables import json_records
 from maskery.data.person_search.config import SPLITS, DatasetName
 
 IMAGES = "imgs"
@@ -75,6 +75,12 @@ LAYOUTS: dict[DatasetName, Layout] = {
 }
 
 
+class AnnotationConfig(PairsConfig):
+    """Settings of annotations, in which an `id` is a person."""
+
+    id_is_person = True
+
+
 def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
     """Every record of a dataset with its split, unchecked otherwise.
 
@@ -129,7 +135,7 @@ def _missing(dataset: DatasetName, root: Path, wanted: str) -> str:
 
 def _records(layout: Layout, path: Path, split: str | None) -> Iterator[Record]:
     """The records of one file; of a file for one split, with that split."""
-    settings = PairsConfig(image_column=layout.image_key)
+    settings = AnnotationConfig(image_column=layout.image_key)
     try:
         for record in json_records(path, settings):
             yield _in_split(layout, record, split)
@@ -168,6 +174,3 @@ def _explained(error: DataError, layout: Layout, path: Path) -> DataError:
                 f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
             )
     return error
-
-
-__all__ = ["IMAGES", "LAYOUTS", "Layout", "read_annotations"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
-from maskery.data.corpus.compression import cannot_read
+from maskery.data.corpus.streams import cannot_read
 from maskery.data.partials import create_owned, ownerless, partial_of
 from maskery.data.shards.manifest import MANIFEST, MAX_MANIFEST_BYTES, PLAN
 from maskery.data.shards.shard_file import find_damage

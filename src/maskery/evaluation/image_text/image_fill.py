@@ -15,7 +15,7 @@ from maskery.core.batch import MaskedTokens
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import load_image
 from maskery.data.images.views import view
-from maskery.data.pairs.image_refs import FileImage
+from maskery.data.pairs.pictures import FileImage
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.image_text.sight import side_by_side
 from maskery.evaluation.text.fill import Filler

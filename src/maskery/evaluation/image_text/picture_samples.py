@@ -19,8 +19,9 @@ from maskery.core.optional import require
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.config import ViewConfig
 from maskery.evaluation.image_text.sight import JudgedBatch, answers_by_sight
+from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.pseudo_likelihood import Copy
-from maskery.evaluation.text.samples import Guess, context, guesses, whole_words
+from maskery.evaluation.text.samples import context, whole_words
 from maskery.models.image_text.model import ImageTextModel
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class PictureFill:
     right: str
     picture: str
     wrong_picture: str
-    guesses: dict[str, tuple[Guess, ...]]
+    guesses: dict[str, tuple[Candidate, ...]]
     probabilities: dict[str, float]
 
 
@@ -92,7 +93,9 @@ def sample_pictures(
                 right=right,
                 picture=data_uri(batch.images[batch.right[sequence]], view),
                 wrong_picture=data_uri(batch.images[batch.wrong[sequence]], view),
-                guesses={sight: guesses(log[row], tokenizer, top_k) for sight, log in logs.items()},
+                guesses={
+                    sight: candidates(log[row], tokenizer, top_k) for sight, log in logs.items()
+                },
                 probabilities={sight: float(log[row, target].exp()) for sight, log in logs.items()},
             )
         )

@@ -16,12 +16,17 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.evaluation.bootstrap import Interval, bootstrap
-from maskery.evaluation.text.masked import COLUMNS, FROZEN_EPOCH, ExampleSums
+from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.text.masked import (
+    COLUMNS,
+    FROZEN_EPOCH,
+    ExampleSums,
+    require_numbers,
+    token_rows,
+)
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
 
@@ -30,7 +35,7 @@ SIGHTS: tuple[Sight, ...] = get_args(Sight)
 
 
 class JudgedBatch(Protocol):
-    """Held-out captions with pictures, as `maskery.data.pairs.source.JudgedPairs`."""
+    """Held-out captions with pictures, as `maskery.data.pairs.batches.JudgedPairs`."""
 
     @property
     def images(self) -> torch.Tensor:
@@ -83,6 +88,7 @@ def score_pairs(
 
     Raises:
         DataError: Nothing could be masked.
+        ModelError: The model predicts values that are not numbers.
     """
     groups: list[npt.NDArray[np.uint64]] = []
     rows: dict[Sight, list[npt.NDArray[np.float64]]] = {sight: [] for sight in SIGHTS}
@@ -94,10 +100,13 @@ def score_pairs(
         targets = torch.from_numpy(masked.targets).to(model.device)
         answers = answers_by_sight(model, batch, masked.input_ids, masked.positions)
         for sight, logits in answers.items():
-            rows[sight].append(_token_rows(logits, targets).double().cpu().numpy())
+            rows[sight].append(token_rows(logits, targets).cpu().numpy())
     if not groups:
         raise DataError("no held-out caption has a token that can be masked; bring more pairs")
-    return {sight: _by_example(groups, parts) for sight, parts in rows.items()}
+    scored = {sight: _by_example(groups, parts) for sight, parts in rows.items()}
+    for sums in scored.values():
+        require_numbers(torch.from_numpy(sums.sums))
+    return scored
 
 
 @torch.no_grad()
@@ -139,8 +148,10 @@ def score_words(
 def _word_scores(scored: Mapping[Sight, ExampleSums]) -> WordScores:
     count, right = scored["right"].sums[:, 0], scored["right"].sums[:, 1]
     hits = [scored[sight].sums[:, 1] for sight in SIGHTS]
-    columns = np.column_stack([*hits, right - hits[1], right - hits[2]])
-    *shares, over_wrong, over_none = bootstrap(columns, count)
+    shares = [ratio_interval(hit, count, "share") for hit in hits]
+    over_wrong, over_none = (
+        ratio_interval(right - hit, count, "difference of shares") for hit in hits[1:]
+    )
     return WordScores(
         accuracy=dict(zip(SIGHTS, shares, strict=True)),
         difference={"wrong": over_wrong, "none": over_none},
@@ -209,13 +220,6 @@ def side_by_side(
     ids = np.zeros(real.shape, np.int64)
     ids[real] = input_ids
     return ids, real, np.flatnonzero(real)
-
-
-def _token_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(M, 4), as `COLUMNS` names them."""
-    loss = F.cross_entropy(logits, targets, reduction="none")
-    better = (logits > logits.gather(1, targets[:, None])).sum(dim=1)
-    return torch.stack((torch.ones_like(loss), loss, better == 0, better < 5), dim=1)
 
 
 def _by_example(

@@ -106,7 +106,7 @@ def evaluate_retrieval(
     Args:
         model: Put into evaluation mode meanwhile.
         images: Batches (B, 3, height, width) of I normalised images, in order;
-            `maskery.data.images.batches.view_batches` makes them.
+            `maskery.data.images.views.view_batches` makes them.
         texts: T captions.
         image_persons: (I,) int64, who each image shows.
         text_persons: (T,) int64, who each caption describes.

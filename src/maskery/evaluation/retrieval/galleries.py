@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.data.images.batches import readable, view_batches
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
+from maskery.data.images.views import readable, view_batches
 from maskery.data.pairs.captions import tokenise_captions
-from maskery.data.pairs.image_refs import ImageRef
 from maskery.data.pairs.pairs import NOBODY, Pair, Pairs
+from maskery.data.pairs.pictures import ImageRef
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
 from maskery.evaluation.retrieval.features import some_texts

@@ -19,8 +19,8 @@ import torch
 from maskery.core.errors import DataError
 from maskery.data.gallery.files import PictureBytes, Stamp, find_pictures, read_picture
 from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store, renewed
-from maskery.data.images.batches import view_batches
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
+from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.heads import require_contrast
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.models.image_text.model import ImageTextModel

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
-from maskery.evaluation.bootstrap import Interval, bootstrap
+from maskery.evaluation.intervals import Interval, ratio_interval
 
 CUTOFFS = (1, 5, 10)
 ROWS_AT_ONCE = 1024
@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class RankingFigures:
-    """Figures of one ranking, each in [0, 1] with its 95% bootstrap interval over persons.
+    """Figures of one ranking, each in [0, 1] with its 95% interval over persons.
 
     Attributes:
         r1: Share of the texts whose best image is right.
@@ -96,20 +96,19 @@ def _figures(matches: torch.Tensor) -> torch.Tensor:
 
 
 def summarise_texts(
-    figures: npt.NDArray[np.float64], text_persons: npt.NDArray[np.int64], *, seed: int = 0
+    figures: npt.NDArray[np.float64], text_persons: npt.NDArray[np.int64]
 ) -> RankingFigures:
-    """Means over texts; intervals resample persons, whose texts are not independent.
+    """Return means over texts, with intervals over persons, whose texts are not independent.
 
     Args:
         figures: (T, F), from `text_figures`.
         text_persons: (T,) int64.
-        seed: Of the resampling.
     """
     unique, inverse = np.unique(text_persons, return_inverse=True)
     sums = np.zeros((len(unique), figures.shape[1]))
     np.add.at(sums, inverse, figures)
     counts = np.bincount(inverse).astype(np.float64)
-    intervals = bootstrap(sums, counts, seed=seed)
+    intervals = [ratio_interval(column, counts, "share") for column in sums.T]
     return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.processes import Processes
-from maskery.data.person_search.held_out import HeldOutPersons
+from maskery.data.person_search.batches import HeldOutPersons
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
 from maskery.models.image_text.model import ImageTextModel

@@ -8,7 +8,7 @@ import numpy as np
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.data.person_search.captions import clean_caption
+from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.image_text.opening import OpenImageText
 
 

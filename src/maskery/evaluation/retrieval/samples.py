@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.data.person_search.held_out import HeldOutPersons
+from maskery.data.person_search.batches import HeldOutPersons
 
 if TYPE_CHECKING:
     from PIL.Image import Image

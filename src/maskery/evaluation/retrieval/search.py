@@ -16,8 +16,8 @@ import torch
 from maskery.core.errors import DataError
 from maskery.data.gallery.files import PictureBytes, read_picture
 from maskery.data.gallery.vectors import nearest
-from maskery.data.images.batches import view_batches
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
+from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.heads import can_match
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig

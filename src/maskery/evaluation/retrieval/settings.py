@@ -15,14 +15,15 @@ from types import NoneType
 from typing import Any, Literal
 
 from maskery.core.errors import ConfigError, ModelError, reason_of
-from maskery.data.person_search.captions import clean_caption
+from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import resolve
+from maskery.objectives.terms import TERMS
 
 FILE = "maskery_retrieval.json"
-LOSSES = ("itc", "itm", "mlm", "prd", "mrtd")
+LOSSES = tuple(TERMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class ModelRetrieval:
         rerank: Best pictures of each caption that the matching head ranks anew.
         score: What they are ranked by; see `RetrievalConfig`.
         odds_weight: Of the score `sum`.
-        trained: The loss terms of the run that made the model; heads of others have learnt nothing
-            from it.
+        trained: The built-in loss terms whose heads the run that made the model trained, by these
+            terms or by others that share them.
     """
 
     clean_captions: bool = False

@@ -1,6 +1,11 @@
-"""Filling masks: predictions for each, several jointly, and the probability of chosen words.
+"""Fill masks: each by itself, several jointly, and the probability of chosen words.
 
-Shapes: M masks, V vocabulary, L tokens.
+`saliency` says which words a prediction depends on: gradient times input, that is, how much the
+log-probability of the predicted token would change as each word's vector shrinks, to first order
+(Denil, Demiraj and de Freitas, "Extraction of salient sentences from labelled documents", 2014).
+It shows what the prediction reacts to, not why.
+
+Shapes: B sequences, L tokens, M masks, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,11 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
+from maskery.evaluation.text.masked import require_numbers
+from maskery.evaluation.text.opening import OpenModel, open_model
+from maskery.evaluation.text.words_of_text import TextReader, Word
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.packing import max_positions
@@ -37,11 +47,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class WordProbability:
-    """How likely a chosen word is in place of the first mask.
+    """The probability of a chosen word in place of the first mask.
 
     Attributes:
         word: As given.
-        pieces: What the tokenizer makes of it.
+        pieces: The tokens that the tokenizer cuts it into.
         probability: Of one piece, its softmax; of several, the product of their probabilities
             filled from left to right into as many masks.
     """
@@ -57,7 +67,7 @@ class Completion:
 
     Attributes:
         text: The sentence with its masks filled.
-        tokens: What fills them, in order.
+        tokens: The tokens that fill them, in order.
         log_probability: The sum of the log-probabilities, each mask given those left of it.
     """
 
@@ -68,13 +78,13 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Filling:
-    """What `fill` found.
+    """Predictions for the masks of one sentence.
 
     Attributes:
-        text: The sentence.
+        text: The sentence, as given.
         masks: For each mask, its likeliest candidates, each mask on its own.
         completions: With several masks, the likeliest joint fillings.
-        words: The probabilities asked for.
+        words: The probabilities of the words that were asked for.
     """
 
     text: str
@@ -83,8 +93,25 @@ class Filling:
     words: tuple[WordProbability, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saliency:
+    """The words that one mask's prediction depends on.
+
+    Attributes:
+        token: The likeliest token of the mask.
+        probability: Its probability.
+        words: The words of the text.
+        weights: One for each word, not negative; they sum to 1.
+    """
+
+    token: str
+    probability: float
+    words: tuple[Word, ...]
+    weights: tuple[float, ...]
+
+
 class Filler:
-    """Fills masks with one model.
+    """Fill masks with one model.
 
     Args:
         model: Used in evaluation mode.
@@ -96,6 +123,16 @@ class Filler:
         self.mask_id = int(tokenizer.mask_token_id)
         self.limit = max_positions(model.hf.config)
 
+    @classmethod
+    def of(cls, model: str | Path | OpenModel) -> Filler:
+        """Open a text model for filling: `Filler.of("minilm").fill("A [MASK] idea.")`.
+
+        Raises:
+            ModelError: It cannot be loaded, or has no trained head.
+        """
+        opened = open_model(model)
+        return Filler(opened.model, opened.tokenizer)
+
     def fill(
         self,
         text: str,
@@ -105,42 +142,31 @@ class Filler:
         beams: int = 10,
         together: bool = True,
     ) -> Filling:
-        """Predict what the masks of a sentence hide.
+        """Predict the masked words of a sentence.
 
         Args:
             text: With one or more `[MASK]`, whatever the tokenizer calls its mask.
             top_k: Candidates for each mask, and joint completions.
-            words: Words whose probability in place of the first mask is wanted.
+            words: Words whose probability in place of the first mask is computed.
             beams: Partial fillings that the joint search keeps.
-            together: Whether several masks are also filled jointly, which takes longer.
+            together: Also fill several masks jointly, which takes longer.
 
         Raises:
             DataError: There is no mask, or the text exceeds the model's positions.
+            ModelError: The model predicts values that are not numbers.
         """
         ids = self.encode(text)
         places = self._places(ids)
         logs = self.log_probabilities([ids])[0]
-        top = logs.topk(min(top_k, logs.shape[-1]), dim=-1)
-        masks = tuple(
-            tuple(
-                Candidate(
-                    token=self.tokenizer.decode([token]).strip() or self._piece(token),
-                    token_id=token,
-                    probability=value,
-                )
-                for value, token in zip(values, tokens, strict=True)
-            )
-            for values, tokens in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True)
-        )
         return Filling(
             text=text,
-            masks=masks,
+            masks=tuple(candidates(row, self.tokenizer, top_k) for row in logs),
             completions=self._joint(ids, top_k, beams) if together and len(places) > 1 else (),
             words=tuple(self._word(ids, word) for word in words),
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a sentence with masks, special tokens included.
+        """Return the token ids of a sentence with masks, special tokens included.
 
         Raises:
             DataError: There is no mask, or there are too many tokens.
@@ -161,26 +187,30 @@ class Filler:
 
     @torch.no_grad()
     def log_probabilities(self, sequences: Sequence[list[int]]) -> torch.Tensor:
-        """Log-softmax over the vocabulary at the masks of equally long sequences.
+        """Return log-probabilities of the vocabulary at the masks of equally long sequences.
 
         Args:
             sequences: B lists of L ids, each with M masks.
 
         Returns:
             (B, M, V) float32.
+
+        Raises:
+            ModelError: The model predicts values that are not numbers.
         """
-        logits = self.logits(torch.tensor(sequences)).float().cpu()
-        logs = logits.log_softmax(dim=-1)
+        logs = self.logits(torch.tensor(sequences)).float().cpu().log_softmax(dim=-1)
+        # The likeliest of each: a vocabulary may have entries at minus infinity, which is a number.
+        require_numbers(logs.amax(dim=-1))
         return logs.view(len(sequences), -1, logs.shape[-1])
 
     @property
     def embeddings(self) -> torch.nn.Module:
-        """What turns ids into vectors."""
+        """Return the module that turns token ids into vectors."""
         module: torch.nn.Module = self.model.hf.get_input_embeddings()
         return module
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Scores of the vocabulary at the masks of equally long sequences.
+        """Return the scores of the vocabulary at the masks of equally long sequences.
 
         Args:
             ids: (B, L) int64, without padding.
@@ -197,7 +227,7 @@ class Filler:
         return logits
 
     def _joint(self, ids: list[int], top_k: int, beams: int) -> tuple[Completion, ...]:
-        """Beam search from left to right; each step sees the masks already filled."""
+        """Search with beams from left to right; each step sees the masks already filled."""
         places = self._places(ids)
         states: list[tuple[float, list[int]]] = [(0.0, ids)]
         for place in places:
@@ -225,7 +255,7 @@ class Filler:
         )
 
     def _word(self, ids: list[int], word: str) -> WordProbability:
-        """The probability of a word in place of the first mask."""
+        """Return the probability of a word in place of the first mask."""
         # A space in front, as within a sentence; WordPiece ignores it.
         pieces = self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         if not pieces:
@@ -252,3 +282,73 @@ class Filler:
 
     def _piece(self, token: int) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(token))
+
+
+def candidates(
+    logs: torch.Tensor, tokenizer: PreTrainedTokenizerBase, top_k: int
+) -> tuple[Candidate, ...]:
+    """Return the likeliest tokens of (V,) log-probabilities, most likely first."""
+    top = logs.topk(min(top_k, len(logs)))
+    return tuple(
+        Candidate(
+            # Some tokens decode to nothing, such as a lone space: then their own spelling.
+            token=tokenizer.decode([token]).strip() or str(tokenizer.convert_ids_to_tokens(token)),
+            token_id=token,
+            probability=value,
+        )
+        for value, token in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True)
+    )
+
+
+def saliency(filler: Filler, reader: TextReader, text: str, *, mask: int = 0) -> Saliency:
+    """Weigh the words of a text by how much the likeliest token of a mask depends on them.
+
+    Args:
+        filler: The model.
+        reader: Cuts the text into words.
+        text: With at least one mask, as the tokenizer writes it.
+        mask: Which of the masks, from 0.
+
+    Raises:
+        DataError: There are fewer masks, or the text is too long.
+        ModelError: The model predicts values that are not numbers.
+    """
+    logs, vectors, gradient = _gradient(filler, torch.tensor([filler.encode(text)]), mask)
+    token = int(logs.argmax())
+    norms = (gradient * vectors).norm(dim=-1).flatten().cpu()
+    words = reader.read(text).words
+    sums = [float(norms[word.first : word.last].sum()) for word in words]
+    total = sum(sums) or 1.0  # of a model that looks at nothing, all weights are 0
+    return Saliency(
+        token=filler.tokenizer.decode([token]).strip(),
+        probability=float(logs[token].exp()),
+        words=words,
+        weights=tuple(value / total for value in sums),
+    )
+
+
+def _gradient(
+    filler: Filler, ids: torch.Tensor, mask: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log-probabilities (V,), and token vectors (1, L, D) with the top one's gradient."""
+    held: list[torch.Tensor] = []
+
+    def keep(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        del module, arguments
+        held.append(output.detach().requires_grad_())
+        return held[0]
+
+    hook = filler.embeddings.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = filler.logits(ids).float()
+            if mask >= len(logits):
+                raise DataError(
+                    f"mask {mask + 1} is asked for and the text has {len(logits)}; name another"
+                )
+            logs = logits[mask].log_softmax(dim=-1)
+            require_numbers(logs.amax())
+            (gradient,) = torch.autograd.grad(logs[int(logs.argmax())], held[0])
+    finally:
+        hook.remove()
+    return logs.detach(), held[0].detach(), gradient.detach()

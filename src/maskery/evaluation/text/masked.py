@@ -3,6 +3,10 @@
 The masks are a pure function of the examples, so the figures are the same at any batch size and
 for any model with the same tokenizer, and two models can be compared example by example.
 
+A word that ties with others shares the places they take together: it counts as right with the
+chance that a random order of equals puts it there. A model that knows nothing and gives every word
+the same probability thus has a top-1 of one in V, not of 100%.
+
 Shapes: M masked tokens, N examples, V vocabulary.
 """
 
@@ -12,6 +16,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,25 +24,33 @@ import torch
 import torch.nn.functional as F
 
 from maskery.core.batch import MaskedTokens, TokenBatch
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, ModelError
 from maskery.core.processes import Processes
-from maskery.evaluation.bootstrap import Interval, bootstrap
+from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.text.opening import (
+    OpenModel,
+    held_out_source,
+    open_model,
+    require_same_tokenizer,
+    texts_source,
+)
+from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 
-# Evaluations share an epoch that no run reaches.
+# Evaluations share an epoch that no run reaches, so frozen masks are never those of training.
 FROZEN_EPOCH = (1 << 24) - 1
 COLUMNS = ("count", "loss", "top1", "top5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSums:
-    """What a model scored on each example.
+    """Sums over the masked tokens of each example.
 
     Attributes:
         ids: (N,) uint64, ascending.
-        sums: (N, 4) float64: masked tokens, their loss in nats, how many were right, and how many
-            were among the first five.
+        sums: (N, 4) float64, as `COLUMNS` names them: masked tokens, their loss in nats, how many
+            were right, and how many were among the first five; ties count in part.
     """
 
     ids: npt.NDArray[np.uint64]
@@ -46,15 +59,15 @@ class ExampleSums:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedScores:
-    """Token-weighted figures with 95% bootstrap intervals over examples.
+    """Token-weighted figures with 95% intervals over examples (`evaluation/intervals.py`).
 
     Attributes:
         loss: Cross-entropy of a masked token, in nats.
         perplexity: exp(loss).
         top1: Share of masked tokens whose likeliest prediction is right.
         top5: Share whose right token is among the five likeliest.
-        masked_tokens: How many were predicted.
-        examples: How many examples they come from.
+        masked_tokens: Tokens that were predicted.
+        examples: Examples that they come from.
     """
 
     loss: Interval
@@ -63,6 +76,66 @@ class MaskedScores:
     top5: Interval
     masked_tokens: int
     examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEvaluation:
+    """The figures of a model, and its difference to another one.
+
+    Attributes:
+        scores: Of the model.
+        against: Of the other model, if one was named.
+        difference: The model's loss, top1 and top5 minus the other's, paired by example.
+    """
+
+    scores: MaskedScores
+    against: MaskedScores | None = None
+    difference: dict[str, Interval] | None = None
+
+
+def evaluate(
+    model: str | Path | OpenModel,
+    texts: Iterable[str] | str | Path,
+    *,
+    against: str | Path | OpenModel | None = None,
+    masking: MaskingConfig | None = None,
+    seed: int = 0,
+    batch_tokens: int = 4096,
+) -> TextEvaluation:
+    """Evaluate a text model on frozen masks: `evaluate("minilm", texts).scores.loss`.
+
+    Args:
+        model: A run folder, a model folder, a hub name, `minilm`, or an open model.
+        texts: Held-out texts, each an example; or one name of a file, a folder or a hub dataset.
+        against: Another model with the same tokenizer, for the paired difference.
+        masking: Policy and rate of the masks. Default: 15% of the tokens.
+        seed: Of the masks.
+        batch_tokens: Tokens scored at once; the figures do not depend on it.
+
+    Raises:
+        DataError: There is no text, or nothing in it can be masked.
+        ModelError: A model cannot be loaded, predicts values that are not numbers, or the two cut
+            text differently.
+    """
+    opened = [open_model(one) for one in (model, against) if one is not None]
+    if against is not None:
+        require_same_tokenizer(*opened)
+    name = str(texts) if isinstance(texts, str | Path) else None
+    kept = [] if isinstance(texts, str | Path) else list(texts)
+    config = masking or MaskingConfig()
+    scored = []
+    for one in opened:
+        if name is None:
+            source = texts_source(one, kept, batch_tokens=batch_tokens)
+        else:
+            source = held_out_source(one, [name], batch_tokens=batch_tokens, progress=False)
+        masker = Masker.of(one.tokenizer, config=config, seed=seed)
+        scored.append(score_examples(one.model, source.in_order(), masker))
+    return TextEvaluation(
+        scores=summarise(scored[0]),
+        against=summarise(scored[1]) if len(scored) == 2 else None,
+        difference=compare(*scored) if len(scored) == 2 else None,
+    )
 
 
 @torch.no_grad()
@@ -79,11 +152,12 @@ def score_examples(
         model: Put into evaluation mode while it runs.
         batches: Held-out examples; logits exist for one batch's masked tokens at a time.
         masker: Its seed and config decide the masks.
-        processes: Who share the batches out and all get the whole result; all of them must ask.
-            Default: this one alone.
+        processes: Those that share the batches out; all of them must call this, and all get the
+            whole result. Default: this one alone.
 
     Raises:
         DataError: Nothing could be masked.
+        ModelError: The model predicts values that are not numbers.
     """
     processes = processes or Processes()
     was_training, device = model.training, model.hf.device
@@ -92,29 +166,60 @@ def score_examples(
     for masked, counts in _shares(batches, masker, processes):
         batch, targets = masked.batch, torch.from_numpy(masked.targets).to(device)
         logits = model(model.lay_out(masked).to(device)).float()
-        loss = F.cross_entropy(logits, targets, reduction="none")
-        better = (logits > logits.gather(1, targets[:, None])).sum(dim=1)
-        token_rows = torch.stack((torch.ones_like(loss), loss, better == 0, better < 5), dim=1)
         sequence = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
         if counts:
             ids.append(batch.example_ids[sequence])
-            rows.append(token_rows.double().cpu().numpy())
+            rows.append(token_rows(logits, targets).cpu().numpy())
     model.train(was_training)
     # Float32 losses added in float64: the order in which they come changes nothing.
     all_ids = processes.join(torch.from_numpy(np.concatenate(ids).view(np.int64)))
     all_rows = processes.join(torch.from_numpy(np.concatenate(rows)))
     if not len(all_ids):
         raise DataError("no held-out example has a token that can be masked; bring more text")
+    # After joining, so that every process fails and none waits for one that has.
+    require_numbers(all_rows)
     unique, inverse = np.unique(all_ids.numpy().view(np.uint64), return_inverse=True)
     sums = np.zeros((len(unique), len(COLUMNS)))
     np.add.at(sums, inverse, all_rows.numpy())
     return ExampleSums(ids=unique, sums=sums)
 
 
+def token_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return one row for each masked token, as `COLUMNS` names them.
+
+    Args:
+        logits: (M, V) float32.
+        targets: (M,) int64, the true tokens.
+
+    Returns:
+        (M, 4) float64.
+    """
+    loss = F.cross_entropy(logits, targets, reduction="none").double()
+    true = logits.gather(1, targets[:, None])
+    better = (logits > true).sum(dim=1)
+    equal = (logits == true).sum(dim=1)  # the true token among them
+    # NaN equals nothing, itself included.
+    hits = [((k - better).double() / equal.clamp(min=1)).clamp(0.0, 1.0) for k in (1, 5)]
+    return torch.stack((torch.ones_like(loss), loss, *hits), dim=1)
+
+
+def require_numbers(values: torch.Tensor) -> None:
+    """Check losses or log-probabilities.
+
+    Raises:
+        ModelError: One is NaN or infinite.
+    """
+    if not torch.isfinite(values).all():
+        raise ModelError(
+            "the model predicts values that are not numbers (NaN or infinite): its weights are "
+            "damaged, or its training diverged; use an earlier checkpoint or another model"
+        )
+
+
 def _shares(
     batches: Iterable[TokenBatch], masker: Masker, processes: Processes
 ) -> Iterator[tuple[MaskedTokens, bool]]:
-    """This process's masked batches, and whether each counts.
+    """Yield this process's masked batches, each with True if it counts.
 
     A sharded model is put together by all processes at once, so all compute equally often: where a
     round has no batch left for one, it computes another's for nothing.
@@ -126,9 +231,11 @@ def _shares(
         yield turn[processes.rank if counts else 0], counts
 
 
-def summarise(scored: ExampleSums, *, seed: int = 0) -> MaskedScores:
-    """Figures and intervals of one model."""
-    loss, top1, top5 = bootstrap(scored.sums[:, 1:], scored.sums[:, 0], seed=seed)
+def summarise(scored: ExampleSums) -> MaskedScores:
+    """Return the figures of one model with their intervals."""
+    count, *columns = scored.sums.T
+    loss = ratio_interval(columns[0], count)
+    top1, top5 = (ratio_interval(column, count, "share") for column in columns[1:])
     return MaskedScores(
         loss=loss,
         perplexity=Interval(*(safe_exp(v) for v in (loss.value, loss.low, loss.high))),
@@ -139,8 +246,8 @@ def summarise(scored: ExampleSums, *, seed: int = 0) -> MaskedScores:
     )
 
 
-def compare(after: ExampleSums, before: ExampleSums, *, seed: int = 0) -> dict[str, Interval]:
-    """Paired differences, `after` minus `before`, of loss, top1 and top5.
+def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
+    """Return paired differences, `after` minus `before`, of loss, top1 and top5.
 
     Both models predict the same masked tokens, so the intervals are those of the difference
     within each example and much narrower than two separate ones.
@@ -154,11 +261,17 @@ def compare(after: ExampleSums, before: ExampleSums, *, seed: int = 0) -> dict[s
             "the two models were scored on different masked tokens, so they cannot be compared; "
             "use the same data and the same tokenizer"
         )
-    difference = after.sums[:, 1:] - before.sums[:, 1:]
-    values = bootstrap(difference, after.sums[:, 0], seed=seed)
-    return dict(zip(("loss", "top1", "top5"), values, strict=True))
+    if np.array_equal(after.sums, before.sums):  # one model twice: no doubt is left
+        return dict.fromkeys(COLUMNS[1:], Interval(0.0, 0.0, 0.0))
+    count, loss, top1, top5 = (after.sums - before.sums).T
+    count = after.sums[:, 0]
+    return {
+        "loss": ratio_interval(loss, count),
+        "top1": ratio_interval(top1, count, "difference of shares"),
+        "top5": ratio_interval(top5, count, "difference of shares"),
+    }
 
 
 def safe_exp(value: float) -> float:
-    """exp, infinite where it would overflow."""
-    return math.exp(value) if value < 700.0 else math.inf
+    """Return exp(value), or infinity where it would overflow."""
+    return math.exp(value) if value < 700.0 else math.inf  # the largest float is exp(709.8)

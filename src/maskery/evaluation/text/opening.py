@@ -1,21 +1,37 @@
-"""Opening a model for evaluation: a run folder, a model folder, a hub name or `minilm`."""
+"""Open a text model by name, and read held-out text as that model reads it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import ModelError
+from maskery.core.errors import DataError, ModelError
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import example_id
+from maskery.data.corpus.reader import Corpus
+from maskery.data.text_source import Documents, Template, TextSource
+from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import can_pack
+from maskery.models.packing import can_pack, max_positions
+
+if TYPE_CHECKING:
+    from maskery.evaluation.image_text.opening import OpenImageText
+
+# Longer texts are cut into windows, as in training, even where a model has more positions.
+MAX_LENGTH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenModel:
-    """A model ready for use.
+    """A text model ready for use.
 
     Attributes:
         name: As given.
@@ -28,16 +44,19 @@ class OpenModel:
     tokenizer: PreTrainedTokenizerBase
 
 
-def open_model(name: str, *, trained_head: bool = True) -> OpenModel:
-    """Load a model by name.
+def open_model(name: str | Path | OpenModel, *, trained_head: bool = True) -> OpenModel:
+    """Load a text model by name; a model that is open already is returned as it is.
 
     Args:
         name: A run folder, a model folder, a hub name or `minilm`.
-        trained_head: Whether a model whose prediction head would start from noise is refused.
+        trained_head: Refuse a model whose prediction head would start from noise.
 
     Raises:
         ModelError: It cannot be loaded, or has no trained head.
     """
+    if isinstance(name, OpenModel):
+        return name
+    name = str(name)
     loaded = load_masked_lm(name)
     if trained_head and loaded.new_parameters:
         raise ModelError(
@@ -50,3 +69,106 @@ def open_model(name: str, *, trained_head: bool = True) -> OpenModel:
     if torch.cuda.is_available():
         model.cuda()
     return OpenModel(name=name, model=model.eval(), tokenizer=loaded.tokenizer)
+
+
+def held_out_source(
+    opened: OpenModel,
+    data: Sequence[str],
+    reading: CorpusConfig | None = None,
+    *,
+    cache_dir: Path | None = None,
+    batch_tokens: int = 4096,
+    progress: bool = True,
+) -> TextSource:
+    """Read files or a hub dataset as a model reads them.
+
+    Args:
+        opened: The model.
+        data: Files, folders, globs or one hub id; every example counts as held out.
+        reading: How the data is read.
+        cache_dir: Where tokens are kept. Default: `$MASKERY_CACHE`, or ~/.cache/maskery.
+        batch_tokens: Tokens scored at once; the figures do not depend on it.
+        progress: Draw a bar.
+    """
+    corpus = Corpus.open(data, reading)
+    cache = cache_dir or default_cache_dir()
+    store = tokenise(corpus, opened.tokenizer, cache, progress=progress)
+    return _source(opened, store, batch_tokens)
+
+
+def texts_source(
+    opened: OpenModel, texts: Iterable[str], *, batch_tokens: int = 4096
+) -> TextSource:
+    """Read texts in memory as a model reads them; each counts as held out.
+
+    Raises:
+        DataError: There is no text, or one is no string.
+    """
+    kept = []
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise DataError(
+                f"text {number} is of the type {type(text).__name__}: it must be a string; of "
+                f"rows, give the column that has the text"
+            )
+        if text.strip():
+            kept.append(text.strip())
+    tokens, starts, lengths = encode_texts(kept, opened.tokenizer)
+    # A text of which the tokenizer keeps nothing is no example, as in a token store.
+    ids = np.array([example_id(text) for text in kept], np.uint64)[lengths > 0]
+    if not len(ids):
+        raise DataError("there is no text to read; give at least one string that is not blank")
+    documents = TextsInMemory(tokens, starts, lengths[lengths > 0], ids)
+    return _source(opened, documents, batch_tokens)
+
+
+class TextsInMemory:
+    """Tokenised texts, as a token store has them; see `Documents`.
+
+    Args:
+        tokens: (T,) int64, all texts end to end.
+        word_starts: (T,) bool, True at the first token of each word.
+        lengths: (N,) int64, the tokens of each text.
+        ids: (N,) uint64, stable ids.
+    """
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.int64],
+        word_starts: npt.NDArray[np.bool_],
+        lengths: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.uint64],
+    ) -> None:
+        self.tokens, self.word_starts, self.ids = tokens, word_starts, ids
+        self.boundaries = np.concatenate(([0], np.cumsum(lengths)))
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Return the tokens of each text: (N,) int64."""
+        return np.diff(self.boundaries)
+
+
+def require_same_tokenizer(
+    one: OpenModel | OpenImageText, other: OpenModel | OpenImageText
+) -> None:
+    """Refuse to compare models that cut text differently.
+
+    Raises:
+        ModelError: Their tokenizers differ.
+    """
+    if tokenizer_fingerprint(one.tokenizer) != tokenizer_fingerprint(other.tokenizer):
+        raise ModelError(
+            f"'{one.name}' and '{other.name}' cut text into different tokens, so their losses "
+            f"are not of the same thing; compare models that share a tokenizer"
+        )
+
+
+def _source(opened: OpenModel, documents: Documents, batch_tokens: int) -> TextSource:
+    limit = min(MAX_LENGTH, max_positions(opened.model.hf.config) or MAX_LENGTH)
+    return TextSource(
+        documents,
+        np.arange(len(documents.ids)),
+        Template.of(opened.tokenizer),
+        max_length=limit,
+        batch_tokens=max(batch_tokens, limit),
+        layout="packed" if opened.model.packed else "padded",
+    )

@@ -1,4 +1,4 @@
-"""How likely a masked language model finds a text: pseudo-log-likelihood.
+"""Score texts by their pseudo-log-likelihood under a masked language model.
 
 Each token is masked in turn and its log-probability read; their sum is the score of Salazar, Liang,
 Nguyen and Kirchhoff, "Masked language model scoring" (ACL 2020). It flatters words of several
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.vocabulary import vocabulary_size
+from maskery.evaluation.text.masked import require_numbers
+from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import EncodedText, TextReader
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.packing import max_positions
@@ -31,12 +34,40 @@ Method = Literal["original", "within-word"]
 Predict = Callable[[MaskedTokens], torch.Tensor]
 # Texts that are sorted by length together: enough to fill batches with copies of like length.
 CHUNK = 1_000
-# Of logits in memory at once, whatever the vocabulary: 128 MB.
+# Logits in memory at once, whatever the vocabulary: 128 MB of float32.
 LOGITS = 1 << 25
 
 
+def score(
+    model: str | Path | OpenModel,
+    sentences: str | Iterable[str],
+    *,
+    method: Method = "within-word",
+    batch_tokens: int = 4096,
+) -> list[TextScore]:
+    """Score sentences with a text model: `score("minilm", ["A cat sleeps."])`.
+
+    Args:
+        model: A run folder, a model folder, a hub name, `minilm`, or an open model.
+        sentences: One or more texts.
+        method: "original" masks one token at a time, "within-word" also those after it in its word.
+        batch_tokens: Tokens computed at once; the scores do not depend on it.
+
+    Returns:
+        One score for each sentence, in their order.
+
+    Raises:
+        DataError: A sentence has no words, or more tokens than the model has positions.
+        ModelError: The model cannot be loaded, or predicts values that are not numbers.
+    """
+    texts = [sentences] if isinstance(sentences, str) else sentences
+    opened = open_model(model)
+    scorer = Scorer.of(opened.model, opened.tokenizer, method=method, batch_tokens=batch_tokens)
+    return list(scorer.score(texts))
+
+
 def by_number(index: int) -> str:
-    """What messages call a text."""
+    """Return the name that messages give a text."""
     return f"text {index + 1}"
 
 
@@ -46,12 +77,12 @@ class WordScore:
 
     Attributes:
         word: As it stands in the text.
-        start: Where, in characters; -1 where the tokenizer does not know.
+        start: Its first character in the text; -1 if the tokenizer keeps no offsets.
         end: One past its last character.
         log_probability: The sum over its pieces, in nats; of a word that the tokenizer does not
             know, that of its unknown token.
         pieces: Its tokens.
-        piece_log_probabilities: Of each.
+        piece_log_probabilities: The log-probability of each piece, in nats.
     """
 
     word: str
@@ -69,8 +100,8 @@ class TextScore:
     Attributes:
         text: As given.
         log_probability: The sum over its tokens, in nats; special tokens do not count.
-        tokens: How many were scored.
-        words: The same by word.
+        tokens: Tokens that were scored.
+        words: The scores of its words.
     """
 
     text: str
@@ -140,10 +171,11 @@ class Scorer:
 
         Args:
             texts: Any number; they are read a thousand at a time.
-            name: What messages call a text, from its index.
+            name: Returns the name that messages give a text, from its index.
 
         Raises:
             DataError: A text has no words, or more tokens than the model has positions.
+            ModelError: The model predicts values that are not numbers.
         """
         remaining = enumerate(texts)
         while chunk := list(islice(remaining, CHUNK)):
@@ -174,7 +206,7 @@ class Scorer:
         return encoded
 
     def _copies(self, encoded: EncodedText, text: int) -> Iterator[Copy]:
-        """One copy for each token of each word, with what is hidden in it."""
+        """Yield one masked copy of the text for each token of each word."""
         for word in encoded.words:
             for position in range(word.first, word.last):
                 ids = encoded.ids.copy()
@@ -189,7 +221,9 @@ class Scorer:
         logits = self.predict(masked)
         targets = torch.from_numpy(masked.targets).to(logits.device)
         chosen = logits.gather(1, targets[:, None]).squeeze(1)
-        values: list[float] = (chosen - logits.logsumexp(dim=1)).double().cpu().tolist()
+        logs = chosen - logits.logsumexp(dim=1)
+        require_numbers(logs)
+        values: list[float] = logs.double().cpu().tolist()
         return values
 
     def _text_score(
@@ -219,10 +253,10 @@ class Copy:
     """A text with one token to predict.
 
     Attributes:
-        text: Which of the texts.
+        text: The index of the text.
         position: The token that is predicted.
         ids: (L,) int64, masked.
-        target: The id that stood there.
+        target: The id of the hidden token.
     """
 
     text: int
@@ -232,10 +266,10 @@ class Copy:
 
 
 def cut(copies: Iterable[Copy], budget: int, most: int) -> Iterator[list[Copy]]:
-    """Batches of at most `most` neighbours, of no more tokens than the budget unless one alone is.
+    """Split into batches of at most `most` copies and `budget` tokens.
 
-    Every copy counts as long as the longest of its batch, so that padding is counted; sorted copies
-    need next to none.
+    A longer copy gets a batch of its own. Every copy counts as long as the longest of its batch,
+    so that padding is counted; sorted copies need next to none.
     """
     batch: list[Copy] = []
     longest = 0
@@ -250,7 +284,7 @@ def cut(copies: Iterable[Copy], budget: int, most: int) -> Iterator[list[Copy]]:
 
 
 def masked_tokens(copies: Sequence[Copy]) -> MaskedTokens:
-    """Copies end to end, the token to predict of each as its one masked token."""
+    """Lay copies end to end, each with its token to predict as the one masked token."""
     boundaries = np.concatenate(([0], np.cumsum([len(copy.ids) for copy in copies])))
     ids = np.concatenate([copy.ids for copy in copies])
     none = np.zeros(len(copies), np.int64)

@@ -1,4 +1,4 @@
-"""What changed most: fills of held-out sentences and single words, before and after training.
+"""Show what training changed: fills of held-out sentences, and the words that changed most.
 
 Shapes: M masked tokens, V vocabulary.
 """
@@ -16,29 +16,20 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.vocabulary import Vocabulary
+from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.evaluation.text.pseudo_likelihood import Copy, masked_tokens
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 
-# A word is on the list if it was predicted at least so often, and on a short one if once.
+# A word is listed if it was predicted at least so often; where none was, once is enough.
 FEWEST = 3
-# Around the hidden word, so that a fill is read at a glance.
+# Shown on each side of the hidden word, so that a fill is read at a glance.
 CONTEXT_TOKENS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guess:
-    """One prediction.
-
-    Attributes:
-        token: As text.
-        probability: Its softmax over the vocabulary.
-    """
-
-    token: str
-    probability: float
+# Fills are drawn from examples with at least so many whole words, which give some context.
+FEWEST_WORDS = 4
+# Short words are mostly articles and prepositions, which any model fills.
+LONGER_WORD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,32 +38,32 @@ class SampleFill:
 
     Attributes:
         left: The text before it.
-        word: The word.
+        word: The hidden word.
         right: The text after it.
-        before: The first model's likeliest words.
-        after: The other's.
-        probability_before: Of the word itself.
-        probability_after: Likewise.
+        before: The likeliest words of the model before training.
+        after: The likeliest words of the model after training.
+        probability_before: The probability of the hidden word before training.
+        probability_after: Its probability after training.
     """
 
     left: str
     word: str
     right: str
-    before: tuple[Guess, ...]
-    after: tuple[Guess, ...]
+    before: tuple[Candidate, ...]
+    after: tuple[Candidate, ...]
     probability_before: float
     probability_after: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordChange:
-    """How the prediction of one word changed.
+    """The change in the prediction of one word.
 
     Attributes:
         word: A word that is one token.
-        count: How often it was masked.
-        before: The mean log-probability under the first model, in nats.
-        after: Under the other.
+        count: Times that it was masked.
+        before: The mean log-probability before training, in nats.
+        after: The mean log-probability after training, in nats.
     """
 
     word: str
@@ -83,13 +74,13 @@ class WordChange:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSamples:
-    """What a run changed.
+    """The fills and the words that show what a run changed.
 
     Attributes:
         fills: Held-out sentences with one word hidden.
         improved: The words whose prediction improved most, most first.
-        worsened: Those whose prediction worsened most.
-        masked_words: How many masked words the lists come from.
+        worsened: The words whose prediction worsened most, most first.
+        masked_words: Masked words that the lists come from.
     """
 
     fills: tuple[SampleFill, ...]
@@ -121,8 +112,8 @@ def sample_text(
         fills: Sentences to show.
         top_k: Predictions to show of each.
         listed: Words on each list.
-        rounds: How often each example is masked anew, for enough words.
-        most_tokens: Bounds the time this takes.
+        rounds: Times that each example is masked anew, for enough words.
+        most_tokens: Limits the time this takes.
     """
     held_out = list(_take(batches, most_tokens))
     vocabulary = Vocabulary.of(tokenizer)
@@ -139,7 +130,7 @@ def sample_text(
 
 
 def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
-    """(T,) bool: ordinary tokens that are a word by themselves."""
+    """Return True for ordinary tokens that are a word by themselves: (T,) bool."""
     last = np.append(batch.word_starts[1:], True)
     whole: npt.NDArray[np.bool_] = batch.word_starts & last
     return whole & ~vocabulary.protected[batch.input_ids]
@@ -152,7 +143,7 @@ def rank_changes(
     tokenizer: PreTrainedTokenizerBase,
     listed: int,
 ) -> tuple[tuple[WordChange, ...], tuple[WordChange, ...]]:
-    """The words whose mean log-probability rose most, and those whose fell most.
+    """Return the words whose mean log-probability rose most, and those whose fell most.
 
     Args:
         words: (M,) token ids.
@@ -200,10 +191,10 @@ def _changes(
     vocabulary: Vocabulary,
     rounds: int,
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Of each masked whole word: its id and its log-probability under both models."""
+    """Return ids of masked whole words with their log-probabilities under both models."""
     changes = []
     for seed in range(rounds):
-        masker = Masker(vocabulary=vocabulary, config=MaskingConfig(), seed=seed)
+        masker = Masker.of(vocabulary, seed=seed)
         for batch, alone in zip(batches, whole, strict=True):
             masked = masker.mask(batch, epoch=FROZEN_EPOCH)
             if not len(masked.positions):
@@ -218,7 +209,7 @@ def _changes(
 def _log_probabilities(
     model: MaskedLanguageModel, masked: MaskedTokens
 ) -> tuple[npt.NDArray[np.float64], torch.Tensor]:
-    """Of the true tokens (M,), and of the whole vocabulary (M, V)."""
+    """Return log-probabilities of the true tokens (M,) and of the whole vocabulary (M, V)."""
     logits: torch.Tensor = model(model.lay_out(masked).to(model.hf.device))
     logs = logits.float().log_softmax(dim=-1).cpu()
     targets = torch.from_numpy(masked.targets)
@@ -249,8 +240,8 @@ def _fills(
                 left=left,
                 word=tokenizer.decode([copy.target]).strip(),
                 right=right,
-                before=guesses(old_logs[index], tokenizer, top_k),
-                after=guesses(new_logs[index], tokenizer, top_k),
+                before=candidates(old_logs[index], tokenizer, top_k),
+                after=candidates(new_logs[index], tokenizer, top_k),
                 probability_before=float(np.exp(old[index])),
                 probability_after=float(np.exp(new[index])),
             )
@@ -258,19 +249,8 @@ def _fills(
     return tuple(rows)
 
 
-def guesses(
-    logs: torch.Tensor, tokenizer: PreTrainedTokenizerBase, top_k: int
-) -> tuple[Guess, ...]:
-    """The likeliest tokens of (V,) log-probabilities."""
-    top = logs.topk(min(top_k, len(logs)))
-    return tuple(
-        Guess(token=tokenizer.decode([token]).strip(), probability=value)
-        for value, token in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True)
-    )
-
-
 def context(copy: Copy, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """A few words on both sides of what is hidden."""
+    """Return a few words on both sides of the hidden one."""
     first, last = max(0, copy.position - CONTEXT_TOKENS), copy.position + 1 + CONTEXT_TOKENS
     left = tokenizer.decode(copy.ids[first : copy.position].tolist(), skip_special_tokens=True)
     right = tokenizer.decode(copy.ids[copy.position + 1 : last].tolist(), skip_special_tokens=True)
@@ -284,7 +264,7 @@ def _copies(
     whole: Sequence[npt.NDArray[np.bool_]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Copy]:
-    """Of each example, a copy with one of its longer words hidden, drawn by a fixed seed."""
+    """Hide one of the longer words of each example, drawn by a fixed seed."""
     generator = np.random.default_rng(0)
     copies: list[Copy] = []
     for batch, alone in zip(batches, whole, strict=True):
@@ -292,10 +272,12 @@ def _copies(
             first, last = batch.boundaries[sequence], batch.boundaries[sequence + 1]
             ids = batch.input_ids[first:last]
             places = np.flatnonzero(alone[first:last])
-            if len(places) < 4:
+            if len(places) < FEWEST_WORDS:
                 continue
             words = [tokenizer.decode([int(ids[place])]).strip() for place in places]
-            longer = [place for place, word in zip(places, words, strict=True) if len(word) >= 4]
+            longer = [
+                place for place, word in zip(places, words, strict=True) if len(word) >= LONGER_WORD
+            ]
             position = int(generator.choice(longer if longer else places))
             hidden = ids.copy()
             hidden[position] = int(tokenizer.mask_token_id)
@@ -306,6 +288,6 @@ def _copies(
 
 
 def _spread(copies: Sequence[Copy], count: int) -> list[Copy]:
-    """Evenly spaced ones."""
+    """Return `count` of them, evenly spaced."""
     count = min(count, len(copies))
     return [copies[i * len(copies) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""A text as the words and tokens that a model reads, each with its place among the characters.
+"""Cut a text into the words and tokens that a model reads, with their places in characters.
 
 Shapes: L tokens of a text, special tokens included.
 """
@@ -22,9 +22,9 @@ class Word:
     """One word, or punctuation mark, of a text.
 
     Attributes:
-        text: Its characters; of a tokenizer that knows no offsets, its token.
-        start: Where it starts in the text, in characters; -1 where that is not known.
-        end: Where it ends.
+        text: Its characters; of a tokenizer that keeps no offsets, its tokens.
+        start: Its first character in the text; -1 if the tokenizer keeps no offsets.
+        end: One past its last character.
         first: Its first token.
         last: One past its last token.
     """
@@ -42,8 +42,8 @@ class EncodedText:
 
     Attributes:
         ids: (L,) int64.
-        words: What it is made of; special tokens that stand in the text, `[MASK]` among them, are
-            in none, but a word that the tokenizer does not know is one.
+        words: Its words. Special tokens that stand in the text, such as `[MASK]`, belong to none;
+            a word that the tokenizer does not know is a word.
     """
 
     ids: npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ class EncodedText:
 
 
 class TextReader:
-    """Cuts texts into words and tokens.
+    """Cut texts into words and tokens.
 
     Args:
         tokenizer: The model's.
@@ -92,13 +92,13 @@ class TextReader:
         return EncodedText(ids=whole, words=tuple(words))
 
     def pieces(self, ids: npt.NDArray[np.int64]) -> tuple[str, ...]:
-        """Tokens as the vocabulary writes them."""
+        """Return tokens as the vocabulary spells them."""
         return tuple(map(str, self.tokenizer.convert_ids_to_tokens(ids.tolist())))
 
     def _tokens(
         self, text: str
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[int, int]]]:
-        """Ids, where words start, and offsets in characters; without the template's tokens."""
+        """Return ids, word starts and character offsets, without the template's tokens."""
         if self._backend is None or self._always is None:
             # Tokenizers in Python know neither words nor offsets.
             ids = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
@@ -113,7 +113,7 @@ class TextReader:
         return ids, starts, encoding.offsets
 
     def _trim(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """A word without the space that some tokenizers count to it."""
+        """Drop the space before a word that some tokenizers count to it."""
         while 0 <= start < end and text[start].isspace():
             start += 1
         return start, end

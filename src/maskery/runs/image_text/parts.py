@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.task import EXTRA_STATE
-from maskery.core.vocabulary import Vocabulary
-from maskery.data.images.skipped import Skipped
+from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
@@ -22,8 +21,11 @@ from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import known_as, resolve
+from maskery.objectives.terms import belongs
 from maskery.runs.image_text.start import StartConfig, StartModel, choose_max_length
 from maskery.tasks.caption_task import CaptionTask
+from maskery.tasks.image_text_config import ImageTextMLMConfig
+from maskery.tasks.loss_terms import ATTRIBUTE
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class ImageTextConfig(StartConfig, Protocol):
         """Of the words that the twin fills."""
 
     @property
-    def objectives(self) -> Any:
+    def objectives(self) -> ImageTextMLMConfig:
         """Of the task."""
 
 
@@ -80,18 +82,43 @@ def open_pictures(
     return Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=cache_bytes)
 
 
-def make_task(kind: type[TaskT], config: ImageTextConfig, start: StartModel) -> TaskT:
-    """The task of a run; its twin starts as a copy of the model."""
-    vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
-    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=seed)
+def make_task(
+    kind: type[TaskT], config: ImageTextConfig, start: StartModel, terms: Sequence[Any] = ()
+) -> TaskT:
+    """Make the task of a run; its twin starts as a copy of the model.
+
+    Args:
+        kind: The class of the task.
+        config: The run's configuration.
+        start: The initial model.
+        terms: Loss terms of the user's own, as objects.
+
+    Raises:
+        PluginError: A loss term of the user's own cannot be used.
+    """
+    seed = config.training.seed
+    masker = Masker.of(start.tokenizer, config.masking, seed=seed)
     return kind(
         start.model,
         replace(config.objectives, seed=seed),
-        vocabulary=vocabulary,
+        vocabulary=masker.vocabulary,
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
         masker=masker,
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
+        terms=terms,
     )
+
+
+def learnt_anew(start: StartModel, heads: Sequence[str] = ()) -> frozenset[str]:
+    """Return the parameters that learn at `head_learning_rate`: new ones, and these heads.
+
+    Args:
+        start: The initial model, with the user's loss terms in it.
+        heads: Names of modules that count as new although a checkpoint may have them.
+    """
+    heads = (ATTRIBUTE, *heads)
+    names = (name for name, _ in start.model.named_parameters())
+    return start.new_parameters | {name for name in names if belongs(name, heads)}
 
 
 def extra_state_of(config: StartConfig, start: StartModel) -> Mapping[str, torch.Tensor]:
@@ -105,8 +132,8 @@ def extra_state_of(config: StartConfig, start: StartModel) -> Mapping[str, torch
     return load_file(path) if path.is_file() else {}
 
 
-def described(config: ImageTextConfig, start: StartModel) -> dict[str, Any]:
-    """What decides the course of either kind of run; for `identity`."""
+def described(config: ImageTextConfig, start: StartModel, task: CaptionTask) -> dict[str, Any]:
+    """Return what decides the course of either kind of run; for `identity`."""
     parts = {"text_model": config.text_model, "vision_model": config.vision_model}
     if config.text_model is None:  # otherwise nothing is read of it
         parts["model"] = config.model
@@ -116,7 +143,8 @@ def described(config: ImageTextConfig, start: StartModel) -> dict[str, Any]:
         "tokenizer_fingerprint": tokenizer_fingerprint(start.tokenizer),
         "max_length": choose_max_length(config, start.model),
         "view": asdict(start.view),
-        "masking": asdict(config.masking),
+        "masking": config.masking.described(),
         "mrtd_mask_rate": config.mrtd_mask_rate,
-        "objectives": asdict(config.objectives),
+        "objectives": config.objectives.described(),
+        **({"terms": objects} if (objects := task.described_objects()) else {}),
     }

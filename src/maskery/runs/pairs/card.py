@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.intervals import Interval
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.measure import PairsEvaluation
 

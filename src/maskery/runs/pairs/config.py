@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -64,6 +64,8 @@ class PairsTrainingConfig(TrainingConfig):
 @dataclass(frozen=True, kw_only=True)
 class PairsRunConfig:
     """Train masked language modelling with pictures: on any image-caption data."""
+
+    kind: ClassVar[str] = "pairs"
 
     pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")]
     """A .json .jsonl .csv .tsv .parquet or .tar file or pattern, or a folder with metadata."""
@@ -134,7 +136,7 @@ class PairsRunConfig:
             raise ConfigError(
                 f"image_cache_mb is {self.image_cache_mb}: it must be 0 (keep none) or more"
             )
-        if not self.objectives.weights:
+        if not self.objectives.learns:
             raise ConfigError("all weights are 0, so nothing would be learnt; raise --mlm-weight")
 
     def _check_size(self) -> None:
@@ -154,6 +156,8 @@ class PairsRunConfig:
             pairs=str(Path(self.pairs).absolute()),
             eval_pairs=held_out,
             reading=self.reading.anchored(),
+            masking=self.masking.anchored(),
+            objectives=self.objectives.anchored(),
         )
 
     @property

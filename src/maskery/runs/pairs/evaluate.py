@@ -14,17 +14,16 @@ from safetensors.torch import load_file
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
+from maskery.data.pairs.batches import HeldOutPairs
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.pairs.source import HeldOutPairs
-from maskery.data.pairs.split import group_ids
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.bootstrap import Interval
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.image_text.sight import Sight, score_pairs, score_words
-from maskery.evaluation.text.held_out import require_same_tokenizer
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import ExampleSums, compare
+from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import resolve
@@ -97,7 +96,7 @@ def evaluate_image_text(
     scored: list[dict[Sight, ExampleSums]] = []
     for one in opened:
         held_out = held_out_pairs(one, pairs, reading, longest)
-        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=masking, seed=seed)
+        masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_pairs(one.model, held_out, masker))
         heading = one.name if one.name not in models else f"{one.name} (again)"
         models[heading] = _evaluate(one, held_out, scored[-1], words)
@@ -145,7 +144,7 @@ def _mrtd_auc(opened: OpenImageText, held_out: HeldOutPairs) -> float | None:
     if not path.is_file():
         return None
     vocabulary, defaults = Vocabulary.of(opened.tokenizer), PairsRunConfig(pairs="any")
-    masker = Masker(vocabulary=vocabulary, config=defaults.masking)
+    masker = Masker.of(vocabulary, defaults.masking)
     task = ImageTextMLM(
         opened.model,
         ImageTextMLMConfig(alpha=0.0),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from maskery.core.registry import plugin_identity
 from maskery.core.vocabulary import Vocabulary
+from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.captions import CaptionTokens
-from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.source import HeldOutPairs, PairSource
-from maskery.data.pairs.split import group_ids, split_pairs
+from maskery.data.pairs.formats import Source
+from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs
 from maskery.evaluation.image_text.sight import Sight, score_pairs
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.config import MaskingConfig
@@ -64,7 +67,7 @@ class PairsRun:
 
     def score(self) -> dict[Sight, ExampleSums]:
         """Held-out sums of the model as it is now, under each sight."""
-        masker = Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING)
+        masker = Masker.of(self.vocabulary, EVALUATION_MASKING)
         model = self.start.model
         was_training = model.training
         scored = score_pairs(model.eval(), self.held_out, masker)
@@ -72,36 +75,53 @@ class PairsRun:
         return scored
 
 
+def open_pairs(config: PairsRunConfig, source: Source | None = None) -> tuple[Pairs, Pairs | None]:
+    """Return the pairs to train on, and held-out pairs of their own where there are any.
+
+    Args:
+        config: The run.
+        source: Records in Python or a dataset, in place of the pairs that the config names.
+    """
+    pairs, judged = Pairs.open_splits(config.pairs if source is None else source, config.reading)
+    if config.eval_pairs is not None:
+        judged = Pairs.open(config.eval_pairs, config.reading)
+    return pairs, judged
+
+
 def prepare_pairs(
     config: PairsRunConfig,
     *,
+    source: Source | None = None,
     start: StartModel | None = None,
     folder: Path | None = None,
     progress: bool = True,
+    terms: Sequence[Any] = (),
 ) -> PairsRun:
     """Read, tokenise and split the pairs, and load or make the initial model.
 
     Args:
         config: The run.
+        source: As in `open_pairs`.
         start: A model to use instead of the one the config names.
         folder: The run folder, as in `start_model`.
         progress: Whether to draw bars.
+        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
     """
-    pairs = Pairs.open(config.pairs, config.reading)
+    pairs, own = open_pairs(config, source)
     start = start or start_model(config, pairs, folder=folder, progress=progress)
     captions = _tokenise(config, pairs, start)
     groups = group_ids(pairs)
-    if config.eval_pairs is None:
+    if own is None:
         train, held = split_pairs(groups, config.held_out_share)
         judged, judged_captions, judged_groups = pairs, captions, groups
     else:
-        judged = Pairs.open(config.eval_pairs, config.reading)
+        judged = own
         judged_captions = _tokenise(config, judged, start)
         judged_groups = group_ids(judged)
         train, held = np.arange(len(pairs)), np.arange(len(judged))
     cache_bytes = config.image_cache_mb * 2**20
     share = len(held) / (len(train) + len(held))
-    source = PairSource(
+    train_batches = PairSource(
         pairs,
         captions,
         open_pictures(config, config.reading, pairs, start, int(cache_bytes * (1 - share))),
@@ -122,7 +142,7 @@ def prepare_pairs(
     if start.has_new_head:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         start_at_frequencies(start.model, counts)
-    task = make_task(ImageTextMLM, config, start)
+    task = make_task(ImageTextMLM, config, start, terms)
     extra = extra_state_of(config, start)
     if extra:
         task.load_extra_state(extra)
@@ -132,9 +152,9 @@ def prepare_pairs(
         start=start,
         task=task,
         vocabulary=Vocabulary.of(start.tokenizer),
-        train=source,
+        train=train_batches,
         held_out=held_out,
-        identity=identity_of(config, pairs, None if config.eval_pairs is None else judged, start),
+        identity=identity_of(config, pairs, own, start, task),
     )
 
 
@@ -157,7 +177,11 @@ def skipped_lines(run: PairsRun) -> tuple[str, ...]:
 
 
 def identity_of(
-    config: PairsRunConfig, pairs: Pairs, judged: Pairs | None, start: StartModel
+    config: PairsRunConfig,
+    pairs: Pairs,
+    judged: Pairs | None,
+    start: StartModel,
+    task: ImageTextMLM,
 ) -> str:
     """Everything that decides the course of a run, but not how it is computed.
 
@@ -166,15 +190,18 @@ def identity_of(
         pairs: What is trained on.
         judged: Held-out pairs of their own, where there are any.
         start: The initial model.
+        task: Of the run.
     """
+    reader = config.reading.reader
     return identity(
         config.training,
         {
-            **described(config, start),
+            **described(config, start, task),
             "pairs_fingerprint": _fingerprint(pairs),
             "eval_pairs_fingerprint": None if judged is None else _fingerprint(judged),
             "held_out_share": config.held_out_share if judged is None else None,
             "max_pixels": config.reading.max_pixels,
+            **({"reader": plugin_identity(reader)} if reader is not None else {}),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from safetensors.torch import save_file
 
 from maskery.core.launcher import is_main_process
 from maskery.core.task import EXTRA_STATE
+from maskery.data.pairs.formats import Source
 from maskery.evaluation.image_text.sight import Sight
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
-from maskery.runs.image_text.start import save_preprocessing
+from maskery.runs.image_text.parts import learnt_anew
+from maskery.runs.image_text.start import save_preprocessing, save_weights
 from maskery.runs.pairs.card import pairs_model_card
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.measure import PairsEvaluation, evaluate_pairs
 from maskery.runs.pairs.prepare import PairsRun, prepare_pairs, skipped_lines
-from maskery.training.loop import Summary, Trainer
+from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
 
@@ -52,12 +55,24 @@ class PairsResult:
         }
 
 
-def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult:
+def train_pairs(
+    config: PairsRunConfig,
+    *,
+    source: Source | None = None,
+    progress: bool = True,
+    beside: Path | None = None,
+    terms: Sequence[Any] = (),
+) -> PairsResult:
     """Run an image-text configuration from its pairs to a saved model.
 
     Args:
-        config: What to train on what.
-        progress: Whether to draw progress bars.
+        config: All settings of the run.
+        source: Pairs in Python, in place of those that the config names: an iterable of records
+            (mappings with `image`, a path or bytes, `caption`, and where known `person`, `group`
+            and `split`), or a `datasets` dataset with image and caption columns.
+        progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
+        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
 
     Raises:
         MaskeryError: Something the user can mend.
@@ -65,28 +80,32 @@ def train_pairs(config: PairsRunConfig, *, progress: bool = True) -> PairsResult
     config = config.anchored()
     return run_in_folder(
         config,
-        default_folder(config.pairs, config.start),
+        beside or default_folder(config.pairs, config.start),
         prepare=lambda folder: prepare_pairs(
-            config, folder=folder, progress=progress and is_main_process()
+            config,
+            source=source,
+            folder=folder,
+            progress=progress and is_main_process(),
+            terms=terms,
         ),
-        fill=lambda run, folder: _fill(run, folder, progress=progress),
+        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
-def _fill(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
+def _train_measure_save(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
     """Train, measure and save."""
     config = run.config
-    trainer = Trainer(
+    loop = TrainingLoop(
         run.task,
         run.train,
-        build_optimiser(run.start.model, config.training, run.start.new_parameters),
+        build_optimiser(run.start.model, config.training, learnt_anew(run.start)),
         config.training,
         folder,
         identity=run.identity,
         evaluate=lambda _step: held_out_figures(run.score()),
         progress=progress,
     )
-    summary = trainer.train(resume=config.resume == "auto")
+    summary = loop.train(resume=config.resume == "auto")
     run.start.model.eval()
     result = PairsResult(
         folder=folder,
@@ -111,7 +130,7 @@ def held_out_figures(scored: dict[Sight, ExampleSums]) -> dict[str, float]:
 
 def save_model(run: PairsRun, folder: Path, result: PairsResult) -> None:
     """Write the model with its tokenizer, how its pictures are prepared, and the momentum twin."""
-    run.start.model.save_pretrained(folder)
+    save_weights(run.start.model, folder)
     run.start.tokenizer.save_pretrained(folder)
     save_preprocessing(folder, run.start.view)
     extra = {name: t.contiguous().cpu() for name, t in run.task.extra_state().items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
 from maskery.evaluation.retrieval.labels import LABELS
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures

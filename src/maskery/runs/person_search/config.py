@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -20,6 +20,8 @@ from maskery.tasks.image_text_config import PersonSearchConfig
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchRunConfig:
     """Train text-based person search: find people by what is said of them."""
+
+    kind: ClassVar[str] = "person-search"
 
     data: Annotated[PersonSearchDataConfig, tyro.conf.OmitArgPrefixes]
     model: str = "scratch:tiny"
@@ -82,7 +84,7 @@ class PersonSearchRunConfig:
                 f"image_cache_mb is {self.image_cache_mb}: it must be 0 (keep none) or more"
             )
         self._check_start()
-        if not self.objectives.weights:
+        if not self.objectives.learns:
             raise ConfigError("all weights are 0, so nothing would be learnt; raise --itc-weight")
 
     def _check_start(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from maskery.data.images.sheet import RIGHT, Cell, SheetRow, draw_sheet
+from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.evaluation.retrieval.samples import sample_searches, spread_queries

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,9 +17,8 @@ from maskery.core.processes import join_processes
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
+from maskery.data.person_search.batches import HeldOutPersons, PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.data.person_search.held_out import HeldOutPersons
-from maskery.data.person_search.source import PersonSource
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import RankingFigures
 from maskery.evaluation.retrieval.persons import evaluate_persons
@@ -29,6 +29,7 @@ from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder
 from maskery.runs.image_text.parts import (
     described,
     extra_state_of,
+    learnt_anew,
     make_task,
     open_pictures,
     read_captions,
@@ -37,6 +38,7 @@ from maskery.runs.image_text.start import (
     StartModel,
     choose_max_length,
     save_preprocessing,
+    save_weights,
     start_at_frequencies,
     start_model,
 )
@@ -44,8 +46,9 @@ from maskery.runs.person_search.card import person_search_card
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.result import PersonSearchResult
 from maskery.runs.person_search.settings import retrieval_of
+from maskery.tasks.loss_terms import without_terms
 from maskery.tasks.person_search import PersonSearch
-from maskery.training.loop import Trainer
+from maskery.training.loop import TrainingLoop
 from maskery.training.optimiser import build_optimiser
 from maskery.training.parallel import whole
 from maskery.training.snapshot import restore_task
@@ -53,7 +56,7 @@ from maskery.training.snapshot import restore_task
 log = logging.getLogger(__name__)
 
 # RaSa trains these two heads, which ALBEF does not have, at a rate of their own.
-NEW_HEADS = ("prd_head.", "mrtd_head.")
+NEW_HEADS = ("prd_head", "mrtd_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ class PersonSearchRun:
             split: Of this run.
         """
         retrieval = self.config.retrieval
-        if "itm" not in self.task.loss_weights:  # the matching head has learnt nothing
+        if "itm" not in self.task.trained:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
         return evaluate_persons(
             whole_model(self.start.model), split, retrieval, processes=join_processes()
@@ -97,44 +100,57 @@ class PersonSearchRun:
 
 
 def train_person_search(
-    config: PersonSearchRunConfig, *, progress: bool = True
+    config: PersonSearchRunConfig,
+    *,
+    progress: bool = True,
+    beside: Path | None = None,
+    terms: Sequence[Any] = (),
 ) -> PersonSearchResult:
     """Run a person-search configuration from its dataset to the model of its best epoch.
 
     Args:
-        config: What to train on what.
-        progress: Whether to draw progress bars.
+        config: All settings of the run.
+        progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
+        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
 
     Raises:
         MaskeryError: Something the user can mend.
     """
     config.require_start()
-    config = replace(config, data=config.data.anchored())
+    config = replace(
+        config,
+        data=config.data.anchored(),
+        masking=config.masking.anchored(),
+        objectives=config.objectives.anchored(),
+    )
     return run_in_folder(
         config,
-        default_folder(str(config.data.root), config.start),
+        beside or default_folder(str(config.data.root), config.start),
         prepare=lambda folder: prepare_person_search(
-            config, folder=folder, progress=progress and is_main_process()
+            config, folder=folder, progress=progress and is_main_process(), terms=terms
         ),
-        fill=lambda run, folder: _fill(run, folder, progress=progress),
+        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
-def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearchResult:
+def _train_measure_save(
+    run: PersonSearchRun, folder: Path, *, progress: bool
+) -> PersonSearchResult:
     """Train, go back to the best epoch, measure that and save it."""
     config = run.config
-    trainer = Trainer(
+    loop = TrainingLoop(
         run.task,
         run.train,
-        build_optimiser(run.start.model, config.training, learnt_fast(run.start)),
+        build_optimiser(run.start.model, config.training, learnt_anew(run.start, NEW_HEADS)),
         replace(config.training, eval_every=config.training.eval_every or run.train.num_steps(0)),
         folder,
         identity=run.identity,
         evaluate=lambda _step: logged(run.measure(run.val).figures),
         progress=progress,
     )
-    summary = trainer.train(resume=config.resume == "auto")
-    best_step = go_back_to_best(run, trainer)
+    summary = loop.train(resume=config.resume == "auto")
+    best_step = go_back_to_best(run, loop)
     result = PersonSearchResult(
         folder=folder,
         best_step=best_step,
@@ -148,10 +164,10 @@ def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearch
     return result
 
 
-def go_back_to_best(run: PersonSearchRun, trainer: Trainer) -> int:
+def go_back_to_best(run: PersonSearchRun, loop: TrainingLoop) -> int:
     """Make the run's model that of its best checkpoint; returns its step."""
-    found = join_processes().on_main(lambda: str(trainer.checkpoints.best_sound() or ""))
-    return restore_task(Path(found), run.task) if found else trainer.total_steps
+    found = join_processes().on_main(lambda: str(loop.checkpoints.best_sound() or ""))
+    return restore_task(Path(found), run.task) if found else loop.total_steps
 
 
 def logged(figures: RetrievalFigures) -> dict[str, float]:
@@ -173,6 +189,7 @@ def prepare_person_search(
     start: StartModel | None = None,
     folder: Path | None = None,
     progress: bool = True,
+    terms: Sequence[Any] = (),
 ) -> PersonSearchRun:
     """Read and tokenise the dataset, and load or make the initial model.
 
@@ -181,6 +198,7 @@ def prepare_person_search(
         start: A model to use instead of the one the config names.
         folder: The run folder, as in `start_model`.
         progress: Whether to draw bars.
+        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
     """
     data = open_person_search(config.data)
     start = start or start_model(config, data.train, folder=folder, progress=progress)
@@ -204,7 +222,7 @@ def prepare_person_search(
         start_at_frequencies(start.model, counts)
     val = _held_out(config, start, data.val, caches[1])
     test = None if data.test is None else _held_out(config, start, data.test, caches[2])
-    task = make_task(PersonSearch, config, start)
+    task = make_task(PersonSearch, config, start, terms)
     # The queues hold another dataset's persons: they start anew.
     twin = part_of(extra_state_of(config, start), "twin.")
     if twin:
@@ -224,14 +242,8 @@ def prepare_person_search(
         train=train,
         val=val,
         test=test,
-        identity=identity_of(config, data, start),
+        identity=identity_of(config, data, start, task),
     )
-
-
-def learnt_fast(start: StartModel) -> frozenset[str]:
-    """The parameters that learn at `head_learning_rate`: what is new, and RaSa's two heads."""
-    heads = {name for name, _ in start.model.named_parameters() if name.startswith(NEW_HEADS)}
-    return start.new_parameters | heads
 
 
 def _held_out(
@@ -253,13 +265,15 @@ def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
     return tuple(str(skipped) for skipped in told if skipped.count)
 
 
-def identity_of(config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel) -> str:
+def identity_of(
+    config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel, task: PersonSearch
+) -> str:
     """What decides the course of a run and its best epoch, but not how it is computed."""
     ranking = config.retrieval
     return identity(
         config.training,
         {
-            **described(config, start),
+            **described(config, start, task),
             "data": [fingerprint(data.train), fingerprint(data.val)],
             "persons": [fingerprint_of(split.persons) for split in (data.train, data.val)],
             "rerank": ranking.rerank,
@@ -275,7 +289,7 @@ def whole_model(model: ImageTextModel) -> ImageTextModel:
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
     copy: ImageTextModel = ImageTextModel(model.config).to(model.device)
-    copy.load_state_dict(whole_tensors(model.state_dict()))
+    copy.load_state_dict(without_terms(whole_tensors(model.state_dict())))
     return copy
 
 
@@ -286,11 +300,11 @@ def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def save_model(run: PersonSearchRun, folder: Path, result: PersonSearchResult) -> None:
     """Write the model with its tokenizer, its momentum twin, and how it is to be used."""
-    run.start.model.save_pretrained(folder)
+    save_weights(run.start.model, folder)
     run.start.tokenizer.save_pretrained(folder)
     save_preprocessing(folder, run.start.view)
-    save_model_retrieval(folder, retrieval_of(run.config))
-    twin = {f"twin.{name}": t.cpu() for name, t in run.task.twin.state_dict().items()}
+    save_model_retrieval(folder, retrieval_of(run.config, run.task.trained))
+    twin = {n: t.cpu() for n, t in run.task.extra_state().items() if n.startswith("twin.")}
     save_file(twin, folder / EXTRA_STATE)
     write_text(folder / "README.md", person_search_card(run.config, result))
 

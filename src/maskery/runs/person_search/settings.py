@@ -8,21 +8,21 @@ from pathlib import Path
 
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval.settings import ModelRetrieval, read_model_retrieval
-from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
+from maskery.objectives.terms import TERMS
+from maskery.runs.frame.config_file import CONFIG, load_config, run_kind
+from maskery.runs.frame.run_folder import MODEL
 from maskery.runs.person_search.config import PersonSearchRunConfig
 
-# By loss, the parameters without which it has not made a checkpoint.
-HEADS = {
-    "itc": ("vision_proj.", "text_proj."),
-    "itm": ("itm_head.",),
-    "mlm": ("text_encoder.cls.",),
-    "prd": ("prd_head.",),
-    "mrtd": ("mrtd_head.",),
-}
 
+def retrieval_of(
+    config: PersonSearchRunConfig, trained: tuple[str, ...] | None = None
+) -> ModelRetrieval:
+    """Retrieval settings saved with the model.
 
-def retrieval_of(config: PersonSearchRunConfig) -> ModelRetrieval:
-    """What a run's model is to be asked like."""
+    Args:
+        config: The run's configuration.
+        trained: `CaptionTask.trained`. Default: the built-in terms that are on.
+    """
     return ModelRetrieval(
         clean_captions=config.data.clean_captions,
         max_words=config.data.max_words,
@@ -30,12 +30,12 @@ def retrieval_of(config: PersonSearchRunConfig) -> ModelRetrieval:
         rerank=config.retrieval.rerank,
         score=config.retrieval.score,
         odds_weight=config.retrieval.odds_weight,
-        trained=tuple(config.objectives.weights),
+        trained=tuple(config.objectives.weights) if trained is None else trained,
     )
 
 
 def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
-    """What ALBEF's and RaSa's checkpoints are to be asked like, as RaSa was released.
+    """Retrieval settings for released ALBEF and RaSa checkpoints.
 
     Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
     of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
@@ -45,9 +45,7 @@ def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
     """
     absent = tuple(missing)
     trained = [
-        loss
-        for loss, prefixes in HEADS.items()
-        if not any(name.startswith(prefixes) for name in absent)
+        name for name, term in TERMS.items() if not any(term.trains(head) for head in absent)
     ]
     return ModelRetrieval(
         clean_captions=True,
@@ -59,24 +57,15 @@ def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
     )
 
 
-def is_person_search_run(folder: Path) -> bool:
-    """Whether a folder's configuration is that of a person-search run."""
-    try:
-        lines = (folder / CONFIG).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return any(line.startswith("weak_pair_probability:") for line in lines)
-
-
 def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
     """The configuration of the run that a folder is, or whose model it is; None of other folders.
 
     Raises:
         ConfigError: It is damaged.
     """
-    if folder.name == MODEL and not is_person_search_run(folder):
+    if folder.name == MODEL and run_kind(folder) is None:
         folder = folder.parent
-    if not is_person_search_run(folder):
+    if run_kind(folder) != PersonSearchRunConfig.kind:
         return None
     return load_config(folder / CONFIG, PersonSearchRunConfig)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.intervals import Interval, interval_note
 from maskery.evaluation.text.masked import MaskedScores
 from maskery.runs.text.config import TextRunConfig
 
@@ -32,7 +32,8 @@ tags: [maskery, masked-language-modelling]
 Starting from `{_shown(config.model)}`, trained on {corpus} with
 {config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
-Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples (95% intervals):
+Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
+({interval_note(after.examples)}):
 
 | | before | after |
 | --- | --- | --- |
@@ -52,4 +53,6 @@ def _shown(name: str) -> str:
 
 
 def _figure(interval: Interval) -> str:
+    if not interval.known:
+        return f"{interval.value:.4g}"
     return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.registry import anchored_choice
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.shards.config import StreamingConfig
 from maskery.masking.config import MaskingConfig
@@ -23,6 +22,8 @@ SCRATCH = "scratch:"
 @dataclass(frozen=True, kw_only=True)
 class TextRunConfig:
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
+
+    kind: ClassVar[str] = "text"
 
     corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
     """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), one hub id, or the
@@ -125,9 +126,9 @@ class TextRunConfig:
             self,
             corpus=_anchored(self.corpus),
             eval_data=_anchored(self.eval_data),
-            objectives=replace(
-                self.objectives, objective=anchored_choice(self.objectives.objective)
-            ),
+            masking=self.masking.anchored(),
+            objectives=self.objectives.anchored(),
+            reading=self.reading.anchored(),
         )
 
 

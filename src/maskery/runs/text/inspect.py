@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,7 @@ from maskery.runs.text.inspect_words import (
 from maskery.runs.text.momentum import new_parameters
 from maskery.runs.text.run import TextRun, prepare_text
 from maskery.runs.text.task import text_task
-from maskery.training.loop import Trainer
-from maskery.training.optimiser import build_optimiser
-from maskery.training.snapshot import Position
+from maskery.training.stepper import Stepper
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Masks are counted over so many batches: their number hardly changes from batch to batch.
@@ -186,7 +183,7 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     documents = source.store.lengths() + special
     lengths, training = source.lengths, config.training
     steps = sum(source.num_steps(epoch) for epoch in range(training.epochs))
-    masker = Masker(vocabulary=run.vocabulary, config=config.masking, seed=training.seed)
+    masker = Masker.of(run.loaded.tokenizer, config.masking, seed=training.seed)
     masked = []
     for step in range(min(COUNTED_BATCHES, source.num_steps(0))):
         micro = source.micro_batches(0, step, rank=0, world_size=1)
@@ -232,31 +229,24 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     training = run.config.training
     task = text_task(run.config, run.model, run.loaded.tokenizer, source)
     new = new_parameters(task, run.model, run.loaded.new_parameters)
+    steps = [source.num_steps(epoch) for epoch in range(training.epochs)]
+    total = min(sum(steps), training.max_steps or sum(steps))
+    stepper = Stepper(task, training, total_steps=total, new_parameters=new)
     cuda = torch.cuda.is_available()
-    with tempfile.TemporaryDirectory(prefix="maskery-inspect-") as folder:
-        trainer = Trainer(
-            task,
-            source,
-            build_optimiser(task.model, training, new),
-            training,
-            Path(folder),
-            identity="inspection",
-            evaluate=None,
-            progress=False,
-        )
-        start = Position(step=0, epoch=0, epoch_step=0, identity="inspection")
-        speeds = []
-        for number, step in enumerate(trainer.steps(start)):
-            if number > count:
-                break
-            began = time.perf_counter()
-            trainer.step(step)
-            if cuda:
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - began
-            speeds.append(sum(micro.num_tokens for micro in step.micro) / seconds)
+    speeds = []
+    # One more than asked for: the first step allocates memory and is not counted.
+    places = [(epoch, index) for epoch, length in enumerate(steps) for index in range(length)]
+    for number, (epoch, index) in enumerate(places[: min(count + 1, total)]):
+        batches = source.micro_batches(epoch, index, rank=0, world_size=1)
+        prepared = stepper.prepare(number, batches, epoch=epoch)
+        began = time.perf_counter()
+        stepper.step(number, prepared)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        speeds.append(sum(micro.num_tokens for micro in prepared) / seconds)
     rate = statistics.median(speeds[1:] or speeds)
-    epochs = trainer.total_steps / max(1, source.num_steps(0))
+    epochs = total / max(1, steps[0])
     return Estimate(
         timed_steps=max(1, len(speeds) - 1),
         tokens_per_second=rate,

@@ -85,6 +85,8 @@ def load_extra(
         tensors = load_file(path)
         for name, tensor in own.items():
             if needed or name in tensors:
+                if tensors[name].shape != tensor.shape:  # copying would repeat rows in silence
+                    raise RuntimeError(f"'{name}' has another shape")
                 tensor.copy_(tensors[name])
     except (OSError, KeyError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(

@@ -15,13 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
-from maskery.core.registry import plugin_identity
 from maskery.core.task import Task
 from maskery.core.vocabulary import Vocabulary, vocabulary_size
 from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
-from maskery.evaluation.bootstrap import Interval
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     ExampleSums,
     MaskedScores,
@@ -59,7 +58,7 @@ from maskery.runs.text.momentum import (
 )
 from maskery.runs.text.task import report_left_out, text_task
 from maskery.tasks.text_mlm import TextParts
-from maskery.training.loop import Summary, Trainer
+from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
 log = logging.getLogger(__name__)
@@ -83,6 +82,7 @@ class TextRun:
         train: Training batches.
         held_out: Held-out batches.
         identity: What a continuation must share.
+        about: How much there is to train and to be measured on, in words.
         objective: Makes the task, in the place of the one that the configuration names.
     """
 
@@ -93,6 +93,7 @@ class TextRun:
     train: TextSource | ShardSource
     held_out: TextSource
     identity: str
+    about: str
     objective: Objective | None = None
 
     def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
@@ -103,7 +104,7 @@ class TextRun:
         return score_examples(
             model or self.model,
             self.held_out.in_order(),
-            Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING),
+            Masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
 
@@ -149,13 +150,18 @@ class TextResult:
 
 
 def train_text(
-    config: TextRunConfig, *, progress: bool = True, objective: Objective | None = None
+    config: TextRunConfig,
+    *,
+    progress: bool = True,
+    beside: Path | None = None,
+    objective: Objective | None = None,
 ) -> TextResult:
     """Run a text configuration from its corpus to a saved model.
 
     Args:
-        config: What to train on what.
+        config: All settings of the run.
         progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         objective: Makes the task from `TextParts`, in the place of the one that the configuration
             names.
 
@@ -165,21 +171,22 @@ def train_text(
     config = replace(config.anchored(), model=anchored(config.model))
     return run_in_folder(
         config,
-        default_folder(config.corpus[0], config.model),
+        beside or default_folder(config.corpus[0], config.model),
         prepare=lambda _folder: _prepared(
             config, progress=progress and is_main_process(), objective=objective
         ),
-        fill=lambda run, folder: _fill(run, folder, progress=progress),
+        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
 def _prepared(config: TextRunConfig, *, progress: bool, objective: Objective | None) -> TextRun:
     run = prepare_text(config, progress=progress, objective=objective)
     run.train.num_steps(0)  # a budget that is too small shows here
+    log.info("%s, %s layout", run.about, run.held_out.layout)
     return run
 
 
-def _fill(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
+def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
     before = first_scores(
@@ -237,7 +244,7 @@ def fit(
             progress=progress,
         )
     else:
-        trainer = Trainer(
+        loop = TrainingLoop(
             task,
             run.train,
             build_optimiser(task.model, training, new),
@@ -247,7 +254,7 @@ def fit(
             evaluate=evaluate,
             progress=progress,
         )
-        summary = trainer.train(resume=config.resume == "auto")
+        summary = loop.train(resume=config.resume == "auto")
     report_left_out(task)
     return summary
 
@@ -274,7 +281,6 @@ def prepare_text(
         "seed": config.training.seed,
     }
     train, held_out = data.sources(settings)
-    log.info("%s, %s layout", data.describe(), layout)
     return TextRun(
         config=config,
         model=model,
@@ -285,6 +291,7 @@ def prepare_text(
         identity=identity_of(
             config, data, layout=layout, max_length=max_length, objective=objective
         ),
+        about=data.describe(),
         objective=objective,
     )
 
@@ -381,11 +388,8 @@ def identity_of(
         data: What it trains on and is measured on.
         layout: The one chosen: it decides what a step holds.
         max_length: The one chosen.
-        objective: Of the user's own, if any; known by its name.
+        objective: An object in the place of the one that the configuration names.
     """
-    named = plugin_identity(config.objectives.objective)
-    if objective is not None:
-        named = getattr(objective, "__qualname__", type(objective).__qualname__)
     return identity(
         config.training,
         {
@@ -396,8 +400,8 @@ def identity_of(
             "max_length": max_length,
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
-            "masking": asdict(config.masking),
-            "objectives": {**asdict(config.objectives), "objective": named},
+            "masking": config.masking.described(),
+            "objectives": config.objectives.described(objective),
         },
     )
 

@@ -12,7 +12,6 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.task import Task
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import TextSource
 from maskery.masking.masker import Masker
@@ -46,13 +45,10 @@ def text_parts(
     config: TextRunConfig, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> TextParts:
     """Return what a run's objective is made from."""
-    masker = Masker(
-        vocabulary=Vocabulary.of(tokenizer), config=config.masking, seed=config.training.seed
-    )
     return TextParts(
         model=model,
         tokenizer=tokenizer,
-        masker=masker,
+        masker=Masker.of(tokenizer, config.masking, seed=config.training.seed),
         settings=config.objectives,
         pin_memory=torch.cuda.is_available(),
     )

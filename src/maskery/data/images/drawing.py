@@ -1,0 +1,184 @@
+"""Drawn pictures: contact sheets, heat maps over pictures, pictures for web pages.
+
+Shapes: G x F the grid of the heat, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from maskery.core.errors import DataError
+from maskery.core.optional import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Colour: TypeAlias = tuple[int, int, int]
+
+PAPER: Colour = (255, 255, 255)
+INK: Colour = (32, 33, 36)
+FAINT: Colour = (110, 113, 118)
+RIGHT: Colour = (24, 128, 56)
+FRAME = 4
+GAP = 10
+MARGIN = 16
+HEADING_SIZE, LABEL_SIZE = 16, 12
+RAMP = np.array(
+    [(20, 20, 110), (20, 110, 230), (30, 210, 200), (250, 225, 40), (240, 70, 20), (140, 0, 0)],
+    np.float32,
+)
+"""From cold to hot, at equal steps."""
+GAMMA = 0.7
+"""Exponent of the cover; below 1 the colour covers more, as ALBEF draws it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One picture of a sheet.
+
+    Attributes:
+        image: RGB.
+        label: Short lines below it.
+        frame: The colour of its frame; None for none.
+    """
+
+    image: Image
+    label: Sequence[str] = ()
+    frame: Colour | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetRow:
+    """A heading and the pictures below it."""
+
+    heading: str
+    cells: Sequence[Cell] = field(default_factory=tuple)
+
+
+def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10) -> Image:
+    """Lay rows of pictures out on white paper.
+
+    Args:
+        rows: From top to bottom.
+        height: Pixels that pictures are scaled to; none is made wider than twice that.
+        columns: The most pictures side by side; longer rows are continued below.
+
+    Raises:
+        DataError: There is nothing to draw.
+    """
+    if not any(row.cells for row in rows):
+        raise DataError("there is no picture to put on the sheet")
+    image_module = require("PIL.Image", extra="vision", purpose="draw a contact sheet")
+    sizes = [_scaled(cell.image, height) for row in rows for cell in row.cells]
+    widest = max(width for width, _ in sizes)
+    across = min(columns, max(len(row.cells) for row in rows))
+    width = 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP
+    width = max(width, 360)
+    painted = [_draw_row(row, height, widest, columns, width) for row in rows]
+    total = 2 * MARGIN + sum(part.height for part in painted) + GAP * (len(painted) - 1)
+    sheet: Image = image_module.new("RGB", (width, total), PAPER)
+    top = MARGIN
+    for part in painted:
+        sheet.paste(part, (0, top))
+        top += part.height + GAP
+    return sheet
+
+
+def _scaled(image: Image, height: int) -> tuple[int, int]:
+    factor = min(height / image.height, 2 * height / image.width)
+    return max(1, round(image.width * factor)), max(1, round(image.height * factor))
+
+
+def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int) -> Image:
+    image_module = require("PIL.Image", extra="vision", purpose="draw a contact sheet")
+    draw_module = require("PIL.ImageDraw", extra="vision", purpose="draw a contact sheet")
+    heading_font, label_font = _font(HEADING_SIZE), _font(LABEL_SIZE)
+    lines = _wrapped(row.heading, heading_font, width - 2 * MARGIN)
+    line, small = HEADING_SIZE + 5, LABEL_SIZE + 4
+    top = len(lines) * line + 6
+    labels = max((len(cell.label) for cell in row.cells), default=0)
+    step = (widest + 2 * FRAME + GAP, height + 2 * FRAME + labels * small + GAP)
+    levels = -(-len(row.cells) // columns)
+    part: Image = image_module.new("RGB", (width, top + levels * step[1]), PAPER)
+    draw: Any = draw_module.Draw(part)
+    for number, text in enumerate(lines):
+        draw.text((MARGIN, number * line), text, fill=INK, font=heading_font)
+    for number, cell in enumerate(row.cells):
+        level, column = divmod(number, columns)
+        left, upper = MARGIN + column * step[0], top + level * step[1]
+        size = _scaled(cell.image, height)
+        resized = cell.image.resize(size, image_module.Resampling.LANCZOS)
+        if cell.frame is not None:
+            box = (left, upper, left + size[0] + 2 * FRAME - 1, upper + size[1] + 2 * FRAME - 1)
+            draw.rectangle(box, fill=cell.frame)
+        part.paste(resized, (left + FRAME, upper + FRAME))
+        below = upper + size[1] + 2 * FRAME + 2
+        for turn, text in enumerate(cell.label):
+            shown = _shortened(text, label_font, step[0] - 4)
+            draw.text((left + FRAME, below + turn * small), shown, fill=FAINT, font=label_font)
+    return part
+
+
+def _font(size: int) -> Any:
+    module = require("PIL.ImageFont", extra="vision", purpose="draw a contact sheet")
+    return module.load_default(size)
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Break a text into lines that fit."""
+    letters = max(8, int(width / max(1.0, font.getlength("n"))))
+    return textwrap.wrap(text, letters) or [""]
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    """Cut off the start of a text that is too long: the end of a path says most."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"...{text}") > width:
+        text = text[1:]
+    return f"...{text}"
+
+
+def heat_over(image: Image, heat: npt.NDArray[np.float32]) -> Image:
+    """Colour the hottest places of a picture.
+
+    The heat is scaled to its own least and largest, so that colours of two words cannot be
+    compared; even heat colours nothing.
+
+    Args:
+        image: RGB.
+        heat: (G, F), stretched over the whole picture.
+    """
+    module = require("PIL.Image", extra="vision", purpose="draw heat maps")
+    span = float(heat.max() - heat.min())
+    scaled = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
+    small = module.fromarray(scaled.astype(np.float32))
+    large = np.clip(np.asarray(small.resize(image.size, module.Resampling.BICUBIC)), 0.0, 1.0)
+    cover = large[..., None] ** GAMMA
+    mixed = (1.0 - cover) * np.asarray(image, np.float32) + cover * ramp(large)
+    drawn: Image = module.fromarray(np.rint(mixed).astype(np.uint8))
+    return drawn
+
+
+def ramp(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Turn (H, W) values from 0 to 1 into (H, W, 3) colours from 0 to 255."""
+    steps = np.linspace(0.0, 1.0, len(RAMP))
+    channels = [np.interp(values, steps, RAMP[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def png_uri(image: Image, *, height: int = 240) -> str:
+    """Return a picture as a PNG in a data URI, scaled down to `height` pixels if it is higher."""
+    shown = image.copy()
+    shown.thumbnail((4 * height, height))
+    buffer = io.BytesIO()
+    shown.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

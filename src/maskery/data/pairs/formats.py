@@ -1,0 +1,331 @@
+"""Opening a source of pairs: files of one of our formats, a user's reader, or Python objects."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from maskery.core.errors import DataError, MaskeryError, reason_of
+from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
+from maskery.data.pairs.pictures import IN_FILE, FileImage, ImageRef, Place, StoredImage
+from maskery.data.pairs.records import Columns, Reader, Record, brief, find_columns
+from maskery.data.pairs.tables import METADATA, metadata_files
+
+Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
+"""A path or pattern, an iterable of records, or a `datasets` dataset."""
+CONTAINERS = (".parquet", ".tar")
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_RANGE = 1_000_000
+SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
+"""Hugging Face names files `train-00000-of-00002.parquet`, or puts them into a folder `train`."""
+
+
+def open_source(source: Source, config: PairsConfig) -> Reader:
+    """Find out the format of a source and open it.
+
+    Args:
+        source: A file; a folder with image metadata, Parquet tables or tar shards; several files
+            by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
+        config: Settings; its `reader` takes the place of the format.
+
+    Raises:
+        DataError: There is nothing there, or nothing of a known format.
+        PluginError: The reader is none, or breaks its contract.
+    """
+    if config.images is not None and not config.images.is_dir():
+        raise DataError(f"the image folder {config.images} does not exist; correct images")
+    if not isinstance(source, str | Path):
+        return open_records(source, config)
+    paths, root = source_files(source, config)
+    choice = config.reader or _format_of(paths, source)
+    opener = FORMATS.find(choice)
+    if choice in OURS:
+        reader: Reader = opener(paths, config, root)
+        return replace(reader, records=_with_file_splits(reader.records, paths, root))
+    return _open_with(opener, choice, paths, config, root)
+
+
+def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], Path]:
+    """Return the files that a source names, and the folder that their names are relative to.
+
+    Raises:
+        DataError: There is none.
+    """
+    paths = expand(source)
+    if len(paths) == 1 and paths[0].is_dir():
+        folder = paths[0]
+        own = config.reader is not None and config.reader not in OURS
+        return ([folder] if own else _files_in(folder)), folder
+    for path in paths:
+        # Reading a FIFO or a device may wait for ever.
+        if not path.is_file():
+            raise DataError(f"{path} is no regular file; name a file, a folder or a pattern")
+    return paths, Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _format_of(paths: Sequence[Path], source: object) -> str:
+    suffixes = sorted({path.suffix.lower() for path in paths})
+    if len({ENDINGS.get(suffix, suffix) for suffix in suffixes}) > 1:
+        raise DataError(
+            f"{source} names files of several formats ({', '.join(suffixes)}); name one format"
+        )
+    if suffixes[0] not in ENDINGS:
+        raise DataError(
+            f"{paths[0]} has the ending {suffixes[0]!r}; pairs are read from {', '.join(ENDINGS)} "
+            f"and from folders; for another format add --reader FILE.py:NAME"
+        )
+    return ENDINGS[suffixes[0]]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    found = metadata_files(folder)
+    for suffix in CONTAINERS:
+        found = found or sorted(p for p in folder.rglob(f"*{suffix}") if p.is_file())
+    if not found:
+        raise DataError(
+            f"folder {folder} holds no pairs: expected {' or '.join(METADATA)} beside the images, "
+            f"or {' or '.join(CONTAINERS)} files"
+        )
+    return found
+
+
+def expand(source: str | Path) -> list[Path]:
+    """Return the files (or the one folder) that a source names.
+
+    Raises:
+        DataError: There is none.
+    """
+    text = str(source)
+    if "\0" in text:
+        raise DataError("the path of the pairs holds a null character; correct it")
+    path = Path(text)
+    if os.path.lexists(path):
+        return [path]
+    if RANGE.search(text):
+        paths = [Path(name) for name in _ranged(text)]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of the {len(paths)} files that {text} names are missing, first "
+                f"{missing[0]}; restore them or correct the range"
+            )
+        return paths
+    paths = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise DataError(f"{text} does not exist; name a file, a folder or a pattern of pairs")
+    return paths
+
+
+def _ranged(text: str) -> list[str]:
+    """Write out `{000..012}`, as webdataset does, keeping leading zeros."""
+    match = RANGE.search(text)
+    if match is None:
+        return [text]
+    first, last = match.groups()
+    numbers = range(int(first), int(last) + 1)
+    if not 0 < len(numbers) <= MAX_RANGE:
+        raise DataError(
+            f"the range {match[0]} has {len(numbers)} numbers; give a rising one of at most "
+            f"{MAX_RANGE}"
+        )
+    width = len(first)
+    names = (f"{text[: match.start()]}{n:0{width}d}{text[match.end() :]}" for n in numbers)
+    return list(chain.from_iterable(_ranged(name) for name in names))
+
+
+def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
+    """Return the split of each file, as Hugging Face names files; None unless every file has one.
+
+    Args:
+        paths: Files below the root.
+        root: Folders above it say nothing.
+    """
+    found = []
+    for path in paths:
+        names = [path.stem, *reversed(path.relative_to(root).parts[:-1])]
+        match = next(filter(None, map(SPLIT_NAME.fullmatch, names)), None)
+        if match is None:
+            return None
+        found.append(match[1])
+    return found
+
+
+def _with_file_splits(
+    records: Iterator[Record], paths: Sequence[Path], root: Path
+) -> Iterator[Record]:
+    """Set the split of records that name none to that of their file."""
+    splits = file_splits(paths, root)
+    if splits is None or len(paths) < 2:
+        return records
+    return (
+        record if record.split is not None else replace(record, split=splits[record.place[0]])
+        for record in records
+    )
+
+
+def _open_with(
+    reader: Callable[[Path], Any],
+    choice: str,
+    paths: Sequence[Path],
+    config: PairsConfig,
+    root: Path,
+) -> Reader:
+    """Open files with a user's reader."""
+    given = GivenRecords(config, root, choice)
+
+    def records() -> Iterator[Record]:
+        for path in paths:
+            if not callable(reader):
+                raise FORMATS.misfit(choice, f"it is of type {type(reader).__name__}")
+            folder = "" if path.is_dir() or config.images else given.below(path.parent)
+            yield from given.read(partial(reader, path), str(path), folder)
+
+    return Reader(records=records(), ref=given.ref)
+
+
+def open_records(source: Iterable[Any], config: PairsConfig) -> Reader:
+    """Open records in Python: an iterable of mappings, or a `datasets` dataset.
+
+    Paths of images are relative to `images`, by default to the working folder.
+    """
+    if hasattr(source, "cast_column") and hasattr(source, "features"):
+        return _open_dataset(source, config)
+    given = GivenRecords(config, Path())
+    return Reader(records=given.read(lambda: source, "the records", ""), ref=given.ref)
+
+
+class GivenRecords:
+    """Turns mappings into records; images that are bytes wait in a temporary file.
+
+    Args:
+        config: Settings.
+        root: Where image paths lead from, unless the settings have another folder.
+        choice: The user's reader, for messages; None where the records are an object in Python.
+    """
+
+    def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
+        self.config, self.choice = config, choice
+        self.root = config.images or root
+        self._spool: Any = None
+        self._columns: dict[frozenset[str], Columns] = {}
+
+    def below(self, folder: Path) -> str:
+        """Return a folder's path relative to the root."""
+        return folder.relative_to(self.root).as_posix()
+
+    def read(self, rows: Callable[[], Any], source: str, folder: str) -> Iterator[Record]:
+        """Yield the records of one file.
+
+        Raises:
+            PluginError: The reader fails, or yields something else than records.
+        """
+        number = 0
+        try:
+            for number, row in enumerate(rows(), start=1):
+                if not isinstance(row, Mapping):
+                    raise self._misfit(f"record {number} of {source} is {brief(row)}")
+                where = f"{source}, record {number}"
+                keys = frozenset(row)
+                if keys not in self._columns:
+                    self._columns[keys] = find_columns(row, self.config, where)
+                yield self._placed(self._columns[keys], row, where, folder)
+        except MaskeryError:
+            raise
+        except Exception as error:
+            what = f"fails after record {number} of {source}"
+            raise self._misfit(f"{what}: {type(error).__name__}: {reason_of(error)}") from error
+
+    def _misfit(self, found: str) -> MaskeryError:
+        if self.choice is not None:
+            return FORMATS.misfit(self.choice, found)
+        records = CONTRACT.partition("yields ")[2]
+        return DataError(f"the pairs: {found}; they must be an iterable of {records}")
+
+    def _placed(self, columns: Columns, row: Mapping[str, Any], where: str, folder: str) -> Record:
+        record = columns.read(row, where, (0, IN_FILE, 0))
+        image = record.image
+        if isinstance(image, Mapping):  # as `datasets` has undecoded images
+            image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if isinstance(image, bytes | bytearray | memoryview):
+            return replace(record, image=where, place=self._keep(image), is_file=False)
+        if isinstance(image, Path | str):
+            return replace(record, image=self._relative(image), folder=folder)
+        raise self._misfit(f"{where} has the image {brief(image)}")
+
+    def _relative(self, image: Path | str) -> str:
+        """Return a path below the root relative to it; any other is left for the check."""
+        path = Path(image)
+        root = self.root.absolute()
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(image)
+
+    def _keep(self, content: bytes | bytearray | memoryview) -> Place:
+        if self._spool is None:
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its readers
+            weakref.finalize(self, self._spool.close)
+        offset = self._spool.seek(0, os.SEEK_END)
+        self._spool.write(content)
+        self._spool.flush()
+        return 0, offset, memoryview(content).nbytes
+
+    def read_bytes(self, place: Place) -> bytes:
+        """Return the bytes at a place of the temporary file."""
+        # `pread` has no position that threads or forked workers would share.
+        return os.pread(self._spool.fileno(), place[2], place[1])
+
+    def ref(self, name: str, place: Place) -> ImageRef:
+        """Return the image of a record."""
+        if place[1] == IN_FILE:
+            return FileImage(name, self.root, self.config.max_pixels)
+        return StoredImage(name, _Store(self.read_bytes), place, self.config.max_pixels)
+
+
+class _Store:
+    """A function as a `ByteStore`."""
+
+    def __init__(self, read: Callable[[Place], bytes]) -> None:
+        self.read = read
+
+
+def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
+    """Open a `datasets` dataset; images that it stores are read when they are needed."""
+    import datasets
+
+    where = "the dataset"
+    columns = find_columns(list(dataset.features), config, where)
+    kind = dataset.features[columns.image]
+    if isinstance(kind, datasets.Image):
+        dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
+    is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
+    if is_path or not hasattr(dataset, "__len__"):  # a stream has no rows to come back to
+        given = GivenRecords(config, Path())
+        return Reader(records=given.read(lambda: dataset, where, ""), ref=given.ref)
+
+    def records() -> Iterator[Record]:
+        for number, row in enumerate(dataset.remove_columns(columns.image)):
+            found = columns.read(row, f"{where}, row {number}", (0, number, 0))
+            yield replace(found, image=f"row {number}", is_file=False)
+
+    def content(place: Place) -> bytes:
+        value = dataset[place[1]][columns.image]
+        stored = value if isinstance(value, Mapping) else {"bytes": value}
+        if stored["bytes"] is None and stored.get("path"):
+            path = Path(stored["path"])
+            return FileImage(path.name, path.parent, config.max_pixels).path.read_bytes()
+        if stored["bytes"] is None:
+            raise DataError(f"{where}, row {place[1]}: the image is null; remove the row")
+        return bytes(stored["bytes"])
+
+    store = _Store(content)
+    return Reader(
+        records=records(), ref=lambda n, place: StoredImage(n, store, place, config.max_pixels)
+    )

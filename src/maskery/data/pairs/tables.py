@@ -1,0 +1,218 @@
+"""Pairs in text tables: JSON (one list), JSONL (one object a line), CSV and TSV.
+
+A table names its images by paths, relative to its own folder unless `images` is set. Hugging Face's
+`imagefolder` is a folder of such tables, called `metadata.jsonl` or `metadata.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from maskery.core.errors import DataError, reason_of
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.pictures import IN_FILE, file_refs
+from maskery.data.pairs.records import (
+    SPLIT_COLUMN,
+    Columns,
+    Reader,
+    Record,
+    brief,
+    find_columns,
+    person_column,
+)
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WHITE_SPACE = b" \t\r\n"
+
+
+def open_json(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
+    """Open `.json` or `.jsonl` files."""
+    return _open(json_records, paths, config, root)
+
+
+def open_csv(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
+    """Open `.csv` or `.tsv` files."""
+    return _open(csv_records, paths, config, root)
+
+
+def _open(
+    read: Callable[[Path, PairsConfig], Iterator[Record]],
+    paths: Sequence[Path],
+    config: PairsConfig,
+    root: Path,
+) -> Reader:
+    def records() -> Iterator[Record]:
+        for number, path in enumerate(paths):
+            folder = table_folder(path, config, root)
+            for record in read(path, config):
+                yield replace(record, folder=folder, place=(number, IN_FILE, 0))
+
+    return Reader(records=records(), ref=file_refs(config.images or root, config.max_pixels))
+
+
+def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
+    """Return the folder that a table's image paths are relative to, itself relative to the root."""
+    return "" if config.images is not None else path.parent.relative_to(root).as_posix()
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """Return the metadata files in a folder and those below it, sorted.
+
+    Raises:
+        DataError: A folder has both kinds.
+    """
+    found = sorted(p for name in METADATA for p in folder.rglob(name) if p.is_file())
+    folders = [path.parent for path in found]
+    for path in found:
+        if folders.count(path.parent) > 1:
+            raise DataError(
+                f"{path.parent} has both {' and '.join(METADATA)}; remove the one not meant"
+            )
+    return found
+
+
+def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
+    """Read a table whose header is separated by tabs or by commas.
+
+    Raises:
+        DataError: It cannot be read or is not valid.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from _csv_rows(path, file, config)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not valid UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
+def _csv_rows(path: Path, file: TextIO, config: PairsConfig) -> Iterator[Record]:
+    start = file.readline()
+    file.seek(0)
+    # open_clip writes tabs into files called .csv.
+    reader = csv.reader(file, delimiter="\t" if "\t" in start else ",", strict=True)
+    try:
+        header = next(reader, [])
+        where = f"{path}, line 1"
+        if len(set(header)) < len(header):
+            raise DataError(f"{where}: a column name occurs twice; rename one")
+        columns = find_columns(header, config, where)
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"{where}: {len(row)} fields where the header has {len(header)}; quote fields "
+                    f"that hold the separator"
+                )
+            yield columns.read(dict(zip(header, row, strict=True)), where)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; mend the quoting") from error
+
+
+def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
+    """Read a `.json` or `.jsonl` file; its content decides which of the two it is.
+
+    Raises:
+        DataError: It cannot be read or is not valid, or only some records name a split or a person.
+    """
+    rows = _list_rows(path) if _first_byte(path) == b"[" else _line_rows(path)
+    columns: Columns | None = None
+    first: dict[str, str | None] = {}
+    for row, where in rows:
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{where}: found {brief(row)} where an object with image and caption is expected"
+            )
+        columns = columns or find_columns(row, config, where)
+        first = first or _named(row, config)
+        _require_same_names(first, _named(row, config), where)
+        yield columns.read(row, where)
+
+
+def _named(row: Mapping[str, Any], config: PairsConfig) -> dict[str, str | None]:
+    """Return the keys under which a record names its split and its person, None for neither."""
+    return {
+        "split": None if row.get(SPLIT_COLUMN) is None else SPLIT_COLUMN,
+        "person": person_column(row, config),
+    }
+
+
+def _require_same_names(
+    first: Mapping[str, str | None], other: Mapping[str, str | None], where: str
+) -> None:
+    """Refuse a record that names a split or a person where the first does not, or the reverse.
+
+    The columns of a file are those of its first record. Were the others not held to them, a file
+    whose first record has no split would be trained on whole, its test split included.
+    """
+    for kind, own in first.items():
+        if own != other[kind]:
+            keys = (other[kind], own)
+            found, expected = (
+                f"a {kind} as {k!r}" if k is not None else f"no {kind}" for k in keys
+            )
+            raise DataError(
+                f"{where}: the record has {found} and the first one {expected}; name the {kind} "
+                f"in every record, under one key, or in none"
+            )
+
+
+def read_json(text: bytes, where: str) -> Any:
+    """Parse one JSON value.
+
+    Raises:
+        DataError: It is not valid JSON in UTF-8.
+    """
+    try:
+        return json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: byte {error.start} is not valid UTF-8; save the file as UTF-8"
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{where}: the JSON is nested too deeply; flatten it") from error
+    except ValueError as error:
+        # A list over several lines is reported by line and column, one line by column.
+        raise DataError(f"{where}: not valid JSON ({reason_of(error)}); mend it") from error
+
+
+def _first_byte(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                start = line.removeprefix(BYTE_ORDER_MARK).lstrip(WHITE_SPACE)[:1]
+                if start:
+                    return start
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path") from error
+    return b""
+
+
+def _list_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    rows = read_json(path.read_bytes().removeprefix(BYTE_ORDER_MARK), str(path))
+    # A JSON value that begins with a bracket is a list.
+    for number, row in enumerate(rows, start=1):
+        yield row, f"{path}, record {number}"
+
+
+def _line_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            if not text.strip(WHITE_SPACE):
+                continue
+            where = f"{path}, line {number}"
+            if text.strip(WHITE_SPACE) == b"{":
+                raise DataError(
+                    f"{where}: an object over several lines; expected a list of records, or one "
+                    f"record on each line"
+                )
+            yield read_json(text, where), where

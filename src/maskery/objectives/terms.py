@@ -1,0 +1,235 @@
+"""Loss terms of image-text training: one record each, and the door for terms of your own.
+
+The tasks, the freezing of heads that nothing trains, retrieval (which scores a model has) and the
+report read this table. A term of your own is a function or a `torch.nn.Module`:
+
+    def __call__(step: maskery.tasks.loss_terms.TermInputs) -> tuple[torch.Tensor, int]
+
+It returns its loss as a sum, and how many things the sum runs over. Its parameters are trained and
+checkpointed with the model. Its attributes `name`, `label` and `heads` may say more than the
+defaults of `LossTerm` do.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maskery.core.errors import ConfigError, PluginError, reason_of
+from maskery.core.registry import Registry, anchored_choice, split_weight
+
+# The contrast's learnt temperature is trained with the projections, but comparing needs it not.
+TEMPERATURE = "temp"
+PROJECTIONS = ("vision_proj", "text_proj")
+CONTRACT = (
+    "a function or torch.nn.Module that turns the step's TermInputs into a loss sum, a tensor "
+    "without dimensions, and a count; or a class that is made without arguments or from the model"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """A loss term.
+
+    Attributes:
+        name: In flags, configurations and `metrics.jsonl`.
+        label: For people.
+        counts: The things that its sum runs over.
+        heads: Parts of the model that nothing trains unless such a term is on; other terms may
+            share them. Names of modules or parameters of `ImageTextModel`.
+    """
+
+    name: str
+    label: str
+    counts: str
+    heads: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        """The setting that holds the weight of a built-in term."""
+        return f"{self.name}_weight"
+
+    def trains(self, parameter: str) -> bool:
+        """Return True if a parameter, by its name in the model, is of one of the heads."""
+        return belongs(parameter, self.heads)
+
+
+TERMS: Mapping[str, Term] = {
+    term.name: term
+    for term in (
+        Term(
+            name="itc",
+            label="Contrastive loss (ITC)",
+            counts="pairs",
+            heads=(*PROJECTIONS, TEMPERATURE),
+        ),
+        Term(
+            name="itm",
+            label="Matching loss (ITM)",
+            counts="pairs and their hard negatives",
+            heads=("itm_head",),
+        ),
+        Term(
+            name="mlm",
+            label="Masked-word loss (MLM)",
+            counts="masked tokens",
+            heads=("text_encoder.cls",),
+        ),
+        Term(name="prd", label="Relation loss (PRD)", counts="pairs", heads=("prd_head",)),
+        Term(
+            name="mrtd",
+            label="Replaced-token loss (MRTD)",
+            counts="judged tokens",
+            heads=("mrtd_head",),
+        ),
+    )
+}
+HEADS = tuple(head for term in TERMS.values() for head in term.heads)
+# Keys of a line in metrics.jsonl that a term's name would overwrite.
+RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second"}
+CHOICES: Registry[Any] = Registry("--term", CONTRACT, TERMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm(Term):
+    """A term of the user's own.
+
+    Attributes:
+        weight: In the total loss.
+        compute: The function or module; see the module's docstring.
+        choice: How the user named it, for messages.
+    """
+
+    weight: float
+    compute: Callable[[Any], Any]
+    choice: str
+
+    @classmethod
+    def of(cls, thing: Any, *, weight: float = 1.0, choice: str = "") -> LossTerm:
+        """Describe a function or module by its attributes.
+
+        Args:
+            thing: A function or module. Its attribute `name` is the term's name (default: its own,
+                or its class's), `label` the one for people, and `heads` says what it trains
+                (default: the projections that features come from).
+            weight: In the total loss.
+            choice: How the user named it.
+
+        Raises:
+            PluginError: It is no such thing.
+        """
+        if isinstance(thing, LossTerm):
+            return thing
+        own_name = getattr(thing, "__name__", type(thing).__name__)
+        name, choice = getattr(thing, "name", own_name), choice or own_name
+        heads = getattr(thing, "heads", PROJECTIONS)
+        if not callable(thing) or isinstance(thing, type):
+            raise CHOICES.misfit(choice, f"found a {type(thing).__name__} that is no such thing")
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name):
+            raise CHOICES.misfit(choice, f"its name is {name!r}, which is no single word")
+        if name in TERMS or name in RESERVED:
+            raise PluginError(f"--term {choice}: '{name}' is taken; give it another `name`")
+        if isinstance(heads, str) or not set(heads) <= set(HEADS):
+            raise CHOICES.misfit(choice, f"its heads are {heads!r}, not among {', '.join(HEADS)}")
+        return cls(
+            name=name,
+            label=str(getattr(thing, "label", name)),
+            counts="what it returns",
+            heads=tuple(heads),
+            weight=weight,
+            compute=thing,
+            choice=choice,
+        )
+
+
+def belongs(parameter: str, heads: Iterable[str]) -> bool:
+    """Return True if a parameter is one of the heads, or lies in one."""
+    return any(parameter == head or parameter.startswith(f"{head}.") for head in heads)
+
+
+def trained_terms(terms: Iterable[Term]) -> tuple[str, ...]:
+    """Return the built-in terms whose heads all are trained, if by other terms.
+
+    A model has the scores of these terms: with a contrastive term of the user's own, whose heads
+    are the projections, it can compare features as one trained by `itc` can.
+    """
+    heads = {head for term in terms for head in term.heads} | {TEMPERATURE}
+    return tuple(name for name, term in TERMS.items() if set(term.heads) <= heads)
+
+
+def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, float]:
+    """Check what `--term` names, without loading anything.
+
+    Args:
+        choices: `NAME`, `NAME=WEIGHT`, `FILE.py:NAME` or `FILE.py:NAME=WEIGHT`.
+        known: The built-in terms that the task has.
+
+    Returns:
+        The weights of built-in terms that are named.
+
+    Raises:
+        PluginError: A choice is neither a term of the task nor a plug-in.
+    """
+    weights: dict[str, float] = {}
+    for choice, weight in map(split_weight, choices):
+        CHOICES.check(choice)
+        if choice in TERMS:
+            weights[choice] = weight
+            if choice not in known:
+                raise ConfigError(
+                    f"--term {choice}: this kind of run has the terms {', '.join(known)}; "
+                    f"'{choice}' needs to know persons: maskery train person-search"
+                )
+    return weights
+
+
+def load_terms(choices: Sequence[str], objects: Sequence[Any], model: Any) -> list[LossTerm]:
+    """Load the terms that are not built in.
+
+    Args:
+        choices: As in `chosen_weights`. Of a plug-in that is named twice the last weight counts.
+        objects: Functions, modules and `LossTerm`s from Python.
+        model: What a class that takes an argument is made from.
+
+    Raises:
+        PluginError: One cannot be loaded or breaks the contract, or two have one name.
+    """
+    named: dict[str, tuple[str, float]] = {}
+    for entry in choices:
+        # The same plug-in from a config.yaml and from the command line is one term: the later one,
+        # which may load code, with the weight of the earlier one unless it says another.
+        place = str(anchored_choice(split_weight(entry)[0]))
+        default = named[place][1] if place in named else 1.0
+        named[place] = split_weight(entry, default)
+    terms = [
+        LossTerm.of(_make(CHOICES.find(choice), choice, model), weight=weight, choice=choice)
+        for choice, weight in named.values()
+        if choice not in TERMS and weight > 0
+    ]
+    terms += [LossTerm.of(thing) for thing in objects]
+    seen: dict[str, str] = {}
+    for term in terms:
+        if term.name in seen:
+            raise PluginError(
+                f"--term {term.choice}: '{seen[term.name]}' is named '{term.name}' too; give one "
+                f"of them another `name`"
+            )
+        seen[term.name] = term.choice
+    return terms
+
+
+def _make(found: Any, choice: str, model: Any) -> Any:
+    """Return the term itself: a class is made without arguments, or from the model."""
+    if not isinstance(found, type):
+        return found
+    try:
+        parameters = inspect.signature(found).parameters.values()
+        required = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+        return found(model) if required else found()
+    except Exception as error:  # the user's code may raise anything
+        raise CHOICES.misfit(
+            choice, f"it cannot be made: {type(error).__name__}: {reason_of(error)}"
+        ) from error

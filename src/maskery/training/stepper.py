@@ -1,0 +1,196 @@
+"""One optimiser step of a task; the loop, and whoever writes a loop of their own, takes steps here.
+
+    stepper = Stepper(task, TrainingConfig(learning_rate=1e-3), total_steps=100)
+    for number in range(100):
+        batches = source.micro_batches(0, number, rank=0, world_size=1)
+        losses = stepper.step(number, stepper.prepare(number, batches))
+        print(number, float(losses["loss"]))
+
+The loss of a step is `sum over terms of weight * (sum of the term / its count)`, with counts taken
+over every micro-batch of every process, so it does not depend on how the step is cut up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from maskery.core.processes import join_processes
+from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
+from maskery.training.config import TrainingConfig
+from maskery.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
+from maskery.training.parallel import clip_gradients, explain_unused, last_backward, spread
+from maskery.training.precision import exact_sums, resolve_precision
+
+
+class Stepper:
+    """Takes optimiser steps.
+
+    It moves the task's model to this process's device and spreads it over the processes of the run
+    (`maskery.training.parallel.gather` undoes that).
+
+    Args:
+        task: The task to train; its model is moved, and wrapped where processes share it.
+        config: Rates, schedule, clipping, precision, sharding and seed. Default: `TrainingConfig`'s
+            own defaults.
+        total_steps: Optimiser steps of the run, which the learning rate's schedule ends with.
+        optimiser: Made by `build_optimiser`, or any whose groups have their peak learning rate
+            under `peak_lr`. Default: the one that `config` describes.
+        new_parameters: Names of parameters that start from nothing; only for the default optimiser.
+    """
+
+    def __init__(
+        self,
+        task: Task[Any, Any],
+        config: TrainingConfig | None = None,
+        *,
+        total_steps: int,
+        optimiser: torch.optim.Optimizer | None = None,
+        new_parameters: Collection[str] = (),
+    ) -> None:
+        self.task, self.total_steps = task, total_steps
+        self.config = config or TrainingConfig()
+        self.optimiser = optimiser or build_optimiser(task.model, self.config, new_parameters)
+        self.processes = join_processes()
+        self.device: torch.device = PartialState().device
+        self.half = resolve_precision(self.config, task.model) == "bf16"
+        spread(task, self.optimiser, self.config.sharding, self.device)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters that are trained."""
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    def prepare(self, number: int, batches: Sequence[Any], *, epoch: int = 0) -> list[Prepared]:
+        """Take the random decisions of a step; may run in another thread than `step`.
+
+        Args:
+            number: The step, from 0.
+            batches: This process's micro-batches.
+            epoch: From 0.
+        """
+        progress = number / self.total_steps
+        return prepare_all(self.task, batches, epoch=epoch, progress=progress)
+
+    def step(
+        self, number: int, prepared: Sequence[Prepared], *, flags: Sequence[float] = ()
+    ) -> dict[str, torch.Tensor]:
+        """Take one optimiser step; a step whose gradient is not finite changes nothing.
+
+        Args:
+            number: The step, from 0: learning rate and dropout follow from it.
+            prepared: This process's micro-batches.
+            flags: More numbers to sum over the processes in the message that sums the counts; the
+                sums are in `flags` afterwards. As many on every process.
+
+        Returns:
+            Scalars on the device, detached: the total as `loss`, each term, and the norm of the
+            gradient before it is clipped as `grad_norm`. With several processes, `loss` and terms
+            are shares of sums.
+
+        Raises:
+            ModelError: Several processes train parameters that the loss does not reach.
+        """
+        with exact_sums(self.device):
+            return self._step(number, prepared, flags)
+
+    def _step(
+        self, number: int, prepared: Sequence[Prepared], flags: Sequence[float]
+    ) -> dict[str, torch.Tensor]:
+        self.task.model.train()
+        # Dropout follows from (seed, step, process) alone, so that resuming repeats it.
+        torch.manual_seed(step_seed(self.config.seed, number, self.processes.rank))
+        set_learning_rate(self.optimiser, self._learning_rate_factor(number))
+        self.task.before_step()
+        counts = self._global_counts(prepared, flags)
+        losses: dict[str, torch.Tensor] = {}
+        for index, micro in enumerate(prepared):
+            with last_backward(self.task.model, last=index + 1 == len(prepared)):
+                terms = self._micro_step(micro, counts)
+            for name, term in terms.items():
+                losses[name] = losses.get(name, torch.zeros_like(term)) + term
+        limit = self.config.clip_norm or float("inf")
+        losses["grad_norm"] = clip_gradients(self.parameters, limit)
+        update_if_finite(self.optimiser, self.parameters, losses["grad_norm"])
+        return losses
+
+    def _learning_rate_factor(self, number: int) -> float:
+        return learning_rate_factor(
+            number,
+            self.total_steps,
+            warmup_share=self.config.warmup_share,
+            shape=self.config.lr_schedule,
+            floor=self.config.lr_floor,
+        )
+
+    def _global_counts(
+        self, prepared: Sequence[Prepared], flags: Sequence[float]
+    ) -> dict[str, float]:
+        names = sorted(self.task.loss_weights)
+        own = [float(sum(micro.counts.get(name, 0) for micro in prepared)) for name in names]
+        # One message a step, through the CPU: a device is not waited for.
+        total = self.processes.sum([*own, *flags])
+        self.flags = total[len(names) :]
+        return dict(zip(names, total, strict=False))
+
+    def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:
+        """Add the gradients of one micro-batch; returns its share of the loss and its terms."""
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                sums = loss_sums_of(self.task, prepared.to(self.device))
+        except RuntimeError as error:
+            raise explain_unused(error, self.task.model) from error
+        terms = {name: value / max(counts[name], 1) for name, value in sums.items()}
+        total = sum(
+            (self.task.loss_weights[name] * term for name, term in terms.items()),
+            start=torch.zeros((), device=self.device),
+        )
+        # The processes' gradients are averaged; ours are shares of a sum.
+        (poison_if_not_finite(total) * self.processes.world_size).backward()
+        return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+
+def step_seed(*numbers: int) -> int:
+    """Mix several numbers into a 63-bit seed."""
+    mixed = 0
+    for number in numbers:
+        # The constants of SplitMix64, so that neighbouring steps get seeds that are unlike.
+        mixed = (mixed ^ number) * 0x9E3779B97F4A7C15 + 0x7F4A7C15
+        mixed = (mixed ^ (mixed >> 31)) & ((1 << 63) - 1)
+    return mixed
+
+
+def poison_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss whose gradients are all NaN if it is not finite; else the loss, to the bit.
+
+    The gradient's norm, which all processes know, then tells if the step is sound.
+    """
+    nan = torch.full_like(loss, float("nan")).detach()
+    return loss * torch.where(torch.isfinite(loss.detach()), torch.ones_like(nan), nan)
+
+
+def update_if_finite(
+    optimiser: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], norm: torch.Tensor
+) -> None:
+    """Update the parameters, unless the gradient's norm is not finite; gradients are cleared.
+
+    Fused AdamW decides on the device, so that nothing waits for the norm; for others it is read.
+    """
+    fused: Any = optimiser
+    whole = not any(isinstance(parameter, DTensor) for parameter in parameters)
+    if (
+        type(optimiser) is torch.optim.AdamW
+        and whole
+        and all(group.get("fused") for group in optimiser.param_groups)
+    ):
+        fused.grad_scale, fused.found_inf = None, (~torch.isfinite(norm)).float()
+        optimiser.step()
+        del fused.grad_scale, fused.found_inf
+    elif torch.isfinite(norm):
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
