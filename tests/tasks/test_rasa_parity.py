@@ -108,7 +108,7 @@ def replay() -> Replay:
         mask_token_id=sizes["mask_token_id"],
         special_ids=tuple(sizes[name] for name in names),
     )
-    masker = Masker(vocabulary=vocabulary)  # not asked: the record's masks are handed in
+    masker = Masker.of(vocabulary)  # not asked: the record's masks are handed in
     task = PersonSearch(
         imported.model,
         config,
