@@ -89,6 +89,8 @@ def by_hand(task: MomentumTextMLM, batch: TokenBatch, alpha: float) -> dict[str,
         hard = -np.log(student[np.arange(len(places)), original[places]])
         soft = -(teacher * np.log(student)).sum(axis=1)
         sums["mlm"] += float(((1 - alpha) * hard + alpha * soft).sum())
+        if not task.config.detects:
+            continue
 
         filled = anew.positions[(anew.positions >= start) & (anew.positions < end)] - start
         ids = torch.from_numpy(anew.input_ids[start:end])[None]
