@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.task import Task
-from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import TextSource
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.text.config import TextRunConfig
 from maskery.tasks.text_mlm import TextMLM, TextParts, make_text_task
 from maskery.training.precision import resolve_precision
+
+if TYPE_CHECKING:
+    from maskery.data.shards.source import ShardSource
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +75,9 @@ def compiled(
         packed=parts.model.packed,
         half_precision=resolve_precision(config.training, parts.model) == "bf16",
     )
-    if obstacle is None and isinstance(source, ShardSource):
+    if obstacle is None and not isinstance(source, TextSource):
         obstacle = "batches of token shards have no constant shapes yet"
-    if obstacle is not None or isinstance(source, ShardSource):
+    if obstacle is not None or not isinstance(source, TextSource):
         log.warning("the step is not compiled: %s", obstacle)
         return parts
     shapes = static_shapes(
