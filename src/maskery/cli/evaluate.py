@@ -19,7 +19,7 @@ from maskery.cli.figures import (
     spread_table,
 )
 from maskery.core.errors import ConfigError
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from maskery.cli.console import print_json
 from maskery.cli.report import finish_report
-from maskery.core.launcher import is_main_process
+from maskery.core.startup import is_main_process
 
 if TYPE_CHECKING:
     from maskery.training.loop import Summary

@@ -11,7 +11,7 @@ import tyro
 from maskery.cli.console import parse, set_up_logging, take_config
 from maskery.cli.figures import sights_table
 from maskery.cli.run_end import told_by_figures
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import quick_imports
 from maskery.runs.frame.run_folder import load_config
 from maskery.runs.pairs.config import PairsRunConfig
 

@@ -12,8 +12,7 @@ from maskery.cli.console import parse, set_up_logging, take_config
 from maskery.cli.figures import retrieval_table
 from maskery.cli.run_end import told_by_figures
 from maskery.core.errors import ConfigError
-from maskery.core.launcher import is_main_process
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import is_main_process, quick_imports
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.runs.frame.run_folder import load_config
 from maskery.runs.person_search.config import PersonSearchRunConfig

@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.errors import CheckpointError
+from maskery.core.files import METRICS, read_metrics
 
-METRICS, EVALUATION, SAMPLES, CONFIG = (
-    "metrics.jsonl",
-    "evaluation.json",
-    "samples.json",
-    "config.yaml",
-)
+EVALUATION, SAMPLES, CONFIG = "evaluation.json", "samples.json", "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +45,7 @@ def read_run(folder: Path) -> RunData:
         )
     return RunData(
         name=folder.resolve().name,
-        metrics=_lines(folder / METRICS),
+        metrics=_metrics(folder / METRICS),
         evaluation=_object(folder / EVALUATION),
         samples=_object(folder / SAMPLES),
         config=_text(folder / CONFIG),
@@ -63,17 +59,11 @@ def _text(path: Path) -> str:
         raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; one that was cut short, as the last may be, is left out."""
-    lines = []
-    for text in _text(path).splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line and "kind" in line:
-            lines.append(line)
-    return lines
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read_metrics(path, tell=True) if path.is_file() else []
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
 def _object(path: Path) -> dict[str, Any]:
