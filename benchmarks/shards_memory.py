@@ -32,9 +32,9 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.cutting import Piece
 from maskery.data.shards.making import claim_folder, make_shards, write_manifest
 from maskery.data.shards.piece_work import Job, write_record, write_stretch
+from maskery.data.shards.pieces import Piece
 from maskery.data.shards.places import open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.text_source import Template

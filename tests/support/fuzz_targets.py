@@ -45,16 +45,15 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import load_image
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.shards.cutting import plan_pieces
 from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest, ShardEntry
-from maskery.data.shards.pieces import PieceReader
+from maskery.data.shards.pieces import PieceReader, plan_pieces
 from maskery.data.shards.places import LocalPlace
 from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, TokenStoreWriter
 from maskery.data.text_source import Template
 from maskery.evaluation.retrieval.settings import FILE, ModelRetrieval, read_model_retrieval
-from maskery.runs.frame.run_folder import load_config, to_plain
+from maskery.runs.frame.config_file import load_config, to_plain
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.tokenize_config import TokenizeConfig

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.compression import open_stream
-from maskery.data.corpus.decoding import decoded_blocks
+from maskery.data.corpus.streams import decoded_blocks, open_stream
 
 STANDARD_INPUT = Path("-")
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.compression import COMPRESSIONS, open_stream
+from maskery.data.corpus.streams import COMPRESSIONS, open_stream
 
 
 def zstd(data: bytes) -> bytes:
@@ -125,7 +125,7 @@ def test_an_input_error_while_reading_is_no_damage(tmp_path: Path) -> None:
         def read(self, size: int) -> bytes:
             raise OSError(5, "Input/output error")
 
-    from maskery.data.corpus.compression import NamedStream
+    from maskery.data.corpus.streams import NamedStream
 
     with pytest.raises(DataError, match=r"a\.gz cannot be read \(input/output error\)"):
         NamedStream(Path("a.gz"), Failing()).read(10)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.csv_files import read_csv
+from maskery.data.corpus.examples import Place, Reading, ReadingReport
 from maskery.data.corpus.reader import Corpus
-from maskery.data.corpus.reading import Place, Reading, ReadingReport
+from maskery.data.corpus.table_files import read_csv
 
 Read = Any
 Write = Any

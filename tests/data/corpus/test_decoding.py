@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.decoding import decoded_blocks
+from maskery.data.corpus.streams import decoded_blocks
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 BLOCKS = st.integers(1, 9)

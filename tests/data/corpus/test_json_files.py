@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import Place, Reading, ReadingReport
 from maskery.data.corpus.json_files import Scanner, read_json, read_json_lines
-from maskery.data.corpus.reading import Place, Reading, ReadingReport
 
 Read = Any
 Write = Any

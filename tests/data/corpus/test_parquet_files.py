@@ -10,8 +10,8 @@ import pytest
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.parquet_files import _batch_rows
 from maskery.data.corpus.reader import Corpus
+from maskery.data.corpus.table_files import _batch_rows
 
 Read = Any
 TEXTS = ["one", "two é", "", "one", "four\r\nlines"]

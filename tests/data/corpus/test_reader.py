@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id
-from maskery.data.corpus.reader import READERS, Corpus
-from maskery.data.corpus.sources import FORMATS
+from maskery.data.corpus.formats import OURS, SUFFIXES
+from maskery.data.corpus.reader import Corpus
 
 from .test_compression import PACK
 
@@ -29,7 +29,7 @@ LINES = st.lists(
 
 
 def test_every_format_has_a_reader() -> None:
-    assert set(FORMATS.values()) == set(READERS)
+    assert set(SUFFIXES.values()) == set(OURS)
 
 
 def formatted(file_format: str, lines: list[str], line_end: str, encoding: str) -> bytes:
@@ -50,7 +50,7 @@ def formatted(file_format: str, lines: list[str], line_end: str, encoding: str) 
 @settings(max_examples=150)
 @given(
     LINES,
-    st.sampled_from(sorted(set(FORMATS.values()))),
+    st.sampled_from(sorted(set(SUFFIXES.values()))),
     st.sampled_from(["", *PACK]),
     st.sampled_from(["\n", "\r\n", "\r"]),
     st.sampled_from(["utf-8", "utf-16", "utf-8-sig", "utf-32-be"]),
@@ -65,7 +65,7 @@ def test_any_lines_come_back_from_any_file(
     encoding: str,
     block_bytes: int,
 ) -> None:
-    suffix = next(suffix for suffix, name in FORMATS.items() if name == file_format)
+    suffix = next(suffix for suffix, name in SUFFIXES.items() if name == file_format)
     content = formatted(file_format, lines, line_end, encoding)
     path = tmp_path_factory.mktemp("any") / f"a{suffix}{compression}"
     path.write_bytes(PACK[compression](content) if compression else content)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from maskery.data.corpus.reading import Place, ReadingReport
+from maskery.data.corpus.examples import Place, ReadingReport
 
 
 def test_nothing_unusual_needs_no_line() -> None:

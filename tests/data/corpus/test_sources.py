@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.sources import HubName, find_files, hub_name
+from maskery.data.corpus.files import HubName, find_files, hub_name
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.reading import ReadingReport
+from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.text_files import UNITS, Cutter
 
 Read = Any

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.cutting import line_boundary, plan_fingerprint, plan_pieces
-from maskery.data.shards.pieces import PieceReader
+from maskery.data.shards.pieces import PieceReader, line_boundary, plan_fingerprint, plan_pieces
 
 TEXTS = ["river stone", "a", "ember " * 30, "", " ", "\ufeffmark", "ünïcödé", "ÿþ", "the end"]
 
@@ -146,7 +145,7 @@ def test_boundaries_ascend_and_stand_after_line_ends(
 def test_boundaries_are_found_across_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskery.data.shards.cutting.BLOCK_BYTES", 1)
+    monkeypatch.setattr("maskery.data.shards.pieces.BLOCK_BYTES", 1)
     path = tmp_path / "a"
     path.write_bytes(b"one\r\n\r\ntwo\nthree\n\nfour")
     edges = [line_boundary(path, n, 22, paragraphs=True) for n in range(23)]

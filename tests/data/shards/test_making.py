@@ -273,10 +273,9 @@ def test_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_hub_datasets_are_not_cut(tmp_path: Path) -> None:
-    from maskery.data.corpus.sources import HubName
     from maskery.data.shards.config import ShardingConfig
 
-    hub = Corpus(config=CorpusConfig(), dataset=(HubName(name="a", configuration=None), None))
+    hub = Corpus.of(["a text"])
     with pytest.raises(DataError, match="tokenize cuts files"):
         making.make_shards(hub, word_tokenizer(), tmp_path / "x", ShardingConfig())
 

@@ -1,7 +1,8 @@
-"""From what the user names to a stream of examples: files, folders, globs and hub datasets.
+"""From what the user names or passes to a stream of examples.
 
-The way through the modules: `config` says how text is read, `sources` finds the files,
-`compression` opens them, `decoding` turns bytes into characters, `text_files`, `json_files`,
-`csv_files`, `parquet_files` and `hub` cut characters into texts, `examples` gives them ids, and
-`reader.Corpus` puts these together. Everything streams; memory does not grow with the corpus.
+The way through the modules: `config` holds the settings, `files` finds the files, here or at an
+address, `formats` is the table of readers (and the door for readers of one's own), `streams` turns
+bytes into characters, `text_files`, `json_files`, `table_files` and `dataset_corpus` cut these into
+texts, `examples` gives them ids, and `reader.Corpus` puts all together. Everything streams; memory
+does not grow with the corpus.
 """

@@ -1,15 +1,28 @@
-"""How a corpus is read."""
+"""Settings of reading a corpus, light to import."""
 
 from __future__ import annotations
 
 import codecs
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.registry import anchored_choice, plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
 OnBadText = Literal["fail", "skip", "replace"]
+# The command line and config.yaml have strings only; in Python a reader may be an object.
+if TYPE_CHECKING:
+    ReaderChoice: TypeAlias = str | Callable[..., Any] | None
+else:
+    ReaderChoice = str | None
+# Fields of the first version. Fingerprints of shards name them all, and later fields only where
+# they are set, so that shards made before a field was added still fit.
+FIRST_FIELDS = frozenset(
+    {"unit", "text_column", "encoding", "on_bad_text", "split", "stream", "max_example_chars"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +33,9 @@ class CorpusConfig:
         ConfigError: A value is outside its range.
     """
 
+    reader: ReaderChoice = None
+    """Reads every file: text, jsonl, json, csv, tsv, parquet, or FILE.py:NAME with a callable that
+    takes an open file and yields strings, or dicts (see --text-column). Default: by suffix."""
     unit: Unit = "line"
     """What one example of a plain text file is; paragraphs end at blank lines."""
     text_column: str = "text"
@@ -52,6 +68,36 @@ class CorpusConfig:
                 f"--max-example-chars is {self.max_example_chars}: it must be at least 1"
             )
         _check_encoding(self.encoding)
+
+    def anchored(self) -> CorpusConfig:
+        """Return it with an absolute path of the reader's file, which holds from any folder."""
+        if not isinstance(self.reader, str):
+            return self
+        return replace(self, reader=anchored_choice(self.reader))
+
+    def signature(self) -> str:
+        """Return all settings as text, for fingerprints; a plug-in counts with its file's hash."""
+        shown = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name in FIRST_FIELDS]
+        if isinstance(self.reader, str):
+            shown.append(("reader", plugin_identity(self.reader)))
+        elif self.reader is not None:
+            shown.append(("reader", getattr(self.reader, "__qualname__", type(self.reader))))
+        return f"CorpusConfig({', '.join(f'{name}={value!r}' for name, value in shown)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingConfig:
+    """Settings of a run that reads token shards; of no effect on other corpora."""
+
+    shuffle_shards: Count = 4
+    """Shards whose examples are shuffled together; memory grows with it."""
+    cache_shards: Annotated[int, Range(0)] = 16
+    """Shards from an address that are kept on the local disk, besides those in use."""
+    held_out_tokens: Count = 250_000
+    """Most held-out tokens that are scored, of those set aside when the shards were made."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def _names(literal: object) -> str:

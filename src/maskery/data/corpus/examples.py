@@ -1,18 +1,27 @@
-"""Examples, their content-based ids, and the held-out share.
+"""From the texts of one file to examples with content-based ids; what a reader works with.
 
 Shapes: N examples.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, DataError
+from maskery.data.corpus.config import CorpusConfig
 
+NOT_SPACE = re.compile(r"\S")
+BLOCK_BYTES = 1 << 20
+# A JSON line, a JSON value or a CSV row must be held whole to be understood.
+MAX_RECORD_CHARS = 1 << 26
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
 # 2014): the increment, then the multipliers of its finaliser.
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -34,7 +43,7 @@ class Example(NamedTuple):
 
 
 def example_id(text: str) -> int:
-    """The id of a text: the first 8 bytes, little-endian, of BLAKE2b (RFC 7693) of its UTF-8.
+    """Return the id of a text: the first 8 bytes, little-endian, of BLAKE2b (RFC 7693) of UTF-8.
 
     The id depends on the content alone: it stays when files move or are sorted anew, and
     duplicates share it, so that no text is both trained on and held out.
@@ -43,7 +52,7 @@ def example_id(text: str) -> int:
 
 
 def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
-    """Which examples belong to the held-out share, by a hash of their ids.
+    """Choose the held-out share of examples, by a hash of their ids.
 
     The ids are mixed once more, so that the choice is independent of any other use of them.
 
@@ -66,7 +75,7 @@ def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.boo
 
 
 def mix(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The first output of SplitMix64 for each seed of `ids`: (N,) uint64, a bijection."""
+    """Return the first output of SplitMix64 for each seed of `ids`: (N,) uint64, a bijection."""
     mixed = ids + np.uint64(GOLDEN_GAMMA)
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(MULTIPLIER_1)
@@ -74,3 +83,237 @@ def mix(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     mixed *= np.uint64(MULTIPLIER_2)
     mixed ^= mixed >> np.uint64(31)
     return mixed
+
+
+@dataclass(kw_only=True)
+class ReadingReport:
+    """Counts of what reading came upon, from the start of an iteration.
+
+    Attributes:
+        examples: Examples given out.
+        skipped: Texts dropped because they could not be read (`--on-bad-text skip`).
+        replaced: Texts in which bad characters became U+FFFD (`--on-bad-text replace`).
+        cut: Texts longer than `--max-example-chars`.
+        pieces: Examples that those became.
+        empty_files: Files of zero bytes.
+    """
+
+    examples: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    cut: int = 0
+    pieces: int = 0
+    empty_files: int = 0
+
+    def describe(self) -> str | None:
+        """Return one line on everything unusual, or None if nothing was."""
+        parts = []
+        if self.skipped:
+            parts.append(f"skipped {_count(self.skipped, 'text')} that cannot be read")
+        if self.replaced:
+            parts.append(f"replaced bad characters in {_count(self.replaced, 'text')}")
+        if self.cut:
+            parts.append(f"cut {_count(self.cut, 'long text')} into {self.pieces:,} examples")
+        if self.empty_files:
+            parts.append(f"passed over {_count(self.empty_files, 'empty file')}")
+        return "; ".join(parts) or None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(kw_only=True)
+class Place:
+    """Where a reader is, for messages: a file, and the line or row it is at, from 1."""
+
+    source: str
+    unit: str = "line"
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.unit} {self.number}" if self.number else self.source
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """The reading of one file or dataset."""
+
+    path: Path
+    config: CorpusConfig
+    report: ReadingReport
+    place: Place
+    on_read: Callable[[int], object]
+    """Told the bytes of the file as they are read, before decompression."""
+    block_bytes: int = BLOCK_BYTES
+    max_record_chars: int = MAX_RECORD_CHARS
+    span: tuple[int, int] | None = None
+    """The part to read: bytes of text and JSON lines, row groups of Parquet. Default: all."""
+    first_record: bool = field(default=True, init=False)
+
+    def refuse(self, problem: str) -> None:
+        """Skip the text at hand if the config says so, or fail.
+
+        Raises:
+            DataError: `--on-bad-text` is not `skip`.
+        """
+        if self.config.on_bad_text != "skip":
+            raise DataError(
+                f"{self.place} {problem}; mend it, or pass --on-bad-text skip to leave it out"
+            )
+        self.report.skipped += 1
+
+    def missing_column(self, columns: list[str]) -> DataError:
+        """Return the error for a table without the text column."""
+        names = ", ".join(repr(name) for name in columns[:20]) + ", ..." * (len(columns) > 20)
+        return DataError(
+            f"{self.place} has no column {self.config.text_column!r}; there "
+            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by --text-column"
+        )
+
+    def text_of(self, record: Mapping[str, object]) -> str | None:
+        """Return the text of a record, or None if it is skipped.
+
+        Raises:
+            DataError: The record has no text column, or no string in it.
+        """
+        column = self.config.text_column
+        if column in record:
+            return self.value(record[column])
+        # A column that the first record lacks is most likely a wrong name: skipping would skip all.
+        if self.first_record or self.config.on_bad_text != "skip":
+            raise self.missing_column([str(name) for name in record])
+        self.report.skipped += 1
+        return None
+
+    def value(self, value: object) -> str | None:
+        """Return the text of a table's cell, or None if it is skipped.
+
+        Raises:
+            DataError: It is not a string, and bad text is not to be skipped.
+        """
+        self.first_record = False
+        if isinstance(value, str):
+            # The same text has the same id whatever the line ends of the system it comes from.
+            return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+        kind = "null" if value is None else type(value).__name__
+        self.refuse(f"has a value of type {kind} in {self.config.text_column!r}, not a string")
+        return None
+
+    def mend(self, text: str) -> str | None:
+        """Deal with a text of NUL or surrogate characters as the config says; None skips it.
+
+        Decoding marks bad bytes by NUL characters, so both kinds of bad text arrive here.
+
+        Raises:
+            DataError: `--on-bad-text` is `fail`.
+        """
+        policy = self.config.on_bad_text
+        if policy == "fail":
+            what = "a NUL character" if "\0" in text else "half a surrogate pair"
+            raise DataError(
+                f"{self.place} holds {what}, which is not text; mend it, or pass "
+                "--on-bad-text skip or replace"
+            )
+        if policy == "skip":
+            self.report.skipped += 1
+            return None
+        self.report.replaced += 1
+        text = text.replace("\0", "\ufffd")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class Cutter:
+    """Gathers the text of one unit and cuts it at white space where it grows too long.
+
+    Where the cuts fall depends on the text of the unit alone, not on how it arrives. A piece is
+    let go as soon as it is full, so a line of a gigabyte is never held whole.
+    """
+
+    def __init__(self, limit: int, report: ReadingReport) -> None:
+        self.limit, self.report = limit, report
+        self.parts: list[str] = []
+        self.size = self.num_pieces = 0
+
+    def add(self, text: str) -> list[str]:
+        """Take more of the unit; return the pieces that are full."""
+        if not self.parts:
+            text = text.lstrip()
+        if not text:
+            return []
+        self.parts.append(text)
+        self.size += len(text)
+        if self.size <= self.limit:
+            return []
+        pieces, rest = cut("".join(self.parts), self.limit)
+        self.parts, self.size = [rest] if rest else [], len(rest)
+        self.num_pieces += len(pieces)
+        return pieces
+
+    def finish(self) -> list[str]:
+        """End the unit; return its last piece, if it is not blank."""
+        last = "".join(self.parts).strip()
+        num_pieces = self.num_pieces + bool(last)
+        if num_pieces > 1:
+            self.report.cut += 1
+            self.report.pieces += num_pieces
+        self.parts, self.size, self.num_pieces = [], 0, 0
+        return [last] if last else []
+
+    def whole(self, text: str) -> list[str]:
+        """Return the pieces of a unit that is all there."""
+        return self.add(text) + self.finish()
+
+
+def cut(text: str, limit: int) -> tuple[list[str], str]:
+    """Cut pieces of at most `limit` characters off a text that begins with no white space.
+
+    A piece ends before the last white space that keeps it within the limit; a word longer than
+    the limit is cut inside.
+
+    Returns:
+        The pieces, and the rest: at most `limit` characters that begin with no white space.
+    """
+    pieces, start = [], 0
+    while len(text) - start > limit:
+        head = text[start : start + limit + 1]
+        if head[-1].isspace():
+            length = len(head.rstrip())
+        else:
+            words = head.rsplit(None, 1)
+            length = len(words[0]) if len(words) == 2 else limit
+        pieces.append(head[:length])
+        following = NOT_SPACE.search(text, start + length)
+        start = following.start() if following else len(text)
+    return pieces, text[start:]
+
+
+def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
+    """Give texts their ids; blank ones are left out, long ones cut.
+
+    Raises:
+        DataError: A text holds a NUL character or a surrogate, and bad text is to fail.
+    """
+    source, report, limit = reading.place.source, reading.report, reading.config.max_example_chars
+    from_bytes, hash_of = int.from_bytes, blake2b
+    cutter = Cutter(limit, report)
+    for raw_text in texts:
+        text: str | None = raw_text.strip()
+        if not text:
+            continue
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, as JSON may spell it
+            data = b"\0"
+        if b"\0" in data:
+            text = reading.mend(text)
+            if text is None:
+                continue
+            data = text.encode()
+        if len(text) > limit:
+            for piece in cutter.whole(text):
+                report.examples += 1
+                yield Example(piece, source, example_id(piece))
+            continue
+        report.examples += 1
+        yield Example(text, source, from_bytes(hash_of(data, digest_size=8).digest(), "little"))

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.reading import Reading
-from maskery.data.corpus.records import open_blocks, too_long, whole_lines
+from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.streams import open_blocks
+from maskery.data.corpus.text_files import too_long, whole_lines
 
 SPACE = re.compile(r"[ \t\n\r]*")
 # An error this near the end of what was read may come from a token that goes on after it;
@@ -21,7 +22,7 @@ TOKEN_CHARS = 16
 
 
 def read_json_lines(reading: Reading) -> Iterator[str]:
-    """The texts of a JSON lines file.
+    """Yield the texts of a JSON lines file.
 
     Raises:
         DataError: A line is not a JSON object, or has no text in the text column.
@@ -43,7 +44,7 @@ def read_json_lines(reading: Reading) -> Iterator[str]:
 
 
 def read_json(reading: Reading) -> Iterator[str]:
-    """The texts of a JSON file: of a list of objects, or of objects one after the other.
+    """Yield the texts of a JSON file: a list of objects, or objects one after the other.
 
     Raises:
         DataError: It is not valid JSON, or a record has no text in the text column.
@@ -57,7 +58,7 @@ def read_json(reading: Reading) -> Iterator[str]:
 
 
 def new_decoder(reading: Reading) -> json.JSONDecoder:
-    """A decoder that lets the marks of bad text pass, where there may be some.
+    """Return a decoder that lets the marks of bad text pass, where there may be some.
 
     They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
     """
@@ -65,21 +66,15 @@ def new_decoder(reading: Reading) -> json.JSONDecoder:
 
 
 def text_of(record: object, reading: Reading) -> str | None:
-    """The text of a record, or None if it is skipped.
+    """Return the text of a record, or None if it is skipped.
 
     Raises:
         DataError: The record is not an object, has no text column, or no string in it.
     """
+    if isinstance(record, dict):
+        return reading.text_of(record)
     column = reading.config.text_column
-    if not isinstance(record, dict):
-        reading.refuse(f"is a JSON {_kind(record)}, not an object with a column {column!r}")
-        return None
-    if column in record:
-        return reading.value(record[column])
-    # A column that the first record lacks is most likely a wrong name: skipping would skip all.
-    if reading.first_record or reading.config.on_bad_text != "skip":
-        raise reading.missing_column([str(name) for name in record])
-    reading.report.skipped += 1
+    reading.refuse(f"is a JSON {_kind(record)}, not an object with a column {column!r}")
     return None
 
 
@@ -106,7 +101,7 @@ class Scanner:
         self.decoder = new_decoder(reading)
 
     def elements(self) -> Iterator[object]:
-        """The elements of the list that starts here."""
+        """Yield the elements of the list that starts here."""
         self._advance(self.position + 1)
         if self.peek() == "]":
             self._advance(self.position + 1)
@@ -123,12 +118,12 @@ class Scanner:
             raise self._invalid("Extra data after the list")
 
     def sequence(self) -> Iterator[object]:
-        """Values with nothing but white space between them."""
+        """Yield values with nothing but white space between them."""
         while self.peek():
             yield self._value()
 
     def peek(self) -> str:
-        """The next character that is not white space, or "" at the end."""
+        """Return the next character that is not white space, or "" at the end."""
         while True:
             space = SPACE.match(self.text, self.position)
             assert space is not None

@@ -1,45 +1,43 @@
-"""The corpus: what the user names, as a stream of examples."""
+"""The corpus: a stream of examples from whatever the user names or passes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maskery.core.errors import DataError
-from maskery.data.corpus import hub
-from maskery.data.corpus.compression import cannot_read
+from maskery.core.registry import plugin_identity
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.csv_files import read_csv, read_tsv
-from maskery.data.corpus.examples import Example, example_id
-from maskery.data.corpus.json_files import read_json, read_json_lines
-from maskery.data.corpus.parquet_files import read_parquet
-from maskery.data.corpus.reading import BLOCK_BYTES, Place, Reading, ReadingReport
-from maskery.data.corpus.sources import FORMATS, HubName, find_files, hub_name, split_suffix
-from maskery.data.corpus.text_files import Cutter, read_text
+from maskery.data.corpus.examples import (
+    BLOCK_BYTES,
+    Example,
+    Place,
+    Reading,
+    ReadingReport,
+    examples,
+)
+from maskery.data.corpus.files import find_files, hub_name
+from maskery.data.corpus.formats import format_of, is_portable, read_texts, split_suffix
+from maskery.data.corpus.streams import cannot_read
 
-READERS: dict[str, Callable[[Reading], Iterator[str]]] = {
-    "text": read_text,
-    "jsonl": read_json_lines,
-    "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
-    "parquet": read_parquet,
-}
+if TYPE_CHECKING:
+    from maskery.data.corpus.dataset_corpus import TextSource
+
 # Raised whenever the same files give other examples than before, so that stores are rebuilt.
 READING_VERSION = 1
 
 
 class Corpus:
-    """Examples of text from files or from a hub dataset; every iteration gives the same ones.
+    """Examples of text from files, a dataset or an iterable; every iteration gives the same ones.
 
     Attributes:
         config: How the text is read.
-        files: The files, sorted; none for a hub dataset.
-        num_bytes: The size of the files on disk, or None for a hub dataset.
-        bytes_read: How much of `num_bytes` the current or last iteration has read; of a hub
-            dataset, the characters it has given out.
+        files: The files, sorted (those at an address are `RemoteFile`s); none for a dataset.
+        num_bytes: The size of the files as stored; None for a dataset, or if it is not known.
+        bytes_read: How much of `num_bytes` the current or last iteration has read; of a dataset,
+            the characters it has given out.
         report: What the current or last iteration came upon.
     """
 
@@ -48,13 +46,14 @@ class Corpus:
         *,
         config: CorpusConfig,
         files: Sequence[Path] = (),
-        dataset: tuple[HubName, Any] | None = None,
+        source: TextSource | None = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self.config, self.files, self.block_bytes = config, tuple(files), block_bytes
-        self._dataset = dataset
-        self._sizes = [path.stat().st_size for path in self.files]
-        self.num_bytes = sum(self._sizes) if dataset is None else None
+        self._source = source
+        self.sizes: list[int | None] = [path.stat().st_size for path in self.files]
+        known = [size for size in self.sizes if size is not None]
+        self.num_bytes = sum(known) if source is None and len(known) == len(self.sizes) else None
         self.bytes_read = 0
         self.report = ReadingReport()
 
@@ -63,44 +62,63 @@ class Corpus:
         """Find what the sources name.
 
         Args:
-            sources: Files, folders and globs, or one hub dataset (`name`, `org/name`, either with
-                `:configuration`).
+            sources: Files, folders and globs, here or at an address (`s3://bucket/web/*.jsonl.gz`),
+                or one hub dataset (`name`, `org/name`, either with `:configuration`).
             config: How the text is read.
 
         Raises:
             DataError: A source is missing or unsupported, all files are empty, or the hub dataset
                 cannot be loaded.
+            PluginError: The reader cannot be loaded.
         """
         config = config or CorpusConfig()
         name = hub_name(sources)
         if name is not None:
-            return cls(config=config, dataset=(name, hub.load(name, config)))
-        files = find_files(sources)
+            return cls(config=config, source=_datasets().HubDataset(name, config))
+        files = find_files(sources, config)
         try:
             corpus = cls(config=config, files=files)
         except OSError as error:
             raise cannot_read(Path(str(error.filename)), error) from error
-        if not corpus.num_bytes:
+        if corpus.num_bytes == 0:
             what = f"{files[0]} is" if len(files) == 1 else f"all {len(files)} files are"
             raise DataError(f"{what} empty; a corpus needs text: name a file that has some")
         return corpus
+
+    @classmethod
+    def of(cls, data: Any, config: CorpusConfig | None = None, *, name: str = "the data") -> Corpus:
+        """Read what is passed in Python; ids depend on the texts alone, as for files.
+
+        Args:
+            data: A `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of
+                strings or of mappings with the text under the text column. It is read several
+                times, and must give the same texts each time.
+            config: How the text is read.
+            name: How messages call it.
+
+        Raises:
+            DataError: It is none of these.
+        """
+        return cls(config=config or CorpusConfig(), source=_datasets().GivenTexts(data, name))
 
     def __iter__(self) -> Iterator[Example]:
         """Read from the start.
 
         Raises:
             DataError: A file cannot be read as the config says, or there is no text at all.
+            PluginError: A reader of the user's own fails.
         """
         self.bytes_read, self.report = 0, ReadingReport()
         report = self.report
-        yield from self._dataset_examples() if self._dataset else self._file_examples()
+        yield from self._file_examples() if self._source is None else self._source_examples()
         if not report.examples:
             raise self._no_text(report)
 
     def fingerprint(self) -> str:
-        """What the examples depend on, hashed: contents and order of the files, and the config.
+        """Hash all that the examples depend on: contents and order of the files, and the config.
 
-        Names do not count, beyond the suffixes. Reads every file once.
+        Names do not count, beyond the suffixes. Reads every file once, unless a file system tells
+        of a remote one what it is known by.
 
         Returns:
             32 hexadecimal digits: BLAKE2b (RFC 7693) of 16 bytes.
@@ -108,25 +126,39 @@ class Corpus:
         Raises:
             DataError: A file cannot be read, or the hub cannot be asked for its revision.
         """
-        config = self.config
         digest = blake2b(digest_size=16)
-        common = (READING_VERSION, config.on_bad_text, config.max_example_chars)
+        common = (READING_VERSION, self.config.on_bad_text, self.config.max_example_chars)
         digest.update(repr(common).encode())
-        if self._dataset:
-            name, dataset = self._dataset
-            content = hub.fingerprint(dataset, name, config)
-            digest.update(repr((str(name), config.split, config.text_column, content)).encode())
-        for path, size in zip(self.files, self._sizes, strict=True):
-            suffix, compression = split_suffix(path)
-            file_format = FORMATS[suffix]
-            how = config.unit if file_format == "text" else config.text_column
-            encoding = "" if file_format == "parquet" else config.encoding
-            digest.update(repr((size, file_format, compression, how, encoding)).encode())
-            digest.update(self._digest_of(path))
+        known = self._source.fingerprint() if self._source else None
+        if known is not None:
+            digest.update(known.encode())
+        elif self._source or not all(is_portable(path, self.config) for path in self.files):
+            # The code of a reader that was passed in Python cannot be hashed; what it reads can.
+            for example in self:
+                digest.update(example.id.to_bytes(8, "little"))
+        else:
+            for path, size in zip(self.files, self.sizes, strict=True):
+                digest.update(repr((size, *self._how(path))).encode())
+                digest.update(self._digest_of(path))
         return digest.hexdigest()
+
+    def _how(self, path: Path) -> tuple[str, ...]:
+        """Return the settings that decide what a file's text becomes."""
+        config = self.config
+        file_format = format_of(path, config)
+        encoding = "" if file_format == "parquet" else config.encoding
+        _, compression = split_suffix(path)
+        how = config.unit if file_format == "text" else config.text_column
+        if not file_format:
+            file_format = plugin_identity(str(config.reader))
+        return file_format, compression, how, encoding
 
     def _digest_of(self, path: Path) -> bytes:
         digest = blake2b(digest_size=32)
+        stamp = getattr(path, "stamp", None)
+        if stamp is not None:
+            digest.update(f"{path} {stamp}".encode())
+            return digest.digest()
         try:
             with path.open("rb") as file:
                 while block := file.read(self.block_bytes):
@@ -137,22 +169,20 @@ class Corpus:
 
     def _file_examples(self) -> Iterator[Example]:
         before = 0
-        for path, size in zip(self.files, self._sizes, strict=True):
+        for path, size in zip(self.files, self.sizes, strict=True):
             reading = self._reading(str(path), path)
             if size == 0:
                 self.report.empty_files += 1
                 continue
-            reader = READERS[FORMATS[split_suffix(path)[0]]]
-            yield from examples(reader(reading), reading)
+            yield from examples(read_texts(reading), reading)
             # Parquet reads some bytes twice and others never; at the end the sum is right.
-            before += size
+            before = before + size if size is not None else self.bytes_read
             self.bytes_read = before
 
-    def _dataset_examples(self) -> Iterator[Example]:
-        assert self._dataset is not None
-        name, dataset = self._dataset
-        reading = self._reading(str(name), Path())
-        yield from examples(hub.read_dataset(dataset, name, reading), reading)
+    def _source_examples(self) -> Iterator[Example]:
+        assert self._source is not None
+        reading = self._reading(self._source.label, Path())
+        yield from examples(self._source.texts(reading), reading)
 
     def _reading(self, source: str, path: Path) -> Reading:
         return Reading(
@@ -168,8 +198,8 @@ class Corpus:
         self.bytes_read += num_bytes
 
     def _no_text(self, report: ReadingReport) -> DataError:
-        if self._dataset:
-            what = f"the hub dataset {self._dataset[0]}"
+        if self._source:
+            what = self._source.name
         elif len(self.files) == 1:
             what = str(self.files[0])
         else:
@@ -182,32 +212,8 @@ class Corpus:
         return DataError(f"{what} contains no text, only white space; name a file that has some")
 
 
-def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
-    """Give texts their ids; blank ones are left out, long ones cut.
+def _datasets() -> Any:
+    # By name: a run on files imports nothing of this.
+    import importlib
 
-    Raises:
-        DataError: A text holds a NUL character or a surrogate, and bad text is to fail.
-    """
-    source, report, limit = reading.place.source, reading.report, reading.config.max_example_chars
-    from_bytes, hash_of = int.from_bytes, blake2b
-    cutter = Cutter(limit, report)
-    for raw_text in texts:
-        text: str | None = raw_text.strip()
-        if not text:
-            continue
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, as JSON may spell it
-            data = b"\0"
-        if b"\0" in data:
-            text = reading.mend(text)
-            if text is None:
-                continue
-            data = text.encode()
-        if len(text) > limit:
-            for piece in cutter.whole(text):
-                report.examples += 1
-                yield Example(piece, source, example_id(piece))
-            continue
-        report.examples += 1
-        yield Example(text, source, from_bytes(hash_of(data, digest_size=8).digest(), "little"))
+    return importlib.import_module("maskery.data.corpus.dataset_corpus")

@@ -22,20 +22,19 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
 from maskery.core.vocabulary import vocabulary_size
+from maskery.data.corpus.examples import ReadingReport
+from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
-from maskery.data.corpus.reading import ReadingReport
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.cutting import Piece, plan_fingerprint, plan_pieces
 from maskery.data.shards.manifest import (
     LENGTHS,
-    MANIFEST,
-    PLAN,
     TOKENIZER,
     DocumentLengths,
     FileEntry,
     Manifest,
 )
 from maskery.data.shards.piece_work import RECORDS, Job, load_piece, load_shard
+from maskery.data.shards.pieces import Piece, plan_fingerprint, plan_pieces
 from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
 from maskery.data.shards.workers import do_pieces
 from maskery.data.tokenise import tokenizer_fingerprint
@@ -89,10 +88,10 @@ def make_shards(
     """
     if not corpus.files:
         raise DataError(
-            "tokenize cuts files, and a hub dataset has none here; download its Parquet or JSON "
+            "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
             "lines files and name their folder"
         )
-    sizes = [path.stat().st_size for path in corpus.files]
+    sizes = corpus.sizes
     pieces = plan_pieces(corpus.files, sizes, corpus.config, config.shard_bytes)
     fingerprint = plan_fingerprint(
         corpus.files,

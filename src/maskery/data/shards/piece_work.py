@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.examples import is_held_out
-from maskery.data.corpus.reading import ReadingReport
-from maskery.data.shards.cutting import Piece
+from maskery.data.corpus.examples import ReadingReport, is_held_out
 from maskery.data.shards.manifest import ShardEntry, is_count
-from maskery.data.shards.pieces import PieceReader
+from maskery.data.shards.pieces import Piece, PieceReader
 from maskery.data.shards.shard_file import find_damage, write_bytes, write_shard
 from maskery.data.tokenise import BATCH_CHARS, Encoded, batched
 
@@ -51,7 +49,7 @@ class Job:
     """
 
     files: tuple[Path, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[int | None, ...]
     reading: CorpusConfig
     folder: Path
     fingerprint: str

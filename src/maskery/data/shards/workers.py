@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
 from maskery.core.stopping import signals_held
-from maskery.data.shards.cutting import Piece
+from maskery.data.corpus.formats import is_portable
 from maskery.data.shards.piece_work import Encode, Job, do_piece
+from maskery.data.shards.pieces import Piece
 from maskery.data.tokenise import encoder, plain_backend
 
 Done = tuple[int, int, list[str]]
@@ -34,8 +35,12 @@ def do_pieces(
     """
     backend = plain_backend(tokenizer)
     count = min(workers or len(os.sched_getaffinity(0)), len(pieces))
-    # A tokenizer in Python is not sent to other processes.
-    if count <= 1 or backend is None:
+    # A tokenizer in Python is not sent to other processes, nor is a reader that was registered.
+    portable = all(
+        is_portable(path, job.reading) and not getattr(path, "in_memory", False)
+        for path in job.files
+    )
+    if count <= 1 or backend is None or not portable:
         encode = encoder(tokenizer, backend)
         for piece in pieces:
             yield do_piece(piece, job, encode)

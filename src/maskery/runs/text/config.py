@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.data.corpus.config import CorpusConfig
-from maskery.data.shards.config import StreamingConfig
+from maskery.data.corpus.config import CorpusConfig, StreamingConfig
 from maskery.masking.config import MaskingConfig
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig
@@ -22,6 +21,8 @@ SCRATCH = "scratch:"
 @dataclass(frozen=True, kw_only=True)
 class TextRunConfig:
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
+
+    kind: ClassVar[str] = "text"
 
     corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
     """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), one hub id, or the
@@ -120,7 +121,13 @@ class TextRunConfig:
 
     def anchored(self) -> TextRunConfig:
         """The same with absolute paths of the data, which mean the same from any folder."""
-        return replace(self, corpus=_anchored(self.corpus), eval_data=_anchored(self.eval_data))
+        return replace(
+            self,
+            corpus=_anchored(self.corpus),
+            eval_data=_anchored(self.eval_data),
+            masking=self.masking.anchored(),
+            reading=self.reading.anchored(),
+        )
 
 
 def _anchored(sources: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,181 @@
+"""Datasets as corpora: of the Hugging Face hub, or the user's own, and iterables of strings.
+
+Code that a dataset of the hub carries is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from maskery.core.errors import DataError, MaskeryError, reason_of
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.files import HubName, near_names
+
+BATCH_ROWS = 1000
+
+
+class TextSource(Protocol):
+    """Texts that lie in no file of a known format."""
+
+    label: str
+    """The source of its examples."""
+    name: str
+    """How messages call all of it."""
+
+    def texts(self, reading: Reading) -> Iterator[str]:
+        """Yield the texts, always the same ones."""
+
+    def fingerprint(self) -> str | None:
+        """Return what the content is known by, or None if it must be read to know it."""
+
+
+class HubDataset:
+    """A split of a dataset of the hub, loaded or opened for streaming.
+
+    Raises:
+        DataError: The hub cannot be reached, or it has no such dataset, configuration or split.
+    """
+
+    def __init__(self, name: HubName, config: CorpusConfig) -> None:
+        import datasets
+
+        self.hub_name, self.config = name, config
+        self.label, self.name = str(name), f"the hub dataset {name}"
+        try:
+            self.dataset: Any = datasets.load_dataset(
+                name.name, name.configuration, split=config.split, streaming=config.stream
+            )
+        # The library, its filesystems and its HTTP client share no base class.
+        except Exception as error:
+            raise explain(name, error) from error
+
+    def texts(self, reading: Reading) -> Iterator[str]:
+        """Yield the texts of the split.
+
+        Raises:
+            DataError: The text column is missing or holds no strings, or the network fails.
+        """
+        try:
+            yield from read_dataset(self.dataset, reading)
+        except MaskeryError:
+            raise
+        except Exception as error:
+            raise explain(self.hub_name, error) from error
+
+    def fingerprint(self) -> str:
+        """Return the library's hash of the content, or the hub's revision.
+
+        Raises:
+            DataError: The dataset is streamed and the hub cannot be asked for its revision.
+        """
+        content = "" if self.config.stream else str(self.dataset._fingerprint)
+        if self.config.stream:
+            import huggingface_hub
+
+            try:
+                content = str(huggingface_hub.HfApi().dataset_info(self.hub_name.name).sha)
+            except Exception as error:
+                raise explain(self.hub_name, error) from error
+        config = self.config
+        return repr((str(self.hub_name), config.split, config.text_column, content))
+
+
+class GivenTexts:
+    """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library.
+
+    Args:
+        data: A `Dataset` or `IterableDataset`, or an iterable of strings or of mappings with the
+            text under the text column. An iterator, which can be read once only, is read now.
+        name: How messages call it.
+    """
+
+    def __init__(self, data: Any, name: str) -> None:
+        if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+            raise DataError(
+                f"{name} cannot be a {type(data).__name__}; pass an iterable of strings, or a "
+                "dataset of the datasets library"
+            )
+        self.label = self.name = name
+        self.data: Any = list(data) if iter(data) is data else data
+
+    def texts(self, reading: Reading) -> Iterator[str]:
+        """Yield the texts.
+
+        Raises:
+            DataError: One is no string and no record with one, or the iterable fails.
+        """
+        try:
+            if hasattr(self.data, "column_names"):
+                yield from read_dataset(self.data, reading)
+            else:
+                yield from self._items(reading)
+        except MaskeryError:
+            raise
+        except Exception as error:  # a user's iterable raises anything
+            raise DataError(
+                f"{reading.place} cannot be read ({type(error).__name__}: {reason_of(error)}); "
+                "mend what you pass"
+            ) from error
+
+    def fingerprint(self) -> None:
+        """Return None: what is in memory may have been changed since it was named."""
+
+    def _items(self, reading: Reading) -> Iterator[str]:
+        reading.place.unit = "text"
+        for item in self.data:
+            reading.place.number += 1
+            text = reading.text_of(item) if hasattr(item, "keys") else reading.value(item)
+            if text is not None:
+                reading.on_read(len(text))
+                yield text
+
+
+def read_dataset(dataset: Any, reading: Reading) -> Iterator[str]:
+    """Yield the texts of a `Dataset` or `IterableDataset`.
+
+    Raises:
+        DataError: The text column is missing or holds no strings.
+    """
+    column = reading.config.text_column
+    if dataset.column_names is not None:
+        if column not in dataset.column_names:
+            raise reading.missing_column(dataset.column_names)
+        dataset = dataset.select_columns([column])
+    reading.place.unit = "row"
+    for batch in dataset.iter(batch_size=BATCH_ROWS):
+        if column not in batch:
+            raise reading.missing_column(list(batch))
+        for value in batch[column]:
+            reading.place.number += 1
+            text = reading.value(value)
+            if text is not None:
+                reading.on_read(len(text))
+                yield text
+
+
+def explain(name: HubName, error: Exception) -> DataError:
+    """Return one line for whatever went wrong between here and the hub."""
+    near = near_names(Path(name.name))
+    local = f"no file or folder is called {name.name!r}" + (f" (near: {near})" if near else "")
+    if type(error).__name__ == "DatasetNotFoundError":
+        return DataError(f"{local}, and the hub has no such dataset or keeps it private")
+    if _is_connection(error):
+        return DataError(
+            f"{local}, and the dataset hub could not be reached to look for a dataset of that "
+            "name; pass a local file, or try again with a network"
+        )
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return DataError(f"the hub dataset {name} cannot be read: {type(error).__name__}: {first_line}")
+
+
+def _is_connection(error: BaseException | None) -> bool:
+    """Return True if an error, or one that caused it, is the network's."""
+    names = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout"}
+    while error is not None:
+        if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in names:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,388 @@
+"""From names to a list of files, here or at an address, or to a dataset of the hub."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.formats import (
+    NAMED_ONLY,
+    READERS,
+    SUFFIXES,
+    split_suffix,
+    supported_suffixes,
+)
+from maskery.data.corpus.streams import COMPRESSIONS
+
+log = logging.getLogger(__name__)
+
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?::([^\s:/][^\s:]*))?")
+LONGEST_HUB_NAME = 200
+ADDRESS = "://"
+# Written by `maskery tokenize`: the list of all shards at the end, the plan before any other file.
+MANIFEST, PLAN = "shards.json", "plan.json"
+# What file systems of fsspec tell of a file's content: a hash, or a version of it.
+STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "blob_id", "generation")
+CONVERTERS = {
+    ".pdf": "pdftotext FILE.pdf FILE.txt",
+    ".docx": "pandoc -t plain --wrap=none FILE.docx -o FILE.txt",
+    ".odt": "pandoc -t plain --wrap=none FILE.odt -o FILE.txt",
+    ".epub": "pandoc -t plain --wrap=none FILE.epub -o FILE.txt",
+    ".html": "pandoc -t plain --wrap=none FILE.html -o FILE.txt",
+    ".htm": "pandoc -t plain --wrap=none FILE.htm -o FILE.txt",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubName:
+    """A dataset of the hub: `name`, `org/name`, or either with `:configuration`."""
+
+    name: str
+    configuration: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.configuration}" if self.configuration else self.name
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteFile:
+    """A file at an address, with as much of the interface of `Path` as reading asks for.
+
+    Attributes:
+        filesystem: Of fsspec; it can be pickled.
+        path: The file's name in it.
+        size: In bytes; None if the file system does not tell.
+        stamp: Known to change with the content; None if the file system does not tell.
+    """
+
+    filesystem: Any
+    path: str
+    size: int | None
+    stamp: str | None
+
+    def __str__(self) -> str:
+        return str(self.filesystem.unstrip_protocol(self.path))
+
+    @property
+    def name(self) -> str:
+        """The last part of the name, without the query of a web address."""
+        path = unquote(urlsplit(self.path).path) if "http" in self.path[:4] else self.path
+        return PurePosixPath(path).name
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix of the name."""
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def in_memory(self) -> bool:
+        """True for a file that this process alone can see."""
+        return "memory" in _protocols(self.filesystem)
+
+    def stat(self) -> SimpleNamespace:
+        """Return the size as `st_size`."""
+        return SimpleNamespace(st_size=self.size)
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
+        """Open the file for reading its bytes; `buffering` is the file system's own affair."""
+        del buffering
+        return cast(BinaryIO, self.filesystem.open(self.path, mode))
+
+
+def is_address(source: str) -> bool:
+    """Return True for an address such as `s3://bucket/file.txt`."""
+    return ADDRESS in source
+
+
+def open_address(source: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the name in it.
+
+    Raises:
+        MissingExtraError: The file system's package is not installed.
+        DataError: There is no such file system.
+    """
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source)
+    except Exception as error:
+        raise unreadable(source, error) from error
+    return filesystem, str(path)
+
+
+def unreadable(source: object, error: Exception) -> MaskeryError:
+    """Return the error for an address that cannot be read, in one line."""
+    why = reason_of(error)
+    if isinstance(error, ImportError):
+        return MissingExtraError(
+            f"'{source}' needs a package that is not installed ({why}); install it with pip"
+        )
+    return DataError(f"'{source}' cannot be read ({why}); check the address and the network")
+
+
+def holds_shards(source: str) -> bool:
+    """Return True for a folder or address of shards that `maskery tokenize` has made or begun.
+
+    Raises:
+        DataError: The address cannot be reached.
+        MissingExtraError: The package of the address is not installed.
+    """
+    names = (MANIFEST, PLAN)
+    if not is_address(source):
+        folder = Path(source).expanduser()
+        try:
+            return any((folder / name).is_file() for name in names)
+        except OSError:
+            return False
+    path = urlsplit(source).path
+    # A file or a glob is no folder; the rest is asked for.
+    if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
+        return False
+    filesystem, root = open_address(source)
+    return any(_is_there(filesystem, f"{root.rstrip('/')}/{name}", source) for name in names)
+
+
+def _is_there(filesystem: Any, path: str, source: str) -> bool:
+    try:
+        return bool(filesystem.info(path)["type"] == "file")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except Exception as error:  # every file system has errors of its own
+        raise unreadable(source, error) from error
+
+
+def hub_name(sources: Sequence[str]) -> HubName | None:
+    """Return the hub dataset that a single source names, or None if it must be files.
+
+    It is a dataset if nothing of that name exists, it has the form of a hub name and no suffix of
+    a file that Maskery reads, and its first part is not a folder that exists.
+    """
+    if len(sources) != 1:
+        return None
+    source = sources[0]
+    match = HUB_NAME.fullmatch(source)
+    if match is None or len(source) > LONGEST_HUB_NAME:
+        return None
+    path = Path(source)
+    suffix, compression = split_suffix(path)
+    if path.exists() or suffix in SUFFIXES or suffix in CONVERTERS or compression:
+        return None
+    if "/" in source and Path(source.split("/")[0]).is_dir():
+        return None
+    return HubName(name=match[1], configuration=match[2])
+
+
+def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> list[Path]:
+    """Return the files that the sources name, sorted, each once; those at addresses come last.
+
+    Args:
+        sources: Files; folders (searched with all folders in them for files of usable suffixes,
+            hidden ones left out); globs (`**` for any depth); addresses of any of these.
+        config: Its reader decides which suffixes are usable. Default: `CorpusConfig()`.
+
+    Raises:
+        DataError: A source does not exist, has an unsupported suffix, or holds no usable file.
+        MissingExtraError: The package of an address is not installed.
+    """
+    if not sources:
+        raise DataError("no corpus is named; name files, folders, globs or a hub dataset")
+    finder = Finder(config or CorpusConfig())
+    local: dict[Path, Path] = {}
+    remote: dict[str, Any] = {}
+    found = [path for source in sources for path in finder.files_of(source)]
+    for path in sorted(path for path in found if isinstance(path, Path)):
+        local.setdefault(path.resolve(), path)
+    for file in found:
+        if not isinstance(file, Path):
+            remote[str(file)] = file
+    if finder.passed_over:
+        log.warning(
+            "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
+            "such as %s",
+            len(finder.passed_over),
+            finder.passed_over[0],
+        )
+    return [*local.values(), *(remote[address] for address in sorted(remote))]
+
+
+def missing(path: Path) -> DataError:
+    """Return the error for a path that does not exist."""
+    near = near_names(path)
+    return DataError(
+        f"{path} does not exist; {f'did you mean {near}?' if near else 'check the name'}"
+    )
+
+
+def near_names(path: Path) -> str:
+    """Return up to three names like that of a missing path, in the folder it should lie in."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except (OSError, ValueError):  # a NUL character is in no name
+        return ""
+    names = [name for name in names if name != path.name]
+    close = difflib.get_close_matches(path.name, names, n=3)
+    return " or ".join(str(path.parent / name) for name in close)
+
+
+class Finder:
+    """Finds the files of sources; `passed_over` lists what in folders is no file."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        self.any_suffix = config.reader is not None
+        self.folder_suffixes = frozenset(SUFFIXES) - NAMED_ONLY
+        if self.any_suffix:
+            # A reader may say which files of a folder are its own; else all are.
+            self.folder_suffixes = frozenset(getattr(READERS.find(config.reader), "suffixes", ()))
+        self.passed_over: list[Path] = []
+
+    def files_of(self, source: str) -> list[Any]:
+        """Return the files of one source: paths, or `RemoteFile`s."""
+        if is_address(source):
+            return self._remote_files(source)
+        path = Path(source).expanduser()
+        try:
+            exists = path.exists()
+        except OSError as error:  # such as a name that is too long: the text itself, most likely
+            raise DataError(f"{source[:60]!r}... is no name of a file; name a file") from error
+        if path.is_dir():
+            return self._folder_files(path)
+        if path.is_file():
+            return [self._supported(path)]
+        if exists:
+            raise DataError(
+                f"{path} is neither a file nor a folder; write its text to a file first"
+            )
+        if glob.has_magic(source):
+            return self._glob_files(path)
+        raise missing(path)
+
+    def _supported(self, path: Any) -> Any:
+        suffix, _ = split_suffix(path)
+        if self.any_suffix or suffix in SUFFIXES:
+            return path
+        what = f"the suffix {suffix!r}, which is not read" if suffix else "no suffix"
+        fix = "rename it to end in .txt if it is plain text, or name a --reader"
+        if suffix in CONVERTERS:
+            fix = f"turn it into text first, for example by: {CONVERTERS[suffix]}"
+        raise DataError(f"{path} has {what}; Maskery reads {supported_suffixes()}: {fix}")
+
+    def _usable(self, path: Any) -> bool:
+        every = self.any_suffix and not self.folder_suffixes
+        return every or split_suffix(path)[0] in self.folder_suffixes
+
+    def _folder_files(self, folder: Path) -> list[Path]:
+        files = [path for path in self._walk(folder) if self._usable(path)]
+        if not files:
+            raise self._empty(f"the folder {folder}")
+        return files
+
+    def _empty(self, folder: str) -> DataError:
+        suffixes = ", ".join(s for s in SUFFIXES if s in self.folder_suffixes)
+        return DataError(
+            f"{folder} holds no file that is read from a folder: "
+            f"{suffixes or ', '.join(sorted(self.folder_suffixes)) or 'any'}, plain or "
+            f"packed ({', '.join(COMPRESSIONS)}); name other files by themselves"
+        )
+
+    def _walk(self, folder: Path) -> Iterator[Path]:
+        """Yield all files under a folder that are not hidden; linked folders are followed once."""
+        seen = {os.path.realpath(folder)}
+        for root, folders, files in os.walk(folder, followlinks=True):
+            kept = []
+            for name in sorted(folders):
+                real = os.path.realpath(Path(root, name))
+                if not name.startswith(".") and real not in seen:
+                    seen.add(real)
+                    kept.append(name)
+            folders[:] = kept
+            for path in (Path(root, name) for name in files if not name.startswith(".")):
+                if self._is_file(path):
+                    yield path
+                elif self._usable(path):
+                    self.passed_over.append(path)
+
+    def _is_file(self, path: Path) -> bool:
+        try:  # opening a pipe would wait for ever
+            return stat.S_ISREG(path.stat().st_mode)
+        except OSError:  # a link to nothing, or to itself
+            return False
+
+    def _glob_files(self, pattern: Path) -> list[Path]:
+        # Path.glob takes no absolute pattern and matches hidden files.
+        names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207
+        matches = [Path(name) for name in names]
+        files = []
+        for path in matches:
+            if path.is_dir():
+                files += [inside for inside in self._walk(path) if self._usable(inside)]
+            elif self._is_file(path):
+                files.append(self._supported(path))
+            else:
+                self.passed_over.append(path)
+        if not files:
+            raise DataError(
+                f"the pattern {str(pattern)!r} matches no file; check it, and quote it so that the "
+                "shell passes it on"
+            )
+        return files
+
+    def _remote_files(self, source: str) -> list[Any]:
+        filesystem, root = open_address(source)
+        if "file" in _protocols(filesystem):
+            return self.files_of(root)
+        try:
+            found = self._listed(filesystem, root, source)
+        except FileNotFoundError as error:
+            raise DataError(f"'{source}' does not exist; check the address") from error
+        except MaskeryError:
+            raise
+        except Exception as error:  # every file system has errors of its own
+            raise unreadable(source, error) from error
+        return found
+
+    def _listed(self, filesystem: Any, root: str, source: str) -> list[RemoteFile]:
+        # In a web address, a question mark begins the query.
+        web = not {"http", "https"}.isdisjoint(_protocols(filesystem))
+        keep: Callable[[Any], Any] = self._usable
+        if ("*" in root) if web else glob.has_magic(root):
+            infos = filesystem.glob(root, detail=True)
+            keep = self._supported
+        else:
+            info = filesystem.info(root)
+            if info["type"] != "directory":
+                return [cast(RemoteFile, self._supported(_remote(filesystem, root, info)))]
+            infos = filesystem.find(root, detail=True)
+        depth = root.rstrip("/").count("/") + 1
+        files = [
+            _remote(filesystem, path, info)
+            for path, info in infos.items()
+            if info["type"] == "file"
+            and not any(part.startswith(".") for part in path.split("/")[depth:])
+        ]
+        files = [file for file in files if keep(file)]
+        if not files:
+            raise self._empty(f"'{source}'")
+        return files
+
+
+def _remote(filesystem: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+    stamp = next((f"{name}={info[name]}" for name in STAMPS if info.get(name)), None)
+    size = info.get("size")
+    return RemoteFile(filesystem, path, None if size is None else int(size), stamp)
+
+
+def _protocols(filesystem: Any) -> set[str]:
+    protocol = filesystem.protocol
+    return {protocol} if isinstance(protocol, str) else set(protocol)

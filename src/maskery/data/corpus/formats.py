@@ -1,0 +1,285 @@
+"""The formats of corpus files: a table from suffixes to readers, open to readers of the user's own.
+
+A reader of the user's own is a callable that takes one open file, a `CorpusFile`, and yields
+examples: strings, or dicts with the text under `--text-column`. It is named on the command line
+(`--reader FILE.py:NAME`), passed in Python (`CorpusConfig(reader=read)`), or registered:
+
+    register(".conllu", read_conllu)
+
+Opening, decompression, decoding, ids, counting and messages are done here for all readers alike.
+"""
+
+from __future__ import annotations
+
+import io
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from maskery.core.errors import DataError, MaskeryError, PluginError, reason_of
+from maskery.core.registry import Registry, is_plugin
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.streams import COMPRESSIONS, Readable, open_blocks, open_stream
+
+UserReader: TypeAlias = "Callable[[CorpusFile], Iterable[str | Mapping[str, object]]]"
+TextReader: TypeAlias = Callable[[Reading], Iterator[str]]
+
+CONTRACT = (
+    "a callable that takes an open file (`for line in file`, or `file.read()`) and yields strings, "
+    "or dicts with the text under --text-column"
+)
+TABLES = "maskery.data.corpus.table_files"
+# Named by module and attribute: a run on plain text imports no other reader.
+OURS: dict[str, Any] = {
+    "text": "maskery.data.corpus.text_files:read_text",
+    "jsonl": "maskery.data.corpus.json_files:read_json_lines",
+    "json": "maskery.data.corpus.json_files:read_json",
+    "csv": f"{TABLES}:read_csv",
+    "tsv": f"{TABLES}:read_tsv",
+    "parquet": f"{TABLES}:read_parquet",
+}
+READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)
+SUFFIXES = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".log": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+# A README or a log lies in many folders of data without being data; these count when they are
+# named, or matched by a glob that ends in their suffix.
+NAMED_ONLY = {".md", ".rst", ".log"}
+
+
+def register(suffix: str, reader: UserReader) -> None:
+    """Read files of a suffix, also packed ones, with a reader of one's own from now on.
+
+    Args:
+        suffix: Such as ".conllu".
+        reader: A callable from a `CorpusFile` to strings, or dicts with the text.
+
+    Raises:
+        PluginError: The suffix is read already or is none, or the reader cannot be called.
+    """
+    if (
+        not suffix.startswith(".")
+        or suffix != suffix.lower()
+        or Path(f"a{suffix}").suffix != suffix
+    ):
+        raise PluginError(f"'{suffix}' is no suffix; give one like '.conllu', in lower case")
+    if suffix in SUFFIXES or suffix in COMPRESSIONS:
+        raise PluginError(f"files that end in '{suffix}' are read already; choose another suffix")
+    if not callable(reader):
+        raise READERS.misfit(suffix, f"a {type(reader).__name__} was registered")
+    READERS.register(suffix, reader)
+    SUFFIXES[suffix] = suffix
+
+
+def split_suffix(path: Path) -> tuple[str, str]:
+    """Return the suffix of the format and of the compression ("" if there is none), lower case."""
+    name, compression = path.name.lower(), ""
+    if Path(name).suffix in COMPRESSIONS:
+        compression = Path(name).suffix
+        name = name.removesuffix(compression)
+    return Path(name).suffix, compression
+
+
+def supported_suffixes() -> str:
+    """Return the suffixes that are read, for messages."""
+    packed = ", ".join(COMPRESSIONS)
+    return f"{', '.join(SUFFIXES)} (each may be packed: {packed})"
+
+
+def format_of(path: Path, config: CorpusConfig) -> str:
+    """Return the name of a file's format: one of `OURS`, or "" for a reader of the user's own."""
+    choice = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
+    return choice if isinstance(choice, str) and choice in OURS else ""
+
+
+def is_portable(path: Path, config: CorpusConfig) -> bool:
+    """Return True if another process finds the reader of a file by itself.
+
+    What was registered or passed in Python is known to this process alone.
+    """
+    return bool(format_of(path, config)) or is_plugin(config.reader)
+
+
+def reader_for(path: Path, config: CorpusConfig) -> TextReader:
+    """Return the function that reads the texts of a file.
+
+    Raises:
+        PluginError: `--reader` names none, or one that cannot be loaded or called.
+    """
+    choice: Any = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
+    found: Any = READERS.find(choice)
+    if format_of(path, config):
+        return found  # type: ignore[no-any-return]
+    if not callable(found):
+        raise READERS.misfit(choice, f"it is of type {type(found).__name__}")
+    return lambda reading: read_by(found, choice, reading)
+
+
+def read_texts(reading: Reading) -> Iterator[str]:
+    """Yield the texts of a file by the reader of its format.
+
+    Raises:
+        DataError: The file cannot be read as the config says.
+        PluginError: The reader cannot be loaded, or fails.
+    """
+    try:
+        yield from reader_for(reading.path, reading.config)(reading)
+    except MaskeryError:
+        raise
+    except Exception as error:
+        if isinstance(reading.path, Path):
+            raise
+        # At an address, every file system has errors of its own.
+        raise DataError(
+            f"{reading.place.source} cannot be read ({type(error).__name__}: {reason_of(error)}); "
+            "check the address and the network"
+        ) from error
+
+
+def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:
+    """Yield the texts that a reader of the user's own finds in a file.
+
+    Args:
+        reader: The reader.
+        choice: The reader as the user named it, for messages.
+        reading: The file.
+
+    Raises:
+        PluginError: The reader fails, or yields something that is no text.
+        DataError: The file cannot be read, or a record has no text.
+    """
+    reading.place.unit = "example"
+    with CorpusFile(reading) as file:
+        try:
+            for item in _iterate(reader(file), reader, choice):
+                reading.place.number += 1
+                if isinstance(item, str):
+                    text = reading.value(item)
+                elif isinstance(item, Mapping):
+                    text = reading.text_of(item)
+                else:
+                    kind = type(item).__name__
+                    raise READERS.misfit(choice, f"it yielded a {kind} at {reading.place}")
+                if text is not None:
+                    yield text
+        except MaskeryError:
+            raise
+        except Exception as error:  # a user's code raises anything
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            found = f"it fails on {reading.path} (line {line}: {type(error).__name__}: "
+            raise READERS.misfit(choice, f"{found}{reason_of(error)})") from error
+
+
+def _iterate(found: Any, reader: UserReader, choice: object) -> Iterator[object]:
+    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+        name = getattr(reader, "__name__", type(reader).__name__)
+        raise READERS.misfit(choice, f"{name} returned a {type(found).__name__}")
+    return iter(found)
+
+
+class CorpusFile(io.TextIOBase):
+    r"""An open file of a corpus as a reader of the user's own gets it: text, decompressed, decoded.
+
+    Line ends are `\n`. Iterate over it for its lines, or call `read`. For formats that are not
+    text, `buffer` is a binary stream of the decompressed file.
+
+    Attributes:
+        path: The file; its suffix is that of the packed file.
+        name: The file as messages call it.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.path, self.name = reading.path, reading.place.source
+        self._reading, self._stack = reading, ExitStack()
+        self._blocks = self._stack.enter_context(open_blocks(reading))
+        self._text, self._position = "", 0
+        self._buffer: io.BufferedReader | None = None
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
+        """Return the next line with its line end, or "" at the end of the file.
+
+        Raises:
+            DataError: The line is longer than any record may be.
+        """
+        del size  # part of the interface; lines come whole
+        parts: list[str] = []
+        length = 0
+        while True:
+            end = self._text.find("\n", self._position) + 1
+            parts.append(self._text[self._position : end or None])
+            self._position = end or len(self._text)
+            length += len(parts[-1])
+            if length > self._reading.max_record_chars:
+                raise DataError(
+                    f"{self.name} has a line longer than {self._reading.max_record_chars:,} "
+                    "characters; cut it, or read the file by parts with `file.read(size)`"
+                )
+            if end or not self._next_block():
+                return "".join(parts)
+
+    def read(self, size: int | None = -1, /) -> str:
+        """Return the next `size` characters, or all that follow."""
+        parts: list[str] = []
+        left = -1 if size is None else size
+        while left:
+            part = self._text[self._position : self._position + left if left > 0 else None]
+            self._position += len(part)
+            parts.append(part)
+            left -= len(part) if left > 0 else 0
+            if self._position == len(self._text) and not self._next_block():
+                break
+        return "".join(parts)
+
+    @property
+    def buffer(self) -> io.BufferedReader:
+        """The decompressed bytes of the file, from its start."""
+        if self._buffer is None:
+            reading = self._reading
+            opened = open_stream(reading.path, reading.on_read, reading.span)
+            self._buffer = io.BufferedReader(_RawBytes(self._stack.enter_context(opened)))
+        return self._buffer
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+        super().close()
+
+    def _next_block(self) -> bool:
+        for block in self._blocks:
+            if block:
+                self._text, self._position = block, 0
+                return True
+        self._text, self._position = "", 0
+        return False
+
+
+class _RawBytes(io.RawIOBase):
+    """A `Readable` with the interface that Python's buffered streams ask for."""
+
+    def __init__(self, stream: Readable) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any, /) -> int:
+        data = self.stream.read(len(target))
+        target[: len(data)] = data
+        return len(data)

@@ -1,0 +1,365 @@
+"""From the bytes of a file to blocks of characters: decompression, then decoding.
+
+gzip, xz and bzip2 come from the standard library, Zstandard from pyarrow. Archives of several
+streams or frames (as `cat a.gz b.gz`, pigz, pbzip2 and pzstd write them) are read whole, and one
+that is cut short or damaged fails: nothing is dropped at a damaged seam.
+
+Bad text is a byte sequence that the encoding does not have, or a NUL character. Under `fail` the
+first one is an error that names its offset in the decompressed stream. Under `skip` and `replace`
+every bad sequence becomes one NUL character, the mark that `Reading.mend` deals with.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias
+
+from maskery.core.errors import DataError
+from maskery.data.corpus.config import OnBadText
+from maskery.data.corpus.examples import BLOCK_BYTES, Reading
+
+CHUNK_BYTES = 1 << 18
+# Dictionaries of more than this are not allocated: `xz -9` writes 64 MiB, a hostile file 4 GiB.
+XZ_MEMORY = 1 << 28
+# UTF-32's marks stand before UTF-16's, which they begin with.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+LONGEST_MARK = 4
+SIGNATURES = {
+    b"\x1f\x8b": "a gzip archive (.gz)",
+    b"\xfd7zXZ\x00": "an xz archive (.xz)",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive (.zst)",
+    b"BZh": "a bzip2 archive (.bz2)",
+    b"PK\x03\x04": "a zip archive or an office document",
+    b"%PDF": "a PDF document",
+    b"PAR1": "a Parquet file (.parquet)",
+}
+MARKING = "maskery.mark"  # of the error handler that `decoded_blocks` registers
+Decompressor: TypeAlias = lzma.LZMADecompressor | bz2.BZ2Decompressor
+
+
+class Readable(Protocol):
+    """A binary stream, of which only `read` is used."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+
+
+class CountedFile:
+    """A raw file that tells how much of it is read.
+
+    Has as much of the file interface as gzip and pyarrow ask for.
+    """
+
+    closed = False
+
+    def __init__(
+        self, file: BinaryIO, on_read: Callable[[int], object], limit: int | None = None
+    ) -> None:
+        self.file, self.on_read, self.left = file, on_read, limit
+
+    def read(self, size: int = CHUNK_BYTES, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+        data = self.file.read(size if self.left is None else min(size, self.left))
+        if self.left is not None:
+            self.left -= len(data)
+        self.on_read(len(data))
+        return data
+
+    def close(self) -> None:
+        """Do nothing: who opened the file closes it. pyarrow calls this."""
+
+
+class MultiStream:
+    """The streams of an xz or bzip2 file, one after the other.
+
+    `lzma.open` and `bz2.open` take whatever follows the first stream and is not a stream for
+    rubbish and drop it in silence; here it is an error. Padding of zero bytes is allowed.
+    """
+
+    def __init__(self, file: Readable, decompressor: Callable[[], Decompressor]) -> None:
+        self.file, self.new_decompressor = file, decompressor
+        self.decompressor: Decompressor | None = None
+        self.waiting = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+        while True:
+            if self.decompressor is None and not self._next_stream():
+                return b""
+            assert self.decompressor is not None
+            data = b""
+            if self.decompressor.needs_input:
+                data, self.waiting = self.waiting or self.file.read(CHUNK_BYTES), b""
+                if not data:
+                    raise EOFError("it ends too early")
+            output = self.decompressor.decompress(data, size)
+            if self.decompressor.eof:
+                self.waiting, self.decompressor = self.decompressor.unused_data, None
+            if output:
+                return output
+
+    def _next_stream(self) -> bool:
+        """Pass over padding; return True if another stream follows."""
+        self.waiting = self.waiting.lstrip(b"\0")
+        while not self.waiting:
+            data = self.file.read(CHUNK_BYTES)
+            if not data:
+                return False
+            self.waiting = data.lstrip(b"\0")
+        self.decompressor = self.new_decompressor()
+        return True
+
+
+def open_gzip(file: CountedFile) -> Readable:
+    """Open a gzip file of any number of members."""
+    return gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[call-overload, no-any-return]
+
+
+def open_xz(file: CountedFile) -> Readable:
+    """Open an xz file of any number of streams."""
+    return MultiStream(file, partial(lzma.LZMADecompressor, memlimit=XZ_MEMORY))
+
+
+def open_bz2(file: CountedFile) -> Readable:
+    """Open a bzip2 file of any number of streams."""
+    return MultiStream(file, bz2.BZ2Decompressor)
+
+
+def open_zstd(file: CountedFile) -> Readable:
+    """Open a Zstandard file of any number of frames."""
+    import pyarrow as pa
+
+    stream: Readable = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+    return stream
+
+
+COMPRESSIONS: dict[str, Callable[[CountedFile], Readable]] = {
+    ".gz": open_gzip,
+    ".xz": open_xz,
+    ".bz2": open_bz2,
+    ".zst": open_zstd,
+}
+
+
+class NamedStream:
+    """A stream whose failures are one line that names the file."""
+
+    def __init__(self, path: Path, stream: Readable) -> None:
+        self.path, self.stream = path, stream
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; none at the end.
+
+        Raises:
+            DataError: The file cannot be read, or its archive is damaged.
+        """
+        try:
+            return self.stream.read(size)
+        except EOFError as error:
+            raise self._damaged("it ends too early") from error
+        except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise self._damaged(str(error)) from error
+        except OSError as error:
+            # bz2 and pyarrow raise OSError for bad data; only the system's errors have a number.
+            if error.errno is None and self.path.suffix.lower() in COMPRESSIONS:
+                raise self._damaged(str(error)) from error
+            raise cannot_read(self.path, error) from error
+
+    def _damaged(self, why: str) -> DataError:
+        suffix = self.path.suffix.lower()
+        return DataError(
+            f"{self.path} is no whole {suffix} archive ({why}): it is cut short, damaged or of "
+            "another kind; fetch it again, or give it the suffix of what it is"
+        )
+
+
+def cannot_read(path: Path, error: OSError) -> DataError:
+    """Return the error for a file that the system does not give us."""
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    return DataError(f"{path} cannot be read ({reason}); check the file and its permissions")
+
+
+@contextmanager
+def open_stream(
+    path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
+) -> Iterator[Readable]:
+    """Open a file as a binary stream, decompressed if its last suffix says so.
+
+    Args:
+        path: The file.
+        on_read: Told the number of bytes of the file, before decompression, as they are read.
+        span: The first byte and the one after the last, of a plain file. Default: all of it.
+
+    Raises:
+        DataError: The file cannot be opened; `read` raises it for damaged archives.
+    """
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    with file:
+        opener = COMPRESSIONS.get(path.suffix.lower())
+        first, end = span or (0, None)
+        file.seek(first)
+        counted = CountedFile(file, on_read, None if end is None else end - first)
+        yield NamedStream(path, opener(counted) if opener else counted)
+
+
+def decoded_blocks(
+    stream: Readable,
+    *,
+    source: str,
+    encoding: str,
+    on_bad_text: OnBadText,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[str]:
+    r"""Decode a stream; line ends `\r\n` and `\r` become `\n`.
+
+    Args:
+        stream: Where the bytes come from.
+        source: What messages call it.
+        encoding: Any text encoding of Python's.
+        on_bad_text: `fail` raises at bad text; the others mark it by NUL characters.
+        block_bytes: No read asks for more.
+
+    Raises:
+        DataError: Bad text under `fail`, or a byte-order mark that contradicts the encoding.
+    """
+    codecs.register_error(MARKING, _mark)
+    head = _read_head(stream, block_bytes)
+    name, offset = resolve_encoding(encoding, head, source)
+    strict = on_bad_text == "fail"
+    decoder = codecs.getincrementaldecoder(name)("strict" if strict else MARKING)
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    data = head[offset:] or stream.read(block_bytes)
+    while True:
+        state = decoder.getstate()
+        try:
+            text = decoder.decode(data, not data)
+        except UnicodeError as error:
+            raise _bad_text(name, state, data, offset, source, head) from error
+        if strict and "\0" in text:
+            raise _bad_text(name, state, data, offset, source, head)
+        yield newlines.decode(text, not data)
+        if not data:
+            return
+        offset += len(data)
+        data = stream.read(block_bytes)
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    """Put a NUL in the place of a bad sequence (an error handler of `codecs`)."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\0", error.end
+
+
+def _read_head(stream: Readable, block_bytes: int) -> bytes:
+    """Read the first block, at least as long as a byte-order mark unless the stream is shorter."""
+    head = stream.read(block_bytes)
+    while 0 < len(head) < LONGEST_MARK:
+        more = stream.read(min(block_bytes, LONGEST_MARK - len(head)))
+        if not more:
+            break
+        head += more
+    return head
+
+
+def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]:
+    """Return the encoding without a byte-order mark, and the length of the mark to pass over.
+
+    Raises:
+        DataError: The mark is another encoding's, or an encoding that needs one finds none.
+    """
+    name = codecs.lookup(encoding).name.removesuffix("-sig")
+    mark, marked = next(
+        ((mark, marked) for mark, marked in BYTE_ORDER_MARKS.items() if head.startswith(mark)),
+        (b"", ""),
+    )
+    # UTF-16 text may begin with a NUL character: then UTF-32's mark is UTF-16's and a NUL.
+    if name.startswith("utf-16") and marked == "utf-32-le":
+        mark, marked = codecs.BOM_UTF16_LE, "utf-16-le"
+    if marked and marked.startswith(name):
+        return marked, len(mark)
+    wide = name.startswith(("utf-16", "utf-32"))
+    if marked not in ("", "utf-8") and (wide or name == "utf-8"):
+        family = marked[:6]
+        raise DataError(
+            f"{source} starts with a {family.upper()} byte-order mark and is not {name}; "
+            f"pass --encoding {family}"
+        )
+    if name in ("utf-16", "utf-32"):
+        if not head:
+            return f"{name}-le", 0
+        raise DataError(
+            f"{source} does not start with a byte-order mark, which --encoding {name} needs; "
+            f"pass --encoding {name}-le or {name}-be"
+        )
+    return name, 0
+
+
+def _bad_text(
+    name: str, state: tuple[bytes, int], data: bytes, offset: int, source: str, head: bytes
+) -> DataError:
+    """Return the error for the first bad text of a block that is known to have some."""
+    place, problem = _first_bad(name, state, data)
+    looks = next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), None)
+    if looks is not None:
+        fix = f"the file looks like {looks}: give it its own suffix, or turn it into text"
+    elif problem == "NUL":
+        fix = "the file is binary, or in UTF-16 (pass --encoding utf-16-le or utf-16-be); "
+        fix += "to read on, pass --on-bad-text skip or replace"
+    else:
+        fix = "pass the --encoding the file is in (such as cp1252, latin-1 or utf-16), "
+        fix += "or --on-bad-text skip or replace"
+    what = "is a NUL character" if problem == "NUL" else f"is not valid {name} ({problem})"
+    return DataError(f"{source}: byte {offset + place} {what}; {fix}")
+
+
+def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, str]:
+    """Return the offset of the first bad text from the start of `data`, and what it is.
+
+    Decoding again byte by byte is slow, happens once, and gives the exact offset for any encoding,
+    stateful ones and NUL characters of several bytes included.
+    """
+    decoder = codecs.getincrementaldecoder(name)("strict")
+    decoder.setstate(state)
+    for index in range(max(1, len(data))):
+        character_start = index - len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(data[index : index + 1], not data)
+        except UnicodeError as error:
+            start = character_start + getattr(error, "start", 0)
+            whole = state[0] + data
+            byte = whole[start + len(state[0]) :][:1]
+            return start, f"0x{byte.hex()}"
+        if "\0" in text:
+            return character_start, "NUL"
+    raise AssertionError("the block has no bad text")
+
+
+@contextmanager
+def open_blocks(reading: Reading) -> Iterator[Iterator[str]]:
+    """Open a file as decoded blocks of text."""
+    with open_stream(reading.path, reading.on_read, reading.span) as stream:
+        yield decoded_blocks(
+            stream,
+            source=reading.place.source,
+            encoding=reading.config.encoding,
+            on_bad_text=reading.config.on_bad_text,
+            block_bytes=reading.block_bytes,
+        )
