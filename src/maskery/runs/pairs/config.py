@@ -156,6 +156,7 @@ class PairsRunConfig:
             pairs=str(Path(self.pairs).absolute()),
             eval_pairs=held_out,
             reading=self.reading.anchored(),
+            masking=self.masking.anchored(),
             objectives=self.objectives.anchored(),
         )
 

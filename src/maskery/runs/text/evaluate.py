@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
@@ -91,7 +90,7 @@ def evaluate_model(
             batch_tokens=batch_tokens,
             progress=progress,
         )
-        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=masking, seed=seed)
+        masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored[heading] = score_examples(one.model, source.in_order(), masker)
         if run_kind(one.name) == "text":
             config = open_run(one.name).finished(TextRunConfig)

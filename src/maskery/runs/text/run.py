@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from maskery.core.errors import ConfigError, ModelError
 from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
 from maskery.core.vocabulary import Vocabulary, vocabulary_size
-from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
@@ -61,6 +60,9 @@ from maskery.runs.text.task import report_left_out, text_task
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
+if TYPE_CHECKING:
+    from maskery.data.shards.source import ShardSource
+
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 512
@@ -100,13 +102,13 @@ class TextRun:
         return score_examples(
             model or self.model,
             self.held_out.in_order(),
-            Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING),
+            Masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
 
     def make_task(self) -> TextTask:
         """What trains the model; a model folder that holds a momentum twin goes on with it."""
-        task = text_task(self.config, self.model, self.vocabulary, self.train)
+        task = text_task(self.config, self.model, self.loaded.tokenizer, self.train)
         if not self.config.model.startswith(SCRATCH):
             load_extra(task, self.model, Path(resolve(self.config.model)), needed=False)
         return task
@@ -375,7 +377,7 @@ def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_lengt
             "max_length": max_length,
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
-            "masking": asdict(config.masking),
+            "masking": config.masking.described(),
             "objectives": asdict(config.objectives),
         },
     )
