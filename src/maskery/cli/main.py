@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "draw the report of a run again: curves, figures, fills, changed words"),
     "probe": (
         "probe",
-        "how good an encoder is for your task: neighbours, linear probe, counted words",
+        "how good an encoder is for your task, beside counted words",
     ),
     "explain": ("explain", "show where a model looks for each word of a caption"),
     "playground": ("playground", "try a model in the browser, on this machine alone"),
