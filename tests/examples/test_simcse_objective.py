@@ -23,7 +23,7 @@ from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm import TextParts
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
+from  import read_metrics
 
 PLUGIN = f"{Path(__file__).parents[2] / 'examples/plugins/simcse_objective.py'}:simcse"
 

@@ -18,7 +18,7 @@ from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import TextResult, train_text
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
+from  import read_metrics
 
 # The head judges the length of each masked word's vector; its loss goes to 0.
 PLUGIN = """
