@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from maskery import __version__
+from maskery.data.pairs.pictures import load_picture
 from maskery.evaluation.image_text.explain import explain
-from maskery.evaluation.image_text.image_fill import ImageFiller, load_picture
+from maskery.evaluation.image_text.image_fill import ImageFiller
 from maskery.evaluation.image_text.opening import OpenImageText, is_image_text, open_image_text
 from maskery.evaluation.text.fill import MASK, Filler, saliency
 from maskery.evaluation.text.opening import open_model

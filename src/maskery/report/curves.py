@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
+from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
 LABELS = {name: term.label for name, term in TERMS.items()} | {
@@ -17,7 +17,7 @@ LABELS = {name: term.label for name, term in TERMS.items()} | {
 }
 # Said by another chart, or of no interest by itself.
 LEFT_OUT = {"kind", "step", "epoch", "perplexity"}
-SIGHTS = ("right", "wrong", "none")
+CONDITIONS = ("right", "wrong", "none")
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 
 
@@ -108,7 +108,7 @@ def _loss_curves(
         curves.append(Curve(name="training", points=train["loss"]))
     if "loss" in held_out:
         curves.append(Curve(name="held out", points=held_out["loss"], marked=True))
-    for sight in SIGHTS:
+    for sight in CONDITIONS:
         if f"{sight}_loss" in held_out:
             name = f"{sight} picture" if sight != "none" else "no picture"
             points = held_out[f"{sight}_loss"]
@@ -121,7 +121,7 @@ def _accuracy_curves(held_out: dict[str, tuple[tuple[float, float], ...]]) -> tu
     for name, shown in (("top1", "top-1"), ("top5", "top-5")):
         if name in held_out:
             curves.append(Curve(name=shown, points=held_out[name], marked=True))
-    for sight in SIGHTS:
+    for sight in CONDITIONS:
         if f"{sight}_top1" in held_out:
             name = f"{sight} picture" if sight != "none" else "no picture"
             curves.append(Curve(name=name, points=held_out[f"{sight}_top1"], marked=True))

@@ -14,7 +14,7 @@ from maskery.core.errors import DataError
 from maskery.evaluation.retrieval.metrics import (
     matches_of,
     rank,
-    ranking_figures,
+    retrieval_figures,
     summarise_texts,
     text_figures,
 )
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "rasa_tiny"
 def test_the_released_evaluation_gives_the_same(kind: str) -> None:
     record = load_file(GOLDEN / "retrieval.safetensors")
     expected = json.loads((GOLDEN / "retrieval.json").read_text("utf-8"))[kind]
-    figures = ranking_figures(
+    figures = retrieval_figures(
         record[f"scores_{kind}"],
         text_persons=record["text_person"],
         image_persons=record["image_person"],
@@ -62,7 +62,7 @@ def test_ties_stay_in_order_and_matches_follow_ranks() -> None:
 
 def test_a_perfect_ranking_is_one_throughout() -> None:
     persons = torch.arange(60)
-    figures = ranking_figures(torch.eye(60), text_persons=persons, image_persons=persons)
+    figures = retrieval_figures(torch.eye(60), text_persons=persons, image_persons=persons)
     for name in ("r1", "r5", "r10", "map", "minp"):
         interval = getattr(figures, name)
         assert (interval.value, interval.high) == (1.0, 1.0)

@@ -16,11 +16,10 @@ from maskery.data.images.views import view
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import FileImage
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.galleries import evaluate_retrieval_set, retrieval_set
+from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
 from maskery.evaluation.retrieval.gallery import Gallery, open_gallery
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.evaluation.retrieval.search import Searcher
-from maskery.evaluation.retrieval.settings import ModelRetrieval
 
 TEXT = "this is a red square of paper"
 
@@ -95,14 +94,17 @@ def test_what_is_found_is_what_was_measured(
         clean_captions=True, rerank=7, score=score, odds_weight=2.0, trained=("itc", "itm")
     )
     asked = replace(opened, retrieval=own)
-    data = retrieval_set(pairs, opened.tokenizer, max_length=asked.max_tokens, prepare=own.prepare)
-    found = evaluate_retrieval_set(opened.model, data, opened.view, own.ranking)
+    data = RetrievalSet.read_by(asked, pairs.prepared(own.prepare))
+    found = evaluate_set(opened.model, data, own.ranking)
     assert found.reranked is not None
-    names = [Path(image.name).name for image in data.images]
+    names = [
+        Path(image.name).name for image in (pairs[index].image for index in data.gallery.tolist())
+    ]
     measured = [[names[i] for i in row] for row in found.reranked.tolist()]
     gallery = open_gallery(asked, tmp_path / "pictures", cache_dir=tmp_path / "cache")
     searcher = Searcher(asked, gallery)
-    searched = [[hit.path for hit in searcher.search(text, top=7)] for text in data.captions]
+    captions = [data.caption(query) for query in range(len(data.queries))]
+    searched = [[hit.path for hit in searcher.search(text, top=7)] for text in captions]
     assert searched == measured
     plain = found.contrastive[:, :7].tolist()
     assert measured != [[names[i] for i in row] for row in plain]

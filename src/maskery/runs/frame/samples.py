@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from maskery.evaluation.image_text.picture_samples import png_uri, sample_pictures
+from maskery.data.images.drawing import png_uri
+from maskery.evaluation.image_text.image_ablation import sample_pictures
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.samples import sample_text
 from maskery.runs.frame.run_folder import CONFIG, load_config, write_json
