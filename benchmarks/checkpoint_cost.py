@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.runs.text.config import TextRunConfig
@@ -49,7 +48,7 @@ def measure(corpus: str, model: str, num_steps: int, num_saves: int, folder: Pat
     )
     run = prepare_text(config, progress=False)
     use_fast_dropout(run.model)
-    task = TextMLM(run.model, Masker(vocabulary=run.vocabulary, config=MaskingConfig(), seed=0))
+    task = TextMLM(run.model, Masker.of(run.vocabulary))
     stepper = Stepper(task, training, total_steps=run.train.num_steps(0))
     camera, checkpoints = Camera(), Checkpoints(folder / "checkpoints")
     steps = []

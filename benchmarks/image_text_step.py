@@ -328,8 +328,8 @@ def main() -> None:
         config,
         vocabulary=vocabulary,
         pad_token_id=PAD,
-        masker=Masker(vocabulary=vocabulary, seed=0),
-        mrtd_masker=Masker(vocabulary=vocabulary, config=MaskingConfig(mask_rate=0.3), seed=1),
+        masker=Masker.of(vocabulary, seed=0),
+        mrtd_masker=Masker.of(vocabulary, config=MaskingConfig(mask_rate=0.3), seed=1),
     )
     pairs = make_pairs(options.batch, 64 if options.small else 384, seed=0)
     prepared = task.prepare(pairs, epoch=0, progress=0.5)

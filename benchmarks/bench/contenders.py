@@ -28,7 +28,6 @@ from transformers import (
 from bench.config import BenchConfig
 from maskery.core.allocator import keep_freed_memory
 from maskery.core.task import Prepared
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.text_source import Template, TextSource
@@ -113,7 +112,7 @@ def maskery(
         seed=config.seed,
     )
     run = TextRunConfig(corpus=(str(config.corpus),), training=settings)
-    task = text_task(run, model, Vocabulary.of(tokenizer), source)
+    task = text_task(run, model, tokenizer, source)
     total = sum(source.num_steps(epoch) for epoch in range(EPOCHS))
     stepper = Stepper(task, settings, total_steps=total)
 

@@ -16,7 +16,7 @@ from bench.config import BenchConfig
 from bench.contenders import Turn
 from bench.peak import matrix_peak
 from bench.worker import Worker
-from maskery.runs.frame.run_folder import to_plain
+from maskery.runs.frame.config_file import to_plain
 
 
 @dataclass(frozen=True, kw_only=True)

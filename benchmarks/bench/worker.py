@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.config import BenchConfig
 from bench.contenders import Turn, build
 from maskery.core.errors import MaskeryError
-from maskery.runs.frame.run_folder import from_plain, to_plain
+from maskery.runs.frame.config_file import from_plain, to_plain
 
 
 class Worker:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maskery import Masker, MaskingConfig, Vocabulary
+from maskery import Masker, MaskingConfig
 from maskery.data.rows import RowSource, tokenise_rows
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -52,7 +52,7 @@ def main() -> None:
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     model.to(device).train()
     config = MaskingConfig(mask_rate=0.15, mask_share=1.0, random_share=0.0)  # [MASK] alone
-    masker = Masker(vocabulary=Vocabulary.of(loaded.tokenizer), config=config)
+    masker = Masker.of(loaded.tokenizer, config=config)
     optim = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
 
     places = [(e, s) for e in range(wanted.epochs) for s in range(source.num_steps(e))]

@@ -38,7 +38,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"maskery {maskery.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["trian", "text"], ["train"], ["train", "--verbose"]])
+@pytest.mark.parametrize("arguments", [["trian", "text"], ["text"]])
 def test_an_unknown_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
@@ -54,7 +54,7 @@ def test_the_command_and_its_arguments() -> None:
         ["a.txt", "--epochs", "2"],
     )
     assert find_command(["fill", "model"]) == ("fill", ["model"])
-    assert find_command(["train", "--config", "c.yaml"]) == ("train text", ["--config", "c.yaml"])
+    assert find_command(["train", "--config", "c.yaml"]) == ("train", ["--config", "c.yaml"])
     assert find_command([]) is None
 
 
@@ -166,12 +166,40 @@ def test_the_command_line_needs_nothing_heavy_to_answer_help() -> None:
     assert seen.stderr.strip() == "[]"
 
 
+@pytest.mark.parametrize("arguments", [[], ["--verbose"], ["texts"]])
+def test_training_nothing_in_particular_says_what_there_is(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "text, pairs, person-search, or --config" in err
+
+
+def test_the_benchmark_is_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "corpus.txt", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "PYTHONPATH=benchmarks python -m bench" in err
+
+
+def test_the_package_can_be_run() -> None:
+    command = [sys.executable, "-m", "maskery", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"maskery {maskery.__version__}\n"
+
+
 def test_a_configuration_file_is_taken_from_anywhere_among_the_flags() -> None:
     assert take_config(["a.txt", "--config", "b.yaml", "--json"]) == (
         ["a.txt", "--json"],
         Path("b.yaml"),
     )
     assert take_config(["a.txt"]) == (["a.txt"], None)
+    assert take_config(["--config=b=c.yaml", "-x"]) == (["-x"], Path("b=c.yaml"))
+    with pytest.raises(ConfigError, match="--config names no file"):
+        take_config(["--config="])
     with pytest.raises(ConfigError, match="--config names no file"):
         take_config(["a.txt", "--config"])
 

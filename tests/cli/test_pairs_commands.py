@@ -65,6 +65,41 @@ def test_fill_looks_at_the_picture(
     assert answers[0] != answers[1] != answers[2]
 
 
+def test_a_run_is_repeated_into_the_next_free_folder(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run / "config.yaml"
+    assert main(["train", f"--config={config}", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["run"] == f"{run}-2"
+    written = json.loads((run / "evaluation.json").read_text())
+    assert again["scores"] == written["scores"]
+    assert main(["train", "--config", str(config), "--resume", "auto", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == str(run)
+    assert not run.with_name("run-3").exists()
+    said = refused(["train", "text", "--config", str(config)], capsys)
+    assert "this is a run of kind pairs, and one of kind text is needed" in said
+
+
+def test_evaluate_has_the_flags_of_the_model_at_hand(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {}
+    for name in (str(run), "minilm"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["evaluate", "--json", name, "--help"])
+        assert stopped.value.code == 0
+        shown[name] = capsys.readouterr().out
+    assert "--score-words" in shown[str(run)]
+    assert "--mask-rate" not in shown[str(run)]
+    assert "--mask-rate" in shown["minilm"]
+    assert "--score-words" not in shown["minilm"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "maskery evaluate RUN_OR_MODEL --help" in capsys.readouterr().out
+    assert "no run or model is named" in refused(["evaluate", "--rerank", "3"], capsys)
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     # In this process transformers was imported before its progress bars were turned off.
@@ -85,7 +120,12 @@ def test_mistakes_are_one_line_each(
     text_model = save_tiny_model(tmp_path / "text")
     arguments = ["fill", str(text_model), "a [MASK]", "--image", str(empty)]
     assert "reads text alone" in refused(arguments, capsys)
-    assert "masking is set" in refused(["evaluate", str(run), "--mask-rate", "0.5"], capsys)
+    said = refused(["evaluate", str(run), "--mask-rate", "0.5"], capsys)
+    assert "--mask-rate is for text models and image-text models with --data" in said
+    assert "evaluated as runs of train pairs" in said
+    assert "--memory-mb is for person search" in refused(
+        ["evaluate", str(text_model), "--data", "a.txt", "--memory-mb", "9"], capsys
+    )
     arguments = ["evaluate", str(run), "--score-words", "antidisestablishment"]
     assert "none of the words to score is one token" in refused(arguments, capsys)
     pairs = str(folder / "data" / "pairs.jsonl")

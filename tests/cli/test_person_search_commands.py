@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from tiny_persons import save_cuhk
 
-from maskery.cli.main import main, train_command
+from maskery.cli.main import main
 from maskery.people.config import PeopleConfig
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.person_search.config import PersonSearchRunConfig
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
@@ -41,7 +41,6 @@ def run(folder: Path, root: Path) -> Path:
 def test_a_run_is_repeated_from_its_own_file(
     folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_command(["train", "--config", str(run / "config.yaml")]) == "train person-search"
     output = str(folder / "again")
     assert main(["train", "--config", str(run / "config.yaml"), "--output", output]) == 0
     printed = capsys.readouterr().out
@@ -77,11 +76,12 @@ def test_mistakes_are_one_line_each(
 
 def test_flags_go_before_presets() -> None:
     from maskery.cli.console import parse
-    from maskery.cli.train_person_search import PRESETS, TrainPersonSearch, _nothing_yet
+    from maskery.cli.train import command_class, starting_point
 
-    default = TrainPersonSearch(run=PRESETS["rasa"](_nothing_yet()), preset="rasa")
+    command = command_class("person-search")
     arguments = ["--dataset", "rstpreid", "--root", "r", "--preset", "rasa", "--mrtd-weight", "0"]
-    wanted = parse(TrainPersonSearch, "train person-search", arguments, default).run
+    default = starting_point("person-search", arguments, None)
+    wanted = parse(command, "train person-search", arguments, default).run
     assert wanted.objectives.mrtd_weight == 0.0
     assert wanted.objectives.queue_size == 65536
     assert wanted.data.root == Path("r")

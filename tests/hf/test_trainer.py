@@ -77,7 +77,7 @@ def make_task(layout: Layout = "packed", dropout: float = 0.1) -> TextMLM:
     vocabulary = Vocabulary(size=VOCAB, mask_token_id=4, special_ids=(0, 1, 2, 3, 4))
     # A rate that moves shows a wrong `progress`; its seed differs from the run's on purpose.
     config = MaskingConfig(mask_rate=0.4, mask_rate_end=0.1, mask_schedule="linear")
-    return TextMLM(model, Masker(vocabulary=vocabulary, config=config, seed=7))
+    return TextMLM(model, Masker.of(vocabulary, config=config, seed=7))
 
 
 def settings(**others: Any) -> TrainingConfig:

@@ -8,7 +8,7 @@ import pytest
 from maskery.core.batch import TokenBatch
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.config import MaskingConfig
-from maskery.masking.corruption import corrupt
+from maskery.masking.masker import corrupt
 from maskery.masking.policies import Draws
 
 MakeBatch = Callable[..., TokenBatch]

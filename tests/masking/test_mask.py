@@ -49,7 +49,7 @@ def test_it_masks_as_the_engine_does(
 ) -> None:
     batch = make_batch(lengths)
     config = MaskingConfig(mask_rate=rate, mask_share=shares[0], random_share=shares[1])
-    flat = Masker(vocabulary=vocabulary, config=config, seed=seed).mask(batch, epoch=epoch)
+    flat = Masker.of(vocabulary, config=config, seed=seed).mask(batch, epoch=epoch)
     ids, labels = mask(
         padded(batch),
         vocabulary.size,

@@ -54,9 +54,7 @@ def test_masks_do_not_depend_on_the_batch(
 ) -> None:
     starts = data.draw(st.lists(st.integers(0, 2000), min_size=len(lengths), max_size=len(lengths)))
     batch = make_batch(lengths, starts=starts, continues=0.3)
-    masker = Masker(
-        vocabulary=vocabulary, config=MaskingConfig(policy=policy, mask_rate=rate), seed=5
-    )
+    masker = Masker.of(vocabulary, config=MaskingConfig(policy=policy, mask_rate=rate), seed=5)
     whole = rows_of(masker.mask(batch, epoch=2))
     order = data.draw(st.permutations(range(len(lengths))))
     size = data.draw(st.integers(1, len(lengths)))
@@ -70,7 +68,7 @@ def test_token_masks_do_not_depend_on_how_a_document_is_cut_into_windows(
     make_batch: MakeBatch, vocabulary: Vocabulary
 ) -> None:
     document = make_batch([600], ids=[9])
-    masker = Masker(vocabulary=vocabulary, config=MaskingConfig(mask_rate=0.5))
+    masker = Masker.of(vocabulary, config=MaskingConfig(mask_rate=0.5))
     whole_ids, whole_labels = rows_of(masker.mask(document, epoch=0))[0]
     for cuts in ([0, 300, 600], [0, 200, 400, 600], [0, 1, 50, 599, 600]):
         windows = make_batch(np.diff(cuts).tolist(), ids=[9] * (len(cuts) - 1), starts=cuts[:-1])
@@ -91,7 +89,7 @@ def test_the_input_is_not_written_to(
 ) -> None:
     batch = make_batch([30, 0, 12], continues=0.3)  # its arrays are read-only
     before = {name: array.copy() for name, array in vars(batch).items()}
-    masked = Masker(vocabulary=vocabulary, config=MaskingConfig(policy=policy)).mask(batch, epoch=0)
+    masked = Masker.of(vocabulary, config=MaskingConfig(policy=policy)).mask(batch, epoch=0)
     assert masked.batch is batch
     assert masked.input_ids.flags.writeable
     for name, array in before.items():
@@ -103,7 +101,7 @@ def test_labels_and_targets_hold_the_originals(
     make_batch: MakeBatch, vocabulary: Vocabulary, policy: str
 ) -> None:
     batch = make_batch([50] * 40, continues=0.3)
-    masked = Masker(vocabulary=vocabulary, config=MaskingConfig(policy=policy)).mask(batch, epoch=0)
+    masked = Masker.of(vocabulary, config=MaskingConfig(policy=policy)).mask(batch, epoch=0)
     labels = masked.labels()
     assert labels[masked.positions].tolist() == batch.input_ids[masked.positions].tolist()
     assert masked.targets.tolist() == batch.input_ids[masked.positions].tolist()
@@ -122,7 +120,7 @@ def test_masks_are_fresh_in_each_epoch_and_for_each_seed(
     config = MaskingConfig(policy=policy)
     masks = {
         (seed, epoch): set(
-            Masker(vocabulary=vocabulary, config=config, seed=seed)
+            Masker.of(vocabulary, config=config, seed=seed)
             .mask(batch, epoch=epoch)
             .positions.tolist()
         )
@@ -136,18 +134,18 @@ def test_masks_are_fresh_in_each_epoch_and_for_each_seed(
 
 def test_static_masks_stay(make_batch: MakeBatch, vocabulary: Vocabulary) -> None:
     batch = make_batch([200, 100])
-    masker = Masker(vocabulary=vocabulary, config=MaskingConfig(static=True))
+    masker = Masker.of(vocabulary, config=MaskingConfig(static=True))
     first, later = (masker.mask(batch, epoch=epoch) for epoch in (0, 7))
     assert np.array_equal(first.input_ids, later.input_ids)
     assert np.array_equal(first.positions, later.positions)
-    fresh = Masker(vocabulary=vocabulary, config=MaskingConfig()).mask(batch, epoch=0)
+    fresh = Masker.of(vocabulary, config=MaskingConfig()).mask(batch, epoch=0)
     assert np.array_equal(first.positions, fresh.positions)
 
 
 def test_the_rate_follows_the_schedule(make_batch: MakeBatch, vocabulary: Vocabulary) -> None:
     batch = make_batch([500] * 100)
     config = MaskingConfig(mask_rate=0.4, mask_rate_end=0.1, mask_schedule="linear")
-    masker = Masker(vocabulary=vocabulary, config=config)
+    masker = Masker.of(vocabulary, config=config)
     for progress, rate in ((0.0, 0.4), (0.5, 0.25), (1.0, 0.1)):
         share = len(masker.mask(batch, epoch=0, progress=progress).positions) / 50_000
         assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / 50_000)
@@ -156,7 +154,7 @@ def test_the_rate_follows_the_schedule(make_batch: MakeBatch, vocabulary: Vocabu
 def test_spans_are_corrupted_alike(make_batch: MakeBatch, vocabulary: Vocabulary) -> None:
     batch = make_batch([400] * 30, continues=0.3)
     config = MaskingConfig(policy="span", mask_share=0.5, random_share=0.5)
-    masked = Masker(vocabulary=vocabulary, config=config).mask(batch, epoch=0)
+    masked = Masker.of(vocabulary, config=config).mask(batch, epoch=0)
     shown = masked.input_ids[masked.positions] == vocabulary.mask_token_id
     spans = np.split(shown, np.flatnonzero(np.diff(masked.positions) > 1) + 1)
     assert all(span.all() or not span.any() for span in spans)
@@ -176,12 +174,12 @@ def test_the_generator_fills_other_words_under_the_same_policy(
         mask_schedule="linear",
         static=True,
     )
-    masker = Masker(vocabulary=vocabulary, config=config, seed=2**64 - 1)
+    masker = Masker.of(vocabulary, config=config, seed=2**64 - 1)
     generator = masker.for_generator(0.3)
     written_out = MaskingConfig(
         policy="span", span_max=3, mask_rate=0.3, mask_share=1.0, random_share=0.0, static=True
     )
-    assert generator == Masker(vocabulary=vocabulary, config=written_out, seed=0)
+    assert generator == Masker.of(vocabulary, config=written_out, seed=0)
     batch = make_batch([60] * 50)
     masked = generator.mask(batch, epoch=0)
     assert (masked.input_ids[masked.positions] == vocabulary.mask_token_id).all()

@@ -2,20 +2,41 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from maskery.core.batch import TokenBatch
+from maskery.core.errors import ConfigError, PluginError
 from maskery.core.random import Stream, random_words
+from maskery.core.registry import FromFile
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.config import MaskingConfig
-from maskery.masking.policies import POLICIES, Draws, span_lengths, walk_spans
+from maskery.masking.masker import Masker
+from maskery.masking.policies import Draws, Selection, WordPolicy
+from maskery.masking.spans import span_lengths, walk_spans
 
 MakeBatch = Callable[..., TokenBatch]
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of four words."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"[MASK]": 0, "a": 1, "b": 2, "[UNK]": 3}, "[UNK]")),
+        mask_token="[MASK]",
+        unk_token="[UNK]",
+    )
+
+
 CONFIG = MaskingConfig()
+POLICIES = ("token", "word", "span")
 DRAWS = Draws(seed=0, epoch=0)
 LENGTHS = st.lists(st.integers(-1, 30), max_size=12)
 
@@ -26,12 +47,10 @@ def choose(
     vocabulary: Vocabulary,
     rate: float,
     config: MaskingConfig = CONFIG,
-    draws: Draws = DRAWS,
 ) -> np.ndarray:
     """The selection of a policy: (T,) bool."""
-    maskable = ~vocabulary.protected[batch.input_ids]
-    maskable.flags.writeable = False
-    return POLICIES[policy](batch, maskable, rate, draws, config).selected
+    masker = Masker.of(vocabulary, config, policy=policy, rate=rate)
+    return masker.select(batch, epoch=0).selected
 
 
 def words_of(batch: TokenBatch) -> list[list[int]]:
@@ -225,8 +244,7 @@ def test_tokens_of_a_span_share_an_anchor_and_no_two_spans_do(
     make_batch: MakeBatch, vocabulary: Vocabulary
 ) -> None:
     batch = make_batch([200] * 20 + [3] * 20, continues=0.4)
-    maskable = ~vocabulary.protected[batch.input_ids]
-    selection = POLICIES["span"](batch, maskable, 0.3, DRAWS, MaskingConfig(policy="span"))
+    selection = Masker.of(vocabulary, policy="span", rate=0.3).select(batch, epoch=0)
     assert selection.anchors is not None
     seen: set[int] = set()
     for tokens in rows_of(batch):
@@ -237,3 +255,141 @@ def test_tokens_of_a_span_share_an_anchor_and_no_two_spans_do(
             assert anchors <= set(tokens)
             assert not anchors & seen
             seen |= anchors
+
+
+class EveryThird:
+    """Mask each third token together with the next, by a stream of its own."""
+
+    def select(
+        self, batch: TokenBatch, maskable: np.ndarray, rate: float, draws: Draws
+    ) -> Selection:
+        uniforms = draws.uniforms("thirds", batch)
+        return Selection(selected=(uniforms < rate) & maskable)
+
+
+def test_a_policy_may_be_an_object_a_maker_or_a_name_of_a_file(
+    make_batch: MakeBatch, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from maskery.masking.policies import WordPolicy\n"
+        "policy = WordPolicy()\n"
+        "class Made:\n"
+        "    def __init__(self, tokenizer):\n"
+        "        self.select = WordPolicy().select\n"
+    )
+    batch = make_batch([80] * 20, continues=0.4)
+    expected = Masker.of(vocabulary, policy="word", seed=3).mask(batch, epoch=1)
+    tokenizer = word_tokenizer()
+    for choice in (WordPolicy(), f"{file}:policy", f"{file}:Made", lambda _: WordPolicy()):
+        masker = replace(Masker.of(tokenizer, policy=choice, seed=3), vocabulary=vocabulary)
+        masked = masker.mask(batch, epoch=1)
+        assert np.array_equal(masked.input_ids, expected.input_ids)
+    with pytest.raises(ConfigError, match=r"made from the tokenizer.*pass the tokenizer"):
+        Masker.of(vocabulary, policy=f"{file}:Made")
+
+
+def test_a_policy_of_ones_own_is_repeated_and_every_example_has_a_mask(
+    make_batch: MakeBatch, vocabulary: Vocabulary
+) -> None:
+    batch = make_batch([10] * 300)
+    masker = Masker.of(vocabulary, policy=EveryThird(), rate=0.05, seed=2)
+    chosen = masker.select(batch, epoch=0).selected
+    assert np.array_equal(chosen, masker.select(batch, epoch=0).selected)
+    assert not np.array_equal(chosen, masker.select(batch, epoch=1).selected)
+    own = EveryThird().select(
+        batch, ~vocabulary.protected[batch.input_ids], 0.05, Draws(seed=2, epoch=0)
+    )
+    for tokens in rows_of(batch):
+        assert chosen[tokens].sum() == max(1, own.selected[tokens].sum())
+    assert (own.selected <= chosen).all()
+
+
+def test_streams_are_independent_and_named_ones_follow_seed_and_epoch(
+    make_batch: MakeBatch,
+) -> None:
+    batch = make_batch([20_000])
+    streams = [
+        Draws(seed=seed, epoch=epoch).uniforms(stream, batch)
+        for seed, epoch, stream in (
+            (0, 0, Stream.SELECT), (0, 0, "a"), (0, 0, "b"), (1, 0, "a"), (0, 1, "a"),
+        )
+    ]  # fmt: skip
+    correlations = np.corrcoef(streams) - np.eye(5)
+    assert np.abs(correlations).max() < 5 / np.sqrt(20_000)
+    positions = np.arange(7, 12)
+    names = np.repeat(batch.example_ids, 5)
+    words = Draws(seed=0, epoch=0).at("a", names, positions)
+    assert words.tolist() == Draws(seed=0, epoch=0).rows("a", batch)[7:12].tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return [True]", "select returned a list"),
+        ("return Selection(selected=[True])", "returned a list as selected, for 12 tokens"),
+        ("return Selection(selected=maskable[:-1])", r"bool of shape \(11,\) as selected"),
+        ("return Selection(selected=maskable * 1)", r"int64 of shape \(12,\) as selected"),
+        ("return Selection(selected=~maskable)", "select chose 2 special tokens"),
+        ("return Selection(selected=maskable, anchors=maskable * 1.0)", "float64.*as anchors"),
+        ("return Selection(selected=maskable, anchors=maskable * 12)", "anchors outside the 12"),
+        ("return Selection(selected=maskable, values=batch.input_ids)", "int64.*as values"),
+        ("return 1 / 0", r"select fails \(mine.py, line 4\): ZeroDivisionError"),
+    ],
+)
+def test_a_policy_that_breaks_its_contract_is_refused_in_one_line(
+    make_batch: MakeBatch, vocabulary: Vocabulary, tmp_path: Path, body: str, says: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from maskery.masking.policies import Selection\n"
+        "class Mine:\n"
+        "    def select(self, batch, maskable, rate, draws):\n"
+        f"        {body}\n"
+        "mine = Mine()\n"
+    )
+    masker = Masker.of(vocabulary, policy=f"{file}:mine")
+    with pytest.raises(PluginError, match=says) as caught:
+        masker.mask(make_batch([10]), epoch=0)
+    message = str(caught.value)
+    assert message.startswith(f"--policy {file}:mine: ")
+    assert "it must be a policy: an object with select(" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ("3", "it is of type int, without select"),
+        ("lambda tokenizer: 3", "it made a int, without select"),
+        ("lambda: 3", "called with the tokenizer it fails: TypeError"),
+    ],
+)
+def test_a_file_without_a_policy_is_refused(tmp_path: Path, made: str, says: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"mine = {made}\n")
+    with pytest.raises(PluginError, match=says):
+        Masker.of(word_tokenizer(), policy=f"{file}:mine")
+
+
+def test_a_plug_in_that_a_file_names_is_not_loaded(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("raise SystemExit('loaded')")
+    config = MaskingConfig(policy=FromFile(f"{file}:mine"))
+    with pytest.raises(PluginError, match=f"never loads code by itself.*--policy {file}:mine"):
+        Masker.of(vocabulary, config)
+
+
+def test_a_plug_in_is_known_by_its_content_and_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.py"
+    file.write_text("a = 1")
+    config = MaskingConfig(policy="mine.py:policy")
+    first = config.described()
+    assert config.anchored().policy == f"{file}:policy"
+    assert config.anchored().described() == first
+    file.write_text("a = 2")
+    assert config.described() != first
+    assert MaskingConfig().described() == asdict(MaskingConfig())

@@ -17,10 +17,10 @@ from maskery.evaluation.text.fill import Filler, saliency
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import Scorer
 from maskery.evaluation.text.words_of_text import TextReader
-from maskery.playground import config
-from maskery.playground.app import make_app, page_files
+from maskery.playground.app import QUEUE, Worker, make_app, page_files
+from maskery.playground.requests import BODY_BYTES
+from maskery.playground.serve import HOST
 from maskery.playground.session import Session, Shifted
-from maskery.playground.worker import Worker
 
 TEXT = "the river [MASK] cloud [MASK]"
 
@@ -172,7 +172,7 @@ def test_only_this_machine_under_its_own_name_is_answered(
 
 
 def test_it_listens_on_the_loopback_alone(client: Client) -> None:
-    assert config.HOST == "127.0.0.1"
+    assert HOST == "127.0.0.1"
     connection = http.client.HTTPConnection("127.0.0.2", client.port, timeout=5)
     with pytest.raises(ConnectionRefusedError):
         connection.request("GET", "/")
@@ -223,7 +223,7 @@ def test_a_wrong_question_gets_one_clear_line(
         (b'{"top_k": ' + b"9" * 5000 + b"}", "application/json", 400),
         (b'{"text": "x"}', "text/plain", 415),
         (b'{"text": "x"}', "application/x-www-form-urlencoded", 415),
-        (b"x" * (config.BODY_BYTES + 1), "application/json", 413),
+        (b"x" * (BODY_BYTES + 1), "application/json", 413),
     ],
 )
 def test_bodies_that_are_not_read(client: Client, body: bytes, kind: str, status: int) -> None:
@@ -276,7 +276,7 @@ def test_one_call_at_a_time_a_few_wait_and_the_rest_are_turned_away(models: list
         threads = [threading.Thread(target=ask)]
         threads[0].start()
         assert started.wait(30)
-        threads += [threading.Thread(target=ask) for _ in range(config.QUEUE + 4)]
+        threads += [threading.Thread(target=ask) for _ in range(QUEUE + 4)]
         for thread in threads[1:]:
             thread.start()
         for thread in threads[1:]:
@@ -284,7 +284,7 @@ def test_one_call_at_a_time_a_few_wait_and_the_rest_are_turned_away(models: list
         go_on.set()
         for thread in threads:
             thread.join(30)
-    assert sorted(answers) == [200] * (config.QUEUE + 1) + [503] * 4
+    assert sorted(answers) == [200] * (QUEUE + 1) + [503] * 4
 
 
 def test_an_answer_that_takes_too_long_is_given_up(models: list[Path]) -> None:

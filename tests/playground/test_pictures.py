@@ -18,7 +18,7 @@ from maskery.cli.main import main
 from maskery.evaluation.image_text.explain import explain
 from maskery.evaluation.image_text.image_fill import load_picture
 from maskery.evaluation.image_text.opening import open_image_text
-from maskery.playground import config
+from maskery.playground import requests
 from maskery.playground.session import Session
 
 TEXT = "this is a [MASK] square of paper"
@@ -129,7 +129,7 @@ def test_what_is_no_picture_is_refused(client: Client) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
     connection.putrequest("PUT", "/api/picture")
     connection.putheader("Content-Type", "image/png")
-    connection.putheader("Content-Length", str(config.PICTURE_BYTES + 1))
+    connection.putheader("Content-Length", str(requests.PICTURE_BYTES + 1))
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
@@ -140,7 +140,7 @@ def test_what_is_no_picture_is_refused(client: Client) -> None:
 
 def test_the_oldest_picture_is_forgotten_and_said_to_be(client: Client) -> None:
     names = []
-    for shade in range(config.PICTURES + 1):
+    for shade in range(requests.PICTURES + 1):
         buffer = io.BytesIO()
         Image.new("RGB", (16, 16), (shade, 5, 9)).save(buffer, "PNG")
         names.append(send(client, buffer.getvalue()))

@@ -21,8 +21,8 @@ VOCABULARY = Vocabulary(size=40, mask_token_id=MASK, special_ids=(PAD, CLS, SEP,
 PARTS: dict[str, Any] = {
     "vocabulary": VOCABULARY,
     "pad_token_id": PAD,
-    "masker": Masker(vocabulary=VOCABULARY, config=MaskingConfig(mask_rate=0.3), seed=0),
-    "mrtd_masker": Masker(vocabulary=VOCABULARY, config=MaskingConfig(mask_rate=0.3), seed=1),
+    "masker": Masker.of(VOCABULARY, config=MaskingConfig(mask_rate=0.3), seed=0),
+    "mrtd_masker": Masker.of(VOCABULARY, config=MaskingConfig(mask_rate=0.3), seed=1),
 }
 
 

@@ -45,8 +45,8 @@ def task_of(loaded: Loaded, *, packed: bool = True, **settings: Any) -> Momentum
         ReplacedTokenModel(loaded.model, packed=packed, pad_token_id=0, seed=3),
         TextMLMConfig(**settings),
         vocabulary=vocabulary,
-        masker=Masker(vocabulary=vocabulary, seed=5),
-        mrtd_masker=Masker(vocabulary=vocabulary, config=everything, seed=6),
+        masker=Masker.of(vocabulary, seed=5),
+        mrtd_masker=Masker.of(vocabulary, config=everything, seed=6),
     )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # a twin that has fallen behind

@@ -25,7 +25,7 @@ def source(**settings: int) -> RowSource:
 
 def masker(**settings: object) -> Masker:
     vocabulary = Vocabulary(size=50, mask_token_id=4, special_ids=tuple(range(5)))
-    return Masker(vocabulary=vocabulary, config=MaskingConfig(**settings))  # type: ignore[arg-type]
+    return Masker.of(vocabulary, config=MaskingConfig(**settings))  # type: ignore[arg-type]
 
 
 def batches(data: RowSource, num_processes: int) -> list[TokenBatch]:

@@ -41,7 +41,7 @@ def source() -> RowSource:
 
 def masker() -> Masker:
     vocabulary = Vocabulary(size=VOCAB, mask_token_id=4, special_ids=tuple(range(5)))
-    return Masker(vocabulary=vocabulary)
+    return Masker.of(vocabulary)
 
 
 def task(family: str = "bert", *, capacity: float | None = None, **settings: Any) -> TextMLM:

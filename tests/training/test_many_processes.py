@@ -175,7 +175,7 @@ def test_masks_are_the_same_for_any_number_of_processes(
             training=training,
         )
         run = prepare_text(config, progress=False)
-        masker = Masker(vocabulary=run.vocabulary, config=MaskingConfig(), seed=3)
+        masker = Masker.of(run.vocabulary, config=MaskingConfig(), seed=3)
         steps = []
         for step in range(4):
             rows: list[tuple[int, ...]] = []

@@ -54,19 +54,23 @@ def parse(
 
 
 def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Take `--config FILE` out of the arguments, wherever it stands.
+    """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands.
 
     Raises:
-        ConfigError: No file follows it.
+        ConfigError: No file is named.
     """
-    rest = list(arguments)
-    if "--config" not in rest:
-        return rest, None
-    index = rest.index("--config")
-    if index + 1 == len(rest):
-        raise ConfigError("--config names no file; give the config.yaml of a run")
-    path = Path(rest[index + 1])
-    del rest[index : index + 2]
+    rest: list[str] = []
+    path = None
+    words = iter(arguments)
+    for word in words:
+        flag, _, file = word.partition("=")
+        if flag != "--config":
+            rest.append(word)
+            continue
+        file = file or next(words, "")
+        if not file:
+            raise ConfigError("--config names no file; give the config.yaml of a run")
+        path = Path(file)
     return rest, path
 
 

@@ -1,87 +1,64 @@
-"""`maskery evaluate`."""
+"""`maskery evaluate`: one command whose flags are those of the model that it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from maskery.cli import figures
 from maskery.cli.console import parse, print_json, set_up_logging
-from maskery.cli.figures import (
-    models_table,
-    retrieval_table,
-    run_heading,
-    scores_table,
-    sights_table,
-    spread_table,
-)
 from maskery.core.errors import ConfigError
 from maskery.core.quick_imports import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig
+from maskery.runs.frame.config_file import run_kind
 
-# What a run with pictures has of its own.
-FROZEN = ("mask_seed", "cache_dir", "reading", "masking")
-# What is for person search alone.
-SEARCH = ("held_out", "memory_mb", "root", "images")
+USAGE = """usage: maskery evaluate RUN_OR_MODEL ...
+
+Did it get better? Held-out figures with 95% intervals. The flags depend on the model, and
+maskery evaluate RUN_OR_MODEL --help shows those of the one that is named:
+
+  text           loss, perplexity and accuracy of masked words; before and after for a run
+  pairs          the same for a run of train pairs, with the right picture, a wrong one and none
+  image-text     the same for any image-text model on pairs that --data names
+  person search  R@1 to mAP: captions find pictures; for runs of train person-search, for models
+                 that only find pictures, and wherever --rerank, --score, --odds-weight,
+                 --held-out or --clean-captions is set or several runs are named
+
+examples:
+  maskery evaluate runs/meditations-minilm
+  maskery evaluate runs/a --data held_out.txt --against bert-base-uncased
+  maskery evaluate runs/people --data people/pairs_test.jsonl --score-words drawn-people
+  maskery evaluate models/a --data pairs.json --pairs.images pictures --against models/b
+  maskery evaluate runs/search-0 runs/search-1 runs/search-2
+  maskery evaluate models/rasa --data persons.jsonl --rerank 128
+"""
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Did it get better? Held-out loss, perplexity and accuracy with 95% intervals.
+class EvaluateText:
+    """Held-out loss, perplexity and accuracy with 95% intervals.
 
     The masks are frozen: the same text gets the same masks at any batch size and for any model with
     the same tokenizer, so two models are compared token by token.
-
-    Examples:
-      maskery evaluate runs/meditations-minilm
-      maskery evaluate runs/a --data held_out.txt --against bert-base-uncased
-      maskery evaluate runs/a --data held_out.txt --json
-      maskery evaluate runs/people --data people/pairs_test.jsonl --score-words drawn-people
-      maskery evaluate models/a --data pairs.json --pairs.images pictures --against models/b
-      maskery evaluate runs/search-0 runs/search-1 runs/search-2
-      maskery evaluate models/rasa --data persons.jsonl --rerank 128
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    model: Model
     """A run folder, a model folder, a hub name or minilm."""
-    more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
-    """Other runs of train person-search on the same pictures: all are measured, and their mean and
-    spread are given, with their seeds."""
     data: tuple[str, ...] = ()
-    """Held-out text: files, folders, globs or a hub id; for a model with pictures, one source of
-    pairs. Default: what the run held out."""
-    held_out: Literal["test", "val"] = "test"
-    """For a run of train person-search: which split of its dataset."""
-    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """For a run of train person-search: where its dataset lies now. Default: where it was."""
-    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Likewise the folder that its image paths are relative to."""
-    rerank: int | None = None
-    """For person search: the best pictures of each caption that the matching head ranks anew; 0:
-    none. Default: the model's, or 128. An image-text model that can fill words, and is no such run,
-    finds pictures where this or one of the next three is set, and fills words otherwise."""
-    score: Literal["matching", "odds", "sum"] | None = None
-    """For person search: what those are ranked by, as in train person-search. Default: the model's,
-    or matching."""
-    odds_weight: float | None = None
-    """For person search: what the odds count for in --score sum. Default: the model's, or 1."""
-    clean_captions: Literal["auto", "yes", "no"] = "auto"
-    """For person search: lower-case captions and strip them of punctuation. auto: as the captions
-    were that the model was trained on, where that is known."""
-    score_words: tuple[str, ...] = ()
-    """For image-text models: words scored one at a time, as in train pairs. Default: the run's."""
+    """Held-out text: files, folders, globs or a hub id. Default: what the run held out."""
     against: str | None = None
-    """Another model of the same kind and tokenizer, for the paired difference."""
+    """Another model with the same tokenizer, for the paired difference."""
     batch_tokens: int | None = None
     """Tokens scored at once; the figures do not depend on it. Default: 4096, or the run's."""
-    memory_mb: int | None = None
-    """For person search: megabytes for image tokens, beyond which they are kept in a temporary file
-    (in TMPDIR); the figures do not depend on it. Default: the run's, or 1024."""
     mask_seed: int = 0
     """Of the frozen masks, with --data."""
     cache_dir: Path | None = None
@@ -94,67 +71,253 @@ class Evaluate:
     masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MaskingConfig
     )
+
+    def __post_init__(self) -> None:
+        need_batch_tokens(self.batch_tokens)
+        if self.against is not None and not self.data:
+            raise ConfigError("--against needs --data FILE: the text to compare the models on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnReader:
+    """The reader of a run's pairs; everything else is read as the run read it."""
+
+    reader: str | None = None
+    """FILE.py:NAME of the reader that the run was trained with, which its file does not load."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatePairs:
+    """Held-out figures of a run of train pairs, with the right picture, a wrong one and none."""
+
+    model: Model
+    """The run folder."""
+    data: tuple[str, ...] = ()
+    """Other pairs than those that the run held out."""
+    score_words: tuple[str, ...] = ()
+    """Words scored one at a time, as in train pairs. Default: the run's."""
+    json: bool = False
+    """Print JSON on standard output."""
+    pairs: OwnReader = field(default_factory=OwnReader)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateImageText:
+    """Masked words of captions with the right picture, a wrong one and none: one model or two."""
+
+    model: Model
+    """A folder of an image-text model, or of a run."""
+    data: tuple[str, ...] = ()
+    """Pairs, as for train pairs; all count as held out."""
+    against: str | None = None
+    """Another model with the same tokenizer, for the paired difference."""
+    score_words: tuple[str, ...] = ()
+    """Words scored one at a time, as in train pairs."""
+    mask_seed: int = 0
+    """Of the frozen masks."""
+    json: bool = False
+    """Print JSON on standard output."""
+    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=MaskingConfig
+    )
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSearch:
+    """Captions find their pictures: R@1, R@5, R@10, mAP and mINP with 95% intervals."""
+
+    model: Model
+    """A run folder, or with --data a model folder."""
+    more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
+    """Other runs on the same pictures: all are measured, and their mean and spread are given, with
+    their seeds."""
+    data: tuple[str, ...] = ()
+    """Pairs that name persons. Default: the pictures that the run held out."""
+    held_out: Literal["test", "val"] = "test"
+    """Which split of the run's dataset."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where the run's dataset lies now. Default: where it was."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Likewise the folder that its image paths are relative to."""
+    rerank: int | None = None
+    """The best pictures of each caption that the matching head ranks anew; 0: none. Default: the
+    model's, or 128."""
+    score: Literal["matching", "odds", "sum"] | None = None
+    """How those are ranked, as in train person-search. Default: the model's, or matching."""
+    odds_weight: float | None = None
+    """The weight of the odds in --score sum. Default: the model's, or 1."""
+    clean_captions: Literal["auto", "yes", "no"] = "auto"
+    """Lower-case captions and strip them of punctuation. auto: as the captions were that the model
+    was trained on, where that is known."""
+    batch_tokens: int | None = None
+    """Text tokens computed at once; the figures do not depend on it. Default: the run's or
+    4096."""
+    memory_mb: int | None = None
+    """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); the
+    figures do not depend on it. Default: the run's, or 1024."""
+    json: bool = False
+    """Print JSON on standard output."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
-        if self.batch_tokens is not None and self.batch_tokens < 8:
-            raise ConfigError(f"batch_tokens is {self.batch_tokens}: it must be at least 8")
+        need_batch_tokens(self.batch_tokens)
         if self.memory_mb is not None and self.memory_mb < 1:
             raise ConfigError(f"memory_mb is {self.memory_mb}: it must be at least 1")
-        if self.against is not None and not self.data:
-            raise ConfigError("--against needs --data FILE: the text to compare the models on")
         if self.rerank is not None and self.rerank < 0:
             raise ConfigError(f"rerank is {self.rerank}: it must be 0 (do not) or more")
         if self.odds_weight is not None and not 0.0 <= self.odds_weight < float("inf"):
             raise ConfigError(f"odds_weight is {self.odds_weight}: it must be 0 or more")
+        if not self.data:
+            if self.pairs != PairsConfig():
+                raise ConfigError("--pairs... tells how --data is read; name it, or leave them out")
+            return
+        for name in ("held_out", "root", "images"):
+            value = getattr(self, name)
+            if value not in ("test", None):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
+                    f"run's; leave one out"
+                )
 
-    @property
-    def asks_retrieval(self) -> bool:
-        """Whether something is set that finding pictures alone has."""
-        return (
-            bool(self.more)
-            or self.held_out != "test"
-            or self.clean_captions != "auto"
-            or any(value is not None for value in (self.rerank, self.score, self.odds_weight))
+
+# From what is measured to its flags and to what the flags are for, for messages.
+WAYS: dict[str, tuple[type[Any], str]] = {
+    "text": (EvaluateText, "text models"),
+    "pairs": (EvaluatePairs, "runs of train pairs"),
+    "image-text": (EvaluateImageText, "image-text models with --data"),
+    "search": (EvaluateSearch, "person search"),
+}
+SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--held-out"}
+
+
+def only(data: Sequence[str]) -> str | None:
+    """Return the one source that `--data` names, or None.
+
+    Raises:
+        ConfigError: It names several.
+    """
+    if len(data) > 1:
+        raise ConfigError(
+            f"--data names {len(data)} sources, and a model with pictures is evaluated on one; "
+            f"give a pattern"
         )
+    return data[0] if data else None
+
+
+def need_batch_tokens(value: int | None) -> None:
+    """Check a number of tokens.
+
+    Raises:
+        ConfigError: It is too small.
+    """
+    if value is not None and value < 8:
+        raise ConfigError(f"batch_tokens is {value}: it must be at least 8")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse, evaluate, report."""
-    wanted = parse(Evaluate, "evaluate", arguments)
+    """Find out what is measured, parse its flags, evaluate, report."""
+    models, flags = split_arguments(arguments)
+    if not models:
+        if {"-h", "--help"} & flags:
+            print(USAGE, end="")
+            raise SystemExit(0)
+        raise ConfigError("no run or model is named; see maskery evaluate --help")
     set_up_logging(quiet=True)
+    way = way_of(models, flags)
+    command, about = WAYS[way]
+    for flag in sorted(flags - flags_of(command).keys()):
+        others = [name for other, name in WAYS.values() if flag in flags_of(other)]
+        if others:
+            raise ConfigError(
+                f"{flag} is for {' and '.join(others)}, and '{models[0]}' is evaluated as {about}; "
+                f"leave it out (maskery evaluate {models[0]} --help lists its flags)"
+            )
+    wanted = parse(command, "evaluate", arguments)
+    REPORTS[way](wanted)
+    return 0
+
+
+def way_of(models: Sequence[str], flags: Iterable[str]) -> str:
+    """Return what is measured, a key of `WAYS`: by the kind of the run, or by the model."""
+    model, kind = models[0], run_kind(models[0])
+    searches = len(models) > 1 or not SEARCH_FLAGS.isdisjoint(flags)
+    if kind == "text":
+        return "text"
+    if kind == "person-search":
+        return "search"
+    if kind == "pairs" and not searches:
+        return "image-text" if "--against" in flags else "pairs"
     with quick_imports():
         from maskery.evaluation.image_text.opening import is_image_text
-        from maskery.runs.pairs.measure import is_pairs_run
-        from maskery.runs.person_search.settings import finds_alone, is_person_search_run
+        from maskery.runs.person_search.settings import finds_alone
 
-    asks_retrieval = wanted.asks_retrieval
-    if is_pairs_run(Path(wanted.model)) and not asks_retrieval and wanted.against is None:
-        return report_pairs(wanted)
-    if is_person_search_run(Path(wanted.model)) or (
-        is_image_text(wanted.model) and (asks_retrieval or finds_alone(wanted.model))
-    ):
-        return report_retrieval(wanted)
-    if asks_retrieval:
-        raise ConfigError(
-            f"several runs, --rerank, --score, --odds-weight, --clean-captions and --held-out are "
-            f"for models of maskery train person-search, and '{wanted.model}' is none"
-        )
-    if is_image_text(wanted.model):
-        return report_image_text(wanted)
-    for name in ("score_words", "pairs", *SEARCH):
-        if getattr(wanted, name) != getattr(Evaluate(model=wanted.model), name):
-            raise ConfigError(
-                f"{name} is set, which is for image-text models, and '{wanted.model}' reads text "
-                f"alone; leave it out"
-            )
+    if not is_image_text(model):
+        return "text"
+    return "search" if searches or finds_alone(model) else "image-text"
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Tell the models from the flags and their values, before it is known which flags there are."""
+    sizes: dict[str, int | None] = {}
+    for command, _ in WAYS.values():
+        sizes |= flags_of(command)
+    models: list[str] = []
+    flags: set[str] = set()
+    skip: int | None = 0
+    for word in arguments:
+        if word.startswith("-") and word != "-":
+            name, equals, _ = word.partition("=")
+            flag = name.replace("_", "-")
+            flags.add(flag)
+            skip = 0 if equals else sizes.get(flag, 0)
+        elif skip == 0:
+            models.append(word)
+        elif skip is not None:
+            skip -= 1
+    return models, flags
+
+
+def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, int | None]:
+    """Return the flags of a dataclass and how many words each takes; None for any number."""
+    found: dict[str, int | None] = {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for one in fields(kind):
+        hint, marks = hints[one.name], ()
+        if typing.get_origin(hint) is Annotated:
+            hint, *marks = typing.get_args(hint)  # type: ignore[assignment]
+        name = one.name.replace("_", "-")
+        if is_dataclass(hint):
+            inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
+            found |= flags_of(hint, inner)  # type: ignore[arg-type]
+        elif tyro.conf.Positional not in marks:
+            found[prefix + name] = words_of(hint)
+            if hint is bool:
+                found[f"{prefix}no-{name}"] = 0
+    return found
+
+
+def words_of(hint: Any) -> int | None:
+    """Return how many words a value of a type is; None for any number."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    tuples = [option for option in options if typing.get_origin(option) is tuple]
+    if not tuples:
+        return 0 if hint is bool else 1
+    parts = typing.get_args(tuples[0])
+    return None if Ellipsis in parts else len(parts)
+
+
+def report_text(wanted: EvaluateText) -> None:
+    """Evaluate a text run, or one or two models on any text."""
+    with quick_imports():
+        from maskery.evaluation.image_text.opening import is_image_text
+        from maskery.runs.text.evaluate import evaluate_model, evaluate_run
+
     if wanted.against is not None and is_image_text(wanted.against):
         raise ConfigError(
             f"'{wanted.against}' reads pictures and '{wanted.model}' text alone, so they cannot be "
             f"compared; name two of a kind"
         )
-    from maskery.runs.text.evaluate import evaluate_model, evaluate_run
-
     if wanted.data:
         result = evaluate_model(
             wanted.model,
@@ -167,7 +330,7 @@ def main(arguments: Sequence[str]) -> int:
             seed=wanted.mask_seed,
             progress=not wanted.json,
         )
-    elif (Path(wanted.model) / "config.yaml").is_file():
+    elif run_kind(wanted.model) is not None:
         result = evaluate_run(Path(wanted.model), batch_tokens=wanted.batch_tokens)
     else:
         if "/" in wanted.model and not Path(wanted.model).exists():
@@ -181,85 +344,38 @@ def main(arguments: Sequence[str]) -> int:
         found = {"scores": scores, "difference": result.difference, "mrtd_auc": result.mrtd_auc}
         print_json(found)
     else:
-        print(scores_table(result.scores, result.difference, result.mrtd_auc))
-    return 0
+        print(figures.scores_table(result.scores, result.difference, result.mrtd_auc))
 
 
-def report_pairs(wanted: Evaluate) -> int:
+def report_pairs(wanted: EvaluatePairs) -> None:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    reader = wanted.pairs.reader
-    plain = replace(wanted, pairs=replace(wanted.pairs, reader=None))
-    refuse_settings(plain, *FROZEN, *SEARCH, "against", "batch_tokens", "pairs")
     from maskery.runs.pairs.measure import evaluate_pairs_run
 
     result = evaluate_pairs_run(
         Path(wanted.model),
         score_words=wanted.score_words,
-        eval_pairs=wanted.data[0] if wanted.data else None,
-        reader=reader,
+        eval_pairs=only(wanted.data),
+        reader=wanted.pairs.reader,
     )
     if wanted.json:
         print_json(result.to_json())
     else:
-        print(sights_table(result))
-    return 0
+        print(figures.sights_table(result))
 
 
-def report_retrieval(wanted: Evaluate) -> int:
-    """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
-    refuse_settings(wanted, *FROZEN, "against", "score_words", *(() if wanted.data else ("pairs",)))
-    for name in ("held_out", "root", "images"):
-        value = getattr(wanted, name)
-        if wanted.data and value not in ("test", None):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
-                f"run's; leave one out"
-            )
-    from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models
-
-    asked = Asked(
-        rerank=wanted.rerank,
-        score=wanted.score,
-        odds_weight=wanted.odds_weight,
-        clean_captions=None if wanted.clean_captions == "auto" else wanted.clean_captions == "yes",
-        batch_tokens=wanted.batch_tokens,
-        memory_mb=wanted.memory_mb,
-        root=wanted.root,
-        images=wanted.images,
-    )
-
-    result = evaluate_retrieval_models(
-        [wanted.model, *wanted.more],
-        data=wanted.data[0] if wanted.data else None,
-        reading=wanted.pairs,
-        split=wanted.held_out,
-        asked=asked,
-        progress=not wanted.json,
-    )
-    if wanted.json:
-        print_json(result.to_json())
-        return 0
-    for name, figures in result.figures.items():
-        heading = f"{run_heading(name, result.seeds[name])}\n" if len(result.figures) > 1 else ""
-        print(f"{heading}{retrieval_table(figures)}\n")
-    if result.spread is not None:
-        print(spread_table(result.spread, list(result.seeds.values())))
-    return 0
-
-
-def report_image_text(wanted: Evaluate) -> int:
+def report_image_text(wanted: EvaluateImageText) -> None:
     """Evaluate an image-text model, or two, on pairs of the user's."""
-    if not wanted.data:
+    from maskery.runs.pairs.evaluate import evaluate_image_text
+
+    data = only(wanted.data)
+    if data is None:
         raise ConfigError(
             f"'{wanted.model}' is no run folder, so there are no held-out pairs of its own; name "
             f"some with --data PAIRS"
         )
-    refuse_settings(wanted, *SEARCH, "batch_tokens", "cache_dir", "reading")
-    from maskery.runs.pairs.evaluate import evaluate_image_text
-
     result = evaluate_image_text(
         wanted.model,
-        wanted.data[0],
+        data,
         against=wanted.against,
         reading=wanted.pairs,
         masking=wanted.masking,
@@ -269,25 +385,37 @@ def report_image_text(wanted: Evaluate) -> int:
     if wanted.json:
         print_json(result.to_json())
     else:
-        print(models_table(result))
-    return 0
+        print(figures.models_table(result))
 
 
-def refuse_settings(wanted: Evaluate, *names: str) -> None:
-    """Refuse what a model with pictures does not use, rather than drop it.
+def report_search(wanted: EvaluateSearch) -> None:
+    """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
+    from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models
 
-    Raises:
-        ConfigError: Such a setting is set, or several sources are named.
-    """
-    default = Evaluate(model=wanted.model)
-    for name in names:
-        if getattr(wanted, name) != getattr(default, name):
-            raise ConfigError(
-                f"{name} is set, and '{wanted.model}' is a model with pictures, which is "
-                f"evaluated with settings of its own; leave it out"
-            )
-    if len(wanted.data) > 1:
-        raise ConfigError(
-            f"--data names {len(wanted.data)} sources, and a model with pictures is evaluated on "
-            f"one; give a pattern"
-        )
+    clean = None if wanted.clean_captions == "auto" else wanted.clean_captions == "yes"
+    names = ("rerank", "score", "odds_weight", "batch_tokens", "memory_mb", "root", "images")
+    asked = Asked(clean_captions=clean, **{name: getattr(wanted, name) for name in names})
+    result = evaluate_retrieval_models(
+        [wanted.model, *wanted.more],
+        data=only(wanted.data),
+        reading=wanted.pairs,
+        split=wanted.held_out,
+        asked=asked,
+        progress=not wanted.json,
+    )
+    if wanted.json:
+        print_json(result.to_json())
+        return
+    for name, found in result.figures.items():
+        heading = f"{figures.run_heading(name, result.seeds[name])}\n"
+        print(f"{heading if len(result.figures) > 1 else ''}{figures.retrieval_table(found)}\n")
+    if result.spread is not None:
+        print(figures.spread_table(result.spread, list(result.seeds.values())))
+
+
+REPORTS: dict[str, Any] = {
+    "text": report_text,
+    "pairs": report_pairs,
+    "image-text": report_image_text,
+    "search": report_search,
+}

@@ -10,7 +10,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from maskery.core.allocator import keep_freed_memory
 from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
@@ -18,10 +17,11 @@ from maskery.core.launcher import is_main_process, launched_rank
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
-    "train text": ("train_text", "adapt an encoder to your text, or train one from scratch"),
+    "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),
     "quickstart person-search": ("quickstart_person_search", "draw people and learn to find them"),
-    "train person-search": ("train_person_search", "learn to find people by what is said of them"),
-    "train pairs": ("train_pairs", "learn to fill the words of captions from their pictures"),
+    "train person-search": ("train:person_search", "learn to find people by what is said of them"),
+    "train pairs": ("train:pairs", "learn to fill the words of captions from their pictures"),
+    "train": ("train", "repeat any run with --config RUN/config.yaml, in the next free folder"),
     "tokenize": ("tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("data_people", "draw a dataset of people with captions"),
     "inspect": ("inspect", "look before a long run: lengths, waste, words, time and memory"),
@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain", "show where a model looks for each word of a caption"),
     "playground": ("playground", "try a model in the browser, on this machine alone"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
+}
+MOVED = {
+    "bench": "the benchmark is no longer part of the package; in a clone of its repository, run: "
+    "PYTHONPATH=benchmarks python -m bench CORPUS"
 }
 # What a full or protected disk raises; everything else is a fault of ours and keeps its traceback.
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -48,7 +52,7 @@ EXAMPLES = """examples:
 
 
 def usage() -> str:
-    """What `maskery --help` prints."""
+    """Return the text of `maskery --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
     return (
@@ -60,26 +64,12 @@ def usage() -> str:
 
 
 def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The command that arguments start with, and the rest of them."""
+    """Return the command that arguments start with, and the rest of them."""
     for count in (2, 1):
         name = " ".join(arguments[:count])
         if name in COMMANDS:
             return name, list(arguments[count:])
-    if list(arguments[:1]) == ["train"] and "--config" in arguments:
-        return train_command(arguments), list(arguments[1:])
     return None
-
-
-def train_command(arguments: Sequence[str]) -> str:
-    """Which kind of run the file after `--config` describes; `train text` if it cannot be told."""
-    path = "".join(arguments[arguments.index("--config") + 1 :][:1])
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, ValueError):
-        return "train text"
-    kinds = {"pairs": "train pairs", "data": "train person-search"}
-    keys = (line.partition(":")[0] for line in lines)
-    return next((kinds[key] for key in keys if key in kinds), "train text")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"maskery {__version__}")
         return 0
     found = find_command(arguments)
+    if arguments[0] in MOVED:
+        print(f"maskery {arguments[0]}: {MOVED[arguments[0]]}", file=sys.stderr)
+        return 2
     if found is None:
         known = ", ".join(COMMANDS)
         print(f"maskery: there is no command '{arguments[0]}'; there are {known}", file=sys.stderr)
@@ -104,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name.startswith(("train", "quickstart")):
         keep_freed_memory()
     try:
-        module = importlib.import_module(f"maskery.cli.{COMMANDS[name][0]}")
-        return int(module.main(rest))
+        module, _, function = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(f"maskery.cli.{module}"), function or "main")
+        return int(command(rest))
     except StoppedError as end:
         if is_main_process():
             print(f"maskery {name}: {end}", file=sys.stderr)

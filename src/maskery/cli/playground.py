@@ -11,7 +11,7 @@ import tyro
 
 from maskery.cli.console import parse, set_up_logging
 from maskery.core.quick_imports import quick_imports
-from maskery.playground.config import PlaygroundConfig
+from maskery.playground.serve import PlaygroundConfig
 
 
 @dataclass(frozen=True, kw_only=True)

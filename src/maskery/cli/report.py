@@ -35,25 +35,25 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, draw, report."""
     wanted = parse(Report, "report", arguments)
     set_up_logging(quiet=True)
-    finished = (wanted.run / "model" / "config.json").is_file()
-    if finished and (wanted.resample or not (wanted.run / "samples.json").is_file()):
-        from maskery.runs.frame.samples import save_samples
-
-        save_samples(wanted.run)
     from maskery.report.page import write_report
+    from maskery.runs.frame.run_folder import has_model
+    from maskery.runs.open_run import SAMPLES, open_run
 
-    print(f"the report is {write_report(wanted.run)}")
+    run = open_run(wanted.run)
+    if has_model(run.folder) and (wanted.resample or not (run.folder / SAMPLES).is_file()):
+        run.save_samples()
+    print(f"the report is {write_report(run.folder)}")
     return 0
 
 
 def finish_report(folder: Path) -> None:
-    """Draw the report at the end of a run; what is missing for it is said, and fails nothing."""
+    """Draw the report at the end of a run; if it cannot be drawn, warn and go on."""
     from maskery.report.page import write_report
-    from maskery.runs.frame.samples import save_samples
+    from maskery.runs.open_run import open_run
 
     log.info("drawing the report")
     try:
-        save_samples(folder)
+        open_run(folder).save_samples()
         log.info("the report is %s", write_report(folder))
     except MissingExtraError as error:
         log.warning("no report is drawn: %s; then: maskery report %s", error, folder)

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from maskery.core.batch import IGNORE_INDEX, TokenBatch
 from maskery.core.errors import ConfigError, DataError
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.rows import Row, flat_column, flatten
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
@@ -68,9 +67,7 @@ class MaskeryCollator:
         pad_to_multiple_of: int = 1,
     ) -> None:
         self.tokenizer = tokenizer
-        self.masker = Masker(
-            vocabulary=Vocabulary.of(tokenizer), config=masking or MaskingConfig(), seed=seed
-        )
+        self.masker = Masker.of(tokenizer, masking, seed=seed)
         if tokenizer.pad_token_id is None:
             raise ConfigError(
                 f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one with "

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.plan import Layout
 from maskery.data.rows import Row, RowSource
 from maskery.hf.trainer import MaskedLMTrainer
@@ -62,9 +61,7 @@ def masked_lm_trainer(
     layout: Layout = "packed" if packed else "padded"
     wrapped = MaskedLanguageModel(model, packed=packed, pad_token_id=pad_token_id)
     use_fast_dropout(wrapped)
-    masker = Masker(
-        vocabulary=Vocabulary.of(tokenizer), config=masking or MaskingConfig(), seed=args.seed
-    )
+    masker = Masker.of(tokenizer, masking, seed=args.seed)
     source = RowSource(
         rows, batch_tokens=batch_tokens, micro_tokens=micro_tokens, layout=layout, seed=args.seed
     )

@@ -1,70 +1,76 @@
-"""What is masked and how: one frozen config, light to import."""
+"""The masking settings: policy, rate, schedule and corruption shares; light to import."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import Count, Range, Share, check_ranges
+from maskery.core.registry import Registry, anchored_choice, plugin_identity
 
-PolicyName = Literal["token", "word", "span"]
+if TYPE_CHECKING:
+    from maskery.masking.policies import Policy, PolicyMaker
+
+    PolicyChoice = str | Policy | PolicyMaker
+else:
+    # Flags and files give names; objects come from Python alone.
+    PolicyChoice = str
+
 ScheduleName = Literal["constant", "linear", "cosine"]
-
-
-def check_share(name: str, value: float, flag: str) -> None:
-    """Refuse a share outside [0, 1]; written so that NaN fails too."""
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{name} is {value}: it must be from 0 to 1; set {flag}")
+# A rate of 0 masks nothing to learn from, and a rate of 1 leaves nothing to learn it from.
+Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.15")]
+CONTRACT = (
+    "a policy: an object with select(batch, maskable, rate, draws) that returns a Selection of "
+    "maskable tokens, or a callable that makes one from the tokenizer"
+)
+# Named by their modules, so that a configuration is read without NumPy.
+POLICIES: Registry[Policy | PolicyMaker] = Registry(
+    "--policy",
+    CONTRACT,
+    {
+        "token": "maskery.masking.policies:TokenPolicy",
+        "word": "maskery.masking.policies:WordPolicy",
+        "span": "maskery.masking.spans:SpanPolicy",
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
     """The masking policy, its rate over the run, and what masked tokens become."""
 
-    policy: PolicyName = "token"
-    """What is masked as one: single tokens, whole words, or spans of words (SpanBERT)."""
-    mask_rate: float = 0.15
+    policy: PolicyChoice = "token"
+    """token: single tokens; word: whole words; span: spans of words (SpanBERT); or FILE.py:NAME, a
+    policy of your own."""
+    mask_rate: Rate = 0.15
     """Share of maskable tokens that is masked (in expectation). BERT: 0.15; Wettig et al.: 0.4."""
-    mask_rate_end: float | None = None
+    mask_rate_end: Rate | None = None
     """Rate at the end of the run; --mask-schedule linear and cosine need it."""
     mask_schedule: ScheduleName = "constant"
-    """How the rate goes from mask_rate to mask_rate_end."""
-    mask_share: float = 0.8
+    """Course of the rate from mask_rate to mask_rate_end."""
+    mask_share: Share = 0.8
     """Share of masked tokens shown as [MASK]. BERT: 0.8; the seed document: 1.0."""
-    random_share: float = 0.1
+    random_share: Share = 0.1
     """Share of masked tokens shown as a random token; the rest keep their own."""
     static: bool = False
     """Draw the masks once and keep them, instead of afresh in each epoch."""
-    span_p: float = 0.2
+    span_p: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.2")] = 0.2
     """Span lengths are geometric with this parameter, as in SpanBERT."""
-    span_max: int = 10
+    span_max: Count = 10
     """Longest span, in words."""
 
     def __post_init__(self) -> None:
-        if self.policy not in get_args(PolicyName):
-            raise ConfigError(f"policy is '{self.policy}': it must be one of token, word, span")
-        if self.mask_schedule not in get_args(ScheduleName):
-            raise ConfigError(
-                f"mask_schedule is '{self.mask_schedule}': it must be one of constant, linear, "
-                f"cosine"
-            )
-        for flag, rate in (("mask-rate", self.mask_rate), ("mask-rate-end", self.mask_rate_end)):
-            if rate is not None and not 0.0 < rate < 1.0:
-                raise ConfigError(
-                    f"the mask rate is {rate}: it must lie between 0 and 1, both excluded; "
-                    f"try --{flag} 0.15"
-                )
-        check_share("the share shown as [MASK]", self.mask_share, "--mask-share")
-        check_share("the share shown as a random token", self.random_share, "--random-share")
+        if isinstance(self.policy, str):
+            POLICIES.check(self.policy)
+        check_ranges(self)
+        # 0.7 + 0.3 is above 1 by a rounding error in binary fractions.
         if self.mask_share + self.random_share > 1.0 + 1e-9:
             raise ConfigError(
                 f"--mask-share {self.mask_share} and --random-share {self.random_share} sum to "
                 f"more than 1; lower one of them"
             )
-        if not 0.0 < self.span_p < 1.0:
-            raise ConfigError(f"span_p is {self.span_p}: it must lie between 0 and 1; try 0.2")
-        if self.span_max < 1:
-            raise ConfigError(f"span_max is {self.span_max}: a span has at least 1 word; try 10")
         if self.mask_schedule == "constant" and self.mask_rate_end not in (None, self.mask_rate):
             raise ConfigError(
                 f"--mask-rate-end {self.mask_rate_end} needs --mask-schedule linear or cosine"
@@ -74,6 +80,9 @@ class MaskingConfig:
                 f"--mask-schedule {self.mask_schedule} needs --mask-rate-end, the rate at the end "
                 f"of the run; decay from 0.3 to 0.15 is a common choice"
             )
+        self._check_spans()
+
+    def _check_spans(self) -> None:
         highest = max(self.mask_rate, self.mask_rate_end or 0.0)
         if self.policy == "span" and highest > self.span_rate_limit:
             raise ConfigError(
@@ -92,3 +101,32 @@ class MaskingConfig:
     def span_rate_limit(self) -> float:
         """The highest rate of spans that never touch: one word between any two."""
         return self.mean_span / (self.mean_span + 1.0)
+
+    def rate_at(self, progress: float) -> float:
+        """Return the mask rate when a share `progress` of the run is done.
+
+        A rate that falls over the run, from 0.3 to 0.15, helped in arXiv 2305.15096. The cosine is
+        half a wave: flat at both ends, steepest in the middle.
+        """
+        start, end = self.mask_rate, self.mask_rate_end
+        if end is None or self.mask_schedule == "constant":
+            return start
+        done = min(max(progress, 0.0), 1.0)
+        if self.mask_schedule == "linear":
+            return start + (end - start) * done
+        return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def anchored(self) -> MaskingConfig:
+        """Return these settings with an absolute path of a plug-in, valid from any folder."""
+        if not isinstance(self.policy, str):
+            return self
+        return replace(self, policy=anchored_choice(self.policy))
+
+    def described(self) -> dict[str, Any]:
+        """Return the settings for a run's identity; a plug-in counts by its file's content."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if isinstance(self.policy, str):
+            values["policy"] = plugin_identity(self.policy)
+        else:
+            values["policy"] = repr(self.policy)
+        return values

@@ -1,32 +1,86 @@
-"""The masking engine: a config, a vocabulary and a seed become masks for flat batches."""
+"""The masking engine: settings, a vocabulary and a seed become masks for flat batches.
+
+Shapes: B sequences, T tokens, M masked tokens.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.errors import ConfigError, MaskeryError, reason_of
+from maskery.core.random import Stream, to_integers, to_uniforms
 from maskery.core.vocabulary import Vocabulary
-from maskery.masking.config import MaskingConfig
-from maskery.masking.corruption import corrupt
-from maskery.masking.policies import POLICIES, Draws
-from maskery.masking.schedules import mask_rate
+from maskery.masking.config import POLICIES, MaskingConfig, PolicyChoice
+from maskery.masking.policies import BoolArray, Draws, IntArray, Policy, Selection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masker:
     """Masks batches as a pure function of (seed, epoch, example id, position).
 
+    `Masker.of` makes one.
+
     Attributes:
         vocabulary: From `Vocabulary.of(tokenizer)`.
-        config: Policy, rate and shares.
+        policy: Chooses the tokens.
+        config: Rate, schedule and shares, and the policy's name.
         seed: From 0 to 2**64 - 1.
     """
 
     vocabulary: Vocabulary
-    config: MaskingConfig = field(default_factory=MaskingConfig)
+    policy: Policy
+    config: MaskingConfig
     seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase | Vocabulary,
+        config: MaskingConfig | None = None,
+        *,
+        policy: PolicyChoice | None = None,
+        rate: float | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Masker:
+        """Make a masker.
+
+        Args:
+            tokenizer: Of the model. Its `Vocabulary` will do, unless the policy is a plug-in that
+                is made from a tokenizer.
+            config: The settings to start from; BERT's if None.
+            policy: "token", "word", "span", `FILE.py:NAME`, a `Policy`, or a callable that makes
+                one from the tokenizer.
+            rate: Share of the maskable tokens that is masked, in expectation.
+            seed: From 0 to 2**64 - 1.
+            **settings: Further settings of `MaskingConfig` by name: `mask_share`, `random_share`,
+                `mask_rate_end`, `mask_schedule`, `static`, `span_p`, `span_max`.
+
+        Raises:
+            ModelError: The tokenizer has no mask token.
+            ConfigError: A setting is out of range.
+            PluginError: The policy cannot be loaded, or is none.
+        """
+        chosen = {"policy": policy, "mask_rate": rate}
+        settings |= {name: value for name, value in chosen.items() if value is not None}
+        config = replace(config or MaskingConfig(), **settings)
+        known = isinstance(tokenizer, Vocabulary)
+        return cls(
+            vocabulary=tokenizer if known else Vocabulary.of(tokenizer),
+            policy=_make_policy(config, None if known else tokenizer),
+            config=config,
+            seed=seed,
+        )
 
     def mask(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> MaskedTokens:
         """Mask a batch.
@@ -35,25 +89,55 @@ class Masker:
             batch: Sequences with their special tokens; not modified.
             epoch: From 0; with `static` masks, every epoch has those of epoch 0.
             progress: The share of the run that is done, for the rate's schedule.
+
+        Raises:
+            PluginError: The policy breaks its contract.
         """
-        draws = Draws(seed=self.seed, epoch=0 if self.config.static else epoch)
-        maskable = ~self.vocabulary.protected[batch.input_ids]
-        rate = mask_rate(self.config, progress)
-        selection = POLICIES[self.config.policy](batch, maskable, rate, draws, self.config)
+        selection = self.select(batch, epoch=epoch, progress=progress)
         positions = np.flatnonzero(selection.selected)
         anchors = None if selection.anchors is None else selection.anchors[positions]
         return MaskedTokens(
             batch=batch,
-            input_ids=corrupt(batch, positions, anchors, self.vocabulary, draws, self.config),
+            input_ids=corrupt(
+                batch, positions, anchors, self.vocabulary, self._draws(epoch), self.config
+            ),
             positions=positions,
             targets=batch.input_ids[positions],
         )
 
-    def for_generator(self, mask_rate: float) -> Masker:
-        """The masker of the words that a momentum twin fills for replaced-token detection.
+    def select(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> Selection:
+        """Choose the masked tokens, at least one in each example that has a maskable one.
 
-        The same policy at a constant rate, every masked token a `[MASK]` (RaSa, section 3.2), drawn
-        independently of this masker's.
+        Args:
+            batch: Sequences with their special tokens; not modified.
+            epoch: From 0.
+            progress: The share of the run that is done.
+
+        Raises:
+            PluginError: The policy breaks its contract.
+        """
+        draws = self._draws(epoch)
+        maskable = ~self.vocabulary.protected[batch.input_ids]
+        rate = self.config.rate_at(progress)
+        try:
+            selection = self.policy.select(batch, maskable, rate, draws)
+        except MaskeryError:
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise POLICIES.misfit(
+                self.config.policy,
+                f"select fails ({Path(where.filename).name}, line {where.lineno}): "
+                f"{type(error).__name__}: {reason_of(error)}",
+            ) from error
+        _check_selection(selection, maskable, self.config.policy)
+        return at_least_one(selection, batch, maskable, draws)
+
+    def for_generator(self, mask_rate: float) -> Masker:
+        """Return the masker of the words that a momentum twin fills for replaced-token detection.
+
+        It has the same policy at a constant rate, shows every masked token as `[MASK]` (RaSa,
+        section 3.2), and draws independently of this masker.
 
         Args:
             mask_rate: Share of maskable tokens.
@@ -67,3 +151,141 @@ class Masker:
             random_share=0.0,
         )
         return replace(self, config=config, seed=(self.seed + 1) % (1 << 64))
+
+    def _draws(self, epoch: int) -> Draws:
+        return Draws(seed=self.seed, epoch=0 if self.config.static else epoch)
+
+
+def _make_policy(config: MaskingConfig, tokenizer: PreTrainedTokenizerBase | None) -> Policy:
+    """Return the policy that a configuration names, made where it is a callable."""
+    choice, found = config.policy, cast(Any, POLICIES.find(config.policy))
+    if choice in ("token", "word"):
+        return cast(Policy, found())
+    if choice == "span":
+        return cast(Policy, found(p=config.span_p, longest=config.span_max))
+    # A class has the method too, unbound: it is called like any other maker.
+    if isinstance(found, type) or not hasattr(found, "select"):
+        if not callable(found):
+            raise POLICIES.misfit(choice, f"it is of type {type(found).__name__}, without select")
+        if tokenizer is None:
+            raise ConfigError(
+                f"--policy {choice} is made from the tokenizer, and only its vocabulary is given; "
+                f"pass the tokenizer"
+            )
+        try:
+            found = found(tokenizer)
+        except MaskeryError:
+            raise
+        except Exception as error:
+            raise POLICIES.misfit(
+                choice,
+                f"called with the tokenizer it fails: {type(error).__name__}: {reason_of(error)}",
+            ) from error
+    if not callable(getattr(found, "select", None)):
+        raise POLICIES.misfit(choice, f"it made a {type(found).__name__}, without select")
+    return cast(Policy, found)
+
+
+def _check_selection(selection: object, maskable: BoolArray, choice: object) -> None:
+    """Refuse a selection that is none, or that masks what must not be masked."""
+    if not isinstance(selection, Selection):
+        raise POLICIES.misfit(choice, f"select returned a {type(selection).__name__}")
+    kinds = (("selected", np.bool_), ("anchors", np.int64), ("values", np.float32))
+    for name, kind in kinds:
+        array = getattr(selection, name)
+        if array is None and name != "selected":
+            continue
+        if not isinstance(array, np.ndarray):
+            found = f"a {type(array).__name__}"
+        elif array.shape != maskable.shape or array.dtype != kind:
+            found = f"{array.dtype} of shape {array.shape}"
+        else:
+            continue
+        raise POLICIES.misfit(
+            choice,
+            f"select returned {found} as {name}, for {len(maskable)} tokens (it takes an array "
+            f"of {np.dtype(kind)} of shape ({len(maskable)},))",
+        )
+    wrong = selection.selected & ~maskable
+    if wrong.any():
+        raise POLICIES.misfit(
+            choice, f"select chose {int(wrong.sum())} special tokens; combine it with maskable"
+        )
+    anchors, size = selection.anchors, len(maskable)
+    if anchors is not None and size and not 0 <= anchors.min() <= anchors.max() < size:
+        raise POLICIES.misfit(choice, f"select returned anchors outside the {size} tokens")
+
+
+def at_least_one(
+    selection: Selection, batch: TokenBatch, maskable: BoolArray, draws: Draws
+) -> Selection:
+    """Give every sequence with a maskable token and no mask the mask nearest to being drawn.
+
+    Args:
+        selection: Of a policy; not modified.
+        batch: The sequences.
+        maskable: (T,) bool.
+        draws: Decides where the policy gives no `values`.
+    """
+    full = np.flatnonzero(batch.lengths > 0)
+    if not len(full):
+        return selection
+    has_none = ~np.logical_or.reduceat(selection.selected, batch.boundaries[:-1][full])
+    if not has_none.any():
+        return selection
+    values = selection.values
+    if values is None:
+        values = draws.uniforms(Stream.SELECT, batch)
+    # Only the bare sequences are looked at again: one in a thousand at 50 tokens.
+    bare = full[has_none]
+    lengths = batch.lengths[bare]
+    offsets = np.cumsum(lengths) - lengths
+    tokens = np.arange(int(lengths.sum())) + np.repeat(batch.boundaries[bare] - offsets, lengths)
+    # Above every draw, so that an unmaskable token is never the least.
+    open_values = np.where(maskable[tokens], values[tokens], np.float32(np.inf))
+    least = np.repeat(np.minimum.reduceat(open_values, offsets), lengths)
+    forced = tokens[(open_values == least) & maskable[tokens]]
+    selected = selection.selected.copy()
+    selected[forced] = True
+    return replace(selection, selected=selected)
+
+
+def corrupt(
+    batch: TokenBatch,
+    positions: IntArray,
+    anchors: IntArray | None,
+    vocabulary: Vocabulary,
+    draws: Draws,
+    config: MaskingConfig,
+) -> npt.NDArray[np.int64]:
+    """Return the ids of a batch with its masked tokens corrupted (BERT, section 3.1).
+
+    A masked token is shown as `[MASK]`, as a random token, or as itself.
+
+    Args:
+        batch: The sequences, T tokens; not modified.
+        positions: (M,) int64, ascending: the masked tokens.
+        anchors: (M,) int64 or None: tokens with the same anchor are corrupted alike.
+        vocabulary: The mask token and the ids that may replace one.
+        draws: The randomness.
+        config: The shares.
+
+    Returns:
+        (T,) int64.
+    """
+    corrupted = batch.input_ids.copy()
+    if config.mask_share >= 1.0:
+        corrupted[positions] = vocabulary.mask_token_id
+        return corrupted
+    sequence = np.searchsorted(batch.boundaries, positions, side="right") - 1
+    ids = batch.example_ids[sequence]
+    offset = batch.starts[sequence] - batch.boundaries[sequence]
+    deciding = positions if anchors is None else anchors
+    fate = to_uniforms(draws.at(Stream.CORRUPT, ids, deciding + offset))
+    corrupted[positions[fate < np.float32(config.mask_share)]] = vocabulary.mask_token_id
+    replaced = fate >= np.float32(config.mask_share)
+    replaced &= fate < np.float32(config.mask_share + config.random_share)
+    words = draws.at(Stream.REPLACE, ids[replaced], (positions + offset)[replaced])
+    choices = to_integers(words, len(vocabulary.replacements))
+    corrupted[positions[replaced]] = vocabulary.replacements[choices]
+    return corrupted

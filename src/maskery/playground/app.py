@@ -1,25 +1,32 @@
-"""The application: the page's own files, and the JSON API.
+"""The application: the page's own files and the JSON API, for this machine alone.
 
 Files are read once, when the application is made, from a fixed list: no path of a request is ever
-looked up on the disk.
+looked up on the disk. Every request is checked for who sent it and how much, one model call runs at
+a time, and every answer tells the browser what to refuse.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib.resources
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from maskery.core.errors import MaskeryError
 from maskery.core.optional import require
-from maskery.playground.config import BODY_BYTES, PICTURE_BYTES
-from maskery.playground.guard import HEADERS, check_host, read_body
-from maskery.playground.requests import SCHEMAS, RequestError, parse
+from maskery.playground.requests import (
+    BODY_BYTES,
+    PICTURE_BYTES,
+    SCHEMAS,
+    RequestError,
+    parse,
+)
 from maskery.playground.session import Session
-from maskery.playground.worker import Worker
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -36,14 +43,33 @@ KINDS = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
+# Everything the page needs comes from its own address; pictures may also be in memory.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+BODY_SECONDS = 15.0
+LOCAL_NAMES = ("127.0.0.1", "localhost")
+# Requests that wait while one is computed, and the seconds that one may take.
+QUEUE = 8
+SECONDS = 30.0
+
+ResultT = TypeVar("ResultT")
 
 
 def make_app(session: Session, worker: Worker | None = None) -> Starlette:
-    """The playground of some models.
+    """Make the application of some models.
 
     Args:
-        session: What answers.
-        worker: Runs the model calls.
+        session: Answers the calls.
+        worker: Runs them, one at a time.
 
     Raises:
         MissingExtraError: starlette is not installed.
@@ -79,7 +105,7 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
-    """By path, the page's files and their content types."""
+    """Return the page's files and their content types, by path."""
     files = {}
     folder = importlib.resources.files("maskery.playground").joinpath("static")
     for entry in folder.iterdir():
@@ -91,7 +117,7 @@ def page_files() -> dict[str, tuple[bytes, str]]:
 
 
 def guarded(handler: Handler) -> Handler:
-    """A handler that refuses strangers, turns errors into answers and adds the headers."""
+    """Wrap a handler: refuse strangers, turn errors into answers and add the headers."""
 
     async def handle(request: Request) -> Response:
         try:
@@ -169,3 +195,102 @@ def _answer(data: dict[str, Any], status: int = 200) -> Response:
     from starlette.responses import JSONResponse
 
     return JSONResponse(data, status_code=status)
+
+
+def check_host(request: Request) -> None:
+    """Refuse a request that was not meant for this address.
+
+    A page elsewhere can make a browser ask 127.0.0.1 under a name of its own (DNS rebinding); the
+    Host header then has that name. A form elsewhere names its Origin.
+
+    Raises:
+        RequestError: With status 421 or 403.
+    """
+    server = request.scope.get("server") or ("", 0)
+    allowed = {f"{name}:{server[1]}" for name in LOCAL_NAMES}
+    if server[1] == 80:
+        allowed |= set(LOCAL_NAMES)
+    hosts = request.headers.getlist("host")
+    if len(hosts) != 1 or hosts[0].lower() not in allowed:
+        raise RequestError("this page answers only at 127.0.0.1 and localhost", 421)
+    origin = request.headers.get("origin")
+    if origin is not None and origin.lower() not in {f"http://{host}" for host in allowed}:
+        raise RequestError("requests from other pages are refused", 403)
+
+
+async def read_body(request: Request, most: int, kind: str) -> bytes:
+    """Read the body, if it is of the right kind, not too large and arrives in time.
+
+    Args:
+        request: The request.
+        most: The most bytes of the body.
+        kind: The start that its content type must have.
+
+    Raises:
+        RequestError: With status 408, 413 or 415.
+    """
+    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not found.startswith(kind):
+        raise RequestError(f"the content type must be {kind}", 415)
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdigit() or int(declared[:12]) > most:
+        raise RequestError(f"the body may have at most {most:,} bytes", 413)
+    try:
+        return await asyncio.wait_for(_read(request, most), BODY_SECONDS)
+    except TimeoutError as error:
+        raise RequestError("the body did not arrive in time", 408) from error
+
+
+async def _read(request: Request, most: int) -> bytes:
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > most:
+            raise RequestError(f"the body may have at most {most:,} bytes", 413)
+    return bytes(data)
+
+
+class Worker:
+    """Run functions one after the other in a thread of their own.
+
+    Args:
+        queue: The most functions that wait.
+        seconds: The longest that one may take, its waiting included.
+    """
+
+    def __init__(self, *, queue: int = QUEUE, seconds: float = SECONDS) -> None:
+        self.queue, self.seconds = queue, seconds
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maskery-model")
+        self._pending = 0
+
+    async def run(self, function: Callable[[], ResultT]) -> ResultT:
+        """Wait for a turn and for the result.
+
+        Raises:
+            RequestError: Too many wait already (503), or it took too long (504).
+        """
+        if self._pending > self.queue:
+            raise RequestError("too many requests wait already; try again in a moment", 503)
+        self._pending += 1
+        loop = asyncio.get_running_loop()
+
+        def leave(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(self._done)
+
+        future = self._executor.submit(function)
+        # A call that runs cannot be stopped: its place is free only when it is done.
+        future.add_done_callback(leave)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
+        except TimeoutError as error:
+            raise RequestError(
+                f"the answer took longer than {self.seconds:g} s; shorten the text", 504
+            ) from error
+
+    def close(self) -> None:
+        """Drop the functions that wait and let the last call end."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _done(self) -> None:
+        self._pending -= 1

@@ -1,4 +1,4 @@
-"""Searching a folder of pictures from the page.
+"""Search a folder of pictures from the page.
 
 A picture is named by a number that a search has given out, never by a path; it is decoded and drawn
 anew in small, so that nothing of a file but its look reaches the page.
@@ -17,8 +17,8 @@ from maskery.evaluation.retrieval.gallery import open_gallery
 from maskery.evaluation.retrieval.search import Searcher
 from maskery.playground.requests import RequestError
 
-SIDE = 320
-# Pictures that were found lately and can be asked for.
+SIDE = 320  # pixels of a thumbnail
+# Pictures that were found lately, whose thumbnails can be loaded.
 REMEMBERED = 1_000
 RERANK = 16
 
@@ -28,7 +28,7 @@ class GallerySearch:
 
     Args:
         opened: The model.
-        folder: Of pictures.
+        folder: Holds the pictures.
         cache_dir: Where the index is kept.
 
     Raises:
@@ -39,7 +39,7 @@ class GallerySearch:
     def __init__(self, opened: OpenImageText, folder: Path, cache_dir: Path) -> None:
         gallery = open_gallery(opened, folder, cache_dir=cache_dir, progress=True)
         ranking = opened.retrieval.ranking
-        # A page is waited for.
+        # Somebody waits for the page, so it looks again at fewer pictures than the command line.
         ranking = replace(ranking, rerank=min(ranking.rerank, RERANK, len(gallery)))
         self.searcher = Searcher(opened, gallery, ranking)
         self._paths: OrderedDict[int, str] = OrderedDict()
@@ -50,7 +50,7 @@ class GallerySearch:
         return len(self.searcher.gallery)
 
     def search(self, text: str, top: int) -> dict[str, Any]:
-        """`maskery search`, with a number for each picture."""
+        """Find pictures, as `maskery search`, with a number for each."""
         hits = self.searcher.search(text, top=top)
         return {
             "hits": [
@@ -65,7 +65,7 @@ class GallerySearch:
         }
 
     def thumbnail(self, number: int) -> bytes:
-        """A picture that was found, as a small JPEG.
+        """Return a picture that was found, as a small JPEG.
 
         Raises:
             RequestError: No search has given out that number, or long ago.

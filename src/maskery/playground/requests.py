@@ -1,4 +1,4 @@
-"""What the page may ask: JSON objects with known keys, checked one by one."""
+"""Check the page's requests: JSON objects with known keys, each within its limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskery.core.errors import MaskeryError
-from maskery.playground.config import CHARACTERS, FOUND, MASKS, TOP_K, WORD_CHARACTERS, WORDS
+
+# Bytes of one request, whatever its content; a picture may have more.
+BODY_BYTES = 64 * 1024
+PICTURE_BYTES = 12 * 1024 * 1024
+CHARACTERS = 6_000
+# Scoring a text computes one copy of it for each token, so its cost grows with the square.
+SCORED_TOKENS = 192
+MASKS = 12
+TOP_K = 100
+WORDS = 16
+WORD_CHARACTERS = 100
+PICTURES = 8
+FOUND = 60
 
 
 class RequestError(MaskeryError):
@@ -28,9 +40,9 @@ class Field:
     """One key of a request.
 
     Attributes:
-        check: From a JSON value to what it means; raises `RequestError`.
-        default: Where the key may be missing.
-        required: Whether it may not.
+        check: Turns a JSON value into a checked one, or raises `RequestError`.
+        default: The value of a key that is missing.
+        required: True if the key must not be missing.
     """
 
     check: Callable[[str, Any], Any]
@@ -39,31 +51,31 @@ class Field:
 
 
 def text(name: str, value: Any) -> str:
-    """A text of a bounded length, without half surrogates."""
-    return _string(name, value, CHARACTERS, empty=False)
+    """Check a text: its length, and that it holds no half of a character."""
+    return _string(name, value, CHARACTERS)
 
 
 def words(name: str, value: Any) -> tuple[str, ...]:
-    """A list of words."""
+    """Check a list of words."""
     if not isinstance(value, list) or len(value) > WORDS:
         raise RequestError(f"{name} must be a list of at most {WORDS} words")
-    return tuple(_string(name, word, WORD_CHARACTERS, empty=False) for word in value)
+    return tuple(_string(name, word, WORD_CHARACTERS) for word in value)
 
 
 def picture(name: str, value: Any) -> str | None:
-    """The id of a picture that was sent before, or null."""
-    return None if value is None else _string(name, value, 64, empty=False)
+    """Check the id of a picture that was sent before, or null."""
+    return None if value is None else _string(name, value, 64)
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or false."""
+    """Check a true or a false."""
     if not isinstance(value, bool):
         raise RequestError(f"{name} must be true or false")
     return value
 
 
 def choice(*allowed: str) -> Callable[[str, Any], str]:
-    """One of a few strings."""
+    """Return a check that takes one of a few strings."""
 
     def check(name: str, value: Any) -> str:
         if value not in allowed or not isinstance(value, str):
@@ -74,7 +86,7 @@ def choice(*allowed: str) -> Callable[[str, Any], str]:
 
 
 def whole(low: int, high: int) -> Callable[[str, Any], int]:
-    """A whole number within bounds."""
+    """Return a check that takes a whole number within bounds."""
 
     def check(name: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -115,7 +127,7 @@ SCHEMAS: dict[str, Mapping[str, Field]] = {
 
 
 def parse(body: bytes, schema: Mapping[str, Field]) -> dict[str, Any]:
-    """A request's body as checked values.
+    """Parse a request's body into checked values.
 
     Raises:
         RequestError: It is no JSON object, or does not fit the schema.
@@ -137,12 +149,12 @@ def parse(body: bytes, schema: Mapping[str, Field]) -> dict[str, Any]:
     return values
 
 
-def _string(name: str, value: Any, longest: int, *, empty: bool) -> str:
+def _string(name: str, value: Any, longest: int) -> str:
     if not isinstance(value, str):
         raise RequestError(f"{name} must be a string")
     if len(value) > longest:
         raise RequestError(f"{name} has {len(value):,} characters; at most {longest:,} are taken")
-    if not empty and not value.strip():
+    if not value.strip():
         raise RequestError(f"{name} is empty; write something")
     try:
         value.encode("utf-8")

@@ -1,16 +1,31 @@
-"""Serving the playground on this machine."""
+"""Serve the playground on this machine."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from maskery.core.errors import ConfigError
 from maskery.core.optional import require
-from maskery.playground.app import make_app
-from maskery.playground.config import HOST, PlaygroundConfig
-from maskery.playground.session import Session
+from maskery.core.ranges import Range, check_ranges
+
+if TYPE_CHECKING:
+    from maskery.playground.session import Session
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaygroundConfig:
+    """A local web page to try a model on: it answers this machine alone."""
+
+    port: Annotated[int, Range(0, 65_535)] = 8765
+    """Where the page is served, on 127.0.0.1; 0 for any free port."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def serve(
@@ -19,8 +34,8 @@ def serve(
     """Serve until interrupted.
 
     Args:
-        session: What answers.
-        config: Where.
+        session: Answers the calls.
+        config: The port.
         ready: Called with the address once it is known.
 
     Raises:
@@ -34,7 +49,7 @@ def serve(
 
 
 def listen(port: int) -> socket.socket:
-    """A listening socket on 127.0.0.1.
+    """Return a listening socket on 127.0.0.1.
 
     Raises:
         ConfigError: The port is taken.
@@ -53,7 +68,9 @@ def listen(port: int) -> socket.socket:
 
 
 def make_server(session: Session) -> Any:
-    """A uvicorn server with tight limits."""
+    """Return a uvicorn server with tight limits."""
+    from maskery.playground.app import make_app
+
     uvicorn = require("uvicorn", extra="playground", purpose="serve the playground")
     return uvicorn.Server(
         uvicorn.Config(

@@ -1,4 +1,4 @@
-"""The models of a playground and what can be asked of them, without any HTTP."""
+"""The models of a playground and the calls that the page makes, without any HTTP."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import numpy as np
 import torch
 
 from maskery import __version__
-from maskery.data.pairs.pictures import load_picture
 from maskery.evaluation.image_text.explain import explain
 from maskery.evaluation.image_text.image_fill import ImageFiller
-from maskery.evaluation.image_text.opening import OpenImageText, is_image_text, open_image_text
+from maskery.evaluation.image_text.opening import (
+    OpenImageText,
+    is_image_text,
+    load_picture,
+    open_image_text,
+)
 from maskery.evaluation.text.fill import MASK, Filler, saliency
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import Scorer
-from maskery.playground import config
+from maskery.playground import requests
 from maskery.playground.gallery import GallerySearch
 from maskery.playground.requests import RequestError
 
@@ -53,15 +57,15 @@ class Session:
             self.gallery = GallerySearch(seeing, gallery, cache_dir)
 
     def info(self) -> dict[str, Any]:
-        """What the page must know before it asks anything."""
+        """Return the models, the limits and the size of the gallery."""
         models = [self._described(index) for index in range(len(self.names))]
         limits = {
-            "characters": config.CHARACTERS,
-            "masks": config.MASKS,
-            "top_k": config.TOP_K,
-            "words": config.WORDS,
-            "scored_tokens": config.SCORED_TOKENS,
-            "picture_bytes": config.PICTURE_BYTES,
+            "characters": requests.CHARACTERS,
+            "masks": requests.MASKS,
+            "top_k": requests.TOP_K,
+            "words": requests.WORDS,
+            "scored_tokens": requests.SCORED_TOKENS,
+            "picture_bytes": requests.PICTURE_BYTES,
         }
         return {
             "version": __version__,
@@ -87,16 +91,16 @@ class Session:
         except Exception:
             del self._pictures[name]
             raise
-        while len(self._pictures) > config.PICTURES:
+        while len(self._pictures) > requests.PICTURES:
             self._pictures.popitem(last=False)
         return {"picture": name}
 
     def fill(self, values: dict[str, Any]) -> dict[str, Any]:
-        """`maskery fill`."""
+        """Fill masks, as `maskery fill`."""
         filler = self._asked(values)
         masks = values["text"].count(MASK)
-        if masks > config.MASKS:
-            raise RequestError(f"there are {masks} masks; at most {config.MASKS} are filled")
+        if masks > requests.MASKS:
+            raise RequestError(f"there are {masks} masks; at most {requests.MASKS} are filled")
         filling = filler.fill(
             values["text"],
             top_k=values["top_k"],
@@ -110,13 +114,13 @@ class Session:
         }
 
     def score(self, values: dict[str, Any]) -> dict[str, Any]:
-        """`maskery score`; masks in the text stay hidden."""
+        """Score words, as `maskery score`; masks in the text stay hidden."""
         scorer = self._scorer(self._asked(values))
         read = Shifted(values["text"], scorer.reader.mask_token)
         tokens = len(scorer.reader.read(read.text).ids)
-        if tokens > config.SCORED_TOKENS:
+        if tokens > requests.SCORED_TOKENS:
             raise RequestError(
-                f"the text has {tokens} tokens, and at most {config.SCORED_TOKENS} are scored "
+                f"the text has {tokens} tokens, and at most {requests.SCORED_TOKENS} are scored "
                 f"here; shorten it, or use maskery score"
             )
         scorer.method = values["method"]
@@ -128,7 +132,7 @@ class Session:
         return {"log_probability": score.log_probability, "tokens": score.tokens, "words": words}
 
     def saliency(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Which words a mask's likeliest token hangs on."""
+        """Weigh the words that a mask's likeliest token depends on."""
         filler = self._asked(values)
         reader = self._scorer(filler).reader
         read = Shifted(values["text"], reader.mask_token)
@@ -145,7 +149,7 @@ class Session:
         return {"token": found.token, "probability": found.probability, "words": words}
 
     def replaced(self, values: dict[str, Any]) -> dict[str, Any]:
-        """How likely each word of a caption does not belong to its picture.
+        """Return the probability of each word that it does not belong to the picture.
 
         Raises:
             RequestError: The model reads text alone.
@@ -176,7 +180,7 @@ class Session:
         return {"words": words}
 
     def explain(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Where the model looks for each word of a caption, as `maskery explain`.
+        """Show where the model looks for each word of a caption, as `maskery explain`.
 
         Raises:
             RequestError: There is no picture, or the model reads text alone.
@@ -196,7 +200,7 @@ class Session:
         return {"match": found.match, "words": words}
 
     def search(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The gallery's pictures that fit a description.
+        """Find the gallery's pictures that fit a description.
 
         Raises:
             RequestError: There is no gallery.
@@ -206,7 +210,7 @@ class Session:
         return self.gallery.search(values["text"], values["top"])
 
     def thumbnail(self, number: int) -> bytes:
-        """A picture that a search has found, in small."""
+        """Return a picture that a search has found, in small."""
         if self.gallery is None:
             raise RequestError("there is no gallery", 404)
         return self.gallery.thumbnail(number)
@@ -224,7 +228,7 @@ class Session:
         }
 
     def _seeing(self) -> int:
-        """The first model that looks at pictures.
+        """Return the index of the first model that looks at pictures.
 
         Raises:
             RequestError: None does.
@@ -243,7 +247,7 @@ class Session:
         return self._filler(values["model"], name)
 
     def _filler(self, index: int, picture: str | None) -> Filler:
-        """The filler of a model and a picture; a few are kept, with their pictures encoded."""
+        """Return the filler of a model and a picture; a few are kept, their pictures encoded."""
         opened = self._opened[index]
         if isinstance(opened, Filler):
             return opened
@@ -254,7 +258,7 @@ class Session:
             data = None if picture is None else self._pictures[picture]
             self._fillers[key] = ImageFiller(opened, data)
         self._fillers.move_to_end(key)
-        while len(self._fillers) > 2 * config.PICTURES:
+        while len(self._fillers) > 2 * requests.PICTURES:
             _, dropped = self._fillers.popitem(last=False)
             self._scorers.pop(dropped, None)
         return self._fillers[key]
@@ -274,7 +278,7 @@ class Shifted:
 
     Args:
         text: With `[MASK]`s.
-        mask_token: How the tokenizer writes them.
+        mask_token: The tokenizer's spelling of a mask.
     """
 
     def __init__(self, text: str, mask_token: str) -> None:
@@ -288,7 +292,7 @@ class Shifted:
             place = text.find(MASK, place + len(MASK))
 
     def back(self, place: int) -> int:
-        """A place in the text that was read, as a place in the original."""
+        """Turn a place in the text that was read into a place in the original."""
         if place < 0:
             return place
         return place - self._step * sum(start < place for start in self._starts)
@@ -302,6 +306,6 @@ def _open(name: str) -> Filler | OpenImageText:
 
 
 def _shown(name: str) -> str:
-    """A folder by its own name: the page need not know where it lies."""
+    """Return a folder's own name: the page need not know where it lies."""
     path = Path(name)
     return path.resolve().name if path.is_dir() else name

@@ -1,12 +1,20 @@
-"""The curves of a run: which charts there are, and what each shows."""
+"""The curves of a run: the charts that its metrics give, drawn for the page and as a picture.
+
+Both are drawn by matplotlib. In the page's SVG, colours are the page's own variables, so that the
+charts follow its dark and its light theme.
+"""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from maskery.core.optional import require
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
@@ -15,10 +23,28 @@ LABELS = {name: term.label for name, term in TERMS.items()} | {
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens per second",
 }
-# Said by another chart, or of no interest by itself.
+# Shown by another chart, or of no interest by itself.
 LEFT_OUT = {"kind", "step", "epoch", "perplexity"}
-CONDITIONS = ("right", "wrong", "none")
+SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
+# Of the picture: four curves, then the grid and the numbers; and the page's names for the same.
+COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
+VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
+COLUMNS = 3
+# Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 300 to 340 pixels.
+WIDTH, HEIGHT = 3.6, 2.1
+# The place of the axes in a chart of the page: left, bottom, width, height, as shares of it. Fixed,
+# since fitting it to the labels draws every chart twice.
+INSIDE = (0.14, 0.11, 0.83, 0.8)
+# Removed from an SVG that becomes part of the page: its size, fonts and clipping, which the page
+# sets or does not need, and names other than those of the markers, which would occur twice.
+UNWANTED = re.compile(
+    r' (?:xmlns(?::xlink)?|width|height|clip-path|id)="(?!m[0-9a-f]{10}")[^"]*"'
+    r"| font-family: [^;]*;|<(?:defs|metadata)>\s*<(?:style|clipPath|rdf).*?</(?:defs|metadata)>",
+    re.DOTALL,
+)
+
+Series = dict[str, tuple[tuple[float, float], ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +52,9 @@ class Curve:
     """One line of a chart.
 
     Attributes:
-        name: For the legend.
-        points: (step, value), by step.
-        marked: Whether each point is drawn, as where there are few.
+        name: Shown in the legend.
+        points: (step, value) in order of steps.
+        marked: True to draw each point, for curves of few points.
     """
 
     name: str
@@ -41,9 +67,9 @@ class Chart:
     """A few curves over the same steps.
 
     Attributes:
-        title: What the values are.
+        title: The quantity, with its unit.
         curves: At least one.
-        percent: Whether values are shares.
+        percent: True if values are shares, to be shown in percent.
     """
 
     title: str
@@ -52,7 +78,7 @@ class Chart:
 
 
 def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
-    """Loss, accuracy, rate, speed, and whatever else a run has logged."""
+    """Return charts of loss, accuracy, rate, speed, and whatever else a run has logged."""
     train = _series(line for line in metrics if line["kind"] == "train")
     held_out = _series(line for line in metrics if line["kind"] == "held_out")
     charts = [
@@ -63,11 +89,9 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
             for name, title in RANKINGS.items()
         ),
     ]
-    if train.keys() == {"loss"} | (train.keys() & LABELS.keys()) and "mlm" in train:
-        # A single term is the loss itself.
-        terms = train.keys() & TERMS.keys()
-        if len(terms) == 1:
-            train.pop(next(iter(terms)))
+    terms = train.keys() & TERMS.keys()
+    if terms == {"mlm"} and train.keys() <= {"loss"} | LABELS.keys():
+        del train["mlm"]  # a single term is the loss itself
     order = ("learning_rate", "tokens_per_second")
     for name in (*order, *sorted(train.keys() - {*order, "loss"})):
         if name in train:
@@ -82,14 +106,12 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
 
 
 def label(name: str) -> str:
-    """A metric's name for people."""
-    words = name.replace("_", " ")
-    # A name with capitals of its own, such as SigLIP, is a user's loss term.
-    return LABELS.get(name, words if words != words.lower() else words.capitalize())
+    """Return a metric's name for people."""
+    return LABELS.get(name, name.replace("_", " ").capitalize())
 
 
-def _series(lines: Iterable[dict[str, Any]]) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Every finite number by its name, in order of steps."""
+def _series(lines: Iterable[dict[str, Any]]) -> Series:
+    """Return every finite number by its name, in order of steps."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in sorted(lines, key=lambda line: float(line["step"])):
         for name, value in line.items():
@@ -99,40 +121,105 @@ def _series(lines: Iterable[dict[str, Any]]) -> dict[str, tuple[tuple[float, flo
     return {name: tuple(points) for name, points in found.items()}
 
 
-def _loss_curves(
-    train: dict[str, tuple[tuple[float, float], ...]],
-    held_out: dict[str, tuple[tuple[float, float], ...]],
-) -> tuple[Curve, ...]:
-    curves = []
-    if "loss" in train:
-        curves.append(Curve(name="training", points=train["loss"]))
-    if "loss" in held_out:
-        curves.append(Curve(name="held out", points=held_out["loss"], marked=True))
-    for sight in CONDITIONS:
-        if f"{sight}_loss" in held_out:
-            name = f"{sight} picture" if sight != "none" else "no picture"
-            points = held_out[f"{sight}_loss"]
-            curves.append(Curve(name=name, points=points, marked=True))
-    return tuple(curves)
+def _loss_curves(train: Series, held_out: Series) -> tuple[Curve, ...]:
+    training = (Curve(name="training", points=train["loss"]),) if "loss" in train else ()
+    return training + _marked(held_out, {"loss": "held out"} | _by_sight("loss"))
 
 
-def _accuracy_curves(held_out: dict[str, tuple[tuple[float, float], ...]]) -> tuple[Curve, ...]:
-    curves = []
-    for name, shown in (("top1", "top-1"), ("top5", "top-5")):
-        if name in held_out:
-            curves.append(Curve(name=shown, points=held_out[name], marked=True))
-    for sight in CONDITIONS:
-        if f"{sight}_top1" in held_out:
-            name = f"{sight} picture" if sight != "none" else "no picture"
-            curves.append(Curve(name=name, points=held_out[f"{sight}_top1"], marked=True))
-    return tuple(curves)
+def _accuracy_curves(held_out: Series) -> tuple[Curve, ...]:
+    return _marked(held_out, {"top1": "top-1", "top5": "top-5"} | _by_sight("top1"))
 
 
-def _ranking_curves(
-    held_out: dict[str, tuple[tuple[float, float], ...]], figure: str
-) -> tuple[Curve, ...]:
+def _ranking_curves(held_out: Series, figure: str) -> tuple[Curve, ...]:
+    return _marked(held_out, {f"{ranking}_{figure}": name for ranking, name in RANKED_BY.items()})
+
+
+def _by_sight(figure: str) -> dict[str, str]:
+    return {f"{sight}_{figure}": label for sight, label in SIGHTS.items()}
+
+
+def _marked(held_out: Series, names: dict[str, str]) -> tuple[Curve, ...]:
+    """Return one curve for each name that was measured; there are few points, so each is drawn."""
     return tuple(
-        Curve(name=name, points=held_out[f"{ranking}_{figure}"], marked=True)
-        for ranking, name in RANKED_BY.items()
-        if f"{ranking}_{figure}" in held_out
+        Curve(name=shown, points=held_out[name], marked=True)
+        for name, shown in names.items()
+        if name in held_out
     )
+
+
+def draw_svg(chart: Chart) -> str:
+    """Draw one chart as an `<svg>` element; everything in it is a number of ours.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", extra="report", purpose="draw curves")
+    from matplotlib.figure import Figure
+
+    # Text stays text, and names are the same whenever the same run is drawn.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.title}):
+        figure = Figure(figsize=(WIDTH, HEIGHT), facecolor="none")
+        _draw(chart, figure.add_axes(INSIDE, facecolor="none"))
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    text = UNWANTED.sub("", text[text.index("<svg") :])
+    for colour, variable in zip(COLOURS, VARIABLES, strict=True):
+        text = text.replace(colour, f"var({variable})")
+    return text.replace("<svg", '<svg role="img" aria-hidden="true"', 1)
+
+
+def draw_picture(charts: Sequence[Chart], path: Path) -> None:
+    """Draw all charts into one PNG, for slides and issues.
+
+    Args:
+        charts: At least one.
+        path: The .png to write.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require("matplotlib", extra="report", purpose="draw curves")
+    # A figure by itself: pyplot would keep it in memory, and look for a display.
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(charts))
+    rows = math.ceil(len(charts) / columns)
+    size = (WIDTH * columns, HEIGHT * rows)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    for number, chart in enumerate(charts, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        _draw(chart, axes)
+        axes.set_title(chart.title, fontsize=10, loc="left")
+        if len(chart.curves) > 1:
+            axes.legend(fontsize=8, frameon=False)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as stream:
+        figure.savefig(stream, format="png", dpi=130)
+    partial.replace(path)
+
+
+def _draw(chart: Chart, axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    *lines, grid, soft = COLOURS
+    for number, curve in enumerate(chart.curves):
+        steps, values = zip(*curve.points, strict=True)
+        axes.plot(
+            steps,
+            values,
+            color=lines[number % len(lines)],
+            marker="o" if curve.marked or len(steps) == 1 else None,
+            markersize=3,
+            label=curve.name,
+            clip_on=False,  # a point on the edge is drawn whole
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    if chart.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.tick_params(labelsize=8, length=0, labelcolor=soft)
+    axes.yaxis.get_offset_text().set(size=8, color=soft)
+    axes.grid(color=grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)

@@ -1,26 +1,46 @@
-"""`report.html`: one file that needs nothing beside it and asks for nothing."""
+"""Write `report.html`: one file that needs nothing beside it and loads nothing."""
 
 from __future__ import annotations
 
 import importlib.resources
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskery.core.errors import CheckpointError
 from maskery.core.optional import require
-from maskery.report.curves import Chart, charts_of
-from maskery.report.picture import draw_picture
-from maskery.report.run_data import RunData, read_run
-from maskery.report.svg import draw
+from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
 from maskery.report.tables import main_tables, other_figures
 
+METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
+SAMPLES, CONFIG = "samples.json", "config.yaml"
 REPORT, CURVES = "report.html", "curves.png"
 TEMPLATE = "report.html.jinja"
 NO_SAMPLES = {
     **dict.fromkeys(("fills", "improved", "worsened", "pictures", "searches"), ()),
     "masked_words": 0,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The files of a run folder that its report shows.
+
+    Attributes:
+        name: Of the folder.
+        metrics: The lines of `metrics.jsonl`.
+        evaluation: Held-out figures; empty before the run is finished.
+        samples: Sample fills and environment; empty if they were not computed.
+        config: `config.yaml` as text.
+    """
+
+    name: str
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    samples: dict[str, Any]
+    config: str
 
 
 def write_report(folder: Path) -> Path:
@@ -52,7 +72,7 @@ def write_report(folder: Path) -> Path:
 
 
 def render(run: RunData, charts: Sequence[Chart]) -> str:
-    """The page of a run as text; everything that comes from data is escaped."""
+    """Return the page of a run; everything that comes from data is escaped."""
     jinja2 = require("jinja2", extra="report", purpose="write the report")
     source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
     environment = jinja2.Environment(
@@ -66,18 +86,72 @@ def render(run: RunData, charts: Sequence[Chart]) -> str:
         skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
         tables=main_tables(run.evaluation),
         others=other_figures(run.evaluation),
-        charts=[(chart, draw(chart)) for chart in charts],
+        charts=[(chart, draw_svg(chart)) for chart in charts],
         samples={**NO_SAMPLES, **run.samples},
         environment=run.samples.get("environment", {}),
         config=run.config,
-        sights=(("right", "right picture"), ("wrong", "wrong picture"), ("none", "no picture")),
+        sights=SIGHTS.items(),
     )
     return page
 
 
 def percent(value: Any) -> str:
-    """A probability for people."""
+    """Return a probability for people."""
     share = 100 * float(value)
     if share >= 0.1:
         return f"{share:.1f}%"
     return f"{share:.2f}%" if share >= 0.01 or share == 0 else "<0.01%"
+
+
+def read_run(folder: Path) -> RunData:
+    """Read the files of a run folder; those that are not there yet are empty.
+
+    Raises:
+        CheckpointError: It is no run folder, or a file of it is damaged.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train "
+            f"has written"
+        )
+    return RunData(
+        name=folder.resolve().name,
+        metrics=_lines(folder / METRICS),
+        evaluation=_object(folder / EVALUATION),
+        samples=_object(folder / SAMPLES),
+        config=_text(folder / CONFIG),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; one that was cut short, as the last may be, is left out."""
+    lines = []
+    for text in _text(path).splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line and "kind" in line:
+            lines.append(line)
+    return lines
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"'{path}' is no JSON ({error.msg}, line {error.lineno}); remove it and evaluate again"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"'{path}' is no JSON object; remove it and evaluate again")
+    return value

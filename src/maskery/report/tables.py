@@ -1,4 +1,4 @@
-"""Held-out figures as rows of text."""
+"""Turn held-out figures into tables of text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = {
 }
 SHARES = ("top1", "top5", "accuracy", *RANKINGS)
 SPLITS = {"test": "test split", "val": "validation"}
-# Said elsewhere in the report.
+# Shown elsewhere in the report.
 LEFT_OUT = {
     *("run", "model", "before", "after", "difference", "scores", "training", "skipped", "notes"),
     "best_step",
@@ -35,8 +35,8 @@ class Figure:
 
     Attributes:
         value: The figure.
-        interval: Empty where none is known.
-        better: Whether a difference is for the better; None where its interval holds 0.
+        interval: Empty if none is known.
+        better: True for a difference for the better; None if its interval holds 0.
     """
 
     value: str
@@ -49,11 +49,11 @@ class Table:
     """Figures in columns.
 
     Attributes:
-        title: What the question is.
-        corner: What the rows are of.
-        columns: Headings.
-        rows: A label and one figure a column; None where there is none.
-        note: What the figures are over.
+        title: The question that the table answers.
+        corner: The heading of the labels, such as "held out".
+        columns: The other headings.
+        rows: A label and one figure a column, or None.
+        note: The number of things that the figures are averages over.
     """
 
     title: str
@@ -64,7 +64,10 @@ class Table:
 
 
 def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
-    """Before and after, or the sights, or the rankings of each split; none before a run's end."""
+    """Return the main tables of a run: before and after, the sights, or each split's rankings.
+
+    A run that is not finished has none.
+    """
     if "before" in evaluation and "after" in evaluation:
         columns = {"before": evaluation["before"], "after": evaluation["after"]}
         return [_table(columns, evaluation.get("difference") or {}, "difference", "examples")]
@@ -79,7 +82,7 @@ def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
 
 
 def other_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, Figure]]:
-    """Whatever else was measured, by its path of names."""
+    """Return whatever else was measured, each with its path of names."""
     return [
         (" · ".join(LABELS.get(name, name.replace("_", " ")) for name in path), value)
         for path, value in _flatten(evaluation, ())
@@ -90,7 +93,7 @@ def other_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, Figure]]:
 def figure(
     value: Any, *, share: bool, signed: bool = False, lower_is_better: bool = False
 ) -> Figure:
-    """A number, or (value, low, high), as text."""
+    """Return a number, or (value, low, high), as text."""
     numbers = value if isinstance(value, list | tuple) else [value]
     scale, unit = (100.0, "%") if share else (1.0, "")
     first = scale * float(numbers[0])
@@ -137,7 +140,7 @@ def _table(
 
 
 def _rankings(figures: Mapping[str, Any], split: str) -> Table:
-    """How well captions find their persons, by chance and by every ranking."""
+    """Return the recall of persons from captions, by chance and by every ranking."""
     names = {
         "contrastive": "by similarity",
         "reranked": f"best {figures['rerank']} by matching",

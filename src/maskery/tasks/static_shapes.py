@@ -14,7 +14,6 @@ from maskery.core.batch import StaticShapes
 from maskery.core.task import StandIn
 from maskery.data.planned import PlannedSource
 from maskery.masking.masker import Masker
-from maskery.masking.schedules import mask_rate
 
 # Sizes are rounded up to a multiple that the tiles of a GPU's matrix products divide.
 MULTIPLE = 64
@@ -56,7 +55,7 @@ def static_shapes(
 
 def expected_share(source: PlannedSource, masker: Masker, num_tokens: int) -> float:
     """The share of a batch's tokens that is masked, six standard deviations above its mean."""
-    progress = max((0.0, 1.0), key=lambda done: mask_rate(masker.config, done))
+    progress = max((0.0, 1.0), key=masker.config.rate_at)
     lengths, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     num_steps = source.num_steps(0)
     for step in range(0, num_steps, max(1, num_steps // SAMPLED_STEPS)):

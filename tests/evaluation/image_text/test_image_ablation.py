@@ -21,7 +21,7 @@ from maskery.models.image_text.sizes import ImageTextSizes
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
 VOCABULARY = Vocabulary(size=30, mask_token_id=MASK, special_ids=(PAD, CLS, SEP, MASK))
-MASKER = Masker(vocabulary=VOCABULARY, config=MaskingConfig(mask_rate=0.4), seed=0)
+MASKER = Masker.of(VOCABULARY, config=MaskingConfig(mask_rate=0.4), seed=0)
 COUNT = 9
 
 

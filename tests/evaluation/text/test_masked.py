@@ -11,7 +11,6 @@ from tiny_text import lines, save_tiny_model, spoil
 
 from maskery.cli.main import main
 from maskery.core.errors import DataError, ModelError
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
@@ -51,7 +50,7 @@ def score(opened: OpenModel, corpus: Path, batch_tokens: int) -> ExampleSums:
         batch_tokens=batch_tokens,
         progress=False,
     )
-    masker = Masker(vocabulary=Vocabulary.of(opened.tokenizer))
+    masker = Masker.of(opened.tokenizer)
     return score_examples(opened.model, source.in_order(), masker)
 
 
@@ -79,7 +78,7 @@ def test_sums_equal_a_plain_loop_over_the_hugging_face_model(opened: OpenModel) 
     firsts = np.cumsum(lengths) - lengths
     zeros = np.zeros(12, np.int64)
     batch = assemble(ids, starts, firsts, lengths, names, zeros, Template.of(tokenizer))
-    masker = Masker(vocabulary=Vocabulary.of(tokenizer), config=MaskingConfig(), seed=4)
+    masker = Masker.of(tokenizer, config=MaskingConfig(), seed=4)
     scored = score_examples(opened.model, [batch], masker)
 
     masked = masker.mask(batch, epoch=FROZEN_EPOCH)
@@ -134,7 +133,7 @@ def test_paired_difference_is_of_the_same_tokens(opened: OpenModel, corpus: Path
 
 
 def test_nothing_to_mask_is_said(opened: OpenModel) -> None:
-    masker = Masker(vocabulary=Vocabulary.of(opened.tokenizer), config=MaskingConfig())
+    masker = Masker.of(opened.tokenizer, config=MaskingConfig())
     with pytest.raises(DataError, match="can be masked"):
         score_examples(opened.model, [], masker)
 

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from maskery.runs.frame.folder_lock import LOCK, lock_folder
+from maskery.core.errors import CheckpointError
+from maskery.runs.frame.run_folder import LOCK, hold_folder
 
 
 def test_only_one_has_the_lock_and_its_release_leaves_nothing(tmp_path: Path) -> None:
-    first = lock_folder(tmp_path)
+    first = hold_folder(tmp_path)
     assert first is not None
-    assert first.exclusive
-    assert lock_folder(tmp_path) is None
+    assert first.lock is not None
+    assert hold_folder(tmp_path) is None
     first.release()
     assert list(tmp_path.iterdir()) == []
-    second = lock_folder(tmp_path)
+    second = hold_folder(tmp_path)
     assert second is not None
     second.release()
 
@@ -30,8 +31,8 @@ def test_only_one_has_the_lock_and_its_release_leaves_nothing(tmp_path: Path) ->
 def test_another_process_is_kept_out_until_the_holder_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from maskery.runs.frame.folder_lock import lock_folder; "
-        "held = lock_folder(Path(sys.argv[1])); print(held is not None, flush=True); "
+        "from maskery.runs.frame.run_folder import hold_folder; "
+        "held = hold_folder(Path(sys.argv[1])); print(held is not None, flush=True); "
         "sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -41,10 +42,10 @@ def test_another_process_is_kept_out_until_the_holder_is_killed(tmp_path: Path) 
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        assert lock_folder(tmp_path) is None
+        assert hold_folder(tmp_path) is None
         holder.kill()
     assert (tmp_path / LOCK).exists()
-    own = lock_folder(tmp_path)
+    own = hold_folder(tmp_path)
     assert own is not None
     own.release()
 
@@ -62,7 +63,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    lock = lock_folder(tmp_path)
+    lock = hold_folder(tmp_path)
     assert lock is not None
     assert len(calls) == 2
     assert (tmp_path / LOCK).stat().st_ino == calls[1]
@@ -81,9 +82,9 @@ def test_a_file_system_without_locks_is_warned_about(
 
     monkeypatch.setattr(fcntl, "flock", cannot)
     with caplog.at_level(logging.WARNING, logger="maskery"):
-        lock = lock_folder(tmp_path)
+        lock = hold_folder(tmp_path)
     assert lock is not None
-    assert not lock.exclusive
+    assert lock.lock is None
     assert "has no locks" in caplog.text
     lock.release()
     assert list(tmp_path.iterdir()) == []
@@ -94,5 +95,5 @@ def test_other_errors_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(fcntl, "flock", broken)
-    with pytest.raises(OSError, match="Input/output error"):
-        lock_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        hold_folder(tmp_path)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from maskery.core.errors import CheckpointError, DataError, StoppedError
-from maskery.runs.frame.folder_lock import LOCK
-from maskery.runs.frame.run_folder import CONFIG, MODEL, TOKENIZER, load_config
+from maskery.runs.frame.config_file import CONFIG, load_config
+from maskery.runs.frame.run_folder import LOCK, MODEL, TOKENIZER
 from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
 from maskery.training.checkpoint import FILES
 from maskery.training.loop import Summary
@@ -70,7 +70,7 @@ def run(
         seen.extend(path.name for path in folder.iterdir())
         return Result(summary)
 
-    run_in_folder(config, default, prepare=prepare, fill=fill)
+    run_in_folder(config, default, prepare=prepare, train=fill)
     return seen
 
 
@@ -122,7 +122,7 @@ def test_a_run_stopped_in_a_numbered_folder_is_found_again(
             raise StoppedError("stopped by SIGTERM")
 
         with pytest.raises(StoppedError):
-            run_in_folder(config, default, prepare=nothing, fill=fill)
+            run_in_folder(config, default, prepare=nothing, train=fill)
 
     def resumed() -> str:
         caplog.clear()
@@ -280,7 +280,7 @@ def test_what_a_run_leaves_is_on_disk_when_it_has_its_name(
     monkeypatch.setattr(os, "fsync", fsync)
     for resume in ("no", "auto"):
         config = Config(output=tmp_path / "run", resume=resume)
-        run_in_folder(config, tmp_path, prepare=nothing, fill=fill)
+        run_in_folder(config, tmp_path, prepare=nothing, train=fill)
     assert unsafe == []
     assert (tmp_path / "run").stat().st_ino in flushed
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [

@@ -119,7 +119,8 @@ def test_bad_input_is_one_line(
     model, data = str(run / "model"), ["--data", str(other_pairs)]
     assert "name some with --data" in refused(["evaluate", model], capsys)
     assert "2 sources" in refused(["evaluate", model, *data, str(other_pairs)], capsys)
-    assert "reading is set" in refused(["evaluate", model, *data, "--unit", "paragraph"], capsys)
+    said = refused(["evaluate", model, *data, "--unit", "paragraph"], capsys)
+    assert "--unit is for text models" in said
     nowhere = refused(["evaluate", model, "--data", str(tmp_path / "no.jsonl")], capsys)
     assert "no.jsonl" in nowhere
     text = str(save_tiny_model(tmp_path / "text"))
@@ -128,7 +129,7 @@ def test_bad_input_is_one_line(
     swapped = refused(["evaluate", text, *data, "--against", model], capsys)
     assert "reads pictures" in swapped
     only_pairs = refused(["evaluate", text, *data, "--pairs.images", str(tmp_path)], capsys)
-    assert "reads text alone" in only_pairs
+    assert "--pairs.images is for image-text models with --data and person search" in only_pairs
     other = tmp_path / "other"
     shutil.copytree(run / "model", other)
     from tiny_pairs import new_tokenizer

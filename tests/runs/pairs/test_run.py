@@ -19,7 +19,7 @@ from maskery.evaluation.image_text.image_fill import ImageFiller
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.pairs import config as pairs_config
 from maskery.runs.pairs.config import PairsTrainingConfig
 from maskery.runs.pairs.measure import evaluate_pairs_run

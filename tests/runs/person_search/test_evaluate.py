@@ -23,11 +23,10 @@ from maskery.evaluation.retrieval.config import (
     read_model_retrieval,
     save_model_retrieval,
 )
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config, run_kind
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models, spread_of
 from maskery.runs.person_search.settings import (
-    is_person_search_run,
     known_retrieval,
     open_for_retrieval,
 )
@@ -50,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_a_run_gives_what_training_found(runs: list[str]) -> None:
-    assert is_person_search_run(Path(runs[0]))
+    assert run_kind(runs[0]) == "person-search"
     found = evaluate_retrieval_models(runs[:1])
     written = json.loads((Path(runs[0]) / "evaluation.json").read_text())
     again = json.loads(json.dumps(found.to_json()))["figures"][runs[0]]
@@ -318,13 +317,13 @@ def test_mistakes_are_one_line_each(
     with pytest.raises(ModelError, match="were never trained"):
         evaluate_retrieval_models([mute], data=data)
     for arguments, line in (
-        ([runs[0], "--mask-rate", "0.5"], "masking is set"),
+        ([runs[0], "--mask-rate", "0.5"], "--mask-rate is for text models"),
         ([runs[0], "--data", data, data], "names 2 sources"),
         ([model, "--data", data, "--rerank", "-1"], "rerank is -1"),
         ([runs[0], "--memory-mb", "0"], "memory_mb is 0"),
         ([runs[0], "--data", data, "--root", "x"], "--root is x, and --data"),
-        (["minilm", "--data", data, "--root", "x"], "root is set, which is for image-text"),
-        ([model, "--data", data, "--memory-mb", "9"], "memory_mb is set"),
+        (["minilm", "--data", data, "--root", "x"], "--root is for person search"),
+        ([model, "--data", data, "--memory-mb", "9"], "--memory-mb is for person search"),
         ([model, "--data", data, "--odds-weight", "-1"], "odds_weight is -1"),
         ([model, "--data", data, "--odds-weight", "2"], "add --score sum"),
     ):

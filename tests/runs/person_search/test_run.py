@@ -22,7 +22,7 @@ from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.pairs import config as pairs_config
 from maskery.runs.pairs.config import PairsTrainingConfig
 from maskery.runs.person_search.config import PersonSearchRunConfig

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, pipeline
 from maskery.core.errors import CheckpointError, ConfigError, DataError, MaskeryError, ModelError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.models.loading import load_masked_lm
-from maskery.runs.frame.run_folder import load_config
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.run import TextRunConfig, choose_layout, prepare_text, train_text
 from maskery.training.config import TrainingConfig

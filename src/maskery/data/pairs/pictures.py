@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from maskery.core.errors import DataError
-from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import MAX_WORKERS, Skipped, decode_many, load_image
 
 if TYPE_CHECKING:
@@ -133,23 +132,6 @@ class StoredImage:
         """See `ImageRef.load`."""
         file = io.BytesIO(self.store.read(self.place))
         return load_image(file, name=self.name, max_pixels=self.max_pixels, near=near)
-
-
-def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None) -> Image:
-    """Read a picture as RGB, from a file or from its bytes.
-
-    Args:
-        image: The file or the bytes.
-        near: The size that will be asked of it, as in `maskery.data.images.loading.load_image`.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    if isinstance(image, bytes):
-        file = io.BytesIO(image)
-        return load_image(file, name="that was given", max_pixels=DEFAULT_MAX_PIXELS, near=near)
-    path = Path(image)
-    return FileImage(path.name, path.parent, DEFAULT_MAX_PIXELS).load(near)
 
 
 def file_refs(root: Path, max_pixels: int) -> Callable[[str, Place], ImageRef]:

@@ -1,8 +1,8 @@
 """Heat maps of the places that a model looks at for each word: gradients of cross-attention.
 
 Grad-CAM (Selvaraju et al., ICCV 2017) on cross-attention, as ALBEF shows it (Li et al., NeurIPS
-2021, section 6 and figure 4): with A the map of a fusion layer and y the model's prediction, a word's
-heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in the word's own rows of A.
+2021, section 6 and figure 4): with A the map of a fusion layer and y the model's prediction, a
+word's heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in its own rows of A.
 
 The prediction y is either that the words match the picture (the logit of the matching head), or,
 where that head was never trained, each word itself: the word is masked, and y is its
@@ -25,12 +25,12 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.data.pairs.pictures import load_picture
 from maskery.evaluation.image_text.captions import Word, words_of
 from maskery.evaluation.image_text.opening import (
     OpenImageText,
     can_fill,
     can_match,
+    load_picture,
     open_image_text,
 )
 from maskery.models.image_text.attention import ImageKeys

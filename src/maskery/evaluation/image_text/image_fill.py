@@ -12,9 +12,8 @@ import torch
 
 from maskery.core.batch import MaskedTokens
 from maskery.data.images.views import view
-from maskery.data.pairs.pictures import load_picture
 from maskery.evaluation.image_text.image_ablation import side_by_side
-from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.image_text.opening import OpenImageText, load_picture
 from maskery.evaluation.text.fill import Filler
 from maskery.models.image_text.attention import ImageKeys
 
@@ -73,7 +72,7 @@ class ImageFiller(Filler):
 
     @torch.no_grad()
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
-        """Return the logits (M, V) of a batch's masked tokens; every sequence looks at the picture."""
+        """Return the logits (M, V) of masked tokens; every sequence looks at the picture."""
         ids, real, places = side_by_side(masked.batch, masked.input_ids)
         device = self._model.device
         hidden = self.read(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,7 @@ from maskery.core.errors import ModelError
 from maskery.data.images.config import (
     CLIP_MEAN,
     CLIP_STD,
+    DEFAULT_MAX_PIXELS,
     HALF_MEAN,
     HALF_STD,
     IMAGENET_MEAN,
@@ -21,11 +23,16 @@ from maskery.data.images.config import (
     Channels,
     ViewConfig,
 )
+from maskery.data.images.loading import load_image
+from maskery.data.pairs.pictures import FileImage
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.config import ImageTextConfig
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PREPROCESSOR = "preprocessor_config.json"
 # Mean and deviation that each family was trained with, for checkpoints that do not say. ALBEF and
@@ -194,3 +201,20 @@ def _read(name: str, file: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None) -> Image:
+    """Read a picture as RGB, from a file or from its bytes.
+
+    Args:
+        image: The file or the bytes.
+        near: The size that will be asked of it, as in `maskery.data.images.loading.load_image`.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if isinstance(image, bytes):
+        file = io.BytesIO(image)
+        return load_image(file, name="that was given", max_pixels=DEFAULT_MAX_PIXELS, near=near)
+    path = Path(image)
+    return FileImage(path.name, path.parent, DEFAULT_MAX_PIXELS).load(near)

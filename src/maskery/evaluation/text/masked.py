@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError, ModelError
 from maskery.core.processes import Processes
-from maskery.core.vocabulary import Vocabulary
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.opening import (
     OpenModel,
@@ -130,7 +129,7 @@ def evaluate(
             source = texts_source(one, kept, batch_tokens=batch_tokens)
         else:
             source = held_out_source(one, [name], batch_tokens=batch_tokens, progress=False)
-        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=config, seed=seed)
+        masker = Masker.of(one.tokenizer, config=config, seed=seed)
         scored.append(score_examples(one.model, source.in_order(), masker))
     return TextEvaluation(
         scores=summarise(scored[0]),

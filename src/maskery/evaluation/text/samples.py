@@ -19,7 +19,6 @@ from maskery.core.vocabulary import Vocabulary
 from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.evaluation.text.pseudo_likelihood import Copy, masked_tokens
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 
@@ -195,7 +194,7 @@ def _changes(
     """Return ids of masked whole words with their log-probabilities under both models."""
     changes = []
     for seed in range(rounds):
-        masker = Masker(vocabulary=vocabulary, config=MaskingConfig(), seed=seed)
+        masker = Masker.of(vocabulary, seed=seed)
         for batch, alone in zip(batches, whole, strict=True):
             masked = masker.mask(batch, epoch=FROZEN_EPOCH)
             if not len(masked.positions):

@@ -1,42 +1,55 @@
-"""The run folder: `config.yaml`, `metrics.jsonl`, `checkpoints/`, `model/`, `evaluation.json`."""
+"""The run folder: `config.yaml`, `metrics.jsonl`, `checkpoints/`, `model/`, `evaluation.json`.
+
+A run has its folder alone until it ends. The lock is the kernel's, on a hidden file: a process that
+is killed lets go of it at that instant, so no lock is ever left behind; the file means nothing.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import errno
 import json
+import logging
 import math
+import os
 import re
-import types
-import typing
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import yaml
+from filelock import FileLock, Timeout
 
-from maskery.core.errors import CheckpointError, ConfigError, reason_of
+from maskery.core.errors import CheckpointError
 from maskery.core.files import write_whole
 
-CONFIG = "config.yaml"
+if TYPE_CHECKING:
+    from maskery.core.processes import Processes
+
+log = logging.getLogger(__name__)
+
 MODEL = "model"
 TOKENIZER = "tokenizer"
 EVALUATION = "evaluation.json"
-ConfigT = TypeVar("ConfigT")
+LOCK = ".lock"
+# Everything that preparing a run may leave in its folder.
+PREPARED = (TOKENIZER, f"{TOKENIZER}.partial", "config.yaml")
+# The errors of a file system that has no locks.
+NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
 
 
 def default_folder(corpus: str, model: str) -> Path:
-    """`runs/CORPUS-MODEL`."""
+    """Return `runs/CORPUS-MODEL`."""
     stem = Path(corpus).name.partition(".")[0] or "corpus"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stem}-{Path(model).name or model}").strip("-")
     return Path("runs") / name
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        CheckpointError: It cannot be written.
-    """
-    write_bytes(path, text.encode("utf-8"))
+def has_model(folder: Path) -> bool:
+    """Return True if a run has written its model, which it does at its end."""
+    return (folder / MODEL / "config.json").is_file()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -53,87 +66,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         ) from error
 
 
-def save_config(folder: Path, config: Any) -> None:
-    """Write `config.yaml`."""
-    write_text(folder / CONFIG, yaml.safe_dump(to_plain(config), sort_keys=False))
-
-
-def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
-    """Read a `config.yaml` back; unknown keys fail.
-
-    Raises:
-        ConfigError: It cannot be read, or does not fit `kind`.
-    """
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    # Of its own, the parser lets through numbers and dates that are none, and deep nesting.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"the configuration '{path}' cannot be read: {reason_of(error)}"
-        ) from error
-    return from_plain(data, kind, str(path))
-
-
-def to_plain(value: Any) -> Any:
-    """A config as dictionaries, lists, strings and numbers."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
-    """The reverse of `to_plain`, checking keys and types.
-
-    Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type.
-    """
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected named settings, found {type(data).__name__}")
-    assert dataclasses.is_dataclass(kind)
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(str(key) for key in data.keys() - known)
-    if unknown:
-        raise ConfigError(
-            f"{where}: unknown setting '{unknown[0]}'; the settings are {', '.join(sorted(known))}"
-        )
-    values = {name: _convert(data[name], hints[name], f"{where}: {name}") for name in data}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where} is {value!r}: it must be one of {arguments}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} is {value!r}: it must be a list")
-        return tuple(_convert(item, arguments[0], where) for item in value)
-    if dataclasses.is_dataclass(hint):
-        return from_plain(value, hint, where)  # type: ignore[arg-type]
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError as error:
-            raise ConfigError(f"{where} is {value!r}: it must be a number") from error
-    if type(value) is not hint:
-        raise ConfigError(f"{where} is {value!r}: it must be of type {hint.__name__}")
-    return value
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -148,3 +83,210 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldFolder:
+    """A run folder and its lock.
+
+    Attributes:
+        path: The folder.
+        lock: Keeps other runs out; None in processes that are not the main one, and on file systems
+            that have no locks.
+        main: True in the process that chose the folder.
+        created: True if this process has made the folder.
+        fresh: True if nothing was in it when the lock was taken.
+    """
+
+    path: Path
+    lock: FileLock | None = None
+    main: bool = False
+    created: bool = False
+    fresh: bool = False
+
+    def discard(self) -> None:
+        """Remove what preparing left, if nobody but this process can have left it."""
+        if not self.fresh or self.lock is None:
+            return
+        for name in PREPARED:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Release the lock, and delete the folder if we made it and it is still empty."""
+        if self.main:
+            # Removed while it is locked: a process that has it open then sees that it is gone.
+            (self.path / LOCK).unlink(missing_ok=True)
+        if self.lock is not None:
+            self.lock.release()
+        if self.created:
+            with contextlib.suppress(OSError):  # something is in it
+                self.path.rmdir()
+
+
+@contextlib.contextmanager
+def held_run_folder(
+    processes: Processes, output: Path | None, default: Path, *, resume: bool
+) -> Iterator[HeldFolder]:
+    """Choose and lock a folder once for all processes; only the main one holds the lock.
+
+    Raises:
+        CheckpointError: It is in use, or cannot be written.
+    """
+    held: list[HeldFolder] = []
+
+    def hold() -> str:
+        held.append(open_folder(output, default, resume=resume))
+        return str(held[0].path)
+
+    try:
+        path = processes.on_main(hold)
+        yield held[0] if held else HeldFolder(path=Path(str(path)))
+    finally:
+        for folder in held:
+            folder.release()
+
+
+def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFolder:
+    """Choose the run folder, make it and lock it.
+
+    Without `output`, a new run gets the first of the default's numbered folders that is free, and
+    one that is resumed the last of them that is not finished.
+
+    Raises:
+        CheckpointError: It is in use, or cannot be written.
+    """
+    if output is None and not resume:
+        return _next_free(default)
+    folder = output or _newest(default)
+    if not resume and _in_use(folder):
+        raise _taken(folder)
+    held = hold_folder(folder)
+    if held is None:
+        raise CheckpointError(
+            f"the folder '{folder}' is in use by another process; wait for it, or name another "
+            f"--output"
+        )
+    if not resume and not held.fresh:  # filled since the first look
+        held.release()
+        raise _taken(folder)
+    if not held.fresh:
+        log.info("resuming '%s'", folder)
+    return held
+
+
+def repeated_folder(folder: Path) -> Path:
+    """Return the folder whose numbered names a repeated run chooses from.
+
+    It is the folder itself, or `runs/a` for `runs/a-2` where that stands beside it.
+    """
+    match = re.fullmatch(r"(.+)-[1-9]\d*", folder.name)
+    first = folder.with_name(match[1]) if match else folder
+    return first if first.is_dir() else folder
+
+
+def _newest(default: Path) -> Path:
+    """Return the last of the default's numbered folders that is not finished, else the last."""
+    numbered = re.compile(re.escape(default.name) + r"-([1-9]\d*)")
+    begun = {1: default} if _in_use(default) else {}
+    for path in default.parent.iterdir() if default.parent.is_dir() else ():
+        match = numbered.fullmatch(path.name)
+        if match and path.is_dir() and _in_use(path):
+            begun[int(match[1])] = path
+    newest_first = [begun[number] for number in sorted(begun, reverse=True)]
+    unfinished = (path for path in newest_first if not (path / EVALUATION).exists())
+    return next(unfinished, next(iter(newest_first), default))
+
+
+def _next_free(default: Path) -> HeldFolder:
+    """Lock the first of the default's numbered folders that nobody has."""
+    for number in count(1):
+        folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
+        held = None if _in_use(folder) else hold_folder(folder)
+        if held is not None and held.fresh:
+            return held
+        if held is not None:
+            held.release()
+    raise AssertionError("numbers do not end")
+
+
+def hold_folder(folder: Path) -> HeldFolder | None:
+    """Make a folder if it is not there, and lock it; None if another process holds its lock.
+
+    Raises:
+        CheckpointError: It cannot be made or written.
+    """
+    try:
+        while True:
+            created = _make(folder)
+            try:
+                lock = _lock(folder)
+                break
+            except FileNotFoundError:
+                continue  # its maker has just removed it
+            except Timeout:
+                if (folder / LOCK).exists():
+                    return None
+                # Whoever held it has removed it between our opening and our locking it.
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder '{folder}' cannot be made ({error.strerror}); name another --output"
+        ) from error
+    return HeldFolder(path=folder, lock=lock, main=True, created=created, fresh=not _in_use(folder))
+
+
+def _lock(folder: Path) -> FileLock | None:
+    """Lock a folder without waiting; None, and a warning, where the file system has no locks.
+
+    Raises:
+        Timeout: Another process holds it.
+        OSError: It cannot be locked for another reason.
+    """
+    # The library's other lock, for file systems without any, outlives a process that is killed.
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False, mode=0o666)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning(
+            "the file system of '%s' has no locks (%s): make sure that no other process trains "
+            "there",
+            folder,
+            error.strerror,
+        )
+        return None
+    return lock
+
+
+def _make(folder: Path) -> bool:
+    """Create a folder that can be written. Returns True if it is new."""
+    created = False
+    try:
+        folder.mkdir(parents=True)
+        created = True
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(13, "Permission denied")
+    return created
+
+
+def _in_use(folder: Path) -> bool:
+    """Return True if the folder holds anything besides the lock file."""
+    if not folder.is_dir():
+        return folder.exists()
+    return any(path.name != LOCK for path in folder.iterdir())
+
+
+def _taken(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"the folder '{folder}' is in use: a run never writes over another; continue it with "
+        f"--resume auto, or name another --output"
+    )

@@ -1,11 +1,11 @@
-"""What every training run does around its training: its folder, its files, its identity."""
+"""The frame around any training run: its folder, its files, its identity."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,8 +16,9 @@ import numpy.typing as npt
 from maskery.core.errors import CheckpointError
 from maskery.core.files import replace_folder
 from maskery.core.processes import join_processes
-from maskery.runs.frame.held_folder import held_run_folder
-from maskery.runs.frame.run_folder import CONFIG, EVALUATION, save_config, write_json
+from maskery.core.registry import plugin_identity
+from maskery.runs.frame.config_file import CONFIG, save_config
+from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import TrainingConfig
 from maskery.training.identity import require_same_run
@@ -28,7 +29,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class RunConfig(Protocol):
-    """What the frame reads of a run's configuration."""
+    """The part of a run's configuration that the frame reads."""
 
     @property
     def output(self) -> Path | None:
@@ -40,22 +41,26 @@ class RunConfig(Protocol):
 
 
 class Run(Protocol):
-    """What the frame reads of a run that is prepared."""
+    """The part of a prepared run that the frame reads."""
 
     @property
     def identity(self) -> str:
-        """What a continuation must share."""
+        """See the function `identity`."""
 
 
 class Result(Protocol):
-    """What a run comes to."""
+    """The part of a run's result that the frame reads."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
 
     @property
     def summary(self) -> Summary:
-        """Its steps and time."""
+        """Steps and time."""
 
     def to_json(self) -> dict[str, Any]:
-        """For `evaluation.json`."""
+        """Return the content of `evaluation.json`."""
 
 
 RunT = TypeVar("RunT", bound=Run)
@@ -67,18 +72,18 @@ def run_in_folder(
     default: Path,
     *,
     prepare: Callable[[Path], RunT],
-    fill: Callable[[RunT, Path], ResultT],
+    train: Callable[[RunT, Path], ResultT],
 ) -> ResultT:
-    """Open the run folder, prepare the run, let it fill the folder, and write what it came to.
+    """Open the run folder, prepare the run, train it there, and write its figures.
 
     A run that fails while it is prepared leaves nothing behind. With several processes the main one
-    chooses the folder, keeps other runs out of it and writes; all of them prepare and fill.
+    chooses the folder, keeps other runs out of it and writes; all of them prepare and train.
 
     Args:
         config: A dataclass with `output` and `resume`.
         default: The folder where the config names none.
-        prepare: From the folder to everything that the run consists of.
-        fill: Trains and saves.
+        prepare: Makes everything that the run consists of, given the folder.
+        train: Trains, measures and saves the model into the folder.
     """
     processes = join_processes()
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
@@ -93,14 +98,14 @@ def run_in_folder(
         except BaseException:
             held.discard()
             raise
-        result = fill(run, folder)
+        result = train(run, folder)
         if processes.is_main and not _already_told(folder, result):
             write_json(folder / EVALUATION, result.to_json())
     return result
 
 
 def _may_save_config(folder: Path, identity: str) -> bool:
-    """Whether `config.yaml` may be written: nothing there belongs to another run.
+    """Return True if `config.yaml` may be written: nothing there belongs to another run.
 
     Raises:
         CheckpointError: The newest sound checkpoint does.
@@ -117,7 +122,7 @@ def _may_save_config(folder: Path, identity: str) -> bool:
 
 
 def _already_told(folder: Path, result: Result) -> bool:
-    """Whether a run was finished before, and what it came to, its time above all, is written."""
+    """Return True if the run was finished before and its figures, its time above all, are kept."""
     if result.summary.resumed_from < result.summary.steps:
         return False
     try:
@@ -131,7 +136,7 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a model folder: whole, or not at all.
 
     Args:
-        folder: What it is to be called; what is there is replaced.
+        folder: Its name; what is there is replaced.
         write: Writes its files into the folder that it is given.
 
     Raises:
@@ -150,15 +155,26 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def identity(training: TrainingConfig, described: Mapping[str, Any]) -> str:
-    """Everything that decides the course of a run, but not how it is computed, as JSON.
+    """Return everything that decides the course of a run, but not how it is computed, as JSON.
 
     Args:
         training: Its bookkeeping is left out.
-        described: Everything else, by the names that a refusal is to say.
+        described: Everything else, by the names that a refusal says. Dataclasses become their
+            settings, and a plug-in its name with a hash of its file.
     """
-    return json.dumps({**described, "training": training.course()}, sort_keys=True)
+    return json.dumps({**_identified(described), "training": training.course()}, sort_keys=True)
+
+
+def _identified(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _identified(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identified(item) for item in value]
+    return plugin_identity(value) if isinstance(value, str) else value
 
 
 def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
-    """A hash of numbers that tell data apart, ids above all; for `identity`."""
+    """Return a hash of numbers that tell data apart, ids above all; for `identity`."""
     return blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=16).hexdigest()

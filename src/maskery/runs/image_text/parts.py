@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.task import EXTRA_STATE
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
@@ -24,8 +23,8 @@ from maskery.masking.masker import Masker
 from maskery.models.loading import known_as, resolve
 from maskery.objectives.terms import belongs
 from maskery.runs.image_text.start import StartConfig, StartModel, choose_max_length
-from maskery.tasks.caption_task import CaptionTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
+from maskery.tasks.image_text_mlm import CaptionTask
 from maskery.tasks.loss_terms import ATTRIBUTE
 
 log = logging.getLogger(__name__)
@@ -97,12 +96,12 @@ def make_task(
     Raises:
         PluginError: A loss term of the user's own cannot be used.
     """
-    vocabulary, seed = Vocabulary.of(start.tokenizer), config.training.seed
-    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=seed)
+    seed = config.training.seed
+    masker = Masker.of(start.tokenizer, config.masking, seed=seed)
     return kind(
         start.model,
         replace(config.objectives, seed=seed),
-        vocabulary=vocabulary,
+        vocabulary=masker.vocabulary,
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
         masker=masker,
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
@@ -144,7 +143,7 @@ def described(config: ImageTextConfig, start: StartModel, task: CaptionTask) -> 
         "tokenizer_fingerprint": tokenizer_fingerprint(start.tokenizer),
         "max_length": choose_max_length(config, start.model),
         "view": asdict(start.view),
-        "masking": asdict(config.masking),
+        "masking": config.masking.described(),
         "mrtd_mask_rate": config.mrtd_mask_rate,
         "objectives": config.objectives.described(),
         **({"terms": objects} if (objects := task.described_objects()) else {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -64,6 +64,8 @@ class PairsTrainingConfig(TrainingConfig):
 @dataclass(frozen=True, kw_only=True)
 class PairsRunConfig:
     """Train masked language modelling with pictures: on any image-caption data."""
+
+    kind: ClassVar[str] = "pairs"
 
     pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")]
     """A .json .jsonl .csv .tsv .parquet or .tar file or pattern, or a folder with metadata."""
@@ -154,6 +156,7 @@ class PairsRunConfig:
             pairs=str(Path(self.pairs).absolute()),
             eval_pairs=held_out,
             reading=self.reading.anchored(),
+            masking=self.masking.anchored(),
             objectives=self.objectives.anchored(),
         )
 

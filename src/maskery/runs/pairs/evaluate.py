@@ -96,7 +96,7 @@ def evaluate_image_text(
     scored: list[dict[Condition, ExampleSums]] = []
     for one in opened:
         held_out = held_out_pairs(one, pairs, reading, longest)
-        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=masking, seed=seed)
+        masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_pairs(one.model, held_out, masker))
         heading = one.name if one.name not in models else f"{one.name} (again)"
         models[heading] = _evaluate(one, held_out, scored[-1], words)
@@ -144,7 +144,7 @@ def _mrtd_auc(opened: OpenImageText, held_out: HeldOutPairs) -> float | None:
     if not path.is_file():
         return None
     vocabulary, defaults = Vocabulary.of(opened.tokenizer), PairsRunConfig(pairs="any")
-    masker = Masker(vocabulary=vocabulary, config=defaults.masking)
+    masker = Masker.of(vocabulary, defaults.masking)
     task = ImageTextMLM(
         opened.model,
         ImageTextMLMConfig(alpha=0.0),

@@ -18,6 +18,7 @@ from maskery.evaluation.image_text.image_ablation import (
     Condition,
     JudgedBatch,
     WordScores,
+    sample_pictures,
     score_words,
 )
 from maskery.evaluation.intervals import Interval
@@ -28,8 +29,8 @@ from maskery.evaluation.text.masked import (
     compare,
     summarise,
 )
-from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
 from maskery.runs.image_text.start import start_model
+from maskery.runs.open_run import open_run
 from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.runs.pairs.prepare import PairsRun, open_pairs, prepare_pairs
 from maskery.tasks.image_text_mlm import ImageTextMLM
@@ -167,15 +168,6 @@ def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
     return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
-def is_pairs_run(folder: Path) -> bool:
-    """Whether a folder's configuration is that of an image-text run."""
-    try:
-        lines = (folder / CONFIG).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return any(line.startswith("pairs:") for line in lines)
-
-
 def evaluate_pairs_run(
     folder: Path,
     *,
@@ -194,29 +186,41 @@ def evaluate_pairs_run(
     Raises:
         ConfigError: The run has no model yet.
     """
-    config = trained_config(load_config(folder / CONFIG, PairsRunConfig), folder)
+    config = trained_config(folder)
     config = replace(
         config,
         score_words=score_words or config.score_words,
         eval_pairs=eval_pairs or config.eval_pairs,
         reading=replace(config.reading, reader=reader or config.reading.reader),
     )
-    start = start_model(config, open_pairs(config)[0], progress=False)
     with torch.no_grad():
-        return evaluate_pairs(prepare_pairs(config, start=start, progress=False))
+        return evaluate_pairs(_trained_run(config))
 
 
-def trained_config(config: PairsRunConfig, folder: Path) -> PairsRunConfig:
-    """A run's configuration with its trained model in place of the one it started from.
+def run_samples(folder: Path) -> dict[str, Any]:
+    """Return a few pictures of a finished run with the words that its model fills in.
 
     Raises:
-        ConfigError: The run has no model yet.
+        MaskeryError: Its pairs or its model is no longer there.
     """
-    if not (folder / MODEL / "config.json").is_file():
-        raise ConfigError(
-            f"the run '{folder}' has no model yet; finish it with: maskery train pairs --config "
-            f"{folder / CONFIG} --resume auto"
-        )
+    run = _trained_run(trained_config(folder))
+    model, tokenizer = run.start.model.eval(), run.start.tokenizer
+    pictures = sample_pictures(model, run.held_out, tokenizer, run.start.view)
+    return {"pictures": [asdict(one) for one in pictures]}
+
+
+def _trained_run(config: PairsRunConfig) -> PairsRun:
+    start = start_model(config, open_pairs(config)[0], progress=False)
+    return prepare_pairs(config, start=start, progress=False)
+
+
+def trained_config(folder: Path) -> PairsRunConfig:
+    """Return a run's configuration with its trained model in place of the one it started from.
+
+    Raises:
+        ConfigError: The run has no model yet, or is of another kind.
+    """
+    config = open_run(folder).finished(PairsRunConfig)
     return replace(
         config,
         model=str(folder),

@@ -67,7 +67,7 @@ class PairsRun:
 
     def score(self) -> dict[Condition, ExampleSums]:
         """Held-out sums of the model as it is now, under each sight."""
-        masker = Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING)
+        masker = Masker.of(self.vocabulary, EVALUATION_MASKING)
         model = self.start.model
         was_training = model.training
         scored = score_pairs(model.eval(), self.held_out, masker)

@@ -60,16 +60,18 @@ def train_pairs(
     *,
     source: Source | None = None,
     progress: bool = True,
+    beside: Path | None = None,
     terms: Sequence[Any] = (),
 ) -> PairsResult:
     """Run an image-text configuration from its pairs to a saved model.
 
     Args:
-        config: The run.
+        config: All settings of the run.
         source: Pairs in Python, in place of those that the config names: an iterable of records
             (mappings with `image`, a path or bytes, `caption`, and where known `person`, `group`
             and `split`), or a `datasets` dataset with image and caption columns.
-        progress: Whether to draw progress bars.
+        progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
 
     Raises:
@@ -78,7 +80,7 @@ def train_pairs(
     config = config.anchored()
     return run_in_folder(
         config,
-        default_folder(config.pairs, config.start),
+        beside or default_folder(config.pairs, config.start),
         prepare=lambda folder: prepare_pairs(
             config,
             source=source,
@@ -86,11 +88,11 @@ def train_pairs(
             progress=progress and is_main_process(),
             terms=terms,
         ),
-        fill=lambda run, folder: _fill(run, folder, progress=progress),
+        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
-def _fill(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
+def _train_measure_save(run: PairsRun, folder: Path, *, progress: bool) -> PairsResult:
     """Train, measure and save."""
     config = run.config
     loop = TrainingLoop(

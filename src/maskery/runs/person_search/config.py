@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -20,6 +20,8 @@ from maskery.tasks.image_text_config import PersonSearchConfig
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchRunConfig:
     """Train text-based person search: find people by what is said of them."""
+
+    kind: ClassVar[str] = "person-search"
 
     data: Annotated[PersonSearchDataConfig, tyro.conf.OmitArgPrefixes]
     model: str = "scratch:tiny"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from maskery.core.errors import ConfigError
+from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.dataset import PersonSearchData
@@ -24,12 +25,12 @@ from maskery.evaluation.retrieval.evaluate import RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES
 from maskery.evaluation.retrieval.retrieval_set import (
     RetrievalSet,
-    SearchSample,
     evaluate_set,
     sample_searches,
     spread_queries,
 )
-from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
+from maskery.runs.frame.config_file import CONFIG, load_config, run_kind
+from maskery.runs.open_run import open_run
 from maskery.runs.person_search.alike import (
     Alike,
     Datasets,
@@ -42,7 +43,6 @@ from maskery.runs.person_search.alike import (
 )
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.settings import (
-    is_person_search_run,
     known_retrieval,
     open_for_retrieval,
 )
@@ -180,7 +180,7 @@ def _need_pictures(name: str, data: str | None) -> None:
     Raises:
         ConfigError: It is no run, and no data is named.
     """
-    if data is None and not is_person_search_run(Path(name)):
+    if data is None and run_kind(name) != PersonSearchRunConfig.kind:
         raise ConfigError(
             f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
             f"its own; name some with --data PAIRS"
@@ -230,13 +230,11 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
 
 def _opened(name: str, asked: Asked) -> OpenImageText:
     folder = Path(name)
-    if is_person_search_run(folder) and not (folder / MODEL / "config.json").is_file():
-        raise ConfigError(
-            f"the run '{folder}' has no model yet; finish it with: maskery train --config "
-            f"{folder / CONFIG} --resume auto"
-        )
+    is_run = run_kind(folder) == PersonSearchRunConfig.kind
+    if is_run:
+        open_run(folder).finished(PersonSearchRunConfig)
     opened = open_for_retrieval(name)
-    if not is_person_search_run(folder):
+    if not is_run:
         require_contrast(opened)
     retrieval = replace(opened.retrieval, **asked.of_model())
     if asked.odds_weight is not None and retrieval.score != "sum":
@@ -251,7 +249,7 @@ def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
     """The model's own settings with what is asked for, and what is computed at once."""
     folder, ranking = Path(opened.name), opened.retrieval.ranking
     settings = RetrievalConfig()
-    if is_person_search_run(folder):
+    if run_kind(folder) == PersonSearchRunConfig.kind:
         settings = load_config(folder / CONFIG, PersonSearchRunConfig).retrieval
     if ranking.rerank and not can_match(opened):
         log.info("the matching head of '%s' was never trained, so it is left out", opened.name)
@@ -264,11 +262,8 @@ def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
     )
 
 
-def search_samples(folder: Path) -> tuple[SearchSample, ...]:
-    """A few captions that a person-search run held out, with what its model finds for them.
-
-    Args:
-        folder: A finished run.
+def run_samples(folder: Path) -> dict[str, Any]:
+    """Return a few captions that a finished run held out, with the pictures that its model finds.
 
     Raises:
         MaskeryError: Its dataset or its model is no longer there.
@@ -279,7 +274,17 @@ def search_samples(folder: Path) -> tuple[SearchSample, ...]:
     queries = spread_queries(len(held_out.queries))
     found = evaluate_set(opened.model, held_out, settings, queries=queries)
     ranking = found.contrastive if found.reranked is None else found.reranked
-    return sample_searches(held_out, queries, ranking)
+    searches = [
+        {
+            "caption": sample.caption,
+            "found": [
+                {"picture": png_uri(one.image, height=160), "right": one.right}
+                for one in sample.found
+            ],
+        }
+        for sample in sample_searches(held_out, queries, ranking)
+    ]
+    return {"searches": searches}
 
 
 def _on_its_split(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from maskery.data.images.config import ViewConfig
 from maskery.data.person_search.config import PersonSearchDataConfig
@@ -112,3 +112,13 @@ PRESETS: dict[PresetName, Callable[[PersonSearchDataConfig], PersonSearchRunConf
     "rasa": rasa,
     "albef": albef,
 }
+
+
+def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig:
+    """Return a preset whose dataset is still to be named, as a parser of flags needs it.
+
+    Args:
+        name: Of the preset.
+        missing: What stands for the dataset and its folder.
+    """
+    return PRESETS[name](PersonSearchDataConfig(dataset=missing, root=missing))

@@ -100,31 +100,43 @@ class PersonSearchRun:
 
 
 def train_person_search(
-    config: PersonSearchRunConfig, *, progress: bool = True, terms: Sequence[Any] = ()
+    config: PersonSearchRunConfig,
+    *,
+    progress: bool = True,
+    beside: Path | None = None,
+    terms: Sequence[Any] = (),
 ) -> PersonSearchResult:
     """Run a person-search configuration from its dataset to the model of its best epoch.
 
     Args:
-        config: What to train on what.
-        progress: Whether to draw progress bars.
+        config: All settings of the run.
+        progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
 
     Raises:
         MaskeryError: Something the user can mend.
     """
     config.require_start()
-    config = replace(config, data=config.data.anchored(), objectives=config.objectives.anchored())
+    config = replace(
+        config,
+        data=config.data.anchored(),
+        masking=config.masking.anchored(),
+        objectives=config.objectives.anchored(),
+    )
     return run_in_folder(
         config,
-        default_folder(str(config.data.root), config.start),
+        beside or default_folder(str(config.data.root), config.start),
         prepare=lambda folder: prepare_person_search(
             config, folder=folder, progress=progress and is_main_process(), terms=terms
         ),
-        fill=lambda run, folder: _fill(run, folder, progress=progress),
+        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
-def _fill(run: PersonSearchRun, folder: Path, *, progress: bool) -> PersonSearchResult:
+def _train_measure_save(
+    run: PersonSearchRun, folder: Path, *, progress: bool
+) -> PersonSearchResult:
     """Train, go back to the best epoch, measure that and save it."""
     config = run.config
     loop = TrainingLoop(

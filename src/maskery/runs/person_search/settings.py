@@ -9,7 +9,8 @@ from pathlib import Path
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.objectives.terms import TERMS
-from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
+from maskery.runs.frame.config_file import CONFIG, load_config, run_kind
+from maskery.runs.frame.run_folder import MODEL
 from maskery.runs.person_search.config import PersonSearchRunConfig
 
 
@@ -56,24 +57,15 @@ def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
     )
 
 
-def is_person_search_run(folder: Path) -> bool:
-    """Whether a folder's configuration is that of a person-search run."""
-    try:
-        lines = (folder / CONFIG).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return any(line.startswith("weak_pair_probability:") for line in lines)
-
-
 def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
     """The configuration of the run that a folder is, or whose model it is; None of other folders.
 
     Raises:
         ConfigError: It is damaged.
     """
-    if folder.name == MODEL and not is_person_search_run(folder):
+    if folder.name == MODEL and run_kind(folder) is None:
         folder = folder.parent
-    if not is_person_search_run(folder):
+    if run_kind(folder) != PersonSearchRunConfig.kind:
         return None
     return load_config(folder / CONFIG, PersonSearchRunConfig)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -22,6 +22,8 @@ SCRATCH = "scratch:"
 @dataclass(frozen=True, kw_only=True)
 class TextRunConfig:
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
+
+    kind: ClassVar[str] = "text"
 
     corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
     """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), one hub id, or the
@@ -124,6 +126,7 @@ class TextRunConfig:
             self,
             corpus=_anchored(self.corpus),
             eval_data=_anchored(self.eval_data),
+            masking=self.masking.anchored(),
             reading=self.reading.anchored(),
         )
 

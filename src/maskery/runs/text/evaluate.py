@@ -1,13 +1,12 @@
-"""`evaluate`: a run before and after, or any model on any text."""
+"""Evaluate a text run before and after its training, or any model on any text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from maskery.core.errors import ConfigError
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
@@ -19,9 +18,11 @@ from maskery.evaluation.text.masked import (
     summarise,
 )
 from maskery.evaluation.text.opening import held_out_source, open_model, require_same_tokenizer
+from maskery.evaluation.text.samples import sample_text
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.runs.frame.run_folder import CONFIG, MODEL, load_config
+from maskery.runs.frame.config_file import run_kind
+from maskery.runs.open_run import open_run
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.momentum import saved_task_auc
 from maskery.runs.text.run import prepare_text
@@ -43,18 +44,13 @@ class Evaluation:
     mrtd_auc: dict[str, float]
 
 
-def evaluate_run(folder: Path, *, batch_tokens: int | None = None) -> Evaluation:
+def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
     """A run's model against the model it started from, on what the run held out.
 
     Raises:
         ConfigError: The run has no model yet.
     """
-    config = load_config(folder / CONFIG, TextRunConfig)
-    if not (folder / MODEL / "config.json").is_file():
-        raise ConfigError(
-            f"the run '{folder}' has no model yet; finish it with: maskery train --config "
-            f"{folder / CONFIG} --resume auto"
-        )
+    config = open_run(folder).finished(TextRunConfig)
     if batch_tokens is not None:
         config = replace(config, training=replace(config.training, batch_tokens=batch_tokens))
     run = prepare_text(config, progress=False)
@@ -94,13 +90,23 @@ def evaluate_model(
             batch_tokens=batch_tokens,
             progress=progress,
         )
-        masker = Masker(vocabulary=Vocabulary.of(one.tokenizer), config=masking, seed=seed)
+        masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored[heading] = score_examples(one.model, source.in_order(), masker)
-        described = Path(one.name) / CONFIG
-        if described.is_file():
-            config = load_config(described, TextRunConfig)
+        if run_kind(one.name) == "text":
+            config = open_run(one.name).finished(TextRunConfig)
             judged[heading] = saved_task_auc(one, config, source.in_order())
     return _both(scored, judged)
+
+
+def run_samples(folder: Path) -> dict[str, Any]:
+    """Return sample fills and changed words of a finished run, for its report.
+
+    Raises:
+        MaskeryError: Its corpus or its model is no longer there.
+    """
+    run = prepare_text(open_run(folder).finished(TextRunConfig), progress=False)
+    after = open_model(str(folder)).model
+    return asdict(sample_text(run.model, after, run.held_out.in_order(), run.loaded.tokenizer))
 
 
 def _both(scored: dict[str, ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:

@@ -182,7 +182,7 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     documents = source.store.lengths() + special
     lengths, training = source.lengths, config.training
     steps = sum(source.num_steps(epoch) for epoch in range(training.epochs))
-    masker = Masker(vocabulary=run.vocabulary, config=config.masking, seed=training.seed)
+    masker = Masker.of(run.loaded.tokenizer, config.masking, seed=training.seed)
     masked = []
     for step in range(min(COUNTED_BATCHES, source.num_steps(0))):
         micro = source.micro_batches(0, step, rank=0, world_size=1)
@@ -226,7 +226,7 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
 def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     """Take a few steps, and say what all of them would cost; the model is changed by them."""
     training = run.config.training
-    task = text_task(run.config, run.model, run.vocabulary, source)
+    task = text_task(run.config, run.model, run.loaded.tokenizer, source)
     new = {f"hf.{name}" for name in run.loaded.new_parameters}
     steps = [source.num_steps(epoch) for epoch in range(training.epochs)]
     total = min(sum(steps), training.max_steps or sum(steps))

@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import EXTRA_STATE, part_of
-from maskery.core.vocabulary import Vocabulary
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.evaluation.text.opening import OpenModel
@@ -45,14 +44,14 @@ def wrap_model(
 
 
 def momentum_task(
-    config: TextRunConfig, model: MaskedLanguageModel, vocabulary: Vocabulary
+    config: TextRunConfig, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> MomentumTextMLM:
     """The task of a run with a momentum twin, which starts as a copy of the model."""
-    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=config.training.seed)
+    masker = Masker.of(tokenizer, config.masking, seed=config.training.seed)
     return MomentumTextMLM(
         model,
         config.objectives,
-        vocabulary=vocabulary,
+        vocabulary=masker.vocabulary,
         masker=masker,
         mrtd_masker=masker.for_generator(config.objectives.mrtd_mask_rate),
         pin_memory=torch.cuda.is_available(),
@@ -120,7 +119,7 @@ def saved_task_auc(
         return None
     plain = opened.model
     model = wrap_model(config, plain.hf, packed=plain.packed, pad_token_id=plain.pad_token_id)
-    task = momentum_task(config, model, Vocabulary.of(opened.tokenizer))
+    task = momentum_task(config, model, opened.tokenizer)
     load_extra(task, model, Path(resolve(opened.name)), needed=True)
     return replaced_words_auc(task, batches)
 

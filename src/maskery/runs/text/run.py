@@ -80,6 +80,7 @@ class TextRun:
         train: Training batches.
         held_out: Held-out batches.
         identity: What a continuation must share.
+        about: How much there is to train and to be measured on, in words.
     """
 
     config: TextRunConfig
@@ -89,6 +90,7 @@ class TextRun:
     train: TextSource | ShardSource
     held_out: TextSource
     identity: str
+    about: str
 
     def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
         """Held-out sums of this run's model, or of another with the same tokenizer.
@@ -98,13 +100,13 @@ class TextRun:
         return score_examples(
             model or self.model,
             self.held_out.in_order(),
-            Masker(vocabulary=self.vocabulary, config=EVALUATION_MASKING),
+            Masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
 
     def make_task(self) -> TextTask:
         """What trains the model; a model folder that holds a momentum twin goes on with it."""
-        task = text_task(self.config, self.model, self.vocabulary, self.train)
+        task = text_task(self.config, self.model, self.loaded.tokenizer, self.train)
         if not self.config.model.startswith(SCRATCH):
             load_extra(task, self.model, Path(resolve(self.config.model)), needed=False)
         return task
@@ -143,12 +145,15 @@ class TextResult:
         }
 
 
-def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
+def train_text(
+    config: TextRunConfig, *, progress: bool = True, beside: Path | None = None
+) -> TextResult:
     """Run a text configuration from its corpus to a saved model.
 
     Args:
-        config: What to train on what.
-        progress: Whether to draw progress bars.
+        config: All settings of the run.
+        progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
 
     Raises:
         MaskeryError: Something the user can mend.
@@ -156,19 +161,20 @@ def train_text(config: TextRunConfig, *, progress: bool = True) -> TextResult:
     config = replace(config.anchored(), model=anchored(config.model))
     return run_in_folder(
         config,
-        default_folder(config.corpus[0], config.model),
+        beside or default_folder(config.corpus[0], config.model),
         prepare=lambda _folder: _prepared(config, progress=progress and is_main_process()),
-        fill=lambda run, folder: _fill(run, folder, progress=progress),
+        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
 def _prepared(config: TextRunConfig, *, progress: bool) -> TextRun:
     run = prepare_text(config, progress=progress)
     run.train.num_steps(0)  # a budget that is too small shows here
+    log.info("%s, %s layout", run.about, run.held_out.layout)
     return run
 
 
-def _fill(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
+def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
     before = first_scores(
@@ -261,7 +267,6 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
         "seed": config.training.seed,
     }
     train, held_out = data.sources(settings)
-    log.info("%s, %s layout", data.describe(), layout)
     return TextRun(
         config=config,
         model=model,
@@ -270,6 +275,7 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
         train=train,
         held_out=held_out,
         identity=identity_of(config, data, layout=layout, max_length=max_length),
+        about=data.describe(),
     )
 
 
@@ -369,7 +375,7 @@ def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_lengt
             "max_length": max_length,
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
-            "masking": asdict(config.masking),
+            "masking": config.masking.described(),
             "objectives": asdict(config.objectives),
         },
     )

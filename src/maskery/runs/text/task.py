@@ -6,8 +6,8 @@ import logging
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
 
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import TextSource
 from maskery.masking.masker import Masker
@@ -27,7 +27,7 @@ COMPILE_BACKEND = "inductor"
 def text_task(
     config: TextRunConfig,
     model: MaskedLanguageModel,
-    vocabulary: Vocabulary,
+    tokenizer: PreTrainedTokenizerBase,
     source: TextSource | ShardSource,
 ) -> TextTask:
     """Wire the task that a configuration describes.
@@ -37,8 +37,8 @@ def text_task(
     """
     training = config.training
     if config.objectives.has_twin:
-        return momentum_task(config, model, vocabulary)
-    masker = Masker(vocabulary=vocabulary, config=config.masking, seed=training.seed)
+        return momentum_task(config, model, tokenizer)
+    masker = Masker.of(tokenizer, config.masking, seed=training.seed)
     pin_memory = torch.cuda.is_available()
     if not training.compile:
         return TextMLM(model, masker, pin_memory=pin_memory)

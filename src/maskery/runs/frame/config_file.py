@@ -1,0 +1,210 @@
+"""`config.yaml`: a run's settings with its kind, written whole and read back with care.
+
+A file is not trusted: it cannot load code, and neither its size nor its nesting stalls a command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from maskery.core.errors import ConfigError, reason_of
+from maskery.core.registry import FromFile, anchored_choice, is_plugin
+from maskery.runs.frame.run_folder import write_text
+
+CONFIG = "config.yaml"
+KIND = "kind"
+# Files of before `kind` are told by a setting that no other kind has.
+MARKS = {"corpus": "text", "pairs": "pairs", "data": "person-search"}
+# As long as Linux lets a command line be by default, which may have named every file of a corpus.
+MOST_BYTES = 2 * 2**20
+# No setting has more digits; Python takes minutes over the digits of a number of a megabyte.
+MOST_DIGITS = 25
+ConfigT = TypeVar("ConfigT")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse an alias; see `yaml.SafeLoader`."""
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise ValueError(f"line {line} has an alias (*name); write its value out")
+        return super().compose_node(parent, index)
+
+    def whole_number(self, node: yaml.ScalarNode) -> int:
+        """Read an integer of a few digits."""
+        if len(node.value) > MOST_DIGITS:
+            raise ValueError(f"a number of {len(node.value):,} digits is more than any setting has")
+        return int(self.construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
+
+
+def save_config(folder: Path, config: Any) -> None:
+    """Write `config.yaml`, with the kind of the run and absolute paths of plug-ins."""
+    kind = getattr(config, KIND, None)
+    data = ({} if kind is None else {KIND: kind}) | _each_text(to_plain(config), anchored_choice)
+    write_text(folder / CONFIG, yaml.safe_dump(data, sort_keys=False))
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read a `config.yaml` as it is; what names a plug-in in it will not be loaded.
+
+    Raises:
+        ConfigError: It cannot be read, or does not hold named settings.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        settings = yaml.load(data.decode("utf-8"), _Loader)
+    # Of its own, the parser lets through dates that are none, and deep nesting.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"the configuration '{path}' cannot be read: {reason_of(error)}"
+        ) from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected named settings, found {type(settings).__name__}")
+    return {str(key): _each_text(value, _untrusted) for key, value in settings.items()}
+
+
+def _untrusted(text: str) -> str:
+    return FromFile(text) if is_plugin(text) else text
+
+
+def _each_text(value: Any, change: typing.Callable[[str], str]) -> Any:
+    """Apply a function to every string in lists and dictionaries."""
+    if isinstance(value, dict):
+        return {key: _each_text(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_each_text(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def kind_of(settings: Mapping[str, Any], path: str | Path) -> str:
+    """Return the kind of run that a file describes; files of before `kind` are told by their marks.
+
+    Raises:
+        ConfigError: It names an unknown kind, or none and cannot be told.
+    """
+    known = tuple(MARKS.values())
+    kind = settings.get(KIND)
+    if kind is None:
+        kind = next((MARKS[name] for name in MARKS if name in settings), None)
+    if kind is None:
+        raise ConfigError(f"{path}: no kind of run is named; add kind: {' or '.join(known)}")
+    if kind not in known:
+        raise ConfigError(
+            f"{path}: kind is {reprlib.repr(kind)}: it must be one of {', '.join(known)}"
+        )
+    return str(kind)
+
+
+def run_kind(folder: str | Path) -> str | None:
+    """Return the kind of the run that a folder is; None of folders that are no run's.
+
+    Raises:
+        ConfigError: Its `config.yaml` is damaged or of an unknown kind.
+    """
+    path = Path(folder) / CONFIG
+    # A model folder of another library may hold a config.yaml of its own.
+    if not path.is_file() or (path.parent / "config.json").is_file():
+        return None
+    return kind_of(read_settings(path), path)
+
+
+def load_config(path: str | Path, config: type[ConfigT]) -> ConfigT:
+    """Read a `config.yaml` as a configuration; unknown keys fail.
+
+    Args:
+        path: The file.
+        config: A dataclass; if it has a `kind`, a file of another kind is refused.
+
+    Raises:
+        ConfigError: It cannot be read, or does not fit.
+    """
+    settings = read_settings(path)
+    expected = getattr(config, KIND, None)
+    if expected is not None and (KIND in settings or not settings.keys().isdisjoint(MARKS)):
+        found = kind_of(settings, path)
+        if found != expected:
+            raise ConfigError(
+                f"{path}: this is a run of kind {found}, and one of kind {expected} is needed; "
+                f"repeat it with: maskery train --config {path}"
+            )
+    settings.pop(KIND, None)
+    return from_plain(settings, config, str(path))
+
+
+def to_plain(value: Any) -> Any:
+    """Return a config as dictionaries, lists, strings and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    # Plain strings, too, of those that were read from a file.
+    return str(value) if isinstance(value, Path | str) else value
+
+
+def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
+    """Make a dataclass from what `to_plain` returned, checking keys and types.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected named settings, found {type(data).__name__}")
+    assert dataclasses.is_dataclass(kind)
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(str(key) for key in data.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown setting '{unknown[0]}'; the settings are {', '.join(sorted(known))}"
+        )
+    values = {name: _convert(data[name], hints[name], f"{where}: {name}") for name in data}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    shown = reprlib.repr(value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} is {shown}: it must be one of {arguments}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is {shown}: it must be a list")
+        return tuple(_convert(item, arguments[0], where) for item in value)
+    if dataclasses.is_dataclass(hint):
+        return from_plain(value, hint, where)  # type: ignore[arg-type]
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    # YAML reads 1e-4 as text.
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(f"{where} is {shown}: it must be a number") from error
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} is {shown}: it must be of type {hint.__name__}")
+    return value
