@@ -83,3 +83,10 @@ def test_intervals_are_over_persons_not_texts() -> None:
     assert not summarise_texts(figures, np.repeat([3, 8], 50)).r1.known
     many = summarise_texts(figures, np.arange(100))
     assert 0.3 < many.r1.low < many.r1.high < 0.7
+
+
+def test_figures_of_plain_lists_and_of_shapes_that_do_not_fit() -> None:
+    figures = retrieval_figures([[0.1, 0.9], [0.8, 0.2]], [1, 0], [0, 1])
+    assert figures.r1.value == figures.map.value == figures.minp.value == 1.0
+    with pytest.raises(DataError, match=r"shape \(2, 2\), with 3 texts and 2 images"):
+        retrieval_figures(np.eye(2), np.arange(3), np.arange(2))

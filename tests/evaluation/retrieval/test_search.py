@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from tiny_image_text import new_image_text, save_tiny_image_text
@@ -15,11 +16,16 @@ from maskery.core.errors import DataError
 from maskery.data.images.views import view
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import FileImage
+from maskery.evaluation.image_text.explain import explain
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
+from maskery.evaluation.retrieval.config import (
+    ModelRetrieval,
+    RetrievalConfig,
+    save_model_retrieval,
+)
 from maskery.evaluation.retrieval.gallery import Gallery, open_gallery
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
-from maskery.evaluation.retrieval.search import Searcher
+from maskery.evaluation.retrieval.search import Searcher, search
 
 TEXT = "this is a red square of paper"
 
@@ -159,3 +165,22 @@ def test_bad_queries_are_one_line(
 ) -> None:
     with pytest.raises(DataError, match=line):
         Searcher(opened, gallery, ranked_by(0)).search(text)
+
+
+def test_searching_and_explaining_need_names_alone(opened: OpenImageText, tmp_path: Path) -> None:
+    """The public functions take folders, files and words."""
+    save_tiny_pairs(tmp_path / "pictures", 5)
+    opened.model.save_pretrained(tmp_path / "model")
+    opened.tokenizer.save_pretrained(tmp_path / "model")
+    save_model_retrieval(tmp_path / "model", opened.retrieval)
+    folders = (str(tmp_path / "model"), str(tmp_path / "pictures"))
+    found = search(*folders, ["all red", "a blue square"], top=3, cache_dir=str(tmp_path / "cache"))
+    assert [len(hits) for hits in found] == [3, 3]
+    gallery = open_gallery(opened, tmp_path / "pictures", cache_dir=tmp_path / "cache")
+    assert search(opened, gallery, "all red", top=3)[0][0].path == found[0][0].path
+    name = str(tmp_path / "pictures" / "000.png")
+    (by_name, by_bytes) = (
+        explain(folders[0], picture, "all red") for picture in (name, Path(name).read_bytes())
+    )
+    assert [word.word for word in by_name.words] == [word.word for word in by_bytes.words]
+    assert np.array_equal(by_name.words[0].heat, by_bytes.words[0].heat)
