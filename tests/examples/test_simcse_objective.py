@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
 from maskery.cli.main import main
+from maskery.core.files import read_metrics
 from maskery.core.registry import load_plugin
 from maskery.data.rows import RowSource, tokenise_rows
 from maskery.masking.masker import Masker
@@ -23,7 +24,6 @@ from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm import TextParts
 from maskery.training.config import TrainingConfig
-from  import read_metrics
 
 PLUGIN = f"{Path(__file__).parents[2] / 'examples/plugins/simcse_objective.py'}:simcse"
 

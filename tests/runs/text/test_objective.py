@@ -13,12 +13,12 @@ from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM
 
 from maskery.core.errors import CheckpointError
+from maskery.core.files import read_metrics
 from maskery.core.task import EXTRA_STATE
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import TextResult, train_text
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig
-from  import read_metrics
 
 # The head judges the length of each masked word's vector; its loss goes to 0.
 PLUGIN = """
