@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from maskery.data.pairs.config import PairsConfig
     from maskery.data.pairs.config import register_format as register_pairs_reader
     from maskery.evaluation.intervals import Interval
-    from maskery.evaluation.retrieval.metrics import ranking_figures as retrieval_figures
+    from maskery.evaluation.retrieval.metrics import retrieval_figures
     from maskery.evaluation.text.fill import Filler
     from maskery.evaluation.text.masked import evaluate
     from maskery.evaluation.text.opening import open_model, texts_source
@@ -104,7 +104,7 @@ _HOMES = {
     "open_run": "maskery.runs.open_run",
     "register_pairs_reader": "maskery.data.pairs.config:register_format",
     "register_reader": "maskery.data.corpus.formats:register",
-    "retrieval_figures": "maskery.evaluation.retrieval.metrics:ranking_figures",
+    "retrieval_figures": "maskery.evaluation.retrieval.metrics",
     "score": "maskery.evaluation.text.pseudo_likelihood",
     "search": "maskery.runs.shortcuts",
     "texts_source": "maskery.evaluation.text.opening",
