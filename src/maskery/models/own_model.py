@@ -35,9 +35,9 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from maskery.core.errors import ModelError, reason_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.models import attention
+from maskery.models.layout import PACKABLE, can_pack
 from maskery.models.loading import Loaded
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import PACKABLE, can_pack
 
 log = logging.getLogger(__name__)
 
