@@ -53,7 +53,7 @@ KINDS = {
         config="maskery.runs.person_search.config:PersonSearchRunConfig",
         train="maskery.runs.person_search.run:train_person_search",
         samples="maskery.runs.person_search.evaluate:run_samples",
-        preset="maskery.runs.person_search.presets:preset_without_data",
+        preset="maskery.runs.person_search.config:preset_without_data",
     ),
 }
 

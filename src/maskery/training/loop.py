@@ -21,7 +21,7 @@ from maskery.core.processes import lost_process
 from maskery.core.task import BatchSource, Prepared, Task
 from maskery.training.callbacks import Callback
 from maskery.training.checkpoint import Checkpoints
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig
 from maskery.training.guards import BadSteps
 from maskery.training.journal import Journal
 from maskery.training.parallel import gather
@@ -89,7 +89,7 @@ class TrainingLoop:
         task: Task[Any, Any],
         source: BatchSource[Any],
         optimiser: torch.optim.Optimizer,
-        config: TrainingConfig,
+        config: BaseTrainingConfig,
         folder: Path,
         *,
         identity: str,

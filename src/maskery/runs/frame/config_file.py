@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from maskery.core.errors import ConfigError, reason_of
-from maskery.core.registry import FromFile, anchored_choice, is_plugin
+from maskery.core.registry import anchored_choice, from_file
 from maskery.runs.frame.run_folder import write_text
 
 CONFIG = "config.yaml"
@@ -80,7 +80,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def _untrusted(text: str) -> str:
-    return FromFile(text) if is_plugin(text) else text
+    return from_file(text)
 
 
 def _each_text(value: Any, change: typing.Callable[[str], str]) -> Any:
@@ -167,6 +167,9 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
         raise ConfigError(f"{where}: expected named settings, found {type(data).__name__}")
     assert dataclasses.is_dataclass(kind)
     hints = typing.get_type_hints(kind)
+    # Settings that earlier versions wrote and that meant nothing.
+    former: typing.Collection[str] = getattr(kind, "FORMER", ())
+    data = {name: value for name, value in data.items() if name not in former}
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(str(key) for key in data.keys() - known)
     if unknown:
