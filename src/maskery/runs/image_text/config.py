@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
 from maskery.data.images.config import ViewConfig
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
@@ -93,6 +93,7 @@ class ImageTextRunConfig:
     )
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
         check_ranges(self)
         if (self.text_model is None) != (self.vision_model is None):
             raise ConfigError(
