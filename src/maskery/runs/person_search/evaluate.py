@@ -30,8 +30,7 @@ from maskery.evaluation.retrieval.galleries import (
 from maskery.evaluation.retrieval.metrics import FIGURES
 from maskery.evaluation.retrieval.persons import evaluate_persons
 from maskery.evaluation.retrieval.samples import sample_searches, spread_queries
-from maskery.runs.frame.config_file import CONFIG, load_config, run_kind
-from maskery.runs.open_run import open_run
+from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
 from maskery.runs.person_search.alike import (
     Alike,
     Datasets,
