@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskery.objectives.itm import draw_hard_negatives, has_negative, itm_labels, itm_loss_sum
+from maskery.objectives.itm import (
+    draw_hard_negatives,
+    has_negative,
+    itm_labels,
+    itm_loss_sum,
+    prd_loss_sum,
+)
 
 
 def same_person(ids: torch.Tensor) -> torch.Tensor:
@@ -53,3 +59,9 @@ def test_loss_counts_only_what_counts() -> None:
     torch.testing.assert_close(itm_loss_sum(logits, labels), each.sum())
     counted = torch.tensor([True, True, False, True, False, True])
     torch.testing.assert_close(itm_loss_sum(logits, labels, counted), each[counted].sum())
+
+
+def test_relation_loss_is_the_formula() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.5, 1.5]])
+    expected = torch.log1p(torch.exp(torch.tensor([-2.0, 1.0]))).sum()
+    torch.testing.assert_close(prd_loss_sum(logits, torch.tensor([0, 0])), expected)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.checkpoint_import.albef import Imported, import_albef
+from maskery.objectives.itm import has_negative
 from maskery.tasks.caption_steps import Step
 from maskery.tasks.image_text_batch import MaskedText, MRTDPlan, PaddedText, PreparedPersons
 from maskery.tasks.image_text_config import PersonSearchConfig
@@ -26,7 +27,8 @@ from maskery.tasks.person_search import PersonSearch
 # Another record in the same layout, of any size and batch, can be tried in its place.
 OURS = Path(__file__).parents[1] / "golden" / "rasa_tiny"
 FOLDER = Path(os.environ.get("MASKERY_GOLDEN", OURS))
-TOLERANCE = 1e-5
+# Of float32 sums over some thousand terms, in another order than the release adds them.
+RELATIVE, ABSOLUTE = 1e-5, 1e-6
 LOSSES = {"itc": "cl", "itm": "pitm", "mlm": "mlm", "prd": "prd", "mrtd": "mrtd"}
 
 
@@ -72,7 +74,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
         person_ids=record["idx"],
         replaced=record["replace"],
         negative_uniforms=torch.full((2, len(record["idx"])), float("nan")),
-        num_negatives=2 * len(record["idx"]),
+        num_negatives=2 * int(has_negative(record["idx"], record["idx"]).sum()),
         image_negatives=record["image_neg_idx"],
         text_negatives=record["text_neg_idx"],
     )
@@ -129,8 +131,8 @@ def replay() -> Replay:
     return Replay(record, task, imported, result, total, sizes)
 
 
-def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    torch.testing.assert_close(actual.detach(), expected, rtol=tolerance, atol=tolerance * 1e-2)
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual.detach(), expected, rtol=RELATIVE, atol=ABSOLUTE)
 
 
 def test_every_weight_is_used(replay: Replay) -> None:
@@ -182,7 +184,7 @@ def test_total(replay: Replay) -> None:
 
 def test_every_gradient_norm(replay: Replay) -> None:
     names = [n for n in replay.record if n.startswith("grad_norm.")]
-    assert len(names) > 100
+    assert names
     places = {name: p.split(", ") for name, p in replay.imported.report.used.items()}
     parameters = dict(replay.task.model.named_parameters())
     for name in names:
@@ -225,8 +227,9 @@ def test_replaying_the_returned_decisions_gives_the_same_losses(replay: Replay) 
     task = replay.task
     with torch.no_grad():
         first = task.step(replay.result.prepared)
+    batch = len(replay.record["idx"])
     for queue in (task.image_queue, task.text_queue):
-        assert queue.pointer == (int(replay.record["after.queue_ptr"]) + 4) % len(queue)
+        assert queue.pointer == (int(replay.record["after.queue_ptr"]) + batch) % len(queue)
     # The queue has moved on, so the contrast differs; nothing else does.
     for name in ("itm", "mlm", "prd", "mrtd"):
         torch.testing.assert_close(first.loss_sums[name], replay.result.loss_sums[name].detach())

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -246,6 +247,16 @@ def uniforms(
 ) -> Float32Array:
     """`random_words` as float32 uniforms in [0, 1): (N,)."""
     return to_uniforms(random_words(seed, stream, epoch, example_ids, positions))
+
+
+def token_uniforms(
+    batch: TokenBatch, tokens: npt.NDArray[np.int64], *, seed: int, epoch: int
+) -> torch.Tensor:
+    """Return one uniform for each of the given tokens (N,), to sample replacements with."""
+    rows = np.searchsorted(batch.boundaries, tokens, side="right") - 1
+    positions = batch.starts[rows] + tokens - batch.boundaries[rows]
+    drawn = uniforms(seed, Stream.SAMPLE, epoch, batch.example_ids[rows], positions)
+    return torch.from_numpy(drawn)
 
 
 def random_words_torch(

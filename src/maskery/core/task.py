@@ -13,6 +13,7 @@ so gradients do not depend on how a step is cut into micro-batches and processes
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
@@ -26,6 +27,7 @@ EXTRA_STATE = "extra_state.safetensors"
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 BatchT = TypeVar("BatchT")
+DataclassT = TypeVar("DataclassT")
 PreparedT = TypeVar("PreparedT", bound="Prepared")
 
 
@@ -148,3 +150,15 @@ def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch
 def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The entries of an `extra_state` whose name starts with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def moved(prepared: DataclassT, device: torch.device) -> DataclassT:
+    """Return a frozen dataclass with its tensors, nested ones too, on `device`."""
+    changes: dict[str, object] = {}
+    for entry in dataclasses.fields(prepared):  # type: ignore[arg-type]
+        value = getattr(prepared, entry.name)
+        if isinstance(value, torch.Tensor):
+            changes[entry.name] = value.to(device, non_blocking=True)
+        elif dataclasses.is_dataclass(value):
+            changes[entry.name] = moved(value, device)
+    return dataclasses.replace(prepared, **changes)  # type: ignore[type-var]

@@ -1,8 +1,9 @@
-"""Image-text matching (ITM) with hard negatives drawn from the batch.
+"""Image-text matching (ITM) with hard negatives, and positive relation detection (PRD).
 
 Li et al., "Align before Fuse" (ALBEF, NeurIPS 2021), section 3.2; RaSa (IJCAI 2023, section 3.2)
 calls it probabilistic matching (pITM) because the positive text may be that of another picture of
-the same person.
+the same person. PRD (section 3.2, too) tells strong matches, whose caption was written for the
+picture, from weak ones, whose caption is that of another picture of the same person.
 
 Shapes: B pairs of this process, G of all processes, R judged pairs.
 """
@@ -71,3 +72,16 @@ def itm_loss_sum(
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return losses.sum() if counted is None else losses.masked_fill(~counted, 0.0).sum()
+
+
+def prd_loss_sum(logits: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
+    """Sum of two-class cross-entropies over the pairs, in nats.
+
+    Args:
+        logits: (B, 2), strong against weak; any floating dtype.
+        replaced: (B,) int64, 1 where the caption is another picture's.
+
+    Returns:
+        Scalar float32.
+    """
+    return F.cross_entropy(logits.float(), replaced, reduction="sum")

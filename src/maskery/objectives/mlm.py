@@ -3,16 +3,26 @@
 Devlin et al., "BERT" (NAACL 2019), section 3.1; softened by a momentum teacher: Li et al.,
 "Align before Fuse" (ALBEF, NeurIPS 2021), section 3.3, equation 7.
 
+On a CPU the cross-entropy over the vocabulary is computed without copies of the logits.
+`torch.nn.functional.cross_entropy` writes the log-probabilities and reads them again for the
+gradient, both in float32; `CrossEntropySum` reads the logits twice, some rows at a time, and writes
+their gradient alone.
+
 Shapes: B sequences, L tokens each, M masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from maskery.core.batch import IGNORE_INDEX
-from maskery.objectives.cross_entropy import CrossEntropySum
+
+# Rows of so many logits are worked on at once: 4 MB in float32, which stay in the cache.
+BLOCK_LOGITS = 1 << 20
 
 
 def mlm_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -82,3 +92,41 @@ def soft_mlm_loss_sum_over_sequence(
     over_sequence = F.log_softmax(scores, dim=1).flatten(0, 1)[positions]
     soft = -torch.sum(over_sequence * soft_labels.float())
     return (1 - alpha) * hard + alpha * soft
+
+
+class CrossEntropySum(torch.autograd.Function):
+    """Sum of cross-entropies in float32; arguments as those of `mlm_loss_sum`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Read the logits once."""
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        # Apart, since their sum would lose digits of a small loss among large logits.
+        highest, log_sums = torch.empty(2, len(logits), 1, device=logits.device)
+        for rows in _blocks(logits):
+            scores, target = logits[rows].float(), targets[rows, None]
+            torch.amax(scores, dim=1, keepdim=True, out=highest[rows])
+            scores = scores - highest[rows]
+            right = scores.gather(1, target.clamp_min(0))
+            torch.log(scores.exp_().sum(dim=1, keepdim=True), out=log_sums[rows])
+            total += (log_sums[rows] - right).masked_fill_(target == IGNORE_INDEX, 0.0).sum()
+        ctx.save_for_backward(logits, targets, highest, log_sums)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The softmax less the target's 1, for rows that count."""
+        logits, targets, highest, log_sums = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            target = targets[rows, None]
+            part = (logits[rows] - highest[rows]).sub_(log_sums[rows]).exp_()
+            part.scatter_add_(1, target.clamp_min(0), torch.full_like(part[:, :1], -1.0))
+            grad[rows] = part.mul_(grad_total.masked_fill(target == IGNORE_INDEX, 0.0))
+        return grad, None
+
+
+def _blocks(logits: torch.Tensor) -> Iterator[slice]:
+    """Slices of rows that cover the logits."""
+    size = max(1, BLOCK_LOGITS // max(logits.shape[1], 1))
+    return (slice(first, first + size) for first in range(0, len(logits), size))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from maskery.core.batch import MaskedTokens
+from maskery.core.random import token_uniforms
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.image_text.attention import ImageKeys
@@ -45,7 +46,6 @@ from maskery.tasks.image_text_batch import (
     pad_masked,
     pad_text,
     padded_places,
-    token_uniforms,
 )
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 

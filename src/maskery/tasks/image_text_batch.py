@@ -6,10 +6,9 @@ N tokens to sample, P tokens with a replaced-token label.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,7 @@ import torch
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.random import Stream, uniforms
-
-DataclassT = TypeVar("DataclassT")
+from maskery.core.task import moved
 
 
 class PairBatch(Protocol):
@@ -183,18 +181,6 @@ class PreparedPersons(PreparedPairs):
         return super()._all_counts() | judged
 
 
-def moved(prepared: DataclassT, device: torch.device) -> DataclassT:
-    """A frozen dataclass with its tensors, nested ones too, on `device`."""
-    changes: dict[str, object] = {}
-    for entry in dataclasses.fields(prepared):  # type: ignore[arg-type]
-        value = getattr(prepared, entry.name)
-        if isinstance(value, torch.Tensor):
-            changes[entry.name] = value.to(device, non_blocking=True)
-        elif dataclasses.is_dataclass(value):
-            changes[entry.name] = moved(value, device)
-    return dataclasses.replace(prepared, **changes)  # type: ignore[type-var]
-
-
 def padded_places(batch: TokenBatch, length: int) -> npt.NDArray[np.int64]:
     """(T,) int64: where each token of the batch stands in B * `length`."""
     rows = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
@@ -231,16 +217,6 @@ def pad_masked(masked: MaskedTokens, length: int, pad_token_id: int) -> MaskedTe
         positions=torch.from_numpy(places[masked.positions]),
         targets=torch.from_numpy(masked.targets),
     )
-
-
-def token_uniforms(
-    batch: TokenBatch, tokens: npt.NDArray[np.int64], *, seed: int, epoch: int
-) -> torch.Tensor:
-    """One uniform for each of the given tokens (N,), of the stream that samples replacements."""
-    rows = np.searchsorted(batch.boundaries, tokens, side="right") - 1
-    positions = batch.starts[rows] + tokens - batch.boundaries[rows]
-    drawn = uniforms(seed, Stream.SAMPLE, epoch, batch.example_ids[rows], positions)
-    return torch.from_numpy(drawn)
 
 
 def negative_uniforms(batch: TokenBatch, *, seed: int, epoch: int) -> torch.Tensor:

@@ -23,7 +23,8 @@ from torch import nn
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError
-from maskery.core.task import part_of
+from maskery.core.random import token_uniforms
+from maskery.core.task import moved, part_of
 from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
@@ -32,7 +33,6 @@ from maskery.models.momentum import MomentumTwin
 from maskery.models.replaced_tokens import Reading
 from maskery.objectives.mlm import mlm_loss_sum, soft_mlm_loss_sum
 from maskery.objectives.mrtd import mrtd_loss_sum, mrtd_mask_modeling
-from maskery.tasks.image_text_batch import moved, token_uniforms
 from maskery.tasks.text_mlm import PreparedText
 from maskery.tasks.text_mlm_config import DEFAULT_MOMENTUM, TextMLMConfig
 

@@ -37,8 +37,13 @@ from maskery.objectives.itc import (
     Features,
     itc_loss,
 )
-from maskery.objectives.itm import draw_hard_negatives, has_negative, itm_labels, itm_loss_sum
-from maskery.objectives.prd import prd_loss_sum
+from maskery.objectives.itm import (
+    draw_hard_negatives,
+    has_negative,
+    itm_labels,
+    itm_loss_sum,
+    prd_loss_sum,
+)
 from maskery.tasks.caption_steps import (
     Block,
     Lesson,
@@ -47,7 +52,6 @@ from maskery.tasks.caption_steps import (
     lengthened,
     replayable,
 )
-from maskery.tasks.caption_task import CaptionTask
 from maskery.tasks.image_text_batch import (
     PaddedText,
     PersonBatch,
@@ -56,6 +60,7 @@ from maskery.tasks.image_text_batch import (
     pad_text,
 )
 from maskery.tasks.image_text_config import PersonSearchConfig
+from maskery.tasks.image_text_mlm import CaptionTask
 from maskery.tasks.loss_terms import TermInputs, own_sums
 
 

@@ -13,8 +13,8 @@ from maskery.cli.convert import main as convert
 from maskery.core.errors import ConfigError, ModelError
 from maskery.evaluation.retrieval.settings import ModelRetrieval, read_model_retrieval
 from maskery.models.checkpoint_import.convert import import_checkpoint
-from maskery.models.checkpoint_import.positions import resize_positions
 from maskery.models.checkpoint_import.state_dict import read_state_dict
+from maskery.models.checkpoint_import.timm_vit import resize_positions
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes

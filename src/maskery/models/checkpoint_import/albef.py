@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig
 
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.report import ImportReport
+from maskery.models.checkpoint_import.state_dict import ImportReport
 from maskery.models.checkpoint_import.timm_vit import (
     count_layers,
     fit_positions,

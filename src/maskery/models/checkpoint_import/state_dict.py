@@ -1,9 +1,13 @@
-"""State dicts from `.pth` and `.safetensors` files, without running anything in them."""
+"""State dicts from `.pth` and `.safetensors` files, and the report on what became of them.
+
+Nothing in a file is run.
+"""
 
 from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -88,3 +92,33 @@ def _first_reason(error: Exception) -> str:
         if "GLOBAL" in line or "Unsupported" in line:
             return line.partition("GLOBAL")[2].strip(" .")[:120] or line.strip()[:120]
     return _first_line(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """Nothing of a checkpoint goes unmentioned.
+
+    Attributes:
+        kind: What the checkpoint was taken for: "albef", "bert" or "vit".
+        used: By name in the file, where in the model it went.
+        missing: Parameters of the model that the file does not have; freshly initialised.
+        left_over: Names in the file that the model has no place for.
+        resized: Position tables that were interpolated, with their old and new lengths.
+    """
+
+    kind: str
+    used: dict[str, str]
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+    resized: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report as text, one line a fact."""
+        lines = [
+            f"read as {self.kind}: {len(self.used)} used, {len(self.missing)} missing, "
+            f"{len(self.left_over)} left over"
+        ]
+        lines += [f"  resized    {name}" for name in self.resized]
+        lines += [f"  missing    {name} (freshly initialised)" for name in self.missing]
+        lines += [f"  left over  {name}" for name in self.left_over]
+        return lines

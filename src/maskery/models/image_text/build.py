@@ -10,11 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.positions import resize_positions
+from maskery.models.checkpoint_import.timm_vit import resize_positions
 from maskery.models.image_text.config import ImageTextConfig, check_image_size, image_size_of
-from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.model import VISION_FAMILIES, ImageTextModel, vision_family
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.models.image_text.vision import VISION_FAMILIES, vision_family
 from maskery.models.loading import load_weights, resolve, unloadable
 
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}

@@ -22,9 +22,9 @@ from maskery.models.image_text.attention import (
     AttentionOutput,
     ImageAttention,
     ImageKeys,
+    PackedRows,
     TextAttention,
 )
-from maskery.models.image_text.rows import PackedRows
 
 OtherImages: TypeAlias = torch.Tensor | Sequence[ImageKeys]
 

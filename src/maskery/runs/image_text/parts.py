@@ -23,8 +23,8 @@ from maskery.masking.masker import Masker
 from maskery.models.loading import known_as, resolve
 from maskery.objectives.terms import belongs
 from maskery.runs.image_text.start import StartConfig, StartModel, choose_max_length
-from maskery.tasks.caption_task import CaptionTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
+from maskery.tasks.image_text_mlm import CaptionTask
 from maskery.tasks.loss_terms import ATTRIBUTE
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from maskery.models.image_text.rows import PackedRows
+from maskery.models.image_text.attention import PackedRows
 from maskery.models.image_text.text_encoder import TextFusionEncoder
 
 R, L, IMAGES, N, W = 6, 7, 3, 5, 10
