@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from maskery.core.errors import ConfigError
-from maskery.data.shards.config import ShardingConfig, StreamingConfig
+from maskery.data.corpus.config import StreamingConfig
+from maskery.data.shards.config import ShardingConfig
 
 
 @pytest.mark.parametrize(
@@ -28,9 +29,16 @@ def test_a_setting_outside_its_range_is_named(setting: dict[str, object], messag
         ShardingConfig(**setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["shuffle_shards", "cache_shards", "held_out_tokens"])
-def test_streaming_settings_are_checked(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is -1: it must be at least"):
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("shuffle_shards", "at least 1"),
+        ("cache_shards", "0 or more"),
+        ("held_out_tokens", "at least 1"),
+    ],
+)
+def test_streaming_settings_are_checked(name: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is -1: it must be {rule}"):
         StreamingConfig(**{name: -1})
 
 

@@ -14,9 +14,10 @@ from shard_folders import contents, shard
 from tiny_text import lines
 
 from maskery.core.errors import DataError, MissingExtraError
+from maskery.data.corpus.files import holds_shards
 from maskery.data.partials import create_owned, partial_of
 from maskery.data.shards import places
-from maskery.data.shards.places import LocalPlace, RemotePlace, is_place, open_place
+from maskery.data.shards.places import LocalPlace, RemotePlace, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.text_source import Template
 
@@ -183,12 +184,19 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         RemotePlace("s3://x", tmp_path).manifest()
 
 
+def test_an_address_of_shards_is_told_from_one_of_text(remote: Any) -> None:
+    assert holds_shards(ADDRESS)
+    assert holds_shards(f"{ADDRESS}/")
+    assert not holds_shards("memory://bucket")
+    assert not holds_shards("memory://bucket/shards/*.txt")
+    assert not holds_shards("s3://never-asked/corpus.jsonl.gz")
+
+
 def test_an_unfinished_folder_is_said(tmp_path: Path) -> None:
-    assert not is_place(str(tmp_path))
-    assert not is_place("bert\0")
+    assert not holds_shards(str(tmp_path))
+    assert not holds_shards("bert\0")
     (tmp_path / "plan.json").write_text("{}")
-    assert is_place(str(tmp_path))
-    assert is_place("s3://bucket/x")
+    assert holds_shards(str(tmp_path))
     assert isinstance(open_place("s3://bucket/x", tmp_path), RemotePlace)
     with pytest.raises(DataError, match="are not complete; repeat the maskery tokenize command"):
         open_place(str(tmp_path), tmp_path).manifest()

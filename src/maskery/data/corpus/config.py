@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import Count, Range, check_ranges
 from maskery.core.registry import anchored_choice, plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
@@ -82,6 +83,21 @@ class CorpusConfig:
         elif self.reader is not None:
             shown.append(("reader", getattr(self.reader, "__qualname__", type(self.reader))))
         return f"CorpusConfig({', '.join(f'{name}={value!r}' for name, value in shown)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingConfig:
+    """Settings of a run that reads token shards; of no effect on other corpora."""
+
+    shuffle_shards: Count = 4
+    """Shards whose examples are shuffled together; memory grows with it."""
+    cache_shards: Annotated[int, Range(0)] = 16
+    """Shards from an address that are kept on the local disk, besides those in use."""
+    held_out_tokens: Count = 250_000
+    """Most held-out tokens that are scored, of those set aside when the shards were made."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def _names(literal: object) -> str:

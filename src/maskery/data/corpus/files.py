@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?::([^\s:/][^\s:]*))?")
 LONGEST_HUB_NAME = 200
 ADDRESS = "://"
+# Written by `maskery tokenize`: the list of all shards at the end, the plan before any other file.
+MANIFEST, PLAN = "shards.json", "plan.json"
 # What file systems of fsspec tell of a file's content: a hash, or a version of it.
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "blob_id", "generation")
 CONVERTERS = {
@@ -84,6 +86,11 @@ class RemoteFile:
         """The last suffix of the name."""
         return PurePosixPath(self.name).suffix
 
+    @property
+    def in_memory(self) -> bool:
+        """True for a file that this process alone can see."""
+        return "memory" in _protocols(self.filesystem)
+
     def stat(self) -> SimpleNamespace:
         """Return the size as `st_size`."""
         return SimpleNamespace(st_size=self.size)
@@ -123,6 +130,37 @@ def unreadable(source: object, error: Exception) -> MaskeryError:
             f"'{source}' needs a package that is not installed ({why}); install it with pip"
         )
     return DataError(f"'{source}' cannot be read ({why}); check the address and the network")
+
+
+def holds_shards(source: str) -> bool:
+    """Return True for a folder or address of shards that `maskery tokenize` has made or begun.
+
+    Raises:
+        DataError: The address cannot be reached.
+        MissingExtraError: The package of the address is not installed.
+    """
+    names = (MANIFEST, PLAN)
+    if not is_address(source):
+        folder = Path(source).expanduser()
+        try:
+            return any((folder / name).is_file() for name in names)
+        except OSError:
+            return False
+    path = urlsplit(source).path
+    # A file or a glob is no folder; the rest is asked for.
+    if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
+        return False
+    filesystem, root = open_address(source)
+    return any(_is_there(filesystem, f"{root.rstrip('/')}/{name}", source) for name in names)
+
+
+def _is_there(filesystem: Any, path: str, source: str) -> bool:
+    try:
+        return bool(filesystem.info(path)["type"] == "file")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except Exception as error:  # every file system has errors of its own
+        raise unreadable(source, error) from error
 
 
 def hub_name(sources: Sequence[str]) -> HubName | None:

@@ -108,11 +108,8 @@ def format_of(path: Path, config: CorpusConfig) -> str:
 def is_portable(path: Path, config: CorpusConfig) -> bool:
     """Return True if another process finds the reader of a file by itself.
 
-    What was registered or passed in Python is known to this process alone, and so is what lies in
-    the file system of its memory.
+    What was registered or passed in Python is known to this process alone.
     """
-    if "memory" in getattr(getattr(path, "filesystem", None), "protocol", ()):
-        return False
     return bool(format_of(path, config)) or is_plugin(config.reader)
 
 

@@ -23,12 +23,11 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import DataError
 from maskery.core.vocabulary import vocabulary_size
 from maskery.data.corpus.examples import ReadingReport
+from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import (
     LENGTHS,
-    MANIFEST,
-    PLAN,
     TOKENIZER,
     DocumentLengths,
     FileEntry,

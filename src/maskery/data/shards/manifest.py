@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError, reason_of
+from maskery.data.corpus.files import MANIFEST
 
 FORMAT = 1
-MANIFEST, PLAN, LENGTHS, TOKENIZER = "shards.json", "plan.json", "lengths.safetensors", "tokenizer"
+LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
 MAX_MANIFEST_BYTES = 1 << 30
 # No folders: nothing that a manifest names may lie outside its own.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")

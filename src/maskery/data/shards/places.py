@@ -16,10 +16,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
+from maskery.core.errors import DataError, MaskeryError
+from maskery.data.corpus.files import MANIFEST, is_address, open_address, unreadable
 from maskery.data.corpus.streams import cannot_read
 from maskery.data.partials import create_owned, ownerless, partial_of
-from maskery.data.shards.manifest import MANIFEST, MAX_MANIFEST_BYTES, PLAN
+from maskery.data.shards.manifest import MAX_MANIFEST_BYTES
 from maskery.data.shards.shard_file import find_damage
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 COPY_BYTES = 1 << 22
 # Seconds between attempts to read from an address.
 PAUSES = (1.0, 5.0, 25.0)
-ADDRESS = "://"
 
 
 class Place(Protocol):
@@ -53,20 +53,9 @@ class Place(Protocol):
         """Let go of all but the `keep` local copies used last."""
 
 
-def is_place(source: str) -> bool:
-    """Whether a corpus is an address, or a folder that `maskery tokenize` has made or begun."""
-    if ADDRESS in source:
-        return True
-    folder = Path(source).expanduser()
-    try:
-        return (folder / MANIFEST).is_file() or (folder / PLAN).is_file()
-    except OSError:
-        return False
-
-
 def open_place(source: str, cache_dir: Path) -> Place:
     """A folder or an address."""
-    if ADDRESS in source:
+    if is_address(source):
         return RemotePlace(source, cache_dir)
     return LocalPlace(Path(source).expanduser())
 
@@ -137,13 +126,15 @@ class RemotePlace:
 
         try:
             data: bytes = self._tried(read)
+        except MaskeryError:
+            raise
         except FileNotFoundError as error:
             raise DataError(
                 f"'{self.name}' has no {MANIFEST}: there are no complete shards of maskery "
                 "tokenize; check the address"
             ) from error
         except Exception as error:
-            raise self._unreadable(MANIFEST, error) from error
+            raise unreadable(f"{self.name}/{MANIFEST}", error) from error
         if len(data) > MAX_MANIFEST_BYTES:
             raise DataError(f"'{self.name}/{MANIFEST}' is larger than a gigabyte; it is no list")
         return data
@@ -162,8 +153,10 @@ class RemotePlace:
                 f"'{self.name}/{file}' is damaged ({error}); upload it again, or make it anew "
                 "with maskery tokenize"
             ) from error
+        except MaskeryError:
+            raise
         except Exception as error:
-            raise self._unreadable(file, error) from error
+            raise unreadable(f"{self.name}/{file}", error) from error
         return path
 
     def trim(self, keep: int) -> None:
@@ -178,10 +171,8 @@ class RemotePlace:
             path.unlink(missing_ok=True)
 
     def _open(self, file: str) -> Any:
-        import fsspec
-
         if self._filesystem is None:
-            self._filesystem, self._root = fsspec.core.url_to_fs(self.name)
+            self._filesystem, self._root = open_address(self.name)
         return self._filesystem.open(f"{self._root}/{file}", "rb")
 
     def _copy(self, file: str, path: Path, num_bytes: int, sha256: str) -> None:
@@ -218,11 +209,3 @@ class RemotePlace:
                 log.warning("reading '%s' failed (%s); trying again", self.name, error)
                 self.sleep(pause)
         return action()
-
-    def _unreadable(self, file: str, error: Exception) -> MaskeryError:
-        why = reason_of(error)
-        if isinstance(error, ImportError):
-            return MissingExtraError(
-                f"'{self.name}' needs a package that is not installed ({why}); install it with pip"
-            )
-        return DataError(f"'{self.name}/{file}' cannot be read ({why}); check the address")

@@ -17,10 +17,10 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.random import Stream, random_words
 from maskery.core.task import StandIn
+from maskery.data.corpus.files import MANIFEST
 from maskery.data.plan import Layout, Plan
 from maskery.data.shards import epoch as epochs
 from maskery.data.shards.manifest import (
-    MANIFEST,
     TOKENIZER,
     DocumentLengths,
     FileEntry,

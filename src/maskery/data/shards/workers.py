@@ -36,7 +36,10 @@ def do_pieces(
     backend = plain_backend(tokenizer)
     count = min(workers or len(os.sched_getaffinity(0)), len(pieces))
     # A tokenizer in Python is not sent to other processes, nor is a reader that was registered.
-    portable = all(is_portable(path, job.reading) for path in job.files)
+    portable = all(
+        is_portable(path, job.reading) and not getattr(path, "in_memory", False)
+        for path in job.files
+    )
     if count <= 1 or backend is None or not portable:
         encode = encoder(tokenizer, backend)
         for piece in pieces:

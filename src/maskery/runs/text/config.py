@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.data.corpus.config import CorpusConfig
-from maskery.data.shards.config import StreamingConfig
+from maskery.data.corpus.config import CorpusConfig, StreamingConfig
 from maskery.masking.config import MaskingConfig
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig

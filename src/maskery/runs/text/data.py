@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,17 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.corpus.examples import is_held_out
+from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.source import ShardSource
 from maskery.data.store import TokenStore
 from maskery.data.text_source import TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.data.wordpiece import train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
-from maskery.runs.text.shards import ShardedText, is_sharded
+
+if TYPE_CHECKING:
+    from maskery.data.shards.source import ShardSource
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +61,26 @@ def open_text(config: TextRunConfig, cache_dir: Path, *, progress: bool = True) 
                 f"--add-words {config.add_words}: the shards were cut without these words; train "
                 f"on the text itself"
             )
-        return ShardedText(config, cache_dir, progress=progress)
+        # By name: a run on text imports nothing of shards.
+        shards = importlib.import_module("maskery.runs.text.shards")
+        data: TextData = shards.ShardedText(config, cache_dir, progress=progress)
+        return data
     return StoredText(config, cache_dir, progress=progress)
+
+
+def is_sharded(config: TextRunConfig) -> bool:
+    """Return True if a run reads shards.
+
+    Raises:
+        ConfigError: Shards are named beside something else.
+    """
+    places = [source for source in config.corpus if holds_shards(source)]
+    if places and len(config.corpus) > 1:
+        raise ConfigError(
+            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
+            f"of the corpus into one folder"
+        )
+    return bool(places)
 
 
 class StoredText:

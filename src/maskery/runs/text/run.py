@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from maskery.core.errors import ConfigError, ModelError
 from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
 from maskery.core.vocabulary import Vocabulary, vocabulary_size
-from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
@@ -60,6 +59,9 @@ from maskery.runs.text.momentum import (
 from maskery.runs.text.task import report_left_out, text_task
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
+
+if TYPE_CHECKING:
+    from maskery.data.shards.source import ShardSource
 
 log = logging.getLogger(__name__)
 

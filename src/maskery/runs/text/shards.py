@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import ConfigError, DataError, ModelError
+from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords
+from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.places import is_place, open_place
+from maskery.data.shards.places import open_place
 from maskery.data.shards.shard_file import JoinedShards
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore
@@ -114,7 +115,7 @@ class ShardedText:
         config = self.config
         if not config.eval_data:
             return self.shards.held_out(config.streaming.held_out_tokens)
-        if len(config.eval_data) == 1 and is_place(config.eval_data[0]):
+        if len(config.eval_data) == 1 and holds_shards(config.eval_data[0]):
             other = TokenShards(open_place(config.eval_data[0], cache_dir))
             if other.manifest.tokenizer_fingerprint != self.shards.manifest.tokenizer_fingerprint:
                 raise DataError(
@@ -147,18 +148,3 @@ def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make "
             "the shards again"
         ) from error
-
-
-def is_sharded(config: TextRunConfig) -> bool:
-    """Whether a run reads shards.
-
-    Raises:
-        ConfigError: Shards are named beside something else.
-    """
-    places = [source for source in config.corpus if is_place(source)]
-    if places and len(config.corpus) > 1:
-        raise ConfigError(
-            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
-            f"of the corpus into one folder"
-        )
-    return bool(places)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from maskery.data.shards.source import ShardSource
 from maskery.data.text_source import TextSource
 from maskery.masking.masker import Masker
 from maskery.models.compiling import compile_obstacle
@@ -18,6 +18,9 @@ from maskery.runs.text.momentum import TextTask, momentum_task
 from maskery.tasks.static_shapes import static_shapes
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.precision import resolve_precision
+
+if TYPE_CHECKING:
+    from maskery.data.shards.source import ShardSource
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +51,9 @@ def text_task(
         packed=model.packed,
         half_precision=resolve_precision(training, model) == "bf16",
     )
-    if obstacle is None and isinstance(source, ShardSource):
+    if obstacle is None and not isinstance(source, TextSource):
         obstacle = "batches of token shards have no constant shapes yet"
-    if obstacle is not None or isinstance(source, ShardSource):
+    if obstacle is not None or not isinstance(source, TextSource):
         log.warning("the step is not compiled: %s", obstacle)
         return TextMLM(model, masker, pin_memory=pin_memory)
     shapes = static_shapes(

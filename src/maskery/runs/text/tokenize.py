@@ -47,6 +47,11 @@ class TokenizeConfig:
                 f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
                 "and last the folder for the shards"
             )
+        if "://" in self.paths[-1]:
+            raise ConfigError(
+                f"the shards cannot be written to the address '{self.paths[-1]}': name a folder of "
+                "this machine last, and copy it there when it is complete"
+            )
 
     @property
     def corpus(self) -> tuple[str, ...]:

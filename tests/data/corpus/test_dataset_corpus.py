@@ -11,6 +11,7 @@ import pytest
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
 
 ROWS = {"text": ["one", " two ", "", "three"], "id": [1, 2, 3, 4]}
@@ -134,3 +135,55 @@ def test_a_stream_that_breaks_off(hub: object, monkeypatch: pytest.MonkeyPatch) 
     corpus = Corpus.open(["name"], CorpusConfig(stream=True))
     with pytest.raises(DataError, match="could not be reached"):
         list(corpus)
+
+
+def stream_of_rows() -> datasets.IterableDataset:
+    return datasets.IterableDataset.from_generator(rows)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["one", " two ", "", "three"],
+        ("one", "two", "three"),
+        [{"text": text} for text in ROWS["text"]],
+        (text for text in ["one", "two", "three"]),
+        datasets.Dataset.from_dict(ROWS),
+        stream_of_rows(),
+    ],
+    ids=["list", "tuple", "records", "generator", "dataset", "stream"],
+)
+def test_anything_that_gives_texts_is_a_corpus(data: Any) -> None:
+    corpus = Corpus.of(data)
+    expected = [(text, "the data", example_id(text)) for text in ("one", "two", "three")]
+    for _ in range(2):
+        assert [tuple(example) for example in corpus] == expected
+    assert corpus.fingerprint() == Corpus.of(["one", "two", "three"]).fingerprint()
+    assert corpus.fingerprint() != Corpus.of(["one", "three", "two"]).fingerprint()
+    assert corpus.num_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("a text", "^the data cannot be a str; pass an iterable of strings"),
+        (3, "^the data cannot be a int"),
+        (["one", 2], "^the data, text 2 has a value of type int in 'text', not a string; mend"),
+        ([{"body": "one"}], "^the data, text 1 has no column 'text'; there is 'body'"),
+        ([" "], "^the data contains no text"),
+        (datasets.Dataset.from_dict({"body": ["a"]}), "^the data has no column 'text'"),
+    ],
+)
+def test_what_gives_no_texts_is_said(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(Corpus.of(data))
+
+
+def test_an_iterable_that_fails_is_one_line() -> None:
+    class Failing:
+        def __iter__(self) -> Iterator[str]:
+            yield "one"
+            raise KeyError("gone")
+
+    with pytest.raises(DataError, match=r"text 1 cannot be read \(KeyError: 'gone'\); mend"):
+        list(Corpus.of(Failing()))
