@@ -11,9 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from maskery.core.allocator import keep_freed_memory
 from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
-from maskery.core.launcher import is_main_process, launched_rank
+from maskery.core.startup import is_main_process, keep_freed_memory, launched_rank
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),

@@ -30,9 +30,9 @@ from maskery.training.snapshot import (
     MODEL,
     OPTIMISER,
     STATE,
-    Camera,
     Position,
     Snapshot,
+    SnapshotMaker,
 )
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Checkpoints:
         Raises:
             CheckpointError: It could not be written (disk full, no permission).
         """
-        return self.write(Camera().take(task, optimiser, position))
+        return self.write(SnapshotMaker().take(task, optimiser, position))
 
     def begin(self, snapshot: Snapshot, *, first: Callable[[], None] | None = None) -> None:
         """Write in the thread; the write before must be over (`finish`).

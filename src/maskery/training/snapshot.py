@@ -88,7 +88,7 @@ class Snapshot:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Camera:
+class SnapshotMaker:
     """Takes snapshots; its memory is used again for the next, so one must be written before.
 
     On a GPU that memory is pinned, and the copies overlap.

@@ -12,12 +12,12 @@ import torch
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import ConfigError
+from maskery.core.files import read_metrics
 from maskery.runs.pairs.config import PairsTrainingConfig
 from maskery.runs.text import task as text_task
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.torch import save_file
 
-from maskery.core.launcher import is_main_process
+from maskery.core.startup import is_main_process
 from maskery.core.task import EXTRA_STATE
 from maskery.data.pairs.formats import Source
 from maskery.evaluation.image_text.sight import Sight

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
+from maskery.core.startup import is_main_process
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
-from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
+from maskery.core.startup import is_main_process
 from maskery.core.vocabulary import Vocabulary, vocabulary_size
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
