@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("search", "find pictures in a folder by describing them"),
     "score": ("score", "how likely sentences and their words are; which of two is likelier"),
     "report": ("report", "draw the report of a run again: curves, figures, fills, changed words"),
+    "probe": (
+        "probe",
+        "how good an encoder is for your task, beside counted words",
+    ),
     "explain": ("explain", "show where a model looks for each word of a caption"),
     "playground": ("playground", "try a model in the browser, on this machine alone"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
