@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskery.data.tokenise import default_cache_dir
-from maskery.runs.open_run import KINDS, read_config
+from maskery.runs.frame.config_file import KINDS, read_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
