@@ -83,8 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=wanted.json)
     with quick_imports():
         from maskery.data.tokenise import default_cache_dir
+        from maskery.evaluation.image_text.captions import encode_query
         from maskery.evaluation.retrieval.gallery import open_gallery
-        from maskery.evaluation.retrieval.queries import encode_query
         from maskery.evaluation.retrieval.search import Searcher
         from maskery.runs.person_search.settings import open_for_retrieval
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from maskery.evaluation.retrieval.config import LABELS
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
-from maskery.evaluation.retrieval.labels import LABELS
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.runs.frame.run_frame import card_figure, model_card
 from maskery.runs.person_search.config import PersonSearchRunConfig

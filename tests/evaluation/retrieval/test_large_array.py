@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from maskery.core.errors import DataError
-from maskery.evaluation.retrieval.room import room
+from maskery.evaluation.retrieval.features import large_array
 
 SHAPE = (3, 700, 1000)  # 8.4 MB
 
@@ -40,8 +40,8 @@ def not_offered(*_: object) -> None:
 
 
 def test_small_arrays_are_in_memory_and_large_ones_in_a_nameless_file(folder: Path) -> None:
-    assert not isinstance(room(SHAPE, 8_400_000), np.memmap)
-    large = room(SHAPE, 8_399_999)
+    assert not isinstance(large_array(SHAPE, 8_400_000), np.memmap)
+    large = large_array(SHAPE, 8_399_999)
     assert isinstance(large, np.memmap)
     assert (large.shape, large.dtype) == (SHAPE, np.float32)
     assert not list(folder.iterdir())
@@ -66,7 +66,7 @@ def test_the_whole_file_is_there_before_it_is_mapped(
         monkeypatch.setattr(os, "posix_fallocate", not_offered)
     if how == "missing":
         monkeypatch.delattr(os, "posix_fallocate")
-    assert room(SHAPE, 1).shape == SHAPE
+    assert large_array(SHAPE, 1).shape == SHAPE
     assert allocated[0] >= 8_400_000
 
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, folder: Path, 
         monkeypatch.setattr(os, "posix_fallocate", not_offered)
     monkeypatch.setattr(os, call, without_space)
     with pytest.raises(DataError) as caught:
-        room(SHAPE, 1)
+        large_array(SHAPE, 1)
     monkeypatch.undo()
     message = str(caught.value)
     assert f"take 9 MB in a temporary file, for which '{folder}' has no room (No space" in message
@@ -91,11 +91,11 @@ def test_too_little_space_is_told_before_anything_is_written(
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("written"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 5 * 10**6))
     with pytest.raises(DataError, match=r"has no room \(5 MB are free\)"):
-        room(SHAPE, 1)
+        large_array(SHAPE, 1)
 
 
 def test_a_file_system_that_does_not_tell_its_size_is_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0))
-    assert room(SHAPE, 1).shape == SHAPE
+    assert large_array(SHAPE, 1).shape == SHAPE

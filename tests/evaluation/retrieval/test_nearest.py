@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskery.data.gallery import vectors as module
-from maskery.data.gallery.vectors import nearest
+from maskery.evaluation.retrieval import search as module
+from maskery.evaluation.retrieval.search import nearest
 
 
 def vectors(count: int, width: int = 32, seed: int = 0) -> np.ndarray:
