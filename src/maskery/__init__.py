@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from maskery.data.pairs.config import PairsConfig
     from maskery.data.pairs.config import register_format as register_pairs_reader
     from maskery.evaluation.intervals import Interval
-    from maskery.evaluation.retrieval.metrics import ranking_figures as retrieval_figures
+    from maskery.evaluation.retrieval.metrics import retrieval_figures
     from maskery.evaluation.text.fill import Filler
     from maskery.evaluation.text.masked import evaluate
-    from maskery.evaluation.text.opening import open_model
+    from maskery.evaluation.text.opening import open_model, texts_source
     from maskery.evaluation.text.pseudo_likelihood import score
     from maskery.masking.config import MaskingConfig
     from maskery.masking.mask import mask
@@ -104,9 +104,10 @@ _HOMES = {
     "open_run": "maskery.runs.open_run",
     "register_pairs_reader": "maskery.data.pairs.config:register_format",
     "register_reader": "maskery.data.corpus.formats:register",
-    "retrieval_figures": "maskery.evaluation.retrieval.metrics:ranking_figures",
+    "retrieval_figures": "maskery.evaluation.retrieval.metrics",
     "score": "maskery.evaluation.text.pseudo_likelihood",
     "search": "maskery.runs.shortcuts",
+    "texts_source": "maskery.evaluation.text.opening",
     "train": "maskery.runs.shortcuts",
     "train_pairs": "maskery.runs.pairs.run",
     "train_person_search": "maskery.runs.person_search.run",
@@ -160,6 +161,7 @@ __all__ = [
     "retrieval_figures",
     "score",
     "search",
+    "texts_source",
     "train",
     "train_pairs",
     "train_person_search",

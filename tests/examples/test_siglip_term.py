@@ -18,8 +18,7 @@ from tiny_pairs import save_tiny_pairs
 
 from maskery.cli.main import main
 from maskery.core.errors import CheckpointError
-from maskery.evaluation.image_text.heads import can_contrast
-from maskery.evaluation.image_text.opening import open_image_text
+from maskery.evaluation.image_text.opening import can_contrast, open_image_text
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.objectives.itc import Features
 from maskery.objectives.terms import LossTerm

@@ -9,10 +9,10 @@ import pytest
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import ConfigError
+from maskery.core.files import read_metrics
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
 
 
 def config_of(corpus: Path, model: Path, output: Path, engine: Any) -> TextRunConfig:

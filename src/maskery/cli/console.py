@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.launcher import is_main_process
+from maskery.core.startup import is_main_process
 from maskery.runs.frame.run_folder import without_nan
 
 LOOKUP_SECONDS = 3.0

@@ -14,7 +14,7 @@ import tyro
 from maskery.cli import figures
 from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig

@@ -11,7 +11,7 @@ from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.cli.figures import scores_table
 from maskery.cli.report import finish_report
 from maskery.core.errors import CheckpointError
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.cli.figures import retrieval_before_after
 from maskery.cli.quickstart import make_room
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ import tyro
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.cli.report import finish_report
 from maskery.core.errors import ConfigError
-from maskery.core.launcher import is_main_process
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import is_main_process, quick_imports
 from maskery.runs.frame.config_file import kind_of, load_config, read_settings
 from maskery.runs.frame.run_folder import repeated_folder
 from maskery.runs.open_run import KINDS

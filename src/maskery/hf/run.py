@@ -13,8 +13,8 @@ from maskery.core.task import BatchSource, Task
 from maskery.hf.arguments import training_arguments
 from maskery.hf.trainer import MaskedLMTrainer
 from maskery.training.config import TrainingConfig
+from maskery.training.journal import Tracker
 from maskery.training.loop import Summary
-from maskery.training.tracking import Tracker
 
 TRAIN_VALUES = ("grad_norm", "tokens_per_second", "learning_rate")
 
@@ -56,7 +56,7 @@ def train_under_trainer(
     others: dict[str, Any] = {"save_strategy": "no", "disable_tqdm": not progress}
     if evaluate is None:
         others["eval_strategy"] = "no"
-    tracker = Tracker(folder, tensorboard=config.tensorboard)
+    tracker = Tracker(folder, trackers=config.all_trackers, settings=config.course())
     trainer = MaskedLMTrainer(
         task,
         source,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.optional import require
-from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
+from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
 LABELS = {name: term.label for name, term in TERMS.items()} | {

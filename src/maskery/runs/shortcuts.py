@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskery.data.tokenise import default_cache_dir
 from maskery.runs.open_run import KINDS, read_config
 
 if TYPE_CHECKING:
@@ -68,21 +66,15 @@ def search(
         DataError: The folder has no readable picture, or the query no word that the model knows.
         ModelError: The model cannot be loaded, or cannot compare words and pictures.
     """
-    from maskery.evaluation.retrieval.gallery import open_gallery
-    from maskery.evaluation.retrieval.search import Searcher
+    from maskery.evaluation.retrieval.search import search as search_all
 
     opened = open_image_text_model(model)
-    cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    gallery = open_gallery(opened, Path(folder), cache_dir=cache)
-    ranking = opened.retrieval.ranking
-    if rerank is not None:
-        ranking = replace(ranking, rerank=rerank)
-    return Searcher(opened, gallery, ranking).search(query, top=top)
+    return search_all(opened, folder, query, top=top, rerank=rerank, cache_dir=cache_dir)[0]
 
 
 def explain(
     model: str | Path | OpenImageText,
-    image: str | Path | Image,
+    image: str | Path | bytes | Image,
     caption: str,
     *,
     target: Target | None = None,
@@ -92,7 +84,7 @@ def explain(
 
     Args:
         model: A run folder or a model folder of an image-text model, or an open model.
-        image: A file, or a picture in RGB.
+        image: A file, the bytes of one, or a picture in RGB.
         caption: The words, as typed.
         target: `matching` explains the match score of the whole caption, `words` the prediction of
             each masked word. Default: matching if its head was trained, else words.
@@ -104,11 +96,8 @@ def explain(
         ModelError: The model cannot be loaded, or lacks what the target needs.
     """
     from maskery.evaluation.image_text.explain import explain as explain_opened
-    from maskery.evaluation.image_text.image_fill import load_picture
 
     opened = open_image_text_model(model)
-    if isinstance(image, str | Path):
-        image = load_picture(Path(image), opened.view.size)
     return explain_opened(opened, image, caption, target=target, layer=layer)
 
 
@@ -134,8 +123,7 @@ def open_filler(
 
     named = not isinstance(model, OpenModel | OpenImageText)
     if isinstance(model, OpenImageText) or (named and is_image_text(str(model))):
-        picture = Path(image) if isinstance(image, str) else image
-        return ImageFiller(open_image_text_model(model), picture)  # type: ignore[arg-type]
+        return ImageFiller(open_image_text_model(model), image)  # type: ignore[arg-type]
     if image is not None:
         name = getattr(model, "name", model)
         raise ConfigError(

@@ -12,6 +12,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
 LearningRateShape = Literal["linear", "cosine", "constant"]
 Optimiser = Literal["adamw", "muon"]
+TrackerName = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
 
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
@@ -30,6 +33,7 @@ HOW = frozenset(
         "best_metric",
         "max_bad_steps",
         "tensorboard",
+        "trackers",
     }
 )
 
@@ -91,6 +95,8 @@ class TrainingConfig:
     """Steps in a row that may be skipped for a loss or gradient that is no number."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder, too."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Send every line of metrics.jsonl to these, too; each needs its own package."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -103,3 +109,9 @@ class TrainingConfig:
     def course(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share: all but those in `HOW`."""
         return {name: value for name, value in asdict(self).items() if name not in HOW}
+
+    @property
+    def all_trackers(self) -> tuple[TrackerName, ...]:
+        """Trackers that get every line; TensorBoard by either setting."""
+        board: tuple[TrackerName, ...] = ("tensorboard",) if self.tensorboard else ()
+        return tuple(dict.fromkeys((*board, *self.trackers)))

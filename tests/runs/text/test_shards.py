@@ -13,6 +13,7 @@ from shard_folders import contents
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
+from maskery.core.files import read_metrics
 from maskery.data.corpus.config import StreamingConfig
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.source import ShardSource
@@ -22,7 +23,6 @@ from maskery.runs.text.run import prepare_text, train_text
 from maskery.runs.text.tokenize import resolve_ranks, tokenize_corpus
 from maskery.runs.text.tokenize_config import TokenizeConfig
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,8 @@ from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import TrainingConfig
-from maskery.training.identity import require_same_run
 from maskery.training.loop import Summary
-from maskery.training.snapshot import stored_identity
+from maskery.training.snapshot import require_same_run, stored_identity
 
 CHECKPOINTS = "checkpoints"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from maskery.evaluation.intervals import Interval
+from maskery.evaluation.retrieval.config import LABELS
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
-from maskery.evaluation.retrieval.labels import LABELS
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.result import PersonSearchResult
