@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig
 from maskery.training.parallel import laid_out_like, whole
 from maskery.training.precision import multiplies_bf16
 
@@ -35,7 +35,7 @@ SMALLEST_SIDE = 32
 
 
 def build_optimiser(
-    model: nn.Module, config: TrainingConfig, new_parameters: Collection[str] = ()
+    model: nn.Module, config: BaseTrainingConfig, new_parameters: Collection[str] = ()
 ) -> torch.optim.AdamW:
     """Group the parameters by decay and learning rate.
 
