@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from maskery.models.checkpoint_import.convert import import_checkpoint as convert
     from maskery.models.image_text.model import ImageTextModel
     from maskery.models.masked_lm import MaskedLanguageModel
-    from maskery.runs.open_run import open_run
+    from maskery.runs.frame.config_file import open_run
     from maskery.runs.pairs.config import PairsRunConfig
     from maskery.runs.pairs.run import train_pairs
     from maskery.runs.person_search.config import PersonSearchRunConfig
@@ -101,7 +101,7 @@ _HOMES = {
     "open_filler": "maskery.runs.shortcuts",
     "open_image_text": "maskery.runs.shortcuts:open_image_text_model",
     "open_model": "maskery.evaluation.text.opening",
-    "open_run": "maskery.runs.open_run",
+    "open_run": "maskery.runs.frame.config_file",
     "register_pairs_reader": "maskery.data.pairs.config:register_format",
     "register_reader": "maskery.data.corpus.formats:register",
     "retrieval_figures": "maskery.evaluation.retrieval.metrics",

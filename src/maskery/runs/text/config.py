@@ -132,6 +132,7 @@ class TextRunConfig:
             corpus=_anchored(self.corpus),
             eval_data=_anchored(self.eval_data),
             masking=self.masking.anchored(),
+            objectives=self.objectives.anchored(),
             reading=self.reading.anchored(),
         )
 
