@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from maskery.evaluation.retrieval.metrics import retrieval_figures
     from maskery.evaluation.text.fill import Filler
     from maskery.evaluation.text.masked import evaluate
-    from maskery.evaluation.text.opening import open_model
+    from maskery.evaluation.text.opening import open_model, texts_source
     from maskery.evaluation.text.pseudo_likelihood import score
     from maskery.masking.config import MaskingConfig
     from maskery.masking.mask import mask
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from maskery.models.checkpoint_import.convert import import_checkpoint as convert
     from maskery.models.image_text.model import ImageTextModel
     from maskery.models.masked_lm import MaskedLanguageModel
-    from maskery.runs.open_run import open_run
+    from maskery.runs.frame.config_file import open_run
     from maskery.runs.pairs.config import PairsRunConfig
     from maskery.runs.pairs.run import train_pairs
     from maskery.runs.person_search.config import PersonSearchRunConfig
@@ -101,12 +101,13 @@ _HOMES = {
     "open_filler": "maskery.runs.shortcuts",
     "open_image_text": "maskery.runs.shortcuts:open_image_text_model",
     "open_model": "maskery.evaluation.text.opening",
-    "open_run": "maskery.runs.open_run",
+    "open_run": "maskery.runs.frame.config_file",
     "register_pairs_reader": "maskery.data.pairs.config:register_format",
     "register_reader": "maskery.data.corpus.formats:register",
     "retrieval_figures": "maskery.evaluation.retrieval.metrics",
     "score": "maskery.evaluation.text.pseudo_likelihood",
     "search": "maskery.runs.shortcuts",
+    "texts_source": "maskery.evaluation.text.opening",
     "train": "maskery.runs.shortcuts",
     "train_pairs": "maskery.runs.pairs.run",
     "train_person_search": "maskery.runs.person_search.run",
@@ -160,6 +161,7 @@ __all__ = [
     "retrieval_figures",
     "score",
     "search",
+    "texts_source",
     "train",
     "train_pairs",
     "train_person_search",

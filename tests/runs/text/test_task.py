@@ -63,7 +63,7 @@ def trained(folder: Path) -> list[dict[str, float]]:
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, with a backend that costs no time."""
-    monkeypatch.setattr(text_task, "compile_obstacle", lambda **settings: None)
+    monkeypatch.setattr("maskery.tasks.compiling.compile_obstacle", lambda **settings: None)
     monkeypatch.setattr(text_task, "COMPILE_BACKEND", "eager")
 
 
@@ -104,7 +104,7 @@ def test_masked_tokens_without_a_row_are_reported(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("maskery.tasks.static_shapes.MULTIPLE", 1)
+    monkeypatch.setattr("maskery.tasks.compiling.MULTIPLE", 1)
     config = config_of(corpus, model, tmp_path / "run", compiled=True, masked_capacity=0.05)
     with caplog.at_level(logging.WARNING, logger="maskery"):
         train_text(config, progress=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
 from maskery.core.registry import Registry, anchored_choice
 from maskery.data.images.config import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 
@@ -81,6 +81,7 @@ class PairsConfig:
     id_is_person: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
         if self.reader is not None:
             FORMATS.check(self.reader)
         check_ranges(self)

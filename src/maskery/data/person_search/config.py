@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from maskery.core.ranges import Range, check_ranges
+from maskery.core.ranges import Range, check_ranges, take_text_as_paths
 
 DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
 SPLITS = ("train", "val", "test")
@@ -45,6 +45,7 @@ class PersonSearchDataConfig:
     one), or ends the run."""
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
         check_ranges(self)
 
     def anchored(self) -> PersonSearchDataConfig:

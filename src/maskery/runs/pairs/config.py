@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import take_text_as_paths
 from maskery.data.images.config import ViewConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig
@@ -109,6 +110,7 @@ class PairsRunConfig:
     )
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
         if not self.pairs:
             raise ConfigError("no pairs are named: give a file, a pattern or a folder")
         if (self.text_model is None) != (self.vision_model is None):

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import take_text_as_paths
 from maskery.data.images.config import ViewConfig
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.config import RetrievalConfig
@@ -63,6 +64,7 @@ class PersonSearchRunConfig:
     """Held-out figures are computed every --eval-every steps. Default: every epoch."""
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
         if (self.text_model is None) != (self.vision_model is None):
             raise ConfigError(
                 "--text-model and --vision-model belong together: give both, or neither and --model"

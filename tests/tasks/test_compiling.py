@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from maskery.models import compiling
-from maskery.models.compiling import Compiled, compile_obstacle
+from maskery.tasks import compiling
+from maskery.tasks.compiling import Compiled, compile_obstacle
 
 CUDA = torch.device("cuda")
 
