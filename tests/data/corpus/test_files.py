@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -129,3 +130,28 @@ def test_hub_names(house: Path, source: str, name: str, configuration: str | Non
 def test_what_is_no_hub_name(house: Path, source: str) -> None:
     assert hub_name([source]) is None
     assert hub_name([source, "imdb"]) is None
+
+
+def test_what_is_no_file_is_passed_over_and_counted(
+    house: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import socket
+
+    os.mkfifo(house / "data" / "pipe.txt")
+    (house / "data" / "round.txt").symlink_to(house / "data" / "round.txt")
+    (house / "data" / "gone.txt").symlink_to("nothing")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("data/socket.txt")
+        assert len(found("data")) == 5
+    assert "passed over 4 that are no files" in caplog.text
+    for name in ("pipe.txt", "round.txt", "gone.txt"):
+        with pytest.raises(DataError, match=r"is neither a file nor a folder|does not exist"):
+            find_files([f"data/{name}"])
+    assert found("data/*.txt") == ["data/b.txt"]
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.epub", "a.html", "a.htm"])
+def test_documents_name_their_converter(house: Path, name: str) -> None:
+    (house / name).write_text("x")
+    with pytest.raises(DataError, match=r"turn it into text first, for example by: (pandoc|pdfto)"):
+        find_files([name])
