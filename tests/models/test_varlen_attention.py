@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import wraps
 from itertools import pairwise
 
 import numpy as np
@@ -102,6 +103,7 @@ def test_flash_attention_is_called_by_its_own_signature(
     """What a GPU would be called with, checked against the installed PyTorch."""
     calls = []
 
+    @wraps(varlen_attn)  # shows its signature
     def recorded(*args, **kwargs):
         bound = inspect.signature(varlen_attn).bind(*args, **kwargs)
         calls.append(bound.arguments)
@@ -137,10 +139,10 @@ def test_where_pytorch_takes_no_shared_heads_they_are_repeated(
     query, key, value = inputs(6, key_heads)
     boundaries = torch.tensor([0, 4, 6], dtype=torch.int32)
     attention.varlen_attention(query, key, value, boundaries, 4, scale=0.5)
-    for given, (got,) in zip((key, value), zip(*calls, strict=True), strict=True):
+    for passed, (got,) in zip((key, value), zip(*calls, strict=True), strict=True):
         # Query head h reads key head h // (H / G).
         heads = [head * key_heads // HEADS for head in range(HEADS)]
-        torch.testing.assert_close(got, given[:, heads], rtol=0, atol=0)
+        torch.testing.assert_close(got, passed[:, heads], rtol=0, atol=0)
 
 
 def test_flash_attention_is_for_half_precision_on_a_gpu() -> None:
