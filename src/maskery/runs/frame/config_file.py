@@ -70,7 +70,7 @@ KINDS = {
         config="maskery.runs.person_search.config:PersonSearchRunConfig",
         train="maskery.runs.person_search.run:train_person_search",
         samples="maskery.runs.person_search.evaluate:run_samples",
-        preset="maskery.runs.person_search.presets:preset_without_data",
+        preset="maskery.runs.person_search.config:preset_without_data",
     ),
 }
 
@@ -301,6 +301,9 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
         raise ConfigError(f"{where}: expected named settings, found {type(data).__name__}")
     assert dataclasses.is_dataclass(kind)
     hints = typing.get_type_hints(kind)
+    # Settings that earlier versions wrote and that meant nothing.
+    former: typing.Collection[str] = getattr(kind, "FORMER", ())
+    data = {name: value for name, value in data.items() if name not in former}
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(str(key) for key in data.keys() - known)
     if unknown:

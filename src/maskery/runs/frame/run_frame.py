@@ -21,7 +21,7 @@ from maskery.evaluation.intervals import Interval
 from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json
 from maskery.training.checkpoint import Checkpoints, find_damage
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig
 from maskery.training.loop import Summary
 from maskery.training.snapshot import require_same_run, stored_identity
 
@@ -154,7 +154,7 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
-def identity(training: TrainingConfig, described: Mapping[str, Any]) -> str:
+def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
     """Return everything that decides the course of a run, but not how it is computed, as JSON.
 
     Args:
