@@ -23,7 +23,7 @@ from maskery.runs.text.run import prepare_text
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
-from maskery.training.snapshot import Camera, Position
+from maskery.training.snapshot import Position, SnapshotMaker
 from maskery.training.stepper import Stepper
 
 
@@ -50,7 +50,7 @@ def measure(corpus: str, model: str, num_steps: int, num_saves: int, folder: Pat
     use_fast_dropout(run.model)
     task = TextMLM(run.model, Masker.of(run.vocabulary))
     stepper = Stepper(task, training, total_steps=run.train.num_steps(0))
-    camera, checkpoints = Camera(), Checkpoints(folder / "checkpoints")
+    camera, checkpoints = SnapshotMaker(), Checkpoints(folder / "checkpoints")
     steps = []
     for number in range(min(num_steps, stepper.total_steps)):
         batches = run.train.micro_batches(0, number, rank=0, world_size=1)

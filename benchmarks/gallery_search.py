@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskery.data.gallery.vectors import nearest
+from maskery.evaluation.retrieval.search import nearest
 
 CENTRES, SPREAD, BLOCK = 50_000, 0.7, 50_000
 TOP, CALLS = 10, 21

@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import maskery
+from maskery.core import errors as core_errors
 
 
 def test_every_public_name_exists_and_is_documented() -> None:
     for name in maskery.__all__:
         value = getattr(maskery, name)
-        assert isinstance(value, str) or value.__doc__
+        assert isinstance(value, str) or value.__doc__, name
 
 
 def test_the_surface_is_small_and_sorted_and_in_dir() -> None:
-    assert len(maskery.__all__) <= 20
-    assert dir(maskery) == sorted(maskery.__all__)
+    assert len(maskery.__all__) <= 60
+    assert list(maskery.__all__) == sorted(maskery.__all__)
+    assert dir(maskery) == maskery.__all__
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """What is imported for them alone is what is found when a name is used."""
+    tree = ast.parse(Path(maskery.__file__).read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    declared = {
+        alias.asname or alias.name: f"{node.module}:{alias.name}"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    found = {
+        name: home if ":" in home else f"{home}:{name}" for name, home in maskery._HOMES.items()
+    }
+    assert declared == found
+    assert {*declared, "__version__"} == set(maskery.__all__)
+
+
+def test_it_holds_every_error() -> None:
+    errors = {name for name, value in vars(core_errors).items() if isinstance(value, type)}
+    assert errors <= set(maskery.__all__)
+
+
+def test_it_serves_text_and_image_text_alike() -> None:
+    people_use = {
+        *("train", "TextRunConfig", "PairsRunConfig", "PersonSearchRunConfig", "Stepper"),
+        *("mask", "Masker", "Selection", "MaskedLanguageModel", "open_model", "open_image_text"),
+        *("convert", "evaluate", "score", "Filler", "retrieval_figures", "search", "explain"),
+    }
+    assert people_use <= set(maskery.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

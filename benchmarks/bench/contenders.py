@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from bench.config import BenchConfig
-from maskery.core.allocator import keep_freed_memory
+from maskery.core.startup import keep_freed_memory
 from maskery.core.task import Prepared
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus

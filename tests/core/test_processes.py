@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskery.core.launcher import is_main_process, launched_rank, launched_world_size
 from maskery.core.processes import Processes, join_processes, lost_process
 
 
@@ -52,25 +51,3 @@ def test_parts_come_together_alone() -> None:
     rows = torch.arange(6.0).reshape(3, 2)
     for together in (Processes().add, Processes().agree, Processes().join):
         assert torch.equal(together(rows), rows)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, (1, 0, True)),
-        ({"WORLD_SIZE": "8"}, (1, 0, True)),  # of a cluster, not of a launcher
-        ({"RANK": "0", "WORLD_SIZE": "1"}, (1, 0, True)),
-        ({"RANK": "0", "WORLD_SIZE": "4"}, (4, 0, True)),
-        ({"RANK": "3", "WORLD_SIZE": "4"}, (4, 3, False)),
-    ],
-)
-def test_what_a_launcher_says(
-    monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
-    expected: tuple[int, int, bool],
-) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert (launched_world_size(), launched_rank(), is_main_process()) == expected

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share, check_ranges
+from maskery.core.ranges import Count, Range, Share, check_ranges, take_text_as_paths
+from maskery.runs.text.config import TextRunConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -96,3 +98,24 @@ def test_ranges_leave_flags_as_they_are() -> None:
     assert parsed == Settings(share=0.25, times=3, pad=2)
     with pytest.raises(ConfigError, match="share is"):
         tyro.cli(Settings, args=["--share", "1.5"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithPaths:
+    output: Path | None = None
+    root: Annotated[Path, "note"] = Path("here")
+    model: str = "minilm"
+
+    def __post_init__(self) -> None:
+        take_text_as_paths(self)
+
+
+def test_text_is_taken_where_a_path_is_declared() -> None:
+    config = WithPaths(output="runs/a", root="data", model="b")  # type: ignore[arg-type]
+    assert (config.output, config.root, config.model) == (Path("runs/a"), Path("data"), "b")
+    assert WithPaths().output is None
+
+
+def test_a_run_takes_one_corpus_and_its_paths_as_text() -> None:
+    config = TextRunConfig(corpus="notes.txt", output="runs/a")  # type: ignore[arg-type]
+    assert (config.corpus, config.output) == (("notes.txt",), Path("runs/a"))

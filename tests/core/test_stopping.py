@@ -13,7 +13,9 @@ from maskery.core.stopping import SIGNALS, signals_held, signals_stop
 PRINT_BLOCKED = "import signal; print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_unwinds_and_has_its_code(number: signal.Signals, code: int) -> None:
     undone = []
 

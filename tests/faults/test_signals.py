@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fork_server import ForkServer, Run
 
-from maskery.training import signals
-from maskery.training.signals import StopSignals
+from maskery.core import stopping
+from maskery.core.stopping import StopSignals
 from runs import assert_same_outcome, make_text, outcome
 
 
@@ -20,7 +20,9 @@ def wait_for_steps(run: Run, metrics: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, server: ForkServer, ranks: int, number: signal.Signals, code: int
 ) -> None:
@@ -44,8 +46,8 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(signals.os, "_exit", ended.append)
-    monkeypatch.setattr(signals.os, "write", lambda *_: 0)
+    monkeypatch.setattr(stopping.os, "_exit", ended.append)
+    monkeypatch.setattr(stopping.os, "write", lambda *_: 0)
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals() as stop:
         signal.raise_signal(signal.SIGTERM)
@@ -59,10 +61,10 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_launchers_echo_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     clock = iter([100.0, 100.5, 103.0])
-    monkeypatch.setattr(signals.os, "_exit", ended.append)
-    monkeypatch.setattr(signals.os, "write", lambda *_: 0)
-    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(signals, "launched_world_size", lambda: 2)
+    monkeypatch.setattr(stopping.os, "_exit", ended.append)
+    monkeypatch.setattr(stopping.os, "write", lambda *_: 0)
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(stopping, "launched_world_size", lambda: 2)
     stop = StopSignals()
     stop.handle(signal.SIGINT, None)
     stop.handle(signal.SIGTERM, None)

@@ -52,11 +52,11 @@ from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, TokenStoreWriter
 from maskery.data.text_source import Template
-from maskery.evaluation.retrieval.settings import FILE, ModelRetrieval, read_model_retrieval
+from maskery.evaluation.retrieval.config import FILE, ModelRetrieval, read_model_retrieval
 from maskery.runs.frame.config_file import load_config, to_plain
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.tokenize_config import TokenizeConfig
+from maskery.runs.text.tokenize import TokenizeConfig
 from maskery.training.checkpoint import MANIFEST, Checkpoints
 from maskery.training.snapshot import Position, restore
 

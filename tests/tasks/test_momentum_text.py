@@ -24,7 +24,7 @@ from maskery.data.tokenise import encode_texts
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import Loaded, load_masked_lm
-from maskery.models.replaced_tokens import ReplacedTokenModel
+from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.tasks.momentum_text import MomentumTextMLM, PreparedMomentumText
 from maskery.tasks.text_mlm_config import TextMLMConfig
 
@@ -42,7 +42,7 @@ def task_of(loaded: Loaded, *, packed: bool = True, **settings: Any) -> Momentum
     settings = {"objective": "mlm+mrtd", "momentum": 0.9, **settings}
     everything = MaskingConfig(mask_rate=0.3, mask_share=1.0, random_share=0.0)
     task = MomentumTextMLM(
-        ReplacedTokenModel(loaded.model, packed=packed, pad_token_id=0, seed=3),
+        MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=0),
         TextMLMConfig(**settings),
         vocabulary=vocabulary,
         masker=Masker.of(vocabulary, seed=5),
@@ -89,6 +89,8 @@ def by_hand(task: MomentumTextMLM, batch: TokenBatch, alpha: float) -> dict[str,
         hard = -np.log(student[np.arange(len(places)), original[places]])
         soft = -(teacher * np.log(student)).sum(axis=1)
         sums["mlm"] += float(((1 - alpha) * hard + alpha * soft).sum())
+        if not task.config.detects:
+            continue
 
         filled = anew.positions[(anew.positions >= start) & (anew.positions < end)] - start
         ids = torch.from_numpy(anew.input_ids[start:end])[None]
@@ -215,7 +217,7 @@ def test_the_twin_moves_once_and_goes_through_a_checkpoint(loaded: Loaded) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "mrtd"}, "must be one of"),
+        ({"objective": "mrtd"}, r"must be mlm, mlm\+mrtd, or FILE.py:NAME"),
         ({"momentum": 1.1}, "from 0 to 1"),
         ({"objective": "mlm+mrtd", "alpha": float("nan")}, "from 0 to 1"),
         ({"alpha": 0.2}, "no momentum twin"),

@@ -11,7 +11,7 @@ from maskery.data.rows import RowSource
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.static_layout import filled_boundaries
-from maskery.tasks.static_shapes import static_shapes
+from maskery.tasks.compiling import static_shapes
 
 EPOCHS = 3
 

@@ -18,7 +18,7 @@ from maskery.masking.masker import Masker
 from maskery.models import attention
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.tasks.static_shapes import static_shapes
+from maskery.tasks.compiling import static_shapes
 from maskery.tasks.text_mlm import LEFT_OUT, PreparedText, TextMLM
 from maskery.training.config import TrainingConfig
 from maskery.training.stepper import Stepper

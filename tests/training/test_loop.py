@@ -13,10 +13,12 @@ import torch
 
 from maskery.core.errors import CheckpointError, DataError, TrainingError
 from maskery.core.errors import StoppedError as StoppedBySignal
+from maskery.core.files import METRICS, read_metrics
+from maskery.core.stopping import SIGNALS
+from maskery.training.callbacks import Callback
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import Step, Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
-from maskery.training.tracking import METRICS, read_metrics
 
 Make = Callable[..., Any]
 CONFIG = TrainingConfig(
@@ -329,7 +331,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_checkpoint(
         loop_of(again, make_source(), tmp_path, config).train(resume=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("at", [1, 4, 6, 9, 10])
 def test_a_signal_ends_the_run_after_its_step(
     tmp_path: Path, make_task: Make, make_source: Make, number: signal.Signals, at: int
@@ -558,3 +560,104 @@ def test_without_room_the_run_goes_on_and_keeps_what_it_has(
     assert names == ["step-00000003", "step-00000010"]
     assert caplog.text.count("it takes too much") == 2
     assert "could be resumed from 'step-00000003'" in caplog.text
+
+
+class Recorder(Callback):
+    """Notes what it is told, and fails where it is asked to."""
+
+    def __init__(self, fails_at: tuple[str, int] | None = None) -> None:
+        self.fails_at = fails_at
+        self.told: list[tuple[Any, ...]] = []
+
+    def note(self, event: str, step: int, what: Any) -> None:
+        self.told.append((event, step, what))
+        if self.fails_at == (event, step):
+            raise ZeroDivisionError
+
+    def on_step(self, step: int, figures: Mapping[str, torch.Tensor]) -> None:
+        self.note("step", step, {name: float(value) for name, value in figures.items()})
+
+    def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        self.note("evaluation", step, dict(figures))
+
+    def on_save(self, step: int, folder: Path) -> None:
+        self.note("save", step, (folder.name, (folder / "manifest.json").is_file()))
+
+    def on_end(self) -> None:
+        self.told.append(("end",))
+
+
+def test_callbacks_are_told_of_steps_evaluations_checkpoints_and_the_end(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    task, recorder = make_task(), Recorder()
+    config = replace(CONFIG, log_every=1, keep_checkpoints=9)
+    loop = loop_of(
+        task,
+        make_source(),
+        tmp_path,
+        config,
+        evaluate=evaluations(task),
+        callbacks=[recorder, Silent()],
+    )
+    loop.train()
+    steps = {step: figures for event, step, figures in recorder.told[:-1] if event == "step"}
+    written = {line["step"]: line for line in metrics(tmp_path) if line["kind"] == "train"}
+    assert list(steps) == list(range(1, 11))
+    for step, figures in steps.items():
+        assert figures == {name: pytest.approx(written[step][name]) for name in figures}
+        assert set(figures) == {"loss", "error", "size", "grad_norm"}
+    held_out = [(line["step"], line["weight"]) for line in metrics(tmp_path) if "weight" in line]
+    told = [(entry[1], entry[2]["weight"]) for entry in recorder.told if entry[0] == "evaluation"]
+    assert told == held_out
+    saved = [entry[1:] for entry in recorder.told if entry[0] == "save"]
+    assert saved == [(step, (f"step-{step:08d}", True)) for step in (3, 6, 9, 10)]
+    assert recorder.told[-1] == ("end",)
+    assert recorder.told.count(("end",)) == 1
+
+
+class Silent(Callback):
+    """Every method is inherited."""
+
+
+@pytest.mark.parametrize("at", [("step", 5), ("step", 10), ("evaluation", 8), ("evaluation", 0)])
+def test_a_callback_that_fails_costs_no_step(
+    tmp_path: Path, make_task: Make, make_source: Make, at: tuple[str, int]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    config = replace(CONFIG, checkpoint_every=100)
+    unbroken = make_task(dropout=0.3)
+    loop_of(unbroken, make_source(), whole, config, evaluate=evaluations(unbroken)).train()
+
+    first, recorder = make_task(dropout=0.3), Recorder(fails_at=at)
+    loop = loop_of(
+        first, make_source(), cut, config, evaluate=evaluations(first), callbacks=[recorder]
+    )
+    with pytest.raises(ZeroDivisionError):
+        loop.train()
+    assert recorder.told[-1] == ("end",)
+    second = make_task(dropout=0.3)
+    resumed = loop_of(second, make_source(), cut, config, evaluate=evaluations(second))
+    assert resumed.train(resume=True).resumed_from == at[1]
+    assert metrics(cut) == metrics(whole)
+    assert all(torch.equal(weights(second)[n], t) for n, t in weights(unbroken).items())
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    loop = loop_of(make_task(), make_source(), tmp_path)
+    original = loop.step
+
+    def step(prepared: Step) -> dict[str, torch.Tensor]:
+        signal.raise_signal(signal.SIGHUP)
+        return original(prepared)
+
+    loop.step = step  # type: ignore[method-assign]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert loop.train().steps == 10
+    finally:
+        signal.signal(signal.SIGHUP, before)

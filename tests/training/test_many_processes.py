@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from tiny_pairs import save_tiny_pairs
 from tiny_text import lines, save_tiny_model
 
+from maskery.core.files import METRICS, read_metrics
 from maskery.core.task import StandIn
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import prepare_text
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import METRICS, read_metrics
 
 TEXT = (
     *("--epochs", "9", "--max-steps", "20", "--batch-tokens", "256", "--learning-rate", "1e-3"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
+from torch.utils import deterministic
 
 from maskery.training import precision
 from maskery.training.config import TrainingConfig
-from maskery.training.precision import mean_width, resolve_precision
+from maskery.training.precision import exact_sums, mean_width, resolve_precision
 
 
 def model(width: int) -> nn.Module:
@@ -56,3 +59,63 @@ def test_mean_width_counts_matrices_by_their_elements() -> None:
     layers = nn.Sequential(nn.Linear(3, 100, bias=True), nn.Linear(50, 40, bias=False))
     assert mean_width(layers) == pytest.approx((3 * 300 + 40 * 2000) / 2300)
     assert mean_width(nn.LayerNorm(5)) == 0.0
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_rows_that_are_read_often_get_the_same_gradient_every_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(8, 20, 64, generator=generator, requires_grad=True)
+    weights = torch.randn(64, 20, 64, generator=generator)
+    read = torch.randint(8, (64,), generator=generator)
+    expected = torch.zeros(8, 20, 64)
+    for row, weight in zip(read.tolist(), weights, strict=True):
+        expected[row] += weight
+    with exact_sums(CPU):
+        for _ in range(200):  # without it, about one in four differs on two free threads
+            (found,) = torch.autograd.grad((rows[read] * weights).sum(), rows)
+            assert torch.equal(found, expected)
+
+
+def settings() -> tuple[bool, bool, bool]:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        deterministic.fill_uninitialized_memory,
+    )
+
+
+def test_settings_are_as_before_afterwards() -> None:
+    before = settings()
+    with exact_sums(CPU):
+        assert settings() == (True, True, False)
+    assert settings() == before
+    with pytest.raises(ZeroDivisionError), exact_sums(CPU):
+        1 / 0  # noqa: B018
+    assert settings() == before
+
+
+def test_a_stricter_setting_stays() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with exact_sums(CPU):
+            assert settings()[:2] == (True, False)
+        assert settings()[:2] == (True, False)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_other_devices_keep_the_settings_of_the_caller() -> None:
+    before = settings()
+    with exact_sums(torch.device("meta")):
+        assert settings() == before

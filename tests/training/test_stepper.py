@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from maskery.training.config import TrainingConfig
 from maskery.training.loop import TrainingLoop
 from maskery.training.optimiser import build_optimiser
-from maskery.training.stepper import Stepper
+from maskery.training.stepper import BadSteps, Stepper, poison_if_not_finite, update_if_finite
 
 Make = Callable[..., Any]
 CONFIG = TrainingConfig(epochs=2, learning_rate=1e-2, precision="fp32")
@@ -120,3 +122,59 @@ def test_a_step_that_is_no_number_changes_nothing_but_the_twin(make_task: Make) 
     assert torch.equal(task.model[1].weight, before)
     stepper.step(1, [task.prepare(np.arange(12), epoch=0, progress=0.1)])
     assert not torch.equal(task.model[1].weight, before)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, -3e38, 1e-42])
+def test_a_finite_loss_keeps_its_gradients_to_the_last_bit(value: float) -> None:
+    plain = torch.tensor([0.1, 0.7], requires_grad=True)
+    guarded = plain.detach().clone().requires_grad_(True)
+    (plain.sin().sum() + value).backward()
+    poison_if_not_finite(guarded.sin().sum() + value).backward()
+    assert guarded.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(guarded.grad, plain.grad)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_no_number_leaves_no_finite_gradient(value: float) -> None:
+    weights = torch.tensor([0.1, 0.7], requires_grad=True)
+    poison_if_not_finite(weights.sin().sum() + value).backward()
+    assert weights.grad is not None
+    assert not torch.isfinite(weights.grad).any()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_update_is_left_out_where_the_norm_is_not_finite(fused: bool) -> None:
+    guarded, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain.load_state_dict(guarded.state_dict())
+    optimisers = [torch.optim.AdamW(m.parameters(), lr=0.1, fused=fused) for m in (guarded, plain)]
+    for bad in (False, True, True, False):
+        for model in (guarded, plain):
+            model(torch.ones(1, 3)).sum().backward()
+        assert guarded.weight.grad is not None
+        if bad:
+            guarded.weight.grad[0, 0] = math.nan
+        norm = torch.nn.utils.clip_grad_norm_(guarded.parameters(), 1e9)
+        before = [p.clone() for p in guarded.parameters()]
+        update_if_finite(optimisers[0], list(guarded.parameters()), norm)
+        assert all(p.grad is None for p in guarded.parameters())
+        if bad:  # nothing moves, no count either
+            assert all(torch.equal(a, b) for a, b in zip(before, guarded.parameters(), strict=True))
+        else:
+            optimisers[1].step()
+        optimisers[1].zero_grad(set_to_none=True)
+    for one, other in zip(guarded.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+        states = [o.state[p] for o, p in zip(optimisers, (one, other), strict=True)]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_bad_steps_in_a_row() -> None:
+    bad = BadSteps(3, in_a_row=1)
+    counts = []
+    for norm in (math.nan, 1.0, math.inf, -math.inf, math.nan, 0.0):
+        bad.add(torch.tensor(norm))
+        counts.append((bad.in_a_row, bad.too_many))
+    assert counts == [(2, False), (0, False), (1, False), (2, False), (3, True), (0, False)]
+    assert bad.free_to_ask

@@ -11,7 +11,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError, ModelError
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(Convert, "convert", arguments)
     set_up_logging(quiet=True)
     with quick_imports():
-        from maskery.evaluation.retrieval.settings import save_model_retrieval
+        from maskery.evaluation.retrieval.config import save_model_retrieval
         from maskery.models.checkpoint_import.convert import import_checkpoint
         from maskery.runs.person_search.settings import released_retrieval
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from maskery.cli.console import table
 from maskery.evaluation.intervals import interval_note
-from maskery.evaluation.retrieval.labels import LABELS
+from maskery.evaluation.retrieval.config import LABELS
 
 ROWS = (("loss", "loss (nats)"), ("perplexity", "perplexity"), ("top1", "top-1"), ("top5", "top-5"))
 SIGHT_LABELS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}

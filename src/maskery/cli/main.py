@@ -11,15 +11,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from maskery.core.allocator import keep_freed_memory
 from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
-from maskery.core.launcher import is_main_process, launched_rank
+from maskery.core.startup import is_main_process, keep_freed_memory, launched_rank
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),
-    "quickstart person-search": ("quickstart_person_search", "draw people and learn to find them"),
-    "train person-search": ("train:person_search", "learn to find people by what is said of them"),
+    "quickstart person-search": ("quickstart:person_search", "draw people and learn to find them"),
+    "train person-search": ("train:person_search", "learn to find people by their descriptions"),
     "train pairs": ("train:pairs", "learn to fill the words of captions from their pictures"),
     "train": ("train", "repeat any run with --config RUN/config.yaml, in the next free folder"),
     "tokenize": ("tokenize", "prepare token shards of a large corpus, in parallel"),
@@ -30,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("search", "find pictures in a folder by describing them"),
     "score": ("score", "how likely sentences and their words are; which of two is likelier"),
     "report": ("report", "draw the report of a run again: curves, figures, fills, changed words"),
+    "probe": (
+        "probe",
+        "how good an encoder is for your task, beside counted words",
+    ),
     "explain": ("explain", "show where a model looks for each word of a caption"),
     "playground": ("playground", "try a model in the browser, on this machine alone"),
     "convert": ("convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, table
-from maskery.cli.output_file import prepare_output, shown
+from maskery.cli.console import (
+    parse,
+    prepare_output,
+    print_json,
+    set_up_logging,
+    shown,
+    table,
+)
 from maskery.core.errors import ConfigError
-from maskery.core.quick_imports import quick_imports
+from maskery.core.startup import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.retrieval.gallery import Gallery
@@ -77,8 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=wanted.json)
     with quick_imports():
         from maskery.data.tokenise import default_cache_dir
+        from maskery.evaluation.image_text.captions import encode_query
         from maskery.evaluation.retrieval.gallery import open_gallery
-        from maskery.evaluation.retrieval.queries import encode_query
         from maskery.evaluation.retrieval.search import Searcher
         from maskery.runs.person_search.settings import open_for_retrieval
 

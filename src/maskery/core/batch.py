@@ -63,6 +63,12 @@ class MaskedTokens:
     positions: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
 
+    @classmethod
+    def unmasked(cls, batch: TokenBatch, positions: npt.NDArray[np.int64]) -> MaskedTokens:
+        """Return a batch as it is, with positions (M,) whose rows an encoder is to hand out."""
+        targets = batch.input_ids[positions]
+        return cls(batch=batch, input_ids=batch.input_ids, positions=positions, targets=targets)
+
     def labels(self, ignore_index: int = IGNORE_INDEX) -> npt.NDArray[np.int64]:
         """(T,) int64: the original ids at masked positions, `ignore_index` elsewhere."""
         labels = np.full(len(self.input_ids), ignore_index, np.int64)

@@ -6,9 +6,16 @@ put in its place, and the folder that holds the name after.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
 
 
 def flush(path: Path) -> None:
@@ -61,3 +68,44 @@ def replace_folder(new: Path, final: Path) -> None:
     new.rename(final)
     flush(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`; those that were cut short or damaged are left out.
+
+    Args:
+        path: The file.
+        tell: True to warn of damaged lines.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    lines, damaged = [], []
+    for number, text in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if _is_metric(line):
+            lines.append(line)
+        else:
+            damaged.append(number)
+    if damaged and tell:
+        log.warning(
+            "'%s' has %d damaged lines, which are left out (the first is line %d): each must be a "
+            "JSON object with a kind, a whole number as step, and numbers",
+            path,
+            len(damaged),
+            damaged[0],
+        )
+    return lines
+
+
+def _is_metric(line: Any) -> bool:
+    """Return True if a line has a kind, a step, and nothing but numbers beside them."""
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return False
+    numbers = [value for name, value in line.items() if name != "kind"]
+    return isinstance(line.get("step"), int) and all(
+        isinstance(number, int | float) for number in numbers
+    )

@@ -20,6 +20,7 @@ import typing
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from maskery.core.errors import ConfigError
@@ -137,3 +138,19 @@ def _shown(limit: float | None) -> str:
     if isinstance(limit, int) and limit >= WRITTEN_AS_POWERS and (limit + 1).bit_count() == 1:
         return f"2**{limit.bit_length()} - 1"
     return f"{limit:g}" if isinstance(limit, float) else str(limit)
+
+
+def take_text_as_paths(config: DataclassInstance) -> None:
+    """Turn text into paths in the fields that are declared as such; in Python either is given."""
+    for name in _path_fields(type(config)):
+        value = getattr(config, name)
+        if isinstance(value, str):
+            object.__setattr__(config, name, Path(value))  # the dataclasses are frozen
+
+
+@cache
+def _path_fields(kind: type[DataclassInstance]) -> list[str]:
+    """Return the fields of the types Path, Path | None and Annotated[Path, ...]."""
+    hints = typing.get_type_hints(kind)
+    paths = (Path, Path | None)
+    return [field.name for field in fields(kind) if hints[field.name] in paths]

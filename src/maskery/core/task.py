@@ -14,12 +14,16 @@ so gradients do not depend on how a step is cut into micro-batches and processes
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
+
+from maskery.core.errors import PluginError
 
 # In a model folder, beside the model: what `Task.extra_state` gave.
 EXTRA_STATE = "extra_state.safetensors"
@@ -129,22 +133,55 @@ class Task(Protocol[BatchT_contra, PreparedT]):
 def prepare_all(
     task: Task[Any, Any], batches: Sequence[Any], *, epoch: int, progress: float
 ) -> list[Prepared]:
-    """Prepare the micro-batches of a step, stand-ins too."""
+    """Prepare the micro-batches of a step, stand-ins too.
+
+    Raises:
+        PluginError: The task returns something that is no `Prepared`.
+    """
     prepared: list[Prepared] = []
     for batch in batches:
-        if isinstance(batch, StandIn):
-            inner = task.prepare(batch.batch, epoch=epoch, progress=progress)
-            prepared.append(Uncounted(inner))
-        else:
-            prepared.append(task.prepare(batch, epoch=epoch, progress=progress))
+        stands_in = isinstance(batch, StandIn)
+        one = task.prepare(batch.batch if stands_in else batch, epoch=epoch, progress=progress)
+        if not isinstance(one, Prepared):
+            raise PluginError(
+                f"{name_of(task)}: prepare returned {type(one).__name__}; it must be a Prepared "
+                f"(maskery.core.task), with counts, num_tokens and to(device)"
+            )
+        prepared.append(Uncounted(one) if stands_in else one)
     return prepared
 
 
 def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch.Tensor]:
-    """The loss terms of a micro-batch; those of a stand-in are 0, with gradients of 0."""
-    if not isinstance(prepared, Uncounted):
-        return task.loss_sums(prepared)
-    return {name: 0.0 * value for name, value in task.loss_sums(prepared.prepared).items()}
+    """Return the loss terms of a micro-batch; those of a stand-in are 0, with gradients of 0.
+
+    Raises:
+        PluginError: They are no scalar tensors, or lack a weight or a count.
+    """
+    inner = prepared.prepared if isinstance(prepared, Uncounted) else prepared
+    sums = task.loss_sums(inner)
+    for name, value in sums.items():
+        missing = [
+            where
+            for where, names in (("loss_weights", task.loss_weights), ("counts", inner.counts))
+            if name not in names
+        ]
+        if missing or not isinstance(value, torch.Tensor) or value.numel() != 1:
+            shape = tuple(getattr(value, "shape", ()))
+            found = f"is not in {missing[0]}" if missing else f"has shape {shape}"
+            raise PluginError(
+                f"{name_of(task)}: the loss term '{name}' {found}; loss_sums must return scalar "
+                f"tensors, each named in the task's loss_weights and in the batch's counts"
+            )
+    if inner is prepared:
+        return sums
+    return {name: 0.0 * value for name, value in sums.items()}
+
+
+def name_of(task: Task[Any, Any]) -> str:
+    """Return a task's class with the file that defines it, for messages."""
+    kind = type(task)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return f"{Path(file).name}:{kind.__qualname__}" if file else kind.__qualname__
 
 
 def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

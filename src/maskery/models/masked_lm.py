@@ -1,36 +1,62 @@
-"""Any `AutoModelForMaskedLM`, computing its vocabulary projection on masked tokens alone.
+"""A masked language model in two public calls: `hidden(inputs)`, then `logits(rows)`.
 
-Shapes: B sequences, L padded length, T tokens, M masked tokens, D width, V vocabulary.
+`hidden` encodes and keeps the rows that are asked for (the masked tokens); `logits` runs the
+model's own head on rows alone, so the vocabulary projection, the costliest product of a small
+encoder, is never computed for words that nobody asks about.
+
+Shapes: B sequences, L padded length, T tokens, M rows asked for, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from maskery.core.batch import MaskedTokens, StaticShapes
-from maskery.core.errors import ModelError
+from maskery.core.errors import ConfigError, ModelError
 from maskery.models.layout import EncoderInputs, pack, pad
 from maskery.models.packing import first_position
-from maskery.models.pruning import LastLayerPruning
 from maskery.models.static_layout import StaticInputs, pack_static
+
+# Model types whose last encoder layer is `encoder.layer[-1]` with
+# `attention.output(context, residual)` followed by `intermediate` and `output`, each row by row.
+BERT_LIKE = frozenset(
+    {
+        "bert",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
 
 
 class MaskedLanguageModel(nn.Module):
-    """A Hugging Face masked language model that returns the logits of the masked tokens.
+    """A Hugging Face masked language model, read through `hidden` and `logits`.
 
-    A forward hook on the base model replaces its last hidden state by the masked rows, shaped
-    (1, M, D); the model's own head, its tying and its bias stay as they are.
+    Over several processes the training loop wraps the model (DDP) or shards it (FSDP), and only
+    `forward` goes through the wrapper. So a task calls `model(inputs)` for logits, and
+    `model(inputs, read=function)` for anything else: `function(model, rows)` runs inside.
 
     Args:
         hf: The model; trained and saved as it is.
-        packed: Whether batches are packed or padded.
+        packed: True if batches are packed, False if they are padded.
         pad_token_id: Of the tokenizer.
-        prune: Whether the last layer skips rows that no label needs, where that is exact.
+        prune: Skip the last layer's feed-forward for rows that are not asked for, where that is
+            exact.
+
+    Raises:
+        ModelError: The model's encoder cannot be told from its head.
     """
 
     def __init__(
@@ -40,18 +66,42 @@ class MaskedLanguageModel(nn.Module):
         self.hf = hf
         self.packed = packed
         self.pad_token_id = pad_token_id
-        self._rows: torch.Tensor | None = None
+        self.head_names: tuple[str, ...] = ()
         base = getattr(hf, hf.base_model_prefix, None)
         if not isinstance(base, nn.Module) or base is hf:
             raise ModelError(
                 f"{type(hf).__name__} has no base model '{hf.base_model_prefix}', so its head "
                 f"cannot be split from its encoder; use another encoder"
             )
+        _let_rows_stand_in(base)
         self._pruning = LastLayerPruning.of(hf) if prune else None
-        base.register_forward_hook(self._keep_masked_rows)
+
+    @property
+    def base(self) -> Any:
+        """The encoder inside, without its head."""
+        # No attribute of its own: its parameters would have two names in a checkpoint.
+        return getattr(self.hf, self.hf.base_model_prefix)
+
+    @property
+    def heads(self) -> Mapping[str, nn.Module]:
+        """By name, the heads that objectives have added."""
+        return {name: self.get_submodule(name) for name in self.head_names}
+
+    def add_head(self, name: str, head: nn.Module) -> None:
+        """Add a head of an objective's own; it is trained and saved with the model.
+
+        Call it before the loop is made. In `read`, it is `model.heads[name]`.
+
+        Raises:
+            ConfigError: The name is taken.
+        """
+        if hasattr(self, name):
+            raise ConfigError(f"the model has a '{name}' already; give the head another name")
+        self.add_module(name, head.to(self.hf.device))
+        self.head_names += (name,)
 
     def lay_out(self, masked: MaskedTokens) -> EncoderInputs:
-        """Turn a masked batch into forward arguments, on the CPU."""
+        """Turn a masked batch into forward arguments, on the CPU; rows are the masked tokens."""
         ids, boundaries = masked.input_ids, masked.batch.boundaries
         if self.packed:
             start = first_position(self.hf.config)
@@ -59,7 +109,7 @@ class MaskedLanguageModel(nn.Module):
         return pad(ids, boundaries, masked.positions, pad_token_id=self.pad_token_id)
 
     def lay_out_static(self, masked: MaskedTokens, shapes: StaticShapes) -> StaticInputs:
-        """The same with constant shapes; for packed models."""
+        """Turn a masked batch into forward arguments of constant shapes; for packed models."""
         assert self.packed
         return pack_static(
             masked,
@@ -68,33 +118,120 @@ class MaskedLanguageModel(nn.Module):
             first_position=first_position(self.hf.config),
         )
 
-    def forward(self, inputs: EncoderInputs) -> torch.Tensor:
-        """The logits of the masked tokens: (M, V)."""
-        self._rows = inputs.rows
+    def forward(
+        self,
+        inputs: EncoderInputs,
+        read: Callable[[MaskedLanguageModel, torch.Tensor], Any] | None = None,
+    ) -> Any:
+        """Encode, and read the rows.
+
+        Args:
+            inputs: The text, and the M rows that are asked for.
+            read: What is made of this model and its hidden rows (M, D); tensors, or a tuple, list
+                or dict of them, so that FSDP finds them. Default: `logits`.
+
+        Returns:
+            (M, V), the logits of the rows, or what `read` returns.
+        """
+        rows = self.hidden(inputs)
+        return self.logits(rows) if read is None else read(self, rows)
+
+    def hidden(self, inputs: EncoderInputs) -> torch.Tensor:
+        """Encode; returns (M, D), the last hidden states of `inputs.rows`."""
         if self._pruning is not None:
             self._pruning.rows = inputs.rows
         try:
-            output = self.hf(input_ids=inputs.input_ids, **inputs.arguments)
+            base = self.base
+            output = base(**{base.main_input_name: inputs.input_ids}, **inputs.arguments)
         finally:
-            self._rows = None
             if self._pruning is not None:
                 self._pruning.rows = None
-        logits: torch.Tensor = output.logits
+        hidden: torch.Tensor = output[0]
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        if self._pruning is not None and self._pruning.done:
+            return hidden
+        return hidden.index_select(0, inputs.rows)
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Run the model's own head; (M, D) hidden states to (M, V) logits."""
+        # The head is whatever the family's forward does after its encoder. So the whole model is
+        # called, and its encoder hands out the rows instead of reading the one token here.
+        base = self.base
+        base.stand_in = rows.unsqueeze(0)
+        try:
+            token = torch.zeros((1, 1), dtype=torch.int64, device=rows.device)
+            logits: torch.Tensor = self.hf(input_ids=token).logits
+        finally:
+            base.stand_in = None
         return logits.reshape(-1, logits.shape[-1])
 
-    def _keep_masked_rows(self, module: nn.Module, args: Any, output: Any) -> Any:
-        del module, args
-        if self._rows is None:
+
+@dataclass
+class _Rows(BaseModelOutputWithPoolingAndCrossAttentions):  # type: ignore[misc]  # untyped
+    """Rows in the place of a base model's output, with every field that a family asks for."""
+
+    global_attentions: None = None
+    encoder_last_hidden_state: None = None
+    encoder_hidden_states: None = None
+    encoder_attentions: None = None
+    decoder_hidden_states: None = None
+    decoder_attentions: None = None
+    entity_last_hidden_state: None = None
+    entity_hidden_states: None = None
+    image_hidden_states: None = None
+
+    @property
+    def logits(self) -> Any:
+        """Perceiver's name for its decoder's hidden states."""
+        return self.last_hidden_state
+
+
+def _let_rows_stand_in(base: Any) -> None:
+    """Let an encoder return `stand_in` in the place of its hidden states, where it is not None."""
+    # On the encoder itself, since two of our models may share one; and as methods of the instance,
+    # which a deep copy (the momentum twin) binds to the copy.
+    base.stand_in = None
+    base.forward = MethodType(_stand_in_or_forward, base)
+
+
+def _stand_in_or_forward(base: Any, *args: Any, **kwargs: Any) -> Any:
+    if base.stand_in is not None:
+        return _Rows(last_hidden_state=base.stand_in)
+    return type(base).forward(base, *args, **kwargs)
+
+
+class LastLayerPruning:
+    """Compute the last layer's output projection and feed-forward for the rows asked for only.
+
+    Exact, because everything after attention works row by row: in a BERT-like layer the
+    attention's output projection receives (context, residual), and both can be gathered there.
+
+    Attributes:
+        rows: (M,) int64 during a forward pass that may be pruned, else None.
+        done: True if the last pass was pruned.
+    """
+
+    def __init__(self, output: nn.Module) -> None:
+        self.rows: torch.Tensor | None = None
+        self.done = False
+        output.register_forward_pre_hook(self._gather)
+
+    @classmethod
+    def of(cls, hf: PreTrainedModel) -> LastLayerPruning | None:
+        """Prune a family where it is known to be exact; returns None elsewhere."""
+        if hf.config.model_type not in BERT_LIKE:
             return None
-        hidden: torch.Tensor = output[0]
-        if self._pruning is None or not self._pruning.done:
-            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._rows).unsqueeze(0)
-        return with_first(output, hidden)
+        base = getattr(hf, hf.base_model_prefix)
+        return cls(base.encoder.layer[-1].attention.output)
 
-
-def with_first(output: Any, hidden: torch.Tensor) -> Any:
-    """A base model's output with another last hidden state."""
-    if isinstance(output, ModelOutput):
-        first = next(iter(output.keys()))
-        return type(output)(**{**output, first: hidden})
-    return (hidden, *output[1:])
+    def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+        del module
+        self.done = self.rows is not None and len(args) == 2
+        if self.rows is None or not self.done:
+            return None
+        context, residual = args
+        width, wide = context.shape[-1], residual.shape[-1]
+        return (
+            context.reshape(-1, width).index_select(0, self.rows).unsqueeze(0),
+            residual.reshape(-1, wide).index_select(0, self.rows).unsqueeze(0),
+        )

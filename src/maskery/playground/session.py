@@ -13,8 +13,13 @@ import torch
 
 from maskery import __version__
 from maskery.evaluation.image_text.explain import explain
-from maskery.evaluation.image_text.image_fill import ImageFiller, load_picture
-from maskery.evaluation.image_text.opening import OpenImageText, is_image_text, open_image_text
+from maskery.evaluation.image_text.image_fill import ImageFiller
+from maskery.evaluation.image_text.opening import (
+    OpenImageText,
+    is_image_text,
+    load_picture,
+    open_image_text,
+)
 from maskery.evaluation.text.fill import MASK, Filler, saliency
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import Scorer

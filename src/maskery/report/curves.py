@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.optional import require
-from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
+from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
 LABELS = {name: term.label for name, term in TERMS.items()} | {
@@ -107,7 +107,9 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
 
 def label(name: str) -> str:
     """Return a metric's name for people."""
-    return LABELS.get(name, name.replace("_", " ").capitalize())
+    words = name.replace("_", " ")
+    # A name with capitals of its own, such as SigLIP, is a user's loss term.
+    return LABELS.get(name, words if words != words.lower() else words.capitalize())
 
 
 def _series(lines: Iterable[dict[str, Any]]) -> Series:

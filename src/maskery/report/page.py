@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.errors import CheckpointError
+from maskery.core.files import METRICS, read_metrics
 from maskery.core.optional import require
 from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
 from maskery.report.tables import main_tables, other_figures
 
-METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
+EVALUATION = "evaluation.json"
 SAMPLES, CONFIG = "samples.json", "config.yaml"
 REPORT, CURVES = "report.html", "curves.png"
 TEMPLATE = "report.html.jinja"
@@ -116,7 +117,7 @@ def read_run(folder: Path) -> RunData:
         )
     return RunData(
         name=folder.resolve().name,
-        metrics=_lines(folder / METRICS),
+        metrics=_metrics(folder / METRICS),
         evaluation=_object(folder / EVALUATION),
         samples=_object(folder / SAMPLES),
         config=_text(folder / CONFIG),
@@ -130,17 +131,11 @@ def _text(path: Path) -> str:
         raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; one that was cut short, as the last may be, is left out."""
-    lines = []
-    for text in _text(path).splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line and "kind" in line:
-            lines.append(line)
-    return lines
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read_metrics(path, tell=True) if path.is_file() else []
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
 def _object(path: Path) -> dict[str, Any]:

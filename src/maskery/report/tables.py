@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskery.evaluation.intervals import interval_note
-from maskery.evaluation.retrieval.labels import LABELS as RANKINGS
+from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 
 LABELS = {
     "loss": "loss (nats)",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,17 @@ from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.momentum import MomentumTwin
-from maskery.models.replaced_tokens import Reading
 from maskery.objectives.mlm import mlm_loss_sum, soft_mlm_loss_sum
 from maskery.objectives.mrtd import mrtd_loss_sum, mrtd_mask_modeling
-from maskery.tasks.text_mlm import PreparedText
+from maskery.tasks.text_mlm import PreparedText, TextParts
 from maskery.tasks.text_mlm_config import DEFAULT_MOMENTUM, TextMLMConfig
+
+HEAD = "mrtd_head"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacementPlan:
-    """What the twin will fill anew and the model will judge.
+    """The words that the twin will fill anew, and those that the model will judge.
 
     Attributes:
         input_ids: (S,) int64, the original text.
@@ -76,18 +77,18 @@ class PreparedMomentumText(PreparedText):
     alpha: float
 
     def to(self, device: torch.device) -> Self:
-        """The same with its tensors on `device`."""
+        """Copy to `device`."""
         plan = None if self.plan is None else moved(self.plan, device)
         return replace(super().to(device), teacher=self.teacher.to(device), plan=plan)
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory; what MRTD needs stays, being small."""
+        """Copy to page-locked memory; what MRTD needs stays, being small."""
         return replace(super().pin_memory(), teacher=self.teacher.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What the momentum twin hands to the trained model.
+    """The momentum twin's part of a step: soft labels, and the text with its replacements.
 
     Attributes:
         soft_labels: (M, V), its probabilities at the masked tokens; None where alpha is 0.
@@ -102,7 +103,7 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class TextStep:
-    """What one step gives.
+    """The losses of a step, and everything that is needed to replay it.
 
     Attributes:
         loss_sums: By loss term, its sum over the prepared batch's `counts`.
@@ -119,9 +120,9 @@ class MomentumTextMLM:
     """The task: MLM with soft labels, and MRTD, on text alone.
 
     Attributes:
-        model: The trained model, or what the loop wrapped it in; with MRTD a `ReplacedTokenModel`.
+        model: The trained model, or what the loop wrapped it in; with MRTD it has the head
+            `mrtd_head` (D to 2), original against replaced.
         twin: Its momentum twin.
-        config: Settings.
         loss_weights: By loss term, its weight in the total.
     """
 
@@ -135,17 +136,20 @@ class MomentumTextMLM:
         mrtd_masker: Masker,
         pin_memory: bool = False,
     ) -> None:
-        """Make the twin.
+        """Make the twin, and the head that MRTD needs.
 
         Args:
-            model: Returns the logits of masked tokens, and judgements.
+            model: The encoder with its head.
             config: Settings.
             vocabulary: Of the tokenizer.
-            masker: Masks the text for masked language modelling.
+            masker: Masks the text for masked language modelling. Its seed also draws the weights
+                of the new head.
             mrtd_masker: Masks it anew for the twin to fill; another seed makes its masks
                 independent. Its seed also draws the samples.
-            pin_memory: Whether batches are prepared in page-locked memory, for a GPU.
+            pin_memory: Prepare batches in page-locked memory, for a GPU.
         """
+        if config.detects:
+            model.add_head(HEAD, new_head(model.hf.config.hidden_size, seed=masker.seed))
         self.config, self.vocabulary = config, vocabulary
         self.masker, self.mrtd_masker = masker, mrtd_masker
         momentum = DEFAULT_MOMENTUM if config.momentum is None else config.momentum
@@ -232,7 +236,7 @@ class MomentumTextMLM:
         self.twin.update()
 
     def loss_sums(self, prepared: PreparedMomentumText) -> Mapping[str, torch.Tensor]:
-        """Each loss term as a sum over `prepared.counts`."""
+        """Return each loss term as a sum over `prepared.counts`."""
         return self.step(prepared).loss_sums
 
     def step(self, prepared: PreparedMomentumText) -> TextStep:
@@ -241,16 +245,16 @@ class MomentumTextMLM:
         if lesson.labels is None:
             sums = {"mlm": self._mlm_sum(self.model(prepared.inputs), prepared, lesson)}
         else:
-            reading = self._read(prepared, lesson)
+            logits, judgements = self._read(prepared, lesson)
             sums = {
-                "mlm": self._mlm_sum(reading.logits, prepared, lesson),
-                "mrtd": mrtd_loss_sum(reading.judgements, lesson.labels),
+                "mlm": self._mlm_sum(logits, prepared, lesson),
+                "mrtd": mrtd_loss_sum(judgements, lesson.labels),
             }
         return TextStep(loss_sums=sums, lesson=lesson, prepared=_replayable(prepared, lesson))
 
     @torch.no_grad()
     def judge(self, prepared: PreparedMomentumText) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the model, in evaluation mode, thinks of the words that the twin replaced.
+        """Ask the model, in evaluation mode, which words the twin replaced.
 
         Returns:
             (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
@@ -261,12 +265,12 @@ class MomentumTextMLM:
         lesson = self._teach(prepared)
         if lesson.labels is None:
             raise ConfigError("there is no detection to judge; train with --objective mlm+mrtd")
-        scores = self._read(prepared, lesson).judgements.float()
+        scores = self._read(prepared, lesson)[1].float()
         return scores[:, 1] - scores[:, 0], lesson.labels
 
     @torch.no_grad()
     def _teach(self, prepared: PreparedMomentumText) -> Lesson:
-        """The twin's probabilities: soft labels, and what replacements are sampled from."""
+        """Let the twin give soft labels, and sample its replacements."""
         probabilities = F.softmax(self.twin.model(prepared.teacher).float(), dim=-1)
         plan, num_soft = prepared.plan, len(prepared.targets)
         if plan is None:
@@ -285,15 +289,26 @@ class MomentumTextMLM:
         soft_labels = probabilities[:num_soft] if self.config.alpha > 0 else None
         return Lesson(soft_labels=soft_labels, input_ids=replaced, labels=labels[plan.judged_at])
 
-    def _read(self, prepared: PreparedMomentumText, lesson: Lesson) -> Reading:
-        """The model's one pass over the masked text and the text with replacements."""
+    def _read(
+        self, prepared: PreparedMomentumText, lesson: Lesson
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the masked text and the text with replacements in one pass.
+
+        Returns:
+            (M, V), logits at the masked tokens, and (P, 2), original against replaced.
+        """
         assert lesson.input_ids is not None
         inputs = prepared.inputs
         flat = inputs.input_ids.flatten()
         ids = torch.cat((flat[: -len(lesson.input_ids)], lesson.input_ids))
         inputs = replace(inputs, input_ids=ids.view_as(inputs.input_ids))
-        reading: Reading = self.model(inputs, num_masked=len(prepared.targets))
-        return reading
+        num_masked = len(prepared.targets)
+
+        def read(model: MaskedLanguageModel, rows: torch.Tensor) -> Any:
+            return model.logits(rows[:num_masked]), model.heads[HEAD](rows[num_masked:])
+
+        logits, judgements = self.model(inputs, read=read)
+        return logits, judgements
 
     def _mlm_sum(
         self, logits: torch.Tensor, prepared: PreparedMomentumText, lesson: Lesson
@@ -303,7 +318,7 @@ class MomentumTextMLM:
         return soft_mlm_loss_sum(logits, prepared.targets, lesson.soft_labels, prepared.alpha)
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
-        """The momentum twin, as `twin.*`."""
+        """Return the momentum twin, as `twin.*`."""
         return {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -312,8 +327,35 @@ class MomentumTextMLM:
 
 
 def _replayable(prepared: PreparedMomentumText, lesson: Lesson) -> PreparedMomentumText:
-    """The batch with the sampled replacements filled in."""
+    """Return the batch with the sampled replacements filled in."""
     plan = prepared.plan
     if plan is None or lesson.input_ids is None:
         return prepared
     return replace(prepared, plan=replace(plan, sampled=lesson.input_ids[plan.sampled_at]))
+
+
+def momentum_text_mlm(parts: TextParts) -> MomentumTextMLM:
+    """Make the task of `--objective mlm+mrtd`, or of mlm with a twin, as the settings say."""
+    if parts.compile_backend is not None:
+        raise ConfigError(
+            "--compile and a momentum twin do not go together: the text that the model reads "
+            "depends on the twin's samples; leave out --compile"
+        )
+    return MomentumTextMLM(
+        parts.model,
+        parts.settings,
+        vocabulary=Vocabulary.of(parts.tokenizer),
+        masker=parts.masker,
+        mrtd_masker=parts.masker.for_generator(parts.settings.mrtd_mask_rate),
+        pin_memory=parts.pin_memory,
+    )
+
+
+def new_head(width: int, *, seed: int) -> nn.Linear:
+    """Make a head that judges rows of `width` as original or replaced (RaSa, section 3.3)."""
+    head = nn.Linear(width, 2)
+    weights = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        head.weight.copy_(weights * width**-0.5)
+        head.bias.zero_()
+    return head

@@ -1,4 +1,7 @@
-"""Masked language modelling of text.
+"""Masked language modelling of text, and how a text objective is made from the parts of a run.
+
+An objective is a callable that makes a `Task` from `TextParts`. Ours are `text_mlm` here and
+`momentum_text_mlm`; one of a user's own often extends `TextMLM` (`docs/extending.md`).
 
 Shapes: T tokens, M rows for masked tokens, V vocabulary.
 """
@@ -6,22 +9,92 @@ Shapes: T tokens, M rows for masked tokens, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
+from maskery.core.errors import MaskeryError, PluginError, reason_of
+from maskery.core.task import Task
 from maskery.masking.masker import Masker
-from maskery.models.compiling import Compiled
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mlm import mlm_loss_sum
+from maskery.tasks.text_mlm_config import MRTD, OBJECTIVES, TextMLMConfig
 
 log = logging.getLogger(__name__)
 
 LEFT_OUT = "mlm_left_out"
+TASK_PARTS = tuple(name for name in ("model", "loss_weights", *vars(Task)) if name[0] != "_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextParts:
+    """Everything that a text objective is made from.
+
+    Attributes:
+        model: The encoder with its vocabulary head; heads of an objective's own are added to it
+            with `add_head`.
+        tokenizer: Its tokenizer.
+        masker: Masks as the run is configured; `masker.seed` is the seed of the run.
+        settings: The objective's flags.
+        shapes: Constant sizes that batches are filled up to, where steps are compiled.
+        compile_backend: Of `torch.compile`; None for steps that are not compiled.
+        pin_memory: Prepare batches in page-locked memory, for a GPU.
+    """
+
+    model: MaskedLanguageModel
+    tokenizer: PreTrainedTokenizerBase
+    masker: Masker
+    settings: TextMLMConfig = field(default_factory=TextMLMConfig)
+    shapes: StaticShapes | None = None
+    compile_backend: str | None = None
+    pin_memory: bool = False
+
+
+def make_text_task(
+    parts: TextParts, objective: str | Callable[[TextParts], Task[Any, Any]] | None = None
+) -> Task[Any, Any]:
+    """Make the task of a run.
+
+    Args:
+        parts: What it is made from.
+        objective: A name of ours, `FILE.py:NAME`, or a callable. Default: that of the settings.
+
+    Raises:
+        PluginError: The objective cannot be loaded, fails, or makes no task that trains the model.
+    """
+    choice = parts.settings.objective if objective is None else objective
+    make = OBJECTIVES.find(choice)
+    try:
+        task = make(parts)
+    except MaskeryError:
+        raise
+    except Exception as error:
+        fails = f"making the task fails with {type(error).__name__}: {reason_of(error)}"
+        raise _misfit(choice, fails) from error
+    missing = [name for name in TASK_PARTS if not hasattr(task, name)]
+    if missing:
+        raise _misfit(choice, f"it makes a {type(task).__name__} without {', '.join(missing)}")
+    trained = {id(parameter) for parameter in task.model.parameters()}
+    if not all(id(parameter) in trained for parameter in parts.model.parameters()):
+        raise _misfit(choice, "its `model` does not hold `parts.model`, which would not be trained")
+    return task
+
+
+def _misfit(choice: object, found: str) -> PluginError:
+    named = choice if isinstance(choice, str) else getattr(choice, "__qualname__", choice)
+    return OBJECTIVES.misfit(named, found)
+
+
+def text_mlm(parts: TextParts) -> Task[Any, Any]:
+    """Make the task of `--objective mlm`; with `--momentum`, a twin gives soft labels."""
+    if not parts.settings.has_twin:
+        return TextMLM.of(parts)
+    return OBJECTIVES.find(MRTD)(parts)  # the same task, without detection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +118,12 @@ class PreparedText:
     num_tokens: int
 
     def to(self, device: torch.device) -> Self:
-        """The same with its tensors on `device`."""
+        """Copy to `device`."""
         targets = self.targets.to(device, non_blocking=True)
         return replace(self, inputs=self.inputs.to(device), targets=targets)
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory, from where a GPU copies while it computes."""
+        """Copy to page-locked memory, from where a GPU copies while it computes."""
         return replace(self, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory())
 
 
@@ -58,13 +131,14 @@ class TextMLM:
     """Mask, encode, predict the masked tokens (BERT, section 3.1).
 
     Args:
-        model: Returns the logits of masked tokens.
+        model: The encoder with its head.
         masker: Draws the masks.
         shapes: Fill every batch up to these, for steps that are compiled.
         compile_backend: Of `torch.compile`; None for a step that is not compiled.
-        pin_memory: Whether batches are prepared in page-locked memory, for a GPU.
+        pin_memory: Prepare batches in page-locked memory, for a GPU.
 
     Attributes:
+        model: The same, or what the loop has wrapped it in; call it, and nothing on it.
         num_predicted: Masked tokens that the loss has run over.
         num_left_out: Masked tokens left out of it, because a batch had more than `shapes` has rows.
     """
@@ -84,11 +158,22 @@ class TextMLM:
         self.pin_memory = pin_memory
         self.loss_weights: Mapping[str, float] = {"mlm": 1.0}
         self.num_predicted = self.num_left_out = 0
-        self._lay_out, self._lay_out_static = model.lay_out, model.lay_out_static
-        self._loss = (
-            masked_loss_sum
-            if compile_backend is None
-            else Compiled(masked_loss_sum, backend=compile_backend)
+        self.lay_out, self._lay_out_static = model.lay_out, model.lay_out_static
+        self._loss: Callable[..., torch.Tensor] = masked_loss_sum
+        if compile_backend is not None:
+            from maskery.tasks.compiling import Compiled
+
+            self._loss = Compiled(masked_loss_sum, backend=compile_backend)
+
+    @classmethod
+    def of(cls, parts: TextParts) -> Self:
+        """Make the task from the parts of a run: an objective, of subclasses too."""
+        return cls(
+            parts.model,
+            parts.masker,
+            shapes=parts.shapes,
+            compile_backend=parts.compile_backend,
+            pin_memory=parts.pin_memory,
         )
 
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
@@ -96,7 +181,7 @@ class TextMLM:
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
         if self.shapes is None:
             prepared = PreparedText(
-                inputs=self._lay_out(masked),
+                inputs=self.lay_out(masked),
                 targets=torch.from_numpy(masked.targets),
                 counts={"mlm": len(masked.targets)},
                 num_tokens=batch.num_tokens,
@@ -113,7 +198,7 @@ class TextMLM:
         return prepared.pin_memory() if self.pin_memory else prepared
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
-        """The cross-entropy of the masked tokens, summed."""
+        """Return the cross-entropy of the masked tokens, summed."""
         self.num_predicted += prepared.counts["mlm"]
         left_out = prepared.counts.get(LEFT_OUT, 0)
         if left_out and not self.num_left_out:
@@ -126,14 +211,14 @@ class TextMLM:
         return {"mlm": self._loss(self.model, prepared.inputs, prepared.targets)}
 
     def before_step(self) -> None:
-        """Nothing moves between steps."""
+        """Do nothing: nothing moves between steps."""
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
-        """Nothing beyond the model."""
+        """Return nothing: all state is in the model."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Nothing beyond the model."""
+        """Take nothing over: all state is in the model."""
         del state
 
 

@@ -1,91 +1,114 @@
-"""What a text run learns from; light to import, so that flags and help are made from it."""
+"""What a text run learns from: the objectives by name, and their settings. Light to import."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import Range, Share, check_ranges
+from maskery.core.registry import Registry, anchored_choice, is_plugin, plugin_identity
 
-Objective = Literal["mlm", "mlm+mrtd"]
+if TYPE_CHECKING:
+    from maskery.core.task import Task
+    from maskery.tasks.text_mlm import TextParts
+
 DEFAULT_MOMENTUM = 0.995
+MRTD = "mlm+mrtd"
+
+OBJECTIVES: Registry[Callable[[TextParts], Task[Any, Any]]] = Registry(
+    "--objective",
+    "a callable that makes a Task (maskery.core.task) from TextParts (maskery.tasks.text_mlm)",
+    {
+        "mlm": "maskery.tasks.text_mlm:text_mlm",
+        MRTD: "maskery.tasks.momentum_text:momentum_text_mlm",
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextMLMConfig:
     """Masked language modelling of text, alone or with a momentum twin."""
 
-    objective: Objective = "mlm"
-    """mlm+mrtd: also say of every word whether the momentum twin replaced it (RaSa's MRTD)."""
-    momentum: float | None = None
-    """What the momentum twin keeps of its weights at each optimiser step. Default: 0.995 with
+    objective: str = "mlm"
+    """mlm; mlm+mrtd: also say of every word whether the momentum twin replaced it (RaSa's MRTD); or
+    FILE.py:NAME, an objective of your own."""
+    momentum: Share | None = None
+    """Share of its weights that the momentum twin keeps at each optimiser step. Default: 0.995 with
     mlm+mrtd; with mlm there is a twin only where this is set."""
-    alpha: float = 0.4
+    alpha: Share = 0.4
     """Weight of the twin's soft labels, once warmed up, against the true words; 0: none."""
-    alpha_warmup: float = 0.067
+    alpha_warmup: Share = 0.067
     """The share of the run over which alpha rises from 0 (RaSa: 2 of 30 epochs)."""
-    mrtd_weight: float = 0.5
+    mrtd_weight: Annotated[
+        float, Range(0, above=True, hint="to leave the term out, use --objective mlm")
+    ] = 0.5
     """Weight of the replaced token detection loss."""
-    mrtd_mask_rate: float = 0.3
+    mrtd_mask_rate: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.3")] = 0.3
     """Share of the words that the twin fills anew for replaced token detection (RaSa)."""
     twin_train_mode: bool = False
     """Leave dropout on in the momentum twin, as ALBEF and RaSa were released."""
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise ConfigError(
-                f"objective is '{self.objective}': it must be one of "
-                f"{', '.join(get_args(Objective))}"
-            )
-        for name in ("momentum", "alpha", "alpha_warmup"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} is {value}: it must be from 0 to 1")
-        if not 0.0 < self.mrtd_weight < float("inf"):
-            raise ConfigError(
-                f"mrtd_weight is {self.mrtd_weight}: it must be above 0; to leave the term out, "
-                f"use --objective mlm"
-            )
-        if not 0.0 < self.mrtd_mask_rate < 1.0:
-            raise ConfigError(
-                f"mrtd_mask_rate is {self.mrtd_mask_rate}: it must lie between 0 and 1; try 0.3"
-            )
-        self._refuse_what_has_no_effect()
+        OBJECTIVES.check(self.objective)
+        check_ranges(self)
+        # Which settings an objective of the user's own reads is not known here.
+        if not is_plugin(self.objective):
+            self._refuse_what_has_no_effect()
 
     def _refuse_what_has_no_effect(self) -> None:
-        detects = self.objective == "mlm+mrtd"
         for field in fields(self):
             if getattr(self, field.name) == field.default or field.name in (
                 "objective",
                 "momentum",
             ):
                 continue
-            if field.name.startswith("mrtd_") and not detects:
+            if field.name.startswith("mrtd_") and not self.detects:
                 raise ConfigError(f"{field.name} is set: it needs --objective mlm+mrtd")
             if not self.has_twin:
                 raise ConfigError(
                     f"{field.name} is set, and there is no momentum twin; add --momentum "
                     f"{DEFAULT_MOMENTUM} or --objective mlm+mrtd"
                 )
-        if self.has_twin and not detects and self.alpha == 0.0:
+        if self.has_twin and not self.detects and self.alpha == 0.0:
             raise ConfigError(
                 "alpha is 0, so the momentum twin would teach nothing; raise it, leave out "
                 "--momentum, or use --objective mlm+mrtd"
             )
 
     @property
+    def detects(self) -> bool:
+        """True with replaced token detection."""
+        return self.objective == MRTD
+
+    @property
     def has_twin(self) -> bool:
-        """Whether there is a momentum twin."""
-        return self.momentum is not None or self.objective == "mlm+mrtd"
+        """True with a momentum twin."""
+        return self.momentum is not None or self.detects
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """By loss term, its weight."""
-        return {"mlm": 1.0, "mrtd": self.mrtd_weight} if "mrtd" in self.objective else {"mlm": 1.0}
+        """Return the weight of each loss term."""
+        return {"mlm": 1.0, "mrtd": self.mrtd_weight} if self.detects else {"mlm": 1.0}
+
+    def anchored(self) -> TextMLMConfig:
+        """Return a copy in which a plug-in's path is absolute."""
+        return replace(self, objective=anchored_choice(self.objective))
+
+    def described(self, objective: object = None) -> dict[str, Any]:
+        """Return what a continuation must share: all settings, and a plug-in's hash.
+
+        Args:
+            objective: An object in the place of the one that is named; known by its own name.
+        """
+        named = getattr(objective, "__qualname__", type(objective).__qualname__)
+        if objective is None:
+            named = plugin_identity(self.objective)
+        return {**asdict(self), "objective": named}
 
     def alpha_at(self, progress: float) -> float:
-        """Alpha after the share `progress` of the run, in [0, 1)."""
+        """Return alpha after the share `progress` of the run, in [0, 1)."""
         if progress >= self.alpha_warmup:
             return self.alpha
         return self.alpha * progress / self.alpha_warmup

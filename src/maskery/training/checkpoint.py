@@ -30,9 +30,9 @@ from maskery.training.snapshot import (
     MODEL,
     OPTIMISER,
     STATE,
-    Camera,
     Position,
     Snapshot,
+    SnapshotMaker,
 )
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 BEST = "best.json"
 FILES = (MODEL, OPTIMISER, EXTRA, STATE)
-# Beside the tensors: file headers, the state and the manifest.
+# Bytes that a checkpoint takes besides its tensors: file headers, the state and the manifest.
 HEADROOM = 1 << 20
 
 
@@ -70,14 +70,14 @@ class Checkpoints:
         Raises:
             CheckpointError: It could not be written (disk full, no permission).
         """
-        return self.write(Camera().take(task, optimiser, position))
+        return self.write(SnapshotMaker().take(task, optimiser, position))
 
     def begin(self, snapshot: Snapshot, *, first: Callable[[], None] | None = None) -> None:
         """Write in the thread; the write before must be over (`finish`).
 
         Args:
-            snapshot: What to write.
-            first: Called in the thread, before.
+            snapshot: The state to write.
+            first: Called in the thread before that.
         """
         assert self._writing is None
         self._writing = self._thread.submit(self._write_in_thread, snapshot, first)
@@ -96,11 +96,11 @@ class Checkpoints:
     def begin_if_room(
         self, snapshot: Snapshot, *, must: bool, first: Callable[[], None] | None = None
     ) -> None:
-        """`begin`, unless the disk is too full; then the checkpoint before stays the last.
+        """Call `begin`, unless the disk is too full: then warn, and keep the checkpoint before.
 
         Args:
-            snapshot: What to write.
-            must: Whether to try all the same: nothing comes after it.
+            snapshot: The state to write.
+            must: True to try in any case, because nothing comes after it.
             first: As in `begin`.
         """
         missing = self.room_for(snapshot)
@@ -118,7 +118,7 @@ class Checkpoints:
         )
 
     def begin_mark_best(self, step: int) -> None:
-        """Let the checkpoint of a step be the best one once it is written; in the thread."""
+        """Mark the checkpoint of a step as the best once it is written; in the thread."""
         self._writing = self._thread.submit(self._mark_written, self._writing, step)
 
     def _mark_written(self, writing: Future[Path] | None, step: int) -> Path:
@@ -129,7 +129,7 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """Whether the thread has ended with an error, which `finish` raises."""
+        """Return True if the thread has ended with an error, which `finish` raises."""
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
@@ -143,7 +143,7 @@ class Checkpoints:
         return None if writing is None else str(writing.result())
 
     def room_for(self, snapshot: Snapshot) -> str | None:
-        """What is missing on the disk for a checkpoint, in words; None if nothing is."""
+        """Return what the disk lacks for a checkpoint, in words; None if there is room."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
@@ -181,18 +181,18 @@ class Checkpoints:
         return final
 
     def path_of(self, step: int) -> Path:
-        """Where the checkpoint of a step lies, or would."""
+        """Return the folder of the checkpoint of a step, written or not."""
         return self.folder / f"step-{step:08d}"
 
     def mark_best(self, step: int) -> None:
-        """Let a checkpoint be the best one, unless the disk had no room for it."""
+        """Mark a checkpoint as the best, unless the disk had no room for it."""
         if self.best() == self.path_of(step) or not (self.path_of(step) / MANIFEST).is_file():
             return
         named = {"step": step, "checkpoint": self.path_of(step).name}
         write_whole(self.folder / BEST, json.dumps(named).encode())
 
     def best(self) -> Path | None:
-        """The best checkpoint, if one is marked and there."""
+        """Return the best checkpoint, if one is marked and there."""
         try:
             step = json.loads((self.folder / BEST).read_text("utf-8"))["step"]
             path = self.path_of(int(step))
@@ -201,7 +201,7 @@ class Checkpoints:
         return path if (path / MANIFEST).is_file() else None
 
     def best_sound(self) -> Path | None:
-        """The best checkpoint or, where there is none or it is damaged, the newest sound one."""
+        """Return the best checkpoint, or the newest sound one if that is missing or damaged."""
         best = self.best()
         if best is None:
             return self.newest_sound()
@@ -212,12 +212,12 @@ class Checkpoints:
         return self.newest_sound()
 
     def complete(self) -> list[Path]:
-        """The finished checkpoints, oldest first; their content is not looked at."""
+        """Return the finished checkpoints, oldest first; their content is not checked."""
         found = self.folder.glob("step-*")
         return sorted(p for p in found if p.suffix == "" and (p / MANIFEST).is_file())
 
     def newest_sound(self) -> Path | None:
-        """The newest checkpoint whose checksums hold; damaged ones are warned about."""
+        """Return the newest checkpoint whose checksums hold; warn of damaged ones."""
         for path in reversed(self.complete()):
             damage = find_damage(path)
             if damage is None:
@@ -228,10 +228,10 @@ class Checkpoints:
         return None
 
     def to_resume_from(self) -> str | None:
-        """`newest_sound`; None where there is no checkpoint at all.
+        """Return `newest_sound`, or None if there is no checkpoint at all.
 
-        Damaged ones that are newer are set aside as `step-NAME.damaged`: they would take the places
-        of those that the run writes next.
+        Newer, damaged ones are renamed to `step-NAME.damaged`, because `keep` would count them
+        instead of those that the run writes next.
 
         Raises:
             CheckpointError: There are some, and all are damaged.
@@ -271,7 +271,7 @@ def _set_aside(damaged: Path) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Return what is wrong with a checkpoint, or None."""
     try:
         manifest: dict[str, str] = json.loads((path / MANIFEST).read_text("utf-8"))
         for name in FILES:
@@ -283,7 +283,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def _seal(folder: Path) -> None:
-    """Write the manifest, last; what it is of must be on disk before its name is read."""
+    """Write the manifest last, because a folder with a manifest counts as complete."""
     manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     write_whole(folder / MANIFEST, json.dumps(manifest).encode())
 

@@ -12,6 +12,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
 LearningRateShape = Literal["linear", "cosine", "constant"]
 Optimiser = Literal["adamw", "muon"]
+TrackerName = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
 
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
@@ -30,22 +33,19 @@ HOW = frozenset(
         "best_metric",
         "max_bad_steps",
         "tensorboard",
+        "trackers",
     }
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Optimiser, schedule, length and bookkeeping of a run."""
+class BaseTrainingConfig:
+    """Optimiser, schedule, length and bookkeeping that every run has."""
 
     epochs: Count = 3
     """Times the corpus is read."""
     max_steps: Count | None = None
     """Most optimiser steps; fewer if the epochs end before."""
-    batch_tokens: Count = 4096
-    """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
-    micro_batch_tokens: Count | None = None
-    """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
     learning_rate: Rate = 1e-4
     """Peak learning rate."""
     head_learning_rate: Rate | None = None
@@ -70,8 +70,6 @@ class TrainingConfig:
     CPU with AVX512-BF16 or AMX, for models 256 wide or wider."""
     sharding: Sharding = "ddp"
     """With several processes: ddp, each holds the model; fsdp, each holds a part of it."""
-    compile: bool = False
-    """Compile the step for constant shapes (a CUDA GPU, packed text); elsewhere it says why not."""
     seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0
     """Decides masks, data order, dropout and new weights."""
     log_every: Count = 10
@@ -91,15 +89,38 @@ class TrainingConfig:
     """Steps in a row that may be skipped for a loss or gradient that is no number."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder, too."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Send every line of metrics.jsonl to these, too; each needs its own package."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def course(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must share: all but those in `HOW`."""
+        return {name: value for name, value in asdict(self).items() if name not in HOW}
+
+    @property
+    def all_trackers(self) -> tuple[TrackerName, ...]:
+        """Trackers that get every line; TensorBoard by either setting."""
+        board: tuple[TrackerName, ...] = ("tensorboard",) if self.tensorboard else ()
+        return tuple(dict.fromkeys((*board, *self.trackers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(BaseTrainingConfig):
+    """Optimiser, schedule, length and bookkeeping of a text run, whose steps count tokens."""
+
+    batch_tokens: Count = 4096
+    """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
+    compile: bool = False
+    """Compile the step for constant shapes (a CUDA GPU, packed text); elsewhere it says why not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
             raise ConfigError(
                 f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
                 f"({self.batch_tokens}); lower it"
             )
-
-    def course(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share: all but those in `HOW`."""
-        return {name: value for name, value in asdict(self).items() if name not in HOW}

@@ -1,18 +1,26 @@
-"""What a run writes down as it goes: means over steps, spikes, held-out figures and the best."""
+"""The lines of `metrics.jsonl`: means over steps, spikes, held-out figures and the best of them.
+
+Everything in a line but the speed follows from the steps, so a resumed run writes the same lines.
+Trackers of other tools get a copy of each line, through accelerate.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Mapping
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, MissingExtraError
+from maskery.core.files import METRICS, flush, read_metrics, write_whole
 from maskery.core.processes import Processes
-from maskery.training.guards import SpikeWatch
-from maskery.training.tracking import Tracker
-from maskery.training.window import SKIPPED, Window
 
 log = logging.getLogger(__name__)
 
@@ -21,21 +29,224 @@ SPIKE = "loss_spike_above"
 NONE, BEST = "none", "best"
 # Figures that are better when they are lower; all others are better when they are higher.
 LOWER_IS_BETTER = ("loss", "perplexity")
+# Already the same on every process; loss terms are shares and must be summed.
+WHOLE = "grad_norm"
+STEPS, SKIPPED, TOKENS = "steps", "skipped_steps", "tokens"
+COUNTED = "counted."
+# A line's loss is a spike this many deviations above the median of the lines before it.
+DEVIATIONS = 6.0
+HISTORY, LEAST_HISTORY = 32, 8  # of fewer lines the deviation says little
+# The median absolute deviation of a normal distribution is this share of its standard deviation.
+MAD_OF_NORMAL = 0.6745
+# Below this share of the loss nothing is called a spike, however quiet the lines before were.
+LEAST_RISE = 0.1
+
+
+class Tracker:
+    """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`.
+
+    Args:
+        folder: The run folder.
+        trackers: Names of trackers of accelerate's that get every line too, as `kind/name`.
+        settings: Of the run, for trackers that show them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._path = folder / METRICS
+        self._others = [_started(name, folder, settings or {}) for name in trackers]
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, and damaged ones."""
+        if not self._path.exists():
+            return
+        kept = [line for line in read_metrics(self._path, tell=True) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_whole(self._path, text.encode())
+
+    def flush(self) -> None:
+        """Bring the lines to disk, so that no checkpoint is ahead of them."""
+        if self._path.exists():
+            flush(self._path)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines written so far."""
+        return read_metrics(self._path) if self._path.exists() else []
+
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Write one line."""
+        line = {"kind": kind, "step": step, **values}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        for other in self._others:
+            other.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def has(self, kind: str, step: int) -> bool:
+        """Return True if a line of that kind and step is written."""
+        return any((line["kind"], line["step"]) == (kind, step) for line in self.lines())
+
+    def close(self) -> None:
+        """Let the other trackers finish."""
+        for other in self._others:
+            other.finish()
+
+
+def _started(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """Start one of accelerate's trackers; TensorBoard's events go into `folder/tensorboard`."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    board = name == "tensorboard"
+    try:
+        # A tracker's first argument is the folder of events, or else the project of the run.
+        where = (folder,) if kind.requires_logging_directory else ()
+        tracker = kind("tensorboard" if board else "maskery", *where)
+        tracker.start()
+    except ImportError as error:
+        missing = name if board else (error.name or name).partition(".")[0]
+        package = "'maskery[tensorboard]'" if board else missing
+        raise MissingExtraError(
+            f"{missing} is needed to write to {name} and is not installed; install it with: "
+            f"pip install {package}"
+        ) from error
+    if not board:  # TensorBoard would write another folder of events for them
+        tracker.store_init_configuration({"folder": str(folder), **settings})
+    return tracker
+
+
+class Window:
+    """Sums over the steps since the last line, read only when a line is written.
+
+    Steps whose gradient is not finite are counted and left out of the means.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counted: Counter[str] = Counter()
+        self.skipped: torch.Tensor | float = 0.0
+        self.steps = 0
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def add(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        tokens: int,
+        counted: Mapping[str, int] | None = None,
+    ) -> None:
+        """Add a step, without waiting for its values.
+
+        Args:
+            losses: Its loss terms, the total and the gradient's norm.
+            tokens: Tokens that this process trained on.
+            counted: Other counts of this process; their sums are logged, skipped steps included.
+        """
+        sound = torch.isfinite(losses[WHOLE])
+        for name, value in losses.items():
+            kept = torch.where(sound, value, torch.zeros_like(value)).float()
+            self.sums[name] = self.sums[name] + kept if name in self.sums else kept
+        self.skipped = self.skipped + (~sound).float()
+        self.counted.update(counted or {})
+        self.steps += 1
+        self.tokens += tokens
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Return means over the steps and all processes; every process must ask.
+
+        Without one sound step there are no losses, only the number of skipped steps.
+        """
+        names = sorted(self.sums.keys() - {WHOLE})
+        sound = self.steps - int(self.skipped)
+        own = [float(self.sums[name]) / max(sound, 1) for name in names]
+        counted = sorted(self.counted)
+        own += [self.counted[name] for name in counted]
+        *shares, tokens = processes.sum([*own, self.tokens])
+        means = dict(zip((*names, *counted), shares, strict=True))
+        means[WHOLE] = float(self.sums[WHOLE]) / max(sound, 1)
+        values = {name: means[name] for name in self.sums} if sound else {}
+        values |= {name: means[name] for name in counted}
+        values["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
+        if sound < self.steps:
+            values[SKIPPED] = float(self.steps - sound)
+        return values
+
+    def state(self, processes: Processes) -> tuple[Mapping[str, float], ...]:
+        """Return each process's sums, for a checkpoint; every process must ask."""
+        if not self.steps:
+            return ()
+        counted = {f"{COUNTED}{name}": float(self.counted[name]) for name in sorted(self.counted)}
+        names = [*self.sums, *counted, SKIPPED, STEPS, TOKENS]
+        values = [float(value) for value in self.sums.values()]
+        values += [*counted.values(), float(self.skipped), self.steps, self.tokens]
+        rows = processes.gather(values)
+        return tuple(dict(zip(names, row, strict=True)) for row in rows)
+
+    @classmethod
+    def restored(
+        cls,
+        state: Sequence[Mapping[str, float]],
+        processes: Processes,
+        device: torch.device,
+    ) -> Window:
+        """Return the window of a checkpoint, to the bit if there are as many processes as then.
+
+        With another number of processes, the main one takes all sums that are shared out.
+        """
+        window = cls()
+        if not state:
+            return window
+        if len(state) == processes.world_size:
+            own = dict(state[processes.rank])
+        else:
+            own = dict(state[0])
+            for name in own.keys() - {WHOLE, SKIPPED, STEPS}:
+                own[name] = sum(row[name] for row in state) if processes.is_main else 0.0
+        window.steps, window.tokens = int(own.pop(STEPS)), int(own.pop(TOKENS))
+        window.skipped = own.pop(SKIPPED)
+        for name in [name for name in own if name.startswith(COUNTED)]:
+            window.counted[name.removeprefix(COUNTED)] = int(own.pop(name))
+        window.sums = {name: torch.tensor(value, device=device) for name, value in own.items()}
+        return window
+
+
+class SpikeWatch:
+    """Compares each line's loss with the lines before it.
+
+    Args:
+        losses: Losses of the lines before, oldest first.
+    """
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        self._losses = deque(losses, maxlen=HISTORY)
+
+    def usual(self, loss: float) -> float | None:
+        """Return the median of the lines before if `loss` is a spike above it, else None."""
+        before = list(self._losses)
+        self._losses.append(loss)
+        if len(before) < LEAST_HISTORY:
+            return None
+        median = statistics.median(before)
+        spread = statistics.median(abs(value - median) for value in before) / MAD_OF_NORMAL
+        above = max(DEVIATIONS * spread, LEAST_RISE * abs(median))
+        return median if loss > median + above else None
 
 
 class Journal:
-    """The lines of `metrics.jsonl`.
-
-    Everything in a line but the speed follows from the steps, so a resumed run writes the same.
+    """Decides what is written into `metrics.jsonl`.
 
     Args:
         tracker: Writes the lines; used by the main process alone.
-        processes: Of the run.
+        processes: The processes of the run.
         best_metric: The held-out figure that tells the best; None for the first of a line.
 
     Attributes:
-        best_step: After which step the figures were the best; None before there are any, and
-            everywhere but on the main process.
+        best_step: The step after which the figures were the best; None before there are any, and
+            on other processes than the main one.
     """
 
     def __init__(self, tracker: Tracker, processes: Processes, best_metric: str | None) -> None:
@@ -48,7 +259,7 @@ class Journal:
     def rewind(
         self, step: int, window: tuple[Mapping[str, float], ...], device: torch.device
     ) -> None:
-        """Go back to a checkpoint: what was written after it is dropped."""
+        """Go back to a checkpoint: drop the lines that were written after it."""
         self.window = Window.restored(window, self.processes, device)
         if not self.processes.is_main:
             return
@@ -72,7 +283,7 @@ class Journal:
         return values
 
     def _warn(self, step: int, values: dict[str, float]) -> None:
-        """Tell what is wrong with the steps of a line; a spike is noted in it."""
+        """Warn of skipped steps and of a spike, which is also added to the line."""
         if SKIPPED in values:
             log.warning(
                 "%d steps up to step %d were skipped: their loss or gradient was no finite number",
@@ -90,7 +301,7 @@ class Journal:
             )
 
     def held_out(self, step: int, values: Mapping[str, float]) -> bool:
-        """Write held-out figures; returns whether they are the best after any step so far.
+        """Write held-out figures; returns True if they are the best after any step so far.
 
         The main process decides for all: it alone has read the lines of a run that goes on, and
         another's last digits may differ.
@@ -100,7 +311,7 @@ class Journal:
         """
 
         def written() -> str | None:
-            # The start is no achievement, but a metric that is not there is told at once.
+            # The untrained model is never the best, but a wrong name of a metric is told at once.
             improves = self._improves(step, values)
             if step == 0:
                 improves, self._best, self.best_step = False, None, None
@@ -110,7 +321,7 @@ class Journal:
         return self.processes.on_main(written) == BEST
 
     def has_held_out(self, step: int) -> bool:
-        """Whether the held-out figures of a step are written; the same for every process."""
+        """Return True if the held-out figures of a step are written; the main process looks."""
         found = self.processes.on_main(lambda: str(self.tracker.has(HELD_OUT, step)))
         return found == str(True)
 

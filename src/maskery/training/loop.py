@@ -18,25 +18,23 @@ from tqdm import tqdm
 
 from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
 from maskery.core.processes import lost_process
+from maskery.core.stopping import SIGNALS, Interrupted, StopSignals
 from maskery.core.task import BatchSource, Prepared, Task
 from maskery.training.callbacks import Callback
 from maskery.training.checkpoint import Checkpoints
-from maskery.training.config import TrainingConfig
-from maskery.training.guards import BadSteps
-from maskery.training.journal import Journal
+from maskery.training.config import BaseTrainingConfig
+from maskery.training.journal import Journal, Tracker
 from maskery.training.parallel import gather
 from maskery.training.prefetch import Prefetch
-from maskery.training.signals import Interrupted, StopSignals, Wanted
-from maskery.training.snapshot import Camera, Position, restore
-from maskery.training.stepper import Stepper
-from maskery.training.tracking import Tracker
+from maskery.training.snapshot import Position, SnapshotMaker, restore
+from maskery.training.stepper import BadSteps, Stepper
 
 Evaluate = Callable[[int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimiser step, prepared.
+    """An optimiser step whose random decisions are taken.
 
     Attributes:
         number: From 0, over the whole run.
@@ -53,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run did.
+    """Length and speed of a run that has ended.
 
     Attributes:
         steps: Optimiser steps of the whole run.
@@ -77,11 +75,11 @@ class TrainingLoop:
         optimiser: Made by `build_optimiser`.
         config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
-        identity: What a continuation must share with the run, as JSON.
+        identity: Settings and data that a resumed run must share, as JSON.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
         callbacks: Called as `Callback` describes.
-        progress: Whether to draw a progress bar.
+        progress: False for no progress bar.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class TrainingLoop:
         task: Task[Any, Any],
         source: BatchSource[Any],
         optimiser: torch.optim.Optimizer,
-        config: TrainingConfig,
+        config: BaseTrainingConfig,
         folder: Path,
         *,
         identity: str,
@@ -106,9 +104,9 @@ class TrainingLoop:
         self.identity = identity
         self.progress = progress
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
-        board = config.tensorboard and self.processes.is_main
-        self.camera = Camera()
-        self.tracker = Tracker(folder, tensorboard=board)
+        self.snapshots = SnapshotMaker()
+        trackers = config.all_trackers if self.processes.is_main else ()
+        self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
         self.journal = Journal(self.tracker, self.processes, config.best_metric)
         self.bad_steps = BadSteps(config.max_bad_steps)
         self.signals = StopSignals()
@@ -121,7 +119,7 @@ class TrainingLoop:
         """Run to the end.
 
         Args:
-            resume: Whether to go on from the newest sound checkpoint, if there is one.
+            resume: True to go on from the newest sound checkpoint, if there is one.
 
         Raises:
             StoppedError: A signal asked for the end; a checkpoint is written.
@@ -199,7 +197,7 @@ class TrainingLoop:
             self._tell("on_save", *self.checkpoints.written.pop(0))
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
-        """The next step, or None at the end.
+        """Wait for the next step; returns None at the end.
 
         Raises:
             StoppedError: A signal came while it was waited for; a checkpoint is written.
@@ -212,7 +210,7 @@ class TrainingLoop:
             raise
         if step is None and self._done < self.total_steps and self._stops_alone():
             self._save_last()
-            raise self._end(self._done, self._wanted())
+            raise self._end(self._done, self._asked()[0])
         return step
 
     def _save_last(self) -> None:
@@ -222,32 +220,32 @@ class TrainingLoop:
             self.checkpoints.finish()
 
     def _stops_alone(self) -> bool:
-        """Whether a signal asks for the end, and this process need not agree on it."""
+        """Return True if a signal asks for the end and no other process has to agree."""
         return self.processes.world_size == 1 and self.signals.received is not None
 
     def _after(self, step: Step, losses: dict[str, torch.Tensor], bar: tqdm[Any]) -> None:
-        """Everything between two steps: lines, held-out figures, checkpoints, an early end."""
+        """Do what falls between two steps: lines, held-out figures, checkpoints, an early end."""
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
         last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0
         self._tokens += tokens
         self.journal.window.add(losses, tokens, self._counted(step))
         self.bad_steps.add(losses["grad_norm"])
         bar.update()
-        wanted = self._wanted()
+        signalled, due = self._asked()
         logs = last or scheduled or done % self.config.log_every == 0
         if logs:
             self._log(done, step, bar)
         self._tell_saved()
         self._tell("on_step", done, losses)
         spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many
-        stops = (wanted.stops or spoilt) and not last
+        stops = (signalled is not None or spoilt) and not last
         self._seconds = time.perf_counter() - self._resumed_at
-        saves = last or stops or scheduled or wanted.saves
+        saves = last or stops or scheduled or due
         if saves:  # before an evaluation, which may take long
             self._save(step, must=last or stops)
         if stops:
             self.processes.on_main(self.checkpoints.finish)
-            raise self._end(done, wanted)
+            raise self._end(done, signalled)
         if self._due(done):
             self._judge(step, saved=saves)
 
@@ -264,7 +262,7 @@ class TrainingLoop:
             if not saved:
                 self._save(step, must=True)
             self.checkpoints.finish()
-            raise self._end(done, self._wanted()) from None
+            raise self._end(done, self._asked()[0]) from None
         if best and not saved:
             self._save(step, must=False)
         if best and self.processes.is_main:
@@ -277,7 +275,7 @@ class TrainingLoop:
         return self.stepper.step(step.number, step.micro, flags=flags)
 
     def steps(self, start: Position) -> Iterator[Step]:
-        """Every step from a position on; runs in the prefetching thread."""
+        """Prepare every step from a position on; runs in the prefetching thread."""
         number, epoch_step = start.step, start.epoch_step
         for epoch in range(start.epoch, self.config.epochs):
             for index in range(epoch_step, self.epoch_steps[epoch]):
@@ -295,36 +293,40 @@ class TrainingLoop:
             epoch_step = 0
 
     def _counted(self, step: Step) -> Mapping[str, int]:
-        """What this process's batches count beyond their loss terms; logged as sums."""
+        """Return what this process's batches count beyond their loss terms; logged as sums."""
         names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
         return {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
 
     def _flags(self) -> list[float]:
-        """What this process has to say to the others: signals, a checkpoint's time, a failure."""
-        received, minutes = self.signals.received, self.config.checkpoint_minutes
+        """Return this process's flags: one for each signal, a checkpoint's time, a failed write."""
+        minutes = self.config.checkpoint_minutes
         saves = failed = False
         if self.processes.is_main:
             since = time.perf_counter() - self._saved_at
             saves = minutes is not None and since > 60.0 * minutes
             failed = self.checkpoints.failed
-        return [received == signal.SIGTERM, received == signal.SIGINT, saves, failed]
+        return [*(self.signals.received == number for number in SIGNALS), saves, failed]
 
-    def _wanted(self) -> Wanted:
-        """What any process wants to happen after this step: the same for all of them."""
+    def _asked(self) -> tuple[int | None, bool]:
+        """Return the signal that asks for the end, and True if time makes a checkpoint due.
+
+        Every process gets the same: what any of them has found.
+        """
         # Alone, a process looks now; with others, all have agreed when the step began.
         flags = self._flags() if self.processes.world_size == 1 else self.stepper.flags
-        if flags[3]:
-            self.processes.on_main(self.checkpoints.finish)  # raises what went wrong
-        number = signal.SIGTERM if flags[0] else signal.SIGINT if flags[1] else None
-        return Wanted(signal=number, saves=bool(flags[2]))
+        *signals, saves, failed = flags
+        if failed:
+            self.processes.on_main(self.checkpoints.finish)  # raises the error of the write
+        received = [number for number, flag in zip(SIGNALS, signals, strict=True) if flag]
+        return (received[0] if received else None), bool(saves)
 
-    def _end(self, done: int, wanted: Wanted) -> MaskeryError:
-        """Why the run ends early, in one line."""
-        if wanted.signal is not None:
+    def _end(self, done: int, number: int | None) -> MaskeryError:
+        """Return the error that ends the run early: for a signal, or for too many bad steps."""
+        if number is not None:
             return StoppedError(
-                f"stopped by {signal.Signals(wanted.signal).name} after step {done} of "
+                f"stopped by {signal.Signals(number).name} after step {done} of "
                 f"{self.total_steps}; go on with --resume auto",
-                exit_code=128 + wanted.signal,
+                exit_code=128 + number,
             )
         return TrainingError(
             f"the loss or its gradient was no finite number in {self.bad_steps.in_a_row} steps in "
@@ -340,12 +342,12 @@ class TrainingLoop:
         bar.set_postfix_str(text, refresh=False)  # shown when the bar is due, seldom in log files
 
     def _due(self, step: int) -> bool:
-        """Whether the held-out figures belong to a step: the first, the last, and by the config."""
+        """Return True if held-out figures are due: first, last and every `eval_every` steps."""
         every = self.config.eval_every
         return step in (0, self.total_steps) or bool(every and step % every == 0)
 
     def _evaluate(self, step: int) -> bool:
-        """Held-out figures, written down; whether they are the best so far."""
+        """Write held-out figures; returns True if they are the best so far."""
         if self.evaluate is None:
             return False
         began = time.perf_counter()
@@ -379,7 +381,7 @@ class TrainingLoop:
         main = self.processes.is_main
         # The memory that is copied to may still be read.
         self.processes.on_main(self.checkpoints.finish)
-        snapshot = self.camera.take(self.task, self.stepper.optimiser, position, keeps=main)
+        snapshot = self.snapshots.take(self.task, self.stepper.optimiser, position, keeps=main)
         self._saved_at = time.perf_counter()
         if main:
             self.checkpoints.begin_if_room(snapshot, must=must, first=self.tracker.flush)

@@ -24,12 +24,13 @@ from maskery.core.errors import ModelError
 from maskery.core.task import Task
 from maskery.training.config import Sharding
 
-# A model that takes more of a GPU's memory than this share is put together in the CPU's.
+# A sharded model that would take more of a GPU's memory than this share is put together on the CPU:
+# beside the whole parameters there must be room for the shards and for an evaluation.
 ROOM = 0.3
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that was handed to `spread`."""
+    """Return the model that was handed to `spread`."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -46,9 +47,9 @@ def spread(
 
     Args:
         task: Its `model` is replaced (DDP) or changed in place (FSDP2), and so is its twin's.
-        optimiser: Of the model's parameters.
+        optimiser: Made of the model's parameters.
         sharding: `ddp` or `fsdp`.
-        device: Of this process.
+        device: The device of this process.
     """
     if not _several_processes():
         task.model.to(device)
@@ -86,14 +87,14 @@ def gather(task: Task[Any, Any]) -> None:
 
 
 def twin_of(task: Task[Any, Any]) -> nn.Module | None:
-    """The second model of a task that follows the first (`task.twin.model`), if it has one."""
+    """Return the momentum twin of a task (`task.twin.model`), if it has one."""
     twin = getattr(getattr(task, "twin", None), "model", None)
     return twin if isinstance(twin, nn.Module) else None
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a model in place: each layer of its stacks by itself, and the rest together."""
-    # A scalar (a temperature) cannot be cut; it stays whole on every process.
+    # A scalar (a temperature) cannot be cut, so it stays whole on every process.
     whole = {parameter for parameter in model.parameters() if parameter.dim() == 0}
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
@@ -105,7 +106,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model's outermost stacks."""
+    """Return the layers of a model's outermost stacks."""
     found: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.ModuleList):
@@ -116,7 +117,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def unshard(model: nn.Module) -> None:
-    """Turn a sharded model into the plain one it was, with its whole parameters."""
+    """Turn a sharded model into a plain one with whole parameters, in place."""
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         return
     home = _home_of(model)
@@ -135,7 +136,7 @@ def unshard(model: nn.Module) -> None:
 
 
 def _home_of(model: nn.Module) -> torch.device:
-    """Where there is room for all of a sharded model: its device, or the CPU; alike everywhere."""
+    """Return the device that has room for a whole model: its own, or the CPU for all processes."""
     device = next(model.parameters()).device
     if device.type != "cuda":
         return device
@@ -149,7 +150,9 @@ def _leave_fsdp(module: FSDPModule) -> None:
     state: Any = module._get_fsdp_state()
     state._pre_forward_hook_handle.remove()
     state._post_forward_hook_handle.remove()
-    for group in state._fsdp_param_groups:
+    # PyTorch 2.11 has one group, which may be None; 2.13 has several.
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for group in filter(None, groups):
         for parameter in group.fsdp_params:
             parameter._post_load_hook_handle.remove()
         for handles in (
@@ -164,9 +167,9 @@ def _leave_fsdp(module: FSDPModule) -> None:
 
 
 def last_backward(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Around a forward and backward pass: gradients are summed over the processes in the last.
+    """Return the context of a forward and backward pass; DDP sums gradients in the last one.
 
-    A sharded model sums them in each: whole gradients are what it has no room for.
+    A sharded model sums them in each pass, because it has no room for whole gradients.
     """
     if last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
@@ -175,12 +178,12 @@ def last_backward(model: nn.Module, *, last: bool) -> contextlib.AbstractContext
 
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale gradients down to a norm; returns the norm they had, the same on every process.
+    """Scale gradients down to a norm; returns the norm they had, equal on every process.
 
     Args:
-        parameters: With gradients of all processes, but for whole ones beside sharded ones, whose
-            gradients are averaged here.
-        limit: Infinite for none.
+        parameters: Their gradients are already averaged over the processes, except those of whole
+            parameters in a sharded model, which are averaged here.
+        limit: The largest norm; infinity for none.
     """
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -200,12 +203,12 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> torch.Te
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be sharded, gathered; every process must ask for it."""
+    """Gather a tensor that may be sharded; every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, known to every process, on the device and in the parts of another."""
+    """Move a whole tensor to the device of another, and shard it as that one is."""
     moved = tensor.to(other.device)
     if not isinstance(other, DTensor):
         return moved
@@ -215,7 +218,7 @@ def laid_out_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def all_laid_out_like(
     tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`laid_out_like` for tensors of the same names; those without a counterpart stay."""
+    """Apply `laid_out_like` to tensors of the same names; those without a counterpart stay."""
     return {
         name: laid_out_like(tensor, others[name])
         if isinstance(others.get(name), DTensor)
@@ -225,12 +228,12 @@ def all_laid_out_like(
 
 
 def unused_parameters(model: nn.Module) -> list[str]:
-    """Names of trained parameters that a backward pass gave no gradient."""
+    """Return the names of trained parameters that a backward pass gave no gradient."""
     return [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def explain_unused(error: RuntimeError, model: nn.Module) -> RuntimeError | ModelError:
-    """DDP's complaint about parameters without gradient in one line; other errors as they are."""
+    """Return DDP's error about parameters without gradient in one line; others as they are."""
     if "Expected to have finished reduction" not in str(error):
         return error
     names = unused_parameters(unwrapped(model))

@@ -1,4 +1,4 @@
-"""The next step is prepared in a thread while the current one is computed."""
+"""Prepare the next step in a thread while the current one is computed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
+# Seconds to wait for the thread at the end; it may hang in a read that never returns.
 PATIENCE = 5.0
-"""Seconds."""
 
 
 class Prefetch(Generic[ItemT]):
@@ -19,9 +19,9 @@ class Prefetch(Generic[ItemT]):
     came from. Use as a context manager, so that the thread ends with the loop.
 
     Args:
-        items: What is prepared.
-        depth: How many may wait to be taken.
-        gives_up: Asked about once a second while an item is waited for; the iteration then ends.
+        items: Prepared one after another in the thread.
+        depth: How many prepared items may wait to be taken.
+        gives_up: Called about once a second while an item is waited for; True ends the iteration.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Prefetch(Generic[ItemT]):
         self._stop.set()
         while not self._queue.empty():
             self._queue.get_nowait()
-        # A thread that is kept waiting, as by a place that does not answer, is left behind.
+        # A thread that still waits, as for a server that does not answer, is left behind.
         self._thread.join(PATIENCE)
 
     def _fill(self) -> None:

@@ -1,13 +1,16 @@
-"""What a checkpoint holds: the state of a run, copied to the CPU's memory, and put back from it.
+"""The state of a run: copied to the CPU's memory for a checkpoint, and restored from one.
 
 Tensors are whole here, however many processes share them, so that a run may go on with another
 number of processes and with another way of spreading its model.
+
+A checkpoint carries the identity of its run, a JSON object: every setting that decides the course
+of the run, by name, and fingerprints of its data. So a refusal can name what differs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,14 @@ from torch import nn
 
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import Task
-from maskery.training.identity import require_same_run
 from maskery.training.parallel import all_laid_out_like, laid_out_like, unwrapped, whole
 
 MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
 STATE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
-# What loading raises where the checksums are right and something else wrote the file.
+# How many differences between two runs a message lists.
+MOST_TOLD = 3
+# Errors of loading a file whose checksum is right, but which something else than a run has written.
 UNSOUND = (
     OSError,
     ArithmeticError,
@@ -40,13 +44,13 @@ UNSOUND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands: everything else about its next step follows from it.
+    """The place of a run from which everything else about its next step follows.
 
     Attributes:
         step: Optimiser steps done.
         epoch: The epoch of the next step.
         epoch_step: Steps done in that epoch.
-        identity: What must not change between a run and its continuation, as JSON.
+        identity: Settings and data that a resumed run must share, as JSON.
         window: For each process, its sums since the last line of `metrics.jsonl`, by name.
         bad_steps: How many of the last steps in a row were skipped for not being finite.
     """
@@ -59,12 +63,12 @@ class Position:
     bad_steps: int = 0
 
     def to_json(self) -> str:
-        """As `state.json` holds it."""
+        """Return the text of `state.json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Position:
-        """The reverse of `to_json`."""
+        """Read what `to_json` returned."""
         values = json.loads(text)
         return cls(**{**values, "window": tuple(values.get("window", ()))})
 
@@ -74,8 +78,8 @@ class Snapshot:
     """The state of a run after a step, which no later step changes.
 
     Attributes:
-        position: Where the run stands.
-        files: By file name, its tensors; on the main process only.
+        position: The step it was taken after.
+        files: By file name, its tensors; empty on other processes than the main one.
     """
 
     position: Position
@@ -83,15 +87,15 @@ class Snapshot:
 
     @property
     def num_bytes(self) -> int:
-        """What its tensors take on disk."""
+        """Return the bytes that its tensors take on disk."""
         tensors = (tensor for content in self.files.values() for tensor in content.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Camera:
-    """Takes snapshots; its memory is used again for the next, so one must be written before.
+class SnapshotMaker:
+    """Takes snapshots into memory that it keeps: the last must be written before the next is taken.
 
-    On a GPU that memory is pinned, and the copies overlap.
+    Memory for tensors of a GPU is pinned, so that the copies overlap.
     """
 
     def __init__(self) -> None:
@@ -110,10 +114,10 @@ class Camera:
         Where processes share tensors, every one of them must call this.
 
         Args:
-            task: What is trained.
-            optimiser: Of its model.
-            position: Where the run stands.
-            keeps: Whether this process keeps the copy; the others only give their parts.
+            task: Gives model and extra state.
+            optimiser: Gives its moments.
+            position: The step after which this is.
+            keeps: False on processes that only give their parts of shared tensors.
         """
         model = unwrapped(task.model)
         state = {
@@ -140,7 +144,7 @@ class Camera:
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, tied ones once."""
+    """Return parameters and persistent buffers by name, tied ones once."""
     persistent = model.state_dict().keys()
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors |= {name: b for name, b in model.named_buffers() if name in persistent}
@@ -150,7 +154,7 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def optimiser_tensors(
     model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """The optimiser's moments as `moment.parameter name`."""
+    """Return the optimiser's moments as `moment.parameter name`."""
     return {
         f"{moment}.{name}": optimiser.state[parameter][moment]
         for name, parameter in model.named_parameters()
@@ -198,14 +202,14 @@ def _restore(
 
 
 def restore_task(path: Path, task: Task[Any, Any]) -> int:
-    """Load what a task is after a checkpoint's step, to use it and not to train on.
+    """Load the weights of a checkpoint into a task, to use it and not to train on.
 
     Args:
         path: The checkpoint.
-        task: Of the run that wrote it.
+        task: Made as in the run that wrote it.
 
     Returns:
-        The step.
+        The step of the checkpoint.
 
     Raises:
         CheckpointError: It is of another model, or is no checkpoint at all.
@@ -226,7 +230,7 @@ def _restore_task(path: Path, task: Task[Any, Any]) -> None:
 
 
 def stored_identity(path: Path) -> str | None:
-    """The identity of the run that a checkpoint belongs to; None where it cannot be read."""
+    """Return the identity of the run that a checkpoint belongs to; None if it cannot be read."""
     try:
         return str(_position_in(path).identity)
     except UNSOUND:
@@ -246,3 +250,54 @@ def _copy_into(
         )
     for name, tensor in own.items():
         tensor.copy_(laid_out_like(saved[name], tensor))
+
+
+def require_same_run(checkpoint: Path, stored: str, own: str) -> None:
+    """Check that a run may go on from a checkpoint.
+
+    Args:
+        checkpoint: Its folder, for the message.
+        stored: The identity in the checkpoint.
+        own: The identity of the run now.
+
+    Raises:
+        CheckpointError: They differ; the message names the settings.
+    """
+    if stored == own:
+        return
+    found = differences(stored, own)
+    told = f": {', '.join(found[:MOST_TOLD])}" if found else ""
+    more = f" and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
+    raise CheckpointError(
+        f"the checkpoint '{checkpoint}' belongs to a run with another model, corpus or "
+        f"setting{told}{more}; repeat that run's settings, as its config.yaml has them, or start "
+        f"afresh with another --output"
+    )
+
+
+def differences(stored: str, own: str) -> list[str]:
+    """Return a phrase for each setting that differs; nothing if an identity is no JSON object."""
+    try:
+        there, here = dict(_flat(json.loads(stored))), dict(_flat(json.loads(own)))
+    except (ValueError, AttributeError, RecursionError):
+        return []
+    return [
+        f"{path[-1]} is {_shown(here.get(path))} here and {_shown(there.get(path))} in the run"
+        for path in sorted(there.keys() | here.keys())
+        if there.get(path) != here.get(path)
+    ]
+
+
+def _flat(
+    values: dict[str, Any], parents: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every setting, also of settings within settings, by the names that lead to it."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, (*parents, name))
+        else:
+            yield (*parents, name), value
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
 from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig, TrainingConfig
 from maskery.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
 from maskery.training.parallel import clip_gradients, explain_unused, last_backward, spread
 from maskery.training.precision import exact_sums, resolve_precision
@@ -47,14 +47,14 @@ class Stepper:
     def __init__(
         self,
         task: Task[Any, Any],
-        config: TrainingConfig | None = None,
+        config: BaseTrainingConfig | None = None,
         *,
         total_steps: int,
         optimiser: torch.optim.Optimizer | None = None,
         new_parameters: Collection[str] = (),
     ) -> None:
         self.task, self.total_steps = task, total_steps
-        self.config = config or TrainingConfig()
+        self.config: BaseTrainingConfig = config or TrainingConfig()
         self.optimiser = optimiser or build_optimiser(task.model, self.config, new_parameters)
         self.processes = join_processes()
         self.device: torch.device = PartialState().device
@@ -194,3 +194,34 @@ def update_if_finite(
     elif torch.isfinite(norm):
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
+
+
+class BadSteps:
+    """How many of the last steps in a row were skipped.
+
+    Attributes:
+        limit: How many are too many.
+    """
+
+    def __init__(self, limit: int, in_a_row: int = 0) -> None:
+        self.limit = limit
+        self._in_a_row: torch.Tensor | float = float(in_a_row)
+
+    def add(self, norm: torch.Tensor) -> None:
+        """Take a step in, without waiting for its norm."""
+        self._in_a_row = (self._in_a_row + 1.0) * (~torch.isfinite(norm)).float()
+
+    @property
+    def in_a_row(self) -> int:
+        """The count; a GPU is waited for."""
+        return int(self._in_a_row)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the limit is reached; a GPU is waited for."""
+        return self.in_a_row >= self.limit
+
+    @property
+    def free_to_ask(self) -> bool:
+        """Whether asking waits for no device."""
+        return not isinstance(self._in_a_row, torch.Tensor) or self._in_a_row.device.type == "cpu"

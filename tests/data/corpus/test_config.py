@@ -42,3 +42,19 @@ def test_the_module_is_light() -> None:
     code = f"import sys, maskery.data.corpus.config; print({heavy} & set(sys.modules) or 'light')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "light"
+
+
+def test_signatures_of_the_first_version_stay() -> None:
+    """Folders of shards are known by it."""
+    assert CorpusConfig(unit="paragraph").signature() == (
+        "CorpusConfig(unit='paragraph', text_column='text', encoding='utf-8', on_bad_text='fail', "
+        "split='train', stream=False, max_example_chars=1000000)"
+    )
+    changed = CorpusConfig(quoting="off", join=" ", reader="json").signature()
+    assert "quoting='off'" in changed
+    assert "join=' '" in changed
+    assert "reader='json'" in changed
+
+
+def test_auto_is_an_encoding() -> None:
+    assert CorpusConfig(encoding="auto").encoding == "auto"

@@ -42,7 +42,7 @@ def test_what_the_library_writes_is_read(
     writer.writerows([("id", "text"), *rows, ("last", "last")])
     path = tmp_path_factory.mktemp("csv") / f"a.{suffix}"
     path.write_text(buffer.getvalue(), newline="", encoding="utf-8")
-    corpus = Corpus(config=CorpusConfig(), files=[path], block_bytes=block_bytes)
+    corpus = Corpus(config=CorpusConfig(quoting="on"), files=[path], block_bytes=block_bytes)
     values = [text.replace("\r\n", "\n").replace("\r", "\n").strip() for _, text in rows]
     assert [example.text for example in corpus] == [*filter(None, values), "last"]
 
@@ -102,3 +102,35 @@ def test_a_field_without_end_is_not_held(tmp_path: Path) -> None:
                 list(read_csv(reading))
         finally:
             csv.field_size_limit(limit)
+
+
+def test_tables_as_published_have_no_quotes(write: Write) -> None:
+    """GLUE's files: a quote is a character of the text."""
+    rows = [
+        "First is fine.",
+        '"Second begins with a quote.',
+        "Third.",
+        'Fourth ends with one"',
+        "5",
+    ]
+    content = "text\tlabel\n" + "".join(f"{row}\t1\n" for row in rows)
+    corpus = Corpus.open([str(write("a.tsv", content))])
+    assert [example.text for example in corpus] == rows
+    assert corpus.report.describe() is None
+    quoted = Corpus.open([str(write("a.tsv", content))], CorpusConfig(quoting="on"))
+    assert len(list(quoted)) == 3
+    assert quoted.report.describe() == "read 1 table row of several lines, by quotes"
+    assert quoted.fingerprint() != corpus.fingerprint()
+
+
+def test_rows_of_other_lengths_are_counted(write: Write, read: Read) -> None:
+    path = write("a.tsv", "text\tlabel\none\t1\nwith\ta tab\t1\nlast\t0\n")
+    with pytest.raises(DataError, match=r"line 3 has 3 fields, .* needs --quoting on"):
+        read(path)
+    corpus = Corpus.open([str(path)], CorpusConfig(on_bad_text="skip"))
+    assert [example.text for example in corpus] == ["one", "last"]
+    assert corpus.report.skipped == 1
+
+
+def test_quotes_may_be_text_in_csv(write: Write, read: Read) -> None:
+    assert read(write("a.csv", 'text\n"a\nb"\n'), quoting="off") == ['"a', 'b"']

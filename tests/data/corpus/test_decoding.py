@@ -31,7 +31,8 @@ def decode(data: bytes, encoding: str = "utf-8", block_bytes: int = 4, **options
 
 
 def one_newline(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    """Line ends as they come back, and no byte-order mark wherever it stood."""
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @given(TEXT, BLOCKS, st.sampled_from(["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "gb18030"]))
@@ -144,3 +145,28 @@ def test_no_read_asks_for_more_than_a_block() -> None:
         )
     ]
     assert stream.largest == max(sizes) == 1000
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("encoding", "mark"),
+    [
+        ("utf-8", b""),
+        ("utf-8", codecs.BOM_UTF8),
+        ("utf-16-le", codecs.BOM_UTF16_LE),
+        ("utf-32-be", codecs.BOM_UTF32_BE),
+        ("cp1251", b""),
+        ("shift_jis", b""),
+    ],
+)
+def test_an_encoding_is_found(encoding: str, mark: bytes, block_bytes: int) -> None:
+    text = "これは日本語の文章です。今日は天気がいいですね。\n" * 40
+    if encoding == "cp1251":
+        text = "Все счастливые семьи похожи друг на друга.\n" * 40
+    assert decode(mark + text.encode(encoding), "auto", block_bytes=block_bytes) == text
+
+
+def test_marks_of_files_that_were_put_together_are_no_text() -> None:
+    mark = codecs.BOM_UTF8
+    for block_bytes in (1, 2, 1 << 20):
+        assert decode(mark + b"a\n" + mark + b"b\n", block_bytes=block_bytes) == "a\nb\n"

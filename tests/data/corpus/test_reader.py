@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.examples import example_id
+from maskery.data.corpus.examples import ReadingReport, example_id
 from maskery.data.corpus.formats import OURS, SUFFIXES
 from maskery.data.corpus.reader import Corpus
 
@@ -69,11 +69,13 @@ def test_any_lines_come_back_from_any_file(
     content = formatted(file_format, lines, line_end, encoding)
     path = tmp_path_factory.mktemp("any") / f"a{suffix}{compression}"
     path.write_bytes(PACK[compression](content) if compression else content)
-    config = CorpusConfig(encoding=encoding)
+    config = CorpusConfig(encoding=encoding, quoting="on")
     corpus = Corpus(config=config, files=[path], block_bytes=block_bytes)
     expected = [line.strip() for line in lines if line.strip()]
     assert [tuple(e) for e in corpus] == [(text, str(path), example_id(text)) for text in expected]
-    assert corpus.report.describe() is None
+    records = file_format in ("jsonl", "json", "parquet")
+    num_empty = sum(not line.strip() for line in lines) if records else 0
+    assert corpus.report == ReadingReport(examples=len(expected), empty=num_empty)
     assert corpus.bytes_read == corpus.num_bytes == path.stat().st_size
 
 

@@ -15,9 +15,10 @@ from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.person_search.batches import HeldOutPersons, PersonSource
+from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 
 SPLITS = {"train": 4, "val": 2, "test": 2}
 VIEW = ViewConfig(height=16, width=16, mean=HALF_MEAN, std=HALF_STD)
@@ -89,7 +90,7 @@ def test_each_picture_is_in_the_gallery_once_however_its_path_is_written(tmp_pat
     tokens = tokenise_captions(
         data.val, person_tokenizer(), Skipped("caption", "fail"), max_length=32
     )
-    held_out = HeldOutPersons(data.val, tokens, Pictures(data.val, "fail", near=(16, 16)), VIEW)
+    held_out = RetrievalSet(data.val, tokens, Pictures(data.val, "fail", near=(16, 16)), VIEW)
     names = [data.val[index].image.name for index in held_out.gallery.tolist()]
     assert names == ["cam_a/004_0.png", "cam_a/004_1.png", "cam_a/005_0.png", "cam_a/005_1.png"]
     assert held_out.image_persons.tolist() == [0, 0, 1, 1]

@@ -17,9 +17,10 @@ from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.person_search.batches import HeldOutPersons, PersonSource, ViewedPersons
+from maskery.data.person_search.batches import PersonSource, ViewedPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 
 VIEW = ViewConfig(height=16, width=16, mean=HALF_MEAN, std=HALF_STD)
 
@@ -155,7 +156,7 @@ def test_a_query_shows_its_own_words_where_another_caption_was_skipped(tmp_path:
     captions = tokenise_captions(
         data.train, person_tokenizer(), Skipped("caption", "skip"), max_length=24
     )
-    held = HeldOutPersons(data.train, captions, Pictures(data.train, "fail", near=None), VIEW)
+    held = RetrievalSet(data.train, captions, Pictures(data.train, "fail", near=None), VIEW)
     assert [held.caption(query) for query in (1, 2, 3)] == [
         data.train[0].captions[1],
         data.train[1].captions[1],
@@ -177,7 +178,7 @@ def test_pictures_that_cannot_be_read_leave_batch_and_gallery(tmp_path: Path) ->
     captions = tokenise_captions(
         data.train, person_tokenizer(), Skipped("caption", "fail"), max_length=24
     )
-    held = HeldOutPersons(
+    held = RetrievalSet(
         data.train, captions, Pictures(data.train, "skip", near=None), VIEW, batch_images=4
     )
     assert held.gallery.tolist() == list(range(1, 12))

@@ -11,7 +11,7 @@ from maskery.core.errors import ConfigError, DataError
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
 from maskery.evaluation.retrieval.features import by_length
-from maskery.evaluation.retrieval.metrics import ranking_figures
+from maskery.evaluation.retrieval.metrics import retrieval_figures
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes
@@ -118,11 +118,11 @@ def test_figures_are_those_of_the_scores(
         "image_persons": torch.from_numpy(IMAGE_PERSONS),
     }
     figures = evaluate(model, images, texts).figures
-    assert figures.contrastive == ranking_figures(similar, **persons)
+    assert figures.contrastive == retrieval_figures(similar, **persons)
     # Beyond the K best, the order is that of similarity.
     whole = torch.where(scores == -100.0, similar - 1000, scores)
-    assert figures.reranked == ranking_figures(whole, **persons)
-    back = ranking_figures(
+    assert figures.reranked == retrieval_figures(whole, **persons)
+    back = retrieval_figures(
         similar.T,
         text_persons=persons["image_persons"],
         image_persons=persons["text_persons"],

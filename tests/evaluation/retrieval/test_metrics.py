@@ -14,7 +14,7 @@ from maskery.core.errors import DataError
 from maskery.evaluation.retrieval.metrics import (
     matches_of,
     rank,
-    ranking_figures,
+    retrieval_figures,
     summarise_texts,
     text_figures,
 )
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "rasa_tiny"
 def test_the_released_evaluation_gives_the_same(kind: str) -> None:
     record = load_file(GOLDEN / "retrieval.safetensors")
     expected = json.loads((GOLDEN / "retrieval.json").read_text("utf-8"))[kind]
-    figures = ranking_figures(
+    figures = retrieval_figures(
         record[f"scores_{kind}"],
         text_persons=record["text_person"],
         image_persons=record["image_person"],
@@ -62,7 +62,7 @@ def test_ties_stay_in_order_and_matches_follow_ranks() -> None:
 
 def test_a_perfect_ranking_is_one_throughout() -> None:
     persons = torch.arange(60)
-    figures = ranking_figures(torch.eye(60), text_persons=persons, image_persons=persons)
+    figures = retrieval_figures(torch.eye(60), text_persons=persons, image_persons=persons)
     for name in ("r1", "r5", "r10", "map", "minp"):
         interval = getattr(figures, name)
         assert (interval.value, interval.high) == (1.0, 1.0)
@@ -83,3 +83,10 @@ def test_intervals_are_over_persons_not_texts() -> None:
     assert not summarise_texts(figures, np.repeat([3, 8], 50)).r1.known
     many = summarise_texts(figures, np.arange(100))
     assert 0.3 < many.r1.low < many.r1.high < 0.7
+
+
+def test_figures_of_plain_lists_and_of_shapes_that_do_not_fit() -> None:
+    figures = retrieval_figures([[0.1, 0.9], [0.8, 0.2]], [1, 0], [0, 1])
+    assert figures.r1.value == figures.map.value == figures.minp.value == 1.0
+    with pytest.raises(DataError, match=r"shape \(2, 2\), with 3 texts and 2 images"):
+        retrieval_figures(np.eye(2), np.arange(3), np.arange(2))

@@ -13,10 +13,9 @@ from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.person_search.batches import HeldOutPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
-from maskery.evaluation.retrieval.samples import sample_searches, spread_queries
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, sample_searches, spread_queries
 
 
 def test_right_pictures_are_those_of_the_person_who_is_described(tmp_path: Path) -> None:
@@ -27,7 +26,7 @@ def test_right_pictures_are_those_of_the_person_who_is_described(tmp_path: Path)
         pairs, person_tokenizer(), Skipped("caption", "fail"), max_length=24
     )
     view = ViewConfig(height=16, width=16, mean=HALF_MEAN, std=HALF_STD)
-    split = HeldOutPersons(pairs, captions, Pictures(pairs, "skip", near=None), view)
+    split = RetrievalSet(pairs, captions, Pictures(pairs, "skip", near=None), view)
     # The gallery begins at the second picture: the first cannot be read.
     queries = np.array([0, 5])
     ranking = torch.tensor([[1, 0, 2, 4], [2, 3, 9, 1]])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from tiny_image_text import new_image_text, save_tiny_image_text
@@ -15,12 +16,16 @@ from maskery.core.errors import DataError
 from maskery.data.images.views import view
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import FileImage
+from maskery.evaluation.image_text.explain import explain
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.galleries import evaluate_retrieval_set, retrieval_set
+from maskery.evaluation.retrieval.config import (
+    ModelRetrieval,
+    RetrievalConfig,
+    save_model_retrieval,
+)
 from maskery.evaluation.retrieval.gallery import Gallery, open_gallery
-from maskery.evaluation.retrieval.search import Searcher
-from maskery.evaluation.retrieval.settings import ModelRetrieval
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
+from maskery.evaluation.retrieval.search import Searcher, search
 
 TEXT = "this is a red square of paper"
 
@@ -95,14 +100,17 @@ def test_what_is_found_is_what_was_measured(
         clean_captions=True, rerank=7, score=score, odds_weight=2.0, trained=("itc", "itm")
     )
     asked = replace(opened, retrieval=own)
-    data = retrieval_set(pairs, opened.tokenizer, max_length=asked.max_tokens, prepare=own.prepare)
-    found = evaluate_retrieval_set(opened.model, data, opened.view, own.ranking)
+    data = RetrievalSet.read_by(asked, pairs.prepared(own.prepare))
+    found = evaluate_set(opened.model, data, own.ranking)
     assert found.reranked is not None
-    names = [Path(image.name).name for image in data.images]
+    names = [
+        Path(image.name).name for image in (pairs[index].image for index in data.gallery.tolist())
+    ]
     measured = [[names[i] for i in row] for row in found.reranked.tolist()]
     gallery = open_gallery(asked, tmp_path / "pictures", cache_dir=tmp_path / "cache")
     searcher = Searcher(asked, gallery)
-    searched = [[hit.path for hit in searcher.search(text, top=7)] for text in data.captions]
+    captions = [data.caption(query) for query in range(len(data.queries))]
+    searched = [[hit.path for hit in searcher.search(text, top=7)] for text in captions]
     assert searched == measured
     plain = found.contrastive[:, :7].tolist()
     assert measured != [[names[i] for i in row] for row in plain]
@@ -157,3 +165,22 @@ def test_bad_queries_are_one_line(
 ) -> None:
     with pytest.raises(DataError, match=line):
         Searcher(opened, gallery, ranked_by(0)).search(text)
+
+
+def test_searching_and_explaining_need_names_alone(opened: OpenImageText, tmp_path: Path) -> None:
+    """The public functions take folders, files and words."""
+    save_tiny_pairs(tmp_path / "pictures", 5)
+    opened.model.save_pretrained(tmp_path / "model")
+    opened.tokenizer.save_pretrained(tmp_path / "model")
+    save_model_retrieval(tmp_path / "model", opened.retrieval)
+    folders = (str(tmp_path / "model"), str(tmp_path / "pictures"))
+    found = search(*folders, ["all red", "a blue square"], top=3, cache_dir=str(tmp_path / "cache"))
+    assert [len(hits) for hits in found] == [3, 3]
+    gallery = open_gallery(opened, tmp_path / "pictures", cache_dir=tmp_path / "cache")
+    assert search(opened, gallery, "all red", top=3)[0][0].path == found[0][0].path
+    name = str(tmp_path / "pictures" / "000.png")
+    (by_name, by_bytes) = (
+        explain(folders[0], picture, "all red") for picture in (name, Path(name).read_bytes())
+    )
+    assert [word.word for word in by_name.words] == [word.word for word in by_bytes.words]
+    assert np.array_equal(by_name.words[0].heat, by_bytes.words[0].heat)

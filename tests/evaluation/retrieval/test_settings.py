@@ -9,7 +9,7 @@ from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.evaluation.image_text.opening import open_image_text
-from maskery.evaluation.retrieval.settings import (
+from maskery.evaluation.retrieval.config import (
     FILE,
     ModelRetrieval,
     read_model_retrieval,

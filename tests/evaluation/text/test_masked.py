@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny_text import lines, save_tiny_model, spoil
 
 from maskery.cli.main import main
@@ -192,10 +193,21 @@ def test_evaluate_needs_a_model_and_texts(opened: OpenModel, corpus: Path) -> No
     assert both.difference["loss"] == (0.0, 0.0, 0.0)
 
 
-def test_evaluate_reads_strings_alone(opened: OpenModel) -> None:
-    with pytest.raises(DataError, match="text 2 is of the type dict"):
-        evaluate(opened, ["river", {"text": "stone"}])  # type: ignore[list-item]
-    with pytest.raises(DataError, match="no text to read"):
-        evaluate(opened, [" "])
+def test_evaluate_reads_strings_and_rows(opened: OpenModel) -> None:
+    texts = lines(12)
+    rows = [{"text": text, "label": 1} for text in texts]
+    assert evaluate(opened, rows).scores == evaluate(opened, texts).scores
+    assert evaluate(opened, Dataset.from_list(rows)).scores == evaluate(opened, texts).scores
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"), [(["river", 3], "2"), ([" "], "only white space"), (3, "be a int")]
+)
+def test_texts_that_are_none(opened: OpenModel, texts: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate(opened, texts)
+
+
+def test_a_model_that_is_nowhere() -> None:
     with pytest.raises(ModelError, match="no model folder"):
         evaluate("./nowhere", ["river"])

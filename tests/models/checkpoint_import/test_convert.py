@@ -11,7 +11,7 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig, ViTM
 
 from maskery.cli.convert import main as convert
 from maskery.core.errors import ConfigError, ModelError
-from maskery.evaluation.retrieval.settings import ModelRetrieval, read_model_retrieval
+from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.models.checkpoint_import.convert import import_checkpoint
 from maskery.models.checkpoint_import.state_dict import read_state_dict
 from maskery.models.checkpoint_import.timm_vit import resize_positions

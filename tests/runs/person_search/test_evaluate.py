@@ -17,7 +17,7 @@ from tiny_persons import save_cuhk
 
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError, ModelError
-from maskery.evaluation.retrieval.settings import (
+from maskery.evaluation.retrieval.config import (
     FILE,
     ModelRetrieval,
     read_model_retrieval,
@@ -91,7 +91,7 @@ def test_the_memory_is_that_which_is_asked_for(
         asked.append(memory_bytes)
         return np.empty(shape, np.float32)
 
-    monkeypatch.setattr("maskery.evaluation.retrieval.features.room", noted)
+    monkeypatch.setattr("maskery.evaluation.retrieval.features.large_array", noted)
     assert main(["evaluate", runs[0], "--memory-mb", "3"]) == 0
     assert main(["evaluate", runs[0]]) == 0
     assert asked == [3_000_000, 1_024_000_000]
@@ -137,7 +137,7 @@ def test_runs_that_are_not_measured_alike_have_no_mean(
     more = moved(tmp_path / "more", {"train": 6, "val": 3, "test": 4})
     words = other_words(tmp_path / "words")
     with monkeypatch.context() as nothing:
-        name = "maskery.runs.person_search.evaluate.evaluate_persons"
+        name = "maskery.runs.person_search.evaluate.evaluate_set"
         nothing.setattr(name, lambda *_, **__: pytest.fail("measured before the runs are compared"))
         for other, difference in (
             (changed(run, tmp_path / "a", drawn), "dataset: CUHK-PEDES and drawn people"),

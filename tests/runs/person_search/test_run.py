@@ -14,19 +14,18 @@ from tiny_persons import save_cuhk
 
 from maskery.core.errors import CheckpointError, ConfigError, MaskeryError
 from maskery.data.images.config import ViewConfig
-from maskery.data.person_search.batches import HeldOutPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.runs.frame.config_file import load_config
-from maskery.runs.pairs import config as pairs_config
-from maskery.runs.pairs.config import PairsTrainingConfig
-from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.presets import PRESETS
+from maskery.runs.image_text import config as pairs_config
+from maskery.runs.image_text.config import PairsTrainingConfig
+from maskery.runs.person_search.config import PRESETS, PersonSearchRunConfig
 from maskery.runs.person_search.run import (
     PersonSearchRun,
     prepare_person_search,
@@ -159,7 +158,7 @@ def test_the_model_of_the_best_epoch_is_kept_and_the_start_is_none(
     real = PersonSearchRun.measure
     shown = [1.0, 0.2, 0.5, 0.5, 0.4]
 
-    def measure(self: PersonSearchRun, split: HeldOutPersons) -> Retrieval:
+    def measure(self: PersonSearchRun, split: RetrievalSet) -> Retrieval:
         found = real(self, split)
         if not shown:  # training is over
             return found

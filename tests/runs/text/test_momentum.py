@@ -14,6 +14,7 @@ from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM, pipeline
 
 from maskery.core.errors import CheckpointError
+from maskery.core.files import read_metrics
 from maskery.core.task import EXTRA_STATE
 from maskery.data.corpus.config import CorpusConfig
 from maskery.masking.config import MaskingConfig
@@ -22,7 +23,6 @@ from maskery.runs.text.evaluate import evaluate_model, evaluate_run
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
 
 BOTH = TextMLMConfig(objective="mlm+mrtd", momentum=0.9)
 

@@ -15,13 +15,13 @@ from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM, pipeline
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, MaskeryError, ModelError
+from maskery.core.files import read_metrics
 from maskery.data.corpus.config import CorpusConfig
 from maskery.models.loading import load_masked_lm
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.run import TextRunConfig, choose_layout, prepare_text, train_text
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
 
 
 @pytest.fixture

@@ -13,16 +13,15 @@ from shard_folders import contents
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
+from maskery.core.files import read_metrics
 from maskery.data.corpus.config import StreamingConfig
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.source import ShardSource
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.run import prepare_text, train_text
-from maskery.runs.text.tokenize import resolve_ranks, tokenize_corpus
-from maskery.runs.text.tokenize_config import TokenizeConfig
+from maskery.runs.text.tokenize import TokenizeConfig, resolve_ranks, tokenize_corpus
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
 
 
 @pytest.fixture(scope="module")

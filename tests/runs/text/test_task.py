@@ -12,12 +12,12 @@ import torch
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import ConfigError
-from maskery.runs.pairs.config import PairsTrainingConfig
+from maskery.core.files import read_metrics
+from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.runs.text import task as text_task
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
-from maskery.training.tracking import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def trained(folder: Path) -> list[dict[str, float]]:
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, with a backend that costs no time."""
-    monkeypatch.setattr(text_task, "compile_obstacle", lambda **settings: None)
+    monkeypatch.setattr("maskery.tasks.compiling.compile_obstacle", lambda **settings: None)
     monkeypatch.setattr(text_task, "COMPILE_BACKEND", "eager")
 
 
@@ -101,7 +101,7 @@ def test_masked_tokens_without_a_row_are_reported(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("maskery.tasks.static_shapes.MULTIPLE", 1)
+    monkeypatch.setattr("maskery.tasks.compiling.MULTIPLE", 1)
     config = config_of(corpus, model, tmp_path / "run", compiled=True, masked_capacity=0.05)
     with caplog.at_level(logging.WARNING, logger="maskery"):
         train_text(config, progress=False)

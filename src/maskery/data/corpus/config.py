@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
@@ -13,6 +13,8 @@ from maskery.core.registry import anchored_choice, plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
 OnBadText = Literal["fail", "skip", "replace"]
+Quoting = Literal["auto", "on", "off"]
+AUTO: Literal["auto"] = "auto"
 # The command line and config.yaml have strings only; in Python a reader may be an object.
 if TYPE_CHECKING:
     ReaderChoice: TypeAlias = str | Callable[..., Any] | None
@@ -39,9 +41,15 @@ class CorpusConfig:
     unit: Unit = "line"
     """What one example of a plain text file is; paragraphs end at blank lines."""
     text_column: str = "text"
-    """The column that holds the text (.jsonl, .json, .csv, .tsv, .parquet, hub datasets)."""
+    """The column that holds the text (.jsonl, .json, .csv, .tsv, .parquet, hub datasets); note.body
+    reaches into records, and title,body joins several columns."""
+    join: str = r"\n"
+    r"""Put between joined columns; \n is a line end, \t a tab."""
+    quoting: Quoting = AUTO
+    """Quotes in tables: on, they may enclose fields with separators and line ends; off, they are
+    text. auto: on in .csv, off in .tsv."""
     encoding: str = "utf-8"
-    """The character encoding of text, JSON and CSV files."""
+    """The character encoding of text, JSON and CSV files; auto decides for each file."""
     on_bad_text: OnBadText = "fail"
     """What to do with text that cannot be read (wrong bytes, NUL characters, values that are not
     strings): fail and say where, skip the example and count it, or replace each bad character
@@ -67,7 +75,27 @@ class CorpusConfig:
             raise ConfigError(
                 f"--max-example-chars is {self.max_example_chars}: it must be at least 1"
             )
-        _check_encoding(self.encoding)
+        check_ranges(self)
+        if self.encoding != AUTO:
+            _check_encoding(self.encoding)
+
+    def has_quotes(self, kind: str) -> bool:
+        """Return True if quotes enclose fields in tables of a format, csv or tsv."""
+        return self.quoting == "on" or (self.quoting == AUTO and kind != "tsv")
+
+    def columns_of(self, names: Iterable[str]) -> list[str] | None:
+        """Return the text columns as asked for: one if it is among `names`, else the list's parts.
+
+        None stands for a single column that is not among the names.
+        """
+        if self.text_column in names:
+            return [self.text_column]
+        return self.text_column.split(",") if "," in self.text_column else None
+
+    def joined(self, values: Sequence[str]) -> str:
+        """Join the values of several columns, blank ones left out."""
+        between = self.join.replace(r"\n", "\n").replace(r"\t", "\t")
+        return between.join(value for value in values if value.strip())
 
     def anchored(self) -> CorpusConfig:
         """Return it with an absolute path of the reader's file, which holds from any folder."""
@@ -77,11 +105,14 @@ class CorpusConfig:
 
     def signature(self) -> str:
         """Return all settings as text, for fingerprints; a plug-in counts with its file's hash."""
-        shown = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name in FIRST_FIELDS]
-        if isinstance(self.reader, str):
-            shown.append(("reader", plugin_identity(self.reader)))
-        elif self.reader is not None:
-            shown.append(("reader", getattr(self.reader, "__qualname__", type(self.reader))))
+        shown: list[tuple[str, object]] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "reader" and value is not None:
+                named = getattr(value, "__qualname__", type(value).__name__)
+                value = plugin_identity(value) if isinstance(value, str) else named
+            if field.name in FIRST_FIELDS or value != field.default:
+                shown.append((field.name, value))
         return f"CorpusConfig({', '.join(f'{name}={value!r}' for name, value in shown)})"
 
 

@@ -139,18 +139,14 @@ def read_dataset(dataset: Any, reading: Reading) -> Iterator[str]:
     Raises:
         DataError: The text column is missing or holds no strings.
     """
-    column = reading.config.text_column
     if dataset.column_names is not None:
-        if column not in dataset.column_names:
-            raise reading.missing_column(dataset.column_names)
-        dataset = dataset.select_columns([column])
+        dataset = dataset.select_columns(reading.roots_of(dataset.column_names))
     reading.place.unit = "row"
     for batch in dataset.iter(batch_size=BATCH_ROWS):
-        if column not in batch:
-            raise reading.missing_column(list(batch))
-        for value in batch[column]:
+        columns = reading.roots_of(list(batch))
+        for values in zip(*(batch[column] for column in columns), strict=True):
             reading.place.number += 1
-            text = reading.value(value)
+            text = reading.text_of(dict(zip(columns, values, strict=True)))
             if text is not None:
                 reading.on_read(len(text))
                 yield text

@@ -6,11 +6,11 @@ Shapes: N examples.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,8 @@ class ReadingReport:
         cut: Texts longer than `--max-example-chars`.
         pieces: Examples that those became.
         empty_files: Files of zero bytes.
+        empty: Records whose text is empty or white space; blank lines of plain text do not count.
+        merged: Rows of tables that span several lines, by quotes.
     """
 
     examples: int = 0
@@ -104,6 +106,8 @@ class ReadingReport:
     cut: int = 0
     pieces: int = 0
     empty_files: int = 0
+    empty: int = 0
+    merged: int = 0
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""
@@ -116,6 +120,10 @@ class ReadingReport:
             parts.append(f"cut {_count(self.cut, 'long text')} into {self.pieces:,} examples")
         if self.empty_files:
             parts.append(f"passed over {_count(self.empty_files, 'empty file')}")
+        if self.empty:
+            parts.append(f"left out {_count(self.empty, 'empty text')}")
+        if self.merged:
+            parts.append(f"read {_count(self.merged, 'table row')} of several lines, by quotes")
         return "; ".join(parts) or None
 
 
@@ -133,6 +141,18 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.source}, {self.unit} {self.number}" if self.number else self.source
+
+
+MISSING = object()
+
+
+def _inside(record: Mapping[str, object], name: str) -> object:
+    """Return what a record holds at a name such as `note.body`, or `MISSING`."""
+    if name in record:
+        return record[name]
+    head, dot, rest = name.partition(".")
+    inner = record.get(head)
+    return _inside(inner, rest) if dot and isinstance(inner, Mapping) else MISSING
 
 
 @dataclass(kw_only=True)
@@ -180,11 +200,37 @@ class Reading:
         column = self.config.text_column
         if column in record:
             return self.value(record[column])
+        names = self.config.columns_of(record) or [column]
+        values = [_inside(record, name) for name in names]
+        if MISSING not in values:
+            return self._joined(values)
         # A column that the first record lacks is most likely a wrong name: skipping would skip all.
         if self.first_record or self.config.on_bad_text != "skip":
             raise self.missing_column([str(name) for name in record])
         self.report.skipped += 1
         return None
+
+    def roots_of(self, names: Sequence[str]) -> list[str]:
+        """Return the columns of a table that records with the text are made of.
+
+        Raises:
+            DataError: One is missing.
+        """
+        roots = []
+        for column in self.config.columns_of(names) or [self.config.text_column]:
+            root = column if column in names else column.partition(".")[0]
+            if root not in names:
+                raise self.missing_column(list(names))
+            roots.append(root)
+        return list(dict.fromkeys(roots))
+
+    def _joined(self, values: list[object]) -> str | None:
+        if len(values) == 1:
+            return self.value(values[0])
+        texts = [text for text in values if text is not None]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            return self.value(next((text for text in texts if not isinstance(text, str)), None))
+        return self.value(self.config.joined(cast("list[str]", texts)))
 
     def value(self, value: object) -> str | None:
         """Return the text of a table's cell, or None if it is skipped.
@@ -300,6 +346,8 @@ def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
     for raw_text in texts:
         text: str | None = raw_text.strip()
         if not text:
+            # Records alone pass through `Reading.value`, which clears the mark.
+            report.empty += not reading.first_record
             continue
         try:
             data = text.encode()

@@ -149,6 +149,10 @@ class Corpus:
         encoding = "" if file_format == "parquet" else config.encoding
         _, compression = split_suffix(path)
         how = config.unit if file_format == "text" else config.text_column
+        if "," in how:
+            how += f" joined by {config.join}"
+        if file_format in ("csv", "tsv") and not config.has_quotes(file_format):
+            file_format += " without quotes"
         if not file_format:
             file_format = plugin_identity(str(config.reader))
         return file_format, compression, how, encoding

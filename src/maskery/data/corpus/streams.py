@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.config import OnBadText
+from maskery.data.corpus.config import AUTO, OnBadText
 from maskery.data.corpus.examples import BLOCK_BYTES, Reading
 
 CHUNK_BYTES = 1 << 18
@@ -39,6 +39,8 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 LONGEST_MARK = 4
+# Enough for a guess; more takes the detector longer and rarely changes it.
+DETECTED_BYTES = 1 << 16
 SIGNATURES = {
     b"\x1f\x8b": "a gzip archive (.gz)",
     b"\xfd7zXZ\x00": "an xz archive (.xz)",
@@ -233,7 +235,7 @@ def decoded_blocks(
     Args:
         stream: Where the bytes come from.
         source: What messages call it.
-        encoding: Any text encoding of Python's.
+        encoding: Any text encoding of Python's, or `auto`.
         on_bad_text: `fail` raises at bad text; the others mark it by NUL characters.
         block_bytes: No read asks for more.
 
@@ -241,7 +243,9 @@ def decoded_blocks(
         DataError: Bad text under `fail`, or a byte-order mark that contradicts the encoding.
     """
     codecs.register_error(MARKING, _mark)
-    head = _read_head(stream, block_bytes)
+    head = _read_head(stream, block_bytes, DETECTED_BYTES if encoding == AUTO else LONGEST_MARK)
+    if encoding == AUTO:
+        encoding = detect_encoding(head)
     name, offset = resolve_encoding(encoding, head, source)
     strict = on_bad_text == "fail"
     decoder = codecs.getincrementaldecoder(name)("strict" if strict else MARKING)
@@ -255,7 +259,8 @@ def decoded_blocks(
             raise _bad_text(name, state, data, offset, source, head) from error
         if strict and "\0" in text:
             raise _bad_text(name, state, data, offset, source, head)
-        yield newlines.decode(text, not data)
+        # Files with a mark that were put end to end have marks inside.
+        yield newlines.decode(text.replace("\ufeff", ""), not data)
         if not data:
             return
         offset += len(data)
@@ -268,15 +273,34 @@ def _mark(error: UnicodeError) -> tuple[str, int]:
     return "\0", error.end
 
 
-def _read_head(stream: Readable, block_bytes: int) -> bytes:
-    """Read the first block, at least as long as a byte-order mark unless the stream is shorter."""
+def _read_head(stream: Readable, block_bytes: int, least: int) -> bytes:
+    """Read the first block, at least `least` bytes unless the stream is shorter."""
     head = stream.read(block_bytes)
-    while 0 < len(head) < LONGEST_MARK:
-        more = stream.read(min(block_bytes, LONGEST_MARK - len(head)))
+    while 0 < len(head) < least:
+        more = stream.read(min(block_bytes, least - len(head)))
         if not more:
             break
         head += more
     return head
+
+
+def detect_encoding(head: bytes) -> str:
+    """Return the likely encoding of a file by its first bytes: a mark's, UTF-8, or a guess."""
+    for mark, marked in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return marked
+    try:
+        # A character that the head ends in the middle of is no error.
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        # NUL is valid UTF-8, and every other byte of ASCII text in UTF-16.
+        if b"\0" not in head:
+            return "utf-8"
+    except UnicodeDecodeError:
+        pass
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(head).best()
+    return "utf-8" if best is None else best.encoding
 
 
 def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -26,93 +26,113 @@ MIN_UNPACKED_BYTES = 1 << 26
 
 def read_csv(reading: Reading) -> Iterator[str]:
     """Yield the texts of a .csv file; see `read_table`."""
-    return read_table(reading, DELIMITERS["csv"])
+    return read_table(reading, "csv")
 
 
 def read_tsv(reading: Reading) -> Iterator[str]:
     """Yield the texts of a .tsv file; see `read_table`."""
-    return read_table(reading, DELIMITERS["tsv"])
+    return read_table(reading, "tsv")
 
 
-def read_table(reading: Reading, delimiters: tuple[str, ...]) -> Iterator[str]:
+def read_table(reading: Reading, kind: str) -> Iterator[str]:
     """Yield the texts of a table with a header.
 
     Args:
         reading: The file.
-        delimiters: The first that makes a column of the text column's name in the header is taken.
+        kind: One of `DELIMITERS`; the first delimiter that makes a column of the text column's
+            name in the header is taken.
 
     Raises:
         DataError: The text column is missing, a row has more or fewer fields than the header, or
             quotes do not match.
     """
+    quoted = reading.config.has_quotes(kind)
     # The limit is the process's own, 128 KiB by default; it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), reading.max_record_chars))
     with open_blocks(reading) as blocks:
-        lines = whole_lines(blocks, reading)
-        num_blank = 0
-        header_line = ""
-        for line in lines:
-            if line.strip():
-                header_line = line
-                break
-            num_blank += 1
-        else:
+        lines = enumerate(whole_lines(blocks, reading), start=1)
+        first, header_line = next(((n, line) for n, line in lines if line.strip()), (0, ""))
+        if not first:
             return
-        delimiter = choose_delimiter(header_line, reading.config.text_column, delimiters)
-        numbered = (f"{line}\n" for line in chain([header_line], lines))
-        rows = csv.reader(numbered, delimiter=delimiter, strict=True)
-        header = _next_row(rows, reading, num_blank) or []
-        column = _column(header, reading)
-        while (row := _next_row(rows, reading, num_blank)) is not None:
+        delimiter = choose_delimiter(header_line, reading.config.text_column, DELIMITERS[kind])
+        rest = chain([header_line], (line for _, line in lines))
+        rows = (
+            _quoted_rows(rest, delimiter, first, reading)
+            if quoted
+            else _plain_rows(rest, delimiter, first, reading)
+        )
+        header = next(rows)
+        columns = _columns(header, reading)
+        for row in rows:
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
             if len(row) != len(header):
+                fix = "must stand in quotes" if quoted else "needs --quoting on"
                 reading.refuse(
                     f"has {len(row)} fields, the header has {len(header)}: a field that holds "
-                    f"{delimiter!r} or a line end must stand in quotes"
+                    f"{delimiter!r} or a line end {fix}"
                 )
                 continue
-            yield row[column]
+            reading.first_record = False
+            if len(columns) == 1:
+                yield row[columns[0]]
+            else:
+                yield reading.config.joined([row[column] for column in columns])
 
 
 def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...]) -> str:
     """Return the first delimiter that makes a column of that name; failing that, the first."""
+    wanted = {column, *column.split(",")}
     for delimiter in delimiters:
-        if column in next(csv.reader([header_line], delimiter=delimiter)):
+        if not wanted.isdisjoint(next(csv.reader([header_line], delimiter=delimiter))):
             return delimiter
     return delimiters[0]
 
 
-def _column(header: list[str], reading: Reading) -> int:
-    """Return the index of the text column."""
-    name = reading.config.text_column
-    if name not in header:
+def _columns(header: list[str], reading: Reading) -> list[int]:
+    """Return the indices of the text columns."""
+    names = reading.config.columns_of(header)
+    if names is None or not set(names) <= set(header):
         raise reading.missing_column(header)
-    if header.count(name) > 1:
-        raise DataError(
-            f"{reading.place} names the column {name!r} {header.count(name)} times; "
-            "rename the others, or name another column by --text-column"
-        )
-    return header.index(name)
+    for name in names:
+        if header.count(name) > 1:
+            raise DataError(
+                f"{reading.place} names the column {name!r} {header.count(name)} times; "
+                "rename the others, or name another column by --text-column"
+            )
+    return [header.index(name) for name in names]
 
 
-def _next_row(
-    rows: csv.Reader,  # type: ignore[name-defined]
-    reading: Reading,
-    num_blank: int,
-) -> list[str] | None:
-    """Return the next row, or None at the end; `reading.place` is the line it starts at."""
-    reading.place.number = num_blank + rows.line_num + 1
-    try:
-        row: list[str] | None = next(rows, None)
-    except csv.Error as error:
-        if "field larger" in str(error):
-            raise too_long(reading) from error
-        raise DataError(
-            f"{reading.place} starts a row that is not valid CSV ({error}); quotes inside a quoted "
-            "field are doubled, and every quote is closed"
-        ) from error
-    return row
+def _plain_rows(
+    lines: Iterable[str], delimiter: str, first: int, reading: Reading
+) -> Iterator[list[str]]:
+    """Yield one row a line; quotes are part of the text. `reading.place` is the line."""
+    for reading.place.number, line in enumerate(lines, start=first):
+        yield line.split(delimiter)
+
+
+def _quoted_rows(
+    lines: Iterable[str], delimiter: str, first: int, reading: Reading
+) -> Iterator[list[str]]:
+    """Yield rows whose quoted fields may hold line ends; `reading.place` is where each starts."""
+    rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+    while True:
+        before = rows.line_num
+        reading.place.number = first + before
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            if "field larger" in str(error):
+                raise too_long(reading) from error
+            raise DataError(
+                f"{reading.place} starts a row that is not valid CSV ({error}); quotes inside a "
+                "quoted field are doubled, and every quote is closed; if quotes are text, pass "
+                "--quoting off"
+            ) from error
+        if row is None:
+            return
+        reading.report.merged += rows.line_num > before + 1
+        yield row
 
 
 def read_parquet(reading: Reading) -> Iterator[str]:
@@ -125,26 +145,25 @@ def read_parquet(reading: Reading) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     reading.place.unit = "row"
-    column = reading.config.text_column
     try:
         size = reading.path.stat().st_size or 0
         with (
             _seekable(reading) as file,
             pq.ParquetFile(file, buffer_size=reading.block_bytes, pre_buffer=False) as table,
         ):
-            _check_column(table.schema_arrow, reading)
+            columns = _check_columns(table.schema_arrow, reading)
             num_rows = max(1, table.metadata.num_rows)
             first, end = reading.span or (0, table.num_row_groups)
             reading.place.number = sum(
                 table.metadata.row_group(group).num_rows for group in range(first)
             )
             for batch in table.iter_batches(
-                _batch_rows(table.metadata, column),
+                _batch_rows(table.metadata, columns),
                 row_groups=range(first, end),
-                columns=[column],
+                columns=columns,
                 use_threads=False,
             ):
-                for value in _values(batch.column(0)):
+                for value in _values(batch, reading):
                     reading.place.number += 1
                     text = _text(value, reading)
                     if text is not None:
@@ -182,12 +201,13 @@ def _seekable(reading: Reading) -> Iterator[Any]:
         yield copy
 
 
-def _check_column(schema: Any, reading: Reading) -> None:
+def _check_columns(schema: Any, reading: Reading) -> list[str]:
+    """Return the columns to read: one of strings, or those that records are made of."""
     import pyarrow.types as types
 
     name = reading.config.text_column
     if name not in schema.names:
-        raise reading.missing_column(schema.names)
+        return reading.roots_of(schema.names)
     kind = schema.field(name).type
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -198,24 +218,32 @@ def _check_column(schema: Any, reading: Reading) -> None:
             f"{reading.place} holds values of type {kind} in the column {name!r}; they must be "
             "strings: name a column of text by --text-column"
         )
+    return [name]
 
 
-def _batch_rows(metadata: Any, column: str) -> int:
-    """Return how many rows make about `BATCH_BYTES` of the column, uncompressed."""
+def _batch_rows(metadata: Any, columns: list[str]) -> int:
+    """Return how many rows make about `BATCH_BYTES` of the columns, uncompressed."""
     num_bytes = 0
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for index in range(row_group.num_columns):
-            if row_group.column(index).path_in_schema == column:
+            # What is nested has a path such as note.body.
+            if row_group.column(index).path_in_schema.partition(".")[0] in columns or (
+                row_group.column(index).path_in_schema in columns
+            ):
                 num_bytes += row_group.column(index).total_uncompressed_size
     mean = num_bytes / max(1, metadata.num_rows)
     return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(1.0, mean))))
 
 
-def _values(array: Any) -> list[object]:
-    """Return the values of a column; bytes if it is binary or not the UTF-8 it should be."""
+def _values(batch: Any, reading: Reading) -> list[object]:
+    """Return the values of a batch: strings, bytes (also where UTF-8 is damaged), or records."""
     import pyarrow as pa
 
+    if batch.schema.names != [reading.config.text_column]:
+        records: list[object] = batch.to_pylist()
+        return records
+    array = batch.column(0)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     try:
@@ -227,6 +255,8 @@ def _values(array: Any) -> list[object]:
 
 def _text(value: object, reading: Reading) -> str | None:
     """Return the text of a value, or None if it is skipped."""
+    if isinstance(value, dict):
+        return reading.text_of(value)
     if not isinstance(value, bytes):
         return reading.value(value)
     try:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import take_text_as_paths
 from maskery.core.registry import Registry, anchored_choice
 from maskery.data.images.config import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 
@@ -81,6 +82,7 @@ class PairsConfig:
     id_is_person: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
         if self.reader is not None:
             FORMATS.check(self.reader)
         for name in ("on_bad_image", "on_bad_caption"):

@@ -9,6 +9,7 @@ Shapes: N pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -74,6 +75,7 @@ class Pairs:
         self._names, self._captions = columns.arrow()
         self._places = np.array(columns.places, np.int64).reshape(-1, 3)
         self._ref = ref
+        self._prepare: Callable[[str], str] = str
         self.ids: npt.NDArray[np.uint64] = np.array(columns.ids, np.uint64)
         self.persons: npt.NDArray[np.int64] = np.array(columns.persons, np.int64)
         self.person_names = tuple(columns.person_numbers)
@@ -163,10 +165,16 @@ class Pairs:
         person = int(self.persons[index])
         return Pair(
             image=self._ref(self._names[index].as_py(), (shard, offset, size)),
-            captions=tuple(self._captions[index].as_py()),
+            captions=tuple(map(self._prepare, self._captions[index].as_py())),
             id=int(self.ids[index]),
             person=None if person == NOBODY else person,
         )
+
+    def prepared(self, prepare: Callable[[str], str]) -> Pairs:
+        """Return the same pairs with something done to each caption, such as cleaning."""
+        changed = copy(self)
+        changed._prepare = prepare
+        return changed
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[index] for index in range(len(self)))

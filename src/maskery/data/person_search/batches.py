@@ -1,32 +1,27 @@
-"""Batches for person search, and the whole gallery and captions of a split for evaluation.
-
-A training batch has two views of each picture, its caption, and one of its person.
+"""Training batches for person search: two views of each picture, its caption, one of its person.
 
 An example is a caption with its picture, as in RaSa, so an epoch reads every caption once.
 Everything random is a function of (seed, epoch, example): the order, the views, the weak pairs. So
 a batch does not depend on the number of processes, on threads or on resuming.
 
-Shapes: C captions, B captions or pictures of a batch, G captions of all processes, I pictures of
-the gallery, T captions of those, H height, W width.
+Shapes: C captions, B captions of a batch, G of all processes, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import ConfigError, DataError
+from maskery.core.errors import ConfigError
 from maskery.core.random import Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.views import normalise, view_pixels
 from maskery.data.pairs.batches import PicturedExamples, ViewedPairs
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs
@@ -180,81 +175,3 @@ def caption_ids(
     place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")
     spread = (place.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
     return mix(pair_ids[owners] + spread)
-
-
-class HeldOutPersons:
-    """Every picture of a split as a gallery, and every caption of them as a query.
-
-    Args:
-        pairs: The split.
-        captions: Its captions.
-        pictures: Its pictures; those that cannot be read leave the gallery with their captions.
-        view: With size and normalisation set.
-        batch_images: Pictures read at once; nothing else depends on it.
-    """
-
-    def __init__(
-        self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
-        *,
-        batch_images: int = 64,
-    ) -> None:
-        self.pairs, self.captions, self.pictures, self.view = pairs, captions, pictures, view
-        self.batch_images = batch_images
-
-    @cached_property
-    def gallery(self) -> npt.NDArray[np.int64]:
-        """The pairs whose picture can be read: (I,) int64.
-
-        Raises:
-            DataError: There is none.
-        """
-        sound = [
-            index
-            for members in self._members(np.arange(len(self.pairs)))
-            for index, image in zip(members, self.pictures.load(members), strict=True)
-            if image is not None
-        ]
-        if not sound:
-            raise DataError(f"no picture of the gallery can be read ({self.pictures.skipped})")
-        return np.array(sound, np.int64)
-
-    @cached_property
-    def queries(self) -> npt.NDArray[np.int64]:
-        """The captions of the gallery's pictures: (T,) int64."""
-        return np.flatnonzero(np.isin(self.captions.owners, self.gallery))
-
-    @property
-    def image_persons(self) -> npt.NDArray[np.int64]:
-        """The person that each picture shows: (I,) int64."""
-        return self.pairs.persons[self.gallery]
-
-    @property
-    def text_persons(self) -> npt.NDArray[np.int64]:
-        """The person that each caption describes: (T,) int64."""
-        return self.pairs.persons[self.captions.owners[self.queries]]
-
-    def texts_of(self, queries: npt.NDArray[np.int64]) -> TokenBatch:
-        """Return some of the T captions."""
-        captions = self.queries[queries]
-        return self.captions.batch(captions, self.pairs.ids[self.captions.owners[captions]])
-
-    def caption(self, query: int) -> str:
-        """Return the words of one of the T captions."""
-        index = self.queries[query]
-        owner, place = int(self.captions.owners[index]), int(self.captions.places[index])
-        return self.pairs[owner].captions[place]
-
-    def images(self) -> Iterator[torch.Tensor]:
-        """Yield the I pictures in order: (B, 3, H, W) float32, normalised."""
-        for members in self._members(self.gallery):
-            loaded = self.pictures.load(members)
-            pixels = [view_pixels(image, self.view) for image in loaded if image is not None]
-            yield normalise(np.stack(pixels), self.view)
-
-    def _members(self, indices: npt.NDArray[np.int64]) -> Iterator[list[int]]:
-        for first in range(0, len(indices), self.batch_images):
-            yield indices[first : first + self.batch_images].tolist()

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import take_text_as_paths
 
 DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
 SPLITS = ("train", "val", "test")
@@ -45,6 +46,7 @@ class PersonSearchDataConfig:
     one), or ends the run."""
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
         if not 0.0 < self.val_share < 1.0:
             raise ConfigError(
                 f"val_share is {self.val_share}: it must lie between 0 and 1; try 0.05"

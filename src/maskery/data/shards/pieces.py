@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.config import AUTO, CorpusConfig
 from maskery.data.corpus.examples import Example, Place, Reading, ReadingReport, examples
 from maskery.data.corpus.formats import format_of, read_texts, split_suffix
 from maskery.data.corpus.reader import READING_VERSION
@@ -122,7 +122,9 @@ def spans_of(
 
 def is_cuttable(path: Path, config: CorpusConfig) -> bool:
     """Return True if a file may be cut at the byte 0x0A."""
-    if split_suffix(path)[1] or not LINE_ENCODINGS.fullmatch(codecs.lookup(config.encoding).name):
+    if split_suffix(path)[1] or config.encoding == AUTO:
+        return False
+    if not LINE_ENCODINGS.fullmatch(codecs.lookup(config.encoding).name):
         return False
     file_format = format_of(path, config)
     return file_format == "jsonl" or (file_format == "text" and config.unit != "document")
@@ -207,6 +209,9 @@ def plan_fingerprint(
     digest.update(repr((shard_bytes, held_out_share, tokenizer)).encode())
     for path, size in zip(files, sizes, strict=True):
         digest.update(repr((path.name, size)).encode("utf-8", "surrogateescape"))
+        # Shards made when quotes enclosed fields in .tsv files hold other examples.
+        if format_of(path, config) == "tsv" and not config.has_quotes("tsv"):
+            digest.update(b"without quotes")
     return digest.hexdigest()
 
 

@@ -1,10 +1,10 @@
-"""Where a model looks for each word: gradients of cross-attention maps.
+"""Heat maps of the places that a model looks at for each word: gradients of cross-attention.
 
 Grad-CAM (Selvaraju et al., ICCV 2017) on cross-attention, as ALBEF shows it (Li et al., NeurIPS
-2021, section 6 and figure 4): with A the map of a fusion layer and y what the model says, a word's
-heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in the word's own rows of A.
+2021, section 6 and figure 4): with A the map of a fusion layer and y the model's prediction, a
+word's heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in its own rows of A.
 
-What the model says is either that the words match the picture (the logit of the matching head), or,
+The prediction y is either that the words match the picture (the logit of the matching head), or,
 where that head was never trained, each word itself: the word is masked, and y is its
 log-probability in its place. Where there is one fusion layer alone, matching reads nothing of it
 but the class token: its row is the heat of the caption as a whole.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,9 +25,14 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.caption_words import Word, words_of
-from maskery.evaluation.image_text.heads import can_fill, can_match
-from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.image_text.captions import Word, words_of
+from maskery.evaluation.image_text.opening import (
+    OpenImageText,
+    can_fill,
+    can_match,
+    load_picture,
+    open_image_text,
+)
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextModel
@@ -39,7 +45,7 @@ Target = Literal["matching", "words"]
 
 @dataclass(frozen=True, kw_only=True)
 class WordHeat:
-    """Where the model looks for a word.
+    """Heat map of a word.
 
     Attributes:
         word: As written; the whole caption where `Explanation.whole` says so.
@@ -61,7 +67,7 @@ class Explanation:
         words: In order.
         whole: The words are explained as one: the model has one fusion layer, and matching is
             explained.
-        target: What the gradients are of.
+        target: The prediction that is explained.
         layer: Of the fusion layers, counted from 0.
         match: The probability that words and picture belong together; None where the matching head
             was never trained.
@@ -76,20 +82,21 @@ class Explanation:
 
 
 def explain(
-    opened: OpenImageText,
-    image: Image,
+    model: str | Path | OpenImageText,
+    image: str | Path | bytes | Image,
     caption: str,
     *,
     target: Target | None = None,
     layer: int | None = None,
 ) -> Explanation:
-    """Where the model looks for each word of a caption.
+    """Compute a heat map over a picture for each word of a caption.
 
     Args:
-        opened: The model.
-        image: RGB.
+        model: A folder of an image-text model or of its run, or an opened model.
+        image: A file, the bytes of one, or a Pillow image in RGB.
         caption: The words, as typed; the model reads them as its captions were prepared.
-        target: What is explained; None for matching where its head was trained, else the words.
+        target: `"matching"` explains the match of caption and picture, `"words"` the prediction of
+            each word; None for matching where its head was trained, else the words.
         layer: Of the fusion layers, counted from 0; None for the middle one (ALBEF's choice: the
             third of six).
 
@@ -98,26 +105,29 @@ def explain(
         DataError: The caption is empty, unknown or too long.
         ModelError: The model has no fusion layers, or a head that was never trained.
     """
-    model = opened.model
+    opened = model if isinstance(model, OpenImageText) else open_image_text(str(model))
+    if isinstance(image, str | Path | bytes):
+        image = load_picture(image)
+    network = opened.model
     target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
-    whole = target == "matching" and len(fusion_layers(model.text_encoder)) == 1
+    whole = target == "matching" and len(fusion_layers(network.text_encoder)) == 1
     ids, words = words_of(opened, caption)
-    pixels = view(image, opened.view)[None].to(model.device)
+    pixels = view(image, opened.view)[None].to(network.device)
     with torch.no_grad():
-        tokens = model.encode_image(pixels)
-        keys = model.project_images(tokens)
-        match = _match(model, ids, keys) if can_match(opened) else None
+        tokens = network.encode_image(pixels)
+        keys = network.project_images(tokens)
+        match = _match(network, ids, keys) if can_match(opened) else None
     if target == "matching":
-        heat = matching_heat(model, ids, keys, chosen)
+        heat = matching_heat(network, ids, keys, chosen)
         if whole:
             words = [Word(text=caption, tokens=(0,))]
         rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
         chances: Sequence[float | None] = [None] * len(words)
     else:
         mask_id = int(opened.tokenizer.mask_token_id)
-        rows, chances = word_heat(model, ids, keys, chosen, words, mask_id)
-    grid = patch_grid(model, pixels)
+        rows, chances = word_heat(network, ids, keys, chosen, words, mask_id)
+    grid = patch_grid(network, pixels)
     return Explanation(
         caption=caption,
         words=tuple(
@@ -138,7 +148,7 @@ def explain(
 def matching_heat(
     model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys], layer: int
 ) -> torch.Tensor:
-    """The heat (L, N) of every token of one caption (L,) for the logit of a match."""
+    """Return the heat (L, N) of every token of one caption (L,) for the logit of a match."""
     fused, attention = fuse_with_map(model, ids[None], keys, layer)
     logit = model.itm_head(fused[:, 0])[0, 1]
     return grad_cam(logit, attention)[0]
@@ -152,7 +162,7 @@ def word_heat(
     words: Sequence[Word],
     mask_id: int,
 ) -> tuple[torch.Tensor, list[float]]:
-    """The heat (K, N) of every word for its own log-probability, and its probability.
+    """Return the heat (K, N) of every word for its own log-probability, and its probability.
 
     Each word is masked in a copy of the caption; all copies look at the picture together.
     """
@@ -207,7 +217,7 @@ def fuse_with_map(
 
 
 def grad_cam(said: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """The mean over heads of ReLU(gradient * map).
+    """Return the mean over heads of ReLU(gradient * map).
 
     Args:
         said: Scalar.
@@ -221,14 +231,14 @@ def grad_cam(said: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 
 
 def patch_grid(model: ImageTextModel, pixels: torch.Tensor) -> tuple[int, int]:
-    """How many patches a picture has from top to bottom and from left to right."""
+    """Return the patches of a picture from top to bottom and from left to right."""
     patch: Any = model.config.vision_config.patch_size
     height, width = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
     return pixels.shape[-2] // height, pixels.shape[-1] // width
 
 
 def _attention_map(core: Any, hidden: torch.Tensor, image: ImageKeys) -> torch.Tensor:
-    """(R, H, L, N), a leaf that gradients stop at."""
+    """Return the map (R, H, L, N), a leaf that gradients stop at."""
     with torch.no_grad():
         query = core.split_heads(core.query(hidden))
         scores = query @ image.keys.transpose(-1, -2) / query.shape[-1] ** 0.5
@@ -244,7 +254,7 @@ def _match(model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys]) 
 
 
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
-    """What is explained; a head that has learnt nothing is not."""
+    """Return the target; a head that was never trained explains nothing."""
     if not fusion_layers(opened.model.text_encoder):
         raise ModelError(
             f"'{opened.name}' has no fusion layers: its words never look at the picture; use "

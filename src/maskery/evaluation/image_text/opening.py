@@ -1,11 +1,12 @@
-"""Opening an image-text model: a run folder or a model folder."""
+"""Opening an image-text model (a run or model folder), and which of its heads are trained."""
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,7 @@ from maskery.core.errors import ModelError
 from maskery.data.images.config import (
     CLIP_MEAN,
     CLIP_STD,
+    DEFAULT_MAX_PIXELS,
     HALF_MEAN,
     HALF_STD,
     IMAGENET_MEAN,
@@ -21,17 +23,20 @@ from maskery.data.images.config import (
     Channels,
     ViewConfig,
 )
-from maskery.evaluation.retrieval.settings import (
-    ModelRetrieval,
-    guess_model_retrieval,
-    read_model_retrieval,
-)
+from maskery.data.images.loading import load_image
+from maskery.data.pairs.pictures import FileImage
+from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
+from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.config import ImageTextConfig
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 PREPROCESSOR = "preprocessor_config.json"
-# What each family was trained with, for checkpoints that do not say. ALBEF and RaSa used CLIP's.
+# Mean and deviation that each family was trained with, for checkpoints that do not say. ALBEF and
+# RaSa used CLIP's.
 NORMALISATION: dict[str, tuple[Channels, Channels]] = {
     ImageTextConfig.model_type: (CLIP_MEAN, CLIP_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
@@ -53,8 +58,8 @@ class OpenImageText:
         name: As given.
         model: In evaluation mode.
         tokenizer: Its tokenizer.
-        view: How its pictures are prepared, without anything random.
-        retrieval: How it reads captions and ranks pictures.
+        view: Preparation of its pictures, without anything random.
+        retrieval: Its way to read captions and rank pictures.
     """
 
     name: str
@@ -71,7 +76,7 @@ class OpenImageText:
 
 
 def is_image_text(name: str) -> bool:
-    """Whether a name is the folder of an image-text model or of its run."""
+    """Return True if a name is the folder of an image-text model or of its run."""
     try:
         path = Path(resolve(name)) / "config.json"
         return bool(json.loads(path.read_text("utf-8"))["model_type"] == ImageTextConfig.model_type)
@@ -112,6 +117,48 @@ def open_image_text(name: str) -> OpenImageText:
     )
 
 
+def guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
+    """Guess which losses trained a model that has no settings file.
+
+    Biases start at exactly zero, and no optimiser leaves a trained one there. The bias over the
+    vocabulary does not: it may start at the words' frequencies, so that head counts as trained.
+    """
+    trained = ["mlm"]
+    if bool(model.text_proj.bias.any()) and bool(model.vision_proj.bias.any()):
+        trained.append("itc")
+    if fusion_layers(model.text_encoder) and bool(model.itm_head.bias.any()):
+        trained.append("itm")
+    return ModelRetrieval(trained=tuple(trained))
+
+
+def can_match(opened: OpenImageText) -> bool:
+    """Return True if the matching head (ITM) has been trained."""
+    return "itm" in opened.retrieval.trained and bool(fusion_layers(opened.model.text_encoder))
+
+
+def can_contrast(opened: OpenImageText) -> bool:
+    """Return True if the contrastive projections (ITC) have been trained."""
+    return "itc" in opened.retrieval.trained
+
+
+def can_fill(opened: OpenImageText) -> bool:
+    """Return True if the head over the vocabulary (MLM) has been trained."""
+    return "mlm" in opened.retrieval.trained
+
+
+def require_contrast(opened: OpenImageText) -> None:
+    """Refuse a model whose features say nothing.
+
+    Raises:
+        ModelError: Its contrastive projections were never trained.
+    """
+    if not can_contrast(opened):
+        raise ModelError(
+            f"the contrastive projections of '{opened.name}' were never trained, so its features "
+            f"cannot be compared; train with --itc-weight above 0"
+        )
+
+
 def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
     """`view` with what is not set taken from the model and its `preprocessor_config.json`.
 
@@ -140,7 +187,7 @@ def _channels(found: Any, default: Channels) -> Channels:
 
 
 def _read(name: str, file: str) -> dict[str, Any]:
-    """A JSON file of a model, empty where there is none."""
+    """Return a JSON file of a model, empty where there is none."""
     from transformers.utils import cached_file
 
     try:
@@ -154,3 +201,20 @@ def _read(name: str, file: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None) -> Image:
+    """Read a picture as RGB, from a file or from its bytes.
+
+    Args:
+        image: The file or the bytes.
+        near: The size that will be asked of it, as in `maskery.data.images.loading.load_image`.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if isinstance(image, bytes):
+        file = io.BytesIO(image)
+        return load_image(file, name="that was given", max_pixels=DEFAULT_MAX_PIXELS, near=near)
+    path = Path(image)
+    return FileImage(path.name, path.parent, DEFAULT_MAX_PIXELS).load(near)

@@ -1,13 +1,28 @@
-"""Settings of text-to-image retrieval; light to import."""
+"""Settings of text-to-image retrieval, and those saved with a model; light to import.
+
+The preparation of captions, the score of candidates and the losses that made a model cannot be told
+from its weights, and a model is copied without its run. So `maskery_retrieval.json` lies beside
+them; for a model folder without it they are guessed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, ModelError, reason_of
+from maskery.data.person_search.config import clean_caption
+from maskery.objectives.terms import TERMS
 
 SCORES = ("matching", "odds", "sum")
+LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "minp": "mINP"}
+"""Names of figures in tables, by the fields of `maskery.evaluation.retrieval.metrics`."""
+FILE = "maskery_retrieval.json"
+LOSSES = tuple(TERMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +60,103 @@ class RetrievalConfig:
     def memory_bytes(self) -> int:
         """`memory_mb` in bytes."""
         return self.memory_mb * 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRetrieval:
+    """Retrieval settings saved with a model: how it reads captions and ranks pictures.
+
+    Attributes:
+        clean_captions: True if captions were lower-cased and stripped of punctuation.
+        max_words: Most words of a cleaned caption.
+        max_length: Most tokens of a caption; None for as many as the model has positions.
+        rerank: Best pictures of each caption that the matching head ranks anew.
+        score: Their score; see `RetrievalConfig`.
+        odds_weight: Of the score `sum`.
+        trained: The built-in loss terms whose heads the run that made the model trained, by these
+            terms or by others that share them.
+    """
+
+    clean_captions: bool = False
+    max_words: int = 50
+    max_length: int | None = None
+    rerank: int = 128
+    score: Literal["matching", "odds", "sum"] = "matching"
+    odds_weight: float = 1.0
+    trained: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_words < 1:
+            raise ConfigError(f"max_words is {self.max_words}: it must be at least 1")
+        if self.max_length is not None and self.max_length < 3:
+            raise ConfigError(f"max_length is {self.max_length}: it must be at least 3")
+        unknown = sorted(set(self.trained) - set(LOSSES))
+        if unknown:
+            raise ConfigError(f"trained has '{unknown[0]}': the losses are {', '.join(LOSSES)}")
+        assert self.ranking  # checks what it is made of
+
+    @property
+    def ranking(self) -> RetrievalConfig:
+        """Settings of retrieval with the model's own score."""
+        return RetrievalConfig(rerank=self.rerank, score=self.score, odds_weight=self.odds_weight)
+
+    def prepare(self, caption: str) -> str:
+        """Return a caption as the model was trained to read it."""
+        return clean_caption(caption, self.max_words) if self.clean_captions else caption
+
+
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "clean_captions": (bool,),
+    "max_words": (int,),
+    "max_length": (int, NoneType),
+    "rerank": (int,),
+    "score": (str,),
+    "odds_weight": (float, int),
+    "trained": (list,),
+}
+
+
+def save_model_retrieval(folder: Path, retrieval: ModelRetrieval) -> None:
+    """Write the file into a model folder."""
+    (folder / FILE).write_text(f"{json.dumps(asdict(retrieval), indent=1)}\n", "utf-8")
+
+
+def read_model_retrieval(name: str) -> ModelRetrieval | None:
+    """Read the retrieval settings saved with a model; None where there are none.
+
+    Args:
+        name: A run folder or a model folder.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    from maskery.models.loading import resolve
+
+    path = Path(resolve(name)) / FILE
+    try:
+        return _checked(json.loads(path.read_text("utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        raise ModelError(
+            f"'{path}' is damaged ({reason_of(error)}); restore it, or remove it to have what it "
+            f"says guessed"
+        ) from error
+
+
+def _checked(data: Any) -> ModelRetrieval:
+    """Return the settings that were read from a file.
+
+    Raises:
+        ConfigError: They are not the ones that are written.
+    """
+    if not isinstance(data, dict) or data.keys() != KINDS.keys():
+        raise ConfigError(f"it must have the settings {', '.join(KINDS)} and no others")
+    for name, kinds in KINDS.items():
+        if type(data[name]) not in kinds:
+            wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise ConfigError(f"{name} is {data[name]!r}: it must be {wanted}")
+    for name in data["trained"]:
+        if not isinstance(name, str):
+            raise ConfigError(f"trained has {name!r}: the losses are {', '.join(LOSSES)}")
+    return ModelRetrieval(**{**data, "trained": tuple(data["trained"])})

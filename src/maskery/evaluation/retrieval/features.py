@@ -1,4 +1,6 @@
-"""Texts and images read once each: features to compare, and states that matching goes on from.
+"""Texts and images encoded once each: features to compare, and states that matching goes on from.
+
+Image tokens that would take too much memory go to a temporary file.
 
 Shapes: T texts, S tokens of all texts, L tokens of the longest, D text width, I images, N image
 tokens, W image width, E features.
@@ -6,6 +8,11 @@ tokens, W image width, E features.
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,11 +21,14 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import DataError
-from maskery.evaluation.image_text.sight import side_by_side
-from maskery.evaluation.retrieval.room import room
+from maskery.core.errors import DataError, reason_of
+from maskery.evaluation.image_text.image_ablation import side_by_side
 from maskery.models.image_text.class_token import before_looking, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
+
+CHUNK_BYTES = 1 << 20
+NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that cannot reserve space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +75,7 @@ def read_texts(
     Args:
         model: In evaluation mode.
         texts: T of them.
-        states: Whether matching will follow.
+        states: True if matching will follow.
         batch_tokens: Tokens computed at once, padding included.
     """
     device, num = model.device, len(texts.lengths)
@@ -98,8 +108,8 @@ def read_images(
     Args:
         model: In evaluation mode.
         batches: (B, 3, height, width) each, normalised.
-        count: I, how many there are in all.
-        tokens: Whether matching will follow.
+        count: I, their number.
+        tokens: True if matching will follow.
         memory_bytes: Tokens that would take more go to a temporary file, which is gone as soon as
             nothing refers to it.
 
@@ -117,7 +127,7 @@ def read_images(
         features[done:end] = model.image_feature(read).float()
         if tokens:
             if kept is None:
-                kept = room((count, *read.shape[1:]), memory_bytes)
+                kept = large_array((count, *read.shape[1:]), memory_bytes)
             kept[done:end] = read.float().cpu().numpy()
         done = end
     if done != count:
@@ -139,7 +149,7 @@ def require_fusion(model: ImageTextModel) -> None:
 
 
 def by_length(lengths: npt.NDArray[np.int64], batch_tokens: int) -> list[npt.NDArray[np.int64]]:
-    """Indices in groups of similar length, each at most `batch_tokens` once padded."""
+    """Return indices in groups of similar length, each at most `batch_tokens` once padded."""
     order = np.argsort(lengths, kind="stable")
     groups: list[npt.NDArray[np.int64]] = []
     first = 0
@@ -152,7 +162,7 @@ def by_length(lengths: npt.NDArray[np.int64], batch_tokens: int) -> list[npt.NDA
 
 
 def tokens_of(boundaries: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Indices of all tokens of the chosen texts, in that order."""
+    """Return the indices of all tokens of the chosen texts, in that order."""
     lengths = boundaries[chosen + 1] - boundaries[chosen]
     ends = np.cumsum(lengths)
     within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
@@ -160,7 +170,7 @@ def tokens_of(boundaries: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) 
 
 
 def some_texts(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-    """The chosen texts, in that order."""
+    """Return the chosen texts, in that order."""
     picked = tokens_of(texts.boundaries, chosen).numpy()
     lengths = texts.lengths[chosen]
     return TokenBatch(
@@ -169,4 +179,75 @@ def some_texts(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
         example_ids=texts.example_ids[chosen],
         starts=texts.starts[chosen],
         word_starts=texts.word_starts[picked],
+    )
+
+
+def large_array(shape: tuple[int, ...], memory_bytes: int) -> npt.NDArray[np.float32]:
+    """Return an array in memory, or in a nameless temporary file where it would be too large.
+
+    Args:
+        shape: Of the array; its first content is not defined.
+        memory_bytes: The most bytes that may be kept in memory.
+
+    Raises:
+        DataError: The folder of temporary files has too little space.
+    """
+    size = 4 * math.prod(shape)
+    if size <= memory_bytes:
+        return np.empty(shape, np.float32)
+    _need_space(size)
+    try:
+        with tempfile.TemporaryFile() as file:
+            # A file with holes would kill the process at the first page that finds no space.
+            _reserve(file.fileno(), size)
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        raise _too_little(size, error.strerror or reason_of(error)) from error
+
+
+def _need_space(size: int) -> None:
+    """Refuse what will not fit before anything is written; some file systems do not tell."""
+    try:
+        usage = shutil.disk_usage(tempfile.gettempdir())
+    except OSError:
+        return
+    if usage.total and usage.free < size:
+        raise _too_little(size, f"{usage.free // 1_000_000:,} MB are free")
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its whole size on the disk, not only in name.
+
+    Raises:
+        OSError: There is too little space.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in NOT_OFFERED:
+                raise
+        else:
+            return
+    _write_zeros(file, size)
+
+
+def _write_zeros(file: int, size: int) -> None:
+    zeros = memoryview(bytes(CHUNK_BYTES))
+    done = 0
+    while done < size:
+        done += os.write(file, zeros[: size - done])
+
+
+def _too_little(size: int, why: str) -> DataError:
+    megabytes = math.ceil(size / 1_000_000)
+    try:
+        folder = f"'{tempfile.gettempdir()}' has no room"
+    except OSError:  # no folder can be written to at all
+        folder = "there is no room"
+    return DataError(
+        f"the image tokens take {megabytes:,} MB in a temporary file, for which {folder} "
+        f"({why}); set TMPDIR to a folder with room, raise "
+        f"--memory-mb to {megabytes} to keep them in memory, or turn the "
+        f"re-ranking off with --rerank 0"
     )

@@ -21,8 +21,7 @@ from maskery.data.gallery.files import PictureBytes, Stamp, find_pictures, read_
 from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store, renewed
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_batches
-from maskery.evaluation.image_text.heads import require_contrast
-from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.image_text.opening import OpenImageText, require_contrast
 from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ FIGURES = tuple(field.name for field in fields(RankingFigures))
 
 
 def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
-    """(T, I) scores to (T, I) int64 columns, best first.
+    """Sort (T, I) scores to (T, I) int64 columns, best first.
 
     Args:
         scores: Higher is better.
@@ -59,7 +59,7 @@ def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
 def matches_of(
     order: torch.Tensor, text_persons: torch.Tensor, image_persons: torch.Tensor
 ) -> torch.Tensor:
-    """(T, I) bool: whether the image at each rank is right.
+    """Return (T, I) bool: True where the image at a rank is right.
 
     Args:
         order: (T, I) int64, from `rank`.
@@ -70,7 +70,7 @@ def matches_of(
 
 
 def text_figures(matches: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Each text's own figures: (T, I) bool to (T, F), columns as `FIGURES`.
+    """Return each text's own figures: (T, I) bool to (T, F), columns as `FIGURES`.
 
     Raises:
         DataError: A text has no right image in the gallery.
@@ -112,23 +112,32 @@ def summarise_texts(
     return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
 
 
-def ranking_figures(
-    scores: torch.Tensor,
+def retrieval_figures(
+    scores: npt.ArrayLike | torch.Tensor,
+    text_persons: npt.ArrayLike | torch.Tensor,
+    image_persons: npt.ArrayLike | torch.Tensor,
     *,
-    text_persons: torch.Tensor,
-    image_persons: torch.Tensor,
     stable: bool = True,
 ) -> RankingFigures:
-    """The figures of a whole score matrix.
+    """Measure a ranking: R@1, R@5, R@10, mAP and mINP of a whole matrix of scores.
 
     Args:
-        scores: (T, I), higher is better.
-        text_persons: (T,) int64.
-        image_persons: (I,) int64.
+        scores: (T, I), the score of each image for each text; higher is better.
+        text_persons: (T,) integers, the person (or class) that each text describes.
+        image_persons: (I,) integers, the person that each image shows.
         stable: As in `rank`.
 
+    Returns:
+        `r1`, `r5`, `r10`, `map` and `minp`, each in [0, 1] with its 95% interval over persons.
+
     Raises:
-        DataError: A text has no right image.
+        DataError: A text has no right image, or the shapes do not fit.
     """
-    matches = matches_of(rank(scores, stable=stable), text_persons, image_persons)
-    return summarise_texts(text_figures(matches), text_persons.cpu().numpy())
+    matrix, texts, images = (torch.as_tensor(v) for v in (scores, text_persons, image_persons))
+    if matrix.shape != (len(texts), len(images)):
+        raise DataError(
+            f"the scores have shape {tuple(matrix.shape)}, with {len(texts)} texts and "
+            f"{len(images)} images; give one row a text and one column an image"
+        )
+    matches = matches_of(rank(matrix, stable=stable), texts, images)
+    return summarise_texts(text_figures(matches), texts.cpu().numpy())

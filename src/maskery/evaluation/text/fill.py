@@ -125,7 +125,7 @@ class Filler:
 
     @classmethod
     def of(cls, model: str | Path | OpenModel) -> Filler:
-        """Open a text model for filling: `Filler.of("minilm").fill("A [MASK] idea.")`.
+        """Open a text model for filling: `Filler.of("runs/notes").fill("A [MASK] idea.")`.
 
         Raises:
             ModelError: It cannot be loaded, or has no trained head.

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,18 +96,19 @@ class TextEvaluation:
 
 def evaluate(
     model: str | Path | OpenModel,
-    texts: Iterable[str] | str | Path,
+    texts: Any,
     *,
     against: str | Path | OpenModel | None = None,
     masking: MaskingConfig | None = None,
     seed: int = 0,
     batch_tokens: int = 4096,
 ) -> TextEvaluation:
-    """Evaluate a text model on frozen masks: `evaluate("minilm", texts).scores.loss`.
+    """Evaluate a text model on frozen masks: `evaluate("runs/notes", texts).scores.loss`.
 
     Args:
         model: A run folder, a model folder, a hub name, `minilm`, or an open model.
-        texts: Held-out texts, each an example; or one name of a file, a folder or a hub dataset.
+        texts: Held-out texts, each an example: strings, mappings with the text under `text`, or a
+            dataset of `datasets`; or the name of a file, a folder or a hub dataset.
         against: Another model with the same tokenizer, for the paired difference.
         masking: Policy and rate of the masks. Default: 15% of the tokens.
         seed: Of the masks.
@@ -121,7 +123,7 @@ def evaluate(
     if against is not None:
         require_same_tokenizer(*opened)
     name = str(texts) if isinstance(texts, str | Path) else None
-    kept = [] if isinstance(texts, str | Path) else list(texts)
+    kept = list(texts) if isinstance(texts, Iterator) else texts  # two models read it twice
     config = masking or MaskingConfig()
     scored = []
     for one in opened:

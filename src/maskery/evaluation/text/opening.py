@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
 from maskery.data.text_source import Documents, Template, TextSource
 from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
@@ -96,28 +95,26 @@ def held_out_source(
     return _source(opened, store, batch_tokens)
 
 
-def texts_source(
-    opened: OpenModel, texts: Iterable[str], *, batch_tokens: int = 4096
-) -> TextSource:
+def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> TextSource:
     """Read texts in memory as a model reads them; each counts as held out.
+
+    Args:
+        opened: The model.
+        texts: Strings, mappings with the text under `text`, or a dataset of `datasets`.
+        batch_tokens: Tokens scored at once; the figures do not depend on it.
 
     Raises:
         DataError: There is no text, or one is no string.
     """
-    kept = []
-    for number, text in enumerate(texts, 1):
-        if not isinstance(text, str):
-            raise DataError(
-                f"text {number} is of the type {type(text).__name__}: it must be a string; of "
-                f"rows, give the column that has the text"
-            )
-        if text.strip():
-            kept.append(text.strip())
-    tokens, starts, lengths = encode_texts(kept, opened.tokenizer)
+    examples = list(Corpus.of(texts, name="the texts"))
+    tokens, starts, lengths = encode_texts((one.text for one in examples), opened.tokenizer)
     # A text of which the tokenizer keeps nothing is no example, as in a token store.
-    ids = np.array([example_id(text) for text in kept], np.uint64)[lengths > 0]
+    ids = np.array([one.id for one in examples], np.uint64)[lengths > 0]
     if not len(ids):
-        raise DataError("there is no text to read; give at least one string that is not blank")
+        raise DataError(
+            f"the texts hold no tokens for the tokenizer of '{opened.name}'; bring text in a "
+            f"script that it knows"
+        )
     documents = TextsInMemory(tokens, starts, lengths[lengths > 0], ids)
     return _source(opened, documents, batch_tokens)
 

@@ -45,7 +45,7 @@ def score(
     method: Method = "within-word",
     batch_tokens: int = 4096,
 ) -> list[TextScore]:
-    """Score sentences with a text model: `score("minilm", ["A cat sleeps."])`.
+    """Score sentences with a text model: `score("runs/notes", ["A cat sleeps."])`.
 
     Args:
         model: A run folder, a model folder, a hub name, `minilm`, or an open model.

@@ -19,8 +19,8 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
 from maskery.evaluation.auc import judged_auc
+from maskery.evaluation.image_text.image_ablation import Condition, score_pairs, score_words
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.image_text.sight import Sight, score_pairs, score_words
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import ExampleSums, compare
 from maskery.evaluation.text.opening import require_same_tokenizer
@@ -53,7 +53,7 @@ class ImageTextEvaluation:
     """
 
     models: dict[str, PairsEvaluation]
-    difference: dict[Sight, dict[str, Interval]] | None
+    difference: dict[Condition, dict[str, Interval]] | None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -93,7 +93,7 @@ def evaluate_image_text(
     # Captions are cut alike for both, or they would not be asked the same.
     longest = min(int(one.model.config.text_config.max_position_embeddings) for one in opened)
     models: dict[str, PairsEvaluation] = {}
-    scored: list[dict[Sight, ExampleSums]] = []
+    scored: list[dict[Condition, ExampleSums]] = []
     for one in opened:
         held_out = held_out_pairs(one, pairs, reading, longest)
         masker = Masker.of(one.tokenizer, masking, seed=seed)
@@ -124,7 +124,7 @@ def held_out_pairs(
 def _evaluate(
     opened: OpenImageText,
     held_out: HeldOutPairs,
-    scored: dict[Sight, ExampleSums],
+    scored: dict[Condition, ExampleSums],
     words: tuple[str, ...],
 ) -> PairsEvaluation:
     chosen = None

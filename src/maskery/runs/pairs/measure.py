@@ -14,8 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import ConfigError
 from maskery.data.pairs.batches import ViewedPairs
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.image_text.picture_samples import sample_pictures
-from maskery.evaluation.image_text.sight import JudgedBatch, Sight, WordScores, score_words
+from maskery.evaluation.image_text.image_ablation import (
+    Condition,
+    JudgedBatch,
+    WordScores,
+    sample_pictures,
+    score_words,
+)
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
@@ -24,8 +29,8 @@ from maskery.evaluation.text.masked import (
     compare,
     summarise,
 )
+from maskery.runs.frame.config_file import open_run
 from maskery.runs.image_text.start import start_model
-from maskery.runs.open_run import open_run
 from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.runs.pairs.prepare import PairsRun, open_pairs, prepare_pairs
 from maskery.tasks.image_text_mlm import ImageTextMLM
@@ -44,7 +49,7 @@ class PairsEvaluation:
         mrtd_auc: How well replaced words are told from original ones; None without MRTD.
     """
 
-    scores: dict[Sight, MaskedScores]
+    scores: dict[Condition, MaskedScores]
     difference: dict[str, dict[str, Interval]]
     words: WordScores | None
     mrtd_auc: float | None
@@ -61,7 +66,7 @@ class PairsEvaluation:
 
 def evaluate_pairs(run: PairsRun) -> PairsEvaluation:
     """Every held-out figure of a run's model as it is now."""
-    scored: dict[Sight, ExampleSums] = run.score()
+    scored: dict[Condition, ExampleSums] = run.score()
     words = None
     if run.config.score_words:
         accepted = accepted_ids(run.config.score_words, run.start.tokenizer)
@@ -72,7 +77,7 @@ def evaluate_pairs(run: PairsRun) -> PairsEvaluation:
 
 
 def summarise_sights(
-    scored: Mapping[Sight, ExampleSums], *, words: WordScores | None, mrtd_auc: float | None
+    scored: Mapping[Condition, ExampleSums], *, words: WordScores | None, mrtd_auc: float | None
 ) -> PairsEvaluation:
     """Figures and intervals from a model's sums under each sight."""
     return PairsEvaluation(

@@ -16,7 +16,7 @@ from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.formats import Source
 from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs
-from maskery.evaluation.image_text.sight import Sight, score_pairs
+from maskery.evaluation.image_text.image_ablation import Condition, score_pairs
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
@@ -65,7 +65,7 @@ class PairsRun:
     held_out: HeldOutPairs
     identity: str
 
-    def score(self) -> dict[Sight, ExampleSums]:
+    def score(self) -> dict[Condition, ExampleSums]:
         """Held-out sums of the model as it is now, under each sight."""
         masker = Masker.of(self.vocabulary, EVALUATION_MASKING)
         model = self.start.model

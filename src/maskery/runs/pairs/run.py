@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.torch import save_file
 
-from maskery.core.launcher import is_main_process
+from maskery.core.startup import is_main_process
 from maskery.core.task import EXTRA_STATE
 from maskery.data.pairs.formats import Source
-from maskery.evaluation.image_text.sight import Sight
+from maskery.evaluation.image_text.image_ablation import Condition
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
@@ -118,7 +118,7 @@ def _train_measure_save(run: PairsRun, folder: Path, *, progress: bool) -> Pairs
     return result
 
 
-def held_out_figures(scored: dict[Sight, ExampleSums]) -> dict[str, float]:
+def held_out_figures(scored: dict[Condition, ExampleSums]) -> dict[str, float]:
     """Token-weighted held-out figures without intervals, for the log."""
     figures: dict[str, float] = {}
     for sight, sums in scored.items():

@@ -13,8 +13,7 @@ from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.settings import ModelRetrieval
+from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
 from maskery.runs.frame.config_file import CONFIG, load_config
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.settings import run_config_of

@@ -10,28 +10,26 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from maskery.core.errors import ConfigError
-from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import tokenise_captions
+from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
-from maskery.data.person_search.batches import HeldOutPersons
 from maskery.data.person_search.dataset import PersonSearchData
-from maskery.evaluation.image_text.heads import can_match, require_contrast
-from maskery.evaluation.image_text.opening import OpenImageText, preprocessing_of
-from maskery.evaluation.image_text.picture_samples import png_uri
+from maskery.evaluation.image_text.opening import (
+    OpenImageText,
+    can_match,
+    preprocessing_of,
+    require_contrast,
+)
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
-from maskery.evaluation.retrieval.galleries import (
-    evaluate_retrieval_set,
-    retrieval_set,
-    without_unreadable,
-)
 from maskery.evaluation.retrieval.metrics import FIGURES
-from maskery.evaluation.retrieval.persons import evaluate_persons
-from maskery.evaluation.retrieval.samples import sample_searches, spread_queries
-from maskery.runs.frame.config_file import CONFIG, load_config, run_kind
-from maskery.runs.open_run import open_run
+from maskery.evaluation.retrieval.retrieval_set import (
+    RetrievalSet,
+    evaluate_set,
+    sample_searches,
+    spread_queries,
+)
+from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
 from maskery.runs.person_search.alike import (
     Alike,
     Datasets,
@@ -273,7 +271,7 @@ def run_samples(folder: Path) -> dict[str, Any]:
     settings = _settings(opened, Asked())
     held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)
     queries = spread_queries(len(held_out.queries))
-    found = evaluate_persons(opened.model, held_out, settings, queries=queries)
+    found = evaluate_set(opened.model, held_out, settings, queries=queries)
     ranking = found.contrastive if found.reranked is None else found.reranked
     searches = [
         {
@@ -293,7 +291,7 @@ def _on_its_split(
 ) -> RetrievalFigures:
     """A run's model on a split of the run's dataset."""
     held_out = _held_out(opened, data, split, settings)
-    found = evaluate_persons(opened.model, held_out, settings)
+    found = evaluate_set(opened.model, held_out, settings)
     if held_out.pictures.skipped.count:
         log.warning("%s", held_out.pictures.skipped)
     return found.figures
@@ -301,21 +299,21 @@ def _on_its_split(
 
 def _held_out(
     opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
-) -> HeldOutPersons:
+) -> RetrievalSet:
     """A split of a run's dataset, read as the run read it."""
     config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
     measured, pairs = split_of(data, split)
     if measured != split:
         log.info("%s has no test split: its validation identities are measured", data.title)
     view = preprocessing_of(opened.name, opened.model, config.view)
-    tokens = tokenise_captions(
+    return RetrievalSet.read_by(
+        opened,
         pairs,
-        opened.tokenizer,
-        Skipped("caption", config.data.on_bad_caption),
-        max_length=opened.max_tokens,
+        on_bad_caption=config.data.on_bad_caption,
+        on_bad_image=config.data.on_bad_image,
+        view=view,
+        batch_images=settings.batch_images,
     )
-    pictures = Pictures(pairs, config.data.on_bad_image, near=view.size)
-    return HeldOutPersons(pairs, tokens, pictures, view, batch_images=settings.batch_images)
 
 
 def _on_pairs(
@@ -327,21 +325,14 @@ def _on_pairs(
     progress: bool,
 ) -> RetrievalFigures:
     """Any image-text model on pairs; captions are prepared as the model's own were."""
-    pairs = Pairs.open(data, reading)
-    captions = Skipped("caption", reading.on_bad_caption)
-    images = Skipped("image", reading.on_bad_image)
-    found = retrieval_set(
-        pairs,
-        opened.tokenizer,
-        max_length=opened.max_tokens,
-        prepare=opened.retrieval.prepare,
-        skipped=captions,
+    found = RetrievalSet.read_by(
+        opened,
+        Pairs.open(data, reading).prepared(opened.retrieval.prepare),
+        on_bad_caption=reading.on_bad_caption,
+        on_bad_image=reading.on_bad_image,
+        batch_images=settings.batch_images,
     )
-    if images.policy == "skip":
-        found = without_unreadable(found, opened.view, images, batch_images=settings.batch_images)
-    for skipped in (pairs.skipped_captions, captions, images):
-        if skipped.count:
-            log.warning("%s", skipped)
-    return evaluate_retrieval_set(
-        opened.model, found, opened.view, settings, progress=progress
-    ).figures
+    retrieval = evaluate_set(opened.model, found, settings, progress=progress)
+    for line in found.skipped:
+        log.warning("%s", line)
+    return retrieval.figures

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
+from maskery.core.startup import is_main_process
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.person_search.batches import HeldOutPersons, PersonSource
+from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import RankingFigures
-from maskery.evaluation.retrieval.persons import evaluate_persons
-from maskery.evaluation.retrieval.settings import save_model_retrieval
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
@@ -79,11 +79,11 @@ class PersonSearchRun:
     start: StartModel
     task: PersonSearch
     train: PersonSource
-    val: HeldOutPersons
-    test: HeldOutPersons | None
+    val: RetrievalSet
+    test: RetrievalSet | None
     identity: str
 
-    def measure(self, split: HeldOutPersons) -> Retrieval:
+    def measure(self, split: RetrievalSet) -> Retrieval:
         """How well the captions of a split find their persons among its pictures.
 
         The run's processes share the matching out: all of them must ask.
@@ -94,7 +94,7 @@ class PersonSearchRun:
         retrieval = self.config.retrieval
         if "itm" not in self.task.trained:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
-        return evaluate_persons(
+        return evaluate_set(
             whole_model(self.start.model), split, retrieval, processes=join_processes()
         )
 
@@ -118,12 +118,7 @@ def train_person_search(
         MaskeryError: Something the user can mend.
     """
     config.require_start()
-    config = replace(
-        config,
-        data=config.data.anchored(),
-        masking=config.masking.anchored(),
-        objectives=config.objectives.anchored(),
-    )
+    config = config.anchored()
     return run_in_folder(
         config,
         beside or default_folder(str(config.data.root), config.start),
@@ -248,11 +243,11 @@ def prepare_person_search(
 
 def _held_out(
     config: PersonSearchRunConfig, start: StartModel, pairs: Pairs, cache_bytes: int
-) -> HeldOutPersons:
+) -> RetrievalSet:
     longest = choose_max_length(config, start.model)
     captions = read_captions(pairs, start.tokenizer, config.data, longest)
     pictures = open_pictures(config, config.data, pairs, start, cache_bytes)
-    return HeldOutPersons(
+    return RetrievalSet(
         pairs, captions, pictures, start.view, batch_images=config.retrieval.batch_images
     )
 

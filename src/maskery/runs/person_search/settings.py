@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.retrieval.settings import ModelRetrieval, read_model_retrieval
+from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.objectives.terms import TERMS
 from maskery.runs.frame.config_file import CONFIG, load_config, run_kind
 from maskery.runs.frame.run_folder import MODEL

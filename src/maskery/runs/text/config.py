@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import take_text_as_paths
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig
 from maskery.masking.config import MaskingConfig
 from maskery.tasks.text_mlm_config import TextMLMConfig
@@ -73,6 +74,11 @@ class TextRunConfig:
     )
 
     def __post_init__(self) -> None:
+        take_text_as_paths(self)
+        for name in ("corpus", "eval_data"):
+            value = getattr(self, name)
+            if isinstance(value, str):  # else it would count as a list of letters
+                object.__setattr__(self, name, (value,))
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
         if self.add_words is not None and self.model.startswith(SCRATCH):
@@ -121,6 +127,7 @@ class TextRunConfig:
             corpus=_anchored(self.corpus),
             eval_data=_anchored(self.eval_data),
             masking=self.masking.anchored(),
+            objectives=self.objectives.anchored(),
             reading=self.reading.anchored(),
         )
 

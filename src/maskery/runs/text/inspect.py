@@ -25,6 +25,7 @@ from maskery.runs.text.inspect_words import (
     share_of_broken_words,
     unknown_words,
 )
+from maskery.runs.text.momentum import new_parameters
 from maskery.runs.text.run import TextRun, prepare_text
 from maskery.runs.text.task import text_task
 from maskery.training.stepper import Stepper
@@ -227,7 +228,7 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     """Take a few steps, and say what all of them would cost; the model is changed by them."""
     training = run.config.training
     task = text_task(run.config, run.model, run.loaded.tokenizer, source)
-    new = {f"hf.{name}" for name in run.loaded.new_parameters}
+    new = new_parameters(task, run.model, run.loaded.new_parameters)
     steps = [source.num_steps(epoch) for epoch in range(training.epochs)]
     total = min(sum(steps), training.max_steps or sum(steps))
     stepper = Stepper(task, training, total_steps=total, new_parameters=new)

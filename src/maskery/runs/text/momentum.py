@@ -1,7 +1,7 @@
-"""Text runs with a momentum twin: their task, what is saved beside the model, the AUC.
+"""What text objectives keep beside the model: heads of their own, a momentum twin; the AUC.
 
-Beside a saved model lies `extra_state.safetensors` where there is a twin: its weights as `twin.*`,
-and the replaced-token head as `mrtd_head.*`. The model folder itself stays a plain masked language
+Beside a saved model lies `extra_state.safetensors` where there is any: the twin's weights as
+`twin.*`, and heads such as `mrtd_head.*`. The model folder itself stays a plain masked language
 model; Transformers does not read the file.
 """
 
@@ -9,124 +9,119 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, reason_of
-from maskery.core.task import EXTRA_STATE, part_of
+from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.evaluation.text.opening import OpenModel
-from maskery.masking.masker import Masker
 from maskery.models.loading import resolve
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.replaced_tokens import HEAD, ReplacedTokenModel
 from maskery.runs.text.config import TextRunConfig
-from maskery.tasks.momentum_text import MomentumTextMLM
-from maskery.tasks.text_mlm import TextMLM
+from maskery.runs.text.task import text_parts
+from maskery.tasks.text_mlm import make_text_task
 
 TWIN = "twin.hf."
-TextTask = TextMLM | MomentumTextMLM
 
 
-def wrap_model(
-    config: TextRunConfig, hf: PreTrainedModel, *, packed: bool, pad_token_id: int
-) -> MaskedLanguageModel:
-    """The Hugging Face model of a run with the heads that its objective needs."""
-    if "mrtd" not in config.objectives.weights:
-        return MaskedLanguageModel(hf, packed=packed, pad_token_id=pad_token_id)
-    seed = config.training.seed
-    return ReplacedTokenModel(hf, packed=packed, pad_token_id=pad_token_id, seed=seed)
+def own_tensors(task: Task[Any, Any], model: MaskedLanguageModel) -> dict[str, torch.Tensor]:
+    """Return, by name within the trained module, what an objective trains beside the model."""
+    shared = {id(tensor) for tensor in (*model.hf.parameters(), *model.hf.buffers())}
+    found = (*task.model.named_parameters(), *task.model.named_buffers())
+    return {name: tensor for name, tensor in found if id(tensor) not in shared}
 
 
-def momentum_task(
-    config: TextRunConfig, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase
-) -> MomentumTextMLM:
-    """The task of a run with a momentum twin, which starts as a copy of the model."""
-    masker = Masker.of(tokenizer, config.masking, seed=config.training.seed)
-    return MomentumTextMLM(
-        model,
-        config.objectives,
-        vocabulary=masker.vocabulary,
-        masker=masker,
-        mrtd_masker=masker.for_generator(config.objectives.mrtd_mask_rate),
-        pin_memory=torch.cuda.is_available(),
-    )
+def new_parameters(
+    task: Task[Any, Any], model: MaskedLanguageModel, loaded: Iterable[str]
+) -> set[str]:
+    """Return the names, within the trained module, of parameters that start from nothing.
+
+    Args:
+        task: Trains them.
+        model: Of the run.
+        loaded: Those of the Hugging Face model that its checkpoint did not have.
+    """
+    parameters = dict(model.hf.named_parameters())
+    fresh = {id(parameters[name]) for name in loaded if name in parameters}
+    names = {name for name, tensor in task.model.named_parameters() if id(tensor) in fresh}
+    return names | set(own_tensors(task, model))
 
 
-def new_parameters(model: MaskedLanguageModel, loaded: Iterable[str]) -> set[str]:
-    """The names, within the trained module, of parameters that start from nothing."""
-    heads = {name for name, _ in model.named_parameters() if name.startswith(f"{HEAD}.")}
-    return {f"hf.{name}" for name in loaded} | heads
-
-
-def save_extra(task: TextTask, model: MaskedLanguageModel, folder: Path) -> None:
+def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -> None:
     """Write what a model folder holds beyond the masked language model, if there is anything."""
     tensors = {n: t for n, t in task.extra_state().items() if n.startswith(TWIN)}
-    if isinstance(model, ReplacedTokenModel):
-        head = model.mrtd_head.state_dict()
-        tensors |= {f"{HEAD}.{name}": tensor for name, tensor in head.items()}
+    tensors |= own_tensors(task, model)
     if tensors:
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, folder / EXTRA_STATE)
 
 
-def load_extra(task: TextTask, model: MaskedLanguageModel, folder: Path, *, needed: bool) -> None:
-    """Take over the twin and the head that `save_extra` wrote, where the task has any.
+@torch.no_grad()
+def load_extra(
+    task: Task[Any, Any], model: MaskedLanguageModel, folder: Path, *, needed: bool
+) -> None:
+    """Take over the twin and the heads that `save_extra` wrote, where the task has any.
 
     Args:
         task: Changed in place.
         model: What it trains; likewise.
         folder: A model folder.
-        needed: Whether it is an error that there is no such file.
+        needed: True if it is an error that the file or a head is missing.
 
     Raises:
         CheckpointError: It is missing, damaged or of another model.
     """
-    path = folder / EXTRA_STATE
-    if not isinstance(task, MomentumTextMLM) or not (needed or path.is_file()):
+    path, state = folder / EXTRA_STATE, task.extra_state()
+    own = own_tensors(task, model)
+    if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):
         return
     try:
         tensors = load_file(path)
-        head = part_of(tensors, f"{HEAD}.")
-        if isinstance(model, ReplacedTokenModel) and (head or needed):
-            model.mrtd_head.load_state_dict(head)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        for name, tensor in own.items():
+            if needed or name in tensors:
+                if tensors[name].shape != tensor.shape:  # copying would repeat rows in silence
+                    raise RuntimeError(f"'{name}' has another shape")
+                tensor.copy_(tensors[name])
+    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"the momentum twin and heads in '{path}' cannot be read "
             f"({reason_of(error, most=120)}); restore the file, or train again"
         ) from error
-    # The twin's own copy of the head is never read, so it is not saved.
+    # The twin's own copy of the heads is never read, so it is not saved.
     twin = {name: tensor for name, tensor in tensors.items() if name.startswith(TWIN)}
-    task.load_extra_state({**task.extra_state(), **twin})
+    if twin or needed:
+        task.load_extra_state({**state, **twin})
 
 
 def saved_task_auc(
     opened: OpenModel, config: TextRunConfig, batches: Iterable[TokenBatch]
 ) -> float | None:
-    """`replaced_words_auc` of a trained model, with the twin and the head that lie beside it.
+    """Return `replaced_words_auc` of a trained model, with the twin and the head beside it.
 
     Args:
         opened: The model of a run.
         config: Of that run.
         batches: Held-out text.
     """
-    if "mrtd" not in config.objectives.weights:
+    if not config.objectives.detects:
         return None
     plain = opened.model
-    model = wrap_model(config, plain.hf, packed=plain.packed, pad_token_id=plain.pad_token_id)
-    task = momentum_task(config, model, opened.tokenizer)
+    # Another model around the same encoder: it is given the head that the objective adds.
+    model = MaskedLanguageModel(plain.hf, packed=plain.packed, pad_token_id=plain.pad_token_id)
+    task = make_text_task(text_parts(config, model, opened.tokenizer))
     load_extra(task, model, Path(resolve(opened.name)), needed=True)
     return replaced_words_auc(task, batches)
 
 
 @torch.no_grad()
-def replaced_words_auc(task: TextTask, batches: Iterable[TokenBatch]) -> float | None:
-    """The area under the ROC curve of replaced against original words on held-out text.
+def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
+    """Return the area under the ROC curve of replaced against original words on held-out text.
 
     The twin fills frozen masks by sampling, as in training, and the model judges every token that
     is not special.
@@ -134,7 +129,11 @@ def replaced_words_auc(task: TextTask, batches: Iterable[TokenBatch]) -> float |
     Returns:
         None without replaced token detection, and where nothing or everything was replaced.
     """
-    if not isinstance(task, MomentumTextMLM) or "mrtd" not in task.loss_weights:
+    if "mrtd" not in task.loss_weights:
+        return None
+    from maskery.tasks.momentum_text import MomentumTextMLM
+
+    if not isinstance(task, MomentumTextMLM):
         return None
     task.model.eval()
     task.twin.follow_device()

@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
-from maskery.core.launcher import is_main_process
 from maskery.core.processes import join_processes
+from maskery.core.startup import is_main_process
+from maskery.core.task import Task
 from maskery.core.vocabulary import Vocabulary, vocabulary_size
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
@@ -49,14 +50,13 @@ from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import TextData, open_text
 from maskery.runs.text.first_scores import first_scores
 from maskery.runs.text.momentum import (
-    TextTask,
     load_extra,
     new_parameters,
     replaced_words_auc,
     save_extra,
-    wrap_model,
 )
 from maskery.runs.text.task import report_left_out, text_task
+from maskery.tasks.text_mlm import TextParts
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from maskery.data.shards.source import ShardSource
 
 log = logging.getLogger(__name__)
+
+Objective = Callable[[TextParts], Task[Any, Any]]
 
 DEFAULT_MAX_LENGTH = 512
 # Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
@@ -83,6 +85,7 @@ class TextRun:
         held_out: Held-out batches.
         identity: What a continuation must share.
         about: How much there is to train and to be measured on, in words.
+        objective: Makes the task, in the place of the one that the configuration names.
     """
 
     config: TextRunConfig
@@ -93,6 +96,7 @@ class TextRun:
     held_out: TextSource
     identity: str
     about: str
+    objective: Objective | None = None
 
     def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
         """Held-out sums of this run's model, or of another with the same tokenizer.
@@ -106,9 +110,9 @@ class TextRun:
             processes=join_processes(),
         )
 
-    def make_task(self) -> TextTask:
-        """What trains the model; a model folder that holds a momentum twin goes on with it."""
-        task = text_task(self.config, self.model, self.loaded.tokenizer, self.train)
+    def make_task(self) -> Task[Any, Any]:
+        """Make the task; a model folder that holds a twin or heads goes on with them."""
+        task = text_task(self.config, self.model, self.loaded.tokenizer, self.train, self.objective)
         if not self.config.model.startswith(SCRATCH):
             load_extra(task, self.model, Path(resolve(self.config.model)), needed=False)
         return task
@@ -148,7 +152,11 @@ class TextResult:
 
 
 def train_text(
-    config: TextRunConfig, *, progress: bool = True, beside: Path | None = None
+    config: TextRunConfig,
+    *,
+    progress: bool = True,
+    beside: Path | None = None,
+    objective: Objective | None = None,
 ) -> TextResult:
     """Run a text configuration from its corpus to a saved model.
 
@@ -156,6 +164,8 @@ def train_text(
         config: All settings of the run.
         progress: Draw progress bars.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
+        objective: Makes the task from `TextParts`, in the place of the one that the configuration
+            names.
 
     Raises:
         MaskeryError: Something the user can mend.
@@ -169,13 +179,15 @@ def train_text(
     return run_in_folder(
         config,
         beside or default_folder(config.corpus[0], config.model),
-        prepare=lambda _folder: _prepared(config, progress=progress and is_main_process()),
+        prepare=lambda _folder: _prepared(
+            config, progress=progress and is_main_process(), objective=objective
+        ),
         train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
-def _prepared(config: TextRunConfig, *, progress: bool) -> TextRun:
-    run = prepare_text(config, progress=progress)
+def _prepared(config: TextRunConfig, *, progress: bool, objective: Objective | None) -> TextRun:
+    run = prepare_text(config, progress=progress, objective=objective)
     run.train.num_steps(0)  # a budget that is too small shows here
     log.info("%s, %s layout", run.about, run.held_out.layout)
     return run
@@ -216,7 +228,7 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
 
 def fit(
     run: TextRun,
-    task: TextTask,
+    task: Task[Any, Any],
     folder: Path,
     evaluate: Callable[[int], dict[str, float]],
     *,
@@ -224,11 +236,11 @@ def fit(
 ) -> Summary:
     """Train the run's model in place."""
     config, training = run.config, run.config.training
-    new = new_parameters(run.model, run.loaded.new_parameters)
+    new = new_parameters(task, run.model, run.loaded.new_parameters)
     loop = TrainingLoop(
         task,
         run.train,
-        build_optimiser(run.model, training, new),
+        build_optimiser(task.model, training, new),
         training,
         folder,
         identity=run.identity,
@@ -240,15 +252,17 @@ def fit(
     return summary
 
 
-def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
+def prepare_text(
+    config: TextRunConfig, *, progress: bool = True, objective: Objective | None = None
+) -> TextRun:
     """Read, tokenise and split the corpus, and load or make the initial model."""
     cache_dir = config.cache_dir or default_cache_dir()
     data = open_text(config, cache_dir, progress=progress)
     tokenizer = data.tokenizer
     loaded = load(config, tokenizer, data)
     layout = choose_layout(config, loaded)
-    model = wrap_model(
-        config, loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
+    model = MaskedLanguageModel(
+        loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
     )
     max_length = choose_max_length(config, loaded)
     settings = {
@@ -267,8 +281,11 @@ def prepare_text(config: TextRunConfig, *, progress: bool = True) -> TextRun:
         vocabulary=Vocabulary.of(tokenizer),
         train=train,
         held_out=held_out,
-        identity=identity_of(config, data, layout=layout, max_length=max_length),
+        identity=identity_of(
+            config, data, layout=layout, max_length=max_length, objective=objective
+        ),
         about=data.describe(),
+        objective=objective,
     )
 
 
@@ -349,7 +366,14 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id or 0)
 
 
-def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_length: int) -> str:
+def identity_of(
+    config: TextRunConfig,
+    data: TextData,
+    *,
+    layout: str,
+    max_length: int,
+    objective: Objective | None = None,
+) -> str:
     """Everything that decides the course of a run, but not how it is computed.
 
     Args:
@@ -357,6 +381,7 @@ def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_lengt
         data: What it trains on and is measured on.
         layout: The one chosen: it decides what a step holds.
         max_length: The one chosen.
+        objective: An object in the place of the one that the configuration names.
     """
     return identity(
         config.training,
@@ -369,7 +394,7 @@ def identity_of(config: TextRunConfig, data: TextData, *, layout: str, max_lengt
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
             "masking": config.masking.described(),
-            "objectives": asdict(config.objectives),
+            "objectives": config.objectives.described(objective),
         },
     )
 
@@ -381,7 +406,7 @@ def held_out_figures(scored: ExampleSums) -> dict[str, float]:
     return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0))), "top1": top1, "top5": top5}
 
 
-def save_model(run: TextRun, task: TextTask, folder: Path, result: TextResult) -> None:
+def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextResult) -> None:
     """Write the Hugging Face model, its tokenizer, its card, and a twin where there is one."""
     hf = run.loaded.model
     for name, value in run.loaded.attention_dropouts.items():

@@ -1,0 +1,350 @@
+"""Image ablation: masked words filled with the right picture, a wrong one, and none.
+
+Masks are frozen and wrong pictures fixed, so the three answers are to the same questions and can be
+compared word by word.
+
+Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.core.optional import require
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.images.config import ViewConfig
+from maskery.data.images.drawing import png_uri
+from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.text.fill import Candidate, candidates
+from maskery.evaluation.text.masked import (
+    COLUMNS,
+    FROZEN_EPOCH,
+    ExampleSums,
+    require_numbers,
+    token_rows,
+)
+from maskery.evaluation.text.pseudo_likelihood import Copy
+from maskery.evaluation.text.samples import context, whole_words
+from maskery.masking.masker import Masker
+from maskery.models.image_text.model import ImageTextModel
+
+Condition = Literal["right", "wrong", "none"]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+
+
+class JudgedBatch(Protocol):
+    """Held-out captions with pictures, as `maskery.data.pairs.batches.JudgedPairs`."""
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(I, 3, H, W) float32."""
+
+    @property
+    def right(self) -> torch.Tensor:
+        """(B,) int64, each caption's picture."""
+
+    @property
+    def wrong(self) -> torch.Tensor:
+        """(B,) int64, a picture of something else."""
+
+    @property
+    def text(self) -> TokenBatch:
+        """B captions."""
+
+    @property
+    def groups(self) -> npt.NDArray[np.uint64]:
+        """(B,) uint64, what intervals resample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordScores:
+    """Chosen words, masked one at a time.
+
+    Attributes:
+        accuracy: By condition, the share filled with the word or a synonym of it.
+        difference: `right` minus `wrong`, and `right` minus `none`, paired.
+        words: How many were masked.
+        examples: Pictures or persons they come from.
+    """
+
+    accuracy: dict[Condition, Interval]
+    difference: dict[Condition, Interval]
+    words: int
+    examples: int
+
+
+@torch.no_grad()
+def score_pairs(
+    model: ImageTextModel, batches: Iterable[JudgedBatch], masker: Masker
+) -> dict[Condition, ExampleSums]:
+    """Predict the frozen masks of every caption under each condition.
+
+    Args:
+        model: In evaluation mode.
+        batches: Held-out captions.
+        masker: Its seed and config decide the masks.
+
+    Raises:
+        DataError: Nothing could be masked.
+        ModelError: The model predicts values that are not numbers.
+    """
+    groups: list[npt.NDArray[np.uint64]] = []
+    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
+        condition: [] for condition in CONDITIONS
+    }
+    for batch in batches:
+        masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
+        if not len(masked.positions):
+            continue
+        groups.append(batch.groups[sequences(batch.text, masked.positions)])
+        targets = torch.from_numpy(masked.targets).to(model.device)
+        answers = logits_by_condition(model, batch, masked.input_ids, masked.positions)
+        for condition, logits in answers.items():
+            rows[condition].append(token_rows(logits, targets).cpu().numpy())
+    if not groups:
+        raise DataError("no held-out caption has a token that can be masked; bring more pairs")
+    scored = {condition: _by_example(groups, parts) for condition, parts in rows.items()}
+    for sums in scored.values():
+        require_numbers(torch.from_numpy(sums.sums))
+    return scored
+
+
+@torch.no_grad()
+def score_words(
+    model: ImageTextModel,
+    batches: Iterable[JudgedBatch],
+    accepted: Mapping[int, frozenset[int]],
+    mask_token_id: int,
+) -> WordScores:
+    """Mask each chosen word of each caption, one at a time, and fill it under each condition.
+
+    Args:
+        model: In evaluation mode.
+        batches: Held-out captions.
+        accepted: From the id of a chosen word to the ids that are right in its place.
+        mask_token_id: The tokenizer's.
+
+    Raises:
+        DataError: None of the words stands in a caption.
+    """
+    chosen = np.array(sorted(accepted), np.int64)
+    groups: list[npt.NDArray[np.uint64]] = []
+    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
+        condition: [] for condition in CONDITIONS
+    }
+    for batch in batches:
+        for positions in _one_each(batch.text, np.isin(batch.text.input_ids, chosen)):
+            ids = batch.text.input_ids.copy()
+            ids[positions] = mask_token_id
+            groups.append(batch.groups[sequences(batch.text, positions)])
+            originals = batch.text.input_ids[positions].tolist()
+            for condition, logits in logits_by_condition(model, batch, ids, positions).items():
+                filled = logits.argmax(dim=-1).tolist()
+                hits = [f in accepted[o] for f, o in zip(filled, originals, strict=True)]
+                rows[condition].append(np.column_stack((np.ones(len(hits)), np.array(hits, float))))
+    if not groups:
+        raise DataError("none of the words to score stands in a held-out caption; name others")
+    return _word_scores(
+        {condition: _by_example(groups, parts) for condition, parts in rows.items()}
+    )
+
+
+def _word_scores(scored: Mapping[Condition, ExampleSums]) -> WordScores:
+    count, right = scored["right"].sums[:, 0], scored["right"].sums[:, 1]
+    hits = [scored[condition].sums[:, 1] for condition in CONDITIONS]
+    shares = [ratio_interval(hit, count, "share") for hit in hits]
+    over_wrong, over_none = (
+        ratio_interval(right - hit, count, "difference of shares") for hit in hits[1:]
+    )
+    return WordScores(
+        accuracy=dict(zip(CONDITIONS, shares, strict=True)),
+        difference={"wrong": over_wrong, "none": over_none},
+        words=int(count.sum()),
+        examples=len(count),
+    )
+
+
+def sequences(batch: TokenBatch, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The sequence that each token position lies in."""
+    return np.searchsorted(batch.boundaries, positions, side="right") - 1
+
+
+def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.NDArray[np.int64]]:
+    """The wanted tokens in rounds, each with at most one of a sequence."""
+    positions = np.flatnonzero(wanted)
+    rows = sequences(batch, positions)
+    turn = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
+    return (positions[turn == number] for number in range(int(turn.max(initial=-1)) + 1))
+
+
+def logits_by_condition(
+    model: ImageTextModel,
+    batch: JudgedBatch,
+    input_ids: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+) -> dict[Condition, torch.Tensor]:
+    """The logits (M, V) at some tokens under each condition; text and pictures are encoded once."""
+    # Through `forward`, where a sharded model is put together.
+    answers: dict[Condition, torch.Tensor] = model(
+        compute=partial(_compute_logits, batch=batch, input_ids=input_ids, positions=positions)
+    )
+    return answers
+
+
+def _compute_logits(
+    model: ImageTextModel,
+    *,
+    batch: JudgedBatch,
+    input_ids: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+) -> dict[Condition, torch.Tensor]:
+    ids, real, places = side_by_side(batch.text, input_ids)
+    rows = torch.from_numpy(places[positions]).to(model.device)
+    mask = torch.from_numpy(real).to(model.device)
+    hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(model.device), mask)
+    keys = model.project_images(model.encode_image(batch.images.to(model.device)))
+    pictures = {"right": batch.right, "wrong": batch.wrong}
+    answers: dict[Condition, torch.Tensor] = {}
+    for condition in CONDITIONS:
+        seen = None
+        if condition in pictures:
+            index = pictures[condition].to(model.device)
+            seen = [key.select(index) for key in keys]
+        fused = model.text_encoder.fuse(hidden, mask, seen)
+        answers[condition] = model.text_encoder.mlm_logits(fused.flatten(0, 1)[rows]).float()
+    return answers
+
+
+def side_by_side(
+    batch: TokenBatch, input_ids: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Padded ids (B, L), where they are real (B, L), and each token's place in B * L."""
+    length = int(batch.lengths.max())
+    real = np.arange(length) < batch.lengths[:, None]
+    ids = np.zeros(real.shape, np.int64)
+    ids[real] = input_ids
+    return ids, real, np.flatnonzero(real)
+
+
+def _by_example(
+    groups: list[npt.NDArray[np.uint64]], rows: list[npt.NDArray[np.float64]]
+) -> ExampleSums:
+    assert rows[0].shape[1] in (2, len(COLUMNS))
+    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
+    sums = np.zeros((len(unique), rows[0].shape[1]))
+    np.add.at(sums, inverse, np.concatenate(rows))
+    return ExampleSums(ids=unique, sums=sums)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFill:
+    """One hidden word of a held-out caption.
+
+    Attributes:
+        left: The text before it.
+        word: The word.
+        right: The text after it.
+        picture: The caption's picture, a PNG as a data URI.
+        wrong_picture: The wrong one.
+        guesses: By condition (right, wrong, none), the likeliest words.
+        probabilities: By condition, of the word itself.
+    """
+
+    left: str
+    word: str
+    right: str
+    picture: str
+    wrong_picture: str
+    guesses: dict[str, tuple[Candidate, ...]]
+    probabilities: dict[str, float]
+
+
+@torch.no_grad()
+def sample_pictures(
+    model: ImageTextModel,
+    batches: Iterable[JudgedBatch],
+    tokenizer: PreTrainedTokenizerBase,
+    view: ViewConfig,
+    *,
+    count: int = 8,
+    top_k: int = 3,
+) -> tuple[PictureFill, ...]:
+    """Fill one word of a few captions, chosen by a fixed seed, under each condition.
+
+    Args:
+        model: In evaluation mode.
+        batches: Held-out captions; the first is read.
+        tokenizer: Of the model.
+        view: How the pictures were prepared, to show them again.
+        count: Captions to show.
+        top_k: Predictions to show of each.
+    """
+    batch = next(iter(batches))
+    positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)
+    ids = batch.text.input_ids.copy()
+    ids[positions] = int(tokenizer.mask_token_id)
+    logs = {
+        condition: logits.log_softmax(dim=-1).cpu()
+        for condition, logits in logits_by_condition(model, batch, ids, positions).items()
+    }
+    rows = []
+    sequences = np.searchsorted(batch.text.boundaries, positions, side="right") - 1
+    for row, (position, sequence) in enumerate(zip(positions, sequences.tolist(), strict=True)):
+        first, last = batch.text.boundaries[sequence], batch.text.boundaries[sequence + 1]
+        target = int(batch.text.input_ids[position])
+        copy = Copy(text=row, position=int(position - first), ids=ids[first:last], target=target)
+        left, right = context(copy, tokenizer)
+        rows.append(
+            PictureFill(
+                left=left,
+                word=tokenizer.decode([target]).strip(),
+                right=right,
+                picture=data_uri(batch.images[batch.right[sequence]], view),
+                wrong_picture=data_uri(batch.images[batch.wrong[sequence]], view),
+                guesses={
+                    condition: candidates(log[row], tokenizer, top_k)
+                    for condition, log in logs.items()
+                },
+                probabilities={
+                    condition: float(log[row, target].exp()) for condition, log in logs.items()
+                },
+            )
+        )
+    return tuple(rows)
+
+
+def _hidden_words(batch: JudgedBatch, vocabulary: Vocabulary, count: int) -> Any:
+    """One position in each of a few captions: a random whole word, the same every time."""
+    whole = whole_words(batch.text, vocabulary)
+    generator = np.random.default_rng(0)
+    found, groups = [], set()
+    for sequence in range(len(batch.text.lengths)):
+        group = int(batch.groups[sequence])
+        first, last = batch.text.boundaries[sequence], batch.text.boundaries[sequence + 1]
+        places = np.flatnonzero(whole[first:last])
+        if group in groups or len(places) < 3:
+            continue
+        groups.add(group)
+        found.append(int(first + generator.choice(places)))
+        if len(found) == count:
+            break
+    return np.array(found, np.int64)
+
+
+def data_uri(pixels: torch.Tensor, view: ViewConfig) -> str:
+    """A prepared picture (3, H, W) as it looked, as a PNG in a data URI."""
+    pillow = require("PIL.Image", extra="vision", purpose="draw pictures into the report")
+    mean, std = (np.array(c, np.float32)[:, None, None] for c in view.normalisation)
+    shown = (pixels.float().cpu().numpy() * std + mean).clip(0, 1)
+    array = (shown.transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    return png_uri(pillow.fromarray(array))

@@ -1,0 +1,1 @@
+"""Probing an encoder: how good its vectors are for a task of the user's own."""

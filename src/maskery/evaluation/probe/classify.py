@@ -1,0 +1,162 @@
+"""Nearest neighbour and linear probe over frozen vectors, with paired differences.
+
+Both judge every example. The neighbour is the most similar other text (cosine), each left out in
+turn. The probe is logistic regression (scikit-learn), fitted on the folds that an example is not
+in, its strength chosen by inner folds of those. Folds follow from the texts alone, and equal texts
+share one, so figures do not depend on the order of a file.
+
+Shapes: N examples, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskery.evaluation.intervals import Interval, ratio_interval
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+NUM_FOLDS = 4
+INNER_FOLDS = 3
+# From strong to weak, for vectors of length 1: these hold the best of all tasks that were tried.
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+# A matrix of similarities takes this many bytes at once.
+BLOCK_BYTES = 1 << 28
+# A linear probe fits a weight for each class and feature; beyond, only neighbours are judged.
+MOST_PROBE_CLASSES = 1000
+
+
+def folds_of(texts: Sequence[str], num: int, *, salt: str = "") -> Ints:
+    """Return the fold of each text, (N,) from 0 to `num` - 1: a hash of its words in lower case."""
+    hashes = (hashlib.blake2b((salt + same_text(text)).encode(), digest_size=8) for text in texts)
+    return np.array([int.from_bytes(h.digest(), "little") % num for h in hashes], np.int64)
+
+
+def same_text(text: str) -> str:
+    """Return a text without what no reader would call a difference: case and white space."""
+    return " ".join(text.split()).casefold()
+
+
+def nearest(vectors: Any) -> Ints:
+    """Return the most similar other row of each, (N,), by cosine; of equals, the first.
+
+    Args:
+        vectors: (N, D), a NumPy array or a SciPy sparse matrix.
+    """
+    rows = unit_rows(vectors)
+    num = rows.shape[0]
+    size = max(1, BLOCK_BYTES // (8 * num))
+    found = []
+    for start in range(0, num, size):
+        block = rows[start : start + size] @ rows.T
+        similar = np.asarray(block.todense()) if hasattr(block, "todense") else np.array(block)
+        similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -np.inf
+        found.append(similar.argmax(axis=1))
+    return np.concatenate(found).astype(np.int64)
+
+
+def unit_rows(vectors: Any) -> Any:
+    """Return rows of length 1, in float64; rows of zeros stay."""
+    from sklearn.preprocessing import normalize
+
+    return normalize(vectors.astype(np.float64))
+
+
+def probe_hits(vectors: Any, labels: Ints, texts: Sequence[str]) -> Bools:
+    """Return which examples a linear probe gets right, (N,).
+
+    Args:
+        vectors: (N, D), dense or sparse.
+        labels: (N,) class numbers.
+        texts: They decide the folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    rows = unit_rows(vectors)
+    outer, inner = folds_of(texts, NUM_FOLDS), folds_of(texts, INNER_FOLDS, salt="inner ")
+    hits = np.zeros(len(labels), np.bool_)
+    for fold in range(NUM_FOLDS):
+        test = np.flatnonzero(outer == fold)
+        train = np.flatnonzero(outer != fold)
+        if not len(test) or len(np.unique(labels[train])) < 2:
+            continue  # nothing can be learned, so nothing is right
+        strength = _best_strength(rows[train], labels[train], inner[train])
+        model = LogisticRegression(C=strength, max_iter=1000).fit(rows[train], labels[train])
+        hits[test] = model.predict(rows[test]) == labels[test]
+    return hits
+
+
+def _best_strength(rows: Any, labels: Ints, folds: Ints) -> float:
+    """Return the strength that is right most often in the inner folds; of equals, the strongest."""
+    from sklearn.linear_model import LogisticRegression
+
+    right = np.zeros(len(STRENGTHS))
+    for fold in range(INNER_FOLDS):
+        test, train = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if not len(test) or len(np.unique(labels[train])) < 2:
+            continue
+        # Each fit starts where the one before it ended: from strong to weak they are close.
+        model = LogisticRegression(C=STRENGTHS[0], max_iter=1000, warm_start=True)
+        for place, strength in enumerate(STRENGTHS):
+            model.set_params(C=strength).fit(rows[train], labels[train])
+            right[place] += (model.predict(rows[test]) == labels[test]).sum()
+    return STRENGTHS[int(right.argmax())]
+
+
+def lexical_vectors(texts: Sequence[str]) -> Any:
+    """Return TF-IDF vectors of the words of each text, a sparse (N, words) matrix.
+
+    Words are runs of letters and digits; in scripts without spaces, where these are whole
+    sentences, runs of one to three characters.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    letters = sum(map(len, texts))
+    spaces = sum(text.count(" ") for text in texts)
+    # Written languages with spaces have one every 4 to 12 characters.
+    if spaces * 25 > letters:
+        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    else:
+        vectorizer = TfidfVectorizer(sublinear_tf=True, analyzer="char", ngram_range=(1, 3))
+    return vectorizer.fit_transform(texts)
+
+
+def mutual_groups(*neighbours: Ints) -> Ints:
+    """Return groups of examples that judge each other, (N,) from 0.
+
+    Two texts that are each other's nearest neighbour are right or wrong together, so they count as
+    one for an interval. Groups join such pairs of all rankings given.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    num = len(neighbours[0])
+    first, second = [], []
+    for nearest_of in neighbours:
+        mutual = np.flatnonzero(nearest_of[nearest_of] == np.arange(num))
+        first.append(mutual)
+        second.append(nearest_of[mutual])
+    rows, columns = np.concatenate(first), np.concatenate(second)
+    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(num, num))
+    groups: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+    return groups
+
+
+def grouped_interval(values: npt.NDArray[Any], groups: Ints, *, difference: bool) -> Interval:
+    """Return the mean of (N,) values, with an interval over groups.
+
+    Args:
+        values: 0 or 1 each; -1, 0 or 1 for a difference.
+        groups: (N,) from 0.
+        difference: True for a difference of shares.
+    """
+    return ratio_interval(
+        np.bincount(groups, values).astype(np.float64),
+        np.bincount(groups).astype(np.float64),
+        "difference of shares" if difference else "share",
+    )

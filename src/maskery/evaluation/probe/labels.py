@@ -1,0 +1,219 @@
+"""Labelled texts, labelled words and pairs of texts, from the files people keep them in."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+
+from maskery.core.errors import DataError
+
+Kind = Literal["labels", "tokens", "pairs"]
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
+DOCUMENT_START = "-DOCSTART-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What a probe is asked about.
+
+    Attributes:
+        kind: `labels`: a class for each text; `tokens`: for each word; `pairs`: texts that belong
+            together.
+        texts: One a text, or the first of each pair; for `tokens`, a sentence's words joined by
+            spaces.
+        labels: One a text; the second of each pair; empty for `tokens`.
+        words: For `tokens`, each sentence's words.
+        tags: For `tokens`, each sentence's labels, as many as its words.
+        skipped: Rows that were left out, by reason.
+    """
+
+    kind: Kind
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    words: tuple[tuple[str, ...], ...] = ()
+    tags: tuple[tuple[str, ...], ...] = ()
+    skipped: Mapping[str, int]
+
+
+def read_labelled(
+    path: Path | str, kind: Kind = "labels", *, text_column: str = "text", label_column: str = ""
+) -> Labelled:
+    """Read a label file.
+
+    Args:
+        path: `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed; CoNLL columns for `tokens`.
+        kind: What a row is.
+        text_column: The column of the text, or of the first text of a pair.
+        label_column: The column of the label, or of the second text. Default: `label`, or `pair`.
+
+    Raises:
+        DataError: The file or a column is missing, a row is damaged, or the labels cannot be
+            classes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no label file '{path}'; name a file with a text and a label")
+    if kind == "tokens":
+        return _read_conll(path)
+    label_column = label_column or ("pair" if kind == "pairs" else "label")
+    texts, labels, numbers = [], [], 0
+    skipped: Counter[str] = Counter()
+    for row in _rows(path):
+        missing = [name for name in (text_column, label_column) if name not in row]
+        if missing:
+            flag = "--text-column" if missing[0] == text_column else "--label-column"
+            raise DataError(
+                f"'{path}' has no column '{missing[0]}' (it has {', '.join(map(str, row))}); "
+                f"name the right one by {flag}"
+            )
+        text, label = _cell(row[text_column]), _cell(row[label_column])
+        if not text:
+            skipped["without a text"] += 1
+        elif not label:
+            skipped["without a label" if kind == "labels" else "without a second text"] += 1
+        else:
+            numbers += _is_fraction(row[label_column])
+            texts.append(text)
+            labels.append(label)
+    if kind == "labels" and numbers > len(labels) / 2 and numbers:
+        raise DataError(
+            f"the labels in column '{label_column}' of '{path}' are numbers on a scale (such as "
+            f"{labels[0]}), and a probe asks for classes; cut them into ranges first"
+        )
+    return Labelled(kind=kind, texts=tuple(texts), labels=tuple(labels), skipped=dict(skipped))
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a file as mappings from column to value."""
+    suffixes = [suffix for suffix in path.suffixes if suffix in SUFFIXES]
+    kind = suffixes[-1] if suffixes else ""
+    if kind == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    try:
+        with fsspec.open(
+            str(path), "rt", encoding="utf-8-sig", compression="infer", newline=""
+        ) as file:
+            if kind in (".jsonl", ".json"):
+                yield from _json_rows(path, file)
+            elif kind in (".csv", ".tsv"):
+                yield from _table_rows(path, file, "\t" if kind == ".tsv" else ",")
+            else:
+                raise DataError(
+                    f"'{path}' is of no known kind; labels are read from .jsonl, .csv, .tsv and "
+                    f".parquet files"
+                )
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        for batch in ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (OSError, ArrowException) as error:
+        raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
+
+
+def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"'{path}': line {number} is no JSON object of its own; write one object a line"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"'{path}': line {number} is no JSON object with named columns")
+        yield row
+
+
+def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, Any]]:
+    # Tab-separated files as published have no quoting.
+    rows = (
+        csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        if delimiter == "\t"
+        else csv.reader(file, delimiter=delimiter)
+    )
+    try:
+        header = next(rows, None)
+        if header is None:
+            return
+        for row in rows:
+            if not any(row):
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"'{path}': line {rows.line_num} has {len(row)} fields, the heading has "
+                    f"{len(header)}"
+                )
+            yield dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"'{path}': line {rows.line_num} is damaged ({error})") from error
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text; empty where there is none."""
+    if value is None or value != value:  # NaN is not equal to itself
+        return ""
+    return str(value).strip()
+
+
+def _is_fraction(value: Any) -> bool:
+    """Return True for a number that is not whole, as a scale has them and classes do not."""
+    try:
+        return not float(value).is_integer()
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _read_conll(path: Path) -> Labelled:
+    """Read columns: a word first, its label last, a blank line between sentences."""
+    sentences: list[list[tuple[str, str]]] = [[]]
+    width = 0
+    try:
+        with fsspec.open(str(path), "rt", encoding="utf-8-sig", compression="infer") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    sentences.append([])
+                    continue
+                if line.startswith(("# ", "#\t")):
+                    continue
+                columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+                width = width or len(columns)
+                if len(columns) != width or width < 2:
+                    raise DataError(
+                        f"'{path}': line {number} has {len(columns)} columns, "
+                        + (
+                            f"the lines before it {width}"
+                            if width > 1
+                            else "and needs a word and its label"
+                        )
+                    )
+                if columns[0] != DOCUMENT_START:
+                    sentences[-1].append((columns[0], columns[-1]))
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
+    kept = [sentence for sentence in sentences if sentence]
+    words = tuple(tuple(word for word, _ in sentence) for sentence in kept)
+    return Labelled(
+        kind="tokens",
+        texts=tuple(" ".join(sentence) for sentence in words),
+        words=words,
+        tags=tuple(tuple(tag for _, tag in sentence) for sentence in kept),
+        skipped={},
+    )

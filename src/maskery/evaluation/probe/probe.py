@@ -1,0 +1,384 @@
+"""The probe: one model, or two beside each other, on labelled texts, words or pairs of texts.
+
+Shapes: N examples, D width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskery.core.errors import DataError
+from maskery.core.optional import require
+from maskery.evaluation.intervals import Interval
+from maskery.evaluation.probe import classify
+from maskery.evaluation.probe.encode import Encoder, Vectors
+from maskery.evaluation.probe.labels import Labelled
+from maskery.evaluation.probe.ranking import pair_scores
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+# A linear probe of more words would take minutes; sentences are drawn by a hash of their text.
+MOST_WORDS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFigure:
+    """One figure of a probe.
+
+    Attributes:
+        name: `nearest neighbour`, `linear probe`, `R@1` or `MRR`.
+        chance: Of a model that knows nothing: for neighbours, two texts of one class meet; for the
+            linear probe, always the commonest class; for pairs, any order.
+        lexical: The same with counted words (TF-IDF) in place of vectors.
+        models: By model name.
+        difference: The first model minus the second, paired; None for one model.
+    """
+
+    name: str
+    chance: float
+    lexical: Interval
+    models: Mapping[str, Interval]
+    difference: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """What a probe found.
+
+    Attributes:
+        kind: `labels`, `tokens` or `pairs`.
+        examples: N.
+        classes: How many there are; 0 for pairs.
+        figures: One or two.
+        notes: What was left out or is to be known, one line each.
+    """
+
+    kind: str
+    examples: int
+    classes: int
+    figures: tuple[ProbeFigure, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for `--json` and `evaluation.json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One figure's scores of every example under one representation.
+
+    Attributes:
+        scores: (N,) from 0 to 1.
+        neighbours: (N,) the example that judged each, where one did.
+    """
+
+    scores: Floats
+    neighbours: Ints | None = None
+
+
+def probe(
+    model: Encoder,
+    labelled: Labelled,
+    against: Encoder | None = None,
+    *,
+    seen: Iterable[str] = (),
+    progress: bool = False,
+) -> ProbeResult:
+    """Judge an encoder by a task.
+
+    Args:
+        model: The encoder.
+        labelled: The task, from `read_labelled`.
+        against: Another to compare with.
+        seen: Texts that a model was trained on; labelled texts among them are counted.
+        progress: Draw bars.
+
+    Raises:
+        DataError: There are too few examples or classes.
+        ModelError: A model's vectors are no numbers.
+    """
+    require("sklearn", extra="probe", purpose="fit a linear probe")
+    task = Task.of(labelled, seen)
+    encoders = {model.name: model}
+    if against is not None:
+        name = against.name if against.name != model.name else f"{against.name} (against)"
+        encoders[name] = against
+    features = {name: task.encode(one, progress) for name, one in encoders.items()}
+    judged = {name: task.judge(vectors) for name, vectors in features.items()}
+    lexical = task.judge(task.lexical())
+    same = len(features) == 2 and _equal(*features.values())
+    figures = [
+        task.figure(name, {one: found[name] for one, found in judged.items()}, of_words, same=same)
+        for name, of_words in lexical.items()
+    ]
+    return ProbeResult(
+        kind=labelled.kind,
+        examples=task.size,
+        classes=task.num_classes,
+        figures=tuple(figures),
+        notes=tuple(task.notes),
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return True if two models gave the same vectors, bit for bit."""
+    pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+class Task:
+    """What is asked of each representation; made by `Task.of`.
+
+    Attributes:
+        labelled: The examples that are judged.
+        notes: What was left out.
+        size: N.
+        num_classes: C; 0 for pairs.
+        chances: By figure, that of a model that knows nothing.
+        apart: (N,) groups of examples that are not independent of each other.
+    """
+
+    num_classes = 0
+    chances: Mapping[str, float]
+    apart: Ints
+
+    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+        self.labelled, self.notes, self.size = labelled, list(notes), len(labelled.texts)
+        self.apart = np.arange(self.size)
+
+    @staticmethod
+    def of(labelled: Labelled, seen: Iterable[str]) -> Task:
+        """Choose the task of a kind, and note what is left out or was seen in training.
+
+        Raises:
+            DataError: Nothing can be judged.
+        """
+        notes = [f"{count:,} rows {why} are left out" for why, count in labelled.skipped.items()]
+        if not labelled.texts:
+            left_out = "; ".join(["the label file has no row with a text and a label", *notes])
+            raise DataError(left_out)
+        notes += _seen_note(labelled.texts, seen)
+        kinds = {"labels": ClassTask, "tokens": WordTask, "pairs": PairTask}
+        return kinds[labelled.kind](labelled, notes)
+
+    def encode(self, encoder: Encoder, progress: bool) -> Any:
+        """Return the features of every example."""
+        return encoder.encode(self.labelled.texts, progress=progress)
+
+    def lexical(self) -> Any:
+        """Return features that count words."""
+        return classify.lexical_vectors(self.labelled.texts)
+
+    def judge(self, features: Any) -> dict[str, Judged]:
+        """Score every example, by figure."""
+        raise NotImplementedError
+
+    def figure(
+        self, name: str, judged: Mapping[str, Judged], lexical: Judged, *, same: bool
+    ) -> ProbeFigure:
+        """Put one figure of all models together.
+
+        Args:
+            name: Of the figure.
+            judged: By model.
+            lexical: With counted words.
+            same: True if the two models gave the same vectors.
+        """
+        groups = self._groups(*judged.values())
+        difference = None
+        if len(judged) == 2:
+            first, second = (found.scores for found in judged.values())
+            # One model twice: no doubt is left.
+            difference = (
+                Interval(0.0, 0.0, 0.0)
+                if same
+                else classify.grouped_interval(first - second, groups, difference=True)
+            )
+        return ProbeFigure(
+            name=name,
+            chance=self.chances[name],
+            lexical=classify.grouped_interval(
+                lexical.scores, self._groups(lexical), difference=False
+            ),
+            models={
+                one: classify.grouped_interval(found.scores, groups, difference=False)
+                for one, found in judged.items()
+            },
+            difference=difference,
+        )
+
+    def _groups(self, *judged: Judged) -> Ints:
+        neighbours = [found.neighbours for found in judged if found.neighbours is not None]
+        return classify.mutual_groups(*neighbours) if neighbours else self.apart
+
+
+def _seen_note(texts: Sequence[str], seen: Iterable[str]) -> list[str]:
+    known = {classify.same_text(text) for text in seen}
+    count = sum(classify.same_text(text) in known for text in texts) if known else 0
+    if not count:
+        return []
+    share = f"{count:,} of {len(texts):,} labelled texts stand in the training corpus"
+    if count == len(texts):
+        share += ": the figures say nothing about texts that the model has not read"
+    return [share]
+
+
+class ClassTask(Task):
+    """A class for each text: nearest neighbour and linear probe.
+
+    Texts that stand in the file twice are judged once, with their first label.
+    """
+
+    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+        first: dict[str, int] = {}
+        for place, text in enumerate(labelled.texts):
+            first.setdefault(classify.same_text(text), place)
+        counts = Counter(labelled.labels[place] for place in first.values())
+        kept = [place for place in first.values() if counts[labelled.labels[place]] > 1]
+        alone = sum(count == 1 for count in counts.values())
+        notes = list(notes)
+        if len(first) < len(labelled.texts):
+            notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
+        if alone:
+            notes.append(f"{alone:,} classes with one text are left out: it has no neighbour")
+        if len({labelled.labels[place] for place in kept}) < 2:
+            raise DataError(
+                f"the label file has {len(counts):,} classes, {len(counts) - alone:,} of them with "
+                f"two texts or more: a probe needs at least two such classes"
+            )
+        chosen = Labelled(
+            kind="labels",
+            texts=tuple(labelled.texts[place] for place in kept),
+            labels=tuple(labelled.labels[place] for place in kept),
+            skipped=labelled.skipped,
+        )
+        super().__init__(chosen, notes)
+        names, self.classes = np.unique(np.array(chosen.labels), return_inverse=True)
+        self.num_classes = len(names)
+        if self.num_classes > classify.MOST_PROBE_CLASSES:
+            self.notes.append(
+                f"no linear probe: {self.num_classes:,} classes are more than "
+                f"{classify.MOST_PROBE_CLASSES:,}"
+            )
+
+        counts_of = np.bincount(self.classes)
+        meet = float((counts_of * (counts_of - 1)).sum() / (self.size * (self.size - 1)))
+        self.chances = {
+            "nearest neighbour": meet,
+            "linear probe": float(counts_of.max() / self.size),
+        }
+
+    def judge(self, features: Any) -> dict[str, Judged]:
+        """Score every text by its neighbour and by the linear probe."""
+        neighbours = classify.nearest(features)
+        same = self.classes[neighbours] == self.classes
+        judged = {"nearest neighbour": Judged(scores=same.astype(float), neighbours=neighbours)}
+        if self.num_classes <= classify.MOST_PROBE_CLASSES:
+            hits = classify.probe_hits(features, self.classes, self.labelled.texts)
+            judged["linear probe"] = Judged(scores=hits.astype(float))
+        return judged
+
+
+class WordTask(Task):
+    """A class for each word: linear probe over the vector of a word's first piece."""
+
+    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+        kept, words = [], 0
+        order = classify.folds_of(labelled.texts, 1 << 62, salt="sample ").argsort(kind="stable")
+        for place in order:
+            if words and words + len(labelled.words[place]) > MOST_WORDS:
+                break
+            kept.append(int(place))
+            words += len(labelled.words[place])
+        notes = list(notes)
+        if len(kept) < len(labelled.texts):
+            notes.append(f"{words:,} words of {len(kept):,} sentences, drawn by a hash, are judged")
+        kept.sort()
+        chosen = Labelled(
+            kind="tokens",
+            texts=tuple(labelled.texts[place] for place in kept),
+            words=tuple(labelled.words[place] for place in kept),
+            tags=tuple(labelled.tags[place] for place in kept),
+            skipped=labelled.skipped,
+        )
+        super().__init__(chosen, notes)
+        self.size = words
+        names, self.classes = np.unique(
+            np.array([tag for tags in chosen.tags for tag in tags]), return_inverse=True
+        )
+        self.num_classes = len(names)
+        if self.num_classes < 2:
+            raise DataError("all words have one label, so there is nothing to tell apart")
+        self.chances = {"linear probe": float(np.bincount(self.classes).max() / self.size)}
+        self.apart = np.repeat(np.arange(len(kept)), [len(w) for w in chosen.words])
+        self.of_word = [chosen.texts[place] for place in self.apart]
+
+    def encode(self, encoder: Encoder, progress: bool) -> Vectors:
+        """Return the vector of each word's first piece; zeros past the model's limit."""
+        return encoder.encode_words(self.labelled.words, progress=progress)
+
+    def lexical(self) -> Any:
+        """Return one feature a word: which word it is."""
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        words = [word for sentence in self.labelled.words for word in sentence]
+        return CountVectorizer(analyzer=lambda word: [word.casefold()]).fit_transform(words)
+
+    def judge(self, features: Any) -> dict[str, Judged]:
+        """Score every word by the linear probe."""
+        hits = classify.probe_hits(features, self.classes, self.of_word)
+        return {"linear probe": Judged(scores=hits.astype(float))}
+
+
+class PairTask(Task):
+    """Texts that belong together: does a text find its partner among all partners?"""
+
+    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+        partners = len(set(labelled.labels))
+        if partners < 2:
+            raise DataError("a ranking needs at least two different partners to choose from")
+        super().__init__(labelled, notes)
+        reciprocals = 1.0 / np.arange(1, partners + 1)
+        self.chances = {"R@1": 1.0 / partners, "MRR": float(reciprocals.mean())}
+
+    def encode(self, encoder: Encoder, progress: bool) -> tuple[Vectors, Vectors]:
+        """Return the vectors of both sides."""
+        both = encoder.encode([*self.labelled.texts, *self.labelled.labels], progress=progress)
+        return both[: self.size], both[self.size :]
+
+    def lexical(self) -> Any:
+        """Return TF-IDF vectors of both sides, counted together."""
+        both = classify.lexical_vectors([*self.labelled.texts, *self.labelled.labels])
+        return both[: self.size], both[self.size :]
+
+    def judge(self, features: Any) -> dict[str, Judged]:
+        """Rank all partners for each text."""
+        first, second = (classify.unit_rows(side) for side in features)
+        found, reciprocal = pair_scores(first, second, self.labelled.labels)
+        return {"R@1": Judged(scores=found), "MRR": Judged(scores=reciprocal)}
+
+
+def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
+    """Cut texts in two, as pairs: does a half find its other half?
+
+    Args:
+        texts: Equal ones are taken once.
+        least_words: Shorter texts are left out; in scripts without spaces, four letters are a word.
+    """
+    first, second = [], []
+    for text in dict.fromkeys(" ".join(text.split()) for text in texts):
+        words = text.split(" ")
+        if len(words) >= least_words:
+            first.append(" ".join(words[: len(words) // 2]))
+            second.append(" ".join(words[len(words) // 2 :]))
+        elif len(words) * 25 < len(text) and len(text) >= 4 * least_words:
+            first.append(text[: len(text) // 2])
+            second.append(text[len(text) // 2 :])
+    return Labelled(kind="pairs", texts=tuple(first), labels=tuple(second), skipped={})

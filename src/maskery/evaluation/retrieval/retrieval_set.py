@@ -1,0 +1,294 @@
+"""A gallery of pictures and the captions that look for them, made of pairs.
+
+Each caption looks for the pictures of its person. Where no person is named, each picture is its
+own, as in general image-text retrieval. A picture in several pairs is in the gallery once.
+
+Shapes: N pairs, I pictures, T captions, Q chosen captions, B pictures of a batch, H height,
+W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError
+from maskery.core.processes import Processes
+from maskery.data.images.config import ViewConfig
+from maskery.data.images.loading import Skipped
+from maskery.data.images.views import normalise, view_pixels
+from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
+from maskery.data.pairs.pairs import NOBODY, Pairs
+from maskery.data.pairs.pictures import Pictures
+from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
+from maskery.models.image_text.model import ImageTextModel
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Policy = Literal["skip", "fail"]
+
+
+class RetrievalSet:
+    """The pictures of pairs as a gallery, and their captions as queries.
+
+    Args:
+        pairs: Held-out ones.
+        captions: Their captions.
+        pictures: Their pictures; those that cannot be read leave the gallery with their captions.
+        view: With size and normalisation set.
+        batch_images: Pictures read at once; nothing else depends on it.
+
+    Raises:
+        DataError: A picture is said to show two persons.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        captions: CaptionTokens,
+        pictures: Pictures,
+        view: ViewConfig,
+        *,
+        batch_images: int = 64,
+    ) -> None:
+        self.pairs, self.captions, self.pictures, self.view = pairs, captions, pictures, view
+        self.batch_images = batch_images
+        first: dict[str, int] = {}
+        self._first = np.array([first.setdefault(p.image.name, i) for i, p in enumerate(pairs)])
+        self._need_one_person_each()
+
+    @classmethod
+    def read_by(
+        cls,
+        opened: OpenImageText,
+        pairs: Pairs,
+        *,
+        on_bad_caption: Policy = "fail",
+        on_bad_image: Policy = "skip",
+        view: ViewConfig | None = None,
+        batch_images: int = 64,
+    ) -> RetrievalSet:
+        """Return pairs as a model reads them.
+
+        Args:
+            opened: The model; it cuts longer captions than it has positions for.
+            pairs: Held-out ones, their captions prepared.
+            on_bad_caption: Captions in which no word is known are left out, or refused.
+            on_bad_image: Pictures that cannot be read are left out, or refused.
+            view: Preparation of the pictures; by default the model's.
+            batch_images: Pictures read at once.
+
+        Raises:
+            DataError: A caption is refused, or a picture is said to show two persons.
+        """
+        view = view or opened.view
+        skipped = Skipped("caption", on_bad_caption)
+        tokens = tokenise_captions(pairs, opened.tokenizer, skipped, max_length=opened.max_tokens)
+        pictures = Pictures(pairs, on_bad_image, near=view.size)
+        return cls(pairs, tokens, pictures, view, batch_images=batch_images)
+
+    @property
+    def skipped(self) -> list[str]:
+        """One line for each kind of thing that was left out."""
+        kinds = (self.pairs.skipped_captions, self.captions.skipped, self.pictures.skipped)
+        return [str(kind) for kind in kinds if kind.count]
+
+    @cached_property
+    def gallery(self) -> npt.NDArray[np.int64]:
+        """The pairs whose picture can be read, each picture once: (I,) int64.
+
+        Raises:
+            DataError: There is none, or one cannot be read and none is to be skipped.
+        """
+        unique = np.flatnonzero(self._first == np.arange(len(self.pairs)))
+        sound = [
+            index
+            for members in self._members(unique)
+            for index, image in zip(members, self.pictures.load(members), strict=True)
+            if image is not None
+        ]
+        if not sound:
+            raise DataError(f"no picture of the gallery can be read ({self.pictures.skipped})")
+        return np.array(sound, np.int64)
+
+    @cached_property
+    def queries(self) -> npt.NDArray[np.int64]:
+        """The captions of the gallery's pictures: (T,) int64."""
+        return np.flatnonzero(np.isin(self._first[self.captions.owners], self.gallery))
+
+    @property
+    def _owners(self) -> npt.NDArray[np.int64]:
+        """The pair of each query: (T,) int64."""
+        owners: npt.NDArray[np.int64] = self.captions.owners[self.queries]
+        return owners
+
+    @property
+    def image_persons(self) -> npt.NDArray[np.int64]:
+        """The person that each picture shows: (I,) int64."""
+        return self._persons[self.gallery]
+
+    @property
+    def text_persons(self) -> npt.NDArray[np.int64]:
+        """The person that each caption describes: (T,) int64."""
+        persons: npt.NDArray[np.int64] = self._persons[self._first[self._owners]]
+        return persons
+
+    @property
+    def text_images(self) -> npt.NDArray[np.int64]:
+        """The picture that each caption was written for: (T,) int64, places in the gallery."""
+        return np.searchsorted(self.gallery, self._first[self._owners])
+
+    def texts_of(self, queries: npt.NDArray[np.int64]) -> TokenBatch:
+        """Return some of the T captions."""
+        captions = self.queries[queries]
+        return self.captions.batch(captions, self.pairs.ids[self.captions.owners[captions]])
+
+    def caption(self, query: int) -> str:
+        """Return the words of one of the T captions."""
+        index = self.queries[query]
+        owner, place = int(self.captions.owners[index]), int(self.captions.places[index])
+        return self.pairs[owner].captions[place]
+
+    def images(self, *, progress: bool = False) -> Iterator[torch.Tensor]:
+        """Yield the I pictures in order: (B, 3, H, W) float32, normalised."""
+        from tqdm import tqdm
+
+        batches = list(self._members(self.gallery))
+        for members in tqdm(batches, desc="images", leave=False, disable=not progress):
+            loaded = self.pictures.load(members)
+            pixels = [view_pixels(image, self.view) for image in loaded if image is not None]
+            yield normalise(np.stack(pixels), self.view)
+
+    def _members(self, indices: npt.NDArray[np.int64]) -> Iterator[list[int]]:
+        for first in range(0, len(indices), self.batch_images):
+            yield indices[first : first + self.batch_images].tolist()
+
+    @cached_property
+    def _persons(self) -> npt.NDArray[np.int64]:
+        """The person of each pair, a number of its own where none is named: (N,) int64."""
+        persons = self.pairs.persons
+        # Below `NOBODY`, so that no picture shares a number with another or with a person.
+        return np.where(persons == NOBODY, NOBODY - 1 - np.arange(len(persons)), persons)
+
+    def _need_one_person_each(self) -> None:
+        """Refuse a picture that is said to show two persons."""
+        persons = self.pairs.persons
+        named = (persons != NOBODY) & (persons != persons[self._first])
+        for index in np.flatnonzero(named)[:1].tolist():
+            one, other = (
+                "nobody" if number == NOBODY else self.pairs.person_names[number]
+                for number in (int(persons[index]), int(persons[self._first[index]]))
+            )
+            raise DataError(
+                f"image {self.pairs[index].image.name} is said to show person {one} and person "
+                f"{other}; correct the one that is wrong"
+            )
+
+
+def evaluate_set(
+    model: ImageTextModel,
+    data: RetrievalSet,
+    config: RetrievalConfig,
+    *,
+    queries: npt.NDArray[np.int64] | None = None,
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> Retrieval:
+    """Let captions find their persons among all pictures; see `evaluate_retrieval`.
+
+    Args:
+        model: As in `evaluate_retrieval`.
+        data: Captions and pictures.
+        config: Settings of the ranking.
+        queries: (Q,) int64, which of its T captions. Default: all.
+        processes: As in `evaluate_retrieval`.
+        progress: True draws bars.
+
+    Raises:
+        DataError: As in `evaluate_retrieval`, or no picture can be read.
+    """
+    chosen = np.arange(len(data.queries)) if queries is None else queries
+    return evaluate_retrieval(
+        model,
+        data.images(progress=progress),
+        data.texts_of(chosen),
+        image_persons=data.image_persons,
+        text_persons=data.text_persons[chosen],
+        config=config,
+        processes=processes,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPicture:
+    """A picture of the gallery.
+
+    Attributes:
+        image: RGB, as loaded.
+        right: True if it shows the person who is described.
+    """
+
+    image: Image
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSample:
+    """A caption and its best pictures.
+
+    Attributes:
+        caption: As written.
+        found: Best first.
+    """
+
+    caption: str
+    found: tuple[FoundPicture, ...]
+
+
+def spread_queries(num_texts: int, count: int = 5) -> npt.NDArray[np.int64]:
+    """Choose at most `count` of T texts, evenly spread over all: (Q,) int64.
+
+    Args:
+        num_texts: T, at least 1.
+        count: Q, where there are as many.
+    """
+    return np.unique(np.linspace(0, num_texts - 1, count + 2).astype(np.int64)[1:-1])
+
+
+def sample_searches(
+    split: RetrievalSet,
+    queries: npt.NDArray[np.int64],
+    ranking: torch.Tensor,
+    *,
+    count: int = 10,
+) -> tuple[SearchSample, ...]:
+    """Return the best pictures of some captions.
+
+    Args:
+        split: Whose captions and pictures.
+        queries: (Q,) int64, of its T captions.
+        ranking: (Q, K) int64, the best of its I pictures for each, best first.
+        count: Pictures of each caption.
+    """
+    samples = []
+    for query, row in zip(queries.tolist(), ranking[:, :count].tolist(), strict=True):
+        person = split.text_persons[query]
+        images = split.pictures.load(split.gallery[row].tolist())
+        found = tuple(
+            FoundPicture(image=image, right=bool(split.image_persons[place] == person))
+            for place, image in zip(row, images, strict=True)
+            if image is not None
+        )
+        samples.append(SearchSample(caption=split.caption(query), found=found))
+    return tuple(samples)

@@ -1,0 +1,162 @@
+"""Compiled text steps: where they pay, the constant shapes they need, and the way back.
+
+A compiled step is compiled again for every new shape, so batches are filled up to constant ones.
+Tokens and sequences are bounded by the plan of every epoch, so they never overflow. How many tokens
+a batch masks is random: there is room for six standard deviations above what is expected. Nothing
+here fails for want of a compiler: the step is computed uncompiled, with one line that says why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from typing import Generic, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from maskery.core.batch import StaticShapes
+from maskery.core.task import StandIn
+from maskery.data.planned import PlannedSource
+from maskery.masking.masker import Masker
+from maskery.models.varlen_attention import FLASH_CAPABILITY
+
+log = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+ResultT = TypeVar("ResultT")
+# The names that Triton looks for, beside $CC.
+COMPILERS = ("gcc", "clang", "cc")
+# Sizes are rounded up to a multiple that the tiles of a GPU's matrix products divide.
+MULTIPLE = 64
+# Steps whose masks are drawn to estimate how many tokens a batch masks.
+SAMPLED_STEPS = 16
+# One batch in a thousand million overflows, if masked counts are about normal.
+DEVIATIONS = 6.0
+
+
+def compile_obstacle(*, device: torch.device, packed: bool, half_precision: bool) -> str | None:
+    """Return the reason why a text step that should be compiled is not, or None.
+
+    Args:
+        device: Where the model is trained.
+        packed: False for padded batches, which change their shape from step to step.
+        half_precision: True if it is computed in bf16 or fp16.
+    """
+    if device.type != "cuda":
+        return f"on '{device.type}' a compiled step is slower than an uncompiled one"
+    if not packed:
+        return "padded batches change their shape at every step; it takes --layout packed"
+    if not half_precision or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
+        return "variable-length flash attention takes bf16 on a GPU that has it (Ampere or newer)"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, which torch.compile needs; pip install triton"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), *COMPILERS)):
+        return "no C compiler was found (gcc or clang, or $CC), which torch.compile needs"
+    return None
+
+
+class Compiled(Generic[Arguments, ResultT]):
+    """A function that is compiled at its first call, or called as it is if that fails.
+
+    Args:
+        function: Compiled with its backward pass.
+        backend: Of `torch.compile`.
+    """
+
+    def __init__(
+        self, function: Callable[Arguments, ResultT], *, backend: str = "inductor"
+    ) -> None:
+        self.function = function
+        self._compiled: Callable[Arguments, ResultT] | None = torch.compile(
+            function, backend=backend, dynamic=False
+        )
+        self._proven = False
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultT:
+        """Call the compiled function."""
+        if self._compiled is None:
+            return self.function(*args, **kwargs)
+        if self._proven:
+            return self._compiled(*args, **kwargs)
+        # Imported here, because it takes seconds that uncompiled runs need not spend.
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._functorch import config as functorch_config
+
+        try:
+            # The backward pass is compiled now, too, so that it cannot fail later.
+            with functorch_config.patch(force_non_lazy_backward_lowering=True):
+                result = self._compiled(*args, **kwargs)
+        except (TorchDynamoException, ImportError, OSError) as error:
+            log.warning("the step is not compiled: torch.compile failed (%s)", reason(error))
+            self._compiled = None
+            return self.function(*args, **kwargs)
+        self._proven = True
+        return result
+
+
+def reason(error: Exception) -> str:
+    """Return a compiler's message without the name of the part that wraps it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.endswith("raised:")]
+    return (said or lines or [type(error).__name__])[0]
+
+
+def static_shapes(
+    source: PlannedSource,
+    masker: Masker,
+    *,
+    epochs: int,
+    num_processes: int = 1,
+    masked_capacity: float | None = None,
+) -> StaticShapes:
+    """Return shapes that hold every micro-batch of a run.
+
+    Args:
+        source: The run's batches, packed.
+        masker: Draws the run's masks.
+        epochs: How many the run has.
+        num_processes: How many share each step.
+        masked_capacity: Rows for masked tokens as a share of the tokens. Default: estimated from
+            the masks of some steps.
+    """
+    bounds = source.bounds(epochs, num_processes)
+    num_tokens = round_up(bounds.num_tokens)
+    share = expected_share(source, masker, bounds.num_tokens)
+    if masked_capacity is not None:
+        share = masked_capacity
+    num_masked = min(round_up(math.ceil(share * num_tokens)), num_tokens)
+    return StaticShapes(
+        num_tokens=num_tokens,
+        num_segments=bounds.num_sequences + -(-num_tokens // bounds.longest),
+        longest=bounds.longest,
+        num_masked=num_masked,
+    )
+
+
+def expected_share(source: PlannedSource, masker: Masker, num_tokens: int) -> float:
+    """Return the share of tokens that is masked, six standard deviations above its mean."""
+    progress = max((0.0, 1.0), key=masker.config.rate_at)
+    lengths, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    num_steps = source.num_steps(0)
+    for step in range(0, num_steps, max(1, num_steps // SAMPLED_STEPS)):
+        for batch in source.micro_batches(0, step):
+            assert not isinstance(batch, StandIn)  # one process has a share of every step
+            masked = masker.mask(batch, epoch=0, progress=progress)
+            inside = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
+            counts.append(np.bincount(inside, minlength=len(batch.lengths)))
+            lengths.append(batch.lengths)
+    length, count = np.concatenate(lengths), np.concatenate(counts)
+    share = count.sum() / max(length.sum(), 1)
+    # Sequences are masked independently, so a batch's variance is the sum of theirs.
+    variance = ((count - share * length) ** 2).sum() / max(length.sum(), 1)
+    return float(share + DEVIATIONS * math.sqrt(variance / max(num_tokens, 1)))
+
+
+def round_up(size: int) -> int:
+    """Round up to the next multiple of `MULTIPLE`."""
+    return -(-size // MULTIPLE) * MULTIPLE
