@@ -22,10 +22,16 @@ from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.head_init import start_new_head
-from maskery.models.loading import Loaded, known_as, load_masked_lm
+from maskery.models.layout import can_pack, max_positions
+from maskery.models.loading import (
+    Loaded,
+    add_rows,
+    known_as,
+    load_masked_lm,
+    new_masked_lm,
+    start_new_head,
+)
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import can_pack, max_positions
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, TextData, open_text
@@ -135,8 +141,6 @@ def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
         own_model = importlib.import_module("maskery.models.own_model")
         loaded: Loaded = own_model.as_loaded(given.model, tokenizer)
     elif scratch:
-        from maskery.models.scratch import new_masked_lm
-
         size = config.model.removeprefix(SCRATCH)
         loaded = new_masked_lm(size, tokenizer, seed=config.training.seed)
     else:
@@ -148,8 +152,6 @@ def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
             seed=config.training.seed,
         )
     if data.added is not None:
-        from maskery.models.new_rows import add_rows
-
         add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
         loaded = replace(loaded, tokenizer=tokenizer)
     if loaded.attention_dropouts:

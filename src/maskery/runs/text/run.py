@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file, save_file
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import CheckpointError, reason_of
+from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.processes import join_processes
 from maskery.core.startup import is_main_process
 from maskery.core.task import EXTRA_STATE, Task
@@ -129,6 +129,11 @@ def train_text(
     Raises:
         MaskeryError: Something the user can mend.
     """
+    if config.engine == "trainer":
+        raise ConfigError(
+            "--engine trainer is gone: use --engine loop, which takes the same steps and resumes; "
+            "or, in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
+        )
     config = replace(config.anchored(), model=anchored(config.model))
     given = Given(
         texts=texts,
@@ -203,35 +208,21 @@ def fit(
     *,
     progress: bool,
 ) -> Summary:
-    """Train the run's model in place, under the engine that its configuration names."""
+    """Train the run's model in place."""
     config, training = run.config, run.config.training
     new = new_parameters(task, run.model, run.loaded.new_parameters)
-    if config.engine == "trainer":
-        # Transformers' Trainer imports `datasets` and pandas: a second that the loop does not need.
-        from maskery.hf.run import train_under_trainer
-
-        summary = train_under_trainer(
-            task,
-            run.train,
-            training,
-            folder,
-            new_parameters=new,
-            evaluate=evaluate,
-            progress=progress,
-        )
-    else:
-        loop = TrainingLoop(
-            task,
-            run.train,
-            build_optimiser(task.model, training, new),
-            training,
-            folder,
-            identity=run.identity,
-            evaluate=evaluate,
-            progress=progress,
-            callbacks=run.given.callbacks,
-        )
-        summary = loop.train(resume=config.resume == "auto")
+    loop = TrainingLoop(
+        task,
+        run.train,
+        build_optimiser(task.model, training, new),
+        training,
+        folder,
+        identity=run.identity,
+        evaluate=evaluate,
+        progress=progress,
+        callbacks=run.given.callbacks,
+    )
+    summary = loop.train(resume=config.resume == "auto")
     report_left_out(task)
     return summary
 
