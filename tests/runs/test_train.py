@@ -60,7 +60,7 @@ def test_objects_of_ones_own_take_part(tmp_path: Path, model: str) -> None:
 
     class Every:
         def select(self, batch: Any, maskable: Any, rate: float, draws: Any) -> maskery.Selection:
-            return maskery.Selection(maskable)
+            return maskery.Selection(selected=maskable)
 
     class Steps(maskery.Callback):
         seen: ClassVar[list[int]] = []
