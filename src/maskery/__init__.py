@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from maskery.runs.text.config import TextRunConfig
     from maskery.runs.text.evaluate import evaluate_model, evaluate_run
     from maskery.runs.text.run import train_text
+    from maskery.runs.train import train
     from maskery.tasks.text_mlm import TextMLM, TextParts
     from maskery.tasks.text_mlm_config import register_objective
     from maskery.training.callbacks import Callback
