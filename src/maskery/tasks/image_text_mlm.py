@@ -136,9 +136,13 @@ class CaptionTask:
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
+        self.load_twin(part_of(state, "twin."))
+
+    def load_twin(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Restore the twin's weights; the user's terms in it, which are never read, may lack."""
         own = self.twin.state_dict()
         unread = {name: own[name] for name in own.keys() - without_terms(own).keys()}
-        self.twin.load_state_dict(part_of(state, "twin.") | unread)
+        self.twin.load_state_dict({**weights, **unread})
 
 
 @dataclass(frozen=True, kw_only=True)

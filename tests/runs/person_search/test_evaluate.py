@@ -25,7 +25,7 @@ from maskery.evaluation.retrieval.config import (
 )
 from maskery.runs.frame.config_file import load_config, run_kind
 from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models, spread_of
+from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models, spread_of
 from maskery.runs.person_search.settings import (
     known_retrieval,
     open_for_retrieval,
@@ -61,7 +61,7 @@ def test_a_run_gives_what_training_found(runs: list[str]) -> None:
 
 
 def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate_retrieval_models(runs, asked=Asked(rerank=3))
+    found = evaluate_retrieval_models(runs, overrides=Overrides(rerank=3))
     values = [figures.contrastive.map.value for figures in found.figures.values()]
     assert found.spread is not None
     spread = found.spread["contrastive"]["map"]
@@ -75,7 +75,7 @@ def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixtu
     assert "their seeds: 0, 1" in printed
     assert found.to_json()["seeds"] == {runs[0]: 0, runs[1]: 1}
     assert printed.count("mINP") == 3
-    without = evaluate_retrieval_models(runs[:1], asked=Asked(rerank=0)).figures[runs[0]]
+    without = evaluate_retrieval_models(runs[:1], overrides=Overrides(rerank=0)).figures[runs[0]]
     assert without.reranked is None
     mixed = spread_of([*found.figures.values(), without])
     assert mixed is not None
@@ -155,7 +155,10 @@ def test_runs_that_are_not_measured_alike_have_no_mean(
     same = changed(runs[1], tmp_path / "same", moved(tmp_path / "copy"))
     assert evaluate_retrieval_models([runs[0], same]).spread is not None
     fewer = asked_like(run, tmp_path / "fewer", rerank=2)
-    assert evaluate_retrieval_models([runs[0], fewer], asked=Asked(rerank=3)).spread is not None
+    assert (
+        evaluate_retrieval_models([runs[0], fewer], overrides=Overrides(rerank=3)).spread
+        is not None
+    )
 
 
 def test_a_run_is_measured_from_any_folder(
@@ -234,8 +237,12 @@ def test_a_model_is_measured_alike_wherever_it_lies(
     assert run == inside == copy
     assert run.rerank == 4
     # What the run was set to makes a difference, so that equality says something.
-    for asked in (Asked(score="matching"), Asked(clean_captions=False), Asked(rerank=0)):
-        found = evaluate_retrieval_models([names[2]], data=data, asked=asked)
+    for asked in (
+        Overrides(score="matching"),
+        Overrides(clean_captions=False),
+        Overrides(rerank=0),
+    ):
+        found = evaluate_retrieval_models([names[2]], data=data, overrides=asked)
         assert found.figures[names[2]] != copy
     # It cannot fill words, so nothing else is meant.
     assert main(["evaluate", str(copied), "--data", data, "--json"]) == 0

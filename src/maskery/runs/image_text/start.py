@@ -25,7 +25,6 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer
 from maskery.runs.frame.run_folder import TOKENIZER
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
-from maskery.tasks.loss_terms import without_terms
 
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
@@ -198,11 +197,6 @@ def choose_max_length(config: ImageTextRunConfig, model: ImageTextModel) -> int:
             f"lower it to {limit} or less"
         )
     return config.max_length or limit
-
-
-def save_weights(model: ImageTextModel, folder: Path) -> None:
-    """Write the model as Hugging Face does, without loss terms of the user's own."""
-    model.save_pretrained(folder, state_dict=without_terms(model.state_dict()))
 
 
 def save_preprocessing(folder: Path, view: ViewConfig) -> None:

@@ -1,4 +1,4 @@
-"""What several runs must share for a mean over them to mean anything."""
+"""Conditions that several runs must share for a mean over their figures to mean anything."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from maskery.runs.person_search.settings import run_config_of
 HeldOutSplit = Literal["val", "test"]
 
 
-class Alike:
+class Conditions:
     """Holds every run to the conditions of the first."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[str, str]] = {}
 
     def add(self, name: str, conditions: Mapping[str, str]) -> None:
-        """Under what conditions a run is measured; more may be added later.
+        """Add conditions under which a run is measured; more may be added later.
 
         Args:
             name: Of the run.
@@ -48,14 +48,14 @@ class Alike:
 
 
 def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit, Pairs]:
-    """A split, or validation where the dataset has no test split."""
+    """Return a split, or validation where the dataset has no test split."""
     if split == "test" and data.test is not None:
         return "test", data.test
     return "val", data.val
 
 
-def gallery_of(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
-    """What is found and by what, as conditions."""
+def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
+    """Return the dataset, split, pictures and captions, as conditions."""
     name, pairs = split_of(data, split)
     persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
     return {
@@ -67,8 +67,8 @@ def gallery_of(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
     }
 
 
-def ranking_of(settings: RetrievalConfig) -> dict[str, str]:
-    """How pictures are ranked, as conditions."""
+def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
+    """Return how pictures are ranked, as conditions."""
     score: str = settings.score
     if score == "sum":
         score += f" with odds at {settings.odds_weight:g}"
