@@ -39,7 +39,7 @@ TaskT = TypeVar("TaskT", bound=CaptionTask)
 
 
 class ReadingConfig(Protocol):
-    """What to do about captions and pictures that cannot be read."""
+    """Says what to do about captions and pictures that cannot be read."""
 
     @property
     def on_bad_caption(self) -> Literal["skip", "fail"]:

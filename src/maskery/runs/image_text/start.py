@@ -31,14 +31,14 @@ OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
 @dataclass(frozen=True, kw_only=True)
 class StartModel:
-    """What a run starts from.
+    """The initial model of a run.
 
     Attributes:
         model: The image-text model.
         tokenizer: Its tokenizer.
         view: The run's settings with the encoder's size and normalisation filled in.
         new_parameters: Names of parameters that start from nothing.
-        from_scratch: Whether all of them do.
+        from_scratch: True if all of them do.
     """
 
     model: ImageTextModel
@@ -49,7 +49,7 @@ class StartModel:
 
     @property
     def has_new_head(self) -> bool:
-        """Whether the vocabulary projection has learnt nothing yet."""
+        """True if the vocabulary projection has learnt nothing yet."""
         return OUTPUT_BIAS in self.new_parameters
 
 

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PairsRun:
-    """Everything an image-text run consists of, before its first step.
+    """The parts of a run on pairs, before its first step.
 
     Attributes:
         config: As given.
@@ -66,7 +66,7 @@ class PairsRun:
     identity: str
 
     def score(self) -> dict[Condition, ExampleSums]:
-        """Held-out sums of the model as it is now, under each sight."""
+        """Score held-out captions with the right picture, a wrong one, and none."""
         masker = Masker.of(self.vocabulary, EVALUATION_MASKING)
         model = self.start.model
         was_training = model.training
@@ -172,7 +172,7 @@ def prepare_pairs(
 
 
 def skipped_lines(run: PairsRun) -> tuple[str, ...]:
-    """What was left out, one line a kind; empty where nothing was."""
+    """Return what was left out, one line a kind."""
     told = (
         run.train.captions.skipped,
         run.train.pictures.skipped,
@@ -188,7 +188,7 @@ def identity_of(
     start: StartModel,
     task: ImageTextMLM,
 ) -> str:
-    """Everything that decides the course of a run, but not how it is computed.
+    """Return everything that decides the course of a run, but not how it is computed.
 
     Args:
         config: Of the run.
@@ -218,7 +218,7 @@ def _fingerprint(pairs: Pairs) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsResult:
-    """What an image-text run came to.
+    """The result of a run on pairs.
 
     Attributes:
         folder: The run folder.
@@ -324,7 +324,7 @@ def evaluate_pairs_run(
     eval_pairs: str | None = None,
     reader: str | None = None,
 ) -> PairsEvaluation:
-    """A run's model on what the run held out, or on other pairs.
+    """Evaluate a run's model on what the run held out, or on other pairs.
 
     Args:
         folder: The run folder.

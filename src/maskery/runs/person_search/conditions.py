@@ -22,7 +22,7 @@ HeldOutSplit = Literal["val", "test"]
 
 
 class Conditions:
-    """Holds every run to the conditions of the first."""
+    """Hold every run to the conditions of the first."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[str, str]] = {}
@@ -91,7 +91,7 @@ class Datasets:
         self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
 
     def of(self, name: str, retrieval: ModelRetrieval) -> PersonSearchData:
-        """That of a run.
+        """Read the dataset of a run.
 
         Args:
             name: The run folder.
@@ -129,6 +129,6 @@ def need_different(names: Sequence[str]) -> None:
 
 
 def seed_of(name: str) -> int | None:
-    """What the run that a folder is, or whose model it is, was trained with."""
+    """Return the seed of the run that a folder, or the model in it, belongs to."""
     config = run_config_of(Path(name).resolve())
     return None if config is None else config.training.seed

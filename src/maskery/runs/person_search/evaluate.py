@@ -114,7 +114,7 @@ class Overrides:
     images: Path | None = None
 
     def of_model(self) -> dict[str, Any]:
-        """What is set and belongs to the model."""
+        """Return the overrides that replace settings of the model."""
         names = ("rerank", "score", "odds_weight", "clean_captions")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
@@ -189,7 +189,7 @@ def _need_pictures(name: str, data: str | None) -> None:
 def _foreseen(
     name: str, data: str | None, split: HeldOutSplit, overrides: Overrides, datasets: Datasets
 ) -> dict[str, str]:
-    """Under what conditions a model will be measured, as far as is known without loading it."""
+    """Return the conditions of a measurement, as far as they are known before loading."""
     _need_pictures(name, data)
     known = known_retrieval(name)
     if known is None:
@@ -203,7 +203,7 @@ def _foreseen(
 
 
 def _found(figures: RetrievalFigures) -> dict[str, str]:
-    """What was measured in the end: some pictures and captions cannot be read."""
+    """Return how many pictures and captions were measured: some cannot be read."""
     return {
         "pictures that can be read": f"{figures.num_images:,}",
         "captions that can be read": f"{figures.num_texts:,}",

@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchQuickstart:
-    """What the quickstart came to.
+    """The result of the quickstart.
 
     Attributes:
         result: Of the run.

@@ -51,7 +51,7 @@ NEW_HEADS = ("prd_head", "mrtd_head")
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchRun:
-    """Everything a person-search run consists of, before its first step.
+    """The parts of a person-search run, before its first step.
 
     Attributes:
         config: As given.
@@ -74,7 +74,7 @@ class PersonSearchRun:
     identity: str
 
     def measure(self, split: RetrievalSet) -> Retrieval:
-        """How well the captions of a split find their persons among its pictures.
+        """Measure how well the captions of a split find their persons among its pictures.
 
         The run's processes share the matching out: all of them must ask.
 
@@ -91,7 +91,7 @@ class PersonSearchRun:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchResult:
-    """What a person-search run came to.
+    """The result of a person-search run.
 
     Attributes:
         folder: The run folder.
@@ -195,7 +195,7 @@ def go_back_to_best(run: PersonSearchRun, loop: TrainingLoop) -> int:
 
 
 def logged(figures: RetrievalFigures) -> dict[str, float]:
-    """Figures without intervals, by name.
+    """Return figures without intervals, by name.
 
     The ranking that a model is judged by comes first: the first figure tells the best checkpoint.
     """
@@ -281,7 +281,7 @@ def _held_out(
 
 
 def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
-    """What was left out while training and measuring, one line a kind."""
+    """Return what was left out while training and measuring, one line a kind."""
     splits = [split for split in (run.val, run.test) if split is not None]
     told = [run.train.captions.skipped, run.train.pictures.skipped]
     told += [split.pictures.skipped for split in splits]
@@ -291,7 +291,7 @@ def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
 def identity_of(
     config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel, task: PersonSearch
 ) -> str:
-    """What decides the course of a run and its best epoch, but not how it is computed."""
+    """Return what decides the course of a run and its best epoch, but not how it is computed."""
     ranking = config.retrieval
     return identity(
         config.training,
