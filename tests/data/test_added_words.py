@@ -18,7 +18,7 @@ from maskery.core.errors import DataError
 from maskery.core.vocabulary import vocabulary_size
 from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.sentences import Line
-from maskery.models.new_rows import add_rows
+from maskery.models.loading import add_rows
 
 NEW = ["foxes", "Riverbank", "stone", "foxes"]
 

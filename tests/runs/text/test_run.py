@@ -82,17 +82,15 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
-@pytest.mark.parametrize("engine", ["maskery", "trainer"])
 @pytest.mark.parametrize("attention_dropout", [False, True])
 def test_a_run_in_bfloat16_is_the_same_run_but_for_rounding(
-    corpus: Path, model: Path, tmp_path: Path, engine: str, attention_dropout: bool
+    corpus: Path, model: Path, tmp_path: Path, attention_dropout: bool
 ) -> None:
     runs = [
         train_text(
             TextRunConfig(
                 **{
                     **vars(config_of(corpus, model, tmp_path / precision, precision=precision)),
-                    "engine": engine,
                     "attention_dropout": attention_dropout,
                 }
             ),
@@ -105,6 +103,12 @@ def test_a_run_in_bfloat16_is_the_same_run_but_for_rounding(
     assert runs[1].after.loss.value == pytest.approx(runs[0].after.loss.value, abs=0.05)
     weights = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_the_engine_that_is_gone_is_named_with_what_to_use(corpus: Path, model: Path) -> None:
+    config = replace(config_of(corpus, model, Path("nowhere")), engine="trainer")
+    with pytest.raises(ConfigError, match=r"--engine trainer is gone: use --engine loop.*MaskColl"):
+        train_text(config, progress=False)
 
 
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(
@@ -291,8 +295,13 @@ def test_paragraphs_and_an_own_held_out_file(corpus: Path, model: Path, tmp_path
 
 
 def test_what_is_held_out_is_not_trained_on(corpus: Path, model: Path, tmp_path: Path) -> None:
+    # Words in any order: lines of a pattern would be near-copies of each other.
+    generator = np.random.default_rng(0)
+    words = sorted({word for line in lines(150) for word in line.split()})
+    texts = [" ".join(generator.choice(words, 12)) for _ in range(150)]
+    corpus.write_text("\n".join(texts), "utf-8")
     own = tmp_path / "own.txt"
-    own.write_text("\n".join(lines(150)[:20]), "utf-8")  # twenty lines of the corpus
+    own.write_text("\n".join(text.upper() for text in texts[:20]), "utf-8")
     settings = vars(config_of(corpus, model, tmp_path / "run"))
     run = prepare_text(TextRunConfig(**{**settings, "eval_data": (str(own),)}), progress=False)
     held = set(run.held_out.store.ids.tolist())
@@ -350,7 +359,7 @@ def test_bad_settings_say_what_to_do_and_leave_no_folder(
 def test_forced_packing_of_a_family_that_cannot(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskery.models.packing.PACKABLE", frozenset())
+    monkeypatch.setattr("maskery.models.layout.PACKABLE", frozenset())
     config = config_of(corpus, model, tmp_path / "run", max_steps=1)
     with pytest.raises(ModelError, match="--layout padded"):
         train_text(TextRunConfig(**{**vars(config), "layout": "packed"}), progress=False)

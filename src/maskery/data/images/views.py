@@ -31,13 +31,13 @@ from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_m
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020).
 ERASE_RATIO = (0.3, 3.3)
-"""Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020)."""
+# Uniforms of RandAugment: the operation, its happening, and its direction.
 DRAWS_PER_OPERATION = 3
-"""Of RandAugment: which operation, whether it happens, and its direction."""
 HAPPENS = 0.5
+# ALBEF shifts by up to 10 pixels of pictures 384 wide; here that share of any width.
 MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
-"""ALBEF shifts by up to 10 pixels of pictures 384 wide; here that share of any width."""
 FILL = (128, 128, 128)
 
 
@@ -88,11 +88,6 @@ def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -
 
 def view(image: Image, config: ViewConfig, draws: Float32Array | None = None) -> torch.Tensor:
     """Resize, augment and normalise a picture.
-
-    Args:
-        image: RGB.
-        config: With size and normalisation set.
-        draws: (`NUM_DRAWS`,) uniforms for a random view; None for the view of evaluation.
 
     Returns:
         (3, H, W) float32.
@@ -194,13 +189,7 @@ def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[flo
 
 
 def augment(image: Image, config: ViewConfig, uniforms: Sequence[float]) -> Image:
-    """Apply `config.augment_operations` random operations.
-
-    Args:
-        image: RGB.
-        config: Number and magnitude of the operations.
-        uniforms: `DRAWS_PER_OPERATION` for each operation.
-    """
+    """Apply `config.augment_operations` random operations."""
     strength = config.augment_magnitude / 10
     for number in range(config.augment_operations):
         which, whether, direction = uniforms[number * DRAWS_PER_OPERATION :][:DRAWS_PER_OPERATION]
@@ -266,37 +255,12 @@ def view_batches(
     Raises:
         DataError: A picture cannot be read, and `skipped` does not skip it.
     """
-    for read in _decoded(refs, config, skipped, batch_images):
-        if read:
-            pixels = np.stack([view_pixels(image, config) for _, image in read])
-            yield [index for index, _ in read], normalise(pixels, config)
-
-
-def readable(
-    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
-) -> list[int]:
-    """Return the indices of readable pictures; all are decoded, and none is kept.
-
-    Args:
-        refs: The pictures.
-        config: With size set.
-        skipped: Told of the others; its policy decides what follows.
-        batch_images: The most pictures at a time.
-
-    Raises:
-        DataError: A picture cannot be read, and `skipped` does not skip it.
-    """
-    parts = _decoded(refs, config, skipped, batch_images)
-    return [index for read in parts for index, _ in read]
-
-
-def _decoded(
-    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, batch_images: int
-) -> Iterator[list[tuple[int, Image]]]:
-    """Yield the pictures that can be read, with their places, some at a time."""
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, "decode") as pool:
         for first in range(0, len(refs), batch_images):
             part = refs[first : first + batch_images]
             images = decode_many(part, skipped, near=config.size, pool=pool)
-            yield [(first + i, image) for i, image in enumerate(images) if image is not None]
+            read = [(first + i, image) for i, image in enumerate(images) if image is not None]
+            if read:
+                pixels = np.stack([view_pixels(image, config) for _, image in read])
+                yield [index for index, _ in read], normalise(pixels, config)

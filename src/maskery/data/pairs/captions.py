@@ -5,10 +5,11 @@ Shapes: N pairs, C captions, T tokens of all captions.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from hashlib import blake2b
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,10 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.pairs import Pair, Pairs
+from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encoder, plain_backend
-
-log = logging.getLogger(__name__)
 
 CAPTIONS_AT_ONCE = 4096
 
@@ -37,12 +36,12 @@ class CaptionTokens:
         word_starts: (T,) bool.
         boundaries: (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
         owners: (C,) int64, ascending: the pair of each caption.
-        places: (C,) int64: which of its pair's captions it is.
-        starts: (C,) int64: where the caption starts among its pair's, special tokens counted. A
+        places: (C,) int64: its number among its pair's captions.
+        starts: (C,) int64: the caption's first token among its pair's, special tokens counted. A
             pair's captions are windows of one document, so that each has masks of its own.
         template: The special tokens of a sequence.
-        skipped: What was left out because nothing in it can be masked.
-        num_cut: How many captions were cut at the longest length.
+        skipped: Captions that were left out because nothing in them can be masked.
+        num_cut: Captions that were cut at the longest length.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -56,18 +55,13 @@ class CaptionTokens:
     num_cut: int
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """(V,) int64: how often each token stands in the captions."""
+        """Count each token of the captions: (V,) int64."""
         return np.bincount(self.tokens, minlength=vocab_size).astype(np.int64)
 
     def batch(
         self, captions: npt.NDArray[np.int64], example_ids: npt.NDArray[np.uint64]
     ) -> TokenBatch:
-        """Some captions end to end, each under the id of its pair.
-
-        Args:
-            captions: (B,) int64.
-            example_ids: (B,) uint64.
-        """
+        """Return some captions end to end, each under the id of its pair."""
         firsts = self.boundaries[captions]
         return assemble(
             self.tokens,
@@ -90,9 +84,6 @@ def tokenise_captions(
         tokenizer: With a mask token.
         skipped: Told of captions in which no token can be masked.
         max_length: The most tokens of a caption, special ones included; longer ones are cut.
-
-    Raises:
-        DataError: No caption is left, or one cannot be used and `skipped` does not skip it.
     """
     template = Template.of(tokenizer)
     protected = Vocabulary.of(tokenizer).protected
@@ -131,48 +122,37 @@ def tokenise_captions(
     )
 
 
-Written: TypeAlias = tuple[int, int, str]
-"""A pair, which of its captions, and the caption."""
-
-
 def _encoded(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Written, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """Each caption with its ids and word starts, in order."""
+) -> Iterator[tuple[tuple[int, int, str], npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """Yield (pair, number of the caption, caption) with ids and word starts, in order."""
     encode = encoder(tokenizer, plain_backend(tokenizer))
-    for chunk in _chunks(pairs):
+    captions = (
+        (n, place, c) for n, pair in enumerate(pairs) for place, c in enumerate(pair.captions)
+    )
+    while chunk := list(islice(captions, CAPTIONS_AT_ONCE)):
         ids, words, lengths = encode([caption for *_, caption in chunk])
         ends = np.cumsum(lengths)
-        for written, first, end in zip(chunk, ends - lengths, ends, strict=True):
-            yield written, ids[first:end], words[first:end]
-
-
-def _chunks(pairs: Pairs) -> Iterator[list[Written]]:
-    chunk: list[Written] = []
-    pair: Pair
-    for index, pair in enumerate(pairs):
-        chunk += [(index, place, caption) for place, caption in enumerate(pair.captions)]
-        if len(chunk) >= CAPTIONS_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+        for caption, first, end in zip(chunk, ends - lengths, ends, strict=True):
+            yield caption, ids[first:end], words[first:end]
 
 
 def _starts(owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each caption starts among those of its owner: (C,)."""
+    """Return the start of each caption among those of its owner: (C,)."""
     before = np.cumsum(lengths) - lengths
     first = np.searchsorted(owners, owners, side="left")
     return before - before[first]
 
 
-class CaptionCorpus:
-    """The captions of pairs as a corpus, to train a tokenizer on.
+class Caption(NamedTuple):
+    """One caption under the id of its pair, as a corpus has examples."""
 
-    Attributes:
-        num_bytes: Not known.
-        bytes_read: None.
-    """
+    text: str
+    id: int
+
+
+class CaptionCorpus:
+    """The captions of pairs as a corpus, to train a tokenizer on; its bytes are not counted."""
 
     num_bytes: int | None = None
     bytes_read: int = 0
@@ -181,30 +161,13 @@ class CaptionCorpus:
         self._pairs = pairs
 
     def __iter__(self) -> Iterator[Caption]:
-        for pair in self._pairs:
-            for caption in pair.captions:
-                yield Caption(text=caption, id=pair.id)
+        return (Caption(text, pair.id) for pair in self._pairs for text in pair.captions)
 
     def fingerprint(self) -> str:
-        """A hash of the pairs' ids."""
+        """Return a hash of the pairs' ids."""
         return fingerprint(self._pairs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """One caption, as a corpus has examples.
-
-    Attributes:
-        text: The caption.
-        id: Of its pair.
-    """
-
-    text: str
-    id: int
-
-
 def fingerprint(pairs: Pairs) -> str:
-    """A hash of the pairs' ids, which follow from image names and captions."""
-    from hashlib import blake2b
-
+    """Return a hash of the pairs' ids, which follow from image names and captions."""
     return blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()

@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,22 +32,14 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITE_SPACE = b" \t\r\n"
 
 
-def open_json(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open `.json` or `.jsonl` files."""
-    return _open(json_records, paths, config, root)
-
-
-def open_csv(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open `.csv` or `.tsv` files."""
-    return _open(csv_records, paths, config, root)
-
-
-def _open(
+def open_tables(
     read: Callable[[Path, PairsConfig], Iterator[Record]],
     paths: Sequence[Path],
     config: PairsConfig,
     root: Path,
 ) -> Reader:
+    """Open tables that are read by one of the functions below."""
+
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
             folder = table_folder(path, config, root)
@@ -62,11 +55,7 @@ def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
 
 
 def metadata_files(folder: Path) -> list[Path]:
-    """Return the metadata files in a folder and those below it, sorted.
-
-    Raises:
-        DataError: A folder has both kinds.
-    """
+    """Return the metadata files in a folder and those below it, sorted."""
     found = sorted(p for name in METADATA for p in folder.rglob(name) if p.is_file())
     folders = [path.parent for path in found]
     for path in found:
@@ -78,11 +67,7 @@ def metadata_files(folder: Path) -> list[Path]:
 
 
 def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
-    """Read a table whose header is separated by tabs or by commas.
-
-    Raises:
-        DataError: It cannot be read or is not valid.
-    """
+    """Read a table whose header is separated by tabs or by commas."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from _csv_rows(path, file, config)
@@ -118,11 +103,7 @@ def _csv_rows(path: Path, file: TextIO, config: PairsConfig) -> Iterator[Record]
 
 
 def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
-    """Read a `.json` or `.jsonl` file; its content decides which of the two it is.
-
-    Raises:
-        DataError: It cannot be read or is not valid, or only some records name a split or a person.
-    """
+    """Read a `.json` or `.jsonl` file; its content decides which of the two it is."""
     rows = _list_rows(path) if _first_byte(path) == b"[" else _line_rows(path)
     columns: Columns | None = None
     first: dict[str, str | None] = {}
@@ -166,11 +147,7 @@ def _require_same_names(
 
 
 def read_json(text: bytes, where: str) -> Any:
-    """Parse one JSON value.
-
-    Raises:
-        DataError: It is not valid JSON in UTF-8.
-    """
+    """Parse one JSON value."""
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:
@@ -216,3 +193,7 @@ def _line_rows(path: Path) -> Iterator[tuple[Any, str]]:
                     f"record on each line"
                 )
             yield read_json(text, where), where
+
+
+open_json = partial(open_tables, json_records)
+open_csv = partial(open_tables, csv_records)

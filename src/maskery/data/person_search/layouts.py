@@ -1,4 +1,4 @@
-"""Where each dataset of text-based person search keeps its annotations, and what they hold.
+"""Annotation files of the datasets of text-based person search: their places and keys.
 
 CUHK-PEDES (Li et al., CVPR 2017), ICFG-PEDES (Ding et al., 2021), RSTPReid (Zhu et al., ACM MM
 2021) and the output of RaSa's `data_process.py`: one JSON record for each image.
@@ -20,57 +20,46 @@ from maskery.data.person_search.config import SPLITS, DatasetName
 IMAGES = "imgs"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """One published layout.
 
     Attributes:
-        title: What the dataset is called.
-        files: Names of its one annotation file; the first that exists is read.
-        by_split: Whether each split has a file of its own, and `files` holds patterns with
-            `{split}`.
-        image_key: What its records call the image.
+        title: Name of the dataset.
+        files: Names of its annotation file; the first that exists is read. With `{split}` in them,
+            each split has a file of its own.
+        image_key: Key of the image in its records.
         splits: Those it has.
     """
 
     title: str
     files: tuple[str, ...]
     image_key: str
-    splits: tuple[str, ...]
-    by_split: bool = False
+    splits: tuple[str, ...] = SPLITS
+
+    @property
+    def by_split(self) -> bool:
+        """True if each split has a file of its own."""
+        return "{split}" in self.files[0]
 
 
 LAYOUTS: dict[DatasetName, Layout] = {
-    "cuhk-pedes": Layout(
-        title="CUHK-PEDES", files=("reid_raw.json",), image_key="file_path", splits=SPLITS
-    ),
+    "cuhk-pedes": Layout("CUHK-PEDES", ("reid_raw.json",), "file_path"),
     # The releases of ICFG-PEDES differ in the name of the file; its folders `train/` and `test/`
     # are not its split, which only the records tell.
     "icfg-pedes": Layout(
-        title="ICFG-PEDES",
-        files=("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG-PDES.json"),
-        image_key="file_path",
+        "ICFG-PEDES",
+        ("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG-PDES.json"),
+        "file_path",
         splits=("train", "test"),
     ),
-    "rstpreid": Layout(
-        title="RSTPReid", files=("data_captions.json",), image_key="img_path", splits=SPLITS
-    ),
+    "rstpreid": Layout("RSTPReid", ("data_captions.json",), "img_path"),
     "rasa": Layout(
-        title="RaSa's data_process.py",
-        files=("processed_data/{split}.json", "{split}.json"),
-        image_key="file_path",
-        splits=SPLITS,
-        by_split=True,
+        "RaSa's data_process.py", ("processed_data/{split}.json", "{split}.json"), "file_path"
     ),
-    "drawn-people": Layout(
-        title="drawn people", files=("reid_raw.json",), image_key="file_path", splits=SPLITS
-    ),
+    "drawn-people": Layout("drawn people", ("reid_raw.json",), "file_path"),
     "jsonl": Layout(
-        title="lines with image, caption and person",
-        files=("{split}.jsonl", "pairs_{split}.jsonl"),
-        image_key="image",
-        splits=SPLITS,
-        by_split=True,
+        "lines with image, caption and person", ("{split}.jsonl", "pairs_{split}.jsonl"), "image"
     ),
 }
 
@@ -82,15 +71,7 @@ class AnnotationConfig(PairsConfig):
 
 
 def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
-    """Every record of a dataset with its split, unchecked otherwise.
-
-    Args:
-        dataset: Which layout.
-        root: Its folder; for `jsonl`, perhaps the file itself.
-
-    Raises:
-        DataError: The annotations are missing, of another dataset, or not valid.
-    """
+    """Yield every record of a dataset with its split, unchecked otherwise."""
     layout = LAYOUTS[dataset]
     if dataset == "jsonl" and root.is_file():
         return _records(layout, root, split=None)
@@ -112,7 +93,7 @@ def _only_file(dataset: DatasetName, root: Path) -> Path:
 
 
 def _split_files(dataset: DatasetName, root: Path) -> dict[str, Path]:
-    """The file of each split that has one; there is always one to train on."""
+    """Return the file of each split that has one; there is always one to train on."""
     for pattern in LAYOUTS[dataset].files:
         paths = {split: root / pattern.format(split=split) for split in SPLITS}
         found = {split: path for split, path in paths.items() if path.is_file()}
@@ -123,7 +104,7 @@ def _split_files(dataset: DatasetName, root: Path) -> dict[str, Path]:
 
 
 def _missing(dataset: DatasetName, root: Path, wanted: str) -> str:
-    """What to say where the annotations of a dataset are not: perhaps another lies there."""
+    """Return the message for missing annotations; it names another dataset that lies there."""
     message = f"'{root}' holds no {wanted}, the annotations of {LAYOUTS[dataset].title}"
     for other, layout in LAYOUTS.items():
         names = [name.format(split="train") for name in layout.files]
@@ -134,7 +115,7 @@ def _missing(dataset: DatasetName, root: Path, wanted: str) -> str:
 
 
 def _records(layout: Layout, path: Path, split: str | None) -> Iterator[Record]:
-    """The records of one file; of a file for one split, with that split."""
+    """Yield the records of one file, with its split if the file is for one."""
     settings = AnnotationConfig(image_column=layout.image_key)
     try:
         for record in json_records(path, settings):
@@ -164,7 +145,7 @@ def _in_split(layout: Layout, record: Record, split: str | None) -> Record:
 
 
 def _explained(error: DataError, layout: Layout, path: Path) -> DataError:
-    """The error, with the dataset whose image key the records have, if it is another's."""
+    """Return the error, with the dataset whose image key the records have, if it is another's."""
     if "has no column" not in str(error):
         return error
     for other, candidate in LAYOUTS.items():

@@ -17,14 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
-from maskery.data.pairs.batches import HeldOutPairs, ViewedPairs
+from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.image_text.image_ablation import (
     Condition,
-    JudgedBatch,
     WordScores,
     score_pairs,
     score_words,
@@ -130,7 +129,7 @@ def mrtd_auc(task: ImageTextMLM, held_out: HeldOutPairs, device: torch.device) -
 
 
 def judgements(
-    task: ImageTextMLM, batches: Iterable[JudgedBatch], device: torch.device
+    task: ImageTextMLM, batches: Iterable[JudgedPairs], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of each batch, with the right pictures: what the model thinks of the words, and the truth."""
     for batch in batches:
