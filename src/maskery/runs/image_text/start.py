@@ -94,7 +94,7 @@ def _own_tokenizer(
     kept = None if folder is None else folder / TOKENIZER
     if kept is not None and kept.is_dir():
         try:
-            return AutoTokenizer.from_pretrained(kept)
+            return AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
