@@ -37,12 +37,13 @@ from maskery.evaluation.retrieval.metrics import (
     text_figures,
 )
 from maskery.evaluation.retrieval.rerank import match_logits
+from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
 
+# Images kept per text when there is no re-ranking.
 KEPT = 10
-"""Images kept per text when there is no re-ranking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ def evaluate_retrieval(
         progress: True draws a bar.
 
     Raises:
+        ModelError: The model predicts values that are not numbers.
         DataError: There is nothing to find or to be found, a text's person is in no image, or all
             images show the same person.
     """
@@ -136,7 +138,9 @@ def evaluate_retrieval(
             model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
         )
         said = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
-        persons = Persons.of(text_persons, image_persons, model.device)
+        persons = Persons(
+            *(torch.from_numpy(p).to(model.device) for p in (text_persons, image_persons))
+        )
         return _rank_all(model, seen, said, persons, count, config, processes, progress)
 
 
@@ -159,16 +163,6 @@ class Persons:
     texts: torch.Tensor
     images: torch.Tensor
 
-    @classmethod
-    def of(
-        cls,
-        texts: npt.NDArray[np.int64],
-        images: npt.NDArray[np.int64],
-        device: torch.device,
-    ) -> Persons:
-        """Make tensors of arrays."""
-        return cls(torch.from_numpy(texts).to(device), torch.from_numpy(images).to(device))
-
 
 def _rank_all(
     model: ImageTextModel,
@@ -180,6 +174,8 @@ def _rank_all(
     processes: Processes | None,
     progress: bool,
 ) -> Retrieval:
+    for features in (images.features, texts.features):
+        require_numbers(features)
     kept = min(max(count, KEPT), len(images.features))
     order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
     told = persons.texts.cpu().numpy()
@@ -197,6 +193,7 @@ def _rank_all(
             processes=processes,
             progress=progress,
         )
+        require_numbers(logits)
         scores = combine(logits, similar[:, :count], float(model.temp), config)
         sorting = rank(scores)
         chosen = order[:, :count].gather(1, sorting)
