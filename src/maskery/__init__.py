@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from maskery.evaluation.text.masked import evaluate
     from maskery.evaluation.text.opening import open_model, texts_source
     from maskery.evaluation.text.pseudo_likelihood import score
+    from maskery.hf.collator import MaskCollator
     from maskery.masking.config import MaskingConfig, register_policy
     from maskery.masking.mask import mask
     from maskery.masking.masker import Masker
@@ -73,6 +74,7 @@ _HOMES = {
     "Filler": "maskery.evaluation.text.fill",
     "ImageTextModel": "maskery.models.image_text.model",
     "Interval": "maskery.evaluation.intervals",
+    "MaskCollator": "maskery.hf.collator",
     "MaskedLanguageModel": "maskery.models.masked_lm",
     "Masker": "maskery.masking.masker",
     "MaskeryError": "maskery.core.errors",
@@ -130,6 +132,7 @@ __all__ = [
     "Filler",
     "ImageTextModel",
     "Interval",
+    "MaskCollator",
     "MaskedLanguageModel",
     "Masker",
     "MaskeryError",
