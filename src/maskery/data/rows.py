@@ -20,8 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
-from maskery.data.plan import Layout
-from maskery.data.planned import PlannedSource
+from maskery.data.plan import Layout, PlannedSource
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
 

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 from maskery.core.errors import DataError, MaskeryError
 from maskery.data.corpus.files import MANIFEST, is_address, open_address, unreadable
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.partials import create_owned, ownerless, partial_of
 from maskery.data.shards.manifest import MAX_MANIFEST_BYTES
 from maskery.data.shards.shard_file import find_damage
+from maskery.data.store import create_owned, ownerless, partial_of
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,13 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, DataError
-from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.corpus.examples import is_held_out
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import TokenStore
 from maskery.data.text_source import TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
-from maskery.data.wordpiece import train_wordpiece
+from maskery.data.vocabulary import AddedWords, add_words, read_words, train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 
