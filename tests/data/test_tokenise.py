@@ -240,7 +240,7 @@ def test_no_texts() -> None:
     assert ids.dtype == np.int64
 
 
-TEXTS = [
+WORD_TEXTS = [
     "the unaffable philosopher was writing meditations",
     "nothing happens to any man, which he is not formed by nature to bear",
     "philosophers write; a man was affable.",
@@ -275,7 +275,7 @@ def wordpiece(vocab_size: int) -> Tokenizer:
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=["[UNK]"], show_progress=False
     )
-    backend.train_from_iterator(TEXTS, trainer)
+    backend.train_from_iterator(WORD_TEXTS, trainer)
     return backend
 
 
@@ -305,7 +305,7 @@ def byte_level(vocab_size: int, *, add_prefix_space: bool = False) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(TEXTS, trainer)
+    backend.train_from_iterator(WORD_TEXTS, trainer)
     return backend
 
 

@@ -42,15 +42,15 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """S."""
+        """Number of steps, S."""
         return len(self.boundaries) - 1
 
     def step(self, index: int) -> npt.NDArray[np.int64]:
-        """The example indices of one step."""
+        """Return the example indices of one step."""
         return self.order[self.boundaries[index] : self.boundaries[index + 1]]
 
     def in_order(self, steps: npt.NDArray[np.int64]) -> Plan:
-        """The same steps in another order.
+        """Return the plan with its steps in another order.
 
         Args:
             steps: (S,) int64: a permutation.
@@ -109,7 +109,7 @@ def cut_by_sum(lengths: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.in
 
 
 def cut_by_padded_size(lengths: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:
-    """The same with every example of a step counted as long as the longest."""
+    """Cut as `cut_by_sum` does, each example of a step counted as long as its longest."""
     cuts, longest, count = [0], 0, 0
     for index, length in enumerate(lengths.tolist()):
         longest = max(longest, length)
@@ -170,7 +170,7 @@ def split_step(
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What no micro-batch of a run exceeds.
+    """Upper limits of the micro-batches of a run.
 
     Attributes:
         num_tokens: Tokens.
@@ -211,10 +211,10 @@ class PlannedSource(ABC):
 
     @abstractmethod
     def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """The batch of some sequences, in the order given."""
+        """Return the batch of some sequences, in the order given."""
 
     def plan(self, epoch: int) -> Plan:
-        """The steps of an epoch; the latest is kept."""
+        """Return the steps of an epoch; the latest is kept."""
         if self._plan is None or self._plan[0] != epoch:
             plan = plan_epoch(
                 self.lengths,
@@ -227,13 +227,13 @@ class PlannedSource(ABC):
         return self._plan[1]
 
     def num_steps(self, epoch: int) -> int:
-        """How many steps an epoch has."""
+        """Return the number of steps of an epoch."""
         return self.plan(epoch).num_steps
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
-        """One process's share of a step."""
+        """Return one process's share of a step."""
         chosen = self.plan(epoch).step(step)
         parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
         return [
@@ -242,7 +242,7 @@ class PlannedSource(ABC):
         ]
 
     def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
-        """What no micro-batch of the first epochs exceeds, on any of the processes."""
+        """Return limits that hold for the first epochs on every process."""
         tokens = sequences = 0
         for epoch in range(epochs):
             plan = self.plan(epoch)
@@ -260,5 +260,5 @@ class PlannedSource(ABC):
         )
 
     def batch(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """The batch of some sequences, shortest first, so that equal lengths are neighbours."""
+        """Return the batch of some sequences, shortest first: equal lengths are neighbours."""
         return self.assemble(chosen[np.argsort(self.lengths[chosen], kind="stable")])

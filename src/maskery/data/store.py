@@ -36,7 +36,7 @@ from maskery.core.errors import DataError, reason_of
 
 
 def partial_of(path: Path) -> Path:
-    """A new name beside a file or folder, to write it by before it is moved to its place.
+    """Return a new name beside a file or folder, to write to before it is moved to its place.
 
     It tells the machine: on some shared file systems a lock is seen on its own machine alone.
     """
@@ -62,7 +62,7 @@ def create_owned(path: Path) -> IO[bytes]:
 
 
 def ownerless(folder: Path, inside: str = "") -> Iterator[Path]:
-    """Names from `partial_of` in a folder that a process of this machine left behind.
+    """Yield the names from `partial_of` that processes of this machine left behind.
 
     Args:
         folder: Where to look; not below it.
@@ -139,7 +139,7 @@ class Documents:
         return len(self.tokens)
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Return the tokens of each document: (N,) int64."""
+        """Return the number of tokens of each document: (N,) int64."""
         return np.diff(self.boundaries)
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
@@ -173,7 +173,7 @@ class TokenStore(Documents):
 
         Args:
             folder: Where it lies.
-            verify: Whether to read every byte once and compare checksums (about 1 GB/s).
+            verify: Read every byte once and compare checksums (about 1 GB/s).
 
         Raises:
             DataError: It is not a store, or its files are not what the manifest says.

@@ -88,7 +88,7 @@ class Template:
 
     @property
     def num_special(self) -> int:
-        """Special tokens of a sequence."""
+        """Number of special tokens of a sequence."""
         return len(self.prefix) + len(self.suffix)
 
     @classmethod
@@ -197,7 +197,7 @@ class TextSource(PlannedSource):
         )
 
     def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """The batch of some windows, in the order given."""
+        """Return the batch of some windows, in the order given."""
         documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
         return assemble(
             self.store.tokens,
@@ -210,7 +210,7 @@ class TextSource(PlannedSource):
         )
 
     def in_order(self) -> Iterator[TokenBatch]:
-        """Every window once, by length, in batches of the budget: for evaluation."""
+        """Yield every window once, by length, in batches of the budget: for evaluation."""
         order = np.argsort(self.lengths, kind="stable")
         # A window longer than the budget fills it: it is read by itself.
         cost = np.minimum(self.lengths[order], self.batch_tokens)

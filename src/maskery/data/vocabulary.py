@@ -62,7 +62,7 @@ def train_wordpiece(
 
 
 def alphabet_of(backend: Tokenizer, counts: Counter[str], limit: int) -> list[str]:
-    """The `limit` most frequent characters after normalisation, sorted; ties go to the lower."""
+    """Return the `limit` most frequent normalised characters, sorted; ties go to the lower."""
     normal: Counter[str] = Counter()
     for character, count in counts.items():
         for part in backend.normalizer.normalize_str(character):
@@ -73,7 +73,7 @@ def alphabet_of(backend: Tokenizer, counts: Counter[str], limit: int) -> list[st
 
 
 def may_continue(backend: Tokenizer, character: str) -> bool:
-    """Whether a character can stand inside a word; punctuation and ideographs cannot."""
+    """Return True if a character can stand inside a word; punctuation and ideographs cannot."""
     normal = backend.normalizer.normalize_str(f"a{character}")
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)] == [normal]
 
@@ -113,7 +113,7 @@ class AddedWords:
 
 
 def read_words(path: Path) -> list[Line]:
-    """The words of a file, one a line.
+    """Read the words of a file, one a line.
 
     Raises:
         DataError: The file cannot be read, or a line has more than one word.
@@ -131,7 +131,7 @@ def read_words(path: Path) -> list[Line]:
 def add_words(
     tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: Path
 ) -> AddedWords:
-    """A tokenizer that knows some words as single tokens.
+    """Return a tokenizer that knows some words as single tokens.
 
     Args:
         tokenizer: Any fast one.
@@ -170,7 +170,7 @@ def add_words(
 
 
 def _as_one_word(line: Line, backend: Tokenizer, source: Path) -> str:
-    """A word as the vocabulary must have it: normalised, and not cut before it is looked up."""
+    """Normalise a word for the vocabulary; refuse one that is cut before it is looked up."""
     normal = (
         line.text if backend.normalizer is None else backend.normalizer.normalize_str(line.text)
     )
@@ -187,7 +187,7 @@ def _as_one_word(line: Line, backend: Tokenizer, source: Path) -> str:
 def grow_vocabulary(
     tokenizer: PreTrainedTokenizerBase, described: dict[str, Any], words: list[str], first: int
 ) -> PreTrainedTokenizerBase:
-    """The same tokenizer with a longer WordPiece vocabulary."""
+    """Return a copy of the tokenizer with a longer WordPiece vocabulary."""
     for index, word in enumerate(words, first):
         described["model"]["vocab"][word] = index
     with _saved(tokenizer) as folder:
@@ -200,7 +200,7 @@ def grow_vocabulary(
 def add_tokens(
     tokenizer: PreTrainedTokenizerBase, words: dict[str, tuple[int, ...]]
 ) -> PreTrainedTokenizerBase:
-    """The same tokenizer with added tokens, which take the space before them."""
+    """Return a copy of the tokenizer with added tokens, which take the space before them."""
     with _saved(tokenizer) as folder:
         grown = _reopened(folder, tokenizer)
     tokens = [AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in words]
@@ -210,7 +210,7 @@ def add_tokens(
 
 @contextmanager
 def _saved(tokenizer: PreTrainedTokenizerBase) -> Iterator[Path]:
-    """A tokenizer in a folder that goes away again."""
+    """Save a tokenizer to a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="maskery-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
         yield Path(folder)

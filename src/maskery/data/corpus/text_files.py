@@ -123,7 +123,7 @@ class Line(NamedTuple):
 
 
 def read_sentences(path: Path, *, encoding: str = "utf-8") -> Iterator[Line]:
-    """The lines of a file that are not blank, in order.
+    """Yield the lines of a file that are not blank, in order.
 
     Args:
         path: A text file, also .gz, .xz, .zst or .bz2; `-` for standard input.
@@ -142,7 +142,7 @@ def read_sentences(path: Path, *, encoding: str = "utf-8") -> Iterator[Line]:
 
 
 def read_sentence_pairs(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[Line, Line]]:
-    """Two sentences a line with a tab between them: the one that should be likelier comes first.
+    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first.
 
     Raises:
         DataError: As `read_sentences`, or a line does not have two sentences.
@@ -158,7 +158,7 @@ def read_sentence_pairs(path: Path, *, encoding: str = "utf-8") -> Iterator[tupl
 
 
 def name_of(path: Path) -> str:
-    """What messages call a file."""
+    """Return a file's name for messages."""
     return "the standard input" if path == STANDARD_INPUT else str(path)
 
 

@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a call of `make_shards` came to.
+    """The result of a call of `make_shards`.
 
     Attributes:
         folder: Where the shards lie.
@@ -277,7 +277,7 @@ def write_manifest(
 
 
 def summary(made: Made) -> dict[str, object]:
-    """For `--json`."""
+    """Return the result as `--json` prints it."""
     about: dict[str, object] = {
         "folder": str(made.folder),
         "pieces": made.pieces,
@@ -354,7 +354,7 @@ _worker: tuple[Job, Encode] | None = None
 
 
 def _start_worker(job: Job, backend: str) -> None:
-    """What each process does first."""
+    """Prepare a process for its pieces."""
     global _worker
     # One process, one thread; and none outlives the command, were it killed.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -114,13 +114,13 @@ def _write_aside(path: Path, data: bytes, place: Callable[[Path], object]) -> No
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
-    """What is wrong with a file that was written with a size and a checksum, or None."""
+    """Return the difference of a file from its recorded size and checksum, or None."""
     try:
         size = path.stat().st_size
         if size != num_bytes:
@@ -171,7 +171,7 @@ class TokenShard(Documents):
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a shard, mapped.
+    """Map the arrays of a shard into memory.
 
     Raises:
         ValueError, KeyError, TypeError: It is not laid out as a shard is.
@@ -215,7 +215,7 @@ class Joined:
         return int(self.edges[-1])
 
     def __getitem__(self, index: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The elements at some indices.
+        """Return the elements at some indices.
 
         Args:
             index: (t,) int64; runs of neighbours are fast.
@@ -248,4 +248,5 @@ class JoinedShards(Documents):
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """Return how often each token stands in them: (vocab_size,) int64."""
         counts = [shard.token_counts(vocab_size) for shard in self.shards]
-        return np.sum([np.zeros(vocab_size, np.int64), *counts], axis=0)
+        total: npt.NDArray[np.int64] = np.sum([np.zeros(vocab_size, np.int64), *counts], axis=0)
+        return total
