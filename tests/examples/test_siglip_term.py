@@ -22,8 +22,9 @@ from maskery.evaluation.image_text.opening import can_contrast, open_image_text
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.objectives.itc import Features
 from maskery.objectives.terms import LossTerm
-from maskery.runs.pairs import config as pairs_config
-from maskery.runs.pairs.config import PairsRunConfig, PairsTrainingConfig
+from maskery.runs.image_text import config as pairs_config
+from maskery.runs.image_text.config import PairsTrainingConfig
+from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.measure import evaluate_pairs_run
 from maskery.runs.pairs.run import train_pairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig

@@ -56,7 +56,7 @@ from maskery.evaluation.retrieval.config import FILE, ModelRetrieval, read_model
 from maskery.runs.frame.config_file import load_config, to_plain
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.tokenize_config import TokenizeConfig
+from maskery.runs.text.tokenize import TokenizeConfig
 from maskery.training.checkpoint import MANIFEST, Checkpoints
 from maskery.training.snapshot import Position, restore
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from maskery.cli import figures
-from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.cli.console import flags_of, parse, print_json, set_up_logging, split_arguments
 from maskery.core.errors import ConfigError
 from maskery.core.startup import quick_imports
 from maskery.data.corpus.config import CorpusConfig
@@ -217,7 +215,7 @@ def need_batch_tokens(value: int | None) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Find out what is measured, parse its flags, evaluate, report."""
-    models, flags = split_arguments(arguments)
+    models, flags = split_arguments(arguments, [command for command, _ in WAYS.values()])
     if not models:
         if {"-h", "--help"} & flags:
             print(USAGE, end="")
@@ -255,56 +253,6 @@ def way_of(models: Sequence[str], flags: Iterable[str]) -> str:
     if not is_image_text(model):
         return "text"
     return "search" if searches or finds_alone(model) else "image-text"
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Tell the models from the flags and their values, before it is known which flags there are."""
-    sizes: dict[str, int | None] = {}
-    for command, _ in WAYS.values():
-        sizes |= flags_of(command)
-    models: list[str] = []
-    flags: set[str] = set()
-    skip: int | None = 0
-    for word in arguments:
-        if word.startswith("-") and word != "-":
-            name, equals, _ = word.partition("=")
-            flag = name.replace("_", "-")
-            flags.add(flag)
-            skip = 0 if equals else sizes.get(flag, 0)
-        elif skip == 0:
-            models.append(word)
-        elif skip is not None:
-            skip -= 1
-    return models, flags
-
-
-def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, int | None]:
-    """Return the flags of a dataclass and how many words each takes; None for any number."""
-    found: dict[str, int | None] = {}
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for one in fields(kind):
-        hint, marks = hints[one.name], ()
-        if typing.get_origin(hint) is Annotated:
-            hint, *marks = typing.get_args(hint)  # type: ignore[assignment]
-        name = one.name.replace("_", "-")
-        if is_dataclass(hint):
-            inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
-            found |= flags_of(hint, inner)  # type: ignore[arg-type]
-        elif tyro.conf.Positional not in marks:
-            found[prefix + name] = words_of(hint)
-            if hint is bool:
-                found[f"{prefix}no-{name}"] = 0
-    return found
-
-
-def words_of(hint: Any) -> int | None:
-    """Return how many words a value of a type is; None for any number."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    tuples = [option for option in options if typing.get_origin(option) is tuple]
-    if not tuples:
-        return 0 if hint is bool else 1
-    parts = typing.get_args(tuples[0])
-    return None if Ellipsis in parts else len(parts)
 
 
 def report_text(wanted: EvaluateText) -> None:

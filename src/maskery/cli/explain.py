@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, table
-from maskery.cli.output_file import prepare_output, shown
+from maskery.cli.console import (
+    parse,
+    prepare_output,
+    print_json,
+    set_up_logging,
+    shown,
+    table,
+)
 from maskery.core.errors import ConfigError
 from maskery.core.startup import quick_imports
 

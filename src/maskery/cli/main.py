@@ -17,8 +17,8 @@ from maskery.core.startup import is_main_process, keep_freed_memory, launched_ra
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),
-    "quickstart person-search": ("quickstart_person_search", "draw people and learn to find them"),
-    "train person-search": ("train:person_search", "learn to find people by what is said of them"),
+    "quickstart person-search": ("quickstart:person_search", "draw people and learn to find them"),
+    "train person-search": ("train:person_search", "learn to find people by their descriptions"),
     "train pairs": ("train:pairs", "learn to fill the words of captions from their pictures"),
     "train": ("train", "repeat any run with --config RUN/config.yaml, in the next free folder"),
     "tokenize": ("tokenize", "prepare token shards of a large corpus, in parallel"),

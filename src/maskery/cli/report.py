@@ -1,8 +1,7 @@
-"""`maskery report`, and the report that ends every run."""
+"""`maskery report`."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,6 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.console import parse, set_up_logging
-from maskery.core.errors import MaskeryError, MissingExtraError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(Report, "report", arguments)
     set_up_logging(quiet=True)
     from maskery.report.page import write_report
+    from maskery.runs.frame.config_file import SAMPLES, open_run
     from maskery.runs.frame.run_folder import has_model
-    from maskery.runs.open_run import SAMPLES, open_run
 
     run = open_run(wanted.run)
     if has_model(run.folder) and (wanted.resample or not (run.folder / SAMPLES).is_file()):
         run.save_samples()
     print(f"the report is {write_report(run.folder)}")
     return 0
-
-
-def finish_report(folder: Path) -> None:
-    """Draw the report at the end of a run; if it cannot be drawn, warn and go on."""
-    from maskery.report.page import write_report
-    from maskery.runs.open_run import open_run
-
-    log.info("drawing the report")
-    try:
-        open_run(folder).save_samples()
-        log.info("the report is %s", write_report(folder))
-    except MissingExtraError as error:
-        log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
-    except MaskeryError as error:
-        log.warning("no report is drawn: %s", error)

@@ -10,7 +10,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.core.stopping import signals_stop
-from maskery.runs.text.tokenize_config import TokenizeConfig
+from maskery.runs.text.tokenize import TokenizeConfig, tokenize_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,6 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=wanted.json)
     with signals_stop("what is complete is kept: repeat the command to go on"):
         from maskery.data.shards.making import summary
-        from maskery.runs.text.tokenize import tokenize_corpus
 
         made = tokenize_corpus(wanted.run, progress=not wanted.json)
         about = summary(made)

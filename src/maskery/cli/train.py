@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import make_dataclass, replace
 from functools import cache
@@ -12,12 +14,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
-from maskery.cli.report import finish_report
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
 from maskery.core.startup import is_main_process, quick_imports
-from maskery.runs.frame.config_file import kind_of, load_config, read_settings
+from maskery.runs.frame.config_file import (
+    KINDS,
+    kind_of,
+    load_config,
+    open_run,
+    read_settings,
+)
 from maskery.runs.frame.run_folder import repeated_folder
-from maskery.runs.open_run import KINDS
+
+log = logging.getLogger(__name__)
 
 USAGE = """usage: maskery train text CORPUS ...
        maskery train pairs PAIRS
@@ -229,3 +237,17 @@ def show(kind: str, result: Any) -> None:
         print(figures.retrieval_table(result.test or result.val))
         example = f'search {folder} --gallery PICTURES "a woman in a red coat"'
     print(f"the model is in {folder / 'model'}; try it:\n  maskery {example}")
+
+
+def finish_report(folder: Path) -> None:
+    """Draw the report at the end of a run; if it cannot be drawn, warn and go on."""
+    # By name: a page has nothing to do with a run, which ends well without one.
+    page = importlib.import_module("maskery.report.page")
+    log.info("drawing the report")
+    try:
+        open_run(folder).save_samples()
+        log.info("the report is %s", page.write_report(folder))
+    except MissingExtraError as error:
+        log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
+    except MaskeryError as error:
+        log.warning("no report is drawn: %s", error)

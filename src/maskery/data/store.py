@@ -31,14 +31,15 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import lock_descriptor
 
 from maskery.core.errors import DataError, reason_of
 
 
 def partial_of(path: Path) -> Path:
-    """Return a new name beside a file or folder, to write to before it is moved to its place.
+    """Return a new name beside a file or folder, to write it by before it is moved to its place.
 
-    It tells the machine: on some shared file systems a lock is seen on its own machine alone.
+    The name tells the machine: on some shared file systems, locks are seen on one machine alone.
     """
     return path.with_name(f"{path.name}.partial-{_machine()}-{secrets.token_hex(4)}")
 
@@ -53,7 +54,7 @@ def create_owned(path: Path) -> IO[bytes]:
     stream = nameless.open("xb")
     try:
         with suppress(OSError):  # without locks, it is owned for ever
-            _lock(stream, exclusive=True)
+            lock_descriptor(stream.fileno(), blocking=False)
         nameless.rename(path)  # so that nobody finds it before it is locked
     except OSError:
         stream.close()
@@ -62,7 +63,7 @@ def create_owned(path: Path) -> IO[bytes]:
 
 
 def ownerless(folder: Path, inside: str = "") -> Iterator[Path]:
-    """Yield the names from `partial_of` that processes of this machine left behind.
+    """Find names from `partial_of` in a folder that a process of this machine left behind.
 
     Args:
         folder: Where to look; not below it.
@@ -75,19 +76,11 @@ def ownerless(folder: Path, inside: str = "") -> Iterator[Path]:
 
 def _is_owned(path: Path) -> bool:
     try:
-        with path.open("rb") as stream:
-            _lock(stream, exclusive=False)
-    except OSError:  # locked, or gone by now, or it cannot be told
+        # Some shared file systems lock only what is open for writing.
+        with path.open("r+b") as stream:
+            return not lock_descriptor(stream.fileno(), blocking=False)
+    except OSError:  # gone by now, or it cannot be told
         return True
-    return False
-
-
-def _lock(stream: IO[bytes], *, exclusive: bool) -> None:
-    try:
-        import fcntl
-    except ImportError as error:
-        raise OSError("this system has no such locks") from error
-    fcntl.flock(stream, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
 
 
 def _machine() -> str:

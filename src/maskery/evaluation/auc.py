@@ -1,4 +1,4 @@
-"""How well scores tell two kinds apart.
+"""Measure how well scores tell two kinds apart.
 
 Shapes: N things.
 """
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
-    """The area under the ROC curve: the chance that a positive scores above a negative.
+    """Return the area under the ROC curve: the chance that a positive scores above a negative.
 
     Ties count half (Mann and Whitney's U over its largest value; Hanley and McNeil, 1982).
 
@@ -44,10 +44,10 @@ def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float
 
 
 def judged_auc(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
-    """The AUC of replaced words over batches, each of (P,) log-odds and (P,) labels.
+    """Return the AUC of replaced words over batches of (P,) log-odds and (P,) labels.
 
     Returns:
-        None where all words are replaced, or none are: a generator that knows every word replaces
+        None if all words are replaced, or none are: a generator that knows every word replaces
         nothing.
     """
     scores, labels = [], []

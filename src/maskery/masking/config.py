@@ -35,6 +35,7 @@ POLICIES: Registry[Policy | PolicyMaker] = Registry(
         "span": "maskery.masking.spans:SpanPolicy",
     },
 )
+register_policy = POLICIES.register
 
 
 @dataclass(frozen=True, kw_only=True)

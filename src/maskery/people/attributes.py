@@ -1,4 +1,4 @@
-"""What a drawn person looks like, and which person carries which number.
+"""The looks of drawn people, and the number of each.
 
 People are dealt like cards, so that no two are alike and shares are exact. `OUTFITS` is one deck of
 outfits; every run of `len(OUTFITS)` people is one shuffled deck. Inside an outfit the clothing
@@ -19,14 +19,14 @@ from maskery.people.draws import draws, permutation
 
 
 class Figure(Enum):
-    """Whose outline is drawn."""
+    """The outline: a woman's or a man's."""
 
     MAN = "man"
     WOMAN = "woman"
 
 
 class Build(Enum):
-    """How broad the body is."""
+    """The breadth of the body."""
 
     SLIM = "slim"
     AVERAGE = "average"
@@ -53,7 +53,7 @@ class Lower(Enum):
 
 
 class Hair(Enum):
-    """How long the hair is."""
+    """The length of the hair."""
 
     SHORT = "short"
     LONG = "long"
@@ -61,7 +61,7 @@ class Hair(Enum):
 
 
 class Bag(Enum):
-    """What is carried."""
+    """The bag that is carried, if any."""
 
     BACKPACK = "backpack"
     HANDBAG = "handbag"
@@ -69,7 +69,7 @@ class Bag(Enum):
 
 
 class Hat(Enum):
-    """What is worn on the head."""
+    """The hat, if any."""
 
     CAP = "cap"
     HAT = "hat"
@@ -115,7 +115,7 @@ MAX_CLOTHINGS = len(GARMENT_COLOURS) ** 2 * len(SMALL_COLOURS)
 
 @dataclass(frozen=True)
 class Outfit:
-    """Who wears which kinds of garment."""
+    """The kinds of garment that one part of the people wears."""
 
     figure: Figure
     upper: Upper
@@ -181,7 +181,7 @@ class Identity:
 
     @property
     def looks(self) -> tuple[object, ...]:
-        """What never repeats within a dataset: outfit, its colours, and hair."""
+        """Return the looks that never repeat within a dataset: outfit, its colours, and hair."""
         return (
             self.outfit,
             self.upper_colour,
@@ -193,13 +193,13 @@ class Identity:
 
 
 def _num_clothings(outfit: Outfit) -> int:
-    """How many colourings an outfit has; a belt never has the colour of its dress."""
+    """Return the number of colourings of an outfit; a belt never has its dress's colour."""
     lower = len(GARMENT_COLOURS) - (outfit.lower is None)
     return len(GARMENT_COLOURS) * lower * len(SMALL_COLOURS)
 
 
 def max_people() -> int:
-    """How many people can be drawn before two would look alike."""
+    """Return the number of people that can be drawn before two would look alike."""
     return min(
         _num_clothings(outfit) * len(HAIR_STYLES[outfit.figure]) // copies * len(OUTFITS)
         for outfit, copies in Counter(OUTFITS).items()
@@ -207,7 +207,7 @@ def max_people() -> int:
 
 
 def _clothing(outfit: Outfit, code: int) -> tuple[Colour, Colour, Colour]:
-    """Colours of upper garment, lower garment (or belt) and shoes of colouring `code`."""
+    """Return the colours of upper garment, lower garment (or belt) and shoes of a colouring."""
     rest, shoes = divmod(code, len(SMALL_COLOURS))
     lower, upper = divmod(rest, len(GARMENT_COLOURS))
     if outfit.lower is None:
@@ -216,7 +216,7 @@ def _clothing(outfit: Outfit, code: int) -> tuple[Colour, Colour, Colour]:
 
 
 def _deal(seed: int, number: int) -> tuple[Outfit, int, tuple[Hair, Colour | None]]:
-    """The outfit, colouring and hair of person `number`."""
+    """Return the outfit, colouring and hair of person `number`."""
     deck, place = divmod(number, len(OUTFITS))
     card = int(permutation(seed, Stream.ORDER, deck, len(OUTFITS))[place])
     outfit = OUTFITS[card]
@@ -232,7 +232,7 @@ def _deal(seed: int, number: int) -> tuple[Outfit, int, tuple[Hair, Colour | Non
 
 @lru_cache(maxsize=64)
 def identity_at(seed: int, number: int) -> Identity:
-    """Person `number` of the dataset with this seed.
+    """Return person `number` of the dataset with this seed.
 
     Raises:
         ConfigError: `number` is negative, or so large that two people would look alike.

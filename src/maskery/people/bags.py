@@ -1,4 +1,4 @@
-"""What is carried."""
+"""Draw bags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _strap(colour: RGB) -> RGB:
 
 
 def draw_bag_behind(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """What lies behind the body: a backpack in profile."""
+    """Draw the part of a bag behind the body: a backpack in profile."""
     if identity.bag is Bag.BACKPACK and identity.bag_colour and view.is_side:
         colour = PAINTS[identity.bag_colour]
         back = -body.shoulder
@@ -23,7 +23,7 @@ def draw_bag_behind(canvas: Canvas, identity: Identity, body: Body, view: View) 
 
 
 def draw_bag_before(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """What lies on the body: straps, bags in hand or at the hip, a backpack from behind."""
+    """Draw the part before the body: straps, bags in hand or at the hip, a backpack from behind."""
     if identity.bag is None or identity.bag_colour is None:
         return
     colour = PAINTS[identity.bag_colour]

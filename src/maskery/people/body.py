@@ -1,4 +1,4 @@
-"""Where the joints of a drawn body are, in figure units (see `canvas`).
+"""Place the joints of a drawn body, in figure units (see `canvas`).
 
 In profile the body faces the positive x; the canvas mirrors it for the other side.
 """
@@ -38,7 +38,7 @@ class Limb:
 
     @property
     def points(self) -> tuple[Point, Point, Point]:
-        """The joints, from the body outwards."""
+        """Return the joints, from the body outwards."""
         return self.root, self.middle, self.end
 
 
@@ -67,12 +67,12 @@ class Body:
 
     @property
     def bag_arm(self) -> Limb:
-        """The arm on the side of the bag."""
+        """Return the arm on the side of the bag."""
         return self.arms[self.bag_side > 0]
 
 
 def body_of(identity: Identity, scene: Scene) -> Body:
-    """The body of `identity` as it stands or walks in `scene`."""
+    """Return the body of `identity` as it stands or walks in `scene`."""
     breadth = BREADTHS[identity.build]
     shoulder, waist, hip = (half * breadth for half in OUTLINES[identity.outfit.figure])
     if scene.view.is_side:

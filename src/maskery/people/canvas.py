@@ -18,7 +18,7 @@ Point: TypeAlias = tuple[float, float]
 
 
 def shade(colour: RGB, factor: float) -> RGB:
-    """`colour` made darker (factor below 1) or lighter (above)."""
+    """Return `colour` made darker (factor below 1) or lighter (above)."""
     if factor <= 1:
         red, green, blue = (round(channel * factor) for channel in colour)
     else:
@@ -27,17 +27,17 @@ def shade(colour: RGB, factor: float) -> RGB:
 
 
 def is_light(colour: RGB) -> bool:
-    """Whether dark marks show better on `colour` than pale ones."""
+    """Return True if dark marks show better on `colour` than pale ones."""
     return sum(colour) > 420
 
 
 def edge_of(colour: RGB) -> RGB:
-    """The outline colour of a shape: darker, but never lost on black."""
+    """Return the outline colour of a shape: darker, but never lost on black."""
     return shade(colour, 0.55) if sum(colour) > 150 else (70, 70, 76)
 
 
 class Canvas:
-    """Filled, outlined shapes at figure coordinates.
+    """Draw filled, outlined shapes at figure coordinates.
 
     Args:
         draw: Pillow's drawing object over the enlarged picture.
@@ -59,7 +59,7 @@ class Canvas:
         return self.centre + point[0] * self.x_unit, self.top + point[1] * self.unit
 
     def polygon(self, points: Sequence[Point], colour: RGB, *, outline: bool = True) -> None:
-        """A filled polygon."""
+        """Draw a filled polygon."""
         corners = [self._at(point) for point in points]
         if outline:
             self.draw.polygon(corners, colour, edge_of(colour), self.line_width)
@@ -67,7 +67,7 @@ class Canvas:
             self.draw.polygon(corners, colour)
 
     def ellipse(self, centre: Point, radii: Point, colour: RGB, *, outline: bool = True) -> None:
-        """A filled ellipse."""
+        """Draw a filled ellipse."""
         x, y = self._at(centre)
         box = (
             x - radii[0] * self.unit,
@@ -79,20 +79,20 @@ class Canvas:
         self.draw.ellipse(box, colour, edge, self.line_width)
 
     def rounded(self, corner: Point, opposite: Point, colour: RGB, *, radius: float) -> None:
-        """A filled rectangle with round corners."""
+        """Draw a filled rectangle with round corners."""
         (x0, y0), (x1, y1) = self._at(corner), self._at(opposite)
         box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         size = min(radius * self.unit, (box[2] - box[0]) / 2, (box[3] - box[1]) / 2)
         self.draw.rounded_rectangle(box, size, colour, edge_of(colour), self.line_width)
 
     def line(self, points: Sequence[Point], colour: RGB, width: float) -> None:
-        """A line without outline; `width` in figure units, at least one pixel."""
+        """Draw a line without outline; `width` in figure units, at least one pixel."""
         self.draw.line(
             [self._at(point) for point in points], colour, max(1, round(width * self.unit))
         )
 
     def limb(self, points: Sequence[Point], colour: RGB, width: float) -> None:
-        """A thick line with round joints and ends, outlined."""
+        """Draw a thick line with round joints and ends, outlined."""
         corners = [self._at(point) for point in points]
         for extra, fill in ((self.line_width, edge_of(colour)), (-self.line_width, colour)):
             thickness = max(1, round(width * self.unit + extra))

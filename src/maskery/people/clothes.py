@@ -1,4 +1,4 @@
-"""Garments, shoes and bare limbs."""
+"""Draw garments, shoes and bare limbs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ HEMS = {
 
 
 def between(start: Point, stop: Point, share: float) -> Point:
-    """The point that lies `share` of the way from `start` to `stop`."""
+    """Return the point that lies `share` of the way from `start` to `stop`."""
     return start[0] + (stop[0] - start[0]) * share, start[1] + (stop[1] - start[1]) * share
 
 
 def draw_legs(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """Legs, shoes and the lower garment."""
+    """Draw legs, shoes and the lower garment."""
     skin = SKIN_PAINTS[identity.skin]
     cloth = PAINTS[identity.lower_colour]
     for index, leg in enumerate(body.legs):
@@ -66,7 +66,7 @@ def _draw_shoe(canvas: Canvas, leg: Limb, colour: RGB, view: View) -> None:
 def _skirt(
     canvas: Canvas, top: float, bottom: float, waist: float, hem: float, colour: RGB
 ) -> None:
-    """A flared piece with two folds."""
+    """Draw a flared piece with two folds."""
     canvas.polygon([(-top, waist), (top, waist), (bottom, hem), (-bottom, hem)], colour)
     fold = shade(colour, 0.78) if sum(colour) > 150 else shade(colour, 1.25)
     for side in (-0.4, 0.4):
@@ -85,7 +85,7 @@ def _torso(body: Body, hem: float, bottom: float) -> list[Point]:
 
 
 def draw_upper(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """The upper garment without its sleeves."""
+    """Draw the upper garment without its sleeves."""
     kind, colour = identity.outfit.upper, PAINTS[identity.upper_colour]
     hem = HEMS[kind]
     if kind is Upper.DRESS:
@@ -97,24 +97,24 @@ def draw_upper(canvas: Canvas, identity: Identity, body: Body, view: View) -> No
 
 
 def _mark_on(colour: RGB) -> RGB:
-    """A colour for seams that shows on `colour`."""
+    """Return a colour for seams that shows on `colour`."""
     return shade(colour, 0.6) if sum(colour) > 150 else (105, 105, 112)
 
 
 def _stripe_on(colour: RGB) -> RGB:
-    """A colour for stripes in strong contrast to `colour`."""
+    """Return a colour for stripes in strong contrast to `colour`."""
     return shade(colour, 0.5) if is_light(colour) else shade(colour, 2.4)
 
 
 def _shirt(canvas: Canvas, identity: Identity, _body: Body, view: View) -> None:
-    """A round neck that shows skin."""
+    """Draw a round neck that shows skin."""
     if view is not View.BACK:
         offset = 0.02 if view.is_side else 0.0
         canvas.ellipse((offset, NECK), (0.036, 0.022), SKIN_PAINTS[identity.skin])
 
 
 def _sweater(canvas: Canvas, identity: Identity, body: Body, _view: View) -> None:
-    """Stripes around the chest."""
+    """Draw stripes around the chest."""
     stripe = _stripe_on(PAINTS[identity.upper_colour])
     rows = ((0.265, body.shoulder), (0.345, body.shoulder), (0.425, body.waist), (0.505, body.hip))
     for y, half in rows:
@@ -123,7 +123,7 @@ def _sweater(canvas: Canvas, identity: Identity, body: Body, _view: View) -> Non
 
 
 def _jacket(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """Dark over the shoulders and at the hem; open in front, over a shirt."""
+    """Draw a garment dark over the shoulders and at the hem, open over a shirt."""
     mark = _mark_on(PAINTS[identity.upper_colour])
     hem, yoke = HEMS[Upper.JACKET], 0.275
     shoulder = body.shoulder - 0.004
@@ -140,7 +140,7 @@ def _jacket(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
 
 
 def _coat(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """Belted, buttoned, with a wide collar."""
+    """Draw belt, buttons and a wide collar."""
     mark = _mark_on(PAINTS[identity.upper_colour])
     canvas.line([(-body.waist, WAIST + 0.015), (body.waist, WAIST + 0.015)], mark, 0.03)
     canvas.ellipse((0, NECK + 0.004), (0.066, 0.03), mark, outline=False)
@@ -154,7 +154,7 @@ def _coat(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
 
 
 def _vest(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """Deep neck over the shirt, zip in front."""
+    """Draw a deep neck over the shirt, and a zip in front."""
     mark = _mark_on(PAINTS[identity.upper_colour])
     inner = _shirt_under(identity)
     if view is View.FRONT:
@@ -165,7 +165,7 @@ def _vest(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
 
 
 def _dress(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
-    """A round neck and the belt."""
+    """Draw a round neck and the belt."""
     _shirt(canvas, identity, body, view)
     half = body.waist + 0.006
     belt = PAINTS[identity.lower_colour]
@@ -191,12 +191,12 @@ DETAILS = {
 
 
 def _shirt_under(identity: Identity) -> RGB:
-    """The shirt under an open garment, in contrast to it."""
+    """Draw the shirt under an open garment, in contrast to it."""
     return DARK_CLOTH if is_light(PAINTS[identity.upper_colour]) else PALE_CLOTH
 
 
 def draw_arm(canvas: Canvas, identity: Identity, arm: Limb, *, far: bool) -> None:
-    """One arm with its sleeve."""
+    """Draw one arm with its sleeve."""
     kind, colour = identity.outfit.upper, PAINTS[identity.upper_colour]
     skin = SKIN_PAINTS[identity.skin]
     if far:

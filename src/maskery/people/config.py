@@ -15,16 +15,16 @@ MAX_SIDE = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class PeopleConfig:
-    """How many people are drawn, how often, and how large."""
+    """The number of drawn people, of pictures of each, and their size."""
 
     num_people: Annotated[int, tyro.conf.arg(aliases=("--people",))] = 2000
-    """How many different people."""
+    """Different people."""
 
     images_per_person: int = 4
-    """Pictures of each, in different view, pose, light and place."""
+    """Pictures of each person, in different view, pose, light and place."""
 
     seed: int = 0
-    """Everything drawn is a function of it; person n is the same however many are drawn."""
+    """Decides everything drawn; person n is the same however many are drawn."""
 
     width: int = 64
     """Width of the pictures, in pixels."""
@@ -67,12 +67,12 @@ class PeopleConfig:
                 )
 
     def split_sizes(self) -> tuple[int, int, int]:
-        """How many people are in train, val and test."""
+        """Return the number of people in train, val and test."""
         val = round(self.num_people * self.splits[1])
         test = round(self.num_people * self.splits[2])
         return self.num_people - val - test, val, test
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height), in pixels, as Pillow counts."""
+        """Return (width, height) in pixels, in Pillow's order."""
         return self.width, self.height

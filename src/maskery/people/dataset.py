@@ -1,4 +1,4 @@
-"""Writing drawn people to a folder, in the layout of CUHK-PEDES and as pairs."""
+"""Write drawn people to a folder, in the layout of CUHK-PEDES and as pairs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSummary:
-    """What `draw_people` left in its folder.
+    """The files that `draw_people` has written.
 
     Attributes:
         folder: The folder.
@@ -98,7 +98,7 @@ def _manifest(config: PeopleConfig) -> dict[str, Any]:
 
 
 def _claim(folder: Path, config: PeopleConfig) -> None:
-    """Make sure that `folder` is ours: create it, or compare its manifest."""
+    """Create the folder, or check by its manifest that it is one of ours."""
     path = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; name a folder to draw people into")
@@ -130,7 +130,7 @@ def _claim(folder: Path, config: PeopleConfig) -> None:
 
 
 def _plan(config: PeopleConfig) -> Iterator[_Picture]:
-    """Every picture of the dataset, person by person."""
+    """Yield every picture of the dataset, person by person."""
     sizes = config.split_sizes()
     splits = [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
     for number, split in enumerate(splits):
@@ -147,7 +147,7 @@ def _plan(config: PeopleConfig) -> Iterator[_Picture]:
 
 
 def _draw_file(path: Path, picture: _Picture, config: PeopleConfig) -> bool:
-    """Draw a picture's file; False where it exists already."""
+    """Draw a picture's file. Returns False if it exists already."""
     if path.exists():
         return False
     image = render(identity_at(config.seed, picture.number), picture.image_index, config.size)
@@ -169,7 +169,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _tokens(caption: str) -> list[str]:
-    """Lower-case words without punctuation, as CUHK-PEDES's `processed_tokens`."""
+    """Return lower-case words without punctuation, as CUHK-PEDES's `processed_tokens`."""
     return caption.lower().replace(",", " ").replace(".", " ").split()
 
 

@@ -1,4 +1,4 @@
-"""From a person and a scene to a picture."""
+"""Draw a person in a scene as a picture."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _draw_figure(canvas: Canvas, identity: Identity, scene: Scene) -> None:
 
 
 def _noise(identity: Identity, scene: Scene, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """(H, W, 3) float32 with standard deviation 1: a byte's sum of bits' worth of randomness.
+    """Return noise of standard deviation 1, from the sums of random bits: (H, W, 3) float32.
 
     Two four-bit halves of a byte add up to a triangular distribution, near enough to a sensor's
     noise at a quarter of the random words.

@@ -22,14 +22,14 @@ NUM_DRAWS = 64
 
 @lru_cache(maxsize=16)
 def mixed_seed(seed: int) -> int:
-    """A 64-bit seed of this dataset's own."""
+    """Return a 64-bit seed of this dataset's own."""
     return int.from_bytes(blake2b(b"drawn people %d" % seed, digest_size=8).digest(), "little")
 
 
 def draw_words(
     seed: int, stream: Stream, number: int, round_: int, count: int
 ) -> npt.NDArray[np.uint32]:
-    """(count,) uint32: the words of the draw with this name."""
+    """Return the random words of the draw with this name: (count,) uint32."""
     return random_rows(
         mixed_seed(seed),
         stream,
@@ -53,34 +53,34 @@ class Draws:
         return word
 
     def integer(self, bound: int) -> int:
-        """An integer in [0, bound)."""
+        """Return an integer in [0, bound)."""
         return self._word() * bound >> 32
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """A float in [low, high)."""
+        """Return a float in [low, high)."""
         return low + (high - low) * self._word() * 2.0**-32
 
     def chance(self, probability: float) -> bool:
-        """True with `probability`."""
+        """Return True with the given probability."""
         return self._word() < probability * 2.0**32
 
     def choice(self, options: Sequence[T]) -> T:
-        """One of `options`, all equally likely."""
+        """Return one of `options`, all equally likely."""
         return options[self.integer(len(options))]
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
-        """`options` in random order; takes one word for each."""
+        """Return `options` in random order; takes one word for each."""
         keys = [self._word() for _ in options]
         return [options[i] for i in sorted(range(len(options)), key=keys.__getitem__)]
 
 
 def draws(seed: int, stream: Stream, number: int, round_: int = 0) -> Draws:
-    """The row of `NUM_DRAWS` words with this name."""
+    """Return the row of `NUM_DRAWS` words with this name."""
     return draw_rows(seed, stream, [number], round_)[0]
 
 
 def draw_rows(seed: int, stream: Stream, numbers: Sequence[int], round_: int = 0) -> list[Draws]:
-    """`draws` for several numbers at once, which costs hardly more than for one."""
+    """Return `draws` for several numbers at once, which costs hardly more than for one."""
     count = len(numbers)
     words = random_rows(
         mixed_seed(seed),
@@ -95,5 +95,5 @@ def draw_rows(seed: int, stream: Stream, numbers: Sequence[int], round_: int = 0
 
 @lru_cache(maxsize=256)
 def permutation(seed: int, stream: Stream, number: int, size: int) -> npt.NDArray[np.int64]:
-    """(size,) int64: a random order of 0 to size - 1."""
+    """Return a random order of 0 to size - 1: (size,) int64."""
     return np.argsort(draw_words(seed, stream, number, 0, size), kind="stable").astype(np.int64)

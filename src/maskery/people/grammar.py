@@ -98,27 +98,27 @@ _GARMENTS = _synonyms(
 _BAGS = _synonyms(BAG_NAMES.values())
 
 COLOUR_WORDS: frozenset[str] = frozenset(_COLOURS)
-"""Every word for a colour, lower-case, of garments, bags, hats and hair."""
+"""All words for colours of garments, bags, hats and hair, in lower case."""
 
 GARMENT_WORDS: frozenset[str] = frozenset(_GARMENTS)
-"""Every word for something worn, lower-case."""
+"""All words for things that are worn, in lower case."""
 
 BAG_WORDS: frozenset[str] = frozenset(_BAGS)
-"""Every word for a bag, lower-case."""
+"""All words for bags, in lower case."""
 
 SYNONYMS: Mapping[str, frozenset[str]] = MappingProxyType(_COLOURS | _GARMENTS | _BAGS)
 """For each colour, garment and bag word, the words that name the same thing, itself among them."""
 
 EXTRA_SHARE = 0.7
-"""How often a caption names each thing beyond the two garments."""
+"""The share of captions that name each thing beyond the two garments."""
 
 FIRST_NAME_SHARE = 0.6
-"""How often the first of several synonyms is used."""
+"""The probability of the first of several synonyms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Phrases:
-    """The parts from which a caption is put together.
+    """The parts that a caption is put together from.
 
     Attributes:
         noun: "slim woman".
@@ -148,7 +148,7 @@ class _Phrases:
 
 
 def _name(draw: Draws, names: tuple[str, ...]) -> str:
-    """One of several synonyms; always takes two random words."""
+    """Return one of several synonyms; always takes two random words."""
     first, other = draw.chance(FIRST_NAME_SHARE), draw.choice(names[1:] or names)
     return names[0] if first else other
 
@@ -158,7 +158,7 @@ def _article(phrase: str) -> str:
 
 
 def _one(colour: str, noun: str, *, pair: bool) -> str:
-    """The noun phrase with its article: "a red coat", "(a pair of) blue shorts"."""
+    """Return the noun phrase with its article: "a red coat", "(a pair of) blue shorts"."""
     if noun.endswith("s") and noun != "dress":
         return f"a pair of {colour} {noun}" if pair else f"{colour} {noun}"
     return _article(f"{colour} {noun}")
@@ -217,13 +217,13 @@ def _phrases(identity: Identity, scene: Scene, draw: Draws) -> _Phrases:
 
 
 def _carried(phrases: _Phrases, subject: str, draw: Draws) -> str:
-    """A sentence about the bag, or nothing."""
+    """Return a sentence about the bag, or nothing."""
     verb = draw.choice(("carries", "has", "is carrying"))
     return f"{subject} {verb} {phrases.bag}." if phrases.bag else ""
 
 
 def _clothes(phrases: _Phrases, draw: Draws) -> list[str]:
-    """The two garments and what else is worn, each with its article."""
+    """Return the two garments and the other things worn, each with its article."""
     pair = draw.chance(0.2)
     upper = _one(*phrases.upper, pair=False)
     lower = _one(*phrases.lower, pair=pair)
@@ -232,7 +232,7 @@ def _clothes(phrases: _Phrases, draw: Draws) -> list[str]:
 
 
 def _wears(phrases: _Phrases, draw: Draws) -> list[str]:
-    """A woman with long hair wears a red coat, blue trousers and white shoes."""
+    """Write: A woman with long hair wears a red coat, blue trousers and white shoes."""
     hair = f" with {phrases.hair}" if phrases.hair else ""
     view = f", {phrases.view}," if phrases.view else ""
     verb = draw.choice(("wears", "is wearing", "is dressed in"))
@@ -241,7 +241,7 @@ def _wears(phrases: _Phrases, draw: Draws) -> list[str]:
 
 
 def _doing(phrases: _Phrases, draw: Draws) -> list[str]:
-    """The man is walking in a red coat and blue trousers. He has short hair."""
+    """Write: The man is walking in a red coat and blue trousers. He has short hair."""
     opening = f"{phrases.view}, " if phrases.view else ""
     which = draw.choice(("the", "this"))
     clothes = _list(_clothes(phrases, draw))
@@ -251,7 +251,7 @@ def _doing(phrases: _Phrases, draw: Draws) -> list[str]:
 
 
 def _wearing(phrases: _Phrases, draw: Draws) -> list[str]:
-    """Wearing a red coat and blue trousers, a man carries a green bag. He has short hair."""
+    """Write: Wearing a red coat and blue trousers, a man carries a green bag. ..."""
     subject = _article(phrases.noun)
     view = f" {phrases.view}" if phrases.view else ""
     clothes = _list(_clothes(phrases, draw))
@@ -261,7 +261,7 @@ def _wearing(phrases: _Phrases, draw: Draws) -> list[str]:
 
 
 def _told(phrases: _Phrases, draw: Draws) -> list[str]:
-    """The coat of the man is red and his trousers are blue."""
+    """Write: The coat of the man is red and his trousers are blue."""
     colour, upper = phrases.upper
     lower_colour, lower = phrases.lower
     verb = "are" if lower.endswith("s") else "is"
@@ -275,7 +275,7 @@ def _told(phrases: _Phrases, draw: Draws) -> list[str]:
 
 
 def _picture(phrases: _Phrases, draw: Draws) -> list[str]:
-    """A picture of a woman in a red coat and blue trousers, with long hair."""
+    """Write: A picture of a woman in a red coat and blue trousers, with long hair."""
     view = f" {phrases.view}" if phrases.view else ""
     opening = draw.choice(("a picture of", "there is", "we see"))
     clothes = _list(_clothes(phrases, draw))
@@ -294,7 +294,7 @@ SHAPES: tuple[Callable[[_Phrases, Draws], list[str]], ...] = (
 
 
 def captions_of(identity: Identity, image_index: int, count: int = 2) -> tuple[str, ...]:
-    """Captions of picture `image_index` of a person, each of another sentence shape.
+    """Return captions of picture `image_index` of a person, each of another sentence shape.
 
     Args:
         identity: From `identity_at`.

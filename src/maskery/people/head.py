@@ -1,4 +1,4 @@
-"""Head, face, hair and hats."""
+"""Draw head, face, hair and hats."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EYE: RGB = (40, 34, 34)
 
 
 def draw_hair_behind(canvas: Canvas, identity: Identity, view: View) -> None:
-    """Long hair that falls behind the shoulders, seen from the front."""
+    """Draw long hair that falls behind the shoulders, seen from the front."""
     if identity.hair is Hair.LONG and view is View.FRONT and identity.hair_colour:
         colour = HAIR_PAINTS[identity.hair_colour]
         canvas.rounded((-0.105, 0.04), (0.105, LONG_HAIR_END), colour, radius=0.06)
 
 
 def draw_neck(canvas: Canvas, identity: Identity) -> None:
-    """The neck, under the garment."""
+    """Draw the neck, under the garment."""
     colour = shade(SKIN_PAINTS[identity.skin], 0.9)
     canvas.polygon(
         [(-0.03, CHIN - 0.03), (0.03, CHIN - 0.03), (0.036, SHOULDER), (-0.036, SHOULDER)], colour
@@ -28,7 +28,7 @@ def draw_neck(canvas: Canvas, identity: Identity) -> None:
 
 
 def draw_head(canvas: Canvas, identity: Identity, view: View) -> None:
-    """Head and face, then hair, then the hat."""
+    """Draw head and face, then hair, then the hat."""
     skin = SKIN_PAINTS[identity.skin]
     canvas.ellipse((0, HEAD_CENTRE), HEAD_RADII, skin)
     if view is View.FRONT:
@@ -99,7 +99,7 @@ def _draw_hair(canvas: Canvas, hair: Hair, colour: RGB, view: View) -> None:
 
 
 def _draw_cap(canvas: Canvas, colour: RGB, view: View) -> None:
-    """A round crown, with a peak to where the person looks."""
+    """Draw a round crown, with a peak to where the person looks."""
     canvas.polygon(
         [
             (-0.078, 0.056),
@@ -119,7 +119,7 @@ def _draw_cap(canvas: Canvas, colour: RGB, view: View) -> None:
 
 
 def _draw_brimmed(canvas: Canvas, colour: RGB, _view: View) -> None:
-    """A tall crown over a wide brim, the same from all sides."""
+    """Draw a tall crown over a wide brim, the same from all sides."""
     canvas.polygon([(-0.066, 0.04), (-0.052, -0.05), (0.052, -0.05), (0.066, 0.04)], colour)
     canvas.ellipse((0, 0.044), (0.135, 0.021), colour)
 

@@ -1,4 +1,4 @@
-"""The paints: what each colour word looks like."""
+"""The paint of each colour word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backgrounds, and what stands before the person. Muted, so that the clothing stands out."""
+"""Paint backgrounds and foregrounds, in muted colours, so that the clothing stands out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _fill(draw: ImageDraw, size: tuple[int, int], above: RGB, below: RGB, horizo
 
 
 def _street(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float]) -> None:
-    """A house front with windows, over a pavement."""
+    """Paint a house front with windows, over a pavement."""
     width, height = size
     line = _fill(draw, size, (190, 182, 172), (150, 150, 152), GROUND + 0.05 * layout[0])
     pane = width * 0.24
@@ -40,7 +40,7 @@ def _street(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float])
 
 
 def _park(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float]) -> None:
-    """Sky, a hedge and a tree, over a lawn."""
+    """Paint sky, a hedge and a tree, over a lawn."""
     width, height = size
     line = _fill(draw, size, (206, 216, 224), (168, 184, 146), GROUND - 0.06 + 0.06 * layout[0])
     draw.rectangle((0, line - 0.1 * height, width, line), (148, 168, 136))
@@ -51,7 +51,7 @@ def _park(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float]) -
 
 
 def _hall(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float]) -> None:
-    """A wall with a door, over a shining floor."""
+    """Paint a wall with a door, over a shining floor."""
     width, height = size
     line = _fill(draw, size, (216, 210, 198), (186, 178, 168), GROUND + 0.04 * layout[0])
     x = layout[1] * width
@@ -60,7 +60,7 @@ def _hall(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float]) -
 
 
 def _square(draw: ImageDraw, size: tuple[int, int], layout: tuple[float, float]) -> None:
-    """Paving seen from above, as from a camera on a mast."""
+    """Paint paving seen from above, as from a camera on a mast."""
     width, height = size
     draw.rectangle((0, 0, width, height), (182, 180, 176))
     step = width * (0.26 + 0.1 * layout[0])
@@ -82,7 +82,7 @@ PLACES: dict[Place, Callable[[ImageDraw, tuple[int, int], tuple[float, float]], 
 
 
 def draw_occluder(draw: ImageDraw, size: tuple[int, int], scene: Scene) -> None:
-    """Paint what stands before the person, if anything does."""
+    """Paint the thing that stands before the person, if there is one."""
     width, height = size
     if scene.occluder is Occluder.POLE:
         x = (0.1 + 0.8 * scene.layout[0]) * width

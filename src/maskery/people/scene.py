@@ -14,7 +14,7 @@ OCCLUDED_SHARE = 0.06
 
 
 class View(Enum):
-    """From where the person is seen; the sides name where the person faces in the picture."""
+    """The side from which the person is seen; left and right are where the person faces."""
 
     FRONT = "front"
     BACK = "back"
@@ -23,12 +23,12 @@ class View(Enum):
 
     @property
     def is_side(self) -> bool:
-        """Whether the person is seen in profile."""
+        """Return True if the person is seen in profile."""
         return self in (View.LEFT, View.RIGHT)
 
 
 class Pose(Enum):
-    """What the person does."""
+    """The pose of the person."""
 
     STANDING = "standing"
     WALKING = "walking"
@@ -45,7 +45,7 @@ class Place(Enum):
 
 
 class Occluder(Enum):
-    """What stands before the person."""
+    """The thing that stands before the person, if any."""
 
     POLE = "pole"
     LOW_WALL = "low wall"
@@ -88,7 +88,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Visible:
-    """Which of the attributes that are not always in sight a picture shows."""
+    """The attributes that a picture shows, of those that are not always in sight."""
 
     hair: bool
     bag: bool
@@ -97,13 +97,13 @@ class Visible:
 
 @lru_cache(maxsize=64)
 def _orders(seed: int, number: int) -> tuple[list[View], list[Pose], list[Place]]:
-    """In which order an identity's pictures go through views, poses and places."""
+    """Return the order in which an identity's pictures go through views, poses and places."""
     draw = draws(seed, Stream.ORDER, 1 << 32 | number)
     return draw.shuffled(tuple(View)), draw.shuffled(tuple(Pose)), draw.shuffled(tuple(Place))
 
 
 def scene_of(identity: Identity, image_index: int) -> Scene:
-    """The circumstances of picture `image_index` (from 0) of a person.
+    """Return the circumstances of picture `image_index` (from 0) of a person.
 
     Consecutive pictures differ in view, pose and place; the rest is drawn for each.
     """
@@ -134,12 +134,12 @@ def _scene(seed: int, number: int, image_index: int) -> Scene:
 
 
 def bag_is_near(identity: Identity, view: View) -> bool:
-    """Whether the side on which the bag is carried is towards the camera."""
+    """Return True if the side on which the bag is carried is towards the camera."""
     return view is (View.LEFT if identity.bag_on_left else View.RIGHT)
 
 
 def visible(identity: Identity, scene: Scene) -> Visible:
-    """What can be made out, and so may be named.
+    """Return the attributes that can be made out, and so may be named.
 
     From the front a backpack shows only its straps; in profile a bag on the far side is hidden; a
     hat covers short hair; a low wall covers the shoes.

@@ -22,7 +22,7 @@ class PlaygroundConfig:
     """A local web page to try a model on: it answers this machine alone."""
 
     port: Annotated[int, Range(0, 65_535)] = 8765
-    """Where the page is served, on 127.0.0.1; 0 for any free port."""
+    """The port of the page, on 127.0.0.1; 0 for any free port."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

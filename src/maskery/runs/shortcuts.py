@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskery.runs.open_run import KINDS, read_config
+from maskery.runs.frame.config_file import KINDS, read_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -25,6 +25,7 @@ OBJECTIVES: Registry[Callable[[TextParts], Task[Any, Any]]] = Registry(
         MRTD: "maskery.tasks.momentum_text:momentum_text_mlm",
     },
 )
+register_objective = OBJECTIVES.register
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,17 +39,13 @@ HOW = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Optimiser, schedule, length and bookkeeping of a run."""
+class BaseTrainingConfig:
+    """Optimiser, schedule, length and bookkeeping that every run has."""
 
     epochs: Count = 3
     """Times the corpus is read."""
     max_steps: Count | None = None
     """Most optimiser steps; fewer if the epochs end before."""
-    batch_tokens: Count = 4096
-    """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
-    micro_batch_tokens: Count | None = None
-    """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
     learning_rate: Rate = 1e-4
     """Peak learning rate."""
     head_learning_rate: Rate | None = None
@@ -74,8 +70,6 @@ class TrainingConfig:
     CPU with AVX512-BF16 or AMX, for models 256 wide or wider."""
     sharding: Sharding = "ddp"
     """With several processes: ddp, each holds the model; fsdp, each holds a part of it."""
-    compile: bool = False
-    """Compile the step for constant shapes (a CUDA GPU, packed text); elsewhere it says why not."""
     seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0
     """Decides masks, data order, dropout and new weights."""
     log_every: Count = 10
@@ -100,11 +94,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
-            raise ConfigError(
-                f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
-                f"({self.batch_tokens}); lower it"
-            )
 
     def course(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share: all but those in `HOW`."""
@@ -115,3 +104,23 @@ class TrainingConfig:
         """Trackers that get every line; TensorBoard by either setting."""
         board: tuple[TrackerName, ...] = ("tensorboard",) if self.tensorboard else ()
         return tuple(dict.fromkeys((*board, *self.trackers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(BaseTrainingConfig):
+    """Optimiser, schedule, length and bookkeeping of a text run, whose steps count tokens."""
+
+    batch_tokens: Count = 4096
+    """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
+    compile: bool = False
+    """Compile the step for constant shapes (a CUDA GPU, packed text); elsewhere it says why not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
+            raise ConfigError(
+                f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
+                f"({self.batch_tokens}); lower it"
+            )

@@ -22,7 +22,7 @@ from maskery.core.stopping import SIGNALS, Interrupted, StopSignals
 from maskery.core.task import BatchSource, Prepared, Task
 from maskery.training.callbacks import Callback
 from maskery.training.checkpoint import Checkpoints
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig
 from maskery.training.journal import Journal, Tracker
 from maskery.training.parallel import gather
 from maskery.training.prefetch import Prefetch
@@ -87,7 +87,7 @@ class TrainingLoop:
         task: Task[Any, Any],
         source: BatchSource[Any],
         optimiser: torch.optim.Optimizer,
-        config: TrainingConfig,
+        config: BaseTrainingConfig,
         folder: Path,
         *,
         identity: str,

@@ -8,14 +8,14 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig
 from maskery.training.muon import ORTHOGONAL, MuonAdamW, hidden_matrices
 
 PEAK = "peak_lr"
 
 
 def build_optimiser(
-    model: nn.Module, config: TrainingConfig, new_parameters: Collection[str] = ()
+    model: nn.Module, config: BaseTrainingConfig, new_parameters: Collection[str] = ()
 ) -> torch.optim.AdamW:
     """Group the parameters by decay and learning rate.
 

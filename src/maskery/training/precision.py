@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskery.training.config import Precision, TrainingConfig
+from maskery.training.config import BaseTrainingConfig, Precision
 
 # On a CPU that multiplies bfloat16, narrower matrices lose more by converting than they gain.
 NARROW = 256
@@ -17,7 +17,7 @@ NARROW = 256
 UNINITIALIZED: Any = torch.utils.deterministic
 
 
-def resolve_precision(config: TrainingConfig, model: nn.Module) -> Precision:
+def resolve_precision(config: BaseTrainingConfig, model: nn.Module) -> Precision:
     """Return the precision that the config names or, for auto, the faster one for this model."""
     if config.precision != "auto":
         return config.precision

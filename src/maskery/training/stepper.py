@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
 from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig, TrainingConfig
 from maskery.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
 from maskery.training.parallel import clip_gradients, explain_unused, last_backward, spread
 from maskery.training.precision import exact_sums, resolve_precision
@@ -47,14 +47,14 @@ class Stepper:
     def __init__(
         self,
         task: Task[Any, Any],
-        config: TrainingConfig | None = None,
+        config: BaseTrainingConfig | None = None,
         *,
         total_steps: int,
         optimiser: torch.optim.Optimizer | None = None,
         new_parameters: Collection[str] = (),
     ) -> None:
         self.task, self.total_steps = task, total_steps
-        self.config = config or TrainingConfig()
+        self.config: BaseTrainingConfig = config or TrainingConfig()
         self.optimiser = optimiser or build_optimiser(task.model, self.config, new_parameters)
         self.processes = join_processes()
         self.device: torch.device = PartialState().device

@@ -139,7 +139,6 @@ def test_quotes_may_be_text_in_csv(write: Write, read: Read) -> None:
     assert read(write("a.csv", 'text\n"a\nb"\n'), quoting="off") == ['"a', 'b"']
 
 
-Read = Any
 TEXTS = ["one", "two é", "", "one", "four\r\nlines"]
 EXPECTED = ["one", "two é", "one", "four\nlines"]
 

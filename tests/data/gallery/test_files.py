@@ -10,14 +10,21 @@ from maskery.core.errors import DataError
 from maskery.data.gallery.files import find_pictures, read_picture
 
 
-def test_pictures_are_found_by_suffix_in_order(tmp_path: Path) -> None:
+def test_pictures_are_found_by_suffix_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("b.JPG", "a/c.png", "a/notes.txt", ".hidden.png", ".cache/d.png", "a/e.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
     (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
     found = find_pictures(tmp_path)
+    assert "2 entries of the gallery are no regular files" in caplog.text
+    with pytest.raises(DataError, match="is no regular file"):
+        read_picture(tmp_path, "pipe.png")
     assert list(found) == ["a/c.png", "a/e.webp", "b.JPG"]
     assert found["b.JPG"].size == 5
     before = found["b.JPG"]

@@ -12,13 +12,15 @@ import yaml
 from maskery.core.errors import ConfigError, PluginError
 from maskery.core.registry import FromFile, Registry
 from maskery.runs.frame.config_file import (
+    KINDS,
     kind_of,
     load_config,
+    open_run,
+    read_config,
     read_settings,
     run_kind,
     save_config,
 )
-from maskery.runs.open_run import KINDS, open_run, read_config
 from maskery.runs.text.config import TextRunConfig
 
 

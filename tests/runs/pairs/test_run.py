@@ -20,8 +20,8 @@ from maskery.evaluation.image_text.opening import open_image_text
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.runs.frame.config_file import load_config
-from maskery.runs.pairs import config as pairs_config
-from maskery.runs.pairs.config import PairsTrainingConfig
+from maskery.runs.image_text import config as pairs_config
+from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.runs.pairs.measure import evaluate_pairs_run
 from maskery.runs.pairs.prepare import prepare_pairs
 from maskery.runs.pairs.run import PairsRunConfig, train_pairs

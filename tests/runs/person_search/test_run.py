@@ -23,10 +23,9 @@ from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.runs.frame.config_file import load_config
-from maskery.runs.pairs import config as pairs_config
-from maskery.runs.pairs.config import PairsTrainingConfig
-from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.presets import PRESETS
+from maskery.runs.image_text import config as pairs_config
+from maskery.runs.image_text.config import PairsTrainingConfig
+from maskery.runs.person_search.config import PRESETS, PersonSearchRunConfig
 from maskery.runs.person_search.run import (
     PersonSearchRun,
     prepare_person_search,

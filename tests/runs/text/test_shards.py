@@ -20,8 +20,7 @@ from maskery.data.shards.source import ShardSource
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.run import prepare_text, train_text
-from maskery.runs.text.tokenize import resolve_ranks, tokenize_corpus
-from maskery.runs.text.tokenize_config import TokenizeConfig
+from maskery.runs.text.tokenize import TokenizeConfig, resolve_ranks, tokenize_corpus
 from maskery.training.config import TrainingConfig
 
 

@@ -13,7 +13,7 @@ from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import ConfigError
 from maskery.core.files import read_metrics
-from maskery.runs.pairs.config import PairsTrainingConfig
+from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.runs.text import task as text_task
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text

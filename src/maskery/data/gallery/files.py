@@ -1,8 +1,10 @@
-"""The pictures of a folder: found by name, told apart by content."""
+"""Pictures of a folder: found by name, told apart by content."""
 
 from __future__ import annotations
 
+import errno
 import io
+import logging
 import os
 import stat
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from maskery.data.images.loading import load_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -28,7 +32,7 @@ DIGEST_BYTES = 16
 
 
 class Stamp(NamedTuple):
-    """What changes with a file, as far as can be told without reading it."""
+    """Size and time of a file, which tell without reading that it changed."""
 
     size: int
     mtime_ns: int
@@ -39,7 +43,7 @@ class PictureBytes:
     """A picture read from its file, not decoded yet.
 
     Attributes:
-        name: What messages call it.
+        name: Its name in messages.
         content: The file's bytes.
     """
 
@@ -48,28 +52,26 @@ class PictureBytes:
 
     @property
     def digest(self) -> bytes:
-        """16 bytes that stand for the content."""
+        """A hash of the content, 16 bytes."""
         return blake2b(self.content, digest_size=DIGEST_BYTES).digest()
 
     def load(self, near: tuple[int, int] | None = None) -> Image:
-        """The RGB picture; see `load_image`."""
+        """Return the RGB picture; see `load_image`."""
         file = io.BytesIO(self.content)
         return load_image(file, name=self.name, max_pixels=DEFAULT_MAX_PIXELS, near=near)
 
 
 def find_pictures(folder: Path) -> dict[str, Stamp]:
-    """The pictures below a folder, sorted: relative path with slashes, and stamp.
+    """Return the pictures below a folder, sorted: relative path with slashes, and stamp.
 
     Regular files count by their suffix; names that start with a dot, and links to folders, are
     passed over.
-
-    Raises:
-        DataError: There is no such folder, or it cannot be listed.
     """
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
         raise DataError(f"the gallery '{folder}' {what}; name a folder of pictures")
     found: dict[str, Stamp] = {}
+    special: list[str] = []
 
     def refuse(error: OSError) -> None:
         raise DataError(
@@ -85,31 +87,34 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
                 continue
             try:
                 status = path.stat()
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    special.append(path.relative_to(folder).as_posix())
                 continue  # gone since it was listed, or a link to nothing
             key = path.relative_to(folder).as_posix()
             if not stat.S_ISREG(status.st_mode):
+                special.append(key)  # reading a FIFO or a device may wait for ever
                 continue
             found[key] = Stamp(status.st_size, status.st_mtime_ns)
+    if special:
+        log.warning(
+            "%d entries of the gallery are no regular files and are passed over, first '%s'",
+            len(special),
+            min(special),
+        )
     return dict(sorted(found.items()))
 
 
 def read_picture(folder: Path, name: str) -> PictureBytes:
-    """The bytes of one picture.
-
-    Args:
-        folder: The gallery.
-        name: Relative to it.
-
-    Raises:
-        DataError: It cannot be read, or its name is not UTF-8: the index and JSON keep text.
-    """
+    """Read the bytes of one picture."""
     path = folder / name
     try:
         name.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"image {path} has a name that is not UTF-8; rename it") from error
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"image {path} is no regular file; replace or remove it")
         return PictureBytes(str(path), path.read_bytes())
     except OSError as error:
         raise DataError(

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 DATABASE = "index.sqlite"
 LAYOUT = 1
-"""Of the tables; files of another are made again."""
+"""Version of the tables; files of another are made again."""
 SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE files (
@@ -43,7 +43,7 @@ CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 """
 MATRIX = "matrix"
 ATTEMPTS = 5
-"""To open a matrix before another program has made the next one."""
+"""Tries to open a matrix before another program has made the next one."""
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 ResultT = TypeVar("ResultT")
 
@@ -61,12 +61,7 @@ class GalleryStore:
     """
 
     def __init__(self, folder: Path, width: int) -> None:
-        """Open an index, or begin one; use `open_store`, which repairs.
-
-        Raises:
-            DamagedIndex: It is damaged.
-            DataError: The folder cannot be used.
-        """
+        """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
         self._paths: Sequence[str] = ()
         try:
@@ -92,12 +87,12 @@ class GalleryStore:
                 raise DamagedIndex(f"features of {width}, not of {self.width}")
 
     def files(self) -> dict[str, Stamp]:
-        """What is known: by path, the stamp at which its content was read."""
+        """Return the known files: by path, the stamp at which the content was read."""
         rows = self._all("SELECT path, size, mtime_ns FROM files")
         return {path: Stamp(size, mtime) for path, size, mtime in rows}
 
     def known(self, digests: Iterable[bytes], *, readable: bool = False) -> set[bytes]:
-        """Those contents that have been dealt with, or those that could be read."""
+        """Return the contents that are done already, or those of them that could be read."""
         query = "SELECT digest FROM contents WHERE digest = ?"
         if readable:
             query += " AND feature IS NOT NULL"
@@ -141,7 +136,7 @@ class GalleryStore:
         self._run(write)
 
     def troubles(self) -> list[str]:
-        """Why files have no feature, in the order of their paths."""
+        """Return the reason of each file that has no feature, in the order of the paths."""
         rows = self._all(
             "SELECT trouble FROM files JOIN contents USING (digest) "
             "WHERE feature IS NULL ORDER BY path"
@@ -149,15 +144,11 @@ class GalleryStore:
         return [str(trouble) for (trouble,) in rows]
 
     def paths(self, rows: Sequence[int]) -> list[str]:
-        """The paths of rows of the matrix that was opened last."""
+        """Return the paths of rows of the matrix that was opened last."""
         return [self._paths[row] for row in rows]
 
     def matrix(self) -> npt.NDArray[np.float16]:
-        """(I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`.
-
-        Raises:
-            DataError: Other programs change the index faster than it can be read.
-        """
+        """Return (I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`."""
         for _ in range(ATTEMPTS):
             named, paths = self._run(_numbered)
             if named is not None:
@@ -226,7 +217,7 @@ class GalleryStore:
         return self._run(lambda database: database.execute(query, values).fetchall())
 
     def _each(self, query: str, values: Iterable[Any]) -> list[Any]:
-        """The rows of one query for each of some values."""
+        """Return the rows of one query for each of some values."""
 
         def read(database: sqlite3.Connection) -> list[Any]:
             return [row for value in values for row in database.execute(query, (value,))]
@@ -257,7 +248,7 @@ def _about(database: sqlite3.Connection, name: str) -> str | None:
 
 
 def _numbered(database: sqlite3.Connection) -> tuple[str | None, list[str]]:
-    """The name of the matrix, and the paths of its rows, as they were at one moment."""
+    """Return the name of the matrix and the paths of its rows, as of one moment."""
     database.execute("BEGIN")
     rows = database.execute("SELECT path FROM files WHERE row IS NOT NULL ORDER BY row")
     return _about(database, MATRIX), [str(path) for (path,) in rows]
@@ -265,10 +256,6 @@ def _numbered(database: sqlite3.Connection) -> tuple[str | None, list[str]]:
 
 def open_store(folder: Path, width: int) -> GalleryStore:
     """Open a gallery's index, or begin one; a damaged one is made anew.
-
-    Args:
-        folder: Of the index alone.
-        width: E, of the features.
 
     Raises:
         DataError: The folder cannot be used.

@@ -70,9 +70,6 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
         rows: From top to bottom.
         height: Pixels that pictures are scaled to; none is made wider than twice that.
         columns: The most pictures side by side; longer rows are continued below.
-
-    Raises:
-        DataError: There is nothing to draw.
     """
     if not any(row.cells for row in rows):
         raise DataError("there is no picture to put on the sheet")

@@ -158,11 +158,7 @@ class Skipped:
         self.first = ""
 
     def report(self, error: DataError) -> None:
-        """Count `error`.
-
-        Raises:
-            DataError: `error` itself, where the policy is to fail.
-        """
+        """Count `error`."""
         if self.policy == "fail":
             raise error
         self.count += 1
@@ -191,12 +187,6 @@ def decode_many(
     pool: Executor | None = None,
 ) -> list[Image | None]:
     """Decode pictures, None standing for those that were skipped.
-
-    Args:
-        refs: Pictures.
-        skipped: Told, in order, of each picture that cannot be read.
-        near: As in `load_image`.
-        pool: Threads help, because Pillow releases the interpreter lock while it decodes.
 
     Raises:
         DataError: A picture cannot be read, and `skipped` does not skip it.

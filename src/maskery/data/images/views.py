@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ERASE_RATIO = (0.3, 3.3)
 """Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020)."""
 DRAWS_PER_OPERATION = 3
-"""Of RandAugment: which operation, whether it happens, and its direction."""
+"""Uniforms of RandAugment: the operation, its happening, and its direction."""
 HAPPENS = 0.5
 MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
 """ALBEF shifts by up to 10 pixels of pictures 384 wide; here that share of any width."""
@@ -88,11 +88,6 @@ def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -
 
 def view(image: Image, config: ViewConfig, draws: Float32Array | None = None) -> torch.Tensor:
     """Resize, augment and normalise a picture.
-
-    Args:
-        image: RGB.
-        config: With size and normalisation set.
-        draws: (`NUM_DRAWS`,) uniforms for a random view; None for the view of evaluation.
 
     Returns:
         (3, H, W) float32.
@@ -194,13 +189,7 @@ def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[flo
 
 
 def augment(image: Image, config: ViewConfig, uniforms: Sequence[float]) -> Image:
-    """Apply `config.augment_operations` random operations.
-
-    Args:
-        image: RGB.
-        config: Number and magnitude of the operations.
-        uniforms: `DRAWS_PER_OPERATION` for each operation.
-    """
+    """Apply `config.augment_operations` random operations."""
     strength = config.augment_magnitude / 10
     for number in range(config.augment_operations):
         which, whether, direction = uniforms[number * DRAWS_PER_OPERATION :][:DRAWS_PER_OPERATION]
@@ -276,12 +265,6 @@ def readable(
     refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
 ) -> list[int]:
     """Return the indices of readable pictures; all are decoded, and none is kept.
-
-    Args:
-        refs: The pictures.
-        config: With size set.
-        skipped: Told of the others; its policy decides what follows.
-        batch_images: The most pictures at a time.
 
     Raises:
         DataError: A picture cannot be read, and `skipped` does not skip it.

@@ -71,12 +71,8 @@ class PicturedExamples:
     Args:
         ids: (N,) uint64, of the examples.
         pairs: (N,) int64: the pair whose picture an example has.
-        captions: Of all pairs.
-        pictures: Of all pairs.
-        view: With size and normalisation set.
         batch_size: The examples of a step, over all processes.
         micro_size: The most examples of a micro-batch; None for `batch_size`.
-        seed: Of order and views.
     """
 
     def __init__(
@@ -121,11 +117,7 @@ class PicturedExamples:
     def readable(
         self, members: npt.NDArray[np.int64], epoch: int
     ) -> tuple[npt.NDArray[np.int64], list[Image]]:
-        """Return those examples whose picture can be read, or else the next in the order.
-
-        Raises:
-            DataError: No picture can be read, or one cannot and none is to be skipped.
-        """
+        """Return those examples whose picture can be read, or else the next in the order."""
         loaded = self.pictures.load(self.pairs[members].tolist())
         if any(image is not None for image in loaded):
             kept = np.array([image is not None for image in loaded])
@@ -159,14 +151,7 @@ class PairSource(PicturedExamples):
     """The batches of a run over some of the pairs.
 
     Args:
-        pairs: All pairs.
-        captions: Their captions.
-        pictures: Their pictures.
-        view: With size and normalisation set.
         chosen: Which pairs are read; those without a usable caption are left out.
-        batch_pairs: The pairs of a step, over all processes.
-        micro_pairs: The most pairs of a micro-batch.
-        seed: Of order, views and captions.
     """
 
     def __init__(
@@ -237,10 +222,6 @@ class HeldOutPairs:
     """Every caption of some pairs, with the picture it belongs to and a wrong one.
 
     Args:
-        pairs: All pairs.
-        captions: Their captions.
-        pictures: Their pictures.
-        view: With size and normalisation set.
         groups: From `group_ids`.
         chosen: Which pairs are read.
         batch_pairs: Pairs read at once; nothing else depends on it.
@@ -266,11 +247,7 @@ class HeldOutPairs:
         self.batch_pairs = batch_pairs
 
     def __iter__(self) -> Iterator[JudgedPairs]:
-        """Yield batches in the order of the pairs.
-
-        Raises:
-            DataError: No picture can be read, or one cannot and none is to be skipped.
-        """
+        """Yield batches in the order of the pairs."""
         found = False
         for first in range(0, len(self.chosen), self.batch_pairs):
             batch = self._batch(self.chosen[first : first + self.batch_pairs].tolist())

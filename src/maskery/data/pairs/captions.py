@@ -37,12 +37,12 @@ class CaptionTokens:
         word_starts: (T,) bool.
         boundaries: (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
         owners: (C,) int64, ascending: the pair of each caption.
-        places: (C,) int64: which of its pair's captions it is.
-        starts: (C,) int64: where the caption starts among its pair's, special tokens counted. A
+        places: (C,) int64: its number among its pair's captions.
+        starts: (C,) int64: the caption's first token among its pair's, special tokens counted. A
             pair's captions are windows of one document, so that each has masks of its own.
         template: The special tokens of a sequence.
-        skipped: What was left out because nothing in it can be masked.
-        num_cut: How many captions were cut at the longest length.
+        skipped: Captions that were left out because nothing in them can be masked.
+        num_cut: Captions that were cut at the longest length.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -56,18 +56,13 @@ class CaptionTokens:
     num_cut: int
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """(V,) int64: how often each token stands in the captions."""
+        """Count each token of the captions: (V,) int64."""
         return np.bincount(self.tokens, minlength=vocab_size).astype(np.int64)
 
     def batch(
         self, captions: npt.NDArray[np.int64], example_ids: npt.NDArray[np.uint64]
     ) -> TokenBatch:
-        """Some captions end to end, each under the id of its pair.
-
-        Args:
-            captions: (B,) int64.
-            example_ids: (B,) uint64.
-        """
+        """Return some captions end to end, each under the id of its pair."""
         firsts = self.boundaries[captions]
         return assemble(
             self.tokens,
@@ -90,9 +85,6 @@ def tokenise_captions(
         tokenizer: With a mask token.
         skipped: Told of captions in which no token can be masked.
         max_length: The most tokens of a caption, special ones included; longer ones are cut.
-
-    Raises:
-        DataError: No caption is left, or one cannot be used and `skipped` does not skip it.
     """
     template = Template.of(tokenizer)
     protected = Vocabulary.of(tokenizer).protected
@@ -138,7 +130,7 @@ Written: TypeAlias = tuple[int, int, str]
 def _encoded(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Written, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """Each caption with its ids and word starts, in order."""
+    """Yield each caption with its ids and word starts, in order."""
     encode = encoder(tokenizer, plain_backend(tokenizer))
     for chunk in _chunks(pairs):
         ids, words, lengths = encode([caption for *_, caption in chunk])
@@ -160,7 +152,7 @@ def _chunks(pairs: Pairs) -> Iterator[list[Written]]:
 
 
 def _starts(owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each caption starts among those of its owner: (C,)."""
+    """Return the start of each caption among those of its owner: (C,)."""
     before = np.cumsum(lengths) - lengths
     first = np.searchsorted(owners, owners, side="left")
     return before - before[first]
@@ -186,7 +178,7 @@ class CaptionCorpus:
                 yield Caption(text=caption, id=pair.id)
 
     def fingerprint(self) -> str:
-        """A hash of the pairs' ids."""
+        """Return a hash of the pairs' ids."""
         return fingerprint(self._pairs)
 
 
@@ -204,7 +196,7 @@ class Caption:
 
 
 def fingerprint(pairs: Pairs) -> str:
-    """A hash of the pairs' ids, which follow from image names and captions."""
+    """Return a hash of the pairs' ids, which follow from image names and captions."""
     from hashlib import blake2b
 
     return blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()

@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.core.errors import ConfigError
-from maskery.core.ranges import take_text_as_paths
+from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
 from maskery.core.registry import Registry, anchored_choice
 from maskery.data.images.config import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 
@@ -54,7 +53,7 @@ def register_format(name: str, reader: Callable[[Path], Any], endings: Sequence[
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    """Where the images lie, the names of the columns, and the handling of bad records."""
+    """Settings of reading pairs: columns, splits, and the handling of bad records."""
 
     reader: Annotated[str | None, tyro.conf.arg(metavar="FORMAT")] = None
     """json, csv, parquet, webdataset, or FILE.py:NAME: a callable that takes the path of the pairs
@@ -75,9 +74,9 @@ class PairsConfig:
     on_bad_caption: Literal["skip", "fail"] = "fail"
     """A caption that cannot be used is left out and counted (its pair too, where it is the only
     one), or ends the run."""
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_pixels: Annotated[int, Range(1, LARGEST_MAX_PIXELS)] = DEFAULT_MAX_PIXELS
     """Images with more pixels than this are bad: they may be decompression bombs."""
-    max_caption_chars: int = 10_000
+    max_caption_chars: Count = 10_000
     """Captions with more characters than this are bad."""
     id_is_person: ClassVar[bool] = False
 
@@ -85,17 +84,7 @@ class PairsConfig:
         take_text_as_paths(self)
         if self.reader is not None:
             FORMATS.check(self.reader)
-        for name in ("on_bad_image", "on_bad_caption"):
-            if getattr(self, name) not in ("skip", "fail"):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: choose 'skip' or 'fail'")
-        if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
-            raise ConfigError(
-                f"max_pixels is {self.max_pixels}: it must be from 1 to {LARGEST_MAX_PIXELS}"
-            )
-        if self.max_caption_chars < 1:
-            raise ConfigError(
-                f"max_caption_chars is {self.max_caption_chars}: it must be at least 1"
-            )
+        check_ranges(self)
 
     def anchored(self) -> PairsConfig:
         """Return a copy with absolute paths, which hold from any folder."""

@@ -55,11 +55,7 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
 
 
 def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], Path]:
-    """Return the files that a source names, and the folder that their names are relative to.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Return the files that a source names, and the folder that their names are relative to."""
     paths = expand(source)
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]
@@ -99,11 +95,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def expand(source: str | Path) -> list[Path]:
-    """Return the files (or the one folder) that a source names.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Return the files (or the one folder) that a source names."""
     text = str(source)
     if "\0" in text:
         raise DataError("the path of the pairs holds a null character; correct it")
@@ -144,12 +136,7 @@ def _ranged(text: str) -> list[str]:
 
 
 def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
-    """Return the split of each file, as Hugging Face names files; None unless every file has one.
-
-    Args:
-        paths: Files below the root.
-        root: Folders above it say nothing.
-    """
+    """Return the split in each file's name, as Hugging Face does; None unless all have one."""
     found = []
     for path in paths:
         names = [path.stem, *reversed(path.relative_to(root).parts[:-1])]
@@ -208,7 +195,6 @@ class GivenRecords:
     """Turns mappings into records; images that are bytes wait in a temporary file.
 
     Args:
-        config: Settings.
         root: Where image paths lead from, unless the settings have another folder.
         choice: The user's reader, for messages; None where the records are an object in Python.
     """
@@ -224,11 +210,7 @@ class GivenRecords:
         return folder.relative_to(self.root).as_posix()
 
     def read(self, rows: Callable[[], Any], source: str, folder: str) -> Iterator[Record]:
-        """Yield the records of one file.
-
-        Raises:
-            PluginError: The reader fails, or yields something else than records.
-        """
+        """Yield the records of one file."""
         number = 0
         try:
             for number, row in enumerate(rows(), start=1):

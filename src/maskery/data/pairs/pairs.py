@@ -142,9 +142,6 @@ class Pairs:
             ref: From an image's name and place to the image.
             config: How to read them.
             source: Where they come from, for messages.
-
-        Raises:
-            DataError: There are none, or one is bad.
         """
         columns = _Columns(config)
         for record in records:
@@ -293,10 +290,6 @@ def split_pairs(
     Args:
         groups: (N,) uint64, from `group_ids`.
         share: The expected share of groups that is held out.
-
-    Raises:
-        DataError: There are fewer than three groups: one to learn from, and two to measure on,
-            the one's picture being the other's wrong picture.
     """
     unique = np.unique(groups)
     if len(unique) < 3:
@@ -322,9 +315,6 @@ def wrong_pairs(
 
     Returns:
         (M,) int64.
-
-    Raises:
-        DataError: They are all of one group.
     """
     own = groups[among]
     unique = np.unique(own)

@@ -36,11 +36,6 @@ UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, Overf
 def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
     """Open one or more tables with the same columns.
 
-    Args:
-        paths: Below the root.
-        config: Settings.
-        root: What names of tables and pictures are relative to.
-
     Raises:
         DataError: A file is no Parquet table or lacks a column.
     """

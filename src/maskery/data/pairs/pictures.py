@@ -50,9 +50,6 @@ class ImageRef(Protocol):
     def load(self, near: tuple[int, int] | None = None) -> Image:
         """Decode it to RGB.
 
-        Args:
-            near: As in `maskery.data.images.loading.load_image`.
-
         Raises:
             DataError: It cannot be read.
         """
@@ -74,11 +71,7 @@ class FileImage:
 
     @property
     def path(self) -> Path:
-        """The file itself, links followed.
-
-        Raises:
-            DataError: It is missing, no regular file, or lies outside the root.
-        """
+        """The file itself, links followed."""
         path = self.root / self.name
         try:
             resolved = path.resolve(strict=True)

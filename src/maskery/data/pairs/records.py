@@ -92,11 +92,7 @@ class Columns:
 
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
-    """Choose the columns, by the settings or by their usual names.
-
-    Raises:
-        DataError: A column is missing, or several could be meant.
-    """
+    """Choose the columns, by the settings or by their usual names."""
     person = person_column(available, config)
     if config.person_column is not None and person is None:
         raise _no_column(available, config.person_column, "person", where)
@@ -141,11 +137,7 @@ def _no_column(available: Collection[str], wanted: str, kind: str, where: str) -
 def find_column(
     available: Collection[str], wanted: str | None, usual: tuple[str, ...], kind: str, where: str
 ) -> str:
-    """Choose one column: the one wanted, or the only one that has a usual name.
-
-    Raises:
-        DataError: It is missing, or several could be meant.
-    """
+    """Choose one column: the one wanted, or the only one that has a usual name."""
     if wanted is not None:
         if wanted not in available:
             raise _no_column(available, wanted, kind, where)
@@ -182,11 +174,7 @@ def brief(value: object) -> str:
 
 
 def checked_image_name(value: object, where: str) -> str:
-    """Return the name of an image file, which stays below the image root.
-
-    Raises:
-        DataError: It is no name, or leads elsewhere.
-    """
+    """Return the name of an image file, which stays below the image root."""
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: the image is {brief(value)}, not the path of a file; give one")
     if "\0" in value or not is_text(value):
@@ -272,11 +260,7 @@ def _checked_caption(caption: object, where: str, max_chars: int) -> str:
 
 
 def checked_person(value: object, where: str, what: str = "person") -> str | None:
-    """Return the name of a person (or group); numbers are named by their digits.
-
-    Raises:
-        DataError: It is neither a whole number nor a string.
-    """
+    """Return the name of a person (or group); numbers are named by their digits."""
     if value is None or value == "":
         return None
     if isinstance(value, float) and value.is_integer():

@@ -62,11 +62,7 @@ def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
 
 
 def metadata_files(folder: Path) -> list[Path]:
-    """Return the metadata files in a folder and those below it, sorted.
-
-    Raises:
-        DataError: A folder has both kinds.
-    """
+    """Return the metadata files in a folder and those below it, sorted."""
     found = sorted(p for name in METADATA for p in folder.rglob(name) if p.is_file())
     folders = [path.parent for path in found]
     for path in found:
@@ -78,11 +74,7 @@ def metadata_files(folder: Path) -> list[Path]:
 
 
 def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
-    """Read a table whose header is separated by tabs or by commas.
-
-    Raises:
-        DataError: It cannot be read or is not valid.
-    """
+    """Read a table whose header is separated by tabs or by commas."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from _csv_rows(path, file, config)
@@ -118,11 +110,7 @@ def _csv_rows(path: Path, file: TextIO, config: PairsConfig) -> Iterator[Record]
 
 
 def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
-    """Read a `.json` or `.jsonl` file; its content decides which of the two it is.
-
-    Raises:
-        DataError: It cannot be read or is not valid, or only some records name a split or a person.
-    """
+    """Read a `.json` or `.jsonl` file; its content decides which of the two it is."""
     rows = _list_rows(path) if _first_byte(path) == b"[" else _line_rows(path)
     columns: Columns | None = None
     first: dict[str, str | None] = {}
@@ -166,11 +154,7 @@ def _require_same_names(
 
 
 def read_json(text: bytes, where: str) -> Any:
-    """Parse one JSON value.
-
-    Raises:
-        DataError: It is not valid JSON in UTF-8.
-    """
+    """Parse one JSON value."""
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:

@@ -43,16 +43,7 @@ NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
 
 
 def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open one or more shards.
-
-    Args:
-        paths: Below the root.
-        config: Settings.
-        root: What names of shards are relative to.
-
-    Raises:
-        DataError: A shard cannot be opened, or `images` is set.
-    """
+    """Open one or more shards."""
     if config.images is not None:
         raise DataError(
             f"images is {config.images}, but tar shards hold their images themselves; leave it out"

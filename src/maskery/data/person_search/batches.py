@@ -53,14 +53,7 @@ class PersonSource(PicturedExamples):
     order is another.
 
     Args:
-        pairs: Pictures of known persons.
-        captions: Their captions.
-        pictures: Their pictures.
-        view: With size and normalisation set.
-        batch_pairs: The captions of a step, over all processes.
-        micro_pairs: The most captions of a micro-batch.
         weak_pair_probability: Share of captions whose `text2` is drawn from the person's.
-        seed: Of order, views and weak pairs.
     """
 
     def __init__(
@@ -106,10 +99,6 @@ class PersonSource(PicturedExamples):
 
         Where micro-batches are so small that some processes are left without one, they compute a
         caption of the step once more and count it for nothing; it is one more candidate, too.
-
-        Raises:
-            ConfigError: There are fewer captions than processes.
-            DataError: No picture can be read, or one cannot and none is to be skipped.
         """
         members, parts = self.step_parts(epoch, step, world_size)
         if len(members) < world_size:

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from maskery.core.errors import ConfigError
-from maskery.core.ranges import take_text_as_paths
+from maskery.core.ranges import Range, check_ranges, take_text_as_paths
 
 DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
 SPLITS = ("train", "val", "test")
@@ -30,10 +29,10 @@ class PersonSearchDataConfig:
     images: Path | None = None
     """Folder that image paths are relative to. Default: imgs/ below the root; for jsonl, the root
     itself."""
-    val_share: float = 0.05
+    val_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.05")] = 0.05
     """Share of the training identities held out to choose the best epoch, where the dataset has no
     validation split (ICFG-PEDES); chosen by a hash."""
-    max_words: int = 50
+    max_words: Annotated[int, Range(1, hint="try 50")] = 50
     """Most words of a caption; more are cut, as RaSa does."""
     clean_captions: bool = True
     """Lower-case and strip captions of punctuation, as RaSa does."""
@@ -47,12 +46,7 @@ class PersonSearchDataConfig:
 
     def __post_init__(self) -> None:
         take_text_as_paths(self)
-        if not 0.0 < self.val_share < 1.0:
-            raise ConfigError(
-                f"val_share is {self.val_share}: it must lie between 0 and 1; try 0.05"
-            )
-        if self.max_words < 1:
-            raise ConfigError(f"max_words is {self.max_words}: it must be at least 1; try 50")
+        check_ranges(self)
 
     def anchored(self) -> PersonSearchDataConfig:
         """Return a copy with absolute paths, which hold from any folder."""
@@ -65,10 +59,6 @@ def clean_caption(caption: str, max_words: int = 50) -> str:
 
     Hyphens and slashes separate words, `<person>` becomes `person`, and runs of white space become
     one space.
-
-    Args:
-        caption: As annotated.
-        max_words: The most words that stay.
     """
     text = caption.lower().translate(DROPPED).translate(SPLITTING)
     return " ".join(text.replace("<person>", "person").split()[:max_words])

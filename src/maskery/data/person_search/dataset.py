@@ -35,11 +35,11 @@ class PersonSearchData:
     """The splits of a dataset; persons are numbered in each split for itself.
 
     Attributes:
-        title: What the dataset is called.
-        train: What is trained on.
-        val: What the best epoch is chosen by.
-        test: What is measured on; None where the dataset has no test split.
-        val_held_out: Whether `val` was held out of the training identities.
+        title: Name of the dataset.
+        train: Pairs to train on.
+        val: Pairs that choose the best epoch.
+        test: Pairs to measure on; None where the dataset has no test split.
+        val_held_out: True if `val` was held out of the training identities.
         notes: One line for each kind of thing that was left out or looks odd.
     """
 
@@ -53,9 +53,6 @@ class PersonSearchData:
 
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     """Read and check a dataset; images stay where they are until they are loaded.
-
-    Args:
-        config: Which one, and how.
 
     Raises:
         DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
@@ -105,7 +102,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
 def _by_picture(
     by_split: dict[str, list[Record]], config: PersonSearchDataConfig
 ) -> tuple[dict[str, list[Record]], list[str]]:
-    """One record for each picture of each split, its captions checked, and notes."""
+    """Return one record for each picture of each split, its captions checked, and notes."""
     skipped = Skipped("caption", config.on_bad_caption)
     merged: dict[str, list[Record]] = {}
     notes: list[str] = []
@@ -116,7 +113,7 @@ def _by_picture(
 
 
 def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) -> tuple[str, ...]:
-    """The captions of a record, cleaned and checked; what is no string is left for the check."""
+    """Return the captions of a record, cleaned and checked."""
     captions = record.caption
     if config.clean_captions:
         captions = [
@@ -127,11 +124,7 @@ def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) 
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
-    """Where the images lie.
-
-    Raises:
-        DataError: There is no such folder.
-    """
+    """Return the folder of the images."""
     folder = config.images
     if folder is None and config.dataset == "jsonl":
         folder = config.root.parent if config.root.is_file() else config.root
@@ -145,11 +138,7 @@ def _image_folder(config: PersonSearchDataConfig) -> Path:
 
 
 def refuse_leaks(records: Sequence[Record]) -> None:
-    """Make sure that every image is a path below the image folder, and none is in two splits.
-
-    Raises:
-        DataError: One is not, or one is: what is trained on would be measured on.
-    """
+    """Make sure that every image is a path below the image folder, and none is in two splits."""
     split_of: dict[str, str] = {}
     leaks: dict[str, tuple[str, str]] = {}
     for record in records:
@@ -166,7 +155,7 @@ def refuse_leaks(records: Sequence[Record]) -> None:
 
 
 def shared_ids(records: Sequence[Record]) -> str:
-    """A warning where splits share ids, which may be numbered for each split anew; else empty."""
+    """Return a warning where splits share ids (they may be numbered anew in each), else ""."""
     splits_of: dict[str, set[str]] = {}
     for record in records:
         person = checked_person(record.person, record.where)
@@ -184,11 +173,7 @@ def shared_ids(records: Sequence[Record]) -> str:
 def without_missing(
     records: list[Record], images: Path, config: PersonSearchDataConfig
 ) -> tuple[list[Record], str]:
-    """The records whose image is on disk, and a note about the others.
-
-    Raises:
-        DataError: Some are not, and none is to be skipped; or none is there.
-    """
+    """Return the records whose image is on disk, and a note about the others."""
     names = [picture_name(record) for record in records]
     found = {name: (images / name).exists() for name in dict.fromkeys(names)}
     count = list(found.values()).count(False)
@@ -208,11 +193,7 @@ def without_missing(
 
 
 def _need_two_persons(records: Sequence[Record], what: str) -> None:
-    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%.
-
-    Raises:
-        DataError: It shows one person, or none.
-    """
+    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
     persons = {checked_person(record.person, record.where) for record in records}
     if len(persons) < 2:
         raise DataError(
@@ -224,11 +205,7 @@ def _need_two_persons(records: Sequence[Record], what: str) -> None:
 def _need_expected_splits(
     config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
 ) -> None:
-    """Refuse annotations that lack a split that the published dataset has.
-
-    Raises:
-        DataError: One is missing.
-    """
+    """Refuse annotations that lack a split that the published dataset has."""
     layout = LAYOUTS[config.dataset]
     if config.dataset not in ("cuhk-pedes", "icfg-pedes", "rstpreid"):
         return
@@ -241,7 +218,7 @@ def _need_expected_splits(
 
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """Cut training identities into those that are trained on and those that choose the epoch."""
+    """Cut training identities into those to train on and those that choose the epoch."""
     groups = group_ids_of([f"person\0{checked_person(r.person, r.where)}" for r in records])
     if len(np.unique(groups)) < 4:
         raise DataError(
@@ -255,13 +232,13 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
 
 @dataclass(frozen=True)
 class _Picture:
-    """What is known of one picture so far.
+    """Person and captions of one picture, collected over its records.
 
     Attributes:
         first: Its first record.
         person: Who it shows.
         listed: Its captions as the annotations have them.
-        captions: Those that are used, prepared and checked, in order.
+        captions: Usable ones, prepared and checked, in order.
     """
 
     first: Record
@@ -270,7 +247,7 @@ class _Picture:
     captions: list[str]
 
     def fresh(self, captions: list[Any]) -> list[Any]:
-        """Those that no record listed yet; what is no string is left for the check to name."""
+        """Return captions that no record listed yet; what is no string is left for the check."""
         new = [text for text in captions if not (isinstance(text, str) and text in self.listed)]
         self.listed.update(text for text in new if isinstance(text, str))
         return new

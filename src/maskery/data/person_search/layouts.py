@@ -1,4 +1,4 @@
-"""Where each dataset of text-based person search keeps its annotations, and what they hold.
+"""Annotation files of the datasets of text-based person search: their places and keys.
 
 CUHK-PEDES (Li et al., CVPR 2017), ICFG-PEDES (Ding et al., 2021), RSTPReid (Zhu et al., ACM MM
 2021) and the output of RaSa's `data_process.py`: one JSON record for each image.
@@ -25,11 +25,11 @@ class Layout:
     """One published layout.
 
     Attributes:
-        title: What the dataset is called.
+        title: Name of the dataset.
         files: Names of its one annotation file; the first that exists is read.
-        by_split: Whether each split has a file of its own, and `files` holds patterns with
+        by_split: True if each split has a file of its own; then `files` holds patterns with
             `{split}`.
-        image_key: What its records call the image.
+        image_key: Key of the image in its records.
         splits: Those it has.
     """
 
@@ -82,15 +82,7 @@ class AnnotationConfig(PairsConfig):
 
 
 def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
-    """Every record of a dataset with its split, unchecked otherwise.
-
-    Args:
-        dataset: Which layout.
-        root: Its folder; for `jsonl`, perhaps the file itself.
-
-    Raises:
-        DataError: The annotations are missing, of another dataset, or not valid.
-    """
+    """Yield every record of a dataset with its split, unchecked otherwise."""
     layout = LAYOUTS[dataset]
     if dataset == "jsonl" and root.is_file():
         return _records(layout, root, split=None)
@@ -112,7 +104,7 @@ def _only_file(dataset: DatasetName, root: Path) -> Path:
 
 
 def _split_files(dataset: DatasetName, root: Path) -> dict[str, Path]:
-    """The file of each split that has one; there is always one to train on."""
+    """Return the file of each split that has one; there is always one to train on."""
     for pattern in LAYOUTS[dataset].files:
         paths = {split: root / pattern.format(split=split) for split in SPLITS}
         found = {split: path for split, path in paths.items() if path.is_file()}
@@ -123,7 +115,7 @@ def _split_files(dataset: DatasetName, root: Path) -> dict[str, Path]:
 
 
 def _missing(dataset: DatasetName, root: Path, wanted: str) -> str:
-    """What to say where the annotations of a dataset are not: perhaps another lies there."""
+    """Return the message for missing annotations; it names another dataset that lies there."""
     message = f"'{root}' holds no {wanted}, the annotations of {LAYOUTS[dataset].title}"
     for other, layout in LAYOUTS.items():
         names = [name.format(split="train") for name in layout.files]
@@ -134,7 +126,7 @@ def _missing(dataset: DatasetName, root: Path, wanted: str) -> str:
 
 
 def _records(layout: Layout, path: Path, split: str | None) -> Iterator[Record]:
-    """The records of one file; of a file for one split, with that split."""
+    """Yield the records of one file, with its split if the file is for one."""
     settings = AnnotationConfig(image_column=layout.image_key)
     try:
         for record in json_records(path, settings):
@@ -164,7 +156,7 @@ def _in_split(layout: Layout, record: Record, split: str | None) -> Record:
 
 
 def _explained(error: DataError, layout: Layout, path: Path) -> DataError:
-    """The error, with the dataset whose image key the records have, if it is another's."""
+    """Return the error, with the dataset whose image key the records have, if it is another's."""
     if "has no column" not in str(error):
         return error
     for other, candidate in LAYOUTS.items():

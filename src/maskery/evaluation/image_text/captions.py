@@ -23,9 +23,6 @@ def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
         opened: The model.
         text: As typed.
         what: Its name in messages.
-
-    Raises:
-        DataError: It is empty, no Unicode, or has too many words.
     """
     if not text.strip():
         raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
@@ -50,11 +47,7 @@ def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
 def require_readable(
     opened: OpenImageText, ids: Sequence[int], text: str, *, what: str = "query"
 ) -> None:
-    """Refuse tokens that the model cannot read, or that say nothing to it.
-
-    Raises:
-        DataError: There are too many, or all of them are unknown.
-    """
+    """Refuse tokens that the model cannot read, or that say nothing to it."""
     if len(ids) > opened.max_tokens:
         raise DataError(
             f"the {what} has {len(ids)} tokens, and the model reads {opened.max_tokens}; shorten it"
@@ -97,11 +90,7 @@ class Word:
 
 
 def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
-    """Return a caption as token ids (L,), as the model reads it, and its words.
-
-    Raises:
-        DataError: It has no word, none that the model knows, or more than it reads.
-    """
+    """Return a caption as token ids (L,), as the model reads it, and its words."""
     ready = prepared(opened, caption, what="caption")
     encoded = opened.tokenizer(ready, truncation=False, verbose=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]

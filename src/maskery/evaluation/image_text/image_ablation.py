@@ -87,17 +87,7 @@ class WordScores:
 def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedBatch], masker: Masker
 ) -> dict[Condition, ExampleSums]:
-    """Predict the frozen masks of every caption under each condition.
-
-    Args:
-        model: In evaluation mode.
-        batches: Held-out captions.
-        masker: Its seed and config decide the masks.
-
-    Raises:
-        DataError: Nothing could be masked.
-        ModelError: The model predicts values that are not numbers.
-    """
+    """Predict the frozen masks of every caption under each condition."""
     groups: list[npt.NDArray[np.uint64]] = []
     rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
         condition: [] for condition in CONDITIONS
@@ -133,9 +123,6 @@ def score_words(
         batches: Held-out captions.
         accepted: From the id of a chosen word to the ids that are right in its place.
         mask_token_id: The tokenizer's.
-
-    Raises:
-        DataError: None of the words stands in a caption.
     """
     chosen = np.array(sorted(accepted), np.int64)
     groups: list[npt.NDArray[np.uint64]] = []

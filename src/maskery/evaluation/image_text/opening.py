@@ -147,11 +147,7 @@ def can_fill(opened: OpenImageText) -> bool:
 
 
 def require_contrast(opened: OpenImageText) -> None:
-    """Refuse a model whose features say nothing.
-
-    Raises:
-        ModelError: Its contrastive projections were never trained.
-    """
+    """Refuse a model whose features say nothing."""
     if not can_contrast(opened):
         raise ModelError(
             f"the contrastive projections of '{opened.name}' were never trained, so its features "

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from maskery.core.errors import ConfigError, ModelError, reason_of
+from maskery.core.ranges import Count, Range, Weight, check_ranges
 from maskery.data.person_search.config import clean_caption
 from maskery.objectives.terms import TERMS
 
-SCORES = ("matching", "odds", "sum")
 LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "minp": "mINP"}
 """Names of figures in tables, by the fields of `maskery.evaluation.retrieval.metrics`."""
 FILE = "maskery_retrieval.json"
@@ -29,32 +29,24 @@ LOSSES = tuple(TERMS)
 class RetrievalConfig:
     """Contrastive ranking, then the matching head on the best of each text."""
 
-    rerank: int = 128
+    rerank: Annotated[int, Range(0)] = 128
     """Best images of each text that the matching head ranks anew (RaSa's k); 0: contrastive only.
     Time grows with it; more than there are images is all of them."""
     score: Literal["matching", "odds", "sum"] = "matching"
-    """What they are ranked by: the logit of a match, as ALBEF and RaSa were released; odds: less
-    the logit of a mismatch; sum: the odds and the similarity over the temperature."""
-    odds_weight: float = 1.0
-    """What the odds count for in the sum; less where matching has learnt less than contrast."""
-    batch_images: int = 32
+    """Score of those: the logit of a match, as ALBEF and RaSa were released; odds: less the
+    logit of a mismatch; sum: the odds and the similarity over the temperature."""
+    odds_weight: Weight = 1.0
+    """Weight of the odds in the sum; lower where matching has learnt less than contrast."""
+    batch_images: Count = 32
     """Images encoded at once; the figures do not depend on it."""
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     """Text tokens computed at once; the figures do not depend on it."""
-    memory_mb: int = 1024
+    memory_mb: Count = 1024
     """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); and
     as many for projected images and similarities. The figures do not depend on it."""
 
     def __post_init__(self) -> None:
-        if self.rerank < 0:
-            raise ConfigError(f"rerank is {self.rerank}: it must be 0 (do not) or more")
-        if self.score not in SCORES:
-            raise ConfigError(f"score is '{self.score}': it must be one of {', '.join(SCORES)}")
-        if not 0.0 <= self.odds_weight < float("inf"):
-            raise ConfigError(f"odds_weight is {self.odds_weight}: it must be 0 or more")
-        for name in ("batch_images", "batch_tokens", "memory_mb"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_ranges(self)
 
     @property
     def memory_bytes(self) -> int:
@@ -78,22 +70,18 @@ class ModelRetrieval:
     """
 
     clean_captions: bool = False
-    max_words: int = 50
-    max_length: int | None = None
-    rerank: int = 128
+    max_words: Count = 50
+    max_length: Annotated[int | None, Range(3)] = None
+    rerank: Annotated[int, Range(0)] = 128
     score: Literal["matching", "odds", "sum"] = "matching"
-    odds_weight: float = 1.0
+    odds_weight: Weight = 1.0
     trained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_words < 1:
-            raise ConfigError(f"max_words is {self.max_words}: it must be at least 1")
-        if self.max_length is not None and self.max_length < 3:
-            raise ConfigError(f"max_length is {self.max_length}: it must be at least 3")
+        check_ranges(self)
         unknown = sorted(set(self.trained) - set(LOSSES))
         if unknown:
             raise ConfigError(f"trained has '{unknown[0]}': the losses are {', '.join(LOSSES)}")
-        assert self.ranking  # checks what it is made of
 
     @property
     def ranking(self) -> RetrievalConfig:
@@ -122,14 +110,7 @@ def save_model_retrieval(folder: Path, retrieval: ModelRetrieval) -> None:
 
 
 def read_model_retrieval(name: str) -> ModelRetrieval | None:
-    """Read the retrieval settings saved with a model; None where there are none.
-
-    Args:
-        name: A run folder or a model folder.
-
-    Raises:
-        ModelError: The file is damaged.
-    """
+    """Read the retrieval settings saved with a model; None where there are none."""
     from maskery.models.loading import resolve
 
     path = Path(resolve(name)) / FILE
@@ -145,11 +126,7 @@ def read_model_retrieval(name: str) -> ModelRetrieval | None:
 
 
 def _checked(data: Any) -> ModelRetrieval:
-    """Return the settings that were read from a file.
-
-    Raises:
-        ConfigError: They are not the ones that are written.
-    """
+    """Return the settings that were read from a file."""
     if not isinstance(data, dict) or data.keys() != KINDS.keys():
         raise ConfigError(f"it must have the settings {', '.join(KINDS)} and no others")
     for name, kinds in KINDS.items():

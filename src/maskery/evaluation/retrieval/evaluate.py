@@ -42,12 +42,12 @@ from maskery.models.image_text.model import ImageTextModel
 log = logging.getLogger(__name__)
 
 KEPT = 10
-"""Of a contrastive ranking that is not ranked anew, so many images are kept."""
+"""Images kept per text when there is no re-ranking."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalFigures:
-    """How well texts find their images.
+    """Figures of texts that look for their images.
 
     Attributes:
         contrastive: By similarity alone.
@@ -58,7 +58,7 @@ class RetrievalFigures:
         rerank: K.
         num_texts: T.
         num_images: I.
-        num_persons: Who the texts describe.
+        num_persons: Persons that the texts describe.
     """
 
     contrastive: RankingFigures
@@ -79,7 +79,7 @@ class Retrieval:
         figures: Of all texts.
         contrastive: (T, max(K, 10) or I) int64, the best images of each text, best first.
         reranked: (T, K) int64, likewise; None without matching.
-        scores: (T, K) float32, what `reranked` is sorted by; None without matching.
+        scores: (T, K) float32, the scores that `reranked` is sorted by; None without matching.
     """
 
     figures: RetrievalFigures
@@ -108,11 +108,11 @@ def evaluate_retrieval(
         images: Batches (B, 3, height, width) of I normalised images, in order;
             `maskery.data.images.views.view_batches` makes them.
         texts: T captions.
-        image_persons: (I,) int64, who each image shows.
-        text_persons: (T,) int64, who each caption describes.
+        image_persons: (I,) int64, the person that each image shows.
+        text_persons: (T,) int64, the person that each caption describes.
         config: Defaults to `RetrievalConfig()`.
-        processes: Who share the matching out, as in `match_logits`. Default: this one alone.
-        progress: Whether to draw a bar.
+        processes: They share the matching out, as in `match_logits`. Default: this one alone.
+        progress: True draws a bar.
 
     Raises:
         DataError: There is nothing to find or to be found, a text's person is in no image, or all
@@ -142,7 +142,7 @@ def evaluate_retrieval(
 
 @contextmanager
 def evaluating(model: ImageTextModel) -> Iterator[None]:
-    """The model in evaluation mode, without gradients; then as it was."""
+    """Put the model into evaluation mode, without gradients; then back."""
     training = model.training
     model.eval()
     try:
@@ -154,7 +154,7 @@ def evaluating(model: ImageTextModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Persons:
-    """Who is described and who is shown: (T,) and (I,) int64."""
+    """Persons that are described and shown: (T,) and (I,) int64."""
 
     texts: torch.Tensor
     images: torch.Tensor
@@ -166,7 +166,7 @@ class Persons:
         images: npt.NDArray[np.int64],
         device: torch.device,
     ) -> Persons:
-        """From arrays."""
+        """Make tensors of arrays."""
         return cls(torch.from_numpy(texts).to(device), torch.from_numpy(images).to(device))
 
 
@@ -221,7 +221,7 @@ def _rank_all(
 def combine(
     logits: torch.Tensor, similarities: torch.Tensor, temperature: float, config: RetrievalConfig
 ) -> torch.Tensor:
-    """What candidates are ranked by.
+    """Compute the scores that candidates are sorted by.
 
     Args:
         logits: (T, K, 2), mismatch and match.
@@ -240,7 +240,7 @@ def combine(
 def _contrast(
     texts: ReadTexts, images: ReadImages, persons: Persons, kept: int, memory_bytes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Best images (T, kept), their similarities, and matches by rank (T, I); block by block."""
+    """Return the best images (T, kept), their similarities, and matches by rank (T, I)."""
     rows = max(1, memory_bytes // (32 * len(images.features)))
     best, similar, matches = [], [], []
     for first in range(0, len(texts.features), rows):

@@ -70,14 +70,7 @@ class ReadImages:
 def read_texts(
     model: ImageTextModel, texts: TokenBatch, *, states: bool, batch_tokens: int = 4096
 ) -> ReadTexts:
-    """Encode each text once, those of similar length together.
-
-    Args:
-        model: In evaluation mode.
-        texts: T of them.
-        states: True if matching will follow.
-        batch_tokens: Tokens computed at once, padding included.
-    """
+    """Encode each text once, those of similar length together."""
     device, num = model.device, len(texts.lengths)
     features = torch.empty(num, model.config.embed_dim, device=device)
     width = model.config.text_config.hidden_size
@@ -112,9 +105,6 @@ def read_images(
         tokens: True if matching will follow.
         memory_bytes: Tokens that would take more go to a temporary file, which is gone as soon as
             nothing refers to it.
-
-    Raises:
-        DataError: There are more or fewer images than said, or too little space for the file.
     """
     features = torch.empty(count, model.config.embed_dim, device=model.device)
     kept: npt.NDArray[np.float32] | None = None
@@ -136,11 +126,7 @@ def read_images(
 
 
 def require_fusion(model: ImageTextModel) -> None:
-    """Refuse a model in which text cannot look at an image.
-
-    Raises:
-        DataError: It has no fusion layers.
-    """
+    """Refuse a model in which text cannot look at an image."""
     if not fusion_layers(model.text_encoder):
         raise DataError(
             "the model has no fusion layers, so it cannot match a text with an image; turn the "
@@ -183,15 +169,7 @@ def some_texts(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
 
 
 def large_array(shape: tuple[int, ...], memory_bytes: int) -> npt.NDArray[np.float32]:
-    """Return an array in memory, or in a nameless temporary file where it would be too large.
-
-    Args:
-        shape: Of the array; its first content is not defined.
-        memory_bytes: The most bytes that may be kept in memory.
-
-    Raises:
-        DataError: The folder of temporary files has too little space.
-    """
+    """Return an array in memory, or in a nameless temporary file where it would be too large."""
     size = 4 * math.prod(shape)
     if size <= memory_bytes:
         return np.empty(shape, np.float32)
@@ -216,11 +194,7 @@ def _need_space(size: int) -> None:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give a file its whole size on the disk, not only in name.
-
-    Raises:
-        OSError: There is too little space.
-    """
+    """Give a file its whole size on the disk, not only in name."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file, 0, size)

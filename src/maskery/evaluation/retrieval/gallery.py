@@ -32,7 +32,7 @@ MOST_OF_NAME = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What a look at the folder found.
+    """Changes of the folder since the last look.
 
     Attributes:
         read: Files that were new, or not as they had been.
@@ -54,7 +54,7 @@ class Gallery:
         store: Their index.
         matrix: (I, E) float16, memory-mapped.
         changes: Since the last look.
-        troubles: Why files were left out.
+        troubles: One line for each file that was left out.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Gallery:
 
 
 def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
-    """Where the index of a gallery under one model lies."""
+    """Return the folder of the index of a gallery under one model."""
     path = folder.resolve()
     place = blake2b(os.fsencode(path), digest_size=8).hexdigest()
     # For people to know it by. File names end at 255 bytes, and names here may be of other bytes.
@@ -77,7 +77,7 @@ def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
 
 
 def fingerprint(opened: OpenImageText) -> str:
-    """A hash of everything that a picture's feature depends on: weights and preparation."""
+    """Return a hash of everything that a picture's feature depends on: weights and preparation."""
     hashed = blake2b(digest_size=8)
     view = opened.view
     hashed.update(repr((view.size, view.normalisation)).encode())
@@ -105,11 +105,11 @@ def open_gallery(
     Args:
         opened: The model.
         folder: Of pictures, with folders in it.
-        cache_dir: Where indices are kept.
+        cache_dir: Folder of all indices.
         batch_images: Pictures encoded at once.
         rehash: Read every file, rather than trust those whose size and time are as they were, and
             try again those that could not be decoded.
-        progress: Whether to draw a bar.
+        progress: True draws a bar.
 
     Raises:
         DataError: There is no readable picture, or the index cannot be written.
@@ -191,7 +191,7 @@ class Indexing:
                 bar.update(len(batch))
 
     def _read(self, paths: Sequence[str], lost: Troubles) -> dict[str, PictureBytes]:
-        """Files that can be read, by path. Those that cannot are tried again by the next run."""
+        """Read files, by path. Those that cannot be read are tried again by the next run."""
         pictures: dict[str, PictureBytes] = {}
         for path in paths:
             try:
@@ -201,7 +201,7 @@ class Indexing:
         return pictures
 
     def _take_in(self, store: GalleryStore, pictures: Mapping[str, PictureBytes]) -> int:
-        """Encode the contents that are new, and say how many could be."""
+        """Encode the contents that are new, and return the number that could be."""
         digests = {path: picture.digest for path, picture in pictures.items()}
         contents = {digests[path]: picture for path, picture in pictures.items()}
         known = store.known(contents, readable=self.rehash)
@@ -214,7 +214,7 @@ class Indexing:
     def _encode(
         self, pictures: Mapping[bytes, PictureBytes]
     ) -> tuple[dict[bytes, npt.NDArray[np.float16]], dict[bytes, str]]:
-        """Features, and why there is none, by digest."""
+        """Return features, and the reasons of pictures that have none, by digest."""
         digests, model = list(pictures), self.opened.model
         features: dict[bytes, npt.NDArray[np.float16]] = {}
         troubles = Troubles()

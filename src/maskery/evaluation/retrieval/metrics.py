@@ -59,22 +59,12 @@ def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
 def matches_of(
     order: torch.Tensor, text_persons: torch.Tensor, image_persons: torch.Tensor
 ) -> torch.Tensor:
-    """Return (T, I) bool: True where the image at a rank is right.
-
-    Args:
-        order: (T, I) int64, from `rank`.
-        text_persons: (T,) int64.
-        image_persons: (I,) int64.
-    """
+    """Return (T, I) bool: True where the image at a rank is right."""
     return image_persons[order] == text_persons[:, None]
 
 
 def text_figures(matches: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Return each text's own figures: (T, I) bool to (T, F), columns as `FIGURES`.
-
-    Raises:
-        DataError: A text has no right image in the gallery.
-    """
+    """Return each text's own figures: (T, I) bool to (T, F), columns as `FIGURES`."""
     without = int((~matches.any(dim=1)).sum())
     if without:
         raise DataError(
@@ -98,12 +88,7 @@ def _figures(matches: torch.Tensor) -> torch.Tensor:
 def summarise_texts(
     figures: npt.NDArray[np.float64], text_persons: npt.NDArray[np.int64]
 ) -> RankingFigures:
-    """Return means over texts, with intervals over persons, whose texts are not independent.
-
-    Args:
-        figures: (T, F), from `text_figures`.
-        text_persons: (T,) int64.
-    """
+    """Return means over texts, with intervals over persons, whose texts are not independent."""
     unique, inverse = np.unique(text_persons, return_inverse=True)
     sums = np.zeros((len(unique), figures.shape[1]))
     np.add.at(sums, inverse, figures)

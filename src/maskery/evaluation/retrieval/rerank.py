@@ -25,13 +25,13 @@ from maskery.models.image_text.model import ImageTextModel
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One image, and the pairs that it is part of.
+class ImageTexts:
+    """One image, and the texts that it is a candidate of.
 
     Attributes:
         image: Its number.
         texts: (R,) int64.
-        columns: (R,) int64, which candidate of each text it is.
+        columns: (R,) int64, its number among the candidates of each text.
     """
 
     image: int
@@ -50,7 +50,7 @@ def match_logits(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
-    """What the matching head says of each text with each of its candidates.
+    """Compute the matching logits of each text with each of its candidates.
 
     Args:
         model: In evaluation mode, with fusion layers.
@@ -58,9 +58,9 @@ def match_logits(
         images: With tokens.
         candidates: (T, K) int64, images of each text.
         config: `batch_tokens` and `memory_bytes` bound what is computed at once.
-        processes: Who share the images out and all get the whole result; all of them must ask.
+        processes: They share the images out and all get the whole result; all of them must ask.
             Default: this one alone.
-        progress: Whether to draw a bar.
+        progress: True draws a bar.
 
     Returns:
         (T, K, 2) float32 on the CPU: mismatch, match.
@@ -86,7 +86,7 @@ def match_images(
     candidates: torch.Tensor,
     *,
     config: RetrievalConfig,
-) -> Iterator[tuple[Wanted, torch.Tensor]]:
+) -> Iterator[tuple[ImageTexts, torch.Tensor]]:
     """`match_logits` image by image: yields each with the logits (R, 2) of its texts."""
     yield from _match(model, texts, images, _by_image(candidates.cpu().numpy()), config)
 
@@ -95,31 +95,31 @@ def _match(
     model: ImageTextModel,
     texts: ReadTexts,
     images: ReadImages,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[ImageTexts],
     config: RetrievalConfig,
-) -> Iterator[tuple[Wanted, torch.Tensor]]:
+) -> Iterator[tuple[ImageTexts, torch.Tensor]]:
     for block in _blocks(model, wanted, images, config.memory_bytes):
         for one, keys in block:
             yield one, _judge(model, texts, one, keys, config.batch_tokens)
 
 
-def _by_image(candidates: npt.NDArray[np.int64]) -> list[Wanted]:
-    """The pairs of (T, K) candidates, sorted by image."""
+def _by_image(candidates: npt.NDArray[np.int64]) -> list[ImageTexts]:
+    """Sort the pairs of (T, K) candidates by image."""
     flat = candidates.ravel()
     order = np.argsort(flat, kind="stable")
     images, firsts = np.unique(flat[order], return_index=True)
     texts, columns = np.divmod(order, candidates.shape[1])
     ends = np.append(firsts[1:], len(order))
     return [
-        Wanted(image=int(image), texts=texts[first:end], columns=columns[first:end])
+        ImageTexts(image=int(image), texts=texts[first:end], columns=columns[first:end])
         for image, first, end in zip(images, firsts, ends, strict=True)
     ]
 
 
 def _blocks(
-    model: ImageTextModel, wanted: Sequence[Wanted], images: ReadImages, memory_bytes: int
-) -> Iterator[list[tuple[Wanted, list[ImageKeys]]]]:
-    """Images with their keys and values, as many at a time as fit the memory."""
+    model: ImageTextModel, wanted: Sequence[ImageTexts], images: ReadImages, memory_bytes: int
+) -> Iterator[list[tuple[ImageTexts, list[ImageKeys]]]]:
+    """Yield images with their keys and values, as many at a time as fit the memory."""
     assert images.tokens is not None
     width = model.config.text_config.hidden_size
     each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
@@ -136,18 +136,18 @@ IMAGES_AT_ONCE = 64
 
 
 def _only(keys: ImageKeys, index: int) -> ImageKeys:
-    """A view of one image's keys and values; nothing is copied."""
+    """Return a view of one image's keys and values; nothing is copied."""
     return ImageKeys(keys=keys.keys[index : index + 1], values=keys.values[index : index + 1])
 
 
 def _judge(
     model: ImageTextModel,
     texts: ReadTexts,
-    one: Wanted,
+    one: ImageTexts,
     keys: Sequence[ImageKeys],
     batch_tokens: int,
 ) -> torch.Tensor:
-    """(R, 2) on the CPU, of one image with all its texts."""
+    """Return (R, 2) logits on the CPU, of one image with all its texts."""
     assert texts.states is not None
     lengths = texts.lengths[one.texts]
     judged = torch.empty(len(lengths), 2)

@@ -42,10 +42,7 @@ class RetrievalSet:
     """The pictures of pairs as a gallery, and their captions as queries.
 
     Args:
-        pairs: Held-out ones.
-        captions: Their captions.
         pictures: Their pictures; those that cannot be read leave the gallery with their captions.
-        view: With size and normalisation set.
         batch_images: Pictures read at once; nothing else depends on it.
 
     Raises:
@@ -105,11 +102,7 @@ class RetrievalSet:
 
     @cached_property
     def gallery(self) -> npt.NDArray[np.int64]:
-        """The pairs whose picture can be read, each picture once: (I,) int64.
-
-        Raises:
-            DataError: There is none, or one cannot be read and none is to be skipped.
-        """
+        """The pairs whose picture can be read, each picture once: (I,) int64."""
         unique = np.flatnonzero(self._first == np.arange(len(self.pairs)))
         sound = [
             index
@@ -257,12 +250,7 @@ class SearchSample:
 
 
 def spread_queries(num_texts: int, count: int = 5) -> npt.NDArray[np.int64]:
-    """Choose at most `count` of T texts, evenly spread over all: (Q,) int64.
-
-    Args:
-        num_texts: T, at least 1.
-        count: Q, where there are as many.
-    """
+    """Choose at most `count` of T texts, evenly spread over all: (Q,) int64."""
     return np.unique(np.linspace(0, num_texts - 1, count + 2).astype(np.int64)[1:-1])
 
 

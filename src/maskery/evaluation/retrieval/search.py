@@ -165,9 +165,6 @@ class Searcher:
     def picture(self, path: str) -> Image:
         """Return a picture of the gallery, as RGB.
 
-        Args:
-            path: Of a `Hit`.
-
         Raises:
             DataError: It is gone, or can no longer be read.
         """

@@ -111,7 +111,7 @@ class TextScore:
 
     @property
     def per_token(self) -> float:
-        """The mean over tokens, in nats."""
+        """Return the mean over tokens, in nats."""
         return self.log_probability / self.tokens
 
 

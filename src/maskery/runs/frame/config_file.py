@@ -1,4 +1,4 @@
-"""`config.yaml`: a run's settings with its kind, written whole and read back with care.
+"""The kinds of run, and `config.yaml`: a run's settings with its kind, read back with care.
 
 A file is not trusted: it cannot load code, and neither its size nor its nesting stalls a command.
 """
@@ -6,20 +6,26 @@ A file is not trusted: it cannot load code, and neither its size nor its nesting
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.metadata
+import os
+import platform
 import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
 from maskery.core.errors import ConfigError, reason_of
-from maskery.core.registry import FromFile, anchored_choice, is_plugin
-from maskery.runs.frame.run_folder import write_text
+from maskery.core.registry import anchored_choice, from_file
+from maskery.runs.frame.run_folder import has_model, write_json, write_text
 
 CONFIG = "config.yaml"
+SAMPLES = "samples.json"
+PACKAGES = ("maskery", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 KIND = "kind"
 # Files of before `kind` are told by a setting that no other kind has.
 MARKS = {"corpus": "text", "pairs": "pairs", "data": "person-search"}
@@ -28,6 +34,45 @@ MOST_BYTES = 2 * 2**20
 # No setting has more digits; Python takes minutes over the digits of a number of a megabyte.
 MOST_DIGITS = 25
 ConfigT = TypeVar("ConfigT")
+
+
+class RunKind(NamedTuple):
+    """A kind of run, as `package.module:attribute` that are imported when they are asked for."""
+
+    config: str
+    """Its configuration, a dataclass with the `kind`."""
+    train: str
+    """From a configuration to a result."""
+    samples: str
+    """From a finished run's folder to what its report shows besides figures."""
+
+    preset: str = ""
+    """From the name of a preset to its configuration, where the kind has presets."""
+
+    def load(self, part: str) -> Any:
+        """Import one of the parts."""
+        module, _, attribute = getattr(self, part).partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+KINDS = {
+    "text": RunKind(
+        config="maskery.runs.text.config:TextRunConfig",
+        train="maskery.runs.text.run:train_text",
+        samples="maskery.runs.text.evaluate:run_samples",
+    ),
+    "pairs": RunKind(
+        config="maskery.runs.pairs.config:PairsRunConfig",
+        train="maskery.runs.pairs.run:train_pairs",
+        samples="maskery.runs.pairs.measure:run_samples",
+    ),
+    "person-search": RunKind(
+        config="maskery.runs.person_search.config:PersonSearchRunConfig",
+        train="maskery.runs.person_search.run:train_person_search",
+        samples="maskery.runs.person_search.evaluate:run_samples",
+        preset="maskery.runs.person_search.config:preset_without_data",
+    ),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,11 +121,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected named settings, found {type(settings).__name__}")
-    return {str(key): _each_text(value, _untrusted) for key, value in settings.items()}
-
-
-def _untrusted(text: str) -> str:
-    return FromFile(text) if is_plugin(text) else text
+    return {str(key): _each_text(value, from_file) for key, value in settings.items()}
 
 
 def _each_text(value: Any, change: typing.Callable[[str], str]) -> Any:
@@ -98,17 +139,16 @@ def kind_of(settings: Mapping[str, Any], path: str | Path) -> str:
     Raises:
         ConfigError: It names an unknown kind, or none and cannot be told.
     """
-    known = tuple(MARKS.values())
     kind = settings.get(KIND)
     if kind is None:
         kind = next((MARKS[name] for name in MARKS if name in settings), None)
     if kind is None:
-        raise ConfigError(f"{path}: no kind of run is named; add kind: {' or '.join(known)}")
-    if kind not in known:
+        raise ConfigError(f"{path}: no kind of run is named; add kind: {' or '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(
-            f"{path}: kind is {reprlib.repr(kind)}: it must be one of {', '.join(known)}"
+            f"{path}: kind is {reprlib.repr(kind)}: it must be one of {', '.join(KINDS)}"
         )
-    return str(kind)
+    return kind
 
 
 def run_kind(folder: str | Path) -> str | None:
@@ -147,6 +187,100 @@ def load_config(path: str | Path, config: type[ConfigT]) -> ConfigT:
     return from_plain(settings, config, str(path))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run folder that was read.
+
+    Attributes:
+        folder: The run folder.
+        kind: `text`, `pairs` or `person-search`.
+        config: The run's configuration, of the class that belongs to the kind.
+    """
+
+    folder: Path
+    kind: str
+    config: Any
+
+    def finished(self, config: type[ConfigT]) -> ConfigT:
+        """Return the configuration of a run that has saved its model.
+
+        Args:
+            config: Its class.
+
+        Raises:
+            ConfigError: The run has no model yet, or is of another kind.
+        """
+        if not isinstance(self.config, config):
+            raise ConfigError(
+                f"'{self.folder}' is a run of kind {self.kind}, and one of kind "
+                f"{getattr(config, 'kind', config.__name__)} is needed"
+            )
+        if not has_model(self.folder):
+            raise ConfigError(
+                f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
+                f"{self.folder / CONFIG} --resume auto"
+            )
+        return self.config
+
+    def save_samples(self) -> None:
+        """Write `samples.json`: fills, changed words or searches of the model, and the environment.
+
+        Raises:
+            MaskeryError: The run's data or its model is no longer there.
+        """
+        self.finished(type(self.config))
+        samples = KINDS[self.kind].load("samples")(self.folder)
+        write_json(self.folder / SAMPLES, {"environment": environment(), **samples})
+
+
+def open_run(folder: str | Path) -> OpenRun:
+    """Read the configuration of a run folder of any kind.
+
+    Raises:
+        ConfigError: It is no run folder, or its `config.yaml` is damaged or of an unknown kind.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ConfigError(
+            f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train has "
+            f"written"
+        )
+    config = read_config(path)
+    return OpenRun(folder=Path(folder), kind=config.kind, config=config)
+
+
+def read_config(path: str | Path) -> Any:
+    """Read a `config.yaml` of any kind as the configuration of its kind.
+
+    Raises:
+        ConfigError: It cannot be read, is of an unknown kind, or does not fit its kind.
+    """
+    kind = KINDS[kind_of(read_settings(path), path)]
+    return load_config(path, kind.load("config"))
+
+
+def environment() -> dict[str, str]:
+    """Return versions and machine, in words."""
+    import torch
+
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    # Of the processors of a machine, a container may have only some.
+    allowed = getattr(os, "sched_getaffinity", None)
+    return {
+        **found,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "processors": str(len(allowed(0)) if allowed else os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
 def to_plain(value: Any) -> Any:
     """Return a config as dictionaries, lists, strings and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -167,6 +301,9 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
         raise ConfigError(f"{where}: expected named settings, found {type(data).__name__}")
     assert dataclasses.is_dataclass(kind)
     hints = typing.get_type_hints(kind)
+    # Settings that earlier versions wrote and that meant nothing.
+    former: typing.Collection[str] = getattr(kind, "FORMER", ())
+    data = {name: value for name, value in data.items() if name not in former}
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(str(key) for key in data.keys() - known)
     if unknown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -17,10 +17,11 @@ from maskery.core.errors import CheckpointError
 from maskery.core.files import replace_folder
 from maskery.core.processes import join_processes
 from maskery.core.registry import plugin_identity
+from maskery.evaluation.intervals import Interval
 from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json
 from maskery.training.checkpoint import Checkpoints, find_damage
-from maskery.training.config import TrainingConfig
+from maskery.training.config import BaseTrainingConfig
 from maskery.training.loop import Summary
 from maskery.training.snapshot import require_same_run, stored_identity
 
@@ -153,7 +154,7 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
-def identity(training: TrainingConfig, described: Mapping[str, Any]) -> str:
+def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
     """Return everything that decides the course of a run, but not how it is computed, as JSON.
 
     Args:
@@ -177,3 +178,35 @@ def _identified(value: Any) -> Any:
 def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
     """Return a hash of numbers that tell data apart, ids above all; for `identity`."""
     return blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=16).hexdigest()
+
+
+def model_card(text: str, *, tags: Iterable[str] = (), **metadata: Any) -> str:
+    """Return a model card: the metadata that model hubs read, then a text in Markdown.
+
+    Args:
+        text: Starts with the title.
+        tags: Besides `maskery` and `masked-language-modelling`.
+        **metadata: Other fields of `huggingface_hub.ModelCardData`, such as `pipeline_tag`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    tags = ["maskery", "masked-language-modelling", *tags]
+    data = ModelCardData(library_name="transformers", tags=tags, **metadata)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def card_figure(interval: Interval, digits: str = ".4g", *, scale: float = 1.0) -> str:
+    """Return a figure with its interval, if that is known, for a model card.
+
+    Args:
+        interval: The figure.
+        digits: A format of numbers.
+        scale: Multiplies all of it; 100 for percent.
+    """
+    value, low, high = (format(scale * number, digits) for number in interval)
+    return f"{value} [{low}, {high}]" if interval.known else value
+
+
+def public_name(name: str) -> str:
+    """Return a model or corpus without the folder that it lay in, which nobody else knows."""
+    return Path(name).name if Path(name).is_absolute() else name

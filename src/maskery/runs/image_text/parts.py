@@ -18,34 +18,17 @@ from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
 from maskery.data.tokenise import tokenizer_fingerprint
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import known_as, resolve
 from maskery.objectives.terms import belongs
-from maskery.runs.image_text.start import StartConfig, StartModel, choose_max_length
-from maskery.tasks.image_text_config import ImageTextMLMConfig
+from maskery.runs.image_text.config import ImageTextRunConfig
+from maskery.runs.image_text.start import StartModel, choose_max_length
 from maskery.tasks.image_text_mlm import CaptionTask
 from maskery.tasks.loss_terms import ATTRIBUTE
 
 log = logging.getLogger(__name__)
 
 TaskT = TypeVar("TaskT", bound=CaptionTask)
-
-
-class ImageTextConfig(StartConfig, Protocol):
-    """What the configurations of both kinds of run say."""
-
-    @property
-    def masking(self) -> MaskingConfig:
-        """Of the captions."""
-
-    @property
-    def mrtd_mask_rate(self) -> float:
-        """Of the words that the twin fills."""
-
-    @property
-    def objectives(self) -> ImageTextMLMConfig:
-        """Of the task."""
 
 
 class ReadingConfig(Protocol):
@@ -74,7 +57,11 @@ def read_captions(
 
 
 def open_pictures(
-    config: StartConfig, reading: ReadingConfig, pairs: Pairs, start: StartModel, cache_bytes: int
+    config: ImageTextRunConfig,
+    reading: ReadingConfig,
+    pairs: Pairs,
+    start: StartModel,
+    cache_bytes: int,
 ) -> Pictures:
     """The pictures of pairs."""
     # A crop takes its part of the whole picture, so it is decoded whole.
@@ -83,7 +70,7 @@ def open_pictures(
 
 
 def make_task(
-    kind: type[TaskT], config: ImageTextConfig, start: StartModel, terms: Sequence[Any] = ()
+    kind: type[TaskT], config: ImageTextRunConfig, start: StartModel, terms: Sequence[Any] = ()
 ) -> TaskT:
     """Make the task of a run; its twin starts as a copy of the model.
 
@@ -121,7 +108,7 @@ def learnt_anew(start: StartModel, heads: Sequence[str] = ()) -> frozenset[str]:
     return start.new_parameters | {name for name in names if belongs(name, heads)}
 
 
-def extra_state_of(config: StartConfig, start: StartModel) -> Mapping[str, torch.Tensor]:
+def extra_state_of(config: ImageTextRunConfig, start: StartModel) -> Mapping[str, torch.Tensor]:
     """The momentum twin and the queues of the model folder that a run starts from, if it has any.
 
     Names are those of `Task.extra_state`.
@@ -132,7 +119,7 @@ def extra_state_of(config: StartConfig, start: StartModel) -> Mapping[str, torch
     return load_file(path) if path.is_file() else {}
 
 
-def described(config: ImageTextConfig, start: StartModel, task: CaptionTask) -> dict[str, Any]:
+def described(config: ImageTextRunConfig, start: StartModel, task: CaptionTask) -> dict[str, Any]:
     """Return what decides the course of either kind of run; for `identity`."""
     parts = {"text_model": config.text_model, "vision_model": config.vision_model}
     if config.text_model is None:  # otherwise nothing is read of it

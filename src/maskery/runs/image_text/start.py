@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,51 +24,10 @@ from maskery.models.image_text.config import check_image_size
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer
 from maskery.runs.frame.run_folder import TOKENIZER
-from maskery.runs.pairs.config import SCRATCH, SIZES
+from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
 from maskery.tasks.loss_terms import without_terms
-from maskery.training.config import TrainingConfig
 
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
-
-
-class StartConfig(Protocol):
-    """What a run's configuration says about the model that it starts from."""
-
-    @property
-    def model(self) -> str:
-        """A folder, or `scratch:SIZE`."""
-
-    @property
-    def text_model(self) -> str | None:
-        """The text side's start, with `vision_model`."""
-
-    @property
-    def vision_model(self) -> str | None:
-        """The vision side's start."""
-
-    @property
-    def fusion_layer(self) -> int | None:
-        """With `text_model`."""
-
-    @property
-    def view(self) -> ViewConfig:
-        """Size and normalisation, where set."""
-
-    @property
-    def max_length(self) -> int | None:
-        """Most tokens of a caption."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Of a tokenizer trained on the captions."""
-
-    @property
-    def training(self) -> TrainingConfig:
-        """Its seed draws new weights."""
-
-    @property
-    def start(self) -> str:
-        """For messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +55,7 @@ class StartModel:
 
 
 def start_model(
-    config: StartConfig, pairs: Pairs, *, folder: Path | None = None, progress: bool = True
+    config: ImageTextRunConfig, pairs: Pairs, *, folder: Path | None = None, progress: bool = True
 ) -> StartModel:
     """Make or load the model of a run.
 
@@ -131,7 +89,7 @@ def _image_size(view: ViewConfig) -> tuple[int, int] | None:
 
 
 def _own_tokenizer(
-    config: StartConfig, pairs: Pairs, folder: Path | None, progress: bool
+    config: ImageTextRunConfig, pairs: Pairs, folder: Path | None, progress: bool
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that the run folder keeps, or one trained on the captions now."""
     kept = None if folder is None else folder / TOKENIZER
@@ -151,7 +109,7 @@ def _own_tokenizer(
     return tokenizer
 
 
-def _from_scratch(config: StartConfig, tokenizer: PreTrainedTokenizerBase) -> StartModel:
+def _from_scratch(config: ImageTextRunConfig, tokenizer: PreTrainedTokenizerBase) -> StartModel:
     sizes = SIZES[config.model.removeprefix(SCRATCH)]
     asked = _image_size(config.view)
     if asked is not None:
@@ -173,7 +131,7 @@ def _from_scratch(config: StartConfig, tokenizer: PreTrainedTokenizerBase) -> St
     )
 
 
-def _from_encoders(config: StartConfig, text: str, vision: str) -> StartModel:
+def _from_encoders(config: ImageTextRunConfig, text: str, vision: str) -> StartModel:
     tokenizer = load_tokenizer(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
@@ -188,7 +146,7 @@ def _from_encoders(config: StartConfig, text: str, vision: str) -> StartModel:
     )
 
 
-def _from_folder(config: StartConfig) -> StartModel:
+def _from_folder(config: ImageTextRunConfig) -> StartModel:
     opened = open_image_text(config.model)
     return StartModel(
         model=opened.model,
@@ -227,7 +185,7 @@ def start_at_frequencies(model: ImageTextModel, counts: npt.NDArray[np.int64]) -
     bias[: len(known)] = torch.from_numpy(np.log(frequencies)).to(bias)
 
 
-def choose_max_length(config: StartConfig, model: ImageTextModel) -> int:
+def choose_max_length(config: ImageTextRunConfig, model: ImageTextModel) -> int:
     """The most tokens of a caption.
 
     Raises:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskery.evaluation.intervals import Interval
+from maskery.runs.frame.run_frame import card_figure, model_card
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.measure import PairsEvaluation
 
 
 def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str:
-    """Markdown with the metadata block that model hubs read."""
+    """Return the card of a trained model, in Markdown."""
     scores = evaluation.scores
     rows = [
-        f"| {label} | " + " | ".join(_figure(getattr(s, name)) for s in scores.values()) + " |"
+        f"| {label} | " + " | ".join(card_figure(getattr(s, name)) for s in scores.values()) + " |"
         for name, label in (("loss", "loss (nats)"), ("top1", "top-1"), ("top5", "top-5"))
     ]
     if evaluation.words is not None:
-        shares = (_figure(share) for share in evaluation.words.accuracy.values())
+        shares = (card_figure(share) for share in evaluation.words.accuracy.values())
         rows.append("| chosen words | " + " | ".join(shares) + " |")
     right = scores["right"]
     found = ""
@@ -25,11 +25,7 @@ def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str
         found = "\nReplaced words are told from original ones with an AUC of "
         found += f"{evaluation.mrtd_auc:.3f}.\n"
     table = "\n".join(rows)
-    return f"""---
-library_name: transformers
-tags: [maskery, masked-language-modelling, image-text]
----
-
+    text = f"""
 # An image-text masked language model trained with Maskery
 
 Starting from `{config.start}`, trained on `{Path(config.pairs).name}` with
@@ -46,7 +42,4 @@ model with the right picture, with a wrong one and with none (95% intervals):
 maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg
 ```
 """
-
-
-def _figure(interval: Interval) -> str:
-    return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+    return model_card(text.lstrip(), tags=("image-text",))

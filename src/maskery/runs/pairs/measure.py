@@ -29,8 +29,8 @@ from maskery.evaluation.text.masked import (
     compare,
     summarise,
 )
+from maskery.runs.frame.config_file import open_run
 from maskery.runs.image_text.start import start_model
-from maskery.runs.open_run import open_run
 from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.runs.pairs.prepare import PairsRun, open_pairs, prepare_pairs
 from maskery.tasks.image_text_mlm import ImageTextMLM

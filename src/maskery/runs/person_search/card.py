@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from maskery.evaluation.intervals import Interval
 from maskery.evaluation.retrieval.config import LABELS
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
+from maskery.runs.frame.run_frame import card_figure, model_card
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.result import PersonSearchResult
 
 
 def person_search_card(config: PersonSearchRunConfig, result: PersonSearchResult) -> str:
-    """Markdown with the metadata block that model hubs read."""
+    """Return the card of a trained model, in Markdown."""
     split = "the test split" if result.test is not None else "the validation split"
     figures = result.test or result.val
     weights = ", ".join(f"{name} {weight:g}" for name, weight in config.objectives.weights.items())
-    return f"""---
-library_name: transformers
-tags: [maskery, text-based-person-search, image-text, masked-language-modelling]
----
-
+    text = f"""
 # A person-search model trained with Maskery
 
 Starting from `{config.start}`, trained on {config.data.dataset} with the losses {weights}. This is
@@ -36,6 +32,7 @@ On {split}: {figures.num_texts:,} captions of {figures.num_persons:,} persons ag
 maskery search path/of/this/folder --gallery pictures/ "a woman in a red coat"
 ```
 """
+    return model_card(text.lstrip(), tags=("text-based-person-search", "image-text"))
 
 
 def _table(figures: RetrievalFigures) -> str:
@@ -48,12 +45,8 @@ def _table(figures: RetrievalFigures) -> str:
 
 
 def _row(found: RankingFigures) -> str:
-    return " | ".join(_interval(getattr(found, name)) for name in FIGURES)
-
-
-def _interval(interval: Interval) -> str:
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{100 * interval.value:.2f} [{low:.2f}, {high:.2f}]"
+    figures = (getattr(found, name) for name in FIGURES)
+    return " | ".join(card_figure(figure, ".2f", scale=100.0) for figure in figures)
 
 
 def _percent(share: float) -> str:

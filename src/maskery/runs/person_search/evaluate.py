@@ -29,8 +29,7 @@ from maskery.evaluation.retrieval.retrieval_set import (
     sample_searches,
     spread_queries,
 )
-from maskery.runs.frame.config_file import CONFIG, load_config, run_kind
-from maskery.runs.open_run import open_run
+from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
 from maskery.runs.person_search.alike import (
     Alike,
     Datasets,

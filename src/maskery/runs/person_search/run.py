@@ -118,12 +118,7 @@ def train_person_search(
         MaskeryError: Something the user can mend.
     """
     config.require_start()
-    config = replace(
-        config,
-        data=config.data.anchored(),
-        masking=config.masking.anchored(),
-        objectives=config.objectives.anchored(),
-    )
+    config = config.anchored()
     return run_in_folder(
         config,
         beside or default_folder(str(config.data.root), config.start),

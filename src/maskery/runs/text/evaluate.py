@@ -21,8 +21,7 @@ from maskery.evaluation.text.opening import held_out_source, open_model, require
 from maskery.evaluation.text.samples import sample_text
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.runs.frame.config_file import run_kind
-from maskery.runs.open_run import open_run
+from maskery.runs.frame.config_file import open_run, run_kind
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.momentum import saved_task_auc
 from maskery.runs.text.run import prepare_text

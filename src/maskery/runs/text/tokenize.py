@@ -1,17 +1,21 @@
-"""`maskery tokenize`: a corpus becomes token shards."""
+"""`maskery tokenize`: a corpus becomes token shards. Light to import."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.data.corpus.reader import Corpus
+from maskery.data.corpus.config import CorpusConfig
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.making import Made, make_shards
-from maskery.models.loading import load_tokenizer
-from maskery.runs.text.tokenize_config import TokenizeConfig
+
+if TYPE_CHECKING:
+    from maskery.data.shards.making import Made
 
 # Rank and count by `--ranks-from`.
 VARIABLES = {
@@ -21,16 +25,59 @@ VARIABLES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """Prepare token shards of a corpus for training."""
+
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ... OUT")]
+    """Files, folders and globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), and last the
+    folder of the shards; what is complete there is kept."""
+    model: str = "minilm"
+    """The model whose tokenizer is used: minilm, a folder or a hub name."""
+    sharding: Annotated[ShardingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=ShardingConfig
+    )
+    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=CorpusConfig
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.paths) < 2:
+            raise ConfigError(
+                f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
+                "and last the folder for the shards"
+            )
+        if "://" in self.paths[-1]:
+            raise ConfigError(
+                f"the shards cannot be written to the address '{self.paths[-1]}': name a folder of "
+                "this machine last, and copy it there when it is complete"
+            )
+
+    @property
+    def corpus(self) -> tuple[str, ...]:
+        """The sources to read."""
+        return self.paths[:-1]
+
+    @property
+    def output(self) -> Path:
+        """The folder of the shards."""
+        return Path(self.paths[-1])
+
+
 def tokenize_corpus(config: TokenizeConfig, *, progress: bool = True) -> Made:
     """Make the shards that are missing, or this rank's part of them.
 
     Args:
-        config: What to tokenise into which folder.
-        progress: Whether to draw a progress bar.
+        config: The corpus, the tokenizer and the folder.
+        progress: Draw a progress bar.
 
     Raises:
         MaskeryError: Something the user can mend.
     """
+    from maskery.data.corpus.reader import Corpus
+    from maskery.data.shards.making import make_shards
+    from maskery.models.loading import load_tokenizer
+
     sharding = resolve_ranks(config.sharding, os.environ)
     corpus = Corpus.open(config.corpus, config.reading)
     tokenizer = load_tokenizer(config.model)
@@ -38,7 +85,7 @@ def tokenize_corpus(config: TokenizeConfig, *, progress: bool = True) -> Made:
 
 
 def resolve_ranks(config: ShardingConfig, environment: Mapping[str, str]) -> ShardingConfig:
-    """Rank and count, from the environment if the config says so.
+    """Return the config with rank and count, read from the environment if it says so.
 
     Raises:
         ConfigError: The variables are missing, or are no numbers.
