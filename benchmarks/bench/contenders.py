@@ -33,9 +33,9 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import tokenise
 from maskery.models.dropout import use_fast_dropout
+from maskery.models.layout import can_pack
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import can_pack
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.task import text_task
 from maskery.training.config import Precision, TrainingConfig

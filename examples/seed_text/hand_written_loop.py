@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from maskery import Masker, MaskingConfig
 from maskery.data.rows import RowSource, tokenise_rows
+from maskery.models.layout import can_pack
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import can_pack
 from maskery.objectives.mlm import mlm_loss_sum
 
 

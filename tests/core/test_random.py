@@ -17,8 +17,8 @@ from maskery.core.random import (
     random_words_torch,
     to_integers,
     to_uniforms,
+    to_uniforms_torch,
     uniforms,
-    uniforms_torch,
 )
 
 # kat_vectors of Random123 1.09, lines "philox4x32 10": counter, key, result.
@@ -95,9 +95,8 @@ def test_numpy_and_torch_give_identical_uniforms(seed: int, names: list[tuple[in
     ids = np.array([i for i, _ in names], np.uint64)
     positions = np.array([p for _, p in names], np.int64)
     ours = uniforms(seed, Stream.SELECT, 3, ids, positions)
-    theirs = uniforms_torch(
-        seed, Stream.SELECT, 3, torch.from_numpy(ids.view(np.int64)), torch.from_numpy(positions)
-    )
+    there = torch.from_numpy(ids.view(np.int64)), torch.from_numpy(positions)
+    theirs = to_uniforms_torch(random_words_torch(seed, Stream.SELECT, 3, *there))
     assert ours.dtype == np.float32
     assert theirs.dtype == torch.float32
     assert ours.tobytes() == theirs.numpy().tobytes()
@@ -200,7 +199,7 @@ def test_an_epoch_out_of_range_is_refused(epoch: int) -> None:
             np.ones(1, np.int64),
         )
     with pytest.raises(ConfigError, match=r"the epoch"):
-        uniforms_torch(
+        random_words_torch(
             0,
             Stream.SELECT,
             epoch,

@@ -24,7 +24,7 @@ from maskery.core.vocabulary import vocabulary_size
 from maskery.data.corpus.text_files import Line
 from maskery.data.text_source import Template
 from maskery.data.vocabulary import SPECIAL, AddedWords, add_words, read_words, train_wordpiece
-from maskery.models.new_rows import add_rows
+from maskery.models.loading import add_rows
 
 
 class Text(NamedTuple):

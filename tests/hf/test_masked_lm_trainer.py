@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
 
 from maskery.data.rows import tokenise_rows
 from maskery.hf.masked_lm_trainer import masked_lm_trainer
-from maskery.models.packing import PACKABLE
+from maskery.models.layout import PACKABLE
 
 
 @pytest.mark.parametrize("packable", [True, False])
@@ -25,7 +25,7 @@ def test_a_script_trains_and_saves_its_model(
     if not packable:
         others = PACKABLE - {"bert"}
         monkeypatch.setattr("maskery.hf.masked_lm_trainer.PACKABLE", others)
-        monkeypatch.setattr("maskery.models.packing.PACKABLE", others)
+        monkeypatch.setattr("maskery.models.layout.PACKABLE", others)
     folder = save_tiny_model(tmp_path / "tiny")
     model = AutoModelForMaskedLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

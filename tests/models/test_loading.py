@@ -12,8 +12,7 @@ from tiny_text import save_tiny_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from maskery.core.errors import ModelError
-from maskery.models.head_init import start_new_head
-from maskery.models.loading import known_as, load_masked_lm, load_tokenizer, resolve
+from maskery.models.loading import known_as, load_masked_lm, load_tokenizer, resolve, start_new_head
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from families import PAD, VOCAB, tiny
 
 from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.models.layout import PACKABLE
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import PACKABLE
 from maskery.objectives.mlm import mlm_loss_sum
 
 FAMILIES = [

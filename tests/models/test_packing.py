@@ -10,14 +10,16 @@ import torch
 from families import PAD, VOCAB, tiny
 
 from maskery.models import attention
-from maskery.models.layout import EncoderInputs, pack, pad
-from maskery.models.packing import (
+from maskery.models.layout import (
     HALF_TOLERANCE,
     PACKABLE,
+    EncoderInputs,
     can_pack,
     first_position,
     half_packing_error,
     max_positions,
+    pack,
+    pad,
 )
 
 LONGEST = 40

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskery.models.segment_attention import runs_of, segment_attention
+from maskery.models.attention import runs_of, segment_attention
 
 HEADS, WIDTH = 2, 8
 

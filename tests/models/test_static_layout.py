@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from maskery.core.batch import IGNORE_INDEX, MaskedTokens, StaticShapes, TokenBatch
 from maskery.models import attention
+from maskery.models.layout import PACKABLE, masked_rows, pack_static
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import PACKABLE
-from maskery.models.static_layout import masked_rows, pack_static
 from maskery.objectives.mlm import mlm_loss_sum
 
 SHAPES = StaticShapes(num_tokens=128, num_segments=16, longest=30, num_masked=40)

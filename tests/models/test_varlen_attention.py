@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import wraps
 from itertools import pairwise
 
 import numpy as np
@@ -14,10 +15,9 @@ from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 
 from maskery.core.errors import ConfigError
-from maskery.models import attention, varlen_attention
-from maskery.models.layout import pack, pad
-from maskery.models.packing import PACKABLE, first_position
-from maskery.models.varlen_attention import padded_attention
+from maskery.models import attention
+from maskery.models.attention import padded_attention
+from maskery.models.layout import PACKABLE, first_position, pack, pad
 
 HEADS, WIDTH = 4, 8
 
@@ -103,18 +103,17 @@ def test_flash_attention_is_called_by_its_own_signature(
     """What a GPU would be called with, checked against the installed PyTorch."""
     calls = []
 
+    @wraps(varlen_attn)  # shows its signature
     def recorded(*args, **kwargs):
         bound = inspect.signature(varlen_attn).bind(*args, **kwargs)
         calls.append(bound.arguments)
         return args[0]
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", recorded)
-    monkeypatch.setattr(varlen_attention, "can_flash", lambda query: True)
+    monkeypatch.setattr(attention, "can_flash", lambda query: True)
     query, key, value = inputs(6, 2)
     boundaries = torch.tensor([0, 4, 6, 6], dtype=torch.int32)
-    result = varlen_attention.varlen_attention(
-        query, key, value, boundaries, 5, scale=0.5, reach=reach
-    )
+    result = attention.varlen_attention(query, key, value, boundaries, 5, scale=0.5, reach=reach)
     assert result is query
     (call,) = calls
     assert call["cu_seq_q"] is boundaries
@@ -124,12 +123,34 @@ def test_flash_attention_is_called_by_its_own_signature(
     assert call["enable_gqa"] is True
 
 
+@pytest.mark.parametrize("key_heads", [2, HEADS])
+def test_where_pytorch_takes_no_shared_heads_they_are_repeated(
+    key_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in PyTorch 2.11, whose flash attention wants as many key heads as query heads."""
+    calls = []
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+        calls.append((key, value))
+        return query
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older)
+    monkeypatch.setattr(attention, "can_flash", lambda query: True)
+    query, key, value = inputs(6, key_heads)
+    boundaries = torch.tensor([0, 4, 6], dtype=torch.int32)
+    attention.varlen_attention(query, key, value, boundaries, 4, scale=0.5)
+    for passed, (got,) in zip((key, value), zip(*calls, strict=True), strict=True):
+        # Query head h reads key head h // (H / G).
+        heads = [head * key_heads // HEADS for head in range(HEADS)]
+        torch.testing.assert_close(got, passed[:, heads], rtol=0, atol=0)
+
+
 def test_flash_attention_is_for_half_precision_on_a_gpu() -> None:
-    assert not varlen_attention.can_flash(torch.zeros(3, 2, 8, dtype=torch.bfloat16))
+    assert not attention.can_flash(torch.zeros(3, 2, 8, dtype=torch.bfloat16))
 
 
 def test_dropout_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"has none.*--layout padded"):
-        varlen_attention.varlen_attention(
+        attention.varlen_attention(
             *inputs(2, HEADS), torch.tensor([0, 2], dtype=torch.int32), 2, scale=1.0, dropout=0.1
         )

@@ -10,7 +10,7 @@ from maskery.core.vocabulary import Vocabulary
 from maskery.data.rows import RowSource
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.static_layout import filled_boundaries
+from maskery.models.layout import filled_boundaries
 from maskery.tasks.compiling import static_shapes
 
 EPOCHS = 3

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from maskery.core.errors import ConfigError
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import (
+    BUFFER,
     PEAK,
     build_optimiser,
+    hidden_matrices,
     learning_rate_factor,
+    orthogonalised,
     set_learning_rate,
 )
+from maskery.training.snapshot import named_tensors, optimiser_tensors
 
 
 class Model(nn.Module):
@@ -146,3 +153,156 @@ def test_every_step_learns_and_none_exceeds_the_peak(
 
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert factors(4, 0.0, "linear").tolist() == [1.0, 0.75, 0.5, 0.25]
+
+
+CONFIG = TrainingConfig(optimiser="muon", muon_learning_rate=0.02, learning_rate=1e-3)
+
+
+class EveryKind(nn.Module):
+    """Layers of every kind: which of them are Muon's is in the names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 32)
+        self.stem = nn.Conv2d(3, 32, 4)
+        self.hidden_square = nn.Linear(32, 32)
+        self.hidden_tall = nn.Linear(32, 128)
+        self.hidden_flat = nn.Linear(128, 32)
+        self.norm = nn.LayerNorm(32)
+        self.answers = nn.Linear(32, 2)
+        self.decoder = nn.Linear(32, 50)
+        self.decoder.weight = self.words.weight
+
+
+def give_gradients(model: nn.Module, seed: int) -> None:
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("shape", [(2, 48, 48), (1, 40, 96), (3, 96, 40)])
+def test_singular_vectors_stay_and_values_come_near_to_one(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    turned = left.mT @ orthogonalised(matrices) @ right.mT
+    values = torch.diagonal(turned, dim1=1, dim2=2)
+    # Five rounds do not reach the smallest value of a square matrix; the median tells.
+    assert 0.65 < float(values.median()) < 1.25
+    assert float(values.max()) < 1.25
+    off_diagonal = turned - torch.diag_embed(values)
+    assert float(off_diagonal.abs().max()) < 0.02
+
+
+def test_zeros_stay_zeros() -> None:
+    assert torch.equal(orthogonalised(torch.zeros(1, 40, 40)), torch.zeros(1, 40, 40))
+
+
+def test_steps_are_those_of_pytorch() -> None:
+    """Against torch.optim.Muon and AdamW on a model of the same weights.
+
+    Both round products to bf16 where that is fast, in another order, so single numbers of matrices
+    differ by some percent of their update; its direction and length do not.
+    """
+    muon = getattr(torch.optim, "Muon", None)
+    if muon is None:
+        pytest.skip("this PyTorch has no Muon to compare with")
+    torch.manual_seed(0)
+    ours, theirs = EveryKind(), EveryKind()
+    theirs.load_state_dict(ours.state_dict())
+    optimiser = build_optimiser(ours, CONFIG)
+    set_learning_rate(optimiser, 1.0)
+    named = dict(theirs.named_parameters())
+    start = {name: parameter.detach().clone() for name, parameter in named.items()}
+    matrices = [p for n, p in named.items() if n.startswith("hidden") and p.dim() == 2]
+    others = [p for n, p in named.items() if not (n.startswith("hidden") and p.dim() == 2)]
+    references = [
+        muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in others if p.dim() >= 2], "weight_decay": 0.01},
+                {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            lr=1e-3,
+            betas=(0.9, 0.98),
+            eps=1e-6,
+        ),
+    ]
+    for step in range(3):
+        for model in (ours, theirs):
+            give_gradients(model, step)
+        optimiser.step()
+        for reference in references:
+            reference.step()
+    for name, parameter in ours.named_parameters():
+        if named[name] not in set(matrices):
+            torch.testing.assert_close(parameter, named[name], msg=name)
+            continue
+        moved = (parameter - start[name]).detach()
+        expected = (named[name] - start[name]).detach()
+        cosine = (moved * expected).sum() / (moved.norm() * expected.norm())
+        assert cosine > 0.999, name
+        assert float(moved.norm() / expected.norm()) == pytest.approx(1.0, abs=0.01), name
+
+
+def test_only_matrices_between_hidden_states_are_muons() -> None:
+    model = EveryKind()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert {names[parameter] for parameter in hidden_matrices(model)} == {
+        "hidden_square.weight",
+        "hidden_tall.weight",
+        "hidden_flat.weight",
+    }
+
+
+def test_an_untied_output_layer_is_not_muons() -> None:
+    class WithOutput(EveryKind):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = nn.Linear(32, 50)
+
+        def get_output_embeddings(self) -> nn.Linear:
+            return self.decoder
+
+    model = WithOutput()
+    assert model.decoder.weight not in hidden_matrices(model)
+
+
+def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """A checkpoint keeps Muon's momentum: the next step is the same."""
+    from maskery.training.checkpoint import Checkpoints
+    from maskery.training.snapshot import Position, restore
+
+    class Task:
+        def __init__(self) -> None:
+            torch.manual_seed(0)
+            self.model = EveryKind()
+
+        def extra_state(self) -> dict[str, torch.Tensor]:
+            return {"nothing": torch.zeros(1)}
+
+        def load_extra_state(self, state: dict[str, torch.Tensor]) -> None:
+            assert set(state) == {"nothing"}
+
+    def step(task: Task, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        give_gradients(task.model, seed)
+        set_learning_rate(optimiser, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    task, other = Task(), Task()
+    optimiser, fresh = (build_optimiser(each.model, CONFIG) for each in (task, other))
+    step(task, optimiser, 0)
+    assert f"{BUFFER}.hidden_tall.weight" in optimiser_tensors(task.model, optimiser)
+    position = Position(step=1, epoch=0, epoch_step=1, identity="run")
+    path = Checkpoints(tmp_path).save(task, optimiser, position)  # type: ignore[arg-type]
+    assert restore(path, other, fresh, "run") == position  # type: ignore[arg-type]
+    step(task, optimiser, 1)
+    step(other, fresh, 1)
+    expected, found = named_tensors(task.model), named_tensors(other.model)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_an_unknown_optimiser_is_refused() -> None:
+    with pytest.raises(ConfigError, match="optimiser is 'sgd'"):
+        TrainingConfig(optimiser="sgd")  # type: ignore[arg-type]

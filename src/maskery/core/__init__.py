@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, randomness, batches, the task contract."""
+"""Parts that every other package uses: errors, randomness, batches, the task contract."""

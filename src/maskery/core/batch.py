@@ -1,4 +1,4 @@
-"""The batch types that every part of Maskery speaks: sequences end to end, never padded.
+"""Batch types that every part of Maskery uses: sequences end to end, never padded.
 
 Shapes: B sequences, T tokens of all sequences together, M masked tokens.
 """
@@ -38,12 +38,12 @@ class TokenBatch:
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(B,) int64: the tokens of each sequence."""
+        """Return (B,) int64: the tokens of each sequence."""
         return np.diff(self.boundaries)
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """Return T."""
         return len(self.input_ids)
 
 
@@ -52,7 +52,7 @@ class MaskedTokens:
     """A `TokenBatch` after masking.
 
     Attributes:
-        batch: What was masked; untouched.
+        batch: The batch before masking, unchanged.
         input_ids: (T,) int64, corrupted.
         positions: (M,) int64, ascending indices of the masked tokens into the T.
         targets: (M,) int64, the original ids there.
@@ -70,7 +70,7 @@ class MaskedTokens:
         return cls(batch=batch, input_ids=batch.input_ids, positions=positions, targets=targets)
 
     def labels(self, ignore_index: int = IGNORE_INDEX) -> npt.NDArray[np.int64]:
-        """(T,) int64: the original ids at masked positions, `ignore_index` elsewhere."""
+        """Return (T,) int64: the original ids at masked positions, `ignore_index` elsewhere."""
         labels = np.full(len(self.input_ids), ignore_index, np.int64)
         labels[self.positions] = self.targets
         return labels
@@ -78,7 +78,7 @@ class MaskedTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class StaticShapes:
-    """Sizes that every micro-batch of a run is filled up to, for steps that are compiled.
+    """Sizes to which every micro-batch of a run is filled up, for steps that are compiled.
 
     A packed batch has other sizes at every step, and a compiled step would be compiled again for
     each. With these, the sequences of a batch are followed by padding tokens in sequences of their

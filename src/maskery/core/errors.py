@@ -8,19 +8,19 @@ from __future__ import annotations
 
 
 def reason_of(error: BaseException, *, most: int = 300) -> str:
-    """What another library's error says, for the brackets of a message of ours.
+    """Return another library's error in one line, to be quoted in a message of ours.
 
-    One line of at most `most` characters; the error's type where it says nothing.
+    It has at most `most` characters; an error without a message gives the name of its type.
     """
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= most else f"{words[: most - 3]}..."
 
 
 class MaskeryError(Exception):
-    """Something the user can mend; the message says how.
+    """An error that the user can mend; the message says how.
 
-    Names and values stand in the message as they are found, so what is no printable character in
-    them is escaped: the message stays one line that any terminal takes.
+    Names and values are quoted in the message, so characters that cannot be printed are escaped:
+    the message stays one line on any terminal.
     """
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class MissingExtraError(MaskeryError, ImportError):
 
 
 class TrainingError(MaskeryError):
-    """A run cannot usefully go on: its loss is no number any more."""
+    """A run cannot usefully go on, because its loss is not finite any more."""
 
 
 class OtherProcessError(MaskeryError):
@@ -71,7 +71,7 @@ class StoppedError(MaskeryError):
     """A signal asked for the end; everything that is needed to go on is written.
 
     Attributes:
-        exit_code: What the command ends with: 128 and the number of the signal.
+        exit_code: The command's: 128 plus the number of the signal.
     """
 
     def __init__(self, message: str, *, exit_code: int = 143) -> None:

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, a loss of power included.
+"""Files and folders that are written whole or not at all, even if the power fails.
 
 A name may reach the disk before the content that it was given, so content is flushed before it is
 put in its place, and the folder that holds the name after.

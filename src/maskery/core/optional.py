@@ -14,7 +14,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     Args:
         module: The importable name, for example `"PIL.Image"`.
         extra: The extra of the `maskery` distribution that installs it.
-        purpose: What it is wanted for, to complete "... is needed to <purpose>".
+        purpose: Completes "... is needed to <purpose>" in the message.
 
     Raises:
         MissingExtraError: The module is not installed.
@@ -22,7 +22,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        # What is missing may be what `module` imports: torch.utils.tensorboard, tensorboard.
+        # The missing one may be another that `module` imports, as torch.utils.tensorboard does.
         missing = (error.name or module).partition(".")[0]
         raise MissingExtraError(
             f"{missing} is needed to {purpose} and is not installed; "

@@ -1,13 +1,12 @@
 """The processes of a run, as `torchrun` or `accelerate launch` started them; often there is one.
 
-What is said here is small and rare (counts, flags, folder names), and goes through memory of the
-CPU: a device is never waited for. With one process nothing is sent at all.
+Messages here are small and rare (counts, flags, folder names) and go through the CPU's memory, so
+that no device is waited for. With one process nothing is sent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +22,7 @@ from maskery.core.startup import launched_world_size
 
 # The main process may tokenise a corpus for hours while the others wait.
 PATIENCE = timedelta(days=14)
-# In the messages of backends (gloo's have no type of their own) when a connection is gone.
+# Words of backends' errors when a connection is gone; gloo's have no type of their own.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
 
 
@@ -33,8 +32,8 @@ class Processes:
 
     Attributes:
         rank: From 0; the process of rank 0 is the main one, which writes.
-        world_size: How many there are.
-        group: What messages go through; None with one process.
+        world_size: How many processes there are.
+        group: The group of `torch.distributed` for messages; None with one process.
     """
 
     rank: int = 0
@@ -43,7 +42,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and draws bars."""
+        """Return True in the process that writes files and draws progress bars."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -56,7 +55,7 @@ class Processes:
         return [float(value) for value in total]
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
-        """The numbers of each process, equally many, by rank; in float64."""
+        """Return the numbers of each process, equally many, by rank; in float64."""
         mine = torch.tensor(values, dtype=torch.float64)
         if self.world_size == 1:
             return [mine.tolist()]
@@ -66,7 +65,7 @@ class Processes:
         return [row.tolist() for row in rows]
 
     def add(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum of every process's tensor on the CPU; all of one shape and type."""
+        """Sum a tensor on the CPU over all processes; all of one shape and type."""
         if self.world_size == 1:
             return part
         total = part.clone()
@@ -75,7 +74,7 @@ class Processes:
         return total
 
     def agree(self, mine: torch.Tensor) -> torch.Tensor:
-        """The main process's tensor on the CPU, for everyone; all of one shape and type."""
+        """Return the main process's tensor on every process; on the CPU, of one shape and type."""
         if self.world_size == 1:
             return mine
         agreed = mine.clone()
@@ -84,7 +83,7 @@ class Processes:
         return agreed
 
     def join(self, part: torch.Tensor) -> torch.Tensor:
-        """The rows of every process's tensor (n, ...) on the CPU, by rank; n may differ."""
+        """Concatenate every process's tensor (n, ...), on the CPU, by rank; n may differ."""
         if self.world_size == 1:
             return part
         sizes = [int(size) for (size,) in self.gather([len(part)])]
@@ -96,7 +95,7 @@ class Processes:
         return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
 
     def on_main(self, work: Callable[[], str | None]) -> str | None:
-        """Let the main process do something; every process gets its result.
+        """Run a function in the main process; every process gets its result.
 
         Raises:
             OtherProcessError: It failed, and this is another process.
@@ -104,17 +103,16 @@ class Processes:
         if self.world_size == 1:
             return work()
         if not self.is_main:
-            answer = self._hear()
-            if "result" not in answer:
+            done, result = self._from_main(None)
+            if not done:
                 raise OtherProcessError("the main process has stopped")
-            result: str | None = answer["result"]
             return result
         try:
             result = work()
         except BaseException:
-            self._tell({})
+            self._from_main((False, None))
             raise
-        self._tell({"result": result})
+        self._from_main((True, result))
         return result
 
     @contextlib.contextmanager
@@ -132,33 +130,22 @@ class Processes:
         try:
             yield
         except BaseException:
-            self._tell({})
+            self._from_main((False, None))
             raise
-        self._tell({"result": None})
+        self._from_main((True, None))
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.sum([0.0])
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+    def _from_main(self, message: tuple[bool, str | None] | None) -> tuple[bool, str | None]:
+        """Send the main process's message to all; returns it."""
+        box = [message]
         with _other_processes():
-            torch.distributed.broadcast(torch.tensor([len(data)]), 0, group=self.group)
-            torch.distributed.broadcast(data, 0, group=self.group)
-
-    def _hear(self) -> dict[str, Any]:
-        length = torch.zeros(1, dtype=torch.int64)
-        with _other_processes():
-            torch.distributed.broadcast(length, 0, group=self.group)
-            data = torch.empty(int(length), dtype=torch.uint8)
-            torch.distributed.broadcast(data, 0, group=self.group)
-        message: dict[str, Any] = json.loads(bytes(data.tolist()))
-        return message
+            torch.distributed.broadcast_object_list(box, src=0, group=self.group)
+        assert box[0] is not None
+        return box[0]
 
 
 @cache
 def join_processes() -> Processes:
-    """Meet the other processes that the launcher started; the same answer every time."""
+    """Meet the other processes that the launcher started; later calls return the first result."""
     if launched_world_size() == 1:
         return Processes()
     # Accelerate takes a launch without a GPU for several runs of one process, unless told.
@@ -171,7 +158,7 @@ def join_processes() -> Processes:
 
 
 def lost_process(error: BaseException) -> MaskeryError | None:
-    """What an error of PyTorch's means where another process has ended; None for other errors."""
+    """Return our error if PyTorch's means that another process has ended, else None."""
     lost = isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and any(mark in str(error) for mark in LOST)
     )

@@ -39,7 +39,7 @@ BLOCK = 16384
 
 
 class Stream(IntEnum):
-    """What a draw is for. Draws of different streams are independent."""
+    """Purposes of draws; draws of different streams are independent."""
 
     SELECT = 0
     """Which tokens (or words, or spans) are masked."""
@@ -96,7 +96,7 @@ def philox4x32(
 
 
 def philox4x32_torch(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
-    """The same ten rounds in torch, on any device.
+    """Do the ten rounds of `philox4x32` in torch, on any device.
 
     Args:
         counter: (4, C) int64 with values in [0, 2**32).
@@ -126,7 +126,7 @@ def key_of(seed: int) -> tuple[int, int]:
 
 
 def last_word(stream: Stream, epoch: int) -> int:
-    """The fourth counter word: 24 bits of epoch under 8 bits of stream."""
+    """Return the fourth counter word: 24 bits of epoch under 8 bits of stream."""
     if not 0 <= epoch <= MAX_EPOCH:
         raise ConfigError(f"the epoch is {epoch}: it must be from 0 to {MAX_EPOCH}")
     return epoch | int(stream) << 24
@@ -139,7 +139,7 @@ def random_words(
     example_ids: UInt64Array,
     positions: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.uint32]:
-    """One 32-bit word for each (example id, position), any order, any repetition.
+    """Return a 32-bit word for each (example id, position), in any order, with repetitions.
 
     Args:
         seed: From 0 to 2**64 - 1.
@@ -294,10 +294,3 @@ def to_uniforms_torch(words: torch.Tensor) -> torch.Tensor:
 def to_integers_torch(words: torch.Tensor, bound: int) -> torch.Tensor:
     """`to_integers` in torch: int64, for bounds up to 2**31."""
     return (words * bound) >> 32
-
-
-def uniforms_torch(
-    seed: int, stream: Stream, epoch: int, example_ids: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
-    """`uniforms` in torch, bit for bit; takes what `random_words_torch` takes."""
-    return to_uniforms_torch(random_words_torch(seed, stream, epoch, example_ids, positions))

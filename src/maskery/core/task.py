@@ -25,7 +25,7 @@ from torch import nn
 
 from maskery.core.errors import PluginError
 
-# In a model folder, beside the model: what `Task.extra_state` gave.
+# File in a model folder that holds what `Task.extra_state` returned.
 EXTRA_STATE = "extra_state.safetensors"
 
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
@@ -37,28 +37,29 @@ PreparedT = TypeVar("PreparedT", bound="Prepared")
 
 @runtime_checkable
 class Prepared(Protocol):
-    """A batch with every random decision of its step taken."""
+    """A batch whose random decisions are taken: masks, negatives, samples."""
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """By loss term, how many things its sum runs over (masked tokens, pairs).
+        """Return how many things each loss term sums over (masked tokens, pairs), by its name.
 
-        Names that are no loss terms are counted and logged.
+        Other names are summed over the steps and logged.
         """
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens in the batch, for the speed shown."""
+        """Return the number of tokens in the batch that are not padding, for the speed."""
 
     def to(self, device: torch.device) -> Self:
-        """The same with its tensors on `device`."""
+        """Return a copy with its tensors on `device`."""
 
 
 @dataclass(frozen=True)
 class StandIn(Generic[BatchT]):
-    """A batch for a process that a small step leaves without one: computed, counted for nothing.
+    """A batch that is computed and counts for nothing.
 
-    Every process must take part in every forward and backward pass.
+    A process gets one when a step is too small for all, because every process must take part in
+    every forward and backward pass.
     """
 
     batch: BatchT
@@ -66,43 +67,43 @@ class StandIn(Generic[BatchT]):
 
 @dataclass(frozen=True)
 class Uncounted:
-    """A prepared stand-in."""
+    """Wraps a prepared stand-in, so that all its counts are 0."""
 
     prepared: Prepared
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Nothing, by the same names as the other processes'."""
+        """Return 0 for every name that the other processes count."""
         return dict.fromkeys(self.prepared.counts, 0)
 
     @property
     def num_tokens(self) -> int:
-        """None."""
+        """Return 0."""
         return 0
 
     def to(self, device: torch.device) -> Uncounted:
-        """The same with its tensors on `device`."""
+        """Return a copy with its tensors on `device`."""
         return Uncounted(self.prepared.to(device))
 
 
 class BatchSource(Protocol[BatchT_co]):
-    """Where a run's batches come from: a pure function of the epoch and the step."""
+    """Gives the batches of a run, as a pure function of the epoch and the step."""
 
     def num_steps(self, epoch: int) -> int:
-        """How many optimiser steps an epoch has."""
+        """Return the number of optimiser steps of an epoch."""
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int, world_size: int
     ) -> Sequence[BatchT_co | StandIn[Any]]:
-        """One process's share of a step; every process gets equally many."""
+        """Return one process's share of a step; every process gets equally many batches."""
 
 
 class Task(Protocol[BatchT_contra, PreparedT]):
-    """What the training loop asks of a task.
+    """Wires a model, a masking policy and objectives; implement it for a method of your own.
 
     Attributes:
-        model: The module that is trained; the loop may replace it by a wrapped one (DDP).
-        loss_weights: By loss term, its weight in the total.
+        model: The module that is trained; the stepper may replace it by a wrapped one (DDP).
+        loss_weights: The weight of each loss term in the total, by its name.
     """
 
     model: nn.Module
@@ -118,16 +119,16 @@ class Task(Protocol[BatchT_contra, PreparedT]):
         """
 
     def loss_sums(self, prepared: PreparedT) -> Mapping[str, torch.Tensor]:
-        """Each loss term as a sum over its `counts`, scalar tensors with gradients."""
+        """Return each loss term as a sum over its `counts`: scalar tensors with gradients."""
 
     def before_step(self) -> None:
-        """Called once per optimiser step, before its first micro-batch (momentum updates)."""
+        """Do what is due once per optimiser step, before its micro-batches (momentum updates)."""
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
-        """Tensors beyond the model that a checkpoint must hold (momentum twin, queues)."""
+        """Return tensors beyond the model that a checkpoint must hold (momentum twin, queues)."""
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `extra_state` gave."""
+        """Restore what `extra_state` returned."""
 
 
 def prepare_all(
@@ -185,7 +186,7 @@ def name_of(task: Task[Any, Any]) -> str:
 
 
 def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The entries of an `extra_state` whose name starts with `prefix`, without it."""
+    """Return the entries of an `extra_state` whose name starts with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 

@@ -1,4 +1,4 @@
-"""What masking must know of a tokenizer: its mask token and which ids are special."""
+"""The parts of a tokenizer that masking needs: its mask token and which ids are special."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-        """Ask a Hugging Face tokenizer.
+        """Read them from a Hugging Face tokenizer.
 
         Special are its special tokens and every added token it marks as special, such as
         ModernBERT's `<|endoftext|>`. Where ids have holes, `size` is one more than the largest, and
@@ -73,5 +73,5 @@ class Vocabulary:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id of a tokenizer, which counts at least its tokens."""
+    """Return one more than the largest id of a tokenizer, or the number of its tokens if larger."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)

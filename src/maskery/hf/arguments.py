@@ -81,7 +81,7 @@ def training_arguments(
         "eval_steps": config.eval_every,
         "save_steps": config.checkpoint_every,
         "save_total_limit": config.keep_checkpoints,
-        "report_to": "tensorboard" if config.tensorboard else "none",
+        "report_to": list(config.all_trackers) or "none",
     }
     if config.lr_floor:  # other schedules, which `others` may name, do not know it
         arguments["lr_scheduler_kwargs"] = {FLOOR: config.lr_floor}

@@ -16,8 +16,8 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models import attention
 from maskery.models.dropout import use_fast_dropout
+from maskery.models.layout import PACKABLE, can_pack
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import PACKABLE, can_pack
 from maskery.tasks.text_mlm import TextMLM
 
 log = logging.getLogger(__name__)

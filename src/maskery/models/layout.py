@@ -1,6 +1,11 @@
-"""From flat batches to what a Hugging Face encoder takes: packed or padded.
+"""From flat batches to the inputs of a Hugging Face encoder: packed, padded, or of constant shapes.
 
-Shapes: B sequences, L longest, T tokens, M masked.
+Packed, sequences lie end to end and no padding is computed. That goes wrong silently where a family
+computes attention outside Transformers' attention interface, adds relative biases, or mixes
+neighbouring tokens elsewhere. So there is a list of families known to work, and at start-up packed
+is compared with padded on a few rows.
+
+Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows for them.
 """
 
 from __future__ import annotations
@@ -12,6 +17,54 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from maskery.core.batch import IGNORE_INDEX, MaskedTokens, StaticShapes
+
+PACKABLE = frozenset(
+    {
+        "albert",
+        "bert",
+        "camembert",
+        "data2vec-text",
+        "distilbert",
+        "electra",
+        "ernie",
+        "esm",
+        "esmc",
+        "eurobert",
+        "gte",
+        "jina_embeddings_v3",
+        "layoutlm",
+        "modernbert",
+        "neomme",
+        "nomic_bert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roc_bert",
+        "ultrabert",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+# Families whose position ids start after the padding index.
+POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+# Largest difference of logits, relative to the largest logit, that rounding explains in float32.
+TOLERANCE = 1e-3
+# In bf16, whose logits differ by rounding alone; a leak between segments differs by more.
+HALF_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +82,15 @@ class EncoderInputs:
     arguments: dict[str, Any]
 
     def to(self, device: torch.device) -> EncoderInputs:
-        """The same on `device`."""
+        """Copy to `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> EncoderInputs:
-        """The same in page-locked memory, from where a GPU copies while it computes."""
+        """Copy to page-locked memory, from where a GPU copies while it computes."""
         return self.map(torch.Tensor.pin_memory)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> EncoderInputs:
-        """The same with every tensor replaced by what a function makes of it."""
+        """Apply `function` to every tensor."""
         # Forward arguments may share a tensor; what is made of it is shared, too.
         made: dict[int, torch.Tensor] = {}
 
@@ -64,7 +117,7 @@ def pack(
     first_position: int = 0,
     longest: int | None = None,
 ) -> EncoderInputs:
-    """Sequences end to end in one row, told apart by their boundaries.
+    """Lay sequences end to end in one row, told apart by their boundaries.
 
     Args:
         input_ids: (T,) int64.
@@ -72,8 +125,8 @@ def pack(
         positions: (M,) int64, indices into the T.
         first_position: The position id of a sequence's first token; RoBERTa-like models number
             from `padding_idx + 1`.
-        longest: What the longest sequence is said to have, where that must not change from batch
-            to batch; found out if None.
+        longest: Tokens of the longest sequence, where the figure must not change from batch to
+            batch. Default: counted.
     """
     lengths = np.diff(boundaries)
     position_ids = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths) + first_position
@@ -100,14 +153,7 @@ def pad(
     *,
     pad_token_id: int,
 ) -> EncoderInputs:
-    """One row a sequence, padded on the right to the longest.
-
-    Args:
-        input_ids: (T,) int64.
-        boundaries: (B + 1,) int64.
-        positions: (M,) int64, indices into the T.
-        pad_token_id: What fills the rest.
-    """
+    """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s."""
     lengths = np.diff(boundaries)
     longest = int(lengths.max(initial=0))
     inside = np.arange(longest)[None, :] < lengths[:, None]
@@ -118,3 +164,161 @@ def pad(
         rows=torch.from_numpy(np.flatnonzero(inside)[positions]),
         arguments={"attention_mask": torch.from_numpy(inside.astype(np.int64))},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticInputs:
+    """One encoder call whose shapes never change, so that a compiled step is compiled once.
+
+    Attributes:
+        inputs: T tokens in S segments, with M rows.
+        targets: (M,) int64, `IGNORE_INDEX` in rows that are not used.
+        num_left_out: Masked tokens for which there was no row.
+    """
+
+    inputs: EncoderInputs
+    targets: torch.Tensor
+    num_left_out: int
+
+
+def pack_static(
+    masked: MaskedTokens, shapes: StaticShapes, *, pad_token_id: int, first_position: int = 0
+) -> StaticInputs:
+    """Pack a batch, then padding in sequences of its own, then empty sequences.
+
+    Where more tokens are masked than there are rows, those that are left out of the loss are spread
+    evenly over the batch; they stay corrupted in the input.
+
+    Args:
+        masked: A batch that fits: at most T tokens, in few enough sequences.
+        shapes: The sizes that it is filled up to.
+        pad_token_id: Stands in the padding.
+        first_position: The position id of a sequence's first token.
+    """
+    real, size = masked.batch.num_tokens, shapes.num_tokens
+    ids = np.full(size, pad_token_id, np.int64)
+    ids[:real] = masked.input_ids
+    positions, targets = masked_rows(masked, shapes)
+    return StaticInputs(
+        inputs=pack(
+            ids,
+            filled_boundaries(masked.batch.boundaries, shapes),
+            positions,
+            first_position=first_position,
+            longest=shapes.longest,
+        ),
+        targets=torch.from_numpy(targets),
+        num_left_out=max(0, len(masked.positions) - shapes.num_masked),
+    )
+
+
+def filled_boundaries(
+    boundaries: npt.NDArray[np.int64], shapes: StaticShapes
+) -> npt.NDArray[np.int64]:
+    """Return (S + 1,) int64: the sequences, then padding cut into pieces, then empty ones."""
+    # A kernel computes no further than the constant maximum length, so padding is cut by it.
+    real = int(boundaries[-1])
+    pieces = np.arange(real + shapes.longest, shapes.num_tokens, shapes.longest)
+    used = np.concatenate((boundaries, pieces))
+    assert real <= shapes.num_tokens
+    assert int(np.diff(boundaries).max(initial=0)) <= shapes.longest
+    assert len(used) <= shapes.num_segments
+    filled = np.full(shapes.num_segments + 1, shapes.num_tokens, np.int64)
+    filled[: len(used)] = used
+    return filled
+
+
+def masked_rows(
+    masked: MaskedTokens, shapes: StaticShapes
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return (M,) positions and (M,) targets; unused rows point anywhere and have no target."""
+    count, room = len(masked.positions), shapes.num_masked
+    if count > room:
+        kept = np.arange(room) * count // room
+        return masked.positions[kept], masked.targets[kept]
+    # Different rows, so that adding their zero gradients does not pile up on one; and in order,
+    # as they are in a batch as it comes.
+    spare = np.arange(shapes.num_tokens - (room - count), shapes.num_tokens)
+    nothing = np.full(room - count, IGNORE_INDEX, np.int64)
+    positions = np.concatenate((masked.positions, spare))
+    order = np.argsort(positions, kind="stable")
+    return positions[order], np.concatenate((masked.targets, nothing))[order]
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Return the position id of a sequence's first token."""
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        return int(config.pad_token_id) + 1
+    return 0
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the most tokens a sequence may have, or None where the model sets no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    return limit - first_position(config)
+
+
+@torch.no_grad()
+def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
+    """Return the largest difference between packed and padded logits on a few random sequences.
+
+    It is relative to the largest logit. The model is in evaluation mode while it is checked.
+    """
+    generator = np.random.default_rng(seed)
+    limit = max_positions(hf.config) or 64
+    lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
+    boundaries = np.concatenate(([0], np.cumsum(lengths)))
+    low = 5 if hf.config.vocab_size > 10 else 0
+    ids = generator.integers(low, hf.config.vocab_size, int(boundaries[-1]), dtype=np.int64)
+    ids[ids == pad_token_id] = low + (pad_token_id == low)
+    everything = np.arange(len(ids))
+    was_training = hf.training
+    hf.eval()
+    try:
+        start = first_position(hf.config)
+        packed = _logits(hf, pack(ids, boundaries, everything, first_position=start))
+        padded = _logits(hf, pad(ids, boundaries, everything, pad_token_id=pad_token_id))
+    finally:
+        hf.train(was_training)
+    scale = padded.abs().max().clamp(min=1e-6)
+    return float(((packed - padded).abs().max() / scale).item())
+
+
+def half_packing_error(hf: PreTrainedModel, pad_token_id: int, device: torch.device) -> float:
+    """Return `packing_error` in bf16 on a device; the model is moved there and back."""
+    home = hf.device
+    try:
+        hf.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return packing_error(hf, pad_token_id)
+    finally:
+        hf.to(home)
+
+
+def _logits(hf: PreTrainedModel, inputs: EncoderInputs) -> torch.Tensor:
+    inputs = inputs.to(hf.device)
+    logits: torch.Tensor = hf(input_ids=inputs.input_ids, **inputs.arguments).logits
+    return logits.reshape(-1, logits.shape[-1])[inputs.rows].float()
+
+
+def can_pack(hf: PreTrainedModel, pad_token_id: int) -> tuple[bool, str]:
+    """Return (True, "") if batches of this model may be packed, or (False, the reason)."""
+    family = hf.config.model_type
+    if family not in PACKABLE:
+        return False, f"'{family}' is not on the list of families that can be packed"
+    if getattr(hf.config, "token_dropout", False):
+        return False, f"'{family}' scales a row by its share of masked tokens (token_dropout)"
+    tolerance = TOLERANCE
+    try:
+        error = packing_error(hf, pad_token_id)
+        if error <= TOLERANCE and torch.cuda.device_count():
+            # A GPU trains with another kernel.
+            tolerance = HALF_TOLERANCE
+            error = half_packing_error(hf, pad_token_id, torch.device("cuda"))
+    except (RuntimeError, ValueError, TypeError, IndexError) as failure:
+        return False, f"the packed self-check of '{family}' failed ({failure})"
+    if not error <= tolerance:
+        return False, f"packed and padded logits of '{family}' differ by {error:.1e}"
+    return True, ""

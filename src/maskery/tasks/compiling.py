@@ -23,7 +23,7 @@ from maskery.core.batch import StaticShapes
 from maskery.core.task import StandIn
 from maskery.data.plan import PlannedSource
 from maskery.masking.masker import Masker
-from maskery.models.varlen_attention import FLASH_CAPABILITY
+from maskery.models.attention import FLASH_CAPABILITY
 
 log = logging.getLogger(__name__)
 

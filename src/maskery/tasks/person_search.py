@@ -29,7 +29,7 @@ from maskery.models.gather import Crowd
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
-from maskery.models.queue import FeatureQueue
+from maskery.models.momentum import FeatureQueue
 from maskery.objectives.itc import (
     ALBEF_DIRECTIONS,
     RASA_DIRECTIONS,

@@ -21,11 +21,16 @@ def resolve_precision(config: BaseTrainingConfig, model: nn.Module) -> Precision
     """Return the precision that the config names or, for auto, the faster one for this model."""
     if config.precision != "auto":
         return config.precision
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = cpu_multiplies_bf16() and mean_width(model) >= NARROW
-    return "bf16" if fast else "fp32"
+    on_gpu = torch.cuda.is_available()
+    fast = multiplies_bf16(torch.device("cuda" if on_gpu else "cpu"))
+    return "bf16" if fast and (on_gpu or mean_width(model) >= NARROW) else "fp32"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return True if a device has instructions for products of bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and cpu_multiplies_bf16()
 
 
 def cpu_multiplies_bf16() -> bool:

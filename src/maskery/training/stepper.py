@@ -197,10 +197,10 @@ def update_if_finite(
 
 
 class BadSteps:
-    """How many of the last steps in a row were skipped.
+    """Counts how many of the last steps in a row were skipped.
 
     Attributes:
-        limit: How many are too many.
+        limit: So many are too many.
     """
 
     def __init__(self, limit: int, in_a_row: int = 0) -> None:
@@ -208,20 +208,20 @@ class BadSteps:
         self._in_a_row: torch.Tensor | float = float(in_a_row)
 
     def add(self, norm: torch.Tensor) -> None:
-        """Take a step in, without waiting for its norm."""
+        """Add a step, without waiting for its norm."""
         self._in_a_row = (self._in_a_row + 1.0) * (~torch.isfinite(norm)).float()
 
     @property
     def in_a_row(self) -> int:
-        """The count; a GPU is waited for."""
+        """Return the count; waits for a GPU."""
         return int(self._in_a_row)
 
     @property
     def too_many(self) -> bool:
-        """Whether the limit is reached; a GPU is waited for."""
+        """Return True if the limit is reached; waits for a GPU."""
         return self.in_a_row >= self.limit
 
     @property
     def free_to_ask(self) -> bool:
-        """Whether asking waits for no device."""
+        """Return True if asking does not wait for a device."""
         return not isinstance(self._in_a_row, torch.Tensor) or self._in_a_row.device.type == "cpu"

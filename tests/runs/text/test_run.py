@@ -350,7 +350,7 @@ def test_bad_settings_say_what_to_do_and_leave_no_folder(
 def test_forced_packing_of_a_family_that_cannot(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskery.models.packing.PACKABLE", frozenset())
+    monkeypatch.setattr("maskery.models.layout.PACKABLE", frozenset())
     config = config_of(corpus, model, tmp_path / "run", max_steps=1)
     with pytest.raises(ModelError, match="--layout padded"):
         train_text(TextRunConfig(**{**vars(config), "layout": "packed"}), progress=False)

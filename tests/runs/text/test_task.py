@@ -73,7 +73,8 @@ def test_on_a_cpu_it_is_said_and_nothing_changes(
     train_text(config_of(corpus, model, tmp_path / "plain", compiled=False), progress=False)
     with caplog.at_level(logging.WARNING, logger="maskery"):
         train_text(config_of(corpus, model, tmp_path / "asked", compiled=True), progress=False)
-    assert [r.message for r in caplog.records] == [
+    warnings = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert warnings == [
         "the step is not compiled: on 'cpu' a compiled step is slower than an uncompiled one"
     ]
     plain, asked = trained(tmp_path / "plain"), trained(tmp_path / "asked")

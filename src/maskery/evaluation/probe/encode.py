@@ -15,8 +15,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.errors import ModelError
+from maskery.models.layout import max_positions
 from maskery.models.loading import load_masked_lm, resolve
-from maskery.models.packing import max_positions
 from maskery.models.pooling import Pooling
 
 Vectors = npt.NDArray[np.float32]

@@ -23,9 +23,8 @@ from maskery.core.errors import DataError
 from maskery.evaluation.text.masked import require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import TextReader, Word
-from maskery.models.layout import EncoderInputs
+from maskery.models.layout import EncoderInputs, max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import max_positions
 
 MASK = "[MASK]"
 

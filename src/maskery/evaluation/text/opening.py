@@ -18,9 +18,9 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
 from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
+from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import can_pack, max_positions
 
 if TYPE_CHECKING:
     from maskery.evaluation.image_text.opening import OpenImageText

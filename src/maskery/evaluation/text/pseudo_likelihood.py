@@ -27,8 +27,8 @@ from maskery.core.vocabulary import vocabulary_size
 from maskery.evaluation.text.masked import require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import EncodedText, TextReader
+from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.packing import max_positions
 
 Method = Literal["original", "within-word"]
 Predict = Callable[[MaskedTokens], torch.Tensor]

@@ -30,19 +30,19 @@ from maskery.evaluation.text.masked import (
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
-from maskery.models.head_init import start_new_head
+from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import (
     Loaded,
+    add_rows,
     anchored,
     known_as,
     load_masked_lm,
+    new_masked_lm,
     quiet_transformers,
     resolve,
+    start_new_head,
 )
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.new_rows import add_rows
-from maskery.models.packing import can_pack, max_positions
-from maskery.models.scratch import new_masked_lm
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import identity, run_in_folder, save_model_folder
 from maskery.runs.text.card import text_model_card

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskery.core.errors import CheckpointError, ConfigError
-from maskery.models.queue import NOBODY, FeatureQueue
+from maskery.models.momentum import NOBODY, FeatureQueue
 
 
 def batch_of(first: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
