@@ -24,8 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from transformers import DataCollatorForLanguageModeling
 
+from maskery.core.batch import TokenBatch
 from maskery.data.rows import flatten, tokenise_rows
-from maskery.hf.collator import MaskeryCollator
+from maskery.hf.collator import MaskCollator
 from maskery.models.loading import load_tokenizer
 
 
@@ -59,14 +60,20 @@ def contenders(model: str, texts: Sequence[str], rows_per_batch: int) -> tuple[i
         return make_pass
 
     flat = [flatten(batch) for batch in batches(arrays)]
-    collator = MaskeryCollator(tokenizer)
+    collator = MaskCollator(tokenizer)
+
+    def flat_collate(batch: TokenBatch) -> dict[str, torch.Tensor]:
+        return collator.arrange(collator.masker.mask(batch, epoch=0), [{}])
+
     hf = {
         kind: DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, return_tensors=kind)
         for kind in ("pt", "np")
     }
     return sum(batch.num_tokens for batch in flat), {
         "maskery masker": over(lambda batch: collator.masker.mask(batch, epoch=0), flat),
-        "maskery flat": over(collator.collate, flat),
+        "maskery flat": over(
+            lambda batch: collator.arrange(collator.masker.mask(batch, epoch=0), [{}]), flat
+        ),
         "maskery arrays": over(collator, batches(arrays)),
         "maskery lists": over(collator, batches(lists)),
         "hf torch": over(hf["pt"], batches(lists)),

@@ -31,7 +31,7 @@ from maskery.core.batch import TokenBatch
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.features import ReadImages, read_images, read_texts
 from maskery.evaluation.retrieval.metrics import rank
-from maskery.evaluation.retrieval.rerank import match_images
+from maskery.evaluation.retrieval.rerank import by_image, match_images
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes
@@ -153,7 +153,7 @@ def measure(model, texts, read, images, candidates, config, arguments):
     scores = torch.empty(candidates.shape)
     theirs: dict[int, torch.Tensor] = {}
     seconds, started = 0.0, time.perf_counter()
-    ours = match_images(model, read, images, candidates, config=config)
+    ours = match_images(model, read, images, by_image(candidates.numpy()), config)
     for number, (one, logits) in enumerate(ours):
         scores[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = logits[:, 1]
         if number % step == 0 and len(theirs) < len(sample):

@@ -3,9 +3,9 @@
     python examples/seed_text/trainer.py
     python examples/seed_text/trainer.py --with collator --corpus clean.txt --steps 1000
 
-`maskery` (the default) trains packed batches under the Trainer: nothing is padded and only masked
-tokens are projected onto the vocabulary. `collator` is the plain Trainer with one line changed: its
-data collator. Both mask afresh in each epoch; the document masked once, before training.
+`maskery` (the default) makes a Trainer whose batches are packed: no padding is computed.
+`collator` is the plain Trainer with one line changed: its data collator. Both mask afresh in each
+epoch; the document masked once, before training.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 from transformers import Trainer, TrainingArguments
 
 from maskery.data.rows import tokenise_rows
-from maskery.hf.collator import MaskEpoch, MaskeryCollator
-from maskery.hf.masked_lm_trainer import masked_lm_trainer
+from maskery.hf.collator import MaskCollator
+from maskery.hf.trainer import masked_lm_trainer
 from maskery.models.loading import load_masked_lm
 
 
@@ -44,20 +44,17 @@ def main() -> None:
         max_steps=wanted.steps,
         logging_steps=max(1, wanted.steps // 5),
         save_strategy="no",
+        per_device_train_batch_size=16,
         report_to="none",
     )
-    trainer: Trainer
     if wanted.way == "maskery":
-        trainer = masked_lm_trainer(loaded.model, loaded.tokenizer, rows, args, batch_tokens=512)
+        trainer = masked_lm_trainer(loaded.model, loaded.tokenizer, rows, args)
     else:
-        args.per_device_train_batch_size = 16
-        collator = MaskeryCollator(loaded.tokenizer)
         trainer = Trainer(
             model=loaded.model,
             args=args,
             train_dataset=[{"input_ids": row["input_ids"]} for row in rows],
-            data_collator=collator,
-            callbacks=[MaskEpoch(collator)],
+            data_collator=MaskCollator(loaded.tokenizer),
         )
     result = trainer.train()
     trainer.save_model(str(wanted.output / "model"))

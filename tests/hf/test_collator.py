@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from families import tiny
-from tokenizers import Tokenizer
+from datasets import Dataset
+from tiny_text import lines
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers.models import WordLevel
+from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedTokenizerFast,
@@ -21,8 +25,10 @@ from transformers import (
 
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.rows import flatten
-from maskery.hf.collator import MaskEpoch, MaskeryCollator
+from maskery.data.words import starts_word_table
+from maskery.hf.collator import MaskCollator
 from maskery.masking.config import MaskingConfig
+from maskery.masking.policies import Selection
 
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, CLS, SEP, MASK = 1, 2, 3, 4
@@ -37,12 +43,42 @@ def tokenizer(**others: Any) -> PreTrainedTokenizerFast:
     )
 
 
+def trained_tokenizer(kind: str, texts: list[str], size: int = 150) -> PreTrainedTokenizerFast:
+    """A tokenizer with small pieces, so that many words have several."""
+    trainer: Any
+    if kind == "wordpiece":
+        backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL)
+    elif kind == "metaspace":
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=SPECIAL, unk_token="[UNK]")
+    else:
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    names = dict(zip(("unk", "pad", "cls", "sep", "mask"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{f"{name}_token": token for name, token in names.items()}
+    )
+
+
 def make_rows(lengths: list[int], seed: int = 0) -> list[dict[str, Any]]:
     generator = np.random.default_rng(seed)
     return [{"input_ids": [CLS, *generator.integers(5, 99, n - 2).tolist(), SEP]} for n in lengths]
 
 
-def selected(collator: MaskeryCollator, rows: list[dict[str, Any]]) -> torch.Tensor:
+def selected(collator: MaskCollator, rows: list[dict[str, Any]]) -> torch.Tensor:
     return collator(rows)["labels"] != -100
 
 
@@ -50,7 +86,7 @@ def selected(collator: MaskeryCollator, rows: list[dict[str, Any]]) -> torch.Ten
 def test_rows_of_unequal_length_are_padded_as_the_tokenizer_pads(side: str) -> None:
     rows = make_rows([5, 12, 3, 9])
     tokens = tokenizer(padding_side=side)
-    batch = MaskeryCollator(tokens, pad_to_multiple_of=8)(rows)
+    batch = MaskCollator(tokens, pad_to_multiple_of=8)(rows)
     expected = tokens.pad(rows, pad_to_multiple_of=8, return_tensors="pt")
     assert torch.equal(batch["attention_mask"], expected["attention_mask"])
     masked = batch["labels"] != -100
@@ -61,7 +97,7 @@ def test_rows_of_unequal_length_are_padded_as_the_tokenizer_pads(side: str) -> N
 
 def test_shares_are_those_of_hugging_faces_collator() -> None:
     rows = make_rows([200] * 400)
-    ours = MaskeryCollator(tokenizer())(rows)
+    ours = MaskCollator(tokenizer())(rows)
     torch.manual_seed(0)
     theirs = DataCollatorForLanguageModeling(tokenizer(), mlm_probability=0.15)(rows)
     for batch in (ours, theirs):
@@ -77,7 +113,7 @@ def test_shares_are_those_of_hugging_faces_collator() -> None:
 
 def test_a_rows_masks_depend_on_nothing_but_seed_epoch_and_row() -> None:
     rows = make_rows([20, 31, 8, 20, 15])
-    collator = MaskeryCollator(tokenizer(), seed=5)
+    collator = MaskCollator(tokenizer(), seed=5)
     together = collator(rows)
     for number, row in enumerate(rows):
         alone = collator([row])
@@ -86,17 +122,17 @@ def test_a_rows_masks_depend_on_nothing_but_seed_epoch_and_row() -> None:
             assert torch.equal(alone[name][0], together[name][number, :length])
     backwards = collator(rows[::-1])["labels"].flip(0)
     assert torch.equal(backwards, together["labels"])
-    again = MaskeryCollator(tokenizer(), seed=5)(rows)
+    again = MaskCollator(tokenizer(), seed=5)(rows)
     assert all(torch.equal(again[name], value) for name, value in together.items())
     first = selected(collator, rows)
     collator.epoch = 1
     assert not torch.equal(selected(collator, rows), first)
-    assert not torch.equal(selected(MaskeryCollator(tokenizer(), seed=6), rows), first)
+    assert not torch.equal(selected(MaskCollator(tokenizer(), seed=6), rows), first)
 
 
 def test_a_given_example_id_decides_and_a_missing_one_is_a_hash_of_the_tokens() -> None:
     row, other = make_rows([60, 60])
-    collator = MaskeryCollator(tokenizer())
+    collator = MaskCollator(tokenizer())
     named = [row | {"example_id": 7}, other | {"example_id": 7}, row | {"example_id": -7}]
     first, second, third = selected(collator, named)
     assert torch.equal(first, second)
@@ -109,7 +145,7 @@ def test_a_given_example_id_decides_and_a_missing_one_is_a_hash_of_the_tokens() 
 
 def test_lists_arrays_and_tensors_are_the_same_and_never_written_to() -> None:
     rows = make_rows([20, 9, 14])
-    collator = MaskeryCollator(tokenizer())
+    collator = MaskCollator(tokenizer())
     batches = []
     for kind in (list, np.array, torch.tensor):
         given: list[Any] = [{"input_ids": kind(row["input_ids"])} for row in rows]
@@ -126,18 +162,16 @@ def test_whole_words_fall_together() -> None:
     for row in rows:
         row["word_starts"] = [n < 2 or n % 3 == 1 or n == 119 for n in range(120)]
     config = MaskingConfig(policy="word")
-    masked = selected(MaskeryCollator(tokenizer(), config), rows)
+    masked = selected(MaskCollator(tokenizer(), config), rows)
     words = masked[:, 1:118].reshape(20, 39, 3)
     assert ((words.sum(dim=2) == 0) | (words.sum(dim=2) == 3)).all()
     assert 0.1 < words.float().mean() < 0.2
-    with pytest.raises(DataError, match="needs a column 'word_starts'"):
-        MaskeryCollator(tokenizer(), config)(make_rows([9]))
 
 
 def test_a_given_attention_mask_and_token_types_are_kept() -> None:
     row = {"input_ids": [CLS, 9, 8, SEP, PAD], "attention_mask": [1, 1, 1, 1, 0]}
     row["token_type_ids"] = [0, 1, 1, 1, 0]
-    batch = MaskeryCollator(tokenizer())([row, row])
+    batch = MaskCollator(tokenizer())([row, row])
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0]] * 2
     assert batch["token_type_ids"].tolist() == [[0, 1, 1, 1, 0]] * 2
 
@@ -147,7 +181,7 @@ def test_a_given_attention_mask_and_token_types_are_kept() -> None:
     [
         ([], "no rows"),
         ([{"text": "a"}], "no 'input_ids'"),
-        ([{"input_ids": [2, 9, 3], "label": 1}], "column 'label'"),
+        ([{"input_ids": [2, 9, 3], "label": 1}, {"input_ids": [2, 3]}], "no 'label'"),
         ([{"input_ids": [2, 9, 3], "attention_mask": [1]}], "must agree"),
         ([{"input_ids": [2, 9, 3], "word_starts": [True]}], "must agree"),
         ([{"input_ids": [2, 400, 3]}], "token id 400"),
@@ -156,44 +190,217 @@ def test_a_given_attention_mask_and_token_types_are_kept() -> None:
 )
 def test_rows_that_cannot_be_used_are_refused(rows: list[dict[str, Any]], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        MaskeryCollator(tokenizer())(rows)
+        MaskCollator(tokenizer())(rows)
 
 
 def test_a_tokenizer_without_padding_is_refused() -> None:
     with pytest.raises(ConfigError, match="no padding token"):
-        MaskeryCollator(tokenizer(pad_token=None))
+        MaskCollator(tokenizer(pad_token=None))
 
 
-def test_the_trainer_takes_it_and_each_epoch_has_fresh_masks(tmp_path: Path) -> None:
-    class Recording(MaskeryCollator):
-        seen: dict[int, list[torch.Tensor]]
+def test_other_columns_pass_through_and_labels_are_replaced() -> None:
+    rows = make_rows([6, 9])
+    for number, row in enumerate(rows):
+        length = len(row["input_ids"])
+        row |= {
+            "labels": 3,
+            "label": number,
+            "weight": 0.5 + number,
+            "name": f"row {number}",
+            "box": [number, 1, 2],
+            "token_type_ids": [1] * length,
+            "tag_labels": list(range(length)),
+            "special_tokens_mask": [1, *[0] * (length - 2), 1],
+        }
+    batch = MaskCollator(tokenizer())(rows)
+    expected = {"input_ids", "attention_mask", "token_type_ids", "labels", "label", "weight"}
+    assert batch.keys() == expected | {"name", "box", "tag_labels"}
+    assert batch["labels"].shape == (2, 9)
+    assert batch["label"].tolist() == [0, 1]
+    assert batch["weight"].tolist() == [0.5, 1.5]
+    assert batch["name"] == ["row 0", "row 1"]
+    assert batch["box"].tolist() == [[0, 1, 2], [1, 1, 2]]
+    assert batch["token_type_ids"].tolist() == [[1] * 6 + [0] * 3, [1] * 9]
+    assert batch["tag_labels"].tolist() == [[*range(6), -100, -100, -100], [*range(9)]]
 
-        def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
-            batch = super().__call__(rows)
-            self.seen.setdefault(self.epoch, []).append(batch["labels"])
-            return batch
 
-    collator = Recording(tokenizer())
-    collator.seen = {}
-    row = make_rows([40])[0]
+def test_a_policy_of_ones_own() -> None:
+    class Second:
+        def select(self, batch: Any, maskable: Any, rate: float, draws: Any) -> Selection:
+            chosen = np.zeros_like(maskable)
+            chosen[batch.boundaries[:-1] + 2] = True
+            return Selection(selected=chosen & maskable)
+
+    masked = selected(MaskCollator(tokenizer(), policy=Second()), make_rows([9, 12]))
+    assert masked.nonzero().tolist() == [[0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "metaspace", "byte-level"])
+def test_words_are_found_from_the_pieces_as_from_the_text(kind: str) -> None:
+    texts = [f"{line}, and 12 {line.title()}s? (No.)" for line in lines(60)]
+    tokens = trained_tokenizer(kind, texts)
+    rows = [{"input_ids": tokens(text)["input_ids"]} for text in texts]
+    found = MaskCollator(tokens, policy="word").flatten(rows)
+    encoded = tokens(texts)
+    always = starts_word_table(tokens.backend_tokenizer)
+    special = set(tokens.all_special_ids)
+    seen = 0
+    for number, (first, last) in enumerate(itertools.pairwise(found.boundaries)):
+        words, ids = encoded.word_ids(number), rows[number]["input_ids"]
+        for place in range(1, last - first):
+            new = words[place] != words[place - 1] or always[ids[place]]
+            new = new or ids[place] in special or ids[place - 1] in special
+            assert found.word_starts[first + place] == new, tokens.convert_ids_to_tokens(ids)
+            seen += not new
+    assert seen > 50
+
+
+def test_a_tokenizer_without_marks_has_words_of_one_token() -> None:
+    assert MaskCollator(tokenizer()).flatten(make_rows([9, 5])).word_starts.all()
+
+
+class Recording(torch.nn.Module):
+    """A model that keeps the labels it is given, by training and evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained: list[torch.Tensor] = []
+        self.evaluated: list[torch.Tensor] = []
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        assert labels is not None
+        (self.trained if self.training else self.evaluated).append(labels)
+        return {"loss": self.weight**2, "logits": input_ids}
+
+
+WORKERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "two": {"dataloader_num_workers": 2},
+    "persistent": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+}
+
+
+def run(
+    folder: Path,
+    collator: MaskCollator,
+    rows: Any,
+    *,
+    resume: bool = False,
+    **settings: Any,
+) -> Recording:
+    """Train under a plain Trainer, evaluating after each epoch."""
+    model = Recording()
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 2} | settings
     trainer = Trainer(
-        model=tiny("bert"),
+        model=model,
         args=TrainingArguments(
-            str(tmp_path),
-            num_train_epochs=3,
-            per_device_train_batch_size=2,
-            save_strategy="no",
+            str(folder),
+            eval_strategy="epoch",
+            per_device_eval_batch_size=2,
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
+            **({"save_strategy": "no"} | settings),
         ),
-        train_dataset=[row] * 4,  # one row, so that only the epoch can change its masks
+        train_dataset=rows,
+        eval_dataset=rows,
         data_collator=collator,
-        callbacks=[MaskEpoch(collator)],
     )
-    trainer.train()
-    assert sorted(collator.seen) == [0, 1, 2]
-    assert [len(labels) for labels in collator.seen.values()] == [2, 2, 2]
-    for labels in collator.seen.values():
-        assert torch.equal(labels[0], labels[1])
-    assert not torch.equal(collator.seen[0][0], collator.seen[1][0])
+    trainer.train(resume_from_checkpoint=resume)
+    return model
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("dataset", [list, Dataset.from_list])
+def test_each_epoch_has_fresh_masks_and_evaluation_the_same(
+    tmp_path: Path, workers: str, dataset: Any
+) -> None:
+    # One row eight times, so that only the epoch can change its masks; with a column that the
+    # Trainer drops.
+    rows = dataset([{**make_rows([60])[0], "text": "as it was"}] * 8)
+    model = run(tmp_path, MaskCollator(tokenizer(), seed=3), rows, **WORKERS[workers])
+    assert len(model.trained) == 12
+    epochs = [torch.cat(model.trained[first : first + 4]) for first in (0, 4, 8)]
+    for labels in epochs:
+        assert (labels == labels[0]).all()  # the same row in every batch of an epoch
+    assert len({tuple(labels[0].tolist()) for labels in epochs}) == 3
+    assert len(model.evaluated) == 12
+    assert all(torch.equal(labels, model.evaluated[0]) for labels in model.evaluated)
+    # The same seed, the same masks, whatever the workers; and those of the engine itself.
+    own = MaskCollator(tokenizer(), seed=3)
+    for epoch, labels in enumerate(epochs):
+        own.epoch = epoch
+        assert torch.equal(own(make_rows([60]))["labels"][0], labels[0])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_schedule_follows_the_step_under_accumulation(tmp_path: Path, workers: str) -> None:
+    rows = make_rows([402] * 10)
+    schedule = {"mask_rate_end": 0.8, "mask_schedule": "linear"}
+    collator = MaskCollator(tokenizer(), rate=0.1, **schedule)
+    accumulated = {"gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    model = run(tmp_path, collator, rows, **accumulated, **WORKERS[workers])
+    shares = [float((labels != -100).float().mean()) * 402 / 400 for labels in model.trained]
+    # Two batches a step, the last of an epoch with one; 6 steps from 0.1 towards 0.8.
+    rates = np.array([0.1 + 0.7 * step / 6 for step in (0, 0, 1, 1, 2, 3, 3, 4, 4, 5)])
+    # 800 tokens a batch: five standard errors, less than a step's 0.117.
+    assert (np.abs(shares - rates) < 5 * np.sqrt(rates * (1 - rates) / 800)).all()
+
+
+@pytest.mark.parametrize("workers", ["none", "persistent"])
+def test_a_run_that_is_resumed_goes_on_with_the_masks_it_would_have_had(
+    tmp_path: Path, workers: str
+) -> None:
+    settings = {
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "num_train_epochs": 2,
+        **WORKERS[workers],
+    }
+    schedule = {"rate": 0.1, "mask_rate_end": 0.8, "mask_schedule": "linear"}
+    rows = make_rows([40] * 12)  # 6 batches, 3 steps an epoch: step 4 is in the second
+    whole = run(tmp_path, MaskCollator(tokenizer(), **schedule), rows, **settings)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    again = run(tmp_path, MaskCollator(tokenizer(), **schedule), rows, resume=True, **settings)
+    assert len(again.trained) == 4
+    for labels, before in zip(again.trained, whole.trained[-4:], strict=True):
+        assert torch.equal(labels, before)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_loop_of_ones_own_sets_the_epoch_and_workers_see_it(persistent: bool) -> None:
+    collator = MaskCollator(tokenizer())
+    loader: DataLoader[Any] = DataLoader(
+        make_rows([50] * 4),  # type: ignore[arg-type]
+        batch_size=2,
+        num_workers=2,
+        persistent_workers=persistent,
+        collate_fn=collator,
+    )
+    alone = MaskCollator(tokenizer())
+    for epoch in (0, 1, 5, 1):
+        collator.epoch = alone.epoch = epoch
+        labels = torch.cat([batch["labels"] for batch in loader])
+        assert torch.equal(labels, alone(make_rows([50] * 4))["labels"])
+
+
+def test_whole_words_fall_together_in_an_ordinary_dataset(tmp_path: Path) -> None:
+    tokens = trained_tokenizer("wordpiece", lines(200), size=60)
+    rows = Dataset.from_dict(dict(tokens(lines(40))))
+    model = run(tmp_path, MaskCollator(tokens, policy="word", rate=0.3), rows, num_train_epochs=1)
+    together = 0
+    for labels in model.trained:
+        for row in labels.tolist():
+            pieces = tokens.convert_ids_to_tokens([max(label, 0) for label in row])
+            for place, piece in enumerate(pieces):
+                if row[place] != -100 and piece.startswith("##"):
+                    together += 1
+                    assert row[place - 1] != -100
+    assert together > 5

@@ -58,7 +58,7 @@ from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.tokenize import TokenizeConfig
 from maskery.training.checkpoint import MANIFEST, Checkpoints
-from maskery.training.snapshot import Position, restore
+from maskery.training.snapshot import Position, SnapshotMaker, restore
 
 # Seconds of processor time that a case may take.
 LIMIT = 30.0
@@ -376,7 +376,7 @@ def checkpoint_files() -> Files:
     optimiser.step()
     with TemporaryDirectory() as folder:
         position = Position(step=1, epoch=0, epoch_step=1, identity="i")
-        Checkpoints(Path(folder)).save(task, optimiser, position)
+        Checkpoints(Path(folder)).write(SnapshotMaker().take(task, optimiser, position))
         return files_of(Path(folder))
 
 

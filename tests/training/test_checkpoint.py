@@ -17,6 +17,7 @@ from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import build_optimiser, set_learning_rate
 from maskery.training.snapshot import (
     Position,
+    SnapshotMaker,
     differences,
     named_tensors,
     require_same_run,
@@ -46,7 +47,7 @@ def trained(task: Any, steps: int = 3) -> torch.optim.Optimizer:
 def test_what_is_saved_is_restored_to_the_last_bit(tmp_path: Path, make_task: MakeTask) -> None:
     task = make_task()
     optimiser = trained(task)
-    path = Checkpoints(tmp_path).save(task, optimiser, position(3))
+    path = Checkpoints(tmp_path).write(SnapshotMaker().take(task, optimiser, position(3)))
     assert path.name == "step-00000003"
     other = make_task()
     fresh = build_optimiser(other.model, CONFIG)
@@ -71,7 +72,9 @@ def test_what_is_saved_is_restored_to_the_last_bit(tmp_path: Path, make_task: Ma
 
 def test_a_checkpoint_before_the_first_step(tmp_path: Path, make_task: MakeTask) -> None:
     task = make_task()
-    path = Checkpoints(tmp_path).save(task, build_optimiser(task.model, CONFIG), position(0))
+    path = Checkpoints(tmp_path).write(
+        SnapshotMaker().take(task, build_optimiser(task.model, CONFIG), position(0))
+    )
     fresh = build_optimiser(task.model, CONFIG)
     restore(path, task, fresh, "run")
     assert not fresh.state
@@ -86,7 +89,9 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path, make_task: Ma
 
     task, other = tied(), tied()
     assert list(named_tensors(task.model)) == ["0.weight", "1.bias"]
-    path = Checkpoints(tmp_path).save(task, build_optimiser(task.model, CONFIG), position(1))
+    path = Checkpoints(tmp_path).write(
+        SnapshotMaker().take(task, build_optimiser(task.model, CONFIG), position(1))
+    )
     restore(path, other, build_optimiser(other.model, CONFIG), "run")
     assert other.model[0].weight is other.model[1].weight
     assert torch.equal(other.model[0].weight, task.model[0].weight)
@@ -104,7 +109,7 @@ def test_the_newest_are_kept(tmp_path: Path, make_task: MakeTask, keep: int) -> 
     optimiser = trained(task)
     checkpoints = Checkpoints(tmp_path, keep=keep)
     for step in (2, 9, 10, 100):
-        checkpoints.save(task, optimiser, position(step))
+        checkpoints.write(SnapshotMaker().take(task, optimiser, position(step)))
     steps = [int(path.name.removeprefix("step-")) for path in checkpoints.complete()]
     assert steps == [2, 9, 10, 100][-keep:]
 
@@ -123,8 +128,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     task = make_task()
     optimiser = trained(task)
     checkpoints = Checkpoints(tmp_path)
-    first = checkpoints.save(task, optimiser, position(1))
-    second = checkpoints.save(task, optimiser, position(2))
+    first = checkpoints.write(SnapshotMaker().take(task, optimiser, position(1)))
+    second = checkpoints.write(SnapshotMaker().take(task, optimiser, position(2)))
     assert checkpoints.newest_sound() == second
     file = second / name
     if damage == "flip":
@@ -145,7 +150,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}"])
 def test_a_damaged_manifest_is_damage(tmp_path: Path, make_task: MakeTask, text: str) -> None:
     task = make_task()
-    path = Checkpoints(tmp_path).save(task, trained(task), position(1))
+    path = Checkpoints(tmp_path).write(SnapshotMaker().take(task, trained(task), position(1)))
     assert find_damage(path) is None
     (path / MANIFEST).write_text(text)
     assert find_damage(path) is not None
@@ -154,7 +159,7 @@ def test_a_damaged_manifest_is_damage(tmp_path: Path, make_task: MakeTask, text:
 def test_nothing_sound_is_none(tmp_path: Path, make_task: MakeTask) -> None:
     assert Checkpoints(tmp_path / "nowhere").newest_sound() is None
     task = make_task()
-    path = Checkpoints(tmp_path).save(task, trained(task), position(1))
+    path = Checkpoints(tmp_path).write(SnapshotMaker().take(task, trained(task), position(1)))
     (path / "state.json").write_text("{}")
     assert Checkpoints(tmp_path).newest_sound() is None
 
@@ -162,7 +167,7 @@ def test_nothing_sound_is_none(tmp_path: Path, make_task: MakeTask) -> None:
 def test_unfinished_folders_are_ignored(tmp_path: Path, make_task: MakeTask) -> None:
     task = make_task()
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.save(task, trained(task), position(1))
+    path = checkpoints.write(SnapshotMaker().take(task, trained(task), position(1)))
     # A stop in the middle of writing leaves either of these.
     (tmp_path / "step-00000007.partial").mkdir()
     (tmp_path / "step-00000007.partial" / MANIFEST).write_text("{}")
@@ -171,16 +176,16 @@ def test_unfinished_folders_are_ignored(tmp_path: Path, make_task: MakeTask) -> 
     assert checkpoints.newest_sound() == path
     # And the step can be saved when the run comes by again.
     optimiser = trained(task)
-    assert checkpoints.save(task, optimiser, position(7)).is_dir()
-    assert checkpoints.save(task, optimiser, position(8)).is_dir()
+    assert checkpoints.write(SnapshotMaker().take(task, optimiser, position(7))).is_dir()
+    assert checkpoints.write(SnapshotMaker().take(task, optimiser, position(8))).is_dir()
     assert checkpoints.newest_sound() == tmp_path / "step-00000008"
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path, make_task: MakeTask) -> None:
     task = make_task()
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(task, trained(task), position(4))
-    path = checkpoints.save(task, trained(task), position(4))
+    checkpoints.write(SnapshotMaker().take(task, trained(task), position(4)))
+    path = checkpoints.write(SnapshotMaker().take(task, trained(task), position(4)))
     assert find_damage(path) is None
     assert json.loads((path / "state.json").read_text())["step"] == 4
 
@@ -188,7 +193,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path, make_task: MakeTask) ->
 def test_another_run_is_refused(tmp_path: Path, make_task: MakeTask) -> None:
     task = make_task()
     optimiser = trained(task)
-    path = Checkpoints(tmp_path).save(task, optimiser, position(1))
+    path = Checkpoints(tmp_path).write(SnapshotMaker().take(task, optimiser, position(1)))
     with pytest.raises(CheckpointError, match=r"belongs to a run with another model"):
         restore(path, task, optimiser, "another run")
 
@@ -196,7 +201,7 @@ def test_another_run_is_refused(tmp_path: Path, make_task: MakeTask) -> None:
 @pytest.mark.parametrize("change", ["shape", "name"])
 def test_another_model_is_refused(tmp_path: Path, make_task: MakeTask, change: str) -> None:
     task = make_task()
-    path = Checkpoints(tmp_path).save(task, trained(task), position(1))
+    path = Checkpoints(tmp_path).write(SnapshotMaker().take(task, trained(task), position(1)))
     other = make_task(width=7)
     if change == "name":
         other = make_task()
@@ -214,14 +219,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     task = make_task()
     optimiser = trained(task)
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.save(task, optimiser, position(1))
+    path = checkpoints.write(SnapshotMaker().take(task, optimiser, position(1)))
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*--resume auto"):
-        checkpoints.save(task, optimiser, position(2))
+        checkpoints.write(SnapshotMaker().take(task, optimiser, position(2)))
     assert list(tmp_path.iterdir()) == [path]
     assert checkpoints.newest_sound() == path
 
@@ -236,7 +241,7 @@ def test_a_disk_that_fills_while_weights_are_written(
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         with pytest.raises(CheckpointError, match=r"could not be written.*--resume auto"):
-            Checkpoints(tmp_path).save(task, optimiser, position(1))
+            Checkpoints(tmp_path).write(SnapshotMaker().take(task, optimiser, position(1)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
@@ -246,7 +251,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, make_task: Make
     (tmp_path / "file").write_text("")
     task = make_task()
     with pytest.raises(CheckpointError, match=r"could not be written"):
-        Checkpoints(tmp_path / "file" / "checkpoints").save(task, trained(task), position(1))
+        Checkpoints(tmp_path / "file" / "checkpoints").write(
+            SnapshotMaker().take(task, trained(task), position(1))
+        )
 
 
 RUN: dict[str, Any] = {

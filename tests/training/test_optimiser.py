@@ -271,7 +271,7 @@ def test_an_untied_output_layer_is_not_muons() -> None:
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     """A checkpoint keeps Muon's momentum: the next step is the same."""
     from maskery.training.checkpoint import Checkpoints
-    from maskery.training.snapshot import Position, restore
+    from maskery.training.snapshot import Position, SnapshotMaker, restore
 
     class Task:
         def __init__(self) -> None:
@@ -295,7 +295,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     step(task, optimiser, 0)
     assert f"{BUFFER}.hidden_tall.weight" in optimiser_tensors(task.model, optimiser)
     position = Position(step=1, epoch=0, epoch_step=1, identity="run")
-    path = Checkpoints(tmp_path).save(task, optimiser, position)  # type: ignore[arg-type]
+    path = Checkpoints(tmp_path).write(SnapshotMaker().take(task, optimiser, position))  # type: ignore[arg-type]
     assert restore(path, other, fresh, "run") == position  # type: ignore[arg-type]
     step(task, optimiser, 1)
     step(other, fresh, 1)

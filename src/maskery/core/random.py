@@ -143,7 +143,7 @@ def random_words(
 
     Args:
         seed: From 0 to 2**64 - 1.
-        stream: What the draws are for.
+        stream: The purpose of the draws.
         epoch: From 0 to 2**24 - 1.
         example_ids: (N,) uint64.
         positions: (N,) int64, from 0 to 2**32 - 1.
@@ -182,7 +182,7 @@ def random_rows(
 
     Args:
         seed: From 0 to 2**64 - 1.
-        stream: What the draws are for.
+        stream: The purpose of the draws.
         epoch: From 0 to 2**24 - 1.
         example_ids: (B,) uint64, one a run.
         starts: (B,) int64, the first position of each run.
@@ -262,12 +262,12 @@ def token_uniforms(
 def random_words_torch(
     seed: int, stream: Stream, epoch: int, example_ids: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """`random_words` in torch, on the device of `positions`.
+    """Return `random_words` in torch, on the device of `positions`.
 
     Args:
-        seed: From 0 to 2**64 - 1.
-        stream: What the draws are for.
-        epoch: From 0 to 2**24 - 1.
+        seed: As in `random_words`, like stream and epoch.
+        stream: The purpose of the draws.
+        epoch: From 0.
         example_ids: (N,) int64; the bits of the uint64 ids.
         positions: (N,) int64.
 

@@ -1,61 +1,69 @@
-"""A data collator for anyone's `Trainer`, in the place of `DataCollatorForLanguageModeling`.
+"""`MaskCollator`, a data collator for the Hugging Face `Trainer`, with fresh masks in each epoch.
+
+The Trainer tells a collator neither the epoch nor the step, and worker processes have copies of it.
+So the first `MaskCollator` adds a callback to those that every Trainer starts with. When training
+begins, that callback gives the training loader, and no other, a copy of the collator that reads a
+clock in shared memory; when an epoch begins, it sets the clock. From there on workers count their
+own batches, so each batch knows its step, however far ahead of the training it is made. Evaluation
+keeps the collator itself, whose clock stands still.
 
 Shapes: B rows, L longest row, T tokens of all rows together.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from maskery.core.batch import IGNORE_INDEX, TokenBatch
+from maskery.core.batch import IGNORE_INDEX, MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.rows import Row, flat_column, flatten
-from maskery.masking.config import MaskingConfig
+from maskery.data.words import PieceWords
+from maskery.masking.config import MaskingConfig, PolicyChoice
 from maskery.masking.masker import Masker
 
-UNDERSTOOD = frozenset(
-    {
-        "input_ids",
-        "attention_mask",
-        "token_type_ids",
-        "special_tokens_mask",
-        "example_id",
-        "word_starts",
-    }
+# Made or used up here; every other column is passed on.
+CONSUMED = frozenset(
+    {"input_ids", "attention_mask", "labels", "special_tokens_mask", "example_id", "word_starts"}
 )
+# A number of batches that no epoch has: with it the clock stands still.
+FOREVER = 2.0**53
 
 
-class MaskeryCollator:
-    """Masks and pads tokenised rows, never writing to them.
+class MaskCollator:
+    """Masks and pads tokenised rows; `Trainer(..., data_collator=MaskCollator(tokenizer))`.
 
     A row has `input_ids` (special tokens included), and optionally `attention_mask`,
-    `token_type_ids`, `example_id` (stable, so that a row keeps its masks when its tokens change)
-    and `word_starts` (needed for the policies word and span; `tokenise_rows` makes them). The
-    Trainer drops the last two unless `remove_unused_columns=False`. Special tokens are known from
-    the tokenizer, so a `special_tokens_mask` adds nothing.
+    `example_id` (stable, so that a row keeps its masks when its tokens change) and `word_starts`;
+    without these, a row is named by a hash of its tokens, and its words are found from the
+    tokenizer's pieces. Other columns are passed on: values that are one for each token are padded
+    like the row, others become a tensor, or stay a list where they are no numbers. `labels` is
+    replaced. Rows are never written to.
 
-    Masks are a pure function of (seed, epoch, row). The Trainer does not tell a collator the epoch:
-    pass `callbacks=[MaskEpoch(collator)]` for fresh masks in each.
+    Masks are a pure function of (seed, epoch, row, position), with or without workers, and training
+    that is resumed goes on with those it would have had. Make the collator before its Trainer. In a
+    loop of your own, set `epoch` (and `progress`, for a rate with a schedule) before each epoch;
+    workers see it.
 
     Args:
         tokenizer: Of the model.
-        masking: Policy, rate and shares; BERT's if None.
+        masking: The settings to start from; BERT's if None.
+        policy: As in `Masker.of`: a name, `FILE.py:NAME`, or an object.
+        rate: Share of the tokens that is masked, in expectation.
         seed: From 0 to 2**64 - 1.
         pad_to_multiple_of: L is rounded up to a multiple of this.
-
-    Attributes:
-        epoch: Whose masks are drawn.
-        progress: The share of the run that is done, for a mask-rate schedule.
+        **settings: Further settings of `MaskingConfig` by name.
 
     Raises:
         ModelError: The tokenizer has no mask token.
-        ConfigError: It has no padding token.
+        ConfigError: It has no padding token, or a setting is out of range.
     """
 
     def __init__(
@@ -63,62 +71,84 @@ class MaskeryCollator:
         tokenizer: PreTrainedTokenizerBase,
         masking: MaskingConfig | None = None,
         *,
+        policy: PolicyChoice | None = None,
+        rate: float | None = None,
         seed: int = 0,
-        pad_to_multiple_of: int = 1,
+        pad_to_multiple_of: int | None = None,
+        **settings: Any,
     ) -> None:
         self.tokenizer = tokenizer
-        self.masker = Masker.of(tokenizer, masking, seed=seed)
+        self.masker = Masker.of(tokenizer, masking, policy=policy, rate=rate, seed=seed, **settings)
         if tokenizer.pad_token_id is None:
             raise ConfigError(
                 f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one with "
                 f"tokenizer.pad_token = tokenizer.eos_token"
             )
-        if pad_to_multiple_of < 1:
+        self.pad_to_multiple_of = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        if self.pad_to_multiple_of < 1:
             raise ConfigError(f"pad_to_multiple_of is {pad_to_multiple_of}: it must be at least 1")
-        self.pad_to_multiple_of = pad_to_multiple_of
-        self.epoch = 0
-        self.progress = 0.0
+        self._words = PieceWords(tokenizer, self.masker.vocabulary.special_ids)
+        self._clock = _Clock()
+        _follow_trainers()
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    @property
+    def epoch(self) -> int:
+        """The epoch whose masks are drawn; workers that run already see a change."""
+        return self._clock.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._clock.set(epoch=epoch, progress=self.progress)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, for a mask rate with a schedule."""
+        return self._clock.progress
+
+    @progress.setter
+    def progress(self, progress: float) -> None:
+        self._clock.set(epoch=self.epoch, progress=progress)
+
+    def for_training(self) -> MaskCollator:
+        """Return a copy with a clock of its own; the Trainer's training loader gets it."""
+        made = copy.copy(self)
+        made._clock = _Clock()
+        return made
+
+    def begin_epoch(self, epoch: int, *, step: int, max_steps: int, accumulation: int) -> None:
+        """Set the clock of this copy.
+
+        Args:
+            epoch: From 0.
+            step: The optimiser step that comes first.
+            max_steps: Steps of the run.
+            accumulation: Batches of a step.
+        """
+        last = max(max_steps, 1)
+        self._clock.set(epoch=epoch, progress=step / last, step=1 / last, batches=accumulation)
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Mask and pad rows.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels` (-100 wherever nothing was masked), and
-            `token_type_ids` where the rows have them: (B, L) int64 each.
+            `input_ids`, `attention_mask` and `labels` (-100 wherever nothing was masked): (B, L)
+            int64 each; and the other columns of the rows.
+
+        Raises:
+            DataError: A row cannot be used as it is.
+        """
+        batch = self.flatten(rows)
+        epoch, progress = self._clock.tick()
+        masked = self.masker.mask(batch, epoch=epoch, progress=progress)
+        return self.arrange(masked, rows)
+
+    def flatten(self, rows: Sequence[Row]) -> TokenBatch:
+        """Lay rows end to end, with their names and words.
 
         Raises:
             DataError: A row cannot be used as it is.
         """
         batch = flatten(rows)
-        unknown = set(rows[0]) - UNDERSTOOD
-        if unknown:
-            raise DataError(
-                f"the rows have a column '{min(unknown)}', which would be dropped; remove it from "
-                f"the dataset (the collator takes {', '.join(sorted(UNDERSTOOD))})"
-            )
-        if self.masker.config.policy != "token" and "word_starts" not in rows[0]:
-            raise DataError(
-                f"the policy '{self.masker.config.policy}' needs a column 'word_starts' in the "
-                f"rows; make them with maskery.data.rows.tokenise_rows, and pass "
-                f"remove_unused_columns=False to TrainingArguments"
-            )
-        padded = self.collate(batch)
-        inside = self._inside(batch)
-        for name in ("attention_mask", "token_type_ids"):
-            if name in rows[0]:
-                column = flat_column([row[name] for row in rows], np.int64)
-                if len(column) != batch.num_tokens:
-                    raise DataError(
-                        f"the rows have {batch.num_tokens} input_ids and {len(column)} values of "
-                        f"{name}; they must agree"
-                    )
-                full = np.zeros(inside.shape, np.int64)
-                full[inside] = column
-                padded[name] = torch.from_numpy(full)
-        return padded
-
-    def collate(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
-        """The same for rows that lie end to end already: the fast way."""
         size = self.masker.vocabulary.size
         if batch.num_tokens and not 0 <= int(batch.input_ids.min()) <= batch.input_ids.max() < size:
             wrong = batch.input_ids[(batch.input_ids < 0) | (batch.input_ids >= size)][0]
@@ -126,49 +156,159 @@ class MaskeryCollator:
                 f"a row has the token id {wrong}, and the tokenizer has the ids 0 to {size - 1}; "
                 f"use the tokenizer that made the rows"
             )
-        masked = self.masker.mask(batch, epoch=self.epoch, progress=self.progress)
-        inside = self._inside(batch)
-        input_ids = np.full(inside.shape, self.tokenizer.pad_token_id, np.int64)
-        input_ids[inside] = masked.input_ids
-        labels = np.full(inside.shape, IGNORE_INDEX, np.int64)
-        # Only masked tokens are placed one by one.
-        rows = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
-        columns = masked.positions - batch.boundaries[rows] + self._firsts(batch, inside)[rows]
-        labels[rows, columns] = masked.targets
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(inside.astype(np.int64)),
-            "labels": torch.from_numpy(labels),
-        }
+        if "word_starts" not in rows[0]:
+            # Where there is no column, each token was taken for a word.
+            batch.word_starts[:] = self._words(batch.input_ids)
+        return batch
 
-    def _inside(self, batch: TokenBatch) -> npt.NDArray[np.bool_]:
-        """(B, L) bool: where the padded rows hold tokens."""
-        longest = int(batch.lengths.max(initial=0))
+    def arrange(self, masked: MaskedTokens, rows: Sequence[Row]) -> dict[str, Any]:
+        """Pad a masked batch, and add the other columns of its rows."""
+        inside = self._inside(masked.batch.lengths)
+        padded = {
+            "input_ids": _padded(masked.input_ids, inside, int(self.tokenizer.pad_token_id)),
+            "attention_mask": torch.from_numpy(inside.astype(np.int64)),
+            "labels": _padded(masked.labels(), inside, IGNORE_INDEX),
+        }
+        if "attention_mask" in rows[0]:
+            given = _tokenwise(rows, "attention_mask", masked.batch)
+            if given is None:
+                raise DataError("attention_mask and input_ids of a row must agree in length")
+            padded["attention_mask"] = _padded(given, inside, 0)
+        for name in rows[0].keys() - CONSUMED:
+            given = _tokenwise(rows, name, masked.batch)
+            padded[name] = (
+                _stacked([_value(row, name) for row in rows])
+                if given is None
+                else _padded(given, inside, self._filling(name))
+            )
+        return padded
+
+    def _filling(self, name: str) -> int:
+        if name == "token_type_ids":
+            return int(self.tokenizer.pad_token_type_id)
+        # Labels of other kinds, one for each token, are left out of a loss as ours are.
+        return IGNORE_INDEX if name.endswith("labels") else 0
+
+    def _inside(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return where the padded rows hold tokens: (B, L) bool."""
+        longest = int(lengths.max(initial=0))
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        inside: npt.NDArray[np.bool_] = np.arange(length) < batch.lengths[:, None]
+        inside: npt.NDArray[np.bool_] = np.arange(length) < lengths[:, None]
         return inside[:, ::-1] if self.tokenizer.padding_side == "left" else inside
 
-    def _firsts(self, batch: TokenBatch, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """(B,) the column of each row's first token."""
-        if self.tokenizer.padding_side == "left":
-            firsts: npt.NDArray[np.int64] = inside.shape[1] - batch.lengths
-            return firsts
-        return np.zeros(len(batch.lengths), np.int64)
 
+class _Clock:
+    """The epoch and the progress of a run, in memory that worker processes share.
 
-class MaskEpoch(TrainerCallback):  # type: ignore[misc]  # Transformers is not typed
-    """Gives a collator the Trainer's epoch, so that each epoch has fresh masks.
-
-    Args:
-        collator: The Trainer's `data_collator`.
+    `turn` counts the epochs begun: by it a worker notices that its count starts anew.
     """
 
-    def __init__(self, collator: MaskeryCollator) -> None:
-        self.collator = collator
+    def __init__(self) -> None:
+        # turn, epoch, progress at the epoch's start, progress of a step, batches of a step
+        self._shared = torch.tensor([0, 0, 0, 0, FOREVER], dtype=torch.float64).share_memory_()
+        self._turn, self._taken = -1, 0
+
+    @property
+    def epoch(self) -> int:
+        return int(self._shared[1])
+
+    @property
+    def progress(self) -> float:
+        return float(self._shared[2])
+
+    def set(
+        self, *, epoch: int, progress: float, step: float = 0.0, batches: float = FOREVER
+    ) -> None:
+        turn = float(self._shared[0]) + 1.0
+        self._shared.copy_(torch.tensor([turn, epoch, progress, step, batches]).double())
+
+    def tick(self) -> tuple[int, float]:
+        """Return the epoch and the progress of the next batch of this process."""
+        turn, epoch, progress, step, batches = self._shared.tolist()
+        if turn != self._turn:
+            self._turn, self._taken = turn, 0
+        worker = get_worker_info()
+        # A loader deals its batches out to its workers in turn, from the first of each epoch.
+        number = self._taken
+        if worker is not None:
+            number = number * worker.num_workers + worker.id
+        self._taken += 1
+        return int(epoch), min(1.0, progress + number // batches * step)
+
+
+class _FollowTrainer(TrainerCallback):  # type: ignore[misc]  # Transformers is not typed
+    """Sets the clock of the training loader's collator, if that is a `MaskCollator`."""
+
+    collator: MaskCollator | None = None
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Give the training loader a collator with a clock of its own."""
+        del args, state, control, kwargs
+        # Accelerate wraps the loader, and the Trainer the collator where a dataset is no `Dataset`.
+        holder: Any = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        name, inner = "collate_fn", getattr(holder, "collate_fn", None)
+        while inner is not None and not isinstance(inner, MaskCollator):
+            holder, name = inner, "data_collator"
+            inner = getattr(holder, name, None)
+        self.collator = None if inner is None else inner.for_training()
+        if self.collator is not None:
+            setattr(holder, name, self.collator)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An epoch begins, or is resumed."""
-        del args, control, kwargs
-        # A done share may end just below a whole number.
-        self.collator.epoch = int((state.epoch or 0.0) + 1e-6)
-        self.collator.progress = state.global_step / max(state.max_steps, 1)
+        """Set the clock, also where an epoch is resumed in its midst."""
+        del control, kwargs
+        if self.collator is not None:
+            self.collator.begin_epoch(
+                # A done share may end just below a whole number.
+                int((state.epoch or 0.0) + 1e-6),
+                step=state.global_step,
+                max_steps=state.max_steps,
+                accumulation=args.gradient_accumulation_steps,
+            )
+
+
+def _follow_trainers() -> None:
+    """Add the callback to those that every Trainer starts with, once."""
+    from transformers import trainer
+
+    if _FollowTrainer not in trainer.DEFAULT_CALLBACKS:
+        trainer.DEFAULT_CALLBACKS.append(_FollowTrainer)
+
+
+def _value(row: Row, name: str) -> Any:
+    if name not in row:
+        raise DataError(f"a row has no '{name}', and the first row has: give it to all or to none")
+    return row[name]
+
+
+def _tokenwise(rows: Sequence[Row], name: str, batch: TokenBatch) -> npt.NDArray[Any] | None:
+    """Return a column that has one number for each token, end to end; None for another."""
+    values = [_value(row, name) for row in rows]
+    if any(isinstance(value, str) or not hasattr(value, "__len__") for value in values):
+        return None
+    if any(getattr(value, "ndim", 1) != 1 for value in values):
+        return None
+    if [len(value) for value in values] != batch.lengths.tolist():
+        return None
+    first = np.asarray(values[0])
+    return flat_column(values, first.dtype) if first.dtype.kind in "biuf" else None
+
+
+def _padded(values: npt.NDArray[Any], inside: npt.NDArray[np.bool_], filling: int) -> torch.Tensor:
+    full = np.full(inside.shape, filling, values.dtype)
+    full[inside] = values
+    return torch.from_numpy(full)
+
+
+def _stacked(values: list[Any]) -> Any:
+    """Return values as one tensor, or as they are where they are no numbers of one shape."""
+    if all(isinstance(value, torch.Tensor) for value in values):
+        same = len({value.shape for value in values}) == 1
+        return torch.stack(values) if same else values
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        return values  # of unequal lengths
+    return torch.from_numpy(array) if array.dtype.kind in "biuf" else values

@@ -16,23 +16,18 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
 from maskery.core.files import replace_folder, write_whole
-from maskery.core.task import Task
 from maskery.training.snapshot import (
     EXTRA,
     MODEL,
     OPTIMISER,
     STATE,
-    Position,
     Snapshot,
-    SnapshotMaker,
 )
 
 log = logging.getLogger(__name__)
@@ -62,18 +57,8 @@ class Checkpoints:
         self._writing: Future[Path] | None = None
         self.written: list[tuple[int, Path]] = []
 
-    def save(
-        self, task: Task[Any, Any], optimiser: torch.optim.Optimizer, position: Position
-    ) -> Path:
-        """Take a snapshot and write it, at once.
-
-        Raises:
-            CheckpointError: It could not be written (disk full, no permission).
-        """
-        return self.write(SnapshotMaker().take(task, optimiser, position))
-
     def begin(self, snapshot: Snapshot, *, first: Callable[[], None] | None = None) -> None:
-        """Write in the thread; the write before must be over (`finish`).
+        """Write a checkpoint in the thread; the write before must be over (`finish`).
 
         Args:
             snapshot: The state to write.

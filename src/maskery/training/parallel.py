@@ -9,7 +9,7 @@ twin is sharded as its model is, so it moves without communication.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from maskery.core.errors import ModelError
+from maskery.core.processes import join_processes
 from maskery.core.task import Task
 from maskery.training.config import Sharding
 
@@ -51,7 +52,7 @@ def spread(
         sharding: `ddp` or `fsdp`.
         device: The device of this process.
     """
-    if not _several_processes():
+    if join_processes().world_size == 1:
         task.model.to(device)
         return
     if sharding == "ddp":
@@ -227,30 +228,14 @@ def all_laid_out_like(
     }
 
 
-def unused_parameters(model: nn.Module) -> list[str]:
-    """Return the names of trained parameters that a backward pass gave no gradient."""
-    return [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-
-
 def explain_unused(error: RuntimeError, model: nn.Module) -> RuntimeError | ModelError:
     """Return DDP's error about parameters without gradient in one line; others as they are."""
     if "Expected to have finished reduction" not in str(error):
         return error
-    names = unused_parameters(unwrapped(model))
+    trained = [(n, p) for n, p in unwrapped(model).named_parameters() if p.requires_grad]
+    unused = [name for name, parameter in trained if parameter.grad is None]
+    named = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
     return ModelError(
-        f"the loss does not reach {len(names)} parameters ({_some(names)}), which the processes "
+        f"the loss does not reach {len(unused)} parameters ({named}), which the processes "
         f"would wait for; freeze them (requires_grad_(False)), or train with --sharding fsdp"
-    )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
-
-
-def _several_processes() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
     )

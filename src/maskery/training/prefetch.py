@@ -66,10 +66,10 @@ class Prefetch(Generic[ItemT]):
             return True
         return False
 
-    def _next(self) -> tuple[ItemT | None, BaseException | None]:
+    def _take(self) -> Iterator[ItemT]:
         while True:
             try:
-                return self._queue.get(timeout=1.0)
+                item, error = self._queue.get(timeout=1.0)
             except queue.Empty:
                 # It puts a last entry whatever happens, unless the interpreter is going down.
                 if not self._thread.is_alive() and self._queue.empty():
@@ -77,11 +77,8 @@ class Prefetch(Generic[ItemT]):
                         "the thread that prepares the next steps has died without a word"
                     ) from None
                 if self._gives_up():
-                    return None, StopIteration()
-
-    def _take(self) -> Iterator[ItemT]:
-        while True:
-            item, error = self._next()
+                    return
+                continue
             if isinstance(error, StopIteration):
                 return
             if error is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,33 +173,22 @@ def restore(
     Raises:
         CheckpointError: It belongs to another run or another model, or is no checkpoint at all.
     """
-    try:
-        return _restore(path, task, optimiser, identity)
-    except UNSOUND as error:
-        raise CheckpointError(
-            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); remove it to go on "
-            f"from the one before it"
-        ) from error
-
-
-def _restore(
-    path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
-) -> Position:
-    position = _position_in(path)
-    require_same_run(path, position.identity, identity)
-    _restore_task(path, task)
-    model = unwrapped(task.model)
-    moments = load_file(path / OPTIMISER)
-    for name, parameter in model.named_parameters():
-        kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
-        if kept:
-            optimiser.state[parameter] = {
-                moment: moments[f"{moment}.{name}"].to(parameter.device)
-                if moment == "step"
-                else laid_out_like(moments[f"{moment}.{name}"], parameter)
-                for moment in kept
-            }
-    return position
+    with _loading(path, "remove it to go on from the one before it"):
+        position = _position_in(path)
+        require_same_run(path, position.identity, identity)
+        _restore_task(path, task)
+        moments = load_file(path / OPTIMISER)
+        for name, parameter in unwrapped(task.model).named_parameters():
+            kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
+            if kept:
+                optimiser.state[parameter] = {
+                    # The count of steps is a scalar, which is never sharded.
+                    moment: moments[f"{moment}.{name}"].to(parameter.device)
+                    if moment == "step"
+                    else laid_out_like(moments[f"{moment}.{name}"], parameter)
+                    for moment in kept
+                }
+        return position
 
 
 def restore_task(path: Path, task: Task[Any, Any]) -> int:
@@ -214,18 +204,29 @@ def restore_task(path: Path, task: Task[Any, Any]) -> int:
     Raises:
         CheckpointError: It is of another model, or is no checkpoint at all.
     """
-    try:
+    with _loading(path, "restore it, or remove it to do with another"):
         _restore_task(path, task)
         return _position_in(path).step
+
+
+@contextmanager
+def _loading(path: Path, fix: str) -> Iterator[None]:
+    try:
+        yield
     except UNSOUND as error:
         raise CheckpointError(
-            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); restore it, or remove "
-            f"it to do with another"
+            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); {fix}"
         ) from error
 
 
 def _restore_task(path: Path, task: Task[Any, Any]) -> None:
-    _copy_into(named_tensors(unwrapped(task.model)), load_file(path / MODEL), path)
+    own, saved = named_tensors(unwrapped(task.model)), load_file(path / MODEL)
+    if own.keys() != saved.keys() or any(own[n].shape != saved[n].shape for n in own):
+        raise CheckpointError(
+            f"the checkpoint '{path}' is of another model; resume with the model it was made from"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(laid_out_like(saved[name], tensor))
     task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
 
 
@@ -239,17 +240,6 @@ def stored_identity(path: Path) -> str | None:
 
 def _position_in(path: Path) -> Position:
     return Position.from_json((path / STATE).read_text("utf-8"))
-
-
-def _copy_into(
-    own: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], path: Path
-) -> None:
-    if own.keys() != saved.keys() or any(own[n].shape != saved[n].shape for n in own):
-        raise CheckpointError(
-            f"the checkpoint '{path}' is of another model; resume with the model it was made from"
-        )
-    for name, tensor in own.items():
-        tensor.copy_(laid_out_like(saved[name], tensor))
 
 
 def require_same_run(checkpoint: Path, stored: str, own: str) -> None:

@@ -64,7 +64,7 @@ def test_stored_images_are_read_at_their_place(pictures: list[bytes]) -> None:
         def read(self, place: tuple[int, int, int]) -> bytes:
             return pictures[place[1]]
 
-    image = StoredImage("shard/1.png", Store(), (0, 1, 0), 10_000)
+    image = StoredImage("shard/1.png", Store().read, (0, 1, 0), 10_000)
     assert image.load().getpixel((0, 0)) == (0, 250, 0)
     with pytest.raises(DataError, match=r"shard/1\.png has 4 x 3 pixels"):
-        StoredImage("shard/1.png", Store(), (0, 1, 0), 1).load()
+        StoredImage("shard/1.png", Store().read, (0, 1, 0), 1).load()

@@ -135,18 +135,6 @@ def test_a_further_run_goes_on_with_the_twin_and_the_head(
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_the_trainer_engine_takes_the_same_steps(corpus: Path, model: Path, tmp_path: Path) -> None:
-    runs = []
-    for engine in ("loop", "trainer"):
-        config = config_of(corpus, model, tmp_path / engine, max_steps=6)
-        runs.append(train_text(replace(config, engine=engine), progress=False))  # type: ignore[arg-type]
-    ours, theirs = (trained(run.folder) for run in runs)
-    for mine, other in zip(ours, theirs, strict=True):
-        for name in ("loss", "mlm", "mrtd"):
-            assert other[name] == pytest.approx(mine[name], abs=1e-4)
-    assert runs[1].mrtd_auc == pytest.approx(runs[0].mrtd_auc, abs=1e-3)
-
-
 def test_micro_batches_do_not_change_the_course(corpus: Path, model: Path, tmp_path: Path) -> None:
     courses = []
     for name, micro in (("plain", None), ("cut", 64)):

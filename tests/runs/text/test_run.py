@@ -82,17 +82,15 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
-@pytest.mark.parametrize("engine", ["maskery", "trainer"])
 @pytest.mark.parametrize("attention_dropout", [False, True])
 def test_a_run_in_bfloat16_is_the_same_run_but_for_rounding(
-    corpus: Path, model: Path, tmp_path: Path, engine: str, attention_dropout: bool
+    corpus: Path, model: Path, tmp_path: Path, attention_dropout: bool
 ) -> None:
     runs = [
         train_text(
             TextRunConfig(
                 **{
                     **vars(config_of(corpus, model, tmp_path / precision, precision=precision)),
-                    "engine": engine,
                     "attention_dropout": attention_dropout,
                 }
             ),
@@ -105,6 +103,12 @@ def test_a_run_in_bfloat16_is_the_same_run_but_for_rounding(
     assert runs[1].after.loss.value == pytest.approx(runs[0].after.loss.value, abs=0.05)
     weights = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_the_engine_that_is_gone_is_named_with_what_to_use(corpus: Path, model: Path) -> None:
+    config = replace(config_of(corpus, model, Path("nowhere")), engine="trainer")
+    with pytest.raises(ConfigError, match=r"--engine trainer is gone: use --engine loop.*MaskColl"):
+        train_text(config, progress=False)
 
 
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(

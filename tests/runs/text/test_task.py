@@ -83,12 +83,9 @@ def test_on_a_cpu_it_is_said_and_nothing_changes(
 
 
 @pytest.mark.usefixtures("compiles")
-@pytest.mark.parametrize("engine", ["loop", "trainer"])
-def test_compiled_steps_take_the_same_course(
-    engine: str, corpus: Path, model: Path, tmp_path: Path
-) -> None:
+def test_compiled_steps_take_the_same_course(corpus: Path, model: Path, tmp_path: Path) -> None:
     for name, compiled in (("plain", False), ("compiled", True)):
-        config = config_of(corpus, model, tmp_path / name, compiled=compiled, engine=engine)
+        config = config_of(corpus, model, tmp_path / name, compiled=compiled)
         train_text(config, progress=False)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     plain, compiled_rows = trained(tmp_path / "plain"), trained(tmp_path / "compiled")

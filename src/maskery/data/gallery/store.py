@@ -29,8 +29,8 @@ from maskery.data.gallery.files import Stamp
 log = logging.getLogger(__name__)
 
 DATABASE = "index.sqlite"
+# Version of the tables; files of another are made again.
 LAYOUT = 1
-"""Version of the tables; files of another are made again."""
 SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE files (
@@ -42,8 +42,8 @@ CREATE INDEX files_by_digest ON files (digest);
 CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 """
 MATRIX = "matrix"
+# Tries to open a matrix before another program has made the next one.
 ATTEMPTS = 5
-"""Tries to open a matrix before another program has made the next one."""
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 ResultT = TypeVar("ResultT")
 

@@ -17,11 +17,11 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 HALF_MEAN: Channels = (0.5, 0.5, 0.5)
 HALF_STD: Channels = (0.5, 0.5, 0.5)
 
+# Pillow's own threshold of suspicion: 256 MiB of RGB.
 DEFAULT_MAX_PIXELS = 89_478_485
-"""Pillow's own threshold of suspicion: 256 MiB of RGB."""
 
+# Beyond this Pillow refuses to open a picture.
 LARGEST_MAX_PIXELS = 2 * DEFAULT_MAX_PIXELS
-"""Beyond this Pillow refuses to open a picture."""
 
 MAX_AUGMENT_OPERATIONS = 4
 

@@ -31,13 +31,13 @@ FRAME = 4
 GAP = 10
 MARGIN = 16
 HEADING_SIZE, LABEL_SIZE = 16, 12
+# From cold to hot, at equal steps.
 RAMP = np.array(
     [(20, 20, 110), (20, 110, 230), (30, 210, 200), (250, 225, 40), (240, 70, 20), (140, 0, 0)],
     np.float32,
 )
-"""From cold to hot, at equal steps."""
+# Exponent of the cover; below 1 the colour covers more, as ALBEF draws it.
 GAMMA = 0.7
-"""Exponent of the cover; below 1 the colour covers more, as ALBEF draws it."""
 
 
 @dataclass(frozen=True, kw_only=True)

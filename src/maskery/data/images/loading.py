@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+# The colour behind transparent pixels.
 PAPER = (255, 255, 255)
-"""The colour behind transparent pixels."""
+# Threads that decode; more only wait for the disk.
 MAX_WORKERS = 8
-"""Threads that decode; more only wait for the disk."""
 
 
 @lru_cache(maxsize=1)

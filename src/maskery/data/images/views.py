@@ -31,13 +31,13 @@ from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_m
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020).
 ERASE_RATIO = (0.3, 3.3)
-"""Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020)."""
+# Uniforms of RandAugment: the operation, its happening, and its direction.
 DRAWS_PER_OPERATION = 3
-"""Uniforms of RandAugment: the operation, its happening, and its direction."""
 HAPPENS = 0.5
+# ALBEF shifts by up to 10 pixels of pictures 384 wide; here that share of any width.
 MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
-"""ALBEF shifts by up to 10 pixels of pictures 384 wide; here that share of any width."""
 FILL = (128, 128, 128)
 
 
@@ -255,31 +255,12 @@ def view_batches(
     Raises:
         DataError: A picture cannot be read, and `skipped` does not skip it.
     """
-    for read in _decoded(refs, config, skipped, batch_images):
-        if read:
-            pixels = np.stack([view_pixels(image, config) for _, image in read])
-            yield [index for index, _ in read], normalise(pixels, config)
-
-
-def readable(
-    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
-) -> list[int]:
-    """Return the indices of readable pictures; all are decoded, and none is kept.
-
-    Raises:
-        DataError: A picture cannot be read, and `skipped` does not skip it.
-    """
-    parts = _decoded(refs, config, skipped, batch_images)
-    return [index for read in parts for index, _ in read]
-
-
-def _decoded(
-    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, batch_images: int
-) -> Iterator[list[tuple[int, Image]]]:
-    """Yield the pictures that can be read, with their places, some at a time."""
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, "decode") as pool:
         for first in range(0, len(refs), batch_images):
             part = refs[first : first + batch_images]
             images = decode_many(part, skipped, near=config.size, pool=pool)
-            yield [(first + i, image) for i, image in enumerate(images) if image is not None]
+            read = [(first + i, image) for i, image in enumerate(images) if image is not None]
+            if read:
+                pixels = np.stack([view_pixels(image, config) for _, image in read])
+                yield [index for index, _ in read], normalise(pixels, config)

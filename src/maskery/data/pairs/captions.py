@@ -5,10 +5,11 @@ Shapes: N pairs, C captions, T tokens of all captions.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from hashlib import blake2b
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,10 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.pairs import Pair, Pairs
+from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encoder, plain_backend
-
-log = logging.getLogger(__name__)
 
 CAPTIONS_AT_ONCE = 4096
 
@@ -123,32 +122,19 @@ def tokenise_captions(
     )
 
 
-Written: TypeAlias = tuple[int, int, str]
-"""A pair, which of its captions, and the caption."""
-
-
 def _encoded(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Written, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """Yield each caption with its ids and word starts, in order."""
+) -> Iterator[tuple[tuple[int, int, str], npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """Yield (pair, number of the caption, caption) with ids and word starts, in order."""
     encode = encoder(tokenizer, plain_backend(tokenizer))
-    for chunk in _chunks(pairs):
+    captions = (
+        (n, place, c) for n, pair in enumerate(pairs) for place, c in enumerate(pair.captions)
+    )
+    while chunk := list(islice(captions, CAPTIONS_AT_ONCE)):
         ids, words, lengths = encode([caption for *_, caption in chunk])
         ends = np.cumsum(lengths)
-        for written, first, end in zip(chunk, ends - lengths, ends, strict=True):
-            yield written, ids[first:end], words[first:end]
-
-
-def _chunks(pairs: Pairs) -> Iterator[list[Written]]:
-    chunk: list[Written] = []
-    pair: Pair
-    for index, pair in enumerate(pairs):
-        chunk += [(index, place, caption) for place, caption in enumerate(pair.captions)]
-        if len(chunk) >= CAPTIONS_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+        for caption, first, end in zip(chunk, ends - lengths, ends, strict=True):
+            yield caption, ids[first:end], words[first:end]
 
 
 def _starts(owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -158,13 +144,15 @@ def _starts(owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np
     return before - before[first]
 
 
-class CaptionCorpus:
-    """The captions of pairs as a corpus, to train a tokenizer on.
+class Caption(NamedTuple):
+    """One caption under the id of its pair, as a corpus has examples."""
 
-    Attributes:
-        num_bytes: Not known.
-        bytes_read: None.
-    """
+    text: str
+    id: int
+
+
+class CaptionCorpus:
+    """The captions of pairs as a corpus, to train a tokenizer on; its bytes are not counted."""
 
     num_bytes: int | None = None
     bytes_read: int = 0
@@ -173,30 +161,13 @@ class CaptionCorpus:
         self._pairs = pairs
 
     def __iter__(self) -> Iterator[Caption]:
-        for pair in self._pairs:
-            for caption in pair.captions:
-                yield Caption(text=caption, id=pair.id)
+        return (Caption(text, pair.id) for pair in self._pairs for text in pair.captions)
 
     def fingerprint(self) -> str:
         """Return a hash of the pairs' ids."""
         return fingerprint(self._pairs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """One caption, as a corpus has examples.
-
-    Attributes:
-        text: The caption.
-        id: Of its pair.
-    """
-
-    text: str
-    id: int
-
-
 def fingerprint(pairs: Pairs) -> str:
     """Return a hash of the pairs' ids, which follow from image names and captions."""
-    from hashlib import blake2b
-
     return blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()

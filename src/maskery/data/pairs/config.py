@@ -24,6 +24,7 @@ OURS = {
     "webdataset": "maskery.data.pairs.webdataset:open_webdataset",
 }
 FORMATS: Registry[Callable[..., Any]] = Registry("--reader", CONTRACT, OURS)
+# The format of a file by its ending; files of other endings need a reader.
 ENDINGS = {
     ".json": "json",
     ".jsonl": "json",
@@ -33,7 +34,6 @@ ENDINGS = {
     ".parquet": "parquet",
     ".tar": "webdataset",
 }
-"""The format of a file by its ending; files of other endings need a reader."""
 
 
 def register_format(name: str, reader: Callable[[Path], Any], endings: Sequence[str] = ()) -> None:

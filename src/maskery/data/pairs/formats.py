@@ -20,13 +20,13 @@ from maskery.data.pairs.pictures import IN_FILE, FileImage, ImageRef, Place, Sto
 from maskery.data.pairs.records import Columns, Reader, Record, brief, find_columns
 from maskery.data.pairs.tables import METADATA, metadata_files
 
+# A path or pattern, an iterable of records, or a `datasets` dataset.
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
-"""A path or pattern, an iterable of records, or a `datasets` dataset."""
 CONTAINERS = (".parquet", ".tar")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_RANGE = 1_000_000
+# Hugging Face names files `train-00000-of-00002.parquet`, or puts them into a folder `train`.
 SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
-"""Hugging Face names files `train-00000-of-00002.parquet`, or puts them into a folder `train`."""
 
 
 def open_source(source: Source, config: PairsConfig) -> Reader:
@@ -268,14 +268,7 @@ class GivenRecords:
         """Return the image of a record."""
         if place[1] == IN_FILE:
             return FileImage(name, self.root, self.config.max_pixels)
-        return StoredImage(name, _Store(self.read_bytes), place, self.config.max_pixels)
-
-
-class _Store:
-    """A function as a `ByteStore`."""
-
-    def __init__(self, read: Callable[[Place], bytes]) -> None:
-        self.read = read
+        return StoredImage(name, self.read_bytes, place, self.config.max_pixels)
 
 
 def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
@@ -307,7 +300,6 @@ def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
             raise DataError(f"{where}, row {place[1]}: the image is null; remove the row")
         return bytes(stored["bytes"])
 
-    store = _Store(content)
     return Reader(
-        records=records(), ref=lambda n, place: StoredImage(n, store, place, config.max_pixels)
+        records=records(), ref=lambda n, place: StoredImage(n, content, place, config.max_pixels)
     )

@@ -37,8 +37,8 @@ from maskery.data.pairs.records import (
 )
 
 HELD_SPLITS = ("test", "validation", "valid", "val", "dev")
+# In `Pairs.persons`: the pair names no person.
 NOBODY = -1
-"""In `Pairs.persons`: the pair names no person."""
 
 CHUNK = 65536
 

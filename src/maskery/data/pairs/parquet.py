@@ -26,11 +26,11 @@ from maskery.data.pairs.records import (
 )
 from maskery.data.pairs.tables import table_folder
 
+# Row groups whose images stay in memory.
 GROUPS_KEPT = 4
-"""Row groups whose images stay in memory."""
 
+# What pyarrow raises on damaged files.
 UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
-"""What pyarrow raises on damaged files."""
 
 
 def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
@@ -72,7 +72,7 @@ class ParquetImages:
         """Return the image of a record."""
         if place[1] == IN_FILE:
             return FileImage(name, self.root, self.config.max_pixels)
-        return StoredImage(name, self, place, self.config.max_pixels)
+        return StoredImage(name, self.read, place, self.config.max_pixels)
 
     def records(self) -> Iterator[Record]:
         """Yield every row, without its image bytes."""

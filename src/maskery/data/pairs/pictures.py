@@ -12,47 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from maskery.core.errors import DataError
-from maskery.data.images.loading import MAX_WORKERS, Skipped, decode_many, load_image
+from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many, load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from maskery.data.pairs.pairs import Pairs
 
+# Three numbers that say where bytes lie; their meaning is up to the reader that made them.
 Place: TypeAlias = tuple[int, int, int]
-"""Three numbers that say where bytes lie; their meaning is up to the reader that made them."""
+# In place of a row or offset: the image is a file of its own.
 IN_FILE = -1
-"""In place of a row or offset: the image is a file of its own."""
+# Pillow's number of the filter that views resize with.
 BICUBIC = 3
-"""Pillow's number of the filter that views resize with."""
+# Pillow pads red, green and blue to a word.
 BYTES_PER_PIXEL = 4
-"""Pillow pads red, green and blue to a word."""
 
 
-class ByteStore(Protocol):
-    """A container that images are read from."""
-
-    def read(self, place: Place) -> bytes:
-        """Return the bytes at a place.
-
-        Raises:
-            DataError: They cannot be read.
-        """
-
-
-class ImageRef(Protocol):
+class ImageRef(Loadable, Protocol):
     """An image that has not been decoded."""
 
     @property
     def name(self) -> str:
         """Its name in messages, from which its pair's id is made."""
-
-    def load(self, near: tuple[int, int] | None = None) -> Image:
-        """Decode it to RGB.
-
-        Raises:
-            DataError: It cannot be read.
-        """
 
 
 @dataclass(frozen=True)
@@ -92,7 +74,7 @@ class FileImage:
         return resolved
 
     def load(self, near: tuple[int, int] | None = None) -> Image:
-        """See `ImageRef.load`."""
+        """See `Loadable.load`."""
         path = self.path
         try:
             file = path.open("rb")
@@ -111,19 +93,19 @@ class StoredImage:
 
     Attributes:
         name: Of the member or row.
-        store: The container.
+        read: Reads the bytes at a place of the container.
         place: Where in the container.
         max_pixels: Larger images are refused.
     """
 
     name: str
-    store: ByteStore
+    read: Callable[[Place], bytes]
     place: Place
     max_pixels: int
 
     def load(self, near: tuple[int, int] | None = None) -> Image:
-        """See `ImageRef.load`."""
-        file = io.BytesIO(self.store.read(self.place))
+        """See `Loadable.load`."""
+        file = io.BytesIO(self.read(self.place))
         return load_image(file, name=self.name, max_pixels=self.max_pixels, near=near)
 
 

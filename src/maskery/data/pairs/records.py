@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "file_path", "image_path", "img_path")
 CAPTION_COLUMNS = ("caption", "captions", "title", "text")
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
+# Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person.
 PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
-"""Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person."""
 
 
 @dataclass(frozen=True, kw_only=True)

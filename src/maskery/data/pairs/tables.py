@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,22 +32,14 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITE_SPACE = b" \t\r\n"
 
 
-def open_json(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open `.json` or `.jsonl` files."""
-    return _open(json_records, paths, config, root)
-
-
-def open_csv(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open `.csv` or `.tsv` files."""
-    return _open(csv_records, paths, config, root)
-
-
-def _open(
+def open_tables(
     read: Callable[[Path, PairsConfig], Iterator[Record]],
     paths: Sequence[Path],
     config: PairsConfig,
     root: Path,
 ) -> Reader:
+    """Open tables that are read by one of the functions below."""
+
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
             folder = table_folder(path, config, root)
@@ -200,3 +193,7 @@ def _line_rows(path: Path) -> Iterator[tuple[Any, str]]:
                     f"record on each line"
                 )
             yield read_json(text, where), where
+
+
+open_json = partial(open_tables, json_records)
+open_csv = partial(open_tables, csv_records)

@@ -34,12 +34,12 @@ IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
 )
 BLOCK = 512
+# Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
-"""Larger `.txt` and `.json` members are refused unread."""
 
 
+# Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
-"""Text files that people put beside samples."""
 
 
 def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
@@ -51,7 +51,7 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
     store = TarImages(paths)
 
     def ref(name: str, place: Place) -> ImageRef:
-        return StoredImage(name, store, place, config.max_pixels)
+        return StoredImage(name, store.read, place, config.max_pixels)
 
     return Reader(records=_records(paths, config, root), ref=ref)
 

@@ -20,15 +20,14 @@ from maskery.data.person_search.config import SPLITS, DatasetName
 IMAGES = "imgs"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """One published layout.
 
     Attributes:
         title: Name of the dataset.
-        files: Names of its one annotation file; the first that exists is read.
-        by_split: True if each split has a file of its own; then `files` holds patterns with
-            `{split}`.
+        files: Names of its annotation file; the first that exists is read. With `{split}` in them,
+            each split has a file of its own.
         image_key: Key of the image in its records.
         splits: Those it has.
     """
@@ -36,41 +35,31 @@ class Layout:
     title: str
     files: tuple[str, ...]
     image_key: str
-    splits: tuple[str, ...]
-    by_split: bool = False
+    splits: tuple[str, ...] = SPLITS
+
+    @property
+    def by_split(self) -> bool:
+        """True if each split has a file of its own."""
+        return "{split}" in self.files[0]
 
 
 LAYOUTS: dict[DatasetName, Layout] = {
-    "cuhk-pedes": Layout(
-        title="CUHK-PEDES", files=("reid_raw.json",), image_key="file_path", splits=SPLITS
-    ),
+    "cuhk-pedes": Layout("CUHK-PEDES", ("reid_raw.json",), "file_path"),
     # The releases of ICFG-PEDES differ in the name of the file; its folders `train/` and `test/`
     # are not its split, which only the records tell.
     "icfg-pedes": Layout(
-        title="ICFG-PEDES",
-        files=("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG-PDES.json"),
-        image_key="file_path",
+        "ICFG-PEDES",
+        ("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG-PDES.json"),
+        "file_path",
         splits=("train", "test"),
     ),
-    "rstpreid": Layout(
-        title="RSTPReid", files=("data_captions.json",), image_key="img_path", splits=SPLITS
-    ),
+    "rstpreid": Layout("RSTPReid", ("data_captions.json",), "img_path"),
     "rasa": Layout(
-        title="RaSa's data_process.py",
-        files=("processed_data/{split}.json", "{split}.json"),
-        image_key="file_path",
-        splits=SPLITS,
-        by_split=True,
+        "RaSa's data_process.py", ("processed_data/{split}.json", "{split}.json"), "file_path"
     ),
-    "drawn-people": Layout(
-        title="drawn people", files=("reid_raw.json",), image_key="file_path", splits=SPLITS
-    ),
+    "drawn-people": Layout("drawn people", ("reid_raw.json",), "file_path"),
     "jsonl": Layout(
-        title="lines with image, caption and person",
-        files=("{split}.jsonl", "pairs_{split}.jsonl"),
-        image_key="image",
-        splits=SPLITS,
-        by_split=True,
+        "lines with image, caption and person", ("{split}.jsonl", "pairs_{split}.jsonl"), "image"
     ),
 }
 

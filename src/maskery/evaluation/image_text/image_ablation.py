@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from maskery.core.optional import require
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
+from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.masked import (
@@ -40,30 +41,6 @@ from maskery.models.image_text.model import ImageTextModel
 
 Condition = Literal["right", "wrong", "none"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-
-
-class JudgedBatch(Protocol):
-    """Held-out captions with pictures, as `maskery.data.pairs.batches.JudgedPairs`."""
-
-    @property
-    def images(self) -> torch.Tensor:
-        """(I, 3, H, W) float32."""
-
-    @property
-    def right(self) -> torch.Tensor:
-        """(B,) int64, each caption's picture."""
-
-    @property
-    def wrong(self) -> torch.Tensor:
-        """(B,) int64, a picture of something else."""
-
-    @property
-    def text(self) -> TokenBatch:
-        """B captions."""
-
-    @property
-    def groups(self) -> npt.NDArray[np.uint64]:
-        """(B,) uint64, what intervals resample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +62,7 @@ class WordScores:
 
 @torch.no_grad()
 def score_pairs(
-    model: ImageTextModel, batches: Iterable[JudgedBatch], masker: Masker
+    model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
     """Predict the frozen masks of every caption under each condition."""
     groups: list[npt.NDArray[np.uint64]] = []
@@ -112,7 +89,7 @@ def score_pairs(
 @torch.no_grad()
 def score_words(
     model: ImageTextModel,
-    batches: Iterable[JudgedBatch],
+    batches: Iterable[JudgedPairs],
     accepted: Mapping[int, frozenset[int]],
     mask_token_id: int,
 ) -> WordScores:
@@ -176,7 +153,7 @@ def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.
 
 def logits_by_condition(
     model: ImageTextModel,
-    batch: JudgedBatch,
+    batch: JudgedPairs,
     input_ids: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
 ) -> dict[Condition, torch.Tensor]:
@@ -191,7 +168,7 @@ def logits_by_condition(
 def _compute_logits(
     model: ImageTextModel,
     *,
-    batch: JudgedBatch,
+    batch: JudgedPairs,
     input_ids: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
 ) -> dict[Condition, torch.Tensor]:
@@ -259,7 +236,7 @@ class PictureFill:
 @torch.no_grad()
 def sample_pictures(
     model: ImageTextModel,
-    batches: Iterable[JudgedBatch],
+    batches: Iterable[JudgedPairs],
     tokenizer: PreTrainedTokenizerBase,
     view: ViewConfig,
     *,
@@ -310,7 +287,7 @@ def sample_pictures(
     return tuple(rows)
 
 
-def _hidden_words(batch: JudgedBatch, vocabulary: Vocabulary, count: int) -> Any:
+def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Any:
     """One position in each of a few captions: a random whole word, the same every time."""
     whole = whole_words(batch.text, vocabulary)
     generator = np.random.default_rng(0)

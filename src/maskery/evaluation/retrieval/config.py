@@ -19,8 +19,8 @@ from maskery.core.ranges import Count, Range, Weight, check_ranges
 from maskery.data.person_search.config import clean_caption
 from maskery.objectives.terms import TERMS
 
+# Names of figures in tables, by the fields of `maskery.evaluation.retrieval.metrics`.
 LABELS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map": "mAP", "minp": "mINP"}
-"""Names of figures in tables, by the fields of `maskery.evaluation.retrieval.metrics`."""
 FILE = "maskery_retrieval.json"
 LOSSES = tuple(TERMS)
 

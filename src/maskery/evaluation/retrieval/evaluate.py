@@ -41,8 +41,8 @@ from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
 
+# Images kept per text when there is no re-ranking.
 KEPT = 10
-"""Images kept per text when there is no re-ranking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,9 @@ def evaluate_retrieval(
             model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
         )
         said = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
-        persons = Persons.of(text_persons, image_persons, model.device)
+        persons = Persons(
+            *(torch.from_numpy(p).to(model.device) for p in (text_persons, image_persons))
+        )
         return _rank_all(model, seen, said, persons, count, config, processes, progress)
 
 
@@ -158,16 +160,6 @@ class Persons:
 
     texts: torch.Tensor
     images: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        texts: npt.NDArray[np.int64],
-        images: npt.NDArray[np.int64],
-        device: torch.device,
-    ) -> Persons:
-        """Make tensors of arrays."""
-        return cls(torch.from_numpy(texts).to(device), torch.from_numpy(images).to(device))
 
 
 def _rank_all(

@@ -27,8 +27,8 @@ from maskery.models.image_text.class_token import before_looking, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
 
 CHUNK_BYTES = 1 << 20
+# Errors of a file system that cannot reserve space.
 NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of a file system that cannot reserve space."""
 
 
 @dataclass(frozen=True, kw_only=True)

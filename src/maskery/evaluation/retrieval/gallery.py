@@ -26,8 +26,8 @@ from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
 
+# Bytes of a gallery's own name in the name of its index.
 MOST_OF_NAME = 100
-"""Bytes of a gallery's own name in the name of its index."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,11 +68,11 @@ def match_logits(
     from tqdm import tqdm
 
     processes = processes or Processes()
-    mine = _by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
+    mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
     total = sum(len(one.texts) for one in mine)
     logits = torch.zeros(*candidates.shape, 2)
     with tqdm(total=total, desc="matching", leave=False, disable=not progress) as bar:
-        for one, judged in _match(model, texts, images, mine, config):
+        for one, judged in match_images(model, texts, images, mine, config):
             logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
             bar.update(len(one.texts))
     return processes.add(logits)  # what is another's is 0 here
@@ -83,27 +83,16 @@ def match_images(
     model: ImageTextModel,
     texts: ReadTexts,
     images: ReadImages,
-    candidates: torch.Tensor,
-    *,
-    config: RetrievalConfig,
-) -> Iterator[tuple[ImageTexts, torch.Tensor]]:
-    """`match_logits` image by image: yields each with the logits (R, 2) of its texts."""
-    yield from _match(model, texts, images, _by_image(candidates.cpu().numpy()), config)
-
-
-def _match(
-    model: ImageTextModel,
-    texts: ReadTexts,
-    images: ReadImages,
     wanted: Sequence[ImageTexts],
     config: RetrievalConfig,
 ) -> Iterator[tuple[ImageTexts, torch.Tensor]]:
+    """Yield each image with the matching logits (R, 2) of its texts."""
     for block in _blocks(model, wanted, images, config.memory_bytes):
         for one, keys in block:
             yield one, _judge(model, texts, one, keys, config.batch_tokens)
 
 
-def _by_image(candidates: npt.NDArray[np.int64]) -> list[ImageTexts]:
+def by_image(candidates: npt.NDArray[np.int64]) -> list[ImageTexts]:
     """Sort the pairs of (T, K) candidates by image."""
     flat = candidates.ravel()
     order = np.argsort(flat, kind="stable")
@@ -131,8 +120,8 @@ def _blocks(
         yield [(one, [_only(layer, i) for layer in keys]) for i, one in enumerate(block)]
 
 
+# More projected together gain nothing.
 IMAGES_AT_ONCE = 64
-"""More projected together gain nothing."""
 
 
 def _only(keys: ImageKeys, index: int) -> ImageKeys:

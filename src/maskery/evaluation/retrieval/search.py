@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
-"""Numbers of a block: 2 MiB as float32, which stays in the second-level cache."""
+# More than are wanted, compared again exactly.
 MARGIN = 16
-"""More than are wanted, compared again exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
-from maskery.data.pairs.batches import ViewedPairs
+from maskery.data.pairs.batches import JudgedPairs, ViewedPairs
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.image_text.image_ablation import (
     Condition,
-    JudgedBatch,
     WordScores,
     sample_pictures,
     score_words,
@@ -106,7 +105,7 @@ def mrtd_auc(run: PairsRun) -> float | None:
 
 
 def judgements(
-    task: ImageTextMLM, batches: Iterable[JudgedBatch], device: torch.device
+    task: ImageTextMLM, batches: Iterable[JudgedPairs], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of each batch, with the right pictures: what the model thinks of the words, and the truth."""
     for batch in batches:

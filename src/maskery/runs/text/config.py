@@ -35,7 +35,7 @@ class TextRunConfig:
     resume: Literal["no", "auto"] = "no"
     """auto: go on from the newest sound checkpoint in the run folder, or start if there is none."""
     engine: Literal["loop", "trainer"] = "loop"
-    """trainer: the same steps under the Hugging Face Trainer; it keeps no checkpoints to resume."""
+    """loop; trainer is gone, and only read in the configurations of old runs."""
     eval_data: tuple[str, ...] = ()
     """Held-out text of its own, read like the corpus. Default: a share of the corpus."""
     held_out_share: float = 0.05
@@ -90,11 +90,6 @@ class TextRunConfig:
             raise ConfigError(
                 "--compile and a momentum twin do not go together: the text that the model reads "
                 "depends on the twin's samples; leave out --compile, or --objective and --momentum"
-            )
-        if self.engine == "trainer" and self.resume == "auto":
-            raise ConfigError(
-                "--resume auto needs --engine loop: a run of --engine trainer keeps no "
-                "checkpoints; start it afresh with another --output"
             )
         if not 0.0 < self.held_out_share < 1.0:
             raise ConfigError(

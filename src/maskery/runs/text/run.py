@@ -170,6 +170,11 @@ def train_text(
     Raises:
         MaskeryError: Something the user can mend.
     """
+    if config.engine == "trainer":
+        raise ConfigError(
+            "--engine trainer is gone: use --engine loop, which takes the same steps and resumes; "
+            "or, in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
+        )
     config = replace(config.anchored(), model=anchored(config.model))
     return run_in_folder(
         config,
@@ -229,34 +234,20 @@ def fit(
     *,
     progress: bool,
 ) -> Summary:
-    """Train the run's model in place, under the engine that its configuration names."""
+    """Train the run's model in place."""
     config, training = run.config, run.config.training
     new = new_parameters(task, run.model, run.loaded.new_parameters)
-    if config.engine == "trainer":
-        # Transformers' Trainer imports `datasets` and pandas: a second that the loop does not need.
-        from maskery.hf.run import train_under_trainer
-
-        summary = train_under_trainer(
-            task,
-            run.train,
-            training,
-            folder,
-            new_parameters=new,
-            evaluate=evaluate,
-            progress=progress,
-        )
-    else:
-        loop = TrainingLoop(
-            task,
-            run.train,
-            build_optimiser(task.model, training, new),
-            training,
-            folder,
-            identity=run.identity,
-            evaluate=evaluate,
-            progress=progress,
-        )
-        summary = loop.train(resume=config.resume == "auto")
+    loop = TrainingLoop(
+        task,
+        run.train,
+        build_optimiser(task.model, training, new),
+        training,
+        folder,
+        identity=run.identity,
+        evaluate=evaluate,
+        progress=progress,
+    )
+    summary = loop.train(resume=config.resume == "auto")
     report_left_out(task)
     return summary
 
