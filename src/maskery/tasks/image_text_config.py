@@ -37,7 +37,7 @@ class ImageTextMLMConfig:
     """Which word losses are on, as in train text: mlm alone, or with replaced token detection.
     Default: those whose weight is above 0."""
     momentum: float = 0.995
-    """What the momentum twin keeps of its weights at each optimiser step."""
+    """Share of its weights that the momentum twin keeps at each optimiser step."""
     twin_train_mode: bool = False
     """Leave dropout on in the momentum twin, as ALBEF and RaSa were released."""
     alpha: float = 0.4
@@ -45,9 +45,9 @@ class ImageTextMLMConfig:
     alpha_warmup: float = 0.067
     """The share of the run over which alpha rises from 0 (as released: the first epoch)."""
     distill_over: Literal["vocabulary", "sequence"] = "vocabulary"
-    """What the soft-label log-softmax runs over; `sequence` is the released code's."""
+    """Dimension of the soft-label log-softmax; `sequence` is the released code's."""
     mrtd_sample_at: Literal["masked", "every"] = "masked"
-    """Where replacements are sampled: at masked words, or everywhere as RaSa was released."""
+    """Places of sampled replacements: masked words, or every token as RaSa was released."""
     mlm_with_image: bool = True
     """Fill masked words with the picture's help; off to measure what the picture adds."""
     seed: Annotated[int, tyro.conf.Suppress, tyro.conf.Fixed, tyro.conf.arg(name="step-seed")] = 0

@@ -295,8 +295,13 @@ def test_paragraphs_and_an_own_held_out_file(corpus: Path, model: Path, tmp_path
 
 
 def test_what_is_held_out_is_not_trained_on(corpus: Path, model: Path, tmp_path: Path) -> None:
+    # Words in any order: lines of a pattern would be near-copies of each other.
+    generator = np.random.default_rng(0)
+    words = sorted({word for line in lines(150) for word in line.split()})
+    texts = [" ".join(generator.choice(words, 12)) for _ in range(150)]
+    corpus.write_text("\n".join(texts), "utf-8")
     own = tmp_path / "own.txt"
-    own.write_text("\n".join(lines(150)[:20]), "utf-8")  # twenty lines of the corpus
+    own.write_text("\n".join(text.upper() for text in texts[:20]), "utf-8")
     settings = vars(config_of(corpus, model, tmp_path / "run"))
     run = prepare_text(TextRunConfig(**{**settings, "eval_data": (str(own),)}), progress=False)
     held = set(run.held_out.store.ids.tolist())

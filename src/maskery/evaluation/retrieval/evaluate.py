@@ -37,6 +37,7 @@ from maskery.evaluation.retrieval.metrics import (
     text_figures,
 )
 from maskery.evaluation.retrieval.rerank import match_logits
+from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def evaluate_retrieval(
         progress: True draws a bar.
 
     Raises:
+        ModelError: The model predicts values that are not numbers.
         DataError: There is nothing to find or to be found, a text's person is in no image, or all
             images show the same person.
     """
@@ -172,6 +174,8 @@ def _rank_all(
     processes: Processes | None,
     progress: bool,
 ) -> Retrieval:
+    for features in (images.features, texts.features):
+        require_numbers(features)
     kept = min(max(count, KEPT), len(images.features))
     order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
     told = persons.texts.cpu().numpy()
@@ -189,6 +193,7 @@ def _rank_all(
             processes=processes,
             progress=progress,
         )
+        require_numbers(logits)
         scores = combine(logits, similar[:, :count], float(model.temp), config)
         sorting = rank(scores)
         chosen = order[:, :count].gather(1, sorting)

@@ -9,7 +9,7 @@ from maskery.core.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextSizes:
-    """How large an image-text model is; the defaults train on two CPU cores in minutes."""
+    """Sizes of an image-text model; the defaults train on two CPU cores in minutes."""
 
     image_size: tuple[int, int] = (64, 32)
     """Height and width of the images, in pixels."""

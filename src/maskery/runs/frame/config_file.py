@@ -64,7 +64,7 @@ KINDS = {
     "pairs": RunKind(
         config="maskery.runs.pairs.config:PairsRunConfig",
         train="maskery.runs.pairs.run:train_pairs",
-        samples="maskery.runs.pairs.measure:run_samples",
+        samples="maskery.runs.pairs.run:run_samples",
     ),
     "person-search": RunKind(
         config="maskery.runs.person_search.config:PersonSearchRunConfig",

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import ConfigError, DataError
-from maskery.data.corpus.examples import is_held_out
+from maskery.core.errors import ConfigError
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
-from maskery.data.store import TokenStore
+from maskery.data.split import split, without_held_out
 from maskery.data.text_source import TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.data.vocabulary import AddedWords, add_words, read_words, train_wordpiece
@@ -106,11 +105,13 @@ class StoredText:
         if config.eval_data:
             other = Corpus.open(config.eval_data, config.reading)
             self.held_store = tokenise(other, self.tokenizer, cache_dir, progress=progress)
-            self.train_documents = without_held_out(self.store, self.held_store)
+            self.train_documents = without_held_out(self.store, self.held_store, self.tokenizer)
             self.held_documents = np.arange(self.held_store.num_documents)
         else:
             self.held_store = self.store
-            self.train_documents, self.held_documents = split(self.store, config.held_out_share)
+            self.train_documents, self.held_documents = split(
+                self.store, self.tokenizer, config.held_out_share
+            )
 
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
@@ -149,44 +150,3 @@ class StoredText:
             f"{len(self.train_documents):,} training and {len(self.held_documents):,} held-out "
             f"examples, {tokens:,} tokens"
         )
-
-
-def split(store: TokenStore, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and held-out documents, by a hash of each document's content.
-
-    Raises:
-        DataError: There are fewer than two documents.
-    """
-    held = is_held_out(np.asarray(store.ids), share)
-    if held.all() or not held.any():
-        # Too few examples for the share: the hash still decides, with one on the other side.
-        order = np.argsort(np.asarray(store.ids), kind="stable")
-        held = np.full(len(order), bool(held.all() and len(held)))
-        held[order[0]] = not held[order[0]] if len(order) else False
-    same = np.unique(np.asarray(store.ids))
-    if len(same) < 2:
-        raise DataError(
-            f"the corpus has {len(same)} distinct example, and some text must be held out to "
-            f"measure on; cut it finer with --unit line or paragraph, or pass --eval-data FILE"
-        )
-    held = np.isin(np.asarray(store.ids), np.asarray(store.ids)[held])
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def without_held_out(store: TokenStore, held_out: TokenStore) -> npt.NDArray[np.int64]:
-    """The documents of a corpus that do not also stand in the held-out text.
-
-    Raises:
-        DataError: All of them do.
-    """
-    leaked = np.isin(np.asarray(store.ids), np.asarray(held_out.ids))
-    if leaked.all():
-        raise DataError(
-            "every example of the corpus also stands in --eval-data, so nothing is left to train "
-            "on; name other held-out text, or leave it out to hold out a share"
-        )
-    if leaked.any():
-        log.warning(
-            "%s examples also stand in --eval-data and are not trained on", f"{leaked.sum():,}"
-        )
-    return np.flatnonzero(~leaked)
