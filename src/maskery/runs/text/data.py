@@ -20,7 +20,7 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.split import split, without_held_out
 from maskery.data.text_source import TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
-from maskery.data.vocabulary import AddedWords, add_words, read_words, train_wordpiece
+from maskery.data.vocabulary import AddedWords, train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 
