@@ -48,11 +48,12 @@ if TYPE_CHECKING:
     from maskery.runs.pairs.run import train_pairs
     from maskery.runs.person_search.config import PersonSearchRunConfig
     from maskery.runs.person_search.run import train_person_search
-    from maskery.runs.shortcuts import explain, open_filler, search, train
+    from maskery.runs.shortcuts import explain, open_filler, search
     from maskery.runs.shortcuts import open_image_text_model as open_image_text
     from maskery.runs.text.config import TextRunConfig
     from maskery.runs.text.evaluate import evaluate_model, evaluate_run
     from maskery.runs.text.run import train_text
+    from maskery.runs.train import train
     from maskery.tasks.text_mlm import TextMLM, TextParts
     from maskery.tasks.text_mlm_config import register_objective
     from maskery.training.callbacks import Callback
@@ -115,7 +116,7 @@ _HOMES = {
     "score": "maskery.evaluation.text.pseudo_likelihood",
     "search": "maskery.runs.shortcuts",
     "texts_source": "maskery.evaluation.text.opening",
-    "train": "maskery.runs.shortcuts",
+    "train": "maskery.runs.train",
     "train_pairs": "maskery.runs.pairs.run",
     "train_person_search": "maskery.runs.person_search.run",
     "train_text": "maskery.runs.text.run",
