@@ -19,7 +19,7 @@ from pathlib import Path
 from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.run import prepare_text
+from maskery.runs.text.prepare import prepare_text
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig

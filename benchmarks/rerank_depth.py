@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
-from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models
+from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models
 
 
 def figures_of(found: RetrievalFigures) -> dict[str, float]:
@@ -36,7 +36,7 @@ def main() -> None:
     for _ in range(wanted.rounds):
         for k in wanted.k:
             began = time.perf_counter()
-            found = evaluate_retrieval_models([str(wanted.run)], asked=Asked(rerank=k))
+            found = evaluate_retrieval_models([str(wanted.run)], overrides=Overrides(rerank=k))
             seconds[k].append(time.perf_counter() - began)
             (of_run,) = found.figures.values()
             figures[k] = figures_of(of_run)

@@ -37,7 +37,7 @@ from maskery.models.layout import can_pack
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.task import text_task
+from maskery.runs.text.prepare import text_task
 from maskery.training.config import Precision, TrainingConfig
 from maskery.training.prefetch import Prefetch
 from maskery.training.stepper import Stepper

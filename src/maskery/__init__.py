@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from maskery.evaluation.text.masked import evaluate
     from maskery.evaluation.text.opening import open_model, texts_source
     from maskery.evaluation.text.pseudo_likelihood import score
+    from maskery.hf.collator import MaskCollator
     from maskery.masking.config import MaskingConfig, register_policy
     from maskery.masking.mask import mask
     from maskery.masking.masker import Masker
@@ -47,11 +48,12 @@ if TYPE_CHECKING:
     from maskery.runs.pairs.run import train_pairs
     from maskery.runs.person_search.config import PersonSearchRunConfig
     from maskery.runs.person_search.run import train_person_search
-    from maskery.runs.shortcuts import explain, open_filler, search, train
+    from maskery.runs.shortcuts import explain, open_filler, search
     from maskery.runs.shortcuts import open_image_text_model as open_image_text
     from maskery.runs.text.config import TextRunConfig
     from maskery.runs.text.evaluate import evaluate_model, evaluate_run
     from maskery.runs.text.run import train_text
+    from maskery.runs.train import train
     from maskery.tasks.text_mlm import TextMLM, TextParts
     from maskery.tasks.text_mlm_config import register_objective
     from maskery.training.callbacks import Callback
@@ -72,6 +74,7 @@ _HOMES = {
     "Filler": "maskery.evaluation.text.fill",
     "ImageTextModel": "maskery.models.image_text.model",
     "Interval": "maskery.evaluation.intervals",
+    "MaskCollator": "maskery.hf.collator",
     "MaskedLanguageModel": "maskery.models.masked_lm",
     "Masker": "maskery.masking.masker",
     "MaskeryError": "maskery.core.errors",
@@ -113,7 +116,7 @@ _HOMES = {
     "score": "maskery.evaluation.text.pseudo_likelihood",
     "search": "maskery.runs.shortcuts",
     "texts_source": "maskery.evaluation.text.opening",
-    "train": "maskery.runs.shortcuts",
+    "train": "maskery.runs.train",
     "train_pairs": "maskery.runs.pairs.run",
     "train_person_search": "maskery.runs.person_search.run",
     "train_text": "maskery.runs.text.run",
@@ -129,6 +132,7 @@ __all__ = [
     "Filler",
     "ImageTextModel",
     "Interval",
+    "MaskCollator",
     "MaskedLanguageModel",
     "Masker",
     "MaskeryError",

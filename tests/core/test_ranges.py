@@ -93,6 +93,12 @@ def test_a_subclass_is_checked_for_its_own_fields_and_the_inherited() -> None:
         More(times=0)
 
 
+def test_a_default_that_stands_for_a_required_flag_is_let_through() -> None:
+    preset = Settings(shape=tyro.MISSING, times=tyro.MISSING)
+    parsed = tyro.cli(Settings, default=preset, args=["--shape", "cosine", "--times", "3"])
+    assert (parsed.shape, parsed.times) == ("cosine", 3)
+
+
 def test_ranges_leave_flags_as_they_are() -> None:
     parsed = tyro.cli(Settings, args=["--share", "0.25", "--times", "3", "--padding", "2"])
     assert parsed == Settings(share=0.25, times=3, pad=2)

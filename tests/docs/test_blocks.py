@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import itertools
 import re
 import shlex
 import shutil
@@ -160,9 +161,17 @@ def commands_of(code: str) -> list[str]:
 
 def run_command(command: str) -> None:
     """Run a command of `maskery` in this process, or of Python as a script."""
-    program, *arguments = shlex.split(command, comments=True)
+    words = shlex.split(command, comments=True)
+    given = list(itertools.takewhile(re.compile(r"[A-Z_]+=").match, words))
+    program, *arguments = words[len(given) :]
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(out),
+    ):
+        for variable in given:
+            patch.setenv(*variable.split("=", 1))
         if program == "python":
             code = run_script(arguments)
         else:

@@ -25,8 +25,7 @@ from maskery.objectives.terms import LossTerm
 from maskery.runs.image_text import config as pairs_config
 from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.runs.pairs.config import PairsRunConfig
-from maskery.runs.pairs.measure import evaluate_pairs_run
-from maskery.runs.pairs.run import train_pairs
+from maskery.runs.pairs.run import evaluate_pairs_run, train_pairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 FILE = Path(__file__).parents[2] / "examples" / "plugins" / "siglip_term.py"

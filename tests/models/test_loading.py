@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_text import save_tiny_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from maskery.core.errors import ModelError
-from maskery.models.loading import known_as, load_masked_lm, load_tokenizer, resolve, start_new_head
+from maskery.models.loading import (
+    known_as,
+    load_config,
+    load_masked_lm,
+    load_tokenizer,
+    resolve,
+    start_new_head,
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +121,46 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ModelError, match="is a file"):
         resolve(str(path))
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> str:
+    save_tiny_model(folder)
+    weights = load_file(folder / "model.safetensors")
+    changed = {name: tensor.clone() for name, tensor in change(weights).items()}
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: {n: t for n, t in w.items() if ".layer.1." not in n},
+            r"lack 16 parameters of its encoder.*bert\.encoder\.layer\.1\..* and 13 more\): name a",
+        ),
+        (lambda w: {f"module.{n}": t for n, t in w.items()}, "every name begins with 'module.'"),
+    ],
+    ids=["without a layer", "wrapped"],
+)
+def test_an_encoder_that_would_compute_noise_is_refused(
+    change: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load_masked_lm(rewritten(tmp_path / "model", change))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_models_own_code_is_never_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    described = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.C", "AutoModelForMaskedLM": "own.M", "AutoTokenizer": ["own.T", None]}
+    described |= {"model_type": "own", "auto_map": own}
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    for load in (load_masked_lm, load_config):
+        with pytest.raises(ModelError, match="needs Python code of its own, which Maskery never"):
+            load(str(folder))
+    assert not (tmp_path / "ran").exists()

@@ -24,7 +24,7 @@ from maskery.core.task import StandIn
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.run import prepare_text
+from maskery.runs.text.prepare import prepare_text
 from maskery.training.config import TrainingConfig
 
 TEXT = (

@@ -87,7 +87,7 @@ def save_tokenizer(name: str, out: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(name).save_pretrained(out)
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(out)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"'{name}' is not a tokenizer that can be read "

@@ -297,7 +297,7 @@ def report_text(wanted: EvaluateText) -> None:
 
 def report_pairs(wanted: EvaluatePairs) -> None:
     """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    from maskery.runs.pairs.measure import evaluate_pairs_run
+    from maskery.runs.pairs.run import evaluate_pairs_run
 
     result = evaluate_pairs_run(
         Path(wanted.model),
@@ -338,17 +338,17 @@ def report_image_text(wanted: EvaluateImageText) -> None:
 
 def report_search(wanted: EvaluateSearch) -> None:
     """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
-    from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models
+    from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models
 
     clean = None if wanted.clean_captions == "auto" else wanted.clean_captions == "yes"
     names = ("rerank", "score", "odds_weight", "batch_tokens", "memory_mb", "root", "images")
-    asked = Asked(clean_captions=clean, **{name: getattr(wanted, name) for name in names})
+    asked = Overrides(clean_captions=clean, **{name: getattr(wanted, name) for name in names})
     result = evaluate_retrieval_models(
         [wanted.model, *wanted.more],
         data=only(wanted.data),
         reading=wanted.pairs,
         split=wanted.held_out,
-        asked=asked,
+        overrides=asked,
         progress=not wanted.json,
     )
     if wanted.json:

@@ -15,7 +15,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.startup import quick_imports
 
 if TYPE_CHECKING:
-    from maskery.evaluation.text.fill import Filler, Filling
+    from maskery.evaluation.text.fill import Filling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, fill, report."""
     wanted = parse(Fill, "fill", arguments)
     set_up_logging(quiet=True)
+    with quick_imports():
+        from maskery.runs.shortcuts import open_filler
+
     filler = open_filler(wanted.model, wanted.image)
     fillings = [
         filler.fill(text, top_k=wanted.top_k, words=wanted.words, beams=wanted.beams)
@@ -66,31 +69,6 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print("\n\n".join(describe(filling) for filling in fillings))
     return 0
-
-
-def open_filler(model: str, image: Path | None) -> Filler:
-    """What fills masks: an image-text model with or without a picture, or a text model.
-
-    Raises:
-        ConfigError: A picture is given to a model that reads text alone.
-    """
-    with quick_imports():
-        from maskery.evaluation.image_text.opening import is_image_text, open_image_text
-
-    if is_image_text(model):
-        from maskery.evaluation.image_text.image_fill import ImageFiller
-
-        return ImageFiller(open_image_text(model), image)
-    from maskery.evaluation.text.fill import Filler
-    from maskery.evaluation.text.opening import open_model
-
-    opened = open_model(model)
-    if image is not None:
-        raise ConfigError(
-            f"--image {image}: '{model}' reads text alone; leave the picture out, or name a model "
-            f"of maskery train pairs"
-        )
-    return Filler(opened.model, opened.tokenizer)
 
 
 def describe(filling: Filling) -> str:

@@ -99,7 +99,7 @@ def check_ranges(config: DataclassInstance) -> None:
     for name, allowed in _declared(type(config)):
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
-        if all(v is None or v in allowed for v in values):
+        if all(v is None or _stands_in(v) or v in allowed for v in values):
             continue
         shown = f"'{value}'" if isinstance(value, str) else value
         if not isinstance(allowed, Range):
@@ -109,6 +109,11 @@ def check_ranges(config: DataclassInstance) -> None:
             rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
         subject = "each" if isinstance(value, tuple) else "it"
         raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
+
+
+def _stands_in(value: object) -> bool:
+    """Return True for `tyro.MISSING`, which a preset has where the user must give a flag."""
+    return type(value).__module__.partition(".")[0] == "tyro"
 
 
 @cache

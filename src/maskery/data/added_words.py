@@ -146,6 +146,6 @@ def _saved(tokenizer: PreTrainedTokenizerBase) -> Iterator[Path]:
 
 
 def _reopened(folder: Path, like: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    grown: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    grown: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     grown.name_or_path = like.name_or_path
     return grown

@@ -116,7 +116,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     source = resolve(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(name, "tokenizer", error) from error
     if tokenizer.mask_token_id is None:
@@ -134,7 +134,7 @@ def load_config(name: str) -> PreTrainedConfig:
         ModelError: It cannot be read, or its family has no masked-language-modelling head.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve(name))
+        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(name, "configuration", error) from error
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -164,7 +164,7 @@ def load_masked_lm(
         seed: Of the weights that the checkpoint does not have.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: It cannot be loaded, or a part of its encoder would start from noise.
     """
     attention.register()
     config = load_config(name)
@@ -182,7 +182,9 @@ def load_masked_lm(
             config=config,
             attn_implementation=implementation(config),
             dtype="float32",
+            trust_remote_code=False,
         )
+    refuse_random_layers(name, model, info)
     size = vocabulary_size(tokenizer)
     if size > config.vocab_size:
         raise ModelError(
@@ -265,8 +267,50 @@ def _own_missing(model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
     return [key for key in info["missing_keys"] if not key.startswith(prefix)]
 
 
+def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Refuse weights that leave a part of the encoder at random.
+
+    A head may be new, and nothing that we train reads a pooler.
+
+    Raises:
+        ModelError: Parameters of the encoder are missing.
+    """
+    prefix = f"{model.base_model_prefix}."
+    random = sorted(
+        key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
+    )
+    if random:
+        shown = ", ".join(random[:3]) + (f" and {len(random) - 3} more" if random[3:] else "")
+        foreign = _foreign_prefix(info)
+        fix = (
+            f"every name begins with '{foreign}', as a wrapped model saves them; save the model "
+            f"inside the wrapper"
+            if foreign
+            else "name a folder with all of its weights"
+        )
+        raise ModelError(
+            f"the weights of '{name}' lack {len(random)} parameters of its encoder, which would "
+            f"start at random ({shown}): {fix}"
+        )
+
+
+def _foreign_prefix(info: Mapping[str, Any]) -> str:
+    """Return the prefix that every unexpected key has before a missing one, such as `module.`."""
+    firsts = {key.partition(".")[0] for key in info["unexpected_keys"]}
+    if len(firsts) != 1:
+        return ""
+    prefix = f"{firsts.pop()}."
+    inner = {key.removeprefix(prefix) for key in info["unexpected_keys"]}
+    return prefix if inner & set(info["missing_keys"]) else ""
+
+
 def unloadable(name: str, part: str, error: Exception) -> ModelError:
     """Return the error of a part of a model that cannot be loaded."""
+    if "trust_remote_code" in str(error):  # Transformers' advice, which we do not take
+        return ModelError(
+            f"'{name}' needs Python code of its own, which Maskery never runs; use a model of a "
+            f"family that Transformers has, or load it yourself and pass the object in Python"
+        )
     if Path(resolve(name)).is_dir():
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return ModelError(f"the {part} in '{name}' cannot be loaded: {reason}")
@@ -328,7 +372,7 @@ def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_siz
         hf: A masked language model.
         pieces: By the id of each new word, the ids it was cut into before; where there are none,
             the mean over the whole vocabulary is taken.
-        vocab_size: What the tokenizer now needs; the model gets at least so many rows.
+        vocab_size: Ids of the tokenizer now; the model gets at least so many rows.
     """
     old = int(hf.config.vocab_size)
     if vocab_size > old:

@@ -36,7 +36,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """What the contrastive loss gives.
+    """The contrastive loss and the similarities that it is computed from.
 
     Attributes:
         loss_sum: Scalar, over the B pairs; the directions are averaged.

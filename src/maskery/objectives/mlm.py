@@ -26,7 +26,7 @@ BLOCK_LOGITS = 1 << 20
 
 
 def mlm_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of cross-entropies at the masked tokens, in nats, computed in float32.
+    """Sum the cross-entropies at the masked tokens, in nats, in float32.
 
     Args:
         logits: (M, V), the masked rows alone; any floating dtype.
@@ -71,7 +71,7 @@ def soft_mlm_loss_sum_over_sequence(
     soft_labels: torch.Tensor,
     alpha: float,
 ) -> torch.Tensor:
-    """The same loss as ALBEF and RaSa released it, for comparison with their results.
+    """Return the loss as ALBEF and RaSa released it, for comparison with their results.
 
     Their soft part takes the log-softmax over dimension 1, the sequence, so a token's score is
     normalised against the same vocabulary entry at the other positions, padding included. That
@@ -115,7 +115,7 @@ class CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """The softmax less the target's 1, for rows that count."""
+        """Return the softmax less the target's 1, for rows that count."""
         logits, targets, highest, log_sums = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for rows in _blocks(logits):

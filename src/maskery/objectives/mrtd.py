@@ -114,7 +114,7 @@ def mrtd_mask_modeling_everywhere(
 def labelled(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, special_ids: Sequence[int]
 ) -> torch.Tensor:
-    """Where MRTD asks its question: (B, L) bool, True at real tokens that are not special."""
+    """Return (B, L) bool, True at tokens that MRTD judges: real and not special."""
     special = torch.tensor(list(special_ids), dtype=torch.int64, device=input_ids.device)
     return attention_mask.bool() & ~torch.isin(input_ids, special)
 

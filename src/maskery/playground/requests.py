@@ -99,30 +99,20 @@ def whole(low: int, high: int) -> Callable[[str, Any], int]:
 MODEL = Field(check=whole(0, 1), default=0)
 PICTURE = Field(check=picture)
 TEXT = Field(check=text, required=True)
+ABOUT_A_TEXT = {"model": MODEL, "text": TEXT, "picture": PICTURE}
 SCHEMAS: dict[str, Mapping[str, Field]] = {
-    "fill": {
-        "model": MODEL,
-        "text": TEXT,
-        "picture": PICTURE,
+    "fill": ABOUT_A_TEXT
+    | {
         "top_k": Field(check=whole(1, TOP_K), default=10),
         "words": Field(check=words, default=()),
         "together": Field(check=flag, default=False),
     },
-    "score": {
-        "model": MODEL,
-        "text": TEXT,
-        "picture": PICTURE,
-        "method": Field(check=choice("within-word", "original"), default="within-word"),
-    },
-    "saliency": {
-        "model": MODEL,
-        "text": TEXT,
-        "picture": PICTURE,
-        "mask": Field(check=whole(0, MASKS - 1), default=0),
-    },
-    "explain": {"model": MODEL, "text": TEXT, "picture": PICTURE},
+    "score": ABOUT_A_TEXT
+    | {"method": Field(check=choice("within-word", "original"), default="within-word")},
+    "saliency": ABOUT_A_TEXT | {"mask": Field(check=whole(0, MASKS - 1), default=0)},
+    "explain": ABOUT_A_TEXT,
+    "replaced": ABOUT_A_TEXT,
     "search": {"text": TEXT, "top": Field(check=whole(1, FOUND), default=12)},
-    "replaced": {"model": MODEL, "text": TEXT, "picture": PICTURE},
 }
 
 

@@ -22,7 +22,8 @@ from maskery.evaluation.image_text.opening import (
 )
 from maskery.evaluation.text.fill import MASK, Filler, saliency
 from maskery.evaluation.text.opening import open_model
-from maskery.evaluation.text.pseudo_likelihood import Scorer
+from maskery.evaluation.text.pseudo_likelihood import Scorer, WordScore
+from maskery.evaluation.text.words_of_text import Word
 from maskery.playground import requests
 from maskery.playground.gallery import GallerySearch
 from maskery.playground.requests import RequestError
@@ -125,10 +126,7 @@ class Session:
             )
         scorer.method = values["method"]
         (score,) = scorer.score([read.text])
-        words = [
-            {**asdict(word), "start": read.back(word.start), "end": read.back(word.end)}
-            for word in score.words
-        ]
+        words = [{**asdict(word), **read.place(word)} for word in score.words]
         return {"log_probability": score.log_probability, "tokens": score.tokens, "words": words}
 
     def saliency(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -138,12 +136,7 @@ class Session:
         read = Shifted(values["text"], reader.mask_token)
         found = saliency(filler, reader, read.text, mask=values["mask"])
         words = [
-            {
-                "word": word.text,
-                "start": read.back(word.start),
-                "end": read.back(word.end),
-                "weight": weight,
-            }
+            {"word": word.text, **read.place(word), "weight": weight}
             for word, weight in zip(found.words, found.weights, strict=True)
         ]
         return {"token": found.token, "probability": found.probability, "words": words}
@@ -168,14 +161,10 @@ class Session:
         if not filler.detects:
             raise RequestError("this model was not trained to detect replaced words")
         chances = filler.replaced(torch.from_numpy(encoded.ids)[None])[0]
+        shares = [float(chances[word.first : word.last].max()) for word in encoded.words]
         words = [
-            {
-                "word": word.text,
-                "start": read.back(word.start),
-                "end": read.back(word.end),
-                "probability": float(chances[word.first : word.last].max()),
-            }
-            for word in encoded.words
+            {"word": word.text, **read.place(word), "probability": share}
+            for word, share in zip(encoded.words, shares, strict=True)
         ]
         return {"words": words}
 
@@ -290,6 +279,10 @@ class Shifted:
             # Where each mask starts in the text that the tokenizer reads.
             self._starts.append(place + self._step * len(self._starts))
             place = text.find(MASK, place + len(MASK))
+
+    def place(self, word: Word | WordScore) -> dict[str, int]:
+        """Return where a word starts and ends in the original."""
+        return {"start": self.back(word.start), "end": self.back(word.end)}
 
     def back(self, place: int) -> int:
         """Turn a place in the text that was read into a place in the original."""

@@ -1,11 +1,9 @@
-"""One call each for training, searching, explaining and filling, with models named or open."""
+"""One call each for searching, explaining and filling, with models named or open."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from maskery.runs.frame.config_file import KINDS, read_config
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,25 +13,6 @@ if TYPE_CHECKING:
     from maskery.evaluation.retrieval.search import Hit
     from maskery.evaluation.text.fill import Filler
     from maskery.evaluation.text.opening import OpenModel
-
-
-def train(config: Any, **arguments: Any) -> Any:
-    """Train a run of any kind: `train(TextRunConfig(corpus=("notes.txt",)))`.
-
-    Args:
-        config: A `TextRunConfig`, `PairsRunConfig` or `PersonSearchRunConfig`, or the path of a
-            run's `config.yaml`.
-        **arguments: As `train_text`, `train_pairs` or `train_person_search` takes them.
-
-    Returns:
-        The result of that kind of run, with the run folder as `folder`.
-
-    Raises:
-        MaskeryError: Something the user can mend.
-    """
-    if isinstance(config, str | Path):
-        config = read_config(config)
-    return KINDS[config.kind].load("train")(config, **arguments)
 
 
 def search(

@@ -1,4 +1,4 @@
-"""What captions teach: masked words and replaced words, the nine steps but for the models.
+"""The losses of captions, masked words and replaced words: the nine steps but for the models.
 
 RaSa's sensitivity-aware learning (Bai et al., IJCAI 2023, section 3.3). `ImageTextMLM` and
 `PersonSearch` run these steps; which passes they share with other losses is theirs to decide.
@@ -70,8 +70,8 @@ class Replacements:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What the momentum twin hands to the trained model.
+class CaptionTargets:
+    """Targets that the momentum twin makes for the trained model.
 
     Attributes:
         soft_labels: (M, V), its probabilities at the masked words; None where alpha is 0.
@@ -97,7 +97,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Generic[PreparedT]):
-    """What one step gives.
+    """The results of one step.
 
     Attributes:
         loss_sums: By loss term, its sum over the prepared batch's `counts`.
@@ -106,7 +106,7 @@ class Step(Generic[PreparedT]):
     """
 
     loss_sums: Mapping[str, torch.Tensor]
-    lesson: Lesson
+    lesson: CaptionTargets
     prepared: PreparedT
 
 
@@ -180,8 +180,10 @@ class CaptionSteps:
             inputs["mrtd"] = PaddedText(input_ids=prepared.mrtd.masked_ids, attention_mask=mask)
         return inputs
 
-    def learner_inputs(self, prepared: PreparedPairs, lesson: Lesson) -> dict[str, PaddedText]:
-        """What the trained model reads, by loss term."""
+    def learner_inputs(
+        self, prepared: PreparedPairs, lesson: CaptionTargets
+    ) -> dict[str, PaddedText]:
+        """Return the captions that the trained model reads, by loss term."""
         mask = prepared.text1.attention_mask
         inputs: dict[str, PaddedText] = {}
         if "mlm" in self.terms:
@@ -216,7 +218,7 @@ class CaptionSteps:
 
     def lesson(
         self, twin: ImageTextModel, fused: Mapping[str, torch.Tensor], prepared: PreparedPairs
-    ) -> Lesson:
+    ) -> CaptionTargets:
         """Steps 4, 6 and 7: the twin's soft labels and replacements, from its fused captions.
 
         The vocabulary projection runs where something is learnt from it, in one call.
@@ -226,14 +228,14 @@ class CaptionSteps:
             places["mrtd"] = prepared.mrtd.sampled_at
         rows = [fused[name].flatten(0, 1)[places[name]] for name in fused]
         if not rows:
-            return Lesson(soft_labels=None, replacements=None)
+            return CaptionTargets(soft_labels=None, replacements=None)
         logits = twin.text_encoder.mlm_logits(torch.cat(rows))
         probabilities = torch.split(F.softmax(logits.float(), dim=-1), [len(r) for r in rows])
         by_term = dict(zip(fused, probabilities, strict=True))
         replacements = None
         if "mrtd" in by_term and prepared.mrtd is not None:
             replacements = self.replace(prepared, prepared.mrtd, by_term["mrtd"])
-        return Lesson(soft_labels=by_term.get("mlm"), replacements=replacements)
+        return CaptionTargets(soft_labels=by_term.get("mlm"), replacements=replacements)
 
     def replace(
         self, prepared: PreparedPairs, plan: MRTDPlan, weights: torch.Tensor
@@ -271,7 +273,7 @@ class CaptionSteps:
         model: ImageTextModel,
         fused: Mapping[str, torch.Tensor],
         prepared: PreparedPairs,
-        lesson: Lesson,
+        lesson: CaptionTargets,
     ) -> dict[str, torch.Tensor]:
         """Steps 5 and 9: the losses of the fused captions that are there."""
         sums: dict[str, torch.Tensor] = {}
@@ -290,7 +292,7 @@ class CaptionSteps:
         model: ImageTextModel,
         fused: torch.Tensor,
         prepared: PreparedPairs,
-        lesson: Lesson,
+        lesson: CaptionTargets,
     ) -> torch.Tensor:
         """Step 5: the MLM loss of the fused masked caption (B, L, D), over the masked words."""
         masked, soft_labels = prepared.mlm, lesson.soft_labels
@@ -350,7 +352,7 @@ def mrtd_sum(
     return mrtd_loss_sum(logits, labels) * (len(judged) / counted)
 
 
-def replayable(prepared: PreparedT, lesson: Lesson) -> PreparedT:
+def replayable(prepared: PreparedT, lesson: CaptionTargets) -> PreparedT:
     """The batch with the sampled replacements filled in."""
     if lesson.replacements is None or prepared.mrtd is None:
         return prepared

@@ -40,7 +40,7 @@ class PersonBatch(PairBatch, Protocol):
 
     @property
     def text2(self) -> TokenBatch:
-        """The same captions, some of them replaced by another caption of the same person."""
+        """The captions, some of them replaced by another caption of the same person."""
 
     @property
     def person_ids(self) -> torch.Tensor:
@@ -70,7 +70,7 @@ class PaddedText:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedText:
-    """The same captions, masked.
+    """B captions, masked.
 
     Attributes:
         input_ids: (B, L) int64, corrupted.
@@ -85,7 +85,7 @@ class MaskedText:
 
 @dataclass(frozen=True, kw_only=True)
 class MRTDPlan:
-    """What replaced token detection will sample and judge.
+    """Places and randomness of replaced token detection.
 
     Attributes:
         masked_ids: (B, L) int64, what the generator reads.
@@ -143,7 +143,7 @@ class PreparedPairs:
         }
 
     def to(self, device: torch.device) -> Self:
-        """The same with its tensors on `device`."""
+        """Return a copy with its tensors on `device`."""
         return moved(self, device)
 
 

@@ -30,7 +30,7 @@ from maskery.objectives.terms import TERMS, Term, load_terms, trained_terms
 from maskery.tasks.caption_steps import (
     Block,
     CaptionSteps,
-    Lesson,
+    CaptionTargets,
     Step,
     encode_captions,
     project,
@@ -48,7 +48,7 @@ from maskery.tasks.loss_terms import (
 
 
 class CaptionTask:
-    """The parts that `ImageTextMLM` and `PersonSearch` share; neither's step.
+    """Base of `ImageTextMLM` and `PersonSearch`: twin, terms and heads; each has its own step.
 
     Attributes:
         model: The trained model, or what the loop wrapped it in.
@@ -136,21 +136,25 @@ class CaptionTask:
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
+        self.load_twin(part_of(state, "twin."))
+
+    def load_twin(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Restore the twin's weights; the user's terms in it, which are never read, may lack."""
         own = self.twin.state_dict()
         unread = {name: own[name] for name in own.keys() - without_terms(own).keys()}
-        self.twin.load_state_dict(part_of(state, "twin.") | unread)
+        self.twin.load_state_dict({**weights, **unread})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """What the twin hands to the trained model.
+    """Everything that the twin computes for the trained model.
 
     Attributes:
         lesson: Soft labels and replacements.
         features: (B, E) each, its contrastive features; None where there is no contrast.
     """
 
-    lesson: Lesson
+    lesson: CaptionTargets
     features: Features | None
 
 
@@ -201,7 +205,7 @@ class ImageTextMLM(CaptionTask):
 
     @torch.no_grad()
     def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the model, in evaluation mode, thinks of the words that the twin replaced.
+        """Judge, in evaluation mode, which words the twin replaced.
 
         Returns:
             (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
@@ -218,7 +222,7 @@ class ImageTextMLM(CaptionTask):
         return log_odds, labels
 
     def _judge(
-        self, model: ImageTextModel, *, prepared: PreparedPairs, lesson: Lesson
+        self, model: ImageTextModel, *, prepared: PreparedPairs, lesson: CaptionTargets
     ) -> torch.Tensor:
         assert prepared.mrtd is not None
         inputs = {"mrtd": self.captions.learner_inputs(prepared, lesson)["mrtd"]}

@@ -28,7 +28,7 @@ ATTRIBUTE = "loss_terms"
 
 @dataclass(frozen=True, kw_only=True)
 class TermInputs:
-    """What a loss term may read of a step.
+    """Parts of a step that a loss term may read.
 
     Attributes:
         model: The trained model.

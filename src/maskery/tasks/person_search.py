@@ -46,7 +46,7 @@ from maskery.objectives.itm import (
 )
 from maskery.tasks.caption_steps import (
     Block,
-    Lesson,
+    CaptionTargets,
     Step,
     encode_captions,
     lengthened,
@@ -79,7 +79,7 @@ class Negatives:
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """What the twin hands to the trained model.
+    """Everything that the twin computes for the trained model.
 
     Attributes:
         lesson: Soft labels and replacements.
@@ -89,7 +89,7 @@ class Teaching:
         crowd_ids: (G,) int64, the persons of the crowd.
     """
 
-    lesson: Lesson
+    lesson: CaptionTargets
     features: Features
     crowd: Crowd
     crowd_features: Features

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import ConfigError, DataError
+from maskery.core.errors import ConfigError, DataError, ModelError
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
 from maskery.evaluation.retrieval.features import by_length
@@ -255,3 +256,21 @@ def test_groups_by_length_waste_little_and_lose_nothing() -> None:
     assert sorted(np.concatenate(groups).tolist()) == list(range(300))
     assert all(len(g) * lengths[g].max() <= 200 or len(g) == 1 for g in groups)
     assert by_length(np.array([500]), 200)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("part", ["vision_proj", "text_proj", "itm_head"])
+def test_a_model_whose_scores_are_no_numbers_is_told_in_one_line(
+    part: str, model: ImageTextModel, images: torch.Tensor, texts: TokenBatch
+) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        getattr(broken, part).bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not numbers"):
+        evaluate_retrieval(
+            broken,
+            [images],
+            texts,
+            image_persons=IMAGE_PERSONS,
+            text_persons=TEXT_PERSONS,
+            config=SMALL,
+        )

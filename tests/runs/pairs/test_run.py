@@ -22,9 +22,7 @@ from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.image_text import config as pairs_config
 from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.pairs.measure import evaluate_pairs_run
-from maskery.runs.pairs.prepare import prepare_pairs
-from maskery.runs.pairs.run import PairsRunConfig, train_pairs
+from maskery.runs.pairs.run import PairsRunConfig, evaluate_pairs_run, prepare_pairs, train_pairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 WORDS = ("red", "green", "blue", "white")

@@ -24,8 +24,9 @@ from maskery.evaluation.retrieval.config import (
     save_model_retrieval,
 )
 from maskery.runs.frame.config_file import load_config, run_kind
+from maskery.runs.frame.run_folder import without_nan
 from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.evaluate import Asked, evaluate_retrieval_models, spread_of
+from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models, spread_of
 from maskery.runs.person_search.settings import (
     known_retrieval,
     open_for_retrieval,
@@ -48,20 +49,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return made
 
 
+def plain(data: Any) -> Any:
+    """Data as it comes back from a file, which has null for numbers that JSON lacks."""
+    return json.loads(json.dumps(without_nan(data)))
+
+
 def test_a_run_gives_what_training_found(runs: list[str]) -> None:
     assert run_kind(runs[0]) == "person-search"
     found = evaluate_retrieval_models(runs[:1])
     written = json.loads((Path(runs[0]) / "evaluation.json").read_text())
-    again = json.loads(json.dumps(found.to_json()))["figures"][runs[0]]
+    again = plain(found.to_json())["figures"][runs[0]]
     assert again == written["test"]
     assert found.spread is None
     val = evaluate_retrieval_models(runs[:1], split="val").figures[runs[0]]
     assert val.reranked is not None
-    assert json.loads(json.dumps(asdict(val.reranked))) == written["val"]["reranked"]
+    assert plain(asdict(val.reranked)) == written["val"]["reranked"]
 
 
 def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate_retrieval_models(runs, asked=Asked(rerank=3))
+    found = evaluate_retrieval_models(runs, overrides=Overrides(rerank=3))
     values = [figures.contrastive.map.value for figures in found.figures.values()]
     assert found.spread is not None
     spread = found.spread["contrastive"]["map"]
@@ -75,7 +81,7 @@ def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixtu
     assert "their seeds: 0, 1" in printed
     assert found.to_json()["seeds"] == {runs[0]: 0, runs[1]: 1}
     assert printed.count("mINP") == 3
-    without = evaluate_retrieval_models(runs[:1], asked=Asked(rerank=0)).figures[runs[0]]
+    without = evaluate_retrieval_models(runs[:1], overrides=Overrides(rerank=0)).figures[runs[0]]
     assert without.reranked is None
     mixed = spread_of([*found.figures.values(), without])
     assert mixed is not None
@@ -155,7 +161,10 @@ def test_runs_that_are_not_measured_alike_have_no_mean(
     same = changed(runs[1], tmp_path / "same", moved(tmp_path / "copy"))
     assert evaluate_retrieval_models([runs[0], same]).spread is not None
     fewer = asked_like(run, tmp_path / "fewer", rerank=2)
-    assert evaluate_retrieval_models([runs[0], fewer], asked=Asked(rerank=3)).spread is not None
+    assert (
+        evaluate_retrieval_models([runs[0], fewer], overrides=Overrides(rerank=3)).spread
+        is not None
+    )
 
 
 def test_a_run_is_measured_from_any_folder(
@@ -180,9 +189,7 @@ def test_a_run_is_measured_from_any_folder(
     (tmp_path / "work" / "cuhk").rename(tmp_path / "moved")
     moved = ["--root", "../moved", "--images", str(tmp_path / "work" / "pictures")]
     assert main(["evaluate", old, *moved, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["figures"][old] == json.loads(
-        json.dumps(asdict(expected))
-    )
+    assert json.loads(capsys.readouterr().out)["figures"][old] == plain(asdict(expected))
     (tmp_path / "moved").rename(tmp_path / "work" / "cuhk")
     monkeypatch.chdir(tmp_path / "work")
     assert evaluate_retrieval_models([old]).figures[old] == expected
@@ -234,8 +241,12 @@ def test_a_model_is_measured_alike_wherever_it_lies(
     assert run == inside == copy
     assert run.rerank == 4
     # What the run was set to makes a difference, so that equality says something.
-    for asked in (Asked(score="matching"), Asked(clean_captions=False), Asked(rerank=0)):
-        found = evaluate_retrieval_models([names[2]], data=data, asked=asked)
+    for asked in (
+        Overrides(score="matching"),
+        Overrides(clean_captions=False),
+        Overrides(rerank=0),
+    ):
+        found = evaluate_retrieval_models([names[2]], data=data, overrides=asked)
         assert found.figures[names[2]] != copy
     # It cannot fill words, so nothing else is meant.
     assert main(["evaluate", str(copied), "--data", data, "--json"]) == 0

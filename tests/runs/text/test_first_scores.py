@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from maskery.core.errors import CheckpointError
 from maskery.evaluation.text.masked import ExampleSums
-from maskery.runs.text.first_scores import FILE, first_scores
+from maskery.runs.text.run import BEFORE, first_scores
 
 
 class Scorer:
@@ -50,7 +50,7 @@ def test_another_run_and_a_new_one_score_for_themselves(tmp_path: Path) -> None:
 def test_a_damaged_file_is_scored_anew(tmp_path: Path, damage: bytes | None) -> None:
     scorer = Scorer()
     take(tmp_path, scorer)
-    path = tmp_path / FILE
+    path = tmp_path / BEFORE
     path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
     take(tmp_path, scorer)
     assert scorer.calls == 2
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_scored_anew(tmp_path: Path, damage: bytes | None) -> 
 def test_other_tensors_are_not_taken_for_scores(
     tmp_path: Path, tensors: dict[str, np.ndarray]
 ) -> None:
-    save_file(tensors, tmp_path / FILE, metadata={"identity": "a"})
+    save_file(tensors, tmp_path / BEFORE, metadata={"identity": "a"})
     scorer = Scorer()
     take(tmp_path, scorer)
     assert scorer.calls == 1

@@ -61,7 +61,7 @@ def test_what_is_counted_is_what_is_there(config: TextRunConfig) -> None:
 
 
 def test_steps_and_masks_are_those_of_the_run(config: TextRunConfig) -> None:
-    from maskery.runs.text.run import prepare_text
+    from maskery.runs.text.prepare import prepare_text
 
     found = inspect_corpus(config, timed_steps=0, progress=False)
     run = prepare_text(config, progress=False)

@@ -19,7 +19,8 @@ from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.source import ShardSource
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
-from maskery.runs.text.run import prepare_text, train_text
+from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.run import train_text
 from maskery.runs.text.tokenize import TokenizeConfig, resolve_ranks, tokenize_corpus
 from maskery.training.config import TrainingConfig
 

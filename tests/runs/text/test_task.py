@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tiny_text import lines, save_tiny_model
 from maskery.core.errors import ConfigError
 from maskery.core.files import read_metrics
 from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.text import task as text_task
+from maskery.runs.text import prepare as text_task
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
@@ -129,6 +130,5 @@ def test_capacities_that_mean_nothing_are_refused(
         config_of(tmp_path, tmp_path, tmp_path, compiled=compiled, masked_capacity=capacity)
 
 
-def test_image_text_steps_refuse_it() -> None:
-    with pytest.raises(ConfigError, match="image-text steps cannot be compiled"):
-        PairsTrainingConfig(compile=True)
+def test_image_text_runs_have_no_such_setting() -> None:
+    assert "compile" not in {field.name for field in fields(PairsTrainingConfig)}

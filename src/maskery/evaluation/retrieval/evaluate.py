@@ -37,6 +37,7 @@ from maskery.evaluation.retrieval.metrics import (
     text_figures,
 )
 from maskery.evaluation.retrieval.rerank import match_logits
+from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def evaluate_retrieval(
         progress: True draws a bar.
 
     Raises:
+        ModelError: The model predicts values that are not numbers.
         DataError: There is nothing to find or to be found, a text's person is in no image, or all
             images show the same person.
     """
@@ -172,6 +174,8 @@ def _rank_all(
     processes: Processes | None,
     progress: bool,
 ) -> Retrieval:
+    for features in (images.features, texts.features):
+        require_numbers(features)
     kept = min(max(count, KEPT), len(images.features))
     order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
     told = persons.texts.cpu().numpy()
@@ -189,6 +193,7 @@ def _rank_all(
             processes=processes,
             progress=progress,
         )
+        require_numbers(logits)
         scores = combine(logits, similar[:, :count], float(model.temp), config)
         sorting = rank(scores)
         chosen = order[:, :count].gather(1, sorting)
@@ -219,7 +224,7 @@ def combine(
         logits: (T, K, 2), mismatch and match.
         similarities: (T, K), of the contrastive features.
         temperature: The model's.
-        config: Its `score` and `odds_weight`.
+        config: Its `score` and `odds_weight` are read.
     """
     if config.score == "matching":
         return logits[..., 1]
@@ -233,6 +238,7 @@ def _contrast(
     texts: ReadTexts, images: ReadImages, persons: Persons, kept: int, memory_bytes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the best images (T, kept), their similarities, and matches by rank (T, I)."""
+    # About 32 bytes a similarity at the peak: scores, sorting and its indices, matches.
     rows = max(1, memory_bytes // (32 * len(images.features)))
     best, similar, matches = [], [], []
     for first in range(0, len(texts.features), rows):

@@ -50,7 +50,7 @@ class Imported:
 
 
 def is_albef(state: dict[str, torch.Tensor]) -> bool:
-    """Whether the names are those of ALBEF or RaSa."""
+    """Return True if the names are those of ALBEF or RaSa."""
     return any(n.startswith(VISION) for n in state) and any(n.startswith(TEXT) for n in state)
 
 

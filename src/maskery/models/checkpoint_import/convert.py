@@ -121,7 +121,7 @@ def import_vit(
 
 
 def is_bert(state: dict[str, torch.Tensor]) -> bool:
-    """Whether the names are BERT's, with or without the prefix `bert.`."""
+    """Return True if the names are BERT's, with or without the prefix `bert.`."""
     return any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state)
 
 

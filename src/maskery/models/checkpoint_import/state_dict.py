@@ -96,7 +96,7 @@ def _first_reason(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """Nothing of a checkpoint goes unmentioned.
+    """Lists every key of an imported checkpoint, used or not.
 
     Attributes:
         kind: What the checkpoint was taken for: "albef", "bert" or "vit".

@@ -35,7 +35,7 @@ HEAD_WIDTH = 64
 
 
 def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Where a timm parameter goes in `ViTModel`; nothing if nowhere.
+    """Map a timm parameter to its places in `ViTModel`; empty if it has none.
 
     timm keeps query, key and value as one matrix; Hugging Face keeps three.
     """
@@ -127,7 +127,7 @@ def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> 
 
 
 def count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
-    """How many numbered layers follow `prefix` in the names."""
+    """Count the numbered layers that follow `prefix` in the names."""
     numbers = {
         int(name[len(prefix) :].partition(".")[0])
         for name in state

@@ -22,7 +22,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRows:
-    """How T real tokens lie in R rows of L.
+    """The places of T real tokens in R rows of L.
 
     Attributes:
         count: R.

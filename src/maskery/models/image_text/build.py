@@ -190,7 +190,7 @@ def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
 
 def _load_config(name: str | Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(resolve(str(name)))
+        return AutoConfig.from_pretrained(resolve(str(name)), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(str(name), "configuration", error) from error
 

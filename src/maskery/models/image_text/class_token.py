@@ -1,4 +1,4 @@
-"""The fused class token of many texts that look at one image, and nothing else.
+"""Compute only the fused class token of many texts that look at one image.
 
 Matching reads the class token alone (ALBEF, NeurIPS 2021, section 3.2), which allows four savings
 that change no result: the self-attention of the first fusion layer has not seen the image yet and
@@ -25,7 +25,7 @@ from maskery.models.image_text.text_encoder import TextFusionEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How S tokens lie in R rows.
+    """The places of S tokens in R rows.
 
     Attributes:
         firsts: (R,) int64, the class token of each row among the S.

@@ -29,13 +29,13 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, kw_only=True)
 class VisionFamily:
-    """How one architecture differs from a plain ViT.
+    """Differences of one architecture from a plain ViT.
 
     Attributes:
-        class_token: Whether token 0 stands for the whole image; otherwise the mean of all does.
+        class_token: True if token 0 stands for the whole image; otherwise the mean of all does.
         token_norm: The attribute of a normalisation that the architecture keeps for its pooled
             token and that is put on all tokens here.
-        oblong: Whether its position table may be of an image that is not square; others are
+        oblong: True if its position table may be of an image that is not square; others are
             interpolated in every pass.
         unused_settings: Settings that leave out parts which nothing reads.
         arguments: Likewise, for the constructor.
@@ -61,10 +61,10 @@ VISION_FAMILIES: dict[str, VisionFamily] = {
 
 
 def vision_family(model_type: str) -> VisionFamily:
-    """What is known of an architecture.
+    """Return the record of an architecture.
 
     Raises:
-        ModelError: Nothing.
+        ModelError: The architecture is not supported.
     """
     if model_type not in VISION_FAMILIES:
         raise ModelError(
@@ -116,7 +116,7 @@ class VisionEncoder(nn.Module):
 
 @dataclass
 class ImageTextOutput(ModelOutput):  # type: ignore[misc]
-    """What a plain forward pass gives.
+    """Results of a plain forward pass.
 
     Attributes:
         last_hidden_state: (B, L, D), text that has seen the image.

@@ -139,7 +139,7 @@ class Bert(nn.Module):
 
 
 class Transform(nn.Module):
-    """What the masked language modelling head does before its vocabulary projection."""
+    """The part of the masked language modelling head before its vocabulary projection."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -179,7 +179,7 @@ class TextFusionEncoder(nn.Module):
 
     Attributes:
         fusion_layer: The first layer that looks at an image.
-        computes_padding: Whether padding goes through the layers too, as in ALBEF's and RaSa's
+        computes_padding: True if padding goes through the layers too, as in ALBEF's and RaSa's
             code, whose soft-label loss over the sequence reads what comes of it. Otherwise it is
             left out, and what stands there afterwards is zero.
     """
@@ -283,7 +283,7 @@ def _count(other_images: OtherImages | None) -> int:
 def _others(
     keys: ImageKeys | None, other_images: OtherImages | None, layer: int
 ) -> ImageKeys | None:
-    """What the last rows look at in one fusion layer."""
+    """Return the keys that the last rows attend to in one fusion layer."""
     if keys is None or other_images is None:
         return None
     if isinstance(other_images, torch.Tensor):

@@ -64,7 +64,7 @@ KINDS = {
     "pairs": RunKind(
         config="maskery.runs.pairs.config:PairsRunConfig",
         train="maskery.runs.pairs.run:train_pairs",
-        samples="maskery.runs.pairs.measure:run_samples",
+        samples="maskery.runs.pairs.run:run_samples",
     ),
     "person-search": RunKind(
         config="maskery.runs.person_search.config:PersonSearchRunConfig",
@@ -287,8 +287,16 @@ def to_plain(value: Any) -> Any:
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
-    # Plain strings, too, of those that were read from a file.
-    return str(value) if isinstance(value, Path | str) else value
+    # A string that was read from a file is written as any other.
+    if isinstance(value, Path | str):
+        return str(value)
+    # An object that was passed in Python: a file can only say what it was.
+    return value if value is None or isinstance(value, bool | int | float) else given_name(value)
+
+
+def given_name(value: object) -> str:
+    """Return the name by which files and folders know an object that was passed in Python."""
+    return f"<{getattr(value, '__name__', type(value).__name__)}>"
 
 
 def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:

@@ -119,7 +119,7 @@ class ImageTextRunConfig:
 
     @property
     def start(self) -> str:
-        """What the model starts from, for names and messages."""
+        """The name of the model that the run starts from."""
         if self.text_model is not None and self.vision_model is not None:
             return f"{Path(self.text_model).name}+{Path(self.vision_model).name}"
         return self.model

@@ -25,21 +25,20 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import load_tokenizer
 from maskery.runs.frame.run_folder import TOKENIZER
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
-from maskery.tasks.loss_terms import without_terms
 
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartModel:
-    """What a run starts from.
+    """The initial model of a run.
 
     Attributes:
         model: The image-text model.
         tokenizer: Its tokenizer.
         view: The run's settings with the encoder's size and normalisation filled in.
         new_parameters: Names of parameters that start from nothing.
-        from_scratch: Whether all of them do.
+        from_scratch: True if all of them do.
     """
 
     model: ImageTextModel
@@ -50,7 +49,7 @@ class StartModel:
 
     @property
     def has_new_head(self) -> bool:
-        """Whether the vocabulary projection has learnt nothing yet."""
+        """True if the vocabulary projection has learnt nothing yet."""
         return OUTPUT_BIAS in self.new_parameters
 
 
@@ -95,7 +94,7 @@ def _own_tokenizer(
     kept = None if folder is None else folder / TOKENIZER
     if kept is not None and kept.is_dir():
         try:
-            return AutoTokenizer.from_pretrained(kept)
+            return AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
@@ -198,11 +197,6 @@ def choose_max_length(config: ImageTextRunConfig, model: ImageTextModel) -> int:
             f"lower it to {limit} or less"
         )
     return config.max_length or limit
-
-
-def save_weights(model: ImageTextModel, folder: Path) -> None:
-    """Write the model as Hugging Face does, without loss terms of the user's own."""
-    model.save_pretrained(folder, state_dict=without_terms(model.state_dict()))
 
 
 def save_preprocessing(folder: Path, view: ViewConfig) -> None:

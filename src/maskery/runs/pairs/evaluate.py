@@ -1,46 +1,194 @@
-"""Any image-text model on any pairs, alone or beside another: no run is needed."""
+"""Held-out figures of image-text models: what the picture adds, chosen words, replaced words."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import CheckpointError, reason_of
+from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.task import EXTRA_STATE
 from maskery.core.vocabulary import Vocabulary
-from maskery.data.pairs.batches import HeldOutPairs
+from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.data.pairs.pictures import Pictures
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.image_text.image_ablation import Condition, score_pairs, score_words
+from maskery.evaluation.image_text.image_ablation import (
+    Condition,
+    WordScores,
+    score_pairs,
+    score_words,
+)
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.intervals import Interval
-from maskery.evaluation.text.masked import ExampleSums, compare
+from maskery.evaluation.text.masked import (
+    FROZEN_EPOCH,
+    ExampleSums,
+    MaskedScores,
+    compare,
+    summarise,
+)
 from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
+from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import resolve
-from maskery.runs.image_text.parts import read_captions
-from maskery.runs.pairs.config import PairsRunConfig
-from maskery.runs.pairs.measure import (
-    PairsEvaluation,
-    accepted_ids,
-    judgements,
-    summarise_sights,
-)
+from maskery.runs.image_text.prepare import read_captions
+from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
-
 CACHE_BYTES = 2**30
+# Evaluation masks as BERT does, whatever the run trains with.
+EVALUATION_MASKING = MaskingConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsEvaluation:
+    """Figures of one model on held-out pairs.
+
+    Attributes:
+        scores: Frozen masks: the same model with the right picture, a wrong one, and none.
+        difference: `right` minus each of the others: loss, top1, top5.
+        words: The chosen words, masked one at a time; None where none were chosen.
+        mrtd_auc: How well replaced words are told from original ones; None without MRTD.
+    """
+
+    scores: dict[Condition, MaskedScores]
+    difference: dict[str, dict[str, Interval]]
+    words: WordScores | None
+    mrtd_auc: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+        return {
+            "scores": {sight: asdict(score) for sight, score in self.scores.items()},
+            "difference": self.difference,
+            "words": None if self.words is None else asdict(self.words),
+            "mrtd_auc": self.mrtd_auc,
+        }
+
+
+def summarise_pairs(
+    scored: Mapping[Condition, ExampleSums],
+    model: ImageTextModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOutPairs,
+    *,
+    words: tuple[str, ...],
+    task: ImageTextMLM | None,
+) -> PairsEvaluation:
+    """Compute every held-out figure of a model.
+
+    Args:
+        scored: Its sums with the right picture, a wrong one, and none.
+        model: The model itself.
+        tokenizer: The model's.
+        held_out: The pairs that were scored.
+        words: Words to mask one at a time; none where empty.
+        task: Its twin replaces words, for the model to detect; None without a twin.
+    """
+    found = None
+    if words:
+        accepted = accepted_ids(words, tokenizer)
+        mask_token_id = Vocabulary.of(tokenizer).mask_token_id
+        found = score_words(model.eval(), held_out, accepted, mask_token_id)
+    return PairsEvaluation(
+        scores={condition: summarise(sums) for condition, sums in scored.items()},
+        difference={
+            condition: compare(scored["right"], sums)
+            for condition, sums in scored.items()
+            if condition != "right"
+        },
+        words=found,
+        mrtd_auc=None if task is None else mrtd_auc(task, held_out, model.device),
+    )
+
+
+def mrtd_auc(task: ImageTextMLM, held_out: HeldOutPairs, device: torch.device) -> float | None:
+    """Return the area under the ROC curve of replaced against original words.
+
+    The momentum twin fills frozen masks by sampling, as in training, and the model judges every
+    word that is not special. None without replaced token detection, and where all the twin's
+    samples are the original words, or none are: a twin that knows every word replaces nothing.
+    """
+    if "mrtd" not in task.loss_weights:
+        return None
+    task.model.eval()
+    return judged_auc(judgements(task, held_out, device))
+
+
+def judgements(
+    task: ImageTextMLM, batches: Iterable[JudgedPairs], device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each batch, with the right pictures: what the model thinks of the words, and the truth."""
+    for batch in batches:
+        images = batch.images[batch.right]
+        viewed = ViewedPairs(image1=images, image2=images, text1=batch.text)
+        prepared = task.prepare(viewed, epoch=FROZEN_EPOCH, progress=1.0)
+        yield task.judge(prepared.to(device))
+
+
+def accepted_ids(
+    words: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+) -> dict[int, frozenset[int]]:
+    """From the id of each word to score to the ids that are right in its place.
+
+    Args:
+        words: Words, alternatives joined by `|`; `drawn-people` stands for all of its words.
+        tokenizer: Words that are several of its pieces, or unknown to it, are left out and named.
+
+    Raises:
+        ConfigError: None is one piece.
+    """
+    accepted: dict[int, frozenset[int]] = {}
+    left_out: list[str] = []
+    for word, synonyms in _synonyms(words).items():
+        pieces = {other: _piece(other, tokenizer) for other in {word, *synonyms}}
+        own = pieces[word]
+        if own is None:
+            left_out.append(word)
+        else:
+            accepted[own] = frozenset(piece for piece in pieces.values() if piece is not None)
+    if not accepted:
+        raise ConfigError(
+            f"none of the words to score is one token of this tokenizer ({', '.join(left_out)}); "
+            f"correct --score-words"
+        )
+    if left_out:
+        log.warning("not scored, because not one token: %s", ", ".join(sorted(left_out)))
+    return accepted
+
+
+def _synonyms(words: tuple[str, ...]) -> Mapping[str, frozenset[str]]:
+    chosen: dict[str, frozenset[str]] = {}
+    for entry in words:
+        if entry == DRAWN_PEOPLE:
+            from maskery.people.grammar import COLOUR_WORDS, GARMENT_WORDS, SYNONYMS
+
+            chosen |= {word: SYNONYMS[word] for word in COLOUR_WORDS | GARMENT_WORDS}
+            continue
+        group = frozenset(word.strip() for word in entry.split("|") if word.strip())
+        if not group:
+            raise ConfigError(f"--score-words has an entry without a word, {entry!r}; remove it")
+        chosen |= dict.fromkeys(group, group)
+    return chosen
+
+
+def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of a word that is one known token within a sentence."""
+    ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +247,9 @@ def evaluate_image_text(
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_pairs(one.model, held_out, masker))
         heading = one.name if one.name not in models else f"{one.name} (again)"
-        models[heading] = _evaluate(one, held_out, scored[-1], words)
+        models[heading] = summarise_pairs(
+            scored[-1], one.model, one.tokenizer, held_out, words=words, task=_task_beside(one)
+        )
         if held_out.pictures.skipped.count:
             log.warning("%s", held_out.pictures.skipped)
     difference = None
@@ -114,31 +264,15 @@ def held_out_pairs(
 ) -> HeldOutPairs:
     """All of some pairs as a model reads them."""
     captions = read_captions(pairs, opened.tokenizer, reading, max_length)
-    if pairs.skipped_captions.count:
-        log.warning("%s", pairs.skipped_captions)
     pictures = Pictures(pairs, reading.on_bad_image, near=opened.view.size, cache_bytes=CACHE_BYTES)
     everything = np.arange(len(pairs))
     return HeldOutPairs(pairs, captions, pictures, opened.view, group_ids(pairs), everything)
 
 
-def _evaluate(
-    opened: OpenImageText,
-    held_out: HeldOutPairs,
-    scored: dict[Condition, ExampleSums],
-    words: tuple[str, ...],
-) -> PairsEvaluation:
-    chosen = None
-    if words:
-        accepted = accepted_ids(words, opened.tokenizer)
-        mask_token_id = Vocabulary.of(opened.tokenizer).mask_token_id
-        chosen = score_words(opened.model, held_out, accepted, mask_token_id)
-    return summarise_sights(scored, words=chosen, mrtd_auc=_mrtd_auc(opened, held_out))
+def _task_beside(opened: OpenImageText) -> ImageTextMLM | None:
+    """Return a task with the momentum twin that lies beside a model; None without one.
 
-
-def _mrtd_auc(opened: OpenImageText, held_out: HeldOutPairs) -> float | None:
-    """How well replaced words are told from original ones; None without a momentum twin.
-
-    The twin that lies beside the model replaces words as `train pairs` does by default.
+    It replaces words as `train pairs` does by default.
     """
     path = Path(resolve(opened.name)) / EXTRA_STATE
     if not path.is_file():
@@ -160,5 +294,4 @@ def _mrtd_auc(opened: OpenImageText, held_out: HeldOutPairs) -> float | None:
             f"the momentum twin in '{path}' cannot be read ({reason_of(error, most=120)}); "
             f"restore the file, or remove it to do without replaced words"
         ) from error
-    task.model.eval()
-    return judged_auc(judgements(task, held_out, opened.model.device))
+    return task

@@ -2,35 +2,223 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.torch import save_file
+import torch
 
+from maskery.core.registry import plugin_identity
 from maskery.core.startup import is_main_process
-from maskery.core.task import EXTRA_STATE
+from maskery.core.vocabulary import Vocabulary
+from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.formats import Source
-from maskery.evaluation.image_text.image_ablation import Condition
+from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs
+from maskery.evaluation.image_text.image_ablation import Condition, sample_pictures, score_pairs
 from maskery.evaluation.text.masked import ExampleSums
-from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
-from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
-from maskery.runs.image_text.parts import learnt_anew
-from maskery.runs.image_text.start import save_preprocessing, save_weights
-from maskery.runs.pairs.card import pairs_model_card
+from maskery.masking.masker import Masker
+from maskery.runs.frame.config_file import open_run
+from maskery.runs.frame.run_folder import MODEL, default_folder
+from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
+from maskery.runs.image_text.cards import pairs_model_card
+from maskery.runs.image_text.prepare import (
+    described,
+    learnt_anew,
+    open_pictures,
+    prepare_model,
+    read_captions,
+    save_model,
+)
+from maskery.runs.image_text.start import StartModel, choose_max_length, start_model
 from maskery.runs.pairs.config import PairsRunConfig
-from maskery.runs.pairs.measure import PairsEvaluation, evaluate_pairs
-from maskery.runs.pairs.prepare import PairsRun, prepare_pairs, skipped_lines
+from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
+from maskery.tasks.image_text_mlm import ImageTextMLM
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsRun:
+    """The parts of a run on pairs, before its first step.
+
+    Attributes:
+        config: As given.
+        start: The initial model.
+        task: What is trained.
+        vocabulary: Of the tokenizer.
+        train: Training batches.
+        held_out: Held-out captions with right and wrong pictures.
+        identity: What a continuation must share.
+    """
+
+    config: PairsRunConfig
+    start: StartModel
+    task: ImageTextMLM
+    vocabulary: Vocabulary
+    train: PairSource
+    held_out: HeldOutPairs
+    identity: str
+
+    def score(self) -> dict[Condition, ExampleSums]:
+        """Score held-out captions with the right picture, a wrong one, and none."""
+        masker = Masker.of(self.vocabulary, EVALUATION_MASKING)
+        model = self.start.model
+        was_training = model.training
+        scored = score_pairs(model.eval(), self.held_out, masker)
+        model.train(was_training)
+        return scored
+
+    def evaluate(self) -> PairsEvaluation:
+        """Compute every held-out figure of the model as it is now."""
+        return summarise_pairs(
+            self.score(),
+            self.start.model,
+            self.start.tokenizer,
+            self.held_out,
+            words=self.config.score_words,
+            task=self.task,
+        )
+
+
+def open_pairs(config: PairsRunConfig, source: Source | None = None) -> tuple[Pairs, Pairs | None]:
+    """Return the pairs to train on, and held-out pairs of their own where there are any.
+
+    Args:
+        config: The run.
+        source: Records in Python or a dataset, in place of the pairs that the config names.
+    """
+    pairs, judged = Pairs.open_splits(config.pairs if source is None else source, config.reading)
+    if config.eval_pairs is not None:
+        judged = Pairs.open(config.eval_pairs, config.reading)
+    return pairs, judged
+
+
+def prepare_pairs(
+    config: PairsRunConfig,
+    *,
+    source: Source | None = None,
+    start: StartModel | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
+    terms: Sequence[Any] = (),
+) -> PairsRun:
+    """Read, tokenise and split the pairs, and load or make the initial model.
+
+    Args:
+        config: The run.
+        source: As in `open_pairs`.
+        start: A model to use instead of the one the config names.
+        folder: The run folder, as in `start_model`.
+        progress: Whether to draw bars.
+        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
+    """
+    pairs, own = open_pairs(config, source)
+    start, captions, task = prepare_model(
+        ImageTextMLM,
+        config,
+        pairs,
+        config.reading,
+        start=start,
+        folder=folder,
+        progress=progress,
+        terms=terms,
+    )
+    groups = group_ids(pairs)
+    if own is None:
+        train, held = split_pairs(groups, config.held_out_share)
+        judged, judged_captions, judged_groups = pairs, captions, groups
+    else:
+        judged = own
+        longest = choose_max_length(config, start.model)
+        judged_captions = read_captions(judged, start.tokenizer, config.reading, longest)
+        judged_groups = group_ids(judged)
+        train, held = np.arange(len(pairs)), np.arange(len(judged))
+    cache_bytes = config.image_cache_mb * 2**20
+    share = len(held) / (len(train) + len(held))
+    train_batches = PairSource(
+        pairs,
+        captions,
+        open_pictures(config, config.reading, pairs, start, int(cache_bytes * (1 - share))),
+        start.view,
+        train,
+        batch_pairs=config.training.batch_pairs,
+        micro_pairs=config.training.micro_batch_pairs,
+        seed=config.training.seed,
+    )
+    held_out = HeldOutPairs(
+        judged,
+        judged_captions,
+        open_pictures(config, config.reading, judged, start, int(cache_bytes * share)),
+        start.view,
+        judged_groups,
+        held,
+    )
+    log.info("%s training and %s held-out pairs", f"{len(train):,}", f"{len(held):,}")
+    return PairsRun(
+        config=config,
+        start=start,
+        task=task,
+        vocabulary=Vocabulary.of(start.tokenizer),
+        train=train_batches,
+        held_out=held_out,
+        identity=identity_of(config, pairs, own, start, task),
+    )
+
+
+def skipped_lines(run: PairsRun) -> tuple[str, ...]:
+    """Return what was left out, one line a kind."""
+    told = (
+        run.train.captions.skipped,
+        run.train.pictures.skipped,
+        run.held_out.pictures.skipped,
+    )
+    return tuple(str(skipped) for skipped in told if skipped.count)
+
+
+def identity_of(
+    config: PairsRunConfig,
+    pairs: Pairs,
+    judged: Pairs | None,
+    start: StartModel,
+    task: ImageTextMLM,
+) -> str:
+    """Return everything that decides the course of a run, but not how it is computed.
+
+    Args:
+        config: Of the run.
+        pairs: What is trained on.
+        judged: Held-out pairs of their own, where there are any.
+        start: The initial model.
+        task: Of the run.
+    """
+    reader = config.reading.reader
+    return identity(
+        config.training,
+        {
+            **described(config, start, task),
+            "pairs_fingerprint": _fingerprint(pairs),
+            "eval_pairs_fingerprint": None if judged is None else _fingerprint(judged),
+            "held_out_share": config.held_out_share if judged is None else None,
+            "max_pixels": config.reading.max_pixels,
+            **({"reader": plugin_identity(reader)} if reader is not None else {}),
+        },
+    )
+
+
+def _fingerprint(pairs: Pairs) -> str:
+    """Of image names and captions, and of who is shown, by which pairs are held out."""
+    return fingerprint_of(np.concatenate([pairs.ids, group_ids(pairs)]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairsResult:
-    """What an image-text run came to.
+    """The result of a run on pairs.
 
     Attributes:
         folder: The run folder.
@@ -109,12 +297,13 @@ def _train_measure_save(run: PairsRun, folder: Path, *, progress: bool) -> Pairs
     run.start.model.eval()
     result = PairsResult(
         folder=folder,
-        evaluation=evaluate_pairs(run),
+        evaluation=run.evaluate(),
         summary=summary,
         skipped=skipped_lines(run),
     )
     if is_main_process():
-        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
+        card = pairs_model_card(config, result.evaluation)
+        save_model_folder(folder / MODEL, lambda path: save_model(path, run.start, run.task, card))
     return result
 
 
@@ -128,11 +317,64 @@ def held_out_figures(scored: dict[Condition, ExampleSums]) -> dict[str, float]:
     return figures
 
 
-def save_model(run: PairsRun, folder: Path, result: PairsResult) -> None:
-    """Write the model with its tokenizer, how its pictures are prepared, and the momentum twin."""
-    save_weights(run.start.model, folder)
-    run.start.tokenizer.save_pretrained(folder)
-    save_preprocessing(folder, run.start.view)
-    extra = {name: t.contiguous().cpu() for name, t in run.task.extra_state().items()}
-    save_file(extra, folder / EXTRA_STATE)
-    write_text(folder / "README.md", pairs_model_card(run.config, result.evaluation))
+def evaluate_pairs_run(
+    folder: Path,
+    *,
+    score_words: tuple[str, ...] = (),
+    eval_pairs: str | None = None,
+    reader: str | None = None,
+) -> PairsEvaluation:
+    """Evaluate a run's model on what the run held out, or on other pairs.
+
+    Args:
+        folder: The run folder.
+        score_words: Other words than the run's.
+        eval_pairs: Other pairs than the run's held-out ones.
+        reader: Of the pairs; a run that was trained with a plug-in needs it named again.
+
+    Raises:
+        ConfigError: The run has no model yet.
+    """
+    config = trained_config(folder)
+    config = replace(
+        config,
+        score_words=score_words or config.score_words,
+        eval_pairs=eval_pairs or config.eval_pairs,
+        reading=replace(config.reading, reader=reader or config.reading.reader),
+    )
+    with torch.no_grad():
+        return _trained_run(config).evaluate()
+
+
+def run_samples(folder: Path) -> dict[str, Any]:
+    """Return a few pictures of a finished run with the words that its model fills in.
+
+    Raises:
+        MaskeryError: Its pairs or its model is no longer there.
+    """
+    run = _trained_run(trained_config(folder))
+    model, tokenizer = run.start.model.eval(), run.start.tokenizer
+    pictures = sample_pictures(model, run.held_out, tokenizer, run.start.view)
+    return {"pictures": [asdict(one) for one in pictures]}
+
+
+def _trained_run(config: PairsRunConfig) -> PairsRun:
+    start = start_model(config, open_pairs(config)[0], progress=False)
+    return prepare_pairs(config, start=start, progress=False)
+
+
+def trained_config(folder: Path) -> PairsRunConfig:
+    """Return a run's configuration with its trained model in place of the one it started from.
+
+    Raises:
+        ConfigError: The run has no model yet, or is of another kind.
+    """
+    config = open_run(folder).finished(PairsRunConfig)
+    return replace(
+        config,
+        model=str(folder),
+        text_model=None,
+        vision_model=None,
+        fusion_layer=None,
+        objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
+    )

@@ -30,7 +30,7 @@ class PersonSearchRunConfig(ImageTextRunConfig):
 
     data: Annotated[PersonSearchDataConfig, tyro.conf.OmitArgPrefixes]
     weak_pair_probability: Annotated[float, Range(0, 1, below=True)] = 0.1
-    """How often a picture is contrasted and matched with any caption of its person (RaSa)."""
+    """Chance that a picture is contrasted and matched with any caption of its person (RaSa)."""
     objectives: Annotated[PersonSearchConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=PersonSearchConfig
     )

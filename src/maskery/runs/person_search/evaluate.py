@@ -30,13 +30,13 @@ from maskery.evaluation.retrieval.retrieval_set import (
     spread_queries,
 )
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
-from maskery.runs.person_search.alike import (
-    Alike,
+from maskery.runs.person_search.conditions import (
+    Conditions,
     Datasets,
     HeldOutSplit,
-    gallery_of,
+    gallery_conditions,
     need_different,
-    ranking_of,
+    ranking_conditions,
     seed_of,
     split_of,
 )
@@ -90,8 +90,8 @@ class RetrievalEvaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is to be another than the model's own; None leaves it.
+class Overrides:
+    """The user's overrides; None keeps the model's own setting.
 
     Attributes:
         rerank: Images that matching ranks anew.
@@ -114,7 +114,7 @@ class Asked:
     images: Path | None = None
 
     def of_model(self) -> dict[str, Any]:
-        """What is set and belongs to the model."""
+        """Return the overrides that replace settings of the model."""
         names = ("rerank", "score", "odds_weight", "clean_captions")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
@@ -126,7 +126,7 @@ def evaluate_retrieval_models(
     data: str | None = None,
     reading: PairsConfig | None = None,
     split: HeldOutSplit = "test",
-    asked: Asked | None = None,
+    overrides: Overrides | None = None,
     progress: bool = False,
 ) -> RetrievalEvaluation:
     """Measure models, each on the split of its own run, or all on the same pairs.
@@ -136,27 +136,27 @@ def evaluate_retrieval_models(
         data: A source of pairs that name persons; None for what each run held out.
         reading: How `data` is read; by default `PairsConfig()`.
         split: Of the runs' datasets; `val` where a dataset has no test split.
-        asked: What is to be another than the models' own.
+        overrides: What is to be another than the models' own.
         progress: Whether to draw bars.
 
     Raises:
         ConfigError: A model is named twice, has no data of its own, or is not finished; or several
-            are not measured alike.
+            are not measured conditions.
         ModelError: It cannot be loaded, or was trained without the contrastive loss.
         DataError: The data cannot be used.
     """
     need_different(names)
-    asked = asked or Asked()
-    alike, datasets = Alike(), Datasets(asked.root, asked.images)
+    overrides = overrides or Overrides()
+    conditions, datasets = Conditions(), Datasets(overrides.root, overrides.images)
     if len(names) > 1:  # said before the first is measured, which may take an hour
         for name in names:
-            alike.add(name, _foreseen(name, data, split, asked, datasets))
+            conditions.add(name, _foreseen(name, data, split, overrides, datasets))
     figures = {}
     for name in names:
         _need_pictures(name, data)
-        opened = _opened(name, asked)
-        settings = _settings(opened, asked)
-        alike.add(name, ranking_of(settings))
+        opened = _opened(name, overrides)
+        settings = _settings(opened, overrides)
+        conditions.add(name, ranking_conditions(settings))
         if data is None:
             figures[name] = _on_its_split(
                 opened, datasets.of(name, opened.retrieval), split, settings
@@ -165,7 +165,7 @@ def evaluate_retrieval_models(
             figures[name] = _on_pairs(
                 opened, data, reading or PairsConfig(), settings, progress=progress
             )
-        alike.add(name, _found(figures[name]))
+        conditions.add(name, _found(figures[name]))
     return RetrievalEvaluation(
         figures=figures,
         seeds={name: seed_of(name) for name in names},
@@ -187,23 +187,23 @@ def _need_pictures(name: str, data: str | None) -> None:
 
 
 def _foreseen(
-    name: str, data: str | None, split: HeldOutSplit, asked: Asked, datasets: Datasets
+    name: str, data: str | None, split: HeldOutSplit, overrides: Overrides, datasets: Datasets
 ) -> dict[str, str]:
-    """Under what conditions a model will be measured, as far as is known without loading it."""
+    """Return the conditions of a measurement, as far as they are known before loading."""
     _need_pictures(name, data)
     known = known_retrieval(name)
     if known is None:
         return {}
-    known = replace(known, **asked.of_model())
+    known = replace(known, **overrides.of_model())
     ranking = known.ranking
     if "itm" not in known.trained:
         ranking = replace(ranking, rerank=0)
-    gallery = {} if data is not None else gallery_of(datasets.of(name, known), split)
-    return gallery | ranking_of(ranking)
+    gallery = {} if data is not None else gallery_conditions(datasets.of(name, known), split)
+    return gallery | ranking_conditions(ranking)
 
 
 def _found(figures: RetrievalFigures) -> dict[str, str]:
-    """What was measured in the end: some pictures and captions cannot be read."""
+    """Return how many pictures and captions were measured: some cannot be read."""
     return {
         "pictures that can be read": f"{figures.num_images:,}",
         "captions that can be read": f"{figures.num_texts:,}",
@@ -227,7 +227,7 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
     return spread
 
 
-def _opened(name: str, asked: Asked) -> OpenImageText:
+def _opened(name: str, overrides: Overrides) -> OpenImageText:
     folder = Path(name)
     is_run = run_kind(folder) == PersonSearchRunConfig.kind
     if is_run:
@@ -235,8 +235,8 @@ def _opened(name: str, asked: Asked) -> OpenImageText:
     opened = open_for_retrieval(name)
     if not is_run:
         require_contrast(opened)
-    retrieval = replace(opened.retrieval, **asked.of_model())
-    if asked.odds_weight is not None and retrieval.score != "sum":
+    retrieval = replace(opened.retrieval, **overrides.of_model())
+    if overrides.odds_weight is not None and retrieval.score != "sum":
         raise ConfigError(
             f"odds_weight is set, and '{name}' is ranked by {retrieval.score}, which has no use "
             f"for it; add --score sum, or leave it out"
@@ -244,7 +244,7 @@ def _opened(name: str, asked: Asked) -> OpenImageText:
     return replace(opened, retrieval=retrieval)
 
 
-def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
+def _settings(opened: OpenImageText, overrides: Overrides) -> RetrievalConfig:
     """The model's own settings with what is asked for, and what is computed at once."""
     folder, ranking = Path(opened.name), opened.retrieval.ranking
     settings = RetrievalConfig()
@@ -256,8 +256,8 @@ def _settings(opened: OpenImageText, asked: Asked) -> RetrievalConfig:
     return replace(
         ranking,
         batch_images=settings.batch_images,
-        batch_tokens=asked.batch_tokens or settings.batch_tokens,
-        memory_mb=asked.memory_mb or settings.memory_mb,
+        batch_tokens=overrides.batch_tokens or settings.batch_tokens,
+        memory_mb=overrides.memory_mb or settings.memory_mb,
     )
 
 
@@ -267,8 +267,8 @@ def run_samples(folder: Path) -> dict[str, Any]:
     Raises:
         MaskeryError: Its dataset or its model is no longer there.
     """
-    opened = _opened(str(folder), Asked())
-    settings = _settings(opened, Asked())
+    opened = _opened(str(folder), Overrides())
+    settings = _settings(opened, Overrides())
     held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)
     queries = spread_queries(len(held_out.queries))
     found = evaluate_set(opened.model, held_out, settings, queries=queries)

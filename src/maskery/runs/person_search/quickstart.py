@@ -16,8 +16,8 @@ from maskery.evaluation.retrieval.retrieval_set import sample_searches, spread_q
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.person_search.config import PersonSearchRunConfig, small
-from maskery.runs.person_search.result import PersonSearchResult
 from maskery.runs.person_search.run import (
+    PersonSearchResult,
     PersonSearchRun,
     prepare_person_search,
     train_person_search,
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchQuickstart:
-    """What the quickstart came to.
+    """The result of the quickstart.
 
     Attributes:
         result: Of the run.

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
 from maskery.core.startup import is_main_process
-from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
@@ -24,31 +22,23 @@ from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
-from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
+from maskery.runs.frame.run_folder import MODEL, default_folder
 from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
-from maskery.runs.image_text.parts import (
+from maskery.runs.image_text.cards import person_search_card
+from maskery.runs.image_text.prepare import (
     described,
-    extra_state_of,
     learnt_anew,
-    make_task,
     open_pictures,
+    prepare_model,
     read_captions,
+    save_model,
 )
-from maskery.runs.image_text.start import (
-    StartModel,
-    choose_max_length,
-    save_preprocessing,
-    save_weights,
-    start_at_frequencies,
-    start_model,
-)
-from maskery.runs.person_search.card import person_search_card
+from maskery.runs.image_text.start import StartModel, choose_max_length
 from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.result import PersonSearchResult
 from maskery.runs.person_search.settings import retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.tasks.person_search import PersonSearch
-from maskery.training.loop import TrainingLoop
+from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 from maskery.training.parallel import whole
 from maskery.training.snapshot import restore_task
@@ -61,7 +51,7 @@ NEW_HEADS = ("prd_head", "mrtd_head")
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchRun:
-    """Everything a person-search run consists of, before its first step.
+    """The parts of a person-search run, before its first step.
 
     Attributes:
         config: As given.
@@ -84,7 +74,7 @@ class PersonSearchRun:
     identity: str
 
     def measure(self, split: RetrievalSet) -> Retrieval:
-        """How well the captions of a split find their persons among its pictures.
+        """Measure how well the captions of a split find their persons among its pictures.
 
         The run's processes share the matching out: all of them must ask.
 
@@ -97,6 +87,39 @@ class PersonSearchRun:
         return evaluate_set(
             whole_model(self.start.model), split, retrieval, processes=join_processes()
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchResult:
+    """The result of a person-search run.
+
+    Attributes:
+        folder: The run folder.
+        best_step: After which step the model that is kept was the best on `val`.
+        val: Its figures there.
+        test: Its figures on the test split; None where there is none.
+        summary: Steps, tokens and time.
+        notes: One line for each kind of thing that was left out or looks odd.
+    """
+
+    folder: Path
+    best_step: int
+    val: RetrievalFigures
+    test: RetrievalFigures | None
+    summary: Summary
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+        return {
+            "run": str(self.folder),
+            "model": str(self.folder / MODEL),
+            "best_step": self.best_step,
+            "val": asdict(self.val),
+            "test": None if self.test is None else asdict(self.test),
+            "training": asdict(self.summary),
+            "notes": list(self.notes),
+        }
 
 
 def train_person_search(
@@ -154,8 +177,14 @@ def _train_measure_save(
         summary=summary,
         notes=(*run.data.notes, *skipped_lines(run)),
     )
+
+    def write(path: Path) -> None:
+        card = person_search_card(config, result, run.task.loss_weights)
+        save_model(path, run.start, run.task, card)
+        save_model_retrieval(path, retrieval_of(config, run.task.trained))
+
     if is_main_process():
-        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
+        save_model_folder(folder / MODEL, write)
     return result
 
 
@@ -166,7 +195,7 @@ def go_back_to_best(run: PersonSearchRun, loop: TrainingLoop) -> int:
 
 
 def logged(figures: RetrievalFigures) -> dict[str, float]:
-    """Figures without intervals, by name.
+    """Return figures without intervals, by name.
 
     The ranking that a model is judged by comes first: the first figure tells the best checkpoint.
     """
@@ -196,9 +225,16 @@ def prepare_person_search(
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
     """
     data = open_person_search(config.data)
-    start = start or start_model(config, data.train, folder=folder, progress=progress)
-    longest = choose_max_length(config, start.model)
-    captions = read_captions(data.train, start.tokenizer, config.data, longest)
+    start, captions, task = prepare_model(
+        PersonSearch,
+        config,
+        data.train,
+        config.data,
+        start=start,
+        folder=folder,
+        progress=progress,
+        terms=terms,
+    )
     sizes = [len(pairs) if pairs else 0 for pairs in (data.train, data.val, data.test)]
     # What is kept in memory is shared out by the size of the splits.
     caches = [config.image_cache_mb * 2**20 * size // sum(sizes) for size in sizes]
@@ -212,16 +248,8 @@ def prepare_person_search(
         weak_pair_probability=config.weak_pair_probability,
         seed=config.training.seed,
     )
-    if start.from_scratch:
-        counts = captions.token_counts(start.model.config.text_config.vocab_size)
-        start_at_frequencies(start.model, counts)
     val = _held_out(config, start, data.val, caches[1])
     test = None if data.test is None else _held_out(config, start, data.test, caches[2])
-    task = make_task(PersonSearch, config, start, terms)
-    # The queues hold another dataset's persons: they start anew.
-    twin = part_of(extra_state_of(config, start), "twin.")
-    if twin:
-        task.twin.load_state_dict(twin)
     log.info(
         "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",
         data.title,
@@ -253,7 +281,7 @@ def _held_out(
 
 
 def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
-    """What was left out while training and measuring, one line a kind."""
+    """Return what was left out while training and measuring, one line a kind."""
     splits = [split for split in (run.val, run.test) if split is not None]
     told = [run.train.captions.skipped, run.train.pictures.skipped]
     told += [split.pictures.skipped for split in splits]
@@ -263,7 +291,7 @@ def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
 def identity_of(
     config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel, task: PersonSearch
 ) -> str:
-    """What decides the course of a run and its best epoch, but not how it is computed."""
+    """Return what decides the course of a run and its best epoch, but not how it is computed."""
     ranking = config.retrieval
     return identity(
         config.training,
@@ -291,17 +319,3 @@ def whole_model(model: ImageTextModel) -> ImageTextModel:
 def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors that may be sharded, gathered in memory; every process must ask for them."""
     return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def save_model(run: PersonSearchRun, folder: Path, result: PersonSearchResult) -> None:
-    """Write the model with its tokenizer, its momentum twin, and how it is to be used."""
-    save_weights(run.start.model, folder)
-    run.start.tokenizer.save_pretrained(folder)
-    save_preprocessing(folder, run.start.view)
-    save_model_retrieval(folder, retrieval_of(run.config, run.task.trained))
-    twin = {n: t.cpu() for n, t in run.task.extra_state().items() if n.startswith("twin.")}
-    save_file(twin, folder / EXTRA_STATE)
-    write_text(folder / "README.md", person_search_card(run.config, result))
-
-
-__all__ = ["PersonSearchRun", "prepare_person_search", "train_person_search"]

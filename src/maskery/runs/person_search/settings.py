@@ -1,4 +1,4 @@
-"""How models of person search read captions and rank pictures, by the run that made them."""
+"""Retrieval settings of models, read from the run that made them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
 
 
 def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
-    """The configuration of the run that a folder is, or whose model it is; None of other folders.
+    """Return the configuration of the run that a folder, or the model in it, belongs to.
 
     Raises:
         ConfigError: It is damaged.
@@ -71,7 +71,7 @@ def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
 
 
 def known_retrieval(name: str) -> ModelRetrieval | None:
-    """What is known of a model: by its own file or, of an older one, by the run that it lies in.
+    """Return the retrieval settings in a model's own file or, of older models, of its run.
 
     Args:
         name: A run folder or a model folder.
@@ -88,7 +88,7 @@ def known_retrieval(name: str) -> ModelRetrieval | None:
 
 
 def finds_alone(name: str) -> bool:
-    """Whether an image-text model is known to find pictures, and not to fill words."""
+    """Return True if an image-text model is known to find pictures, and not to fill words."""
     known = known_retrieval(name)
     return known is not None and "itc" in known.trained and "mlm" not in known.trained
 

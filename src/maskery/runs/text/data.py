@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
-from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.split import split, without_held_out
@@ -23,38 +25,61 @@ from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 
 if TYPE_CHECKING:
+    from maskery.data.added_words import AddedWords
+    from maskery.data.corpus.config import CorpusConfig
     from maskery.data.shards.source import ShardSource
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Objects of the user's own, in the place of what a configuration names; see `train_text`."""
+
+    texts: Any = None
+    eval_texts: Any = None
+    model: torch.nn.Module | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    objective: Callable[[Any], Any] | None = None
+    callbacks: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.model is not None and self.tokenizer is None:
+            raise ConfigError(
+                f"the model, a {type(self.model).__name__}, comes without a tokenizer; pass its "
+                f"own, as tokenizer=AutoTokenizer.from_pretrained(...)"
+            )
+
+
 class TextData(Protocol):
-    """What a text run asks of its data.
+    """The data of a text run.
 
     Attributes:
-        tokenizer: The run's.
-        added: The words that --add-words brought.
+        tokenizer: The tokenizer of the run.
+        added: The words that --add-words added to it.
     """
 
     tokenizer: PreTrainedTokenizerBase
     added: AddedWords | None
 
     def described(self) -> dict[str, Any]:
-        """What a continuation must share, by name; for `identity`."""
+        """Return what a continuation must share, by name; for `identity`."""
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """(vocab_size,) int64: about how often each token stands in the corpus."""
+        """Return (vocab_size,) int64: about how often each token stands in the corpus."""
 
     def sources(self, settings: dict[str, Any]) -> tuple[TextSource | ShardSource, TextSource]:
-        """Training and held-out batches."""
+        """Return training and held-out batches."""
 
     def describe(self) -> str:
-        """How much there is to train and to be measured on."""
+        """Return how much there is to train and to be measured on, in words."""
 
 
-def open_text(config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> TextData:
+def open_text(
+    config: TextRunConfig, cache_dir: Path, given: Given, *, progress: bool = True
+) -> TextData:
     """Read and tokenise the corpus of a run, or open the shards that it names."""
-    if is_sharded(config):
+    if given.texts is None and is_sharded(config):
         if config.add_words is not None:
             raise ConfigError(
                 f"--add-words {config.add_words}: the shards were cut without these words; train "
@@ -64,7 +89,7 @@ def open_text(config: TextRunConfig, cache_dir: Path, *, progress: bool = True) 
         shards = importlib.import_module("maskery.runs.text.shards")
         data: TextData = shards.ShardedText(config, cache_dir, progress=progress)
         return data
-    return StoredText(config, cache_dir, progress=progress)
+    return StoredText(config, cache_dir, given, progress=progress)
 
 
 def is_sharded(config: TextRunConfig) -> bool:
@@ -86,14 +111,19 @@ class StoredText:
     """A corpus in a token store of the cache, with some of it, or another, held out.
 
     Args:
-        config: Of the run.
-        cache_dir: Where token stores lie.
-        progress: Whether to draw bars.
+        config: All settings of the run.
+        cache_dir: The folder of the token stores.
+        given: Texts and a tokenizer in the place of what the configuration names.
+        progress: Draw progress bars.
     """
 
-    def __init__(self, config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> None:
-        corpus = Corpus.open(config.corpus, config.reading)
-        if config.model.startswith(SCRATCH):
+    def __init__(
+        self, config: TextRunConfig, cache_dir: Path, given: Given, *, progress: bool = True
+    ) -> None:
+        corpus = _corpus(given.texts, config.corpus, config.reading)
+        if given.tokenizer is not None:
+            self.tokenizer = given.tokenizer
+        elif config.model.startswith(SCRATCH):
             self.tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
         else:
             self.tokenizer = load_tokenizer(config.model)
@@ -103,8 +133,8 @@ class StoredText:
         unusual = corpus.report.describe()
         if unusual:
             log.warning("%s", unusual)
-        if config.eval_data:
-            other = Corpus.open(config.eval_data, config.reading)
+        if config.eval_data or given.eval_texts is not None:
+            other = _corpus(given.eval_texts, config.eval_data, config.reading)
             self.held_store = tokenise(other, self.tokenizer, cache_dir, progress=progress)
             self.train_documents = without_held_out(self.store, self.held_store, self.tokenizer)
             self.held_documents = np.arange(self.held_store.num_documents)
@@ -117,6 +147,8 @@ class StoredText:
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
             return None
+        from maskery.data.added_words import add_words, read_words
+
         added = add_words(self.tokenizer, read_words(path), path)
         self.tokenizer = added.tokenizer
         log.info("%d words are added to the vocabulary", len(added.pieces))
@@ -151,3 +183,7 @@ class StoredText:
             f"{len(self.train_documents):,} training and {len(self.held_documents):,} held-out "
             f"examples, {tokens:,} tokens"
         )
+
+
+def _corpus(texts: Any, sources: Sequence[str], reading: CorpusConfig) -> Corpus:
+    return Corpus.open(sources, reading) if texts is None else Corpus.of(texts, reading)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from maskery.core.batch import TokenBatch
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
@@ -17,14 +18,22 @@ from maskery.evaluation.text.masked import (
     score_examples,
     summarise,
 )
-from maskery.evaluation.text.opening import held_out_source, open_model, require_same_tokenizer
+from maskery.evaluation.text.opening import (
+    OpenModel,
+    held_out_source,
+    open_model,
+    require_same_tokenizer,
+)
 from maskery.evaluation.text.samples import sample_text
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
+from maskery.models.loading import resolve
+from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.config_file import open_run, run_kind
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.momentum import saved_task_auc
-from maskery.runs.text.run import prepare_text
+from maskery.runs.text.prepare import prepare_text, text_parts
+from maskery.runs.text.run import load_extra, replaced_words_auc
+from maskery.tasks.text_mlm import make_text_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +104,26 @@ def evaluate_model(
             config = open_run(one.name).finished(TextRunConfig)
             judged[heading] = saved_task_auc(one, config, source.in_order())
     return _both(scored, judged)
+
+
+def saved_task_auc(
+    opened: OpenModel, config: TextRunConfig, batches: Iterable[TokenBatch]
+) -> float | None:
+    """Return `replaced_words_auc` of a trained model, with the twin and the head beside it.
+
+    Args:
+        opened: The model of a run.
+        config: Of that run.
+        batches: Held-out text.
+    """
+    if not config.objectives.detects:
+        return None
+    plain = opened.model
+    # Another model around the same encoder: it is given the head that the objective adds.
+    model = MaskedLanguageModel(plain.hf, packed=plain.packed, pad_token_id=plain.pad_token_id)
+    task = make_text_task(text_parts(config, model, opened.tokenizer))
+    load_extra(task, model, Path(resolve(opened.name)), needed=True)
+    return replaced_words_auc(task, batches)
 
 
 def run_samples(folder: Path) -> dict[str, Any]:

@@ -25,9 +25,7 @@ from maskery.runs.text.inspect_words import (
     share_of_broken_words,
     unknown_words,
 )
-from maskery.runs.text.momentum import new_parameters
-from maskery.runs.text.run import TextRun, prepare_text
-from maskery.runs.text.task import text_task
+from maskery.runs.text.prepare import TextRun, new_parameters, prepare_text, text_task
 from maskery.training.stepper import Stepper
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)

@@ -14,7 +14,8 @@ from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_folder import write_text
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.run import TextResult, prepare_text, train_text
+from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.run import TextResult, train_text
 from maskery.training.config import TrainingConfig
 
 SENTENCES = (

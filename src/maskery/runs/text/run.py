@@ -1,126 +1,74 @@
-"""A text run: corpus and encoder in; adapted encoder, figures and a model folder out."""
+"""A text run: corpus and encoder in; adapted encoder, figures and a model folder out.
+
+Beside a saved model lies `extra_state.safetensors` if its objective trains more than the model: the
+momentum twin's weights as `twin.*`, and heads such as `mrtd_head.*`. Transformers does not read the
+file, so the model folder stays a plain masked language model.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from safetensors.torch import load_file, save_file
 
-from maskery.core.errors import ConfigError, ModelError
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.processes import join_processes
 from maskery.core.startup import is_main_process
-from maskery.core.task import Task
-from maskery.core.vocabulary import Vocabulary, vocabulary_size
-from maskery.data.text_source import Template, TextSource
-from maskery.data.tokenise import default_cache_dir
-from maskery.evaluation.intervals import Interval
+from maskery.core.task import EXTRA_STATE, Task
+from maskery.evaluation.auc import judged_auc
+from maskery.evaluation.intervals import Interval, interval_note
 from maskery.evaluation.text.masked import (
+    COLUMNS,
+    FROZEN_EPOCH,
     ExampleSums,
     MaskedScores,
     compare,
-    score_examples,
     summarise,
 )
-from maskery.masking.config import MaskingConfig
-from maskery.masking.masker import Masker
 from maskery.models.dropout import use_fast_dropout
-from maskery.models.layout import can_pack, max_positions
-from maskery.models.loading import (
-    Loaded,
-    add_rows,
-    anchored,
-    known_as,
-    load_masked_lm,
-    new_masked_lm,
-    quiet_transformers,
-    resolve,
-    start_new_head,
-)
+from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
-from maskery.runs.frame.run_frame import identity, run_in_folder, save_model_folder
-from maskery.runs.text.card import text_model_card
-from maskery.runs.text.config import SCRATCH, TextRunConfig
-from maskery.runs.text.data import TextData, open_text
-from maskery.runs.text.first_scores import first_scores
-from maskery.runs.text.momentum import (
-    load_extra,
-    new_parameters,
-    replaced_words_auc,
-    save_extra,
+from maskery.runs.frame.run_folder import MODEL, default_folder, write_bytes, write_text
+from maskery.runs.frame.run_frame import (
+    card_figure,
+    model_card,
+    public_name,
+    run_in_folder,
+    save_model_folder,
 )
-from maskery.runs.text.task import report_left_out, text_task
-from maskery.tasks.text_mlm import TextParts
+from maskery.runs.text.config import SCRATCH, TextRunConfig
+from maskery.runs.text.data import Given
+from maskery.runs.text.prepare import (
+    Objective,
+    TextRun,
+    new_parameters,
+    own_tensors,
+    prepare_text,
+    report_left_out,
+    text_task,
+)
+from maskery.training.callbacks import Callback
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
-if TYPE_CHECKING:
-    from maskery.data.shards.source import ShardSource
-
 log = logging.getLogger(__name__)
 
-Objective = Callable[[TextParts], Task[Any, Any]]
-
-DEFAULT_MAX_LENGTH = 512
-# Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
-EVALUATION_MASKING = MaskingConfig()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextRun:
-    """Everything a text run consists of, before its first step.
-
-    Attributes:
-        config: As given.
-        model: The initial model.
-        loaded: What loading found out.
-        vocabulary: Of the tokenizer.
-        train: Training batches.
-        held_out: Held-out batches.
-        identity: What a continuation must share.
-        about: How much there is to train and to be measured on, in words.
-        objective: Makes the task, in the place of the one that the configuration names.
-    """
-
-    config: TextRunConfig
-    model: MaskedLanguageModel
-    loaded: Loaded
-    vocabulary: Vocabulary
-    train: TextSource | ShardSource
-    held_out: TextSource
-    identity: str
-    about: str
-    objective: Objective | None = None
-
-    def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
-        """Held-out sums of this run's model, or of another with the same tokenizer.
-
-        The run's processes share the work out: all of them must ask.
-        """
-        return score_examples(
-            model or self.model,
-            self.held_out.in_order(),
-            Masker.of(self.vocabulary, EVALUATION_MASKING),
-            processes=join_processes(),
-        )
-
-    def make_task(self) -> Task[Any, Any]:
-        """Make the task; a model folder that holds a twin or heads goes on with them."""
-        task = text_task(self.config, self.model, self.loaded.tokenizer, self.train, self.objective)
-        if not self.config.model.startswith(SCRATCH):
-            load_extra(task, self.model, Path(resolve(self.config.model)), needed=False)
-        return task
+BEFORE = "before.safetensors"
+TWIN = "twin.hf."
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextResult:
-    """What a text run came to.
+    """The figures of a finished text run.
 
     Attributes:
         folder: The run folder.
@@ -139,7 +87,7 @@ class TextResult:
     summary: Summary
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
+        """Return the content of `evaluation.json` and of `--json`."""
         return {
             "run": str(self.folder),
             "model": str(self.folder / MODEL),
@@ -156,7 +104,12 @@ def train_text(
     *,
     progress: bool = True,
     beside: Path | None = None,
+    texts: Any = None,
+    eval_texts: Any = None,
+    model: torch.nn.Module | None = None,
+    tokenizer: Any = None,
     objective: Objective | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TextResult:
     """Run a text configuration from its corpus to a saved model.
 
@@ -164,8 +117,14 @@ def train_text(
         config: All settings of the run.
         progress: Draw progress bars.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
-        objective: Makes the task from `TextParts`, in the place of the one that the configuration
-            names.
+        texts: The corpus, in the place of the one that the configuration names: a dataset of the
+            `datasets` library, or an iterable of strings that can be read several times.
+        eval_texts: Held-out text, likewise.
+        model: A model in the place of the named one, trained in place; see
+            `maskery.models.own_model`. Needs `tokenizer`.
+        tokenizer: Its Hugging Face tokenizer.
+        objective: Makes the task from `TextParts`, in the place of the named one.
+        callbacks: Called while the run trains; see `Callback`.
 
     Raises:
         MaskeryError: Something the user can mend.
@@ -176,18 +135,24 @@ def train_text(
             "or, in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
         )
     config = replace(config.anchored(), model=anchored(config.model))
+    given = Given(
+        texts=texts,
+        eval_texts=eval_texts,
+        model=model,
+        tokenizer=tokenizer,
+        objective=objective,
+        callbacks=tuple(callbacks),
+    )
     return run_in_folder(
         config,
         beside or default_folder(config.corpus[0], config.model),
-        prepare=lambda _folder: _prepared(
-            config, progress=progress and is_main_process(), objective=objective
-        ),
+        prepare=lambda _folder: _prepared(config, given, progress=progress and is_main_process()),
         train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
 
-def _prepared(config: TextRunConfig, *, progress: bool, objective: Objective | None) -> TextRun:
-    run = prepare_text(config, progress=progress, objective=objective)
+def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun:
+    run = prepare_text(config, progress=progress, given=given)
     run.train.num_steps(0)  # a budget that is too small shows here
     log.info("%s, %s layout", run.about, run.held_out.layout)
     return run
@@ -209,7 +174,7 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
             scored.append(run.score())
         return held_out_figures(scored[-1])
 
-    task = run.make_task()
+    task = make_task(run)
     summary = fit(run, task, folder, evaluate, progress=progress)
     if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
         scored.append(run.score())
@@ -224,6 +189,15 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
     if is_main_process():
         save_model_folder(folder / MODEL, lambda path: save_model(run, task, path, result))
     return result
+
+
+def make_task(run: TextRun) -> Task[Any, Any]:
+    """Make the task of a run; a model folder that holds a twin or heads goes on with them."""
+    config = run.config
+    task = text_task(config, run.model, run.loaded.tokenizer, run.train, run.given.objective)
+    if run.given.model is None and not config.model.startswith(SCRATCH):
+        load_extra(task, run.model, Path(resolve(config.model)), needed=False)
+    return task
 
 
 def fit(
@@ -246,161 +220,15 @@ def fit(
         identity=run.identity,
         evaluate=evaluate,
         progress=progress,
+        callbacks=run.given.callbacks,
     )
     summary = loop.train(resume=config.resume == "auto")
     report_left_out(task)
     return summary
 
 
-def prepare_text(
-    config: TextRunConfig, *, progress: bool = True, objective: Objective | None = None
-) -> TextRun:
-    """Read, tokenise and split the corpus, and load or make the initial model."""
-    cache_dir = config.cache_dir or default_cache_dir()
-    data = open_text(config, cache_dir, progress=progress)
-    tokenizer = data.tokenizer
-    loaded = load(config, tokenizer, data)
-    layout = choose_layout(config, loaded)
-    model = MaskedLanguageModel(
-        loaded.model, packed=layout == "packed", pad_token_id=pad_token_id(tokenizer)
-    )
-    max_length = choose_max_length(config, loaded)
-    settings = {
-        "template": Template.of(tokenizer),
-        "max_length": max_length,
-        "batch_tokens": config.training.batch_tokens,
-        "micro_tokens": config.training.micro_batch_tokens,
-        "layout": layout,
-        "seed": config.training.seed,
-    }
-    train, held_out = data.sources(settings)
-    return TextRun(
-        config=config,
-        model=model,
-        loaded=loaded,
-        vocabulary=Vocabulary.of(tokenizer),
-        train=train,
-        held_out=held_out,
-        identity=identity_of(
-            config, data, layout=layout, max_length=max_length, objective=objective
-        ),
-        about=data.describe(),
-        objective=objective,
-    )
-
-
-def load(config: TextRunConfig, tokenizer: PreTrainedTokenizerBase, data: TextData) -> Loaded:
-    """The initial model, with a new head started well."""
-    scratch = config.model.startswith(SCRATCH)
-    if scratch:
-        size = config.model.removeprefix(SCRATCH)
-        loaded = new_masked_lm(size, tokenizer, seed=config.training.seed)
-    else:
-        loaded = load_masked_lm(
-            config.model,
-            attention_dropout=config.attention_dropout,
-            tokenizer=tokenizer if data.added is None else None,
-            hidden_dropout=config.hidden_dropout,
-            seed=config.training.seed,
-        )
-    if data.added is not None:
-        add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
-        loaded = replace(loaded, tokenizer=tokenizer)
-    if loaded.attention_dropouts:
-        log.info(
-            "attention dropout is off (the model's own is %s); --attention-dropout restores it",
-            ", ".join(str(value) for value in loaded.attention_dropouts.values()),
-        )
-    if loaded.new_parameters:
-        if not scratch:
-            log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
-        counts = data.token_counts(loaded.model.config.vocab_size)
-        start_new_head(loaded.model, loaded.new_parameters, counts)
-    return loaded
-
-
-def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
-    """Packed or padded.
-
-    Raises:
-        ModelError: Packing is asked for and this model cannot be packed.
-    """
-    if config.layout == "padded":
-        return "padded"
-    if config.attention_dropout and torch.cuda.is_available():
-        if config.layout == "packed":
-            raise ConfigError(
-                "--layout packed and --attention-dropout do not go together on a GPU, whose "
-                "variable-length attention has no dropout; leave out one of them"
-            )
-        log.warning("batches are padded: the GPU's variable-length attention has no dropout")
-        return "padded"
-    possible, reason = can_pack(loaded.model, pad_token_id(loaded.tokenizer))
-    if possible:
-        return "packed"
-    if config.layout == "packed":
-        raise ModelError(f"--layout packed is not possible: {reason}; use --layout padded")
-    log.warning("batches are grouped by length and padded: %s", reason)
-    return "padded"
-
-
-def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
-    """The most tokens of a sequence.
-
-    Raises:
-        ConfigError: More are asked for than the model has positions.
-    """
-    limit = max_positions(loaded.model.config)
-    if config.max_length is not None:
-        if limit is not None and config.max_length > limit:
-            raise ConfigError(
-                f"--max-length is {config.max_length}, and the model has {limit} positions; "
-                f"lower it to {limit} or less (longer documents become windows)"
-            )
-        return config.max_length
-    return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills padded rows; any id does, since it is never attended to."""
-    return int(tokenizer.pad_token_id or 0)
-
-
-def identity_of(
-    config: TextRunConfig,
-    data: TextData,
-    *,
-    layout: str,
-    max_length: int,
-    objective: Objective | None = None,
-) -> str:
-    """Everything that decides the course of a run, but not how it is computed.
-
-    Args:
-        config: Of the run.
-        data: What it trains on and is measured on.
-        layout: The one chosen: it decides what a step holds.
-        max_length: The one chosen.
-        objective: An object in the place of the one that the configuration names.
-    """
-    return identity(
-        config.training,
-        {
-            "model": known_as(config.model),
-            **data.described(),
-            "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
-            "layout": layout,
-            "max_length": max_length,
-            "attention_dropout": config.attention_dropout,
-            "hidden_dropout": config.hidden_dropout,
-            "masking": config.masking.described(),
-            "objectives": config.objectives.described(objective),
-        },
-    )
-
-
 def held_out_figures(scored: ExampleSums) -> dict[str, float]:
-    """Token-weighted held-out figures without intervals, for the log."""
+    """Return token-weighted held-out figures without intervals, for the log."""
     count, loss, top1, top5 = scored.sums.sum(axis=0) / scored.sums[:, 0].sum()
     del count
     return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0))), "top1": top1, "top5": top5}
@@ -416,3 +244,152 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
     run.loaded.tokenizer.save_pretrained(folder)
     save_extra(task, run.model, folder)
     write_text(folder / "README.md", text_model_card(run.config, result.before, result.after))
+
+
+def text_model_card(config: TextRunConfig, before: MaskedScores, after: MaskedScores) -> str:
+    """Return the card of a trained model, in Markdown."""
+    rows = "\n".join(
+        f"| {label} | {card_figure(getattr(before, name))} | {card_figure(getattr(after, name))} |"
+        for name, label in (
+            ("loss", "loss (nats)"),
+            ("perplexity", "perplexity"),
+            ("top1", "top-1 accuracy"),
+            ("top5", "top-5 accuracy"),
+        )
+    )
+    corpus = ", ".join(f"`{public_name(name)}`" for name in config.corpus)
+    text = f"""
+# A masked language model adapted with Maskery
+
+Starting from `{public_name(config.model)}`, trained on {corpus} with
+{config.masking.policy} masking at a rate of {config.masking.mask_rate}.
+
+Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
+({interval_note(after.examples)}):
+
+| | before | after |
+| --- | --- | --- |
+{rows}
+
+```python
+from transformers import pipeline
+
+pipeline("fill-mask", model="path/of/this/folder")
+```
+"""
+    return model_card(text.lstrip(), pipeline_tag="fill-mask")
+
+
+def first_scores(
+    folder: Path, identity: str, score: Callable[[], ExampleSums], *, resume: bool
+) -> ExampleSums:
+    """Return the initial model's held-out sums, read if this run has written them before.
+
+    A resumed run compares with them as the first one did.
+
+    Args:
+        folder: The run folder.
+        identity: The run's; a file of another run is not read.
+        score: Scores the initial model; every process of the run takes part.
+        resume: Read what is there.
+
+    Raises:
+        CheckpointError: They could not be written, or the main process alone can read them.
+    """
+    path, processes = folder / BEFORE, join_processes()
+    kept = _stored_scores(path, identity) if resume else None
+    if resume and processes.on_main(lambda: None if kept is None else "sound"):
+        if kept is None:
+            raise CheckpointError(
+                f"'{path}' can be read by the main process and not by process {processes.rank}; "
+                f"put the run folder where all processes see it"
+            )
+        return kept
+    scored = score()
+    if processes.is_main:
+        tensors = {"ids": scored.ids, "sums": scored.sums}
+        write_bytes(path, save(tensors, metadata={"identity": identity}))
+    return scored
+
+
+def _stored_scores(path: Path, identity: str) -> ExampleSums | None:
+    """Return the sums of a file; None if it is missing, damaged or of another run."""
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            if (stored.metadata() or {}).get("identity") != identity:
+                return None
+            ids, sums = stored.get_tensor("ids"), stored.get_tensor("sums")
+    except (OSError, SafetensorError):
+        return None
+    if ids.dtype != "uint64" or sums.dtype != "float64" or sums.shape != (len(ids), len(COLUMNS)):
+        return None
+    return ExampleSums(ids=ids, sums=sums)
+
+
+def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -> None:
+    """Write what a model folder holds beyond the masked language model, if there is anything."""
+    tensors = {n: t for n, t in task.extra_state().items() if n.startswith(TWIN)}
+    tensors |= own_tensors(task, model)
+    if tensors:
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, folder / EXTRA_STATE)
+
+
+@torch.no_grad()
+def load_extra(
+    task: Task[Any, Any], model: MaskedLanguageModel, folder: Path, *, needed: bool
+) -> None:
+    """Take over the twin and the heads that `save_extra` wrote, where the task has any.
+
+    Args:
+        task: Changed in place.
+        model: What it trains; likewise.
+        folder: A model folder.
+        needed: True if it is an error that the file or a head is missing.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another model.
+    """
+    path, state = folder / EXTRA_STATE, task.extra_state()
+    own = own_tensors(task, model)
+    if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):
+        return
+    try:
+        tensors = load_file(path)
+        for name, tensor in own.items():
+            if needed or name in tensors:
+                if tensors[name].shape != tensor.shape:  # copying would repeat rows in silence
+                    raise RuntimeError(f"'{name}' has another shape")
+                tensor.copy_(tensors[name])
+    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the momentum twin and heads in '{path}' cannot be read "
+            f"({reason_of(error, most=120)}); restore the file, or train again"
+        ) from error
+    # The twin's own copy of the heads is never read, so it is not saved.
+    twin = {name: tensor for name, tensor in tensors.items() if name.startswith(TWIN)}
+    if twin or needed:
+        task.load_extra_state({**state, **twin})
+
+
+@torch.no_grad()
+def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
+    """Return the area under the ROC curve of replaced against original words on held-out text.
+
+    The twin fills frozen masks by sampling, as in training, and the model judges every token that
+    is not special.
+
+    Returns:
+        None without replaced token detection, and where nothing or everything was replaced.
+    """
+    if "mrtd" not in task.loss_weights:
+        return None
+    from maskery.tasks.momentum_text import MomentumTextMLM
+
+    if not isinstance(task, MomentumTextMLM):
+        return None
+    task.model.eval()
+    task.twin.follow_device()
+    device = next(task.model.parameters()).device
+    prepared = (task.prepare(batch, epoch=FROZEN_EPOCH, progress=0.0) for batch in batches)
+    return judged_auc(task.judge(one.to(device)) for one in prepared)

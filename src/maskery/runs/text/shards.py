@@ -142,7 +142,7 @@ def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make "

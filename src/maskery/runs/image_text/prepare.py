@@ -1,18 +1,18 @@
-"""What runs on pairs and on persons prepare alike: captions, pictures, the task, its identity."""
+"""Prepare and save the parts that pairs and person-search runs share."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.task import EXTRA_STATE
+from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
@@ -21,10 +21,17 @@ from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.masking.masker import Masker
 from maskery.models.loading import known_as, resolve
 from maskery.objectives.terms import belongs
+from maskery.runs.frame.run_folder import write_text
 from maskery.runs.image_text.config import ImageTextRunConfig
-from maskery.runs.image_text.start import StartModel, choose_max_length
+from maskery.runs.image_text.start import (
+    StartModel,
+    choose_max_length,
+    save_preprocessing,
+    start_at_frequencies,
+    start_model,
+)
 from maskery.tasks.image_text_mlm import CaptionTask
-from maskery.tasks.loss_terms import ATTRIBUTE
+from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +39,7 @@ TaskT = TypeVar("TaskT", bound=CaptionTask)
 
 
 class ReadingConfig(Protocol):
-    """What to do about captions and pictures that cannot be read."""
+    """Says what to do about captions and pictures that cannot be read."""
 
     @property
     def on_bad_caption(self) -> Literal["skip", "fail"]:
@@ -46,13 +53,14 @@ class ReadingConfig(Protocol):
 def read_captions(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase, reading: ReadingConfig, max_length: int
 ) -> CaptionTokens:
-    """The tokens of the captions of pairs; what is cut or left out here is told."""
+    """Return the tokens of the captions of pairs; log what is cut or left out."""
     skipped = Skipped("caption", reading.on_bad_caption)
     captions = tokenise_captions(pairs, tokenizer, skipped, max_length=max_length)
     if captions.num_cut:
         log.warning("%d captions are cut at %d tokens", captions.num_cut, max_length)
-    if skipped.count:
-        log.warning("%s", skipped)
+    for told in (skipped, pairs.skipped_captions):
+        if told.count:
+            log.warning("%s", told)
     return captions
 
 
@@ -63,7 +71,7 @@ def open_pictures(
     start: StartModel,
     cache_bytes: int,
 ) -> Pictures:
-    """The pictures of pairs."""
+    """Open the pictures of pairs, to be decoded when they are read."""
     # A crop takes its part of the whole picture, so it is decoded whole.
     near = None if config.view.crop_scale else start.view.size
     return Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=cache_bytes)
@@ -108,15 +116,60 @@ def learnt_anew(start: StartModel, heads: Sequence[str] = ()) -> frozenset[str]:
     return start.new_parameters | {name for name in names if belongs(name, heads)}
 
 
-def extra_state_of(config: ImageTextRunConfig, start: StartModel) -> Mapping[str, torch.Tensor]:
-    """The momentum twin and the queues of the model folder that a run starts from, if it has any.
-
-    Names are those of `Task.extra_state`.
-    """
+def twin_of(config: ImageTextRunConfig, start: StartModel) -> dict[str, torch.Tensor]:
+    """Return the momentum twin in the model folder that a run starts from; empty without one."""
     if start.from_scratch or config.text_model is not None:
         return {}
     path = Path(resolve(config.model)) / EXTRA_STATE
-    return load_file(path) if path.is_file() else {}
+    return part_of(load_file(path), "twin.") if path.is_file() else {}
+
+
+def prepare_model(
+    kind: type[TaskT],
+    config: ImageTextRunConfig,
+    pairs: Pairs,
+    reading: ReadingConfig,
+    *,
+    start: StartModel | None,
+    folder: Path | None,
+    progress: bool,
+    terms: Sequence[Any],
+) -> tuple[StartModel, CaptionTokens, TaskT]:
+    """Load or make the initial model, tokenise the captions, and make the task.
+
+    Args:
+        kind: The class of the task.
+        config: The run's configuration.
+        pairs: What is trained on.
+        reading: What to do about captions that cannot be read.
+        start: A model to use instead of the one the config names.
+        folder: The run folder, as in `start_model`.
+        progress: Draw progress bars.
+        terms: Loss terms of the user's own, as objects.
+    """
+    start = start or start_model(config, pairs, folder=folder, progress=progress)
+    longest = choose_max_length(config, start.model)
+    captions = read_captions(pairs, start.tokenizer, reading, longest)
+    # Before the task is made, whose twin starts as a copy.
+    if start.has_new_head:
+        counts = captions.token_counts(start.model.config.text_config.vocab_size)
+        start_at_frequencies(start.model, counts)
+    task = make_task(kind, config, start, terms)
+    # Queues, which may lie beside the twin, hold another dataset's persons: they start anew.
+    twin = twin_of(config, start)
+    if twin:
+        task.load_twin(twin)
+    return start, captions, task
+
+
+def save_model(folder: Path, start: StartModel, task: CaptionTask, card: str) -> None:
+    """Write the model, tokenizer, preprocessing of pictures, momentum twin and model card."""
+    start.model.save_pretrained(folder, state_dict=without_terms(start.model.state_dict()))
+    start.tokenizer.save_pretrained(folder)
+    save_preprocessing(folder, start.view)
+    twin = {n: t for n, t in task.extra_state().items() if n.startswith("twin.")}
+    save_file({n: t.contiguous().cpu() for n, t in twin.items()}, folder / EXTRA_STATE)
+    write_text(folder / "README.md", card)
 
 
 def described(config: ImageTextRunConfig, start: StartModel, task: CaptionTask) -> dict[str, Any]:

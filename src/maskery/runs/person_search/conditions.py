@@ -1,4 +1,4 @@
-"""What several runs must share for a mean over them to mean anything."""
+"""Conditions that several runs must share for a mean over their figures to mean anything."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from maskery.runs.person_search.settings import run_config_of
 HeldOutSplit = Literal["val", "test"]
 
 
-class Alike:
-    """Holds every run to the conditions of the first."""
+class Conditions:
+    """Hold every run to the conditions of the first."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[str, str]] = {}
 
     def add(self, name: str, conditions: Mapping[str, str]) -> None:
-        """Under what conditions a run is measured; more may be added later.
+        """Add conditions under which a run is measured; more may be added later.
 
         Args:
             name: Of the run.
@@ -48,14 +48,14 @@ class Alike:
 
 
 def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit, Pairs]:
-    """A split, or validation where the dataset has no test split."""
+    """Return a split, or validation where the dataset has no test split."""
     if split == "test" and data.test is not None:
         return "test", data.test
     return "val", data.val
 
 
-def gallery_of(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
-    """What is found and by what, as conditions."""
+def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
+    """Return the dataset, split, pictures and captions, as conditions."""
     name, pairs = split_of(data, split)
     persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
     return {
@@ -67,8 +67,8 @@ def gallery_of(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
     }
 
 
-def ranking_of(settings: RetrievalConfig) -> dict[str, str]:
-    """How pictures are ranked, as conditions."""
+def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
+    """Return how pictures are ranked, as conditions."""
     score: str = settings.score
     if score == "sum":
         score += f" with odds at {settings.odds_weight:g}"
@@ -91,7 +91,7 @@ class Datasets:
         self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
 
     def of(self, name: str, retrieval: ModelRetrieval) -> PersonSearchData:
-        """That of a run.
+        """Read the dataset of a run.
 
         Args:
             name: The run folder.
@@ -129,6 +129,6 @@ def need_different(names: Sequence[str]) -> None:
 
 
 def seed_of(name: str) -> int | None:
-    """What the run that a folder is, or whose model it is, was trained with."""
+    """Return the seed of the run that a folder, or the model in it, belongs to."""
     config = run_config_of(Path(name).resolve())
     return None if config is None else config.training.seed

@@ -1,0 +1,359 @@
+"""The parts of a text run: everything that it consists of before its first step."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.errors import ConfigError, ModelError
+from maskery.core.processes import join_processes
+from maskery.core.task import Task
+from maskery.core.vocabulary import Vocabulary, vocabulary_size
+from maskery.data.text_source import Template, TextSource
+from maskery.data.tokenise import default_cache_dir
+from maskery.evaluation.text.masked import ExampleSums, score_examples
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
+from maskery.models.layout import can_pack, max_positions
+from maskery.models.loading import (
+    Loaded,
+    add_rows,
+    known_as,
+    load_masked_lm,
+    new_masked_lm,
+    start_new_head,
+)
+from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.runs.frame.run_frame import identity
+from maskery.runs.text.config import SCRATCH, TextRunConfig
+from maskery.runs.text.data import Given, TextData, open_text
+from maskery.tasks.text_mlm import TextMLM, TextParts, make_text_task
+from maskery.training.precision import resolve_precision
+
+if TYPE_CHECKING:
+    from maskery.data.shards.source import ShardSource
+
+log = logging.getLogger(__name__)
+
+Objective = Callable[[TextParts], Task[Any, Any]]
+
+DEFAULT_MAX_LENGTH = 512
+COMPILE_BACKEND = "inductor"
+# Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
+EVALUATION_MASKING = MaskingConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRun:
+    """Everything a text run consists of, before its first step.
+
+    Attributes:
+        config: All settings of the run.
+        model: The initial model.
+        loaded: The initial model as it was loaded, with its tokenizer.
+        vocabulary: Of the tokenizer.
+        train: Training batches.
+        held_out: Held-out batches.
+        identity: Everything that a continuation must share, as JSON.
+        about: How much there is to train and to be measured on, in words.
+        given: Objects in the place of what the configuration names.
+    """
+
+    config: TextRunConfig
+    model: MaskedLanguageModel
+    loaded: Loaded
+    vocabulary: Vocabulary
+    train: TextSource | ShardSource
+    held_out: TextSource
+    identity: str
+    about: str
+    given: Given
+
+    def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
+        """Return held-out sums of this run's model, or of another with the same tokenizer.
+
+        The run's processes share the work: all of them must call this.
+        """
+        return score_examples(
+            model or self.model,
+            self.held_out.in_order(),
+            Masker.of(self.vocabulary, EVALUATION_MASKING),
+            processes=join_processes(),
+        )
+
+
+def prepare_text(
+    config: TextRunConfig, *, progress: bool = True, given: Given | None = None
+) -> TextRun:
+    """Read, tokenise and split the corpus, and load or make the initial model.
+
+    Args:
+        config: All settings of the run.
+        progress: Draw progress bars.
+        given: Objects in the place of what the configuration names.
+
+    Raises:
+        MaskeryError: Something the user can mend.
+    """
+    given = given or Given()
+    data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
+    loaded = load(config, data, given)
+    layout = choose_layout(config, loaded)
+    pad_token = pad_token_id(data.tokenizer)
+    model = MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token)
+    max_length = choose_max_length(config, loaded)
+    settings = {
+        "template": Template.of(data.tokenizer),
+        "max_length": max_length,
+        "batch_tokens": config.training.batch_tokens,
+        "micro_tokens": config.training.micro_batch_tokens,
+        "layout": layout,
+        "seed": config.training.seed,
+    }
+    train, held_out = data.sources(settings)
+    return TextRun(
+        config=config,
+        model=model,
+        loaded=loaded,
+        vocabulary=Vocabulary.of(data.tokenizer),
+        train=train,
+        held_out=held_out,
+        identity=identity_of(config, data, given, layout=layout, max_length=max_length),
+        about=data.describe(),
+        given=given,
+    )
+
+
+def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
+    """Load or make the initial model; a new head starts from the frequencies of the tokens."""
+    tokenizer = data.tokenizer
+    scratch = config.model.startswith(SCRATCH)
+    if given.model is not None:
+        # By name: a run of a named model needs none of this.
+        own_model = importlib.import_module("maskery.models.own_model")
+        loaded: Loaded = own_model.as_loaded(given.model, tokenizer)
+    elif scratch:
+        size = config.model.removeprefix(SCRATCH)
+        loaded = new_masked_lm(size, tokenizer, seed=config.training.seed)
+    else:
+        loaded = load_masked_lm(
+            config.model,
+            attention_dropout=config.attention_dropout,
+            tokenizer=tokenizer if data.added is None else None,
+            hidden_dropout=config.hidden_dropout,
+            seed=config.training.seed,
+        )
+    if data.added is not None:
+        add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
+        loaded = replace(loaded, tokenizer=tokenizer)
+    if loaded.attention_dropouts:
+        log.info(
+            "attention dropout is off (the model's own is %s); --attention-dropout restores it",
+            ", ".join(str(value) for value in loaded.attention_dropouts.values()),
+        )
+    if loaded.new_parameters:
+        if not scratch:
+            log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
+        counts = data.token_counts(loaded.model.config.vocab_size)
+        start_new_head(loaded.model, loaded.new_parameters, counts)
+    return loaded
+
+
+def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
+    """Return "packed" or "padded".
+
+    Raises:
+        ModelError: Packing is asked for and this model cannot be packed.
+    """
+    if config.layout == "padded":
+        return "padded"
+    if config.attention_dropout and torch.cuda.is_available():
+        if config.layout == "packed":
+            raise ConfigError(
+                "--layout packed and --attention-dropout do not go together on a GPU, whose "
+                "variable-length attention has no dropout; leave out one of them"
+            )
+        log.warning("batches are padded: the GPU's variable-length attention has no dropout")
+        return "padded"
+    possible, reason = can_pack(loaded.model, pad_token_id(loaded.tokenizer))
+    if possible:
+        return "packed"
+    if config.layout == "packed":
+        raise ModelError(f"--layout packed is not possible: {reason}; use --layout padded")
+    log.warning("batches are grouped by length and padded: %s", reason)
+    return "padded"
+
+
+def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
+    """Return the most tokens of a sequence.
+
+    Raises:
+        ConfigError: More are asked for than the model has positions.
+    """
+    limit = max_positions(loaded.model.config)
+    if config.max_length is not None:
+        if limit is not None and config.max_length > limit:
+            raise ConfigError(
+                f"--max-length is {config.max_length}, and the model has {limit} positions; "
+                f"lower it to {limit} or less (longer documents become windows)"
+            )
+        return config.max_length
+    return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills padded rows; any does, since it is never attended to."""
+    return int(tokenizer.pad_token_id or 0)
+
+
+def identity_of(
+    config: TextRunConfig, data: TextData, given: Given, *, layout: str, max_length: int
+) -> str:
+    """Return everything that decides the course of a run, but not how it is computed.
+
+    Args:
+        config: All settings of the run.
+        data: Its training and held-out text.
+        given: Objects in the place of what the configuration names.
+        layout: The one chosen: it decides what a step holds.
+        max_length: The one chosen.
+    """
+    own = {} if given.model is None else {"model_fingerprint": weights_fingerprint(given.model)}
+    return identity(
+        config.training,
+        {
+            "model": known_as(config.model),
+            **own,
+            **data.described(),
+            "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
+            "layout": layout,
+            "max_length": max_length,
+            "attention_dropout": config.attention_dropout,
+            "hidden_dropout": config.hidden_dropout,
+            "masking": config.masking.described(),
+            "objectives": config.objectives.described(given.objective),
+        },
+    )
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Return a hash of a model's parameters and buffers, by name."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def text_task(
+    config: TextRunConfig,
+    model: MaskedLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: TextSource | ShardSource,
+    objective: Objective | None = None,
+) -> Task[Any, Any]:
+    """Make the task that a configuration names, or that an objective makes.
+
+    Raises:
+        PluginError: An objective of the user's own breaks its contract.
+    """
+    parts = text_parts(config, model, tokenizer)
+    return make_text_task(compiled(parts, config, source), objective)
+
+
+def text_parts(
+    config: TextRunConfig, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> TextParts:
+    """Return the parts that a run's objective is made from."""
+    return TextParts(
+        model=model,
+        tokenizer=tokenizer,
+        masker=Masker.of(tokenizer, config.masking, seed=config.training.seed),
+        settings=config.objectives,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def compiled(
+    parts: TextParts, config: TextRunConfig, source: TextSource | ShardSource
+) -> TextParts:
+    """Add constant shapes where `--compile` asks for them.
+
+    Where steps cannot be compiled or that does not pay, one line says why and the run goes on as
+    without it.
+    """
+    if not config.training.compile:
+        return parts
+    # Runs that compile nothing need none of this.
+    from maskery.tasks.compiling import compile_obstacle, static_shapes
+
+    state = PartialState()
+    obstacle = compile_obstacle(
+        device=state.device,
+        packed=parts.model.packed,
+        half_precision=resolve_precision(config.training, parts.model) == "bf16",
+    )
+    if obstacle is None and not isinstance(source, TextSource):
+        obstacle = "batches of token shards have no constant shapes yet"
+    if obstacle is not None or not isinstance(source, TextSource):
+        log.warning("the step is not compiled: %s", obstacle)
+        return parts
+    shapes = static_shapes(
+        source,
+        parts.masker,
+        epochs=config.training.epochs,
+        num_processes=state.num_processes,
+        masked_capacity=config.masked_capacity,
+    )
+    log.info(
+        "steps are compiled for %s tokens, %s of them masked; the first takes a minute or so",
+        f"{shapes.num_tokens:,}",
+        f"{shapes.num_masked:,}",
+    )
+    return replace(parts, shapes=shapes, compile_backend=COMPILE_BACKEND)
+
+
+def report_left_out(task: Task[Any, Any]) -> None:
+    """Say how many masked tokens the loss of a run has left out, if any."""
+    if isinstance(task, TextMLM) and task.num_left_out:
+        assert task.shapes is not None
+        everything = task.num_left_out + task.num_predicted
+        log.warning(
+            "%s of %s masked tokens (%.2g%%) were left out of the loss: a compiled step has %s "
+            "rows for them; raise --masked-capacity to keep them all",
+            f"{task.num_left_out:,}",
+            f"{everything:,}",
+            100.0 * task.num_left_out / everything,
+            f"{task.shapes.num_masked:,}",
+        )
+
+
+def own_tensors(task: Task[Any, Any], model: MaskedLanguageModel) -> dict[str, torch.Tensor]:
+    """Return, by name within the trained module, what an objective trains beside the model."""
+    shared = {id(tensor) for tensor in (*model.hf.parameters(), *model.hf.buffers())}
+    found = (*task.model.named_parameters(), *task.model.named_buffers())
+    return {name: tensor for name, tensor in found if id(tensor) not in shared}
+
+
+def new_parameters(
+    task: Task[Any, Any], model: MaskedLanguageModel, loaded: Iterable[str]
+) -> set[str]:
+    """Return the names, within the trained module, of parameters that start from nothing.
+
+    Args:
+        task: Trains them.
+        model: Of the run.
+        loaded: Those of the Hugging Face model that its checkpoint did not have.
+    """
+    parameters = dict(model.hf.named_parameters())
+    fresh = {id(parameters[name]) for name in loaded if name in parameters}
+    names = {name for name, tensor in task.model.named_parameters() if id(tensor) in fresh}
+    return names | set(own_tensors(task, model))

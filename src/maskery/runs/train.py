@@ -1,0 +1,129 @@
+"""`maskery.train`: one call for a run of any kind, with settings as keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from maskery.core.errors import ConfigError
+from maskery.runs.frame.config_file import KINDS, given_name, read_config
+from maskery.runs.frame.run_folder import repeated_folder
+
+ConfigT = TypeVar("ConfigT")
+
+
+def train(
+    data: Any,
+    model: Any = None,
+    *,
+    tokenizer: Any = None,
+    eval_data: Any = None,
+    policy: Any = None,
+    objective: str | Callable[[Any], Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    output: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Any:
+    """Train a run: `train("notes/*.txt", "minilm", epochs=3)`.
+
+    Args:
+        data: The corpus: a file, folder, glob or hub id; a sequence of `Path`s; or the texts
+            themselves, as a dataset of the `datasets` library or an iterable of strings that can be
+            read several times. Or a whole configuration, of any kind: a `TextRunConfig`,
+            `PairsRunConfig` or `PersonSearchRunConfig`, or the path of a run's `config.yaml`, which
+            is repeated in the next free folder.
+        model: A name as `--model` takes it, or a model object with its `tokenizer`; see
+            `maskery.models.own_model`. Default: minilm, or the configuration's.
+        tokenizer: A Hugging Face tokenizer, for a model object.
+        eval_data: Held-out text, like `data`. Default: a share of the corpus.
+        policy: A masking policy by name, or an object.
+        objective: A training objective by name, or a callable that makes a `Task` from `TextParts`.
+        callbacks: Called while the run trains; see `Callback`.
+        output: The run folder. Default: runs/DATA-MODEL, numbered if taken.
+        progress: Draw progress bars.
+        **settings: Any flag of `maskery train`, by its name with underscores.
+
+    Returns:
+        The result of that kind of run, with the run folder as `folder`.
+
+    Raises:
+        ConfigError: A setting is unknown or does not fit.
+        MaskeryError: Something else that the user can mend.
+    """
+    objects: dict[str, Any] = {"progress": progress}
+    if callbacks:
+        objects["callbacks"] = callbacks
+    named: dict[str, Any] = {"policy": policy, "output": None if output is None else Path(output)}
+    if isinstance(model, str | Path):
+        named["model"] = str(model)
+    elif model is not None:
+        named["model"], objects["model"] = given_name(type(model)), model
+    if tokenizer is not None:
+        objects["tokenizer"] = tokenizer
+    if isinstance(objective, str):
+        named["objective"] = objective
+    elif objective is not None:
+        objects["objective"] = objective
+    config: Any = None
+    if is_dataclass(data) and getattr(data, "kind", None) in KINDS:
+        config = data
+    elif isinstance(data, str | Path) and Path(data).suffix in (".yaml", ".yml"):
+        saved = read_config(data)
+        config = replace(saved, output=None)
+        objects["beside"] = None if saved.output is None else repeated_folder(saved.output)
+    else:
+        named["corpus"], objects["texts"] = sources_or_texts(data)
+        config = KINDS["text"].load("config")(corpus=named["corpus"])
+    if eval_data is not None:
+        named["eval_data"], objects["eval_texts"] = sources_or_texts(eval_data)
+    given = {name: value for name, value in named.items() if value is not None}
+    objects = {name: value for name, value in objects.items() if value is not None}
+    return KINDS[config.kind].load("train")(with_settings(config, {**settings, **given}), **objects)
+
+
+def sources_or_texts(data: Any) -> tuple[tuple[str, ...], Any]:
+    """Tell names of files from texts.
+
+    Returns:
+        The sources that a configuration names, and the texts if they are passed themselves.
+    """
+    if isinstance(data, str | Path):
+        return (str(data),), None
+    if isinstance(data, list | tuple) and data and all(isinstance(one, Path) for one in data):
+        return tuple(str(one) for one in data), None
+    if not isinstance(data, Iterable):
+        raise ConfigError(
+            f"there is no text in {type(data).__name__}: pass a path, a dataset, or strings"
+        )
+    return ("<texts>",), data
+
+
+def with_settings(config: ConfigT, settings: dict[str, Any]) -> ConfigT:
+    """Return a configuration with settings changed, each wherever in it its name stands.
+
+    Raises:
+        ConfigError: There is no such setting, or its value does not fit.
+    """
+    left = dict(settings)
+    changed = _with_settings(config, left)
+    if left:
+        raise ConfigError(
+            f"there is no setting '{min(left)}' in {type(config).__name__}; settings are the flags "
+            f"of maskery train, with underscores"
+        )
+    return changed  # type: ignore[no-any-return]
+
+
+def _with_settings(config: Any, left: dict[str, Any]) -> Any:
+    """Take the settings of a dataclass, and of those within it, out of `left`."""
+    own: dict[str, Any] = {}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.name in left:
+            own[one.name] = left.pop(one.name)
+        elif is_dataclass(value):
+            own[one.name] = _with_settings(value, left)
+    return replace(config, **own)
