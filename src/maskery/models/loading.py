@@ -372,7 +372,7 @@ def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_siz
         hf: A masked language model.
         pieces: By the id of each new word, the ids it was cut into before; where there are none,
             the mean over the whole vocabulary is taken.
-        vocab_size: What the tokenizer now needs; the model gets at least so many rows.
+        vocab_size: Ids of the tokenizer now; the model gets at least so many rows.
     """
     old = int(hf.config.vocab_size)
     if vocab_size > old:
