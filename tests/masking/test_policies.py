@@ -205,7 +205,7 @@ def test_span_rate(make_batch: MakeBatch, vocabulary: Vocabulary, rate: float) -
 
 def walk(batch: TokenBatch, rate: float, p: float = 0.2, longest: int = 10) -> np.ndarray:
     """The span of each token or -1, where each token is a word: (B, L)."""
-    span_of_word, _ = walk_spans(batch, batch.lengths, rate, DRAWS, p, longest)
+    span_of_word, _ = walk_spans(batch, np.arange(batch.num_tokens), rate, DRAWS, p, longest)
     return span_of_word.reshape(len(batch.lengths), -1)
 
 
@@ -393,3 +393,22 @@ def test_a_plug_in_is_known_by_its_content_and_from_any_folder(
     file.write_text("a = 2")
     assert config.described() != first
     assert MaskingConfig().described() == asdict(MaskingConfig())
+
+
+def test_windows_of_other_lengths_have_the_same_spans(
+    make_batch: MakeBatch, vocabulary: Vocabulary
+) -> None:
+    masker = Masker.of(vocabulary, policy="span")
+    seen = []
+    for size in (128, 512):
+        cuts = np.arange(0, 20_480, size)
+        batch = make_batch([size] * len(cuts), ids=[9] * len(cuts), starts=cuts.tolist())
+        inner = ~vocabulary.protected[batch.input_ids]
+        seen.append(masker.select(batch, epoch=0).selected[inner])
+    short, long = seen
+    assert abs(long.mean() - 0.15) < 0.02
+    # 120 windows start in one alone, with 2 * 0.15 * 0.85 of their first words unlike and others
+    # until both walks are in a gap.
+    assert (short != long).sum() < 0.03 * long.sum() + 2 * 120
+    after = np.arange(20_480) % 128 >= 64
+    assert (short == long)[after].mean() > 0.999

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskery.core.errors import CheckpointError, DataError, TrainingError
+from maskery.core.errors import CheckpointError, ConfigError, DataError, TrainingError
 from maskery.core.errors import StoppedError as StoppedBySignal
 from maskery.core.files import METRICS, read_metrics
 from maskery.core.stopping import SIGNALS
@@ -618,6 +618,28 @@ def test_callbacks_are_told_of_steps_evaluations_checkpoints_and_the_end(
 
 class Silent(Callback):
     """Every method is inherited."""
+
+
+class OnlySteps:
+    """A class of one's own that is derived from nothing."""
+
+    def on_step(self, step: int, figures: Mapping[str, torch.Tensor]) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (OnlySteps(), "OnlySteps has no on_evaluation and no on_save and no on_end; derive"),
+        (Silent, r"Silent is a class; give an object of it: Silent\(\)"),
+        (print, "has no on_step"),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_the_first_step(
+    tmp_path: Path, make_task: Make, make_source: Make, callback: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        loop_of(make_task(), make_source(), tmp_path, callbacks=[callback])
 
 
 @pytest.mark.parametrize("at", [("step", 5), ("step", 10), ("evaluation", 8), ("evaluation", 0)])

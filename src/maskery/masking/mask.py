@@ -22,7 +22,7 @@ from maskery.core.vocabulary import Vocabulary
 
 
 class Masked(NamedTuple):
-    """What `mask` returns.
+    """Corrupted ids and their labels, as `mask` returns them.
 
     Attributes:
         input_ids: (B, L) int64, corrupted.
@@ -60,7 +60,7 @@ def mask(
         mask_share: Share of masked tokens shown as the mask token (BERT 0.8, the text seed 1.0).
         random_share: Share of masked tokens shown as a random token; the rest keep their own.
         masked_indices: (B, L) bool; replays a selection instead of drawing one.
-        at_least_one: Whether a sequence in which nothing was drawn gets one mask all the same.
+        at_least_one: True gives a sequence in which nothing was drawn one mask all the same.
         seed: From 0 to 2**64 - 1.
         epoch: From 0; other epochs give other masks.
         example_ids: (B,) int64, stable names of the sequences; 0 to B - 1 if None.

@@ -1,4 +1,4 @@
-"""Dropout from 16-bit slices of random 64-bit words: four decisions for each draw, on the CPU."""
+"""Dropout for the CPU, from 16-bit slices of random 64-bit words: four decisions a draw."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+# Values of a 16-bit slice: chances are rounded to multiples of 2**-16.
 LEVELS = 1 << 16
 
 
 def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[torch.Tensor, float]:
-    """Decide what is kept.
-
-    Args:
-        shape: Of the mask.
-        chance: Of an element to be dropped, rounded to a multiple of 2**-16.
-        device: Where.
+    """Draw which elements are kept, each dropped with a chance rounded to a multiple of 2**-16.
 
     Returns:
         An int8 mask, 1 with probability 1 - chance and else 0, and 1 / (1 - chance) for the rounded
@@ -37,7 +33,7 @@ def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[t
 
 
 def thin(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """A copy of `values`, 0 where `keep` is."""
+    """Copy `values`, with 0 where `keep` is 0."""
     return keep.to(values.dtype).mul_(values)
 
 
@@ -69,7 +65,7 @@ class FastDropout(nn.Dropout):
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> torch.Tensor:
-    """`function.apply(*args)`, which PyTorch leaves untyped."""
+    """Call `function.apply(*args)`, which PyTorch leaves untyped."""
     result: torch.Tensor = function.apply(*args)
     return result
 

@@ -1,4 +1,4 @@
-"""Rows of all processes in one tensor; with one process, nothing happens.
+"""Gather the rows of all processes in one tensor; with one process, nothing happens.
 
 Shapes: B rows of this process, G rows of all.
 """
@@ -30,7 +30,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def num_processes() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return 1
     return torch.distributed.get_world_size()
@@ -46,7 +46,7 @@ class Crowd:
 
     Attributes:
         sizes: The rows of each process.
-        longest: The greatest of the lengths that the processes named.
+        longest: The greatest length of a row on any process.
         order: (G,) int64: the place of each row of the crowd among the rows process after process.
         mine: (B,) int64: where this process's rows stand in the crowd.
     """
@@ -83,16 +83,16 @@ class Crowd:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is one process."""
+        """True with one process."""
         return len(self.sizes) == 1
 
     @torch.no_grad()
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B, ...) of each process to (G, ...) on every one; gradients do not pass."""
+        """Gather (B, ...) of each process to (G, ...) on every one; gradients do not pass."""
         return rows if self.is_alone else _gathered(rows, self.sizes)[self.order]
 
     def gather_with_gradients(self, rows: torch.Tensor) -> torch.Tensor:
-        """The same; each process gets back the gradients of its rows from all the others."""
+        """Gather rows; each process gets the gradients of its rows back from all others."""
         if self.is_alone:
             return rows
         padded: torch.Tensor = _PassedAround.apply(_padded(rows, max(self.sizes)))  # type: ignore[no-untyped-call]
@@ -101,7 +101,7 @@ class Crowd:
 
 
 class _PassedAround(torch.autograd.Function):
-    """(R, ...) of each process to (processes, R, ...); the gradients are summed on the way back."""
+    """Gather (R, ...) to (processes, R, ...); gradients are summed on the way back."""
 
     @staticmethod
     def forward(_ctx: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -115,19 +115,18 @@ class _PassedAround(torch.autograd.Function):
 
 
 def _everyones(rows: torch.Tensor) -> list[torch.Tensor]:
-    """Equally shaped rows of every process."""
+    """Return the rows of every process, which must be of one shape."""
     received = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(received, rows.contiguous())
     return received
 
 
 def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Collectives want equal shapes: everyone sends as many rows as the largest has."""
+    # Collectives want equal shapes: every process sends as many rows as the largest has.
     missing = rows.new_zeros(count - len(rows), *rows.shape[1:])
     return torch.cat((rows, missing))
 
 
 def _gathered(rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """The rows of all processes, process after process."""
     parts = _everyones(_padded(rows, max(sizes)))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

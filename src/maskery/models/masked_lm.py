@@ -132,8 +132,8 @@ class MaskedLanguageModel(nn.Module):
 
         Args:
             inputs: The text, and the M rows that are asked for.
-            read: What is made of this model and its hidden rows (M, D); tensors, or a tuple, list
-                or dict of them, so that FSDP finds them. Default: `logits`.
+            read: A function of this model and its hidden rows (M, D). It returns tensors, or a
+                tuple, list or dict of them, so that FSDP finds them. Default: `logits`.
 
         Returns:
             (M, V), the logits of the rows, or what `read` returns.

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import tyro
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import Count, Range, Share, check_ranges
 from maskery.core.registry import anchored_choice, plugin_identity, split_weight
 from maskery.objectives.terms import TERMS, Term, chosen_weights
+
+TermWeight: TypeAlias = Annotated[float, Range(0, hint="0 leaves the term out")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextMLMConfig:
     """Masked language modelling and replaced token detection on image-caption pairs."""
 
-    mlm_weight: float = 1.0
+    mlm_weight: TermWeight = 1.0
     """Weight of the masked language modelling loss."""
-    mrtd_weight: float = 0.5
+    mrtd_weight: TermWeight = 0.5
     """Weight of the replaced token detection loss; 0 leaves its passes out."""
-    mrtd_start: float = 0.0
+    mrtd_start: Share = 0.0
     """Share of the run before which replaced words are left out. Their passes cost as much as all
     others, and from a twin that knows little yet there is little to detect."""
-    itc_weight: float = 0.0
+    itc_weight: TermWeight = 0.0
     """Weight of ALBEF's contrastive loss within the batch; helps small models learn to look."""
     term: Annotated[
         tuple[str, ...],
@@ -36,13 +39,13 @@ class ImageTextMLMConfig:
     objective: Literal["mlm", "mlm+mrtd"] | None = None
     """Which word losses are on, as in train text: mlm alone, or with replaced token detection.
     Default: those whose weight is above 0."""
-    momentum: float = 0.995
+    momentum: Share = 0.995
     """Share of its weights that the momentum twin keeps at each optimiser step."""
     twin_train_mode: bool = False
     """Leave dropout on in the momentum twin, as ALBEF and RaSa were released."""
-    alpha: float = 0.4
+    alpha: Share = 0.4
     """Weight of the twin's soft labels, once warmed up, against the true words; 0: none."""
-    alpha_warmup: float = 0.067
+    alpha_warmup: Share = 0.067
     """The share of the run over which alpha rises from 0 (as released: the first epoch)."""
     distill_over: Literal["vocabulary", "sequence"] = "vocabulary"
     """Dimension of the soft-label log-softmax; `sequence` is the released code's."""
@@ -54,16 +57,7 @@ class ImageTextMLMConfig:
     """Seed of the sampled replacements and the drawn negatives; a run gives it its own."""
 
     def __post_init__(self) -> None:
-        _in_unit("momentum", self.momentum)
-        _in_unit("alpha", self.alpha)
-        _in_unit("alpha_warmup", self.alpha_warmup)
-        _in_unit("mrtd_start", self.mrtd_start)
-        for term in self._terms():
-            _not_negative(term.flag, getattr(self, term.flag))
-        _one_of("distill_over", self.distill_over, ("vocabulary", "sequence"))
-        _one_of("mrtd_sample_at", self.mrtd_sample_at, ("masked", "every"))
-        if self.objective is not None:
-            _one_of("objective", self.objective, ("mlm", "mlm+mrtd"))
+        check_ranges(self)
         chosen_weights(self.term, [term.name for term in self._terms()])
 
     @classmethod
@@ -120,15 +114,15 @@ class PersonSearchConfig(ImageTextMLMConfig):
     Only `alpha_warmup` is not: as a share of the run, its preset sets it to one epoch of 30.
     """
 
-    itc_weight: float = 0.5
+    itc_weight: TermWeight = 0.5
     """Weight of the contrastive loss."""
-    itm_weight: float = 1.0
+    itm_weight: TermWeight = 1.0
     """Weight of the matching loss."""
-    prd_weight: float = 0.5
+    prd_weight: TermWeight = 0.5
     """Weight of the relation loss."""
     within_modality: bool = True
     """Contrast images with images and texts with texts too (RaSa); ALBEF does not."""
-    queue_size: int = 65536
+    queue_size: Count = 65536
     """Features of earlier batches to contrast with."""
     min_temperature: float = 0.001
     """The learnt temperature is kept at or above this."""
@@ -137,25 +131,8 @@ class PersonSearchConfig(ImageTextMLMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.queue_size < 1:
-            raise ConfigError(f"queue_size is {self.queue_size}: it must be at least 1")
         if not 0 < self.min_temperature <= self.max_temperature:
             raise ConfigError(
                 f"the temperature is to stay from {self.min_temperature} to "
                 f"{self.max_temperature}: the first must be positive and not above the second"
             )
-
-
-def _in_unit(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name} is {value}: it must be from 0 to 1")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise ConfigError(f"{name} is {value}: it must be 0 or more; 0 leaves the term out")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is '{value}': it must be one of {', '.join(choices)}")

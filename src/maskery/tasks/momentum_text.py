@@ -64,11 +64,11 @@ class PreparedMomentumText(PreparedText):
     """A masked batch with every decision taken that does not need the model.
 
     Attributes:
-        inputs: What the model reads: the masked text and, with MRTD, the original after it, whose
+        inputs: The model's text: the masked text and, with MRTD, the original after it, whose
             samples are filled in later. Its rows are the M masked and the P judged tokens.
-        teacher: What the twin reads: the masked text where there are soft labels, and with MRTD the
+        teacher: The twin's text: the masked text where there are soft labels, and with MRTD the
             text masked anew. Its rows are the masked tokens of both.
-        plan: What MRTD needs; None without it.
+        plan: The replacements of MRTD; None without it.
         alpha: The weight of the soft labels at this point of the run.
     """
 
@@ -87,7 +87,7 @@ class PreparedMomentumText(PreparedText):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TwinTargets:
     """The momentum twin's part of a step: soft labels, and the text with its replacements.
 
     Attributes:
@@ -107,12 +107,10 @@ class TextStep:
 
     Attributes:
         loss_sums: By loss term, its sum over the prepared batch's `counts`.
-        lesson: The twin's part.
         prepared: The batch with every random decision filled in: the same step again.
     """
 
     loss_sums: Mapping[str, torch.Tensor]
-    lesson: Lesson
     prepared: PreparedMomentumText
 
 
@@ -161,17 +159,17 @@ class MomentumTextMLM:
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedMomentumText:
         """Mask a batch, once for each use, and lay it out for both models."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        copies, taught = [(masked.input_ids, masked.positions)], []
+        copies, for_twin = [(masked.input_ids, masked.positions)], []
         if self.config.alpha > 0:
-            taught = copies.copy()
+            for_twin = copies.copy()
         anew = None
         if "mrtd" in self.loss_weights:
             anew = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
             judged = np.flatnonzero(~self.vocabulary.protected[batch.input_ids])
             copies.append((batch.input_ids, judged))
-            taught.append((anew.input_ids, anew.positions))
+            for_twin.append((anew.input_ids, anew.positions))
         inputs = self._lay_out_copies(batch, copies)
-        teacher = self._lay_out_copies(batch, taught)
+        teacher = self._lay_out_copies(batch, for_twin)
         num_masked = len(masked.positions)
         plan = None if anew is None else self._plan(inputs, teacher, anew, num_masked, epoch)
         prepared = PreparedMomentumText(
@@ -241,16 +239,16 @@ class MomentumTextMLM:
 
     def step(self, prepared: PreparedMomentumText) -> TextStep:
         """The twin teaches, the model learns."""
-        lesson = self._teach(prepared)
-        if lesson.labels is None:
-            sums = {"mlm": self._mlm_sum(self.model(prepared.inputs), prepared, lesson)}
+        taught = self._teach(prepared)
+        if taught.labels is None:
+            sums = {"mlm": self._mlm_sum(self.model(prepared.inputs), prepared, taught)}
         else:
-            logits, judgements = self._read(prepared, lesson)
+            logits, judgements = self._read(prepared, taught)
             sums = {
-                "mlm": self._mlm_sum(logits, prepared, lesson),
-                "mrtd": mrtd_loss_sum(judgements, lesson.labels),
+                "mlm": self._mlm_sum(logits, prepared, taught),
+                "mrtd": mrtd_loss_sum(judgements, taught.labels),
             }
-        return TextStep(loss_sums=sums, lesson=lesson, prepared=_replayable(prepared, lesson))
+        return TextStep(loss_sums=sums, prepared=_replayable(prepared, taught))
 
     @torch.no_grad()
     def judge(self, prepared: PreparedMomentumText) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,19 +260,19 @@ class MomentumTextMLM:
         Raises:
             ConfigError: The task has no replaced token detection.
         """
-        lesson = self._teach(prepared)
-        if lesson.labels is None:
+        taught = self._teach(prepared)
+        if taught.labels is None:
             raise ConfigError("there is no detection to judge; train with --objective mlm+mrtd")
-        scores = self._read(prepared, lesson)[1].float()
-        return scores[:, 1] - scores[:, 0], lesson.labels
+        scores = self._read(prepared, taught)[1].float()
+        return scores[:, 1] - scores[:, 0], taught.labels
 
     @torch.no_grad()
-    def _teach(self, prepared: PreparedMomentumText) -> Lesson:
+    def _teach(self, prepared: PreparedMomentumText) -> TwinTargets:
         """Let the twin give soft labels, and sample its replacements."""
         probabilities = F.softmax(self.twin.model(prepared.teacher).float(), dim=-1)
         plan, num_soft = prepared.plan, len(prepared.targets)
         if plan is None:
-            return Lesson(soft_labels=probabilities, input_ids=None, labels=None)
+            return TwinTargets(soft_labels=probabilities, input_ids=None, labels=None)
         num_soft = len(probabilities) - len(plan.sampled_at)
         replaced, labels = mrtd_mask_modeling(
             prepared.teacher.input_ids.flatten()[-len(plan.input_ids) :],
@@ -287,20 +285,22 @@ class MomentumTextMLM:
             special_ids=self.vocabulary.special_ids,
         )
         soft_labels = probabilities[:num_soft] if self.config.alpha > 0 else None
-        return Lesson(soft_labels=soft_labels, input_ids=replaced, labels=labels[plan.judged_at])
+        return TwinTargets(
+            soft_labels=soft_labels, input_ids=replaced, labels=labels[plan.judged_at]
+        )
 
     def _read(
-        self, prepared: PreparedMomentumText, lesson: Lesson
+        self, prepared: PreparedMomentumText, taught: TwinTargets
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Read the masked text and the text with replacements in one pass.
 
         Returns:
             (M, V), logits at the masked tokens, and (P, 2), original against replaced.
         """
-        assert lesson.input_ids is not None
+        assert taught.input_ids is not None
         inputs = prepared.inputs
         flat = inputs.input_ids.flatten()
-        ids = torch.cat((flat[: -len(lesson.input_ids)], lesson.input_ids))
+        ids = torch.cat((flat[: -len(taught.input_ids)], taught.input_ids))
         inputs = replace(inputs, input_ids=ids.view_as(inputs.input_ids))
         num_masked = len(prepared.targets)
 
@@ -311,11 +311,11 @@ class MomentumTextMLM:
         return logits, judgements
 
     def _mlm_sum(
-        self, logits: torch.Tensor, prepared: PreparedMomentumText, lesson: Lesson
+        self, logits: torch.Tensor, prepared: PreparedMomentumText, taught: TwinTargets
     ) -> torch.Tensor:
-        if lesson.soft_labels is None:
+        if taught.soft_labels is None:
             return mlm_loss_sum(logits, prepared.targets)
-        return soft_mlm_loss_sum(logits, prepared.targets, lesson.soft_labels, prepared.alpha)
+        return soft_mlm_loss_sum(logits, prepared.targets, taught.soft_labels, prepared.alpha)
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """Return the momentum twin, as `twin.*`."""
@@ -326,12 +326,12 @@ class MomentumTextMLM:
         self.twin.load_state_dict(part_of(state, "twin."))
 
 
-def _replayable(prepared: PreparedMomentumText, lesson: Lesson) -> PreparedMomentumText:
-    """Return the batch with the sampled replacements filled in."""
+def _replayable(prepared: PreparedMomentumText, taught: TwinTargets) -> PreparedMomentumText:
+    """Return the batch with the sampled replacements, so that the step can be repeated."""
     plan = prepared.plan
-    if plan is None or lesson.input_ids is None:
+    if plan is None or taught.input_ids is None:
         return prepared
-    return replace(prepared, plan=replace(plan, sampled=lesson.input_ids[plan.sampled_at]))
+    return replace(prepared, plan=replace(plan, sampled=taught.input_ids[plan.sampled_at]))
 
 
 def momentum_text_mlm(parts: TextParts) -> MomentumTextMLM:

@@ -61,7 +61,7 @@ def make_text_task(
     """Make the task of a run.
 
     Args:
-        parts: What it is made from.
+        parts: The run's model, tokenizer, masker and settings.
         objective: A name of ours, `FILE.py:NAME`, or a callable. Default: that of the settings.
 
     Raises:

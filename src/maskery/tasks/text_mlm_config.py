@@ -1,4 +1,4 @@
-"""What a text run learns from: the objectives by name, and their settings. Light to import."""
+"""Text objectives by name, and their settings; light to import, for flags and help."""
 
 from __future__ import annotations
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
+
+from maskery.core.errors import ConfigError
+
+EVENTS = ("on_step", "on_evaluation", "on_save", "on_end")
 
 
 class Callback(Protocol):
@@ -44,3 +48,23 @@ class Callback(Protocol):
 
     def on_end(self) -> None:
         """Called once when a run ends, whether it is done, was stopped or failed."""
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Check that callbacks have every method, before a run finds out at its first checkpoint.
+
+    Raises:
+        ConfigError: One lacks a method, or is a class where an object is meant.
+    """
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise ConfigError(
+                f"the callback {callback.__name__} is a class; give an object of it: "
+                f"{callback.__name__}()"
+            )
+        missing = [name for name in EVENTS if not callable(getattr(callback, name, None))]
+        if missing:
+            raise ConfigError(
+                f"the callback {type(callback).__name__} has no {' and no '.join(missing)}; derive "
+                f"its class from maskery.training.callbacks.Callback, whose methods do nothing"
+            )

@@ -20,7 +20,7 @@ from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, Tra
 from maskery.core.processes import lost_process
 from maskery.core.stopping import SIGNALS, Interrupted, StopSignals
 from maskery.core.task import BatchSource, Prepared, Task
-from maskery.training.callbacks import Callback
+from maskery.training.callbacks import Callback, check_callbacks
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import BaseTrainingConfig
 from maskery.training.journal import Journal, Tracker
@@ -80,6 +80,10 @@ class TrainingLoop:
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
         callbacks: Called as `Callback` describes.
         progress: False for no progress bar.
+
+    Raises:
+        ConfigError: An object in `callbacks` is none.
+        MissingExtraError: A tracker's package is not installed.
     """
 
     def __init__(
@@ -95,14 +99,14 @@ class TrainingLoop:
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
+        check_callbacks(callbacks)
         self.epoch_steps = [source.num_steps(epoch) for epoch in range(config.epochs)]
         self.total_steps = min(sum(self.epoch_steps), config.max_steps or sum(self.epoch_steps))
         self.task, self.source, self.config = task, source, config
         self.stepper = Stepper(task, config, total_steps=self.total_steps, optimiser=optimiser)
         self.processes = self.stepper.processes
         self.evaluate, self.callbacks = evaluate, callbacks
-        self.identity = identity
-        self.progress = progress
+        self.identity, self.progress = identity, progress
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         self.snapshots = SnapshotMaker()
         trackers = config.all_trackers if self.processes.is_main else ()
@@ -144,7 +148,6 @@ class TrainingLoop:
             and self.processes.is_main
         ):
             self.checkpoints.mark_best(start.step)
-        self._seconds, self._tokens = 0.0, 0
         self._saved_at = self._resumed_at = time.perf_counter()
         self._take_steps(start)
         self._tell_saved()
@@ -277,16 +280,12 @@ class TrainingLoop:
     def steps(self, start: Position) -> Iterator[Step]:
         """Prepare every step from a position on; runs in the prefetching thread."""
         number, epoch_step = start.step, start.epoch_step
+        share = {"rank": self.processes.rank, "world_size": self.processes.world_size}
         for epoch in range(start.epoch, self.config.epochs):
             for index in range(epoch_step, self.epoch_steps[epoch]):
                 if number >= self.total_steps:
                     return
-                batches = self.source.micro_batches(
-                    epoch,
-                    index,
-                    rank=self.processes.rank,
-                    world_size=self.processes.world_size,
-                )
+                batches = self.source.micro_batches(epoch, index, **share)
                 micro = self.stepper.prepare(number, batches, epoch=epoch)
                 yield Step(number=number, epoch=epoch, epoch_step=index, micro=micro)
                 number += 1
@@ -338,8 +337,8 @@ class TrainingLoop:
         rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
         values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
         loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
-        text = f"{loss}{values['tokens_per_second']:,.0f} tok/s"
-        bar.set_postfix_str(text, refresh=False)  # shown when the bar is due, seldom in log files
+        # Shown when the bar is due: a refresh for each line would fill log files.
+        bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s", refresh=False)
 
     def _due(self, step: int) -> bool:
         """Return True if held-out figures are due: first, last and every `eval_every` steps."""

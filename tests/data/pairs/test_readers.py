@@ -33,6 +33,9 @@ def broken(path):
 def not_records(path):
     return ["a"]
 
+def no_caption(path):
+    return [{"image": "imgs/0.png"}]
+
 def nothing(path):
     return None
 
@@ -61,6 +64,7 @@ def test_a_reader_of_a_file(root: Path, plugin: str) -> None:
         ("broken", r"fails after record 1 of .*pairs\.pipe: KeyError: .*it must be a callable"),
         ("not_records", "record 1 of .*pairs.pipe is 'a'; it must be a callable that takes a path"),
         ("nothing", "fails after record 0 .*TypeError.*; it must be a callable"),
+        ("no_caption", "record 1 has no caption column .* it must be a callable that takes a path"),
         ("number", "is of type int; it must be a callable that takes a path and yields records"),
         ("absent", "has no 'absent'"),
     ],

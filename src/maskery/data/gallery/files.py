@@ -28,6 +28,7 @@ SUFFIXES = frozenset(
         *("pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
     )
 )
+# Enough that two of a million pictures are never taken for one.
 DIGEST_BYTES = 16
 
 

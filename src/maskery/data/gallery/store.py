@@ -56,7 +56,7 @@ class GalleryStore:
     """One gallery's index, under one model.
 
     Attributes:
-        folder: Where its files lie.
+        folder: Holds its files.
         width: E, of the features.
     """
 

@@ -27,6 +27,7 @@ PAPER: Colour = (255, 255, 255)
 INK: Colour = (32, 33, 36)
 FAINT: Colour = (110, 113, 118)
 RIGHT: Colour = (24, 128, 56)
+# Pixels.
 FRAME = 4
 GAP = 10
 MARGIN = 16

@@ -51,7 +51,7 @@ def load_image(
 
     Args:
         file: Open for binary reading, and seekable.
-        name: What messages call it.
+        name: Its name in messages.
         max_pixels: Larger pictures are refused before they are decoded.
         near: (width, height) in pixels that will be asked of the result. A JPEG of at least twice
             that size is decoded at a half, a quarter or an eighth, several times faster.

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 ERASE_RATIO = (0.3, 3.3)
 # Uniforms of RandAugment: the operation, its happening, and its direction.
 DRAWS_PER_OPERATION = 3
+# ALBEF's rule: a chosen operation is applied half of the time.
 HAPPENS = 0.5
 # ALBEF shifts by up to 10 pixels of pictures 384 wide; here that share of any width.
 MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
+# Grey, so that moved-in corners look like no object.
 FILL = (128, 128, 128)
 
 
@@ -69,7 +71,7 @@ def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -
         seed: From 0 to 2**64 - 1.
         epoch: From 0 to 2**24 - 1.
         example_ids: (N,) uint64.
-        view: Which view of the same picture, from 0.
+        view: Number of the view of the same picture, from 0.
 
     Returns:
         (N, `NUM_DRAWS`) float32 in [0, 1).
@@ -249,7 +251,7 @@ def view_batches(
         batch_images: The most pictures at a time.
 
     Yields:
-        Which pictures these are, and their pixels (B, 3, H, W) float32. Batches in which no
+        The indices of the pictures, and their pixels (B, 3, H, W) float32. Batches in which no
         picture could be read are left out.
 
     Raises:

@@ -151,7 +151,7 @@ class PairSource(PicturedExamples):
     """The batches of a run over some of the pairs.
 
     Args:
-        chosen: Which pairs are read; those without a usable caption are left out.
+        chosen: The pairs that are read; those without a usable caption are left out.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class HeldOutPairs:
 
     Args:
         groups: From `group_ids`.
-        chosen: Which pairs are read.
+        chosen: The pairs that are read.
         batch_pairs: Pairs read at once; nothing else depends on it.
     """
 

@@ -24,6 +24,7 @@ from maskery.data.pairs.records import brief
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encoder, plain_backend
 
+# Tokenizers work on lists in parallel; larger ones gain nothing.
 CAPTIONS_AT_ONCE = 4096
 
 

@@ -24,6 +24,7 @@ from maskery.data.pairs.tables import METADATA, metadata_files
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 CONTAINERS = (".parquet", ".tar")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+# A range of more names is a slip of the keyboard, and writing it out would fill the memory.
 MAX_RANGE = 1_000_000
 # Hugging Face names files `train-00000-of-00002.parquet`, or puts them into a folder `train`.
 SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
@@ -195,7 +196,7 @@ class GivenRecords:
     """Turns mappings into records; images that are bytes wait in a temporary file.
 
     Args:
-        root: Where image paths lead from, unless the settings have another folder.
+        root: The folder of image paths, unless the settings have another.
         choice: The user's reader, for messages; None where the records are an object in Python.
     """
 
@@ -219,13 +220,19 @@ class GivenRecords:
                 where = f"{source}, record {number}"
                 keys = frozenset(row)
                 if keys not in self._columns:
-                    self._columns[keys] = find_columns(row, self.config, where)
+                    self._columns[keys] = self._find_columns(row, where)
                 yield self._placed(self._columns[keys], row, where, folder)
         except MaskeryError:
             raise
         except Exception as error:
             what = f"fails after record {number} of {source}"
             raise self._misfit(f"{what}: {type(error).__name__}: {reason_of(error)}") from error
+
+    def _find_columns(self, row: Mapping[str, Any], where: str) -> Columns:
+        try:
+            return find_columns(row, self.config, where)
+        except DataError as error:
+            raise self._misfit(str(error)) from error
 
     def _misfit(self, found: str) -> MaskeryError:
         if self.choice is not None:

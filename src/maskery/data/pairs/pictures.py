@@ -94,7 +94,7 @@ class StoredImage:
     Attributes:
         name: Of the member or row.
         read: Reads the bytes at a place of the container.
-        place: Where in the container.
+        place: Its place in the container.
         max_pixels: Larger images are refused.
     """
 
@@ -138,7 +138,7 @@ class Pictures:
         """Read nothing yet.
 
         Args:
-            pairs: Whose pictures.
+            pairs: The pairs of the pictures.
             on_bad_image: `"fail"` raises at the first that cannot be read.
             near: (width, height) that will be asked of them: they are brought to it once, before
                 they are kept. None where they are still to be cropped.

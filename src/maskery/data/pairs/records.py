@@ -36,7 +36,7 @@ class Record:
         split: A string or None, if all is well.
         group: Likewise; records of one group stay on one side of a split.
         where: File and line (or record, row, member), for messages.
-        place: Where the image's bytes lie; the reader's `ref` understands it.
+        place: Place of the image's bytes; the reader's `ref` understands it.
         is_file: True if the image is a file of its own, so that its name is a path.
         folder: Folder of the table that names the image, below the root of all images.
     """
@@ -183,6 +183,7 @@ def checked_image_name(value: object, where: str) -> str:
         raise DataError(
             f"{where}: the image {brief(value)} is an address; download the images and name files"
         )
+    # Data made on Windows has its separators and drives, which Path does not see elsewhere.
     path, foreign = Path(value), PureWindowsPath(value)
     if path.is_absolute() or path.drive or foreign.is_absolute() or foreign.root:
         problem = "is absolute"
@@ -263,6 +264,7 @@ def checked_person(value: object, where: str, what: str = "person") -> str | Non
     """Return the name of a person (or group); numbers are named by their digits."""
     if value is None or value == "":
         return None
+    # Tables with missing values turn whole numbers into floats.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):

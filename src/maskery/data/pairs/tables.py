@@ -28,6 +28,7 @@ from maskery.data.pairs.records import (
 )
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+# Windows programs write it at the start of UTF-8 files.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITE_SPACE = b" \t\r\n"
 
@@ -78,7 +79,7 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
 
 
 def _csv_rows(path: Path, file: TextIO, config: PairsConfig) -> Iterator[Record]:
-    start = file.readline()
+    start = file.readline()  # the header decides; the reader below starts anew
     file.seek(0)
     # open_clip writes tabs into files called .csv.
     reader = csv.reader(file, delimiter="\t" if "\t" in start else ",", strict=True)

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
 )
+# A tar file is made of blocks of this many bytes.
 BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24

@@ -236,7 +236,7 @@ class _Picture:
 
     Attributes:
         first: Its first record.
-        person: Who it shows.
+        person: The person it shows.
         listed: Its captions as the annotations have them.
         captions: Usable ones, prepared and checked, in order.
     """

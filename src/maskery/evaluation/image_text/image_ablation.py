@@ -50,7 +50,7 @@ class WordScores:
     Attributes:
         accuracy: By condition, the share filled with the word or a synonym of it.
         difference: `right` minus `wrong`, and `right` minus `none`, paired.
-        words: How many were masked.
+        words: Words that were masked.
         examples: Pictures or persons they come from.
     """
 
@@ -139,12 +139,12 @@ def _word_scores(scored: Mapping[Condition, ExampleSums]) -> WordScores:
 
 
 def sequences(batch: TokenBatch, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The sequence that each token position lies in."""
+    """Return the sequence that each token position lies in."""
     return np.searchsorted(batch.boundaries, positions, side="right") - 1
 
 
 def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.NDArray[np.int64]]:
-    """The wanted tokens in rounds, each with at most one of a sequence."""
+    """Yield the wanted tokens in rounds, each with at most one of a sequence."""
     positions = np.flatnonzero(wanted)
     rows = sequences(batch, positions)
     turn = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
@@ -157,7 +157,7 @@ def logits_by_condition(
     input_ids: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
 ) -> dict[Condition, torch.Tensor]:
-    """The logits (M, V) at some tokens under each condition; text and pictures are encoded once."""
+    """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
     # Through `forward`, where a sharded model is put together.
     answers: dict[Condition, torch.Tensor] = model(
         compute=partial(_compute_logits, batch=batch, input_ids=input_ids, positions=positions)
@@ -192,7 +192,7 @@ def _compute_logits(
 def side_by_side(
     batch: TokenBatch, input_ids: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Padded ids (B, L), where they are real (B, L), and each token's place in B * L."""
+    """Return padded ids (B, L), their mask (B, L), and each token's place in B * L."""
     length = int(batch.lengths.max())
     real = np.arange(length) < batch.lengths[:, None]
     ids = np.zeros(real.shape, np.int64)
@@ -249,7 +249,7 @@ def sample_pictures(
         model: In evaluation mode.
         batches: Held-out captions; the first is read.
         tokenizer: Of the model.
-        view: How the pictures were prepared, to show them again.
+        view: Preparation of the pictures, to show them again.
         count: Captions to show.
         top_k: Predictions to show of each.
     """
@@ -288,7 +288,7 @@ def sample_pictures(
 
 
 def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Any:
-    """One position in each of a few captions: a random whole word, the same every time."""
+    """Choose one position in each of a few captions: a random whole word, the same every time."""
     whole = whole_words(batch.text, vocabulary)
     generator = np.random.default_rng(0)
     found, groups = [], set()
@@ -306,7 +306,7 @@ def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Any
 
 
 def data_uri(pixels: torch.Tensor, view: ViewConfig) -> str:
-    """A prepared picture (3, H, W) as it looked, as a PNG in a data URI."""
+    """Return a prepared picture (3, H, W) as it looked, as a PNG in a data URI."""
     pillow = require("PIL.Image", extra="vision", purpose="draw pictures into the report")
     mean, std = (np.array(c, np.float32)[:, None, None] for c in view.normalisation)
     shown = (pixels.float().cpu().numpy() * std + mean).clip(0, 1)

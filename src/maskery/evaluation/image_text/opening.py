@@ -161,7 +161,7 @@ def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> View
     Args:
         name: A folder, or a hub name, whose preprocessor says mean and deviation; where it has
             none, those that the architecture is usually trained with are taken.
-        model: Whose image size counts.
+        model: Its image size counts.
         view: The settings asked for.
     """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")

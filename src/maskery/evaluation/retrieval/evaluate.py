@@ -224,7 +224,7 @@ def combine(
         logits: (T, K, 2), mismatch and match.
         similarities: (T, K), of the contrastive features.
         temperature: The model's.
-        config: Its `score` and `odds_weight`.
+        config: Its `score` and `odds_weight` are read.
     """
     if config.score == "matching":
         return logits[..., 1]
@@ -238,6 +238,7 @@ def _contrast(
     texts: ReadTexts, images: ReadImages, persons: Persons, kept: int, memory_bytes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the best images (T, kept), their similarities, and matches by rank (T, I)."""
+    # About 32 bytes a similarity at the peak: scores, sorting and its indices, matches.
     rows = max(1, memory_bytes // (32 * len(images.features)))
     best, similar, matches = [], [], []
     for first in range(0, len(texts.features), rows):

@@ -26,6 +26,7 @@ from maskery.evaluation.image_text.image_ablation import side_by_side
 from maskery.models.image_text.class_token import before_looking, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
 
+# Written at a time where the file system cannot reserve space.
 CHUNK_BYTES = 1 << 20
 # Errors of a file system that cannot reserve space.
 NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)

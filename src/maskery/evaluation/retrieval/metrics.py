@@ -19,7 +19,9 @@ import torch
 from maskery.core.errors import DataError
 from maskery.evaluation.intervals import Interval, ratio_interval
 
+# The ranks that the literature of person search reports.
 CUTOFFS = (1, 5, 10)
+# Rows of a (T, I) matrix whose ranks are held as float64 at once.
 ROWS_AT_ONCE = 1024
 
 

@@ -111,6 +111,7 @@ def _blocks(
     """Yield images with their keys and values, as many at a time as fit the memory."""
     assert images.tokens is not None
     width = model.config.text_config.hidden_size
+    # Keys and values, of four bytes a number.
     each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
     size = max(1, min(memory_bytes // each, IMAGES_AT_ONCE))
     for first in range(0, len(wanted), size):

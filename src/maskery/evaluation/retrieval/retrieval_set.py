@@ -264,7 +264,7 @@ def sample_searches(
     """Return the best pictures of some captions.
 
     Args:
-        split: Whose captions and pictures.
+        split: The captions and pictures.
         queries: (Q,) int64, of its T captions.
         ranking: (Q, K) int64, the best of its I pictures for each, best first.
         count: Pictures of each caption.

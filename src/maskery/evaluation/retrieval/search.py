@@ -116,8 +116,8 @@ class Searcher:
     Args:
         opened: The model, in evaluation mode.
         gallery: Indexed with it.
-        config: How many of the most similar pictures are ranked anew, and by what. Default: the
-            model's own settings, which `evaluate_retrieval` ranks by too.
+        config: Number of the most similar pictures that are ranked anew, and their score. Default:
+            the model's own settings, which `evaluate_retrieval` ranks by too.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Searcher:
 
         Args:
             text: The description.
-            top: How many; fewer where the gallery has fewer.
+            top: Number of pictures; fewer where the gallery has fewer.
 
         Raises:
             DataError: The description is empty, unknown or too long.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from maskery.core.errors import ConfigError
+from maskery.core.ranges import Count, Range, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,30 +15,27 @@ class ImageTextSizes:
 
     image_size: tuple[int, int] = (64, 32)
     """Height and width of the images, in pixels."""
-    patch_size: int = 4
+    patch_size: Count = 4
     """Side of a patch, in pixels; must divide both."""
-    image_layers: int = 2
+    image_layers: Annotated[int, Range(0)] = 2
     """Layers of the vision encoder."""
-    text_layers: int = 1
+    text_layers: Annotated[int, Range(0)] = 1
     """Layers that read text alone."""
-    fusion_layers: int = 2
+    fusion_layers: Annotated[int, Range(0)] = 2
     """Layers that read text with the image."""
-    width: int = 128
+    width: Count = 128
     """Width of both encoders."""
-    num_heads: int = 4
+    num_heads: Count = 4
     """Attention heads of both; must divide the width."""
-    embed_dim: int = 64
+    embed_dim: Count = 64
     """Width of the contrastive features."""
-    max_length: int = 64
+    max_length: Count = 64
     """Longest text, in tokens."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Dropout of the text encoder."""
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "width", "num_heads", "embed_dim", "max_length"):
-            self._at_least(name, 1)
-        for name in ("image_layers", "text_layers", "fusion_layers"):
-            self._at_least(name, 0)
+        check_ranges(self)
         height, width = self.image_size
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
             raise ConfigError(
@@ -48,13 +47,6 @@ class ImageTextSizes:
                 f"width is {self.width} and num_heads {self.num_heads}: the heads must divide the "
                 f"width"
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}: it must be from 0 to below 1")
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value < least:
-            raise ConfigError(f"{name} is {value}: it must be at least {least}")
 
 
 RASA = ImageTextSizes(
