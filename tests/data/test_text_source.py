@@ -14,7 +14,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.task import StandIn
 from maskery.data.plan import Layout
 from maskery.data.store import TokenStore, TokenStoreWriter
-from maskery.data.text_source import Template, TextSource, assemble
+from maskery.data.text_source import Template, TextSource, assemble, cut_windows
 
 BERT = Template(prefix=(1,), suffix=(2,))
 TEMPLATES = [BERT, Template(prefix=(), suffix=()), Template(prefix=(1, 3), suffix=(2, 2, 4))]
@@ -202,3 +202,37 @@ def test_a_tokenizer_that_knows_no_latin_letter_is_not_misread() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=backend)
     assert fast("a", add_special_tokens=False)["input_ids"] == []
     assert Template.of(fast) == Template(prefix=(0,), suffix=(1,))
+
+
+@given(st.lists(st.integers(0, 300), max_size=20), st.integers(1, 80), st.data())
+def test_windows_tile_their_documents(
+    lengths: list[int], max_tokens: int, data: st.DataObject
+) -> None:
+    chosen = [n for n in range(len(lengths)) if data.draw(st.booleans())]
+    windows = cut_windows(np.array(lengths, np.int64), np.array(chosen, np.int64), max_tokens)
+    expected_documents = [n for n in chosen for _ in range(-(-lengths[n] // max_tokens))]
+    assert windows.documents.tolist() == expected_documents
+    assert len(windows) == len(expected_documents)
+    for document in chosen:
+        own = windows.documents == document
+        pieces = [
+            range(start, start + length)
+            for start, length in zip(windows.starts[own], windows.lengths[own], strict=True)
+        ]
+        assert [token for piece in pieces for token in piece] == list(range(lengths[document]))
+        sizes = [len(piece) for piece in pieces]
+        assert max(sizes, default=0) - min(sizes, default=0) <= 1
+        assert max(sizes, default=0) <= max_tokens
+
+
+def test_the_order_of_the_chosen_documents_is_kept() -> None:
+    windows = cut_windows(np.array([5, 0, 3]), np.array([2, 1, 0]), 4)
+    assert windows.documents.tolist() == [2, 0, 0]
+    assert windows.starts.tolist() == [0, 0, 3]
+    assert windows.lengths.tolist() == [3, 3, 2]
+
+
+@pytest.mark.parametrize("max_tokens", [0, -2])
+def test_windows_need_room(max_tokens: int) -> None:
+    with pytest.raises(ConfigError, match=f"would hold {max_tokens} tokens.*--max-length"):
+        cut_windows(np.array([5]), np.array([0]), max_tokens)

@@ -9,13 +9,24 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import BertTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from maskery.core.errors import DataError
 from maskery.data import tokenise as tokenise_module
 from maskery.data.store import MANIFEST, TokenStore
-from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
+from maskery.data.tokenise import (
+    default_cache_dir,
+    encode_texts,
+    tokenise,
+    tokenizer_fingerprint,
+)
 
 VOCABULARY = [
     "[PAD]",

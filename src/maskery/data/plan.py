@@ -1,21 +1,26 @@
 """Which examples make up each step: a pure function of (seed, epoch, lengths, budget).
 
 A step holds at most `batch_tokens` tokens over all processes and micro-batches together, so the
-order of the data does not depend on how many there are.
+order of the data does not depend on how many there are. `PlannedSource` is the base of the sources
+of text batches: a plan for each epoch, cut into micro-batches.
 
-Shapes: W examples, S steps.
+Shapes: W sequences, S steps.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.random import Stream, random_words
+from maskery.core.task import StandIn
 
 Layout = Literal["packed", "padded"]
 # Padded batches are cut from pools of this many budgets, sorted by length: large enough that
@@ -37,15 +42,15 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """S."""
+        """Number of steps, S."""
         return len(self.boundaries) - 1
 
     def step(self, index: int) -> npt.NDArray[np.int64]:
-        """The example indices of one step."""
+        """Return the example indices of one step."""
         return self.order[self.boundaries[index] : self.boundaries[index + 1]]
 
     def in_order(self, steps: npt.NDArray[np.int64]) -> Plan:
-        """The same steps in another order.
+        """Return the plan with its steps in another order.
 
         Args:
             steps: (S,) int64: a permutation.
@@ -104,7 +109,7 @@ def cut_by_sum(lengths: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.in
 
 
 def cut_by_padded_size(lengths: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:
-    """The same with every example of a step counted as long as the longest."""
+    """Cut as `cut_by_sum` does, each example of a step counted as long as its longest."""
     cuts, longest, count = [0], 0, 0
     for index, length in enumerate(lengths.tolist()):
         longest = max(longest, length)
@@ -161,3 +166,99 @@ def split_step(
         if int(sizes.max()) <= budget:
             return [np.array(sorted(m), np.int64) for m in members]
         count += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Upper limits of the micro-batches of a run.
+
+    Attributes:
+        num_tokens: Tokens.
+        num_sequences: Sequences.
+        longest: Tokens of a sequence.
+    """
+
+    num_tokens: int
+    num_sequences: int
+    longest: int
+
+
+class PlannedSource(ABC):
+    """Batches of sequences whose lengths are known; implements `core.task.BatchSource`.
+
+    Args:
+        lengths: (W,) int64: the tokens of each sequence, special ones included.
+        batch_tokens: The most tokens of a step.
+        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
+        layout: Packed or padded.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.NDArray[np.int64],
+        *,
+        batch_tokens: int,
+        micro_tokens: int | None,
+        layout: Layout,
+        seed: int,
+    ) -> None:
+        self.lengths = lengths
+        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
+        self.layout: Layout = layout
+        self.seed = seed
+        self._plan: tuple[int, Plan] | None = None
+
+    @abstractmethod
+    def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+        """Return the batch of some sequences, in the order given."""
+
+    def plan(self, epoch: int) -> Plan:
+        """Return the steps of an epoch; the latest is kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            plan = plan_epoch(
+                self.lengths,
+                seed=self.seed,
+                epoch=epoch,
+                batch_tokens=self.batch_tokens,
+                layout=self.layout,
+            )
+            self._plan = (epoch, plan)
+        return self._plan[1]
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch."""
+        return self.plan(epoch).num_steps
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
+        """Return one process's share of a step."""
+        chosen = self.plan(epoch).step(step)
+        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
+        return [
+            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
+            for part in parts[rank::world_size]
+        ]
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """Return limits that hold for the first epochs on every process."""
+        tokens = sequences = 0
+        for epoch in range(epochs):
+            plan = self.plan(epoch)
+            ends = np.concatenate(([0], np.cumsum(self.lengths[plan.order])))[plan.boundaries]
+            tokens = max(tokens, int(np.diff(ends).max(initial=0)))
+            sequences = max(sequences, int(np.diff(plan.boundaries).max(initial=0)))
+        longest = int(self.lengths.max(initial=1))
+        if num_processes > 1:
+            # The longest goes to the emptiest part, so none is above the mean by more than one.
+            tokens = min(tokens, -(-tokens // num_processes) + longest)
+        return Bounds(
+            num_tokens=min(tokens, max(self.micro_tokens, longest)),
+            num_sequences=sequences,
+            longest=longest,
+        )
+
+    def batch(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+        """Return the batch of some sequences, shortest first: equal lengths are neighbours."""
+        return self.assemble(chosen[np.argsort(self.lengths[chosen], kind="stable")])

@@ -20,19 +20,17 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
-from maskery.data.plan import Layout
-from maskery.data.planned import PlannedSource
+from maskery.data.plan import Layout, PlannedSource
 from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
 
 Row = Mapping[str, Any]
-# SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 
 
 def tokenise_rows(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> list[dict[str, Any]]:
-    """Rows with their word starts, for a dataset that fits into memory.
+    """Tokenise texts into rows with word starts, for a dataset that fits into memory.
 
     Longer texts are cut into several rows, so no token is lost; empty texts give none.
 
@@ -101,7 +99,7 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
 
 
 def flat_column(columns: Sequence[Any], dtype: Any) -> npt.NDArray[Any]:
-    """Lists, arrays or tensors end to end, copied."""
+    """Copy lists, arrays or tensors end to end."""
     if isinstance(columns[0], np.ndarray):
         return np.concatenate(columns).astype(dtype, copy=False)
     if isinstance(columns[0], torch.Tensor):
@@ -112,7 +110,7 @@ def flat_column(columns: Sequence[Any], dtype: Any) -> npt.NDArray[Any]:
 def hash_rows(
     input_ids: npt.NDArray[np.int64], boundaries: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint64]:
-    """(B,) uint64: a hash of each row's tokens and their order, the same on any machine."""
+    """Hash each row's tokens and their order: (B,) uint64, equal on any machine."""
     lengths = np.diff(boundaries)
     sums = np.zeros(len(lengths), np.uint64)
     full = lengths > 0
@@ -124,7 +122,7 @@ def hash_rows(
 
 
 def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's output number `values` of the seed 0, so that neighbours share no bits."""
+    """Return SplitMix64's outputs number `values` of seed 0, so that neighbours share no bits."""
     return mix(values * np.uint64(GOLDEN_GAMMA))
 
 
@@ -161,7 +159,7 @@ class RowSource(PlannedSource):
         )
 
     def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """The batch of some rows, in the order given."""
+        """Return the batch of some rows, in the order given."""
         return assemble(
             self.all.input_ids,
             self.all.word_starts,

@@ -7,24 +7,85 @@ manifest, or whose files differ from it, is no store.
 
 Raw files and not Arrow: reading back is 43 against 12.7 million tokens a second (uint16 through
 `numpy.memmap` against `datasets` lists), and slices are zero-copy.
+
+Files are written aside and owned by a lock while they are. A process that is killed leaves what it
+had begun, but not its lock, so whoever comes next can tell that from what another process writes
+now; a process number could be somebody else's.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import secrets
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import lock_descriptor
 
 from maskery.core.errors import DataError, reason_of
-from maskery.data.partials import create_owned, ownerless, partial_of
+
+
+def partial_of(path: Path) -> Path:
+    """Return a new name beside a file or folder, to write it by before it is moved to its place.
+
+    The name tells the machine: on some shared file systems, locks are seen on one machine alone.
+    """
+    return path.with_name(f"{path.name}.partial-{_machine()}-{secrets.token_hex(4)}")
+
+
+def create_owned(path: Path) -> IO[bytes]:
+    """Create a file that is owned until it is closed or its process ends, however it ends.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    nameless = path.with_name(f"{path.name}.new")
+    stream = nameless.open("xb")
+    try:
+        with suppress(OSError):  # without locks, it is owned for ever
+            lock_descriptor(stream.fileno(), blocking=False)
+        nameless.rename(path)  # so that nobody finds it before it is locked
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def ownerless(folder: Path, inside: str = "") -> Iterator[Path]:
+    """Find names from `partial_of` in a folder that a process of this machine left behind.
+
+    Args:
+        folder: Where to look; not below it.
+        inside: The file from `create_owned` in each, where they are folders.
+    """
+    for path in folder.glob(f"*.partial-{_machine()}-*"):
+        if not _is_owned(path / inside):
+            yield path
+
+
+def _is_owned(path: Path) -> bool:
+    try:
+        # Some shared file systems lock only what is open for writing.
+        with path.open("r+b") as stream:
+            return not lock_descriptor(stream.fileno(), blocking=False)
+    except OSError:  # gone by now, or it cannot be told
+        return True
+
+
+def _machine() -> str:
+    return blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -45,15 +106,49 @@ class StoreFile:
         return self.items * np.dtype(self.dtype).itemsize
 
 
-class TokenStore:
+class Documents:
+    """Tokenised documents end to end: a token store, a shard, or several shards.
+
+    Attributes:
+        tokens: (T,) uint16 or uint32, without special tokens; read by slices or index arrays.
+        word_starts: (T,) bool: True at the first token of each word.
+        boundaries: (N + 1,) int64: document n is `tokens[boundaries[n]:boundaries[n + 1]]`.
+        ids: (N,) uint64: stable document ids.
+    """
+
+    tokens: Any
+    word_starts: Any
+    boundaries: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.uint64]
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents, N."""
+        return len(self.ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, T."""
+        return len(self.tokens)
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of each document: (N,) int64."""
+        return np.diff(self.boundaries)
+
+    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """Return how often each token stands in the documents: (vocab_size,) int64."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start in range(0, self.num_tokens, BLOCK_BYTES):
+            block = self.tokens[start : start + BLOCK_BYTES]
+            counts += np.bincount(block, minlength=vocab_size)[:vocab_size]
+        return counts
+
+
+class TokenStore(Documents):
     """A tokenised corpus, read through memory maps.
 
     Attributes:
         folder: Where it lies.
-        tokens: (T,) uint16 or uint32: all documents end to end, without special tokens.
-        word_starts: (T,) bool.
-        boundaries: (N + 1,) int64: document n is `tokens[boundaries[n]:boundaries[n + 1]]`.
-        ids: (N,) uint64: stable document ids.
         about: What the writer was told of the corpus and the tokenizer.
     """
 
@@ -71,7 +166,7 @@ class TokenStore:
 
         Args:
             folder: Where it lies.
-            verify: Whether to read every byte once and compare checksums (about 1 GB/s).
+            verify: Read every byte once and compare checksums (about 1 GB/s).
 
         Raises:
             DataError: It is not a store, or its files are not what the manifest says.
@@ -94,28 +189,6 @@ class TokenStore:
         ) as error:
             why = reason_of(error)
             raise DataError(f"'{folder}' holds no complete token store ({why})") from error
-
-    @property
-    def num_documents(self) -> int:
-        """N."""
-        return len(self.ids)
-
-    @property
-    def num_tokens(self) -> int:
-        """T."""
-        return len(self.tokens)
-
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,) int64: the tokens of each document."""
-        return np.diff(self.boundaries)
-
-    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """(vocab_size,) int64: how often each token stands in the corpus."""
-        counts = np.zeros(vocab_size, np.int64)
-        for start in range(0, self.num_tokens, BLOCK_BYTES):
-            block = self.tokens[start : start + BLOCK_BYTES]
-            counts += np.bincount(block, minlength=vocab_size)[:vocab_size]
-        return counts
 
 
 class TokenStoreWriter:

@@ -1,6 +1,6 @@
-"""Flat text batches from a token store: special tokens put in, nothing padded.
+"""Flat text batches from tokenised documents: cut into windows, in special tokens, not padded.
 
-Shapes: W windows, B sequences, T tokens.
+Shapes: N documents, W windows, B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -8,47 +8,70 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import ModelError
-from maskery.data.plan import Layout, cut_by_padded_size, cut_by_sum
-from maskery.data.planned import PlannedSource
-from maskery.data.windows import Windows, cut_windows
+from maskery.core.errors import ConfigError, ModelError
+from maskery.data.plan import Layout, PlannedSource, cut_by_padded_size, cut_by_sum
+from maskery.data.store import Documents
 
 
-class Indexed(Protocol):
-    """An array that is read by index arrays, mapped or not."""
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Stretches of documents.
 
-    def __getitem__(self, index: Any, /) -> Any:
-        """The elements at some indices."""
+    Attributes:
+        documents: (W,) int64: which document each window is of.
+        starts: (W,) int64: where it starts in its document, in tokens.
+        lengths: (W,) int64: its tokens, special tokens not counted.
+    """
+
+    documents: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.documents)
 
 
-class Documents(Protocol):
-    """Where windows are cut from: a token store, or several shards; see `TokenStore`."""
+def cut_windows(
+    lengths: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64], max_tokens: int
+) -> Windows:
+    """Cut documents into as few windows as they need, of equal length to within one token.
 
-    @property
-    def tokens(self) -> Indexed:
-        """All documents end to end."""
+    Equal windows give every token context; full windows with a remainder would leave stubs.
 
-    @property
-    def word_starts(self) -> Indexed:
-        """True at the first token of each word."""
+    Args:
+        lengths: (N,) int64: the tokens of each document.
+        chosen: The documents to cut, as indices into `lengths`.
+        max_tokens: The most tokens a window may have, special tokens not counted.
 
-    @property
-    def boundaries(self) -> npt.NDArray[np.int64]:
-        """Where documents begin, and the end of the last."""
-
-    @property
-    def ids(self) -> npt.NDArray[np.uint64]:
-        """Stable document ids."""
-
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """The tokens of each document."""
+    Raises:
+        ConfigError: `max_tokens` is below 1.
+    """
+    if max_tokens < 1:
+        raise ConfigError(
+            f"a window would hold {max_tokens} tokens besides the special ones; raise --max-length"
+        )
+    chosen = chosen[lengths[chosen] > 0]
+    total = lengths[chosen]
+    num_windows = -(-total // max_tokens)
+    documents = np.repeat(chosen, num_windows)
+    first = np.cumsum(num_windows) - num_windows
+    index = np.arange(len(documents)) - np.repeat(first, num_windows)
+    size, longer = (
+        np.repeat(total // num_windows, num_windows),
+        np.repeat(total % num_windows, num_windows),
+    )
+    return Windows(
+        documents=documents,
+        starts=index * size + np.minimum(index, longer),
+        lengths=size + (index < longer),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +88,7 @@ class Template:
 
     @property
     def num_special(self) -> int:
-        """Special tokens of a sequence."""
+        """Number of special tokens of a sequence."""
         return len(self.prefix) + len(self.suffix)
 
     @classmethod
@@ -92,8 +115,8 @@ class Template:
 
 
 def assemble(
-    tokens: Indexed,
-    word_starts: Indexed,
+    tokens: Any,
+    word_starts: Any,
     firsts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
     example_ids: npt.NDArray[np.uint64],
@@ -174,7 +197,7 @@ class TextSource(PlannedSource):
         )
 
     def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """The batch of some windows, in the order given."""
+        """Return the batch of some windows, in the order given."""
         documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
         return assemble(
             self.store.tokens,
@@ -187,7 +210,7 @@ class TextSource(PlannedSource):
         )
 
     def in_order(self) -> Iterator[TokenBatch]:
-        """Every window once, by length, in batches of the budget: for evaluation."""
+        """Yield every window once, by length, in batches of the budget: for evaluation."""
         order = np.argsort(self.lengths, kind="stable")
         # A window longer than the budget fills it: it is read by itself.
         cost = np.minimum(self.lengths[order], self.batch_tokens)

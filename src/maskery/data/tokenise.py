@@ -28,7 +28,7 @@ BATCH_TEXTS = 2_000
 
 
 class Example(Protocol):
-    """One document of a corpus."""
+    """A document of a corpus."""
 
     @property
     def text(self) -> str:
@@ -40,7 +40,7 @@ class Example(Protocol):
 
 
 class Examples(Protocol):
-    """What `tokenise` needs of a corpus."""
+    """A corpus, as `tokenise` reads it."""
 
     @property
     def num_bytes(self) -> int | None:
@@ -48,7 +48,7 @@ class Examples(Protocol):
 
     @property
     def bytes_read(self) -> int:
-        """How much of it the current iteration has read."""
+        """The part of its size that the current iteration has read."""
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over its examples, always in the same order."""
@@ -58,7 +58,7 @@ class Examples(Protocol):
 
 
 def default_cache_dir() -> Path:
-    """`$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
+    """Return `$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
     chosen = os.environ.get("MASKERY_CACHE")
     if chosen:
         return Path(chosen)
@@ -72,7 +72,7 @@ def tokenise(
     *,
     progress: bool = True,
 ) -> TokenStore:
-    """The token store of a corpus, made now or found from an earlier run.
+    """Return the token store of a corpus, made now or found from an earlier run.
 
     A store that turns out damaged is made again, with a warning.
 
@@ -118,7 +118,7 @@ def tokenise(
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """The Rust tokenizer without the truncation and padding a model may have saved with it."""
+    """Return the Rust tokenizer without the truncation and padding saved with it."""
     if not tokenizer.is_fast:
         return None
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -128,7 +128,7 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that decides what a text becomes."""
+    """Hash everything that decides which tokens a text becomes."""
     backend = plain_backend(tokenizer)
     if backend is not None:
         described = backend.to_str()
@@ -150,7 +150,7 @@ Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int
 def encoder(
     tokenizer: PreTrainedTokenizerBase, backend: Tokenizer | None
 ) -> Callable[[list[str]], Encoded]:
-    """A function from texts to (ids (t,), word starts (t,), lengths (n,)), no special tokens."""
+    """Return a function from texts to (ids (t,), word starts (t,), lengths (n,))."""
     if backend is None:
         # Tokenizers in Python know no word ids; each token counts as a word.
         def encode_slowly(texts: list[str]) -> Encoded:
@@ -181,7 +181,7 @@ def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> En
 def batched(
     corpus: Examples, max_chars: int = BATCH_CHARS
 ) -> Iterator[tuple[list[str], list[int]]]:
-    """Examples in batches of about `max_chars` characters."""
+    """Yield examples in batches of about `max_chars` characters."""
     texts: list[str] = []
     ids: list[int] = []
     chars = 0

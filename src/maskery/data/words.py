@@ -1,4 +1,4 @@
-"""Where words start, from the tokenizer's own knowledge."""
+"""The first tokens of words, from the tokenizer's own knowledge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANY = -1
 
 
 def byte_level_alphabet() -> dict[str, int]:
-    """Byte-level BPE's printable stand-in for each byte (GPT-2's table)."""
+    """Return byte-level BPE's printable stand-in for each byte (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in printable)
@@ -34,7 +34,7 @@ def is_byte_level(backend: Tokenizer) -> bool:
 
 
 def starts_word_table(backend: Tokenizer) -> npt.NDArray[np.bool_]:
-    """(V,) bool: tokens that start a word whatever stands before them.
+    """Mark the tokens that start a word whatever stands before them: (V,) bool.
 
     Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
     which split at spaces only; and they take any text for one word where nothing is split before
@@ -59,7 +59,7 @@ def starts_word_table(backend: Tokenizer) -> npt.NDArray[np.bool_]:
 def word_starts(
     encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """(t,) bool: the first token of each word of one encoded text.
+    """Mark the first token of each word of one encoded text: (t,) bool.
 
     Args:
         encoding: What the tokenizer returned, without special tokens.

@@ -109,11 +109,7 @@ def _model_folder(path: Path) -> Path | None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model.
-
-    Raises:
-        ModelError: There is none, or it has no mask token.
-    """
+    """Load the tokenizer of a model; raises ModelError if it has no mask token."""
     source = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -202,11 +198,6 @@ def load_masked_lm(
 def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """Call `kind.from_pretrained` without its reports; returns the model and what was missing.
 
-    Args:
-        kind: A Hugging Face model class.
-        name: A folder, a hub name or an alias.
-        **arguments: Of `from_pretrained`.
-
     Raises:
         ModelError: The weights are missing, damaged, a pickle that asks to run code, or of other
             shapes than the configuration describes.
@@ -281,13 +272,12 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
     )
     if random:
         shown = ", ".join(random[:3]) + (f" and {len(random) - 3} more" if random[3:] else "")
-        foreign = _foreign_prefix(info)
-        fix = (
-            f"every name begins with '{foreign}', as a wrapped model saves them; save the model "
-            f"inside the wrapper"
-            if foreign
-            else "name a folder with all of its weights"
-        )
+        fix, foreign = "name a folder with all of its weights", _foreign_prefix(info)
+        if foreign:
+            fix = (
+                f"every name begins with '{foreign}', as a wrapped model saves them; save the "
+                f"model inside the wrapper"
+            )
         raise ModelError(
             f"the weights of '{name}' lack {len(random)} parameters of its encoder, which would "
             f"start at random ({shown}): {fix}"
@@ -320,38 +310,22 @@ def unloadable(name: str, part: str, error: Exception) -> ModelError:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """The shape of an encoder."""
-
-    layers: int
-    width: int
-    heads: int
-
-
-SIZES: dict[str, Size] = {
-    "tiny": Size(layers=3, width=128, heads=2),
-    "small": Size(layers=6, width=384, heads=6),
-    "base": Size(layers=12, width=768, heads=12),
-}
+# Layers, width and heads of the encoders that are trained from scratch.
+SIZES = {"tiny": (3, 128, 2), "small": (6, 384, 6), "base": (12, 768, 12)}
 
 
 def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Loaded:
-    """Make a BERT of random weights for a tokenizer, of one of three sizes.
-
-    Raises:
-        ModelError: There is no such size.
-    """
+    """Make a BERT of random weights for a tokenizer; `size` is one of `SIZES`."""
     if size not in SIZES:
         raise ModelError(f"scratch:{size} is no size; choose scratch:{', scratch:'.join(SIZES)}")
     attention.register()
-    shape = SIZES[size]
+    layers, width, heads = SIZES[size]
     config = BertConfig(
         vocab_size=vocabulary_size(tokenizer),
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskery.core.errors import ConfigError
-from maskery.data.corpus.examples import example_id, is_held_out, mix
+from maskery.data.corpus.examples import Place, ReadingReport, example_id, is_held_out, mix
 
 
 def test_an_id_is_the_hash_of_the_text() -> None:
@@ -54,3 +54,20 @@ def test_the_share_holds_for_texts_and_for_plain_numbers(share: float) -> None:
 def test_a_share_out_of_range_fails(share: float) -> None:
     with pytest.raises(ConfigError, match="must be from 0 to 1"):
         is_held_out(np.zeros(1, np.uint64), share)
+
+
+def test_nothing_unusual_needs_no_line() -> None:
+    assert ReadingReport(examples=5).describe() is None
+
+
+def test_the_line_to_the_user() -> None:
+    report = ReadingReport(examples=9, skipped=1, replaced=2000, cut=2, pieces=5, empty_files=1)
+    assert report.describe() == (
+        "skipped 1 text that cannot be read; replaced bad characters in 2,000 texts; "
+        "cut 2 long texts into 5 examples; passed over 1 empty file"
+    )
+
+
+def test_places() -> None:
+    assert str(Place(source="a.txt")) == "a.txt"
+    assert str(Place(source="a.parquet", unit="row", number=3)) == "a.parquet, row 3"

@@ -16,7 +16,7 @@ from maskery.data.corpus.examples import ReadingReport, example_id
 from maskery.data.corpus.formats import OURS, SUFFIXES
 from maskery.data.corpus.reader import Corpus
 
-from .test_compression import PACK
+from .test_streams import PACK
 
 Write = Any
 LINES = st.lists(

@@ -22,7 +22,7 @@ from maskery.data.shards.epoch import (
     window_histogram,
     window_order,
 )
-from maskery.data.windows import cut_windows
+from maskery.data.text_source import cut_windows
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=200).map(lambda x: np.array(x))
 

@@ -29,7 +29,7 @@ FIRST_FIELDS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """How text is read from files and hub datasets.
+    """Settings of reading text from files and datasets.
 
     Raises:
         ConfigError: A value is outside its range.
@@ -39,7 +39,7 @@ class CorpusConfig:
     """Reads every file: text, jsonl, json, csv, tsv, parquet, or FILE.py:NAME with a callable that
     takes an open file and yields strings, or dicts (see --text-column). Default: by suffix."""
     unit: Unit = "line"
-    """What one example of a plain text file is; paragraphs end at blank lines."""
+    """One example of a plain text file; paragraphs end at blank lines."""
     text_column: str = "text"
     """The column that holds the text (.jsonl, .json, .csv, .tsv, .parquet, hub datasets); note.body
     reaches into records, and title,body joins several columns."""
@@ -51,9 +51,9 @@ class CorpusConfig:
     encoding: str = "utf-8"
     """The character encoding of text, JSON and CSV files; auto decides for each file."""
     on_bad_text: OnBadText = "fail"
-    """What to do with text that cannot be read (wrong bytes, NUL characters, values that are not
-    strings): fail and say where, skip the example and count it, or replace each bad character
-    with U+FFFD."""
+    """Text that cannot be read (wrong bytes, NUL characters, values that are not
+    strings): fail says where, skip leaves the example out and counts it, replace puts U+FFFD for
+    each bad character."""
     split: str = "train"
     """The split of a hub dataset."""
     stream: bool = False

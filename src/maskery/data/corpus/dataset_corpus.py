@@ -23,7 +23,7 @@ class TextSource(Protocol):
     label: str
     """The source of its examples."""
     name: str
-    """How messages call all of it."""
+    """The name of all of it, for messages."""
 
     def texts(self, reading: Reading) -> Iterator[str]:
         """Yield the texts, always the same ones."""

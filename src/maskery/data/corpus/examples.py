@@ -133,7 +133,7 @@ def _count(number: int, noun: str) -> str:
 
 @dataclass(kw_only=True)
 class Place:
-    """Where a reader is, for messages: a file, and the line or row it is at, from 1."""
+    """A reader's position, for messages: a file, and the line or row in it, from 1."""
 
     source: str
     unit: str = "line"
@@ -164,7 +164,7 @@ class Reading:
     report: ReadingReport
     place: Place
     on_read: Callable[[int], object]
-    """Told the bytes of the file as they are read, before decompression."""
+    """Called with the number of bytes of the file that were read, before decompression."""
     block_bytes: int = BLOCK_BYTES
     max_record_chars: int = MAX_RECORD_CHARS
     span: tuple[int, int] | None = None

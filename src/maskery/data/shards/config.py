@@ -24,9 +24,9 @@ class ShardingConfig:
     shard_rank: int = 0
     """Which of `shard_count` machines or jobs this is, from 0."""
     shard_count: Count = 1
-    """How many machines or jobs share the work; each needs the same corpus and output folder."""
+    """Number of machines or jobs that share the work, with one corpus and one output folder."""
     ranks_from: RanksFrom = "flags"
-    """Where rank and count come from: slurm-array reads SLURM_ARRAY_TASK_ID, _MIN, _STEP and
+    """Source of rank and count: slurm-array reads SLURM_ARRAY_TASK_ID, _MIN, _STEP and
     _COUNT; slurm-tasks SLURM_PROCID and SLURM_NTASKS; torchrun RANK and WORLD_SIZE."""
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int) -> Counts:
-    """How many windows of each length documents become, as `cut_windows` cuts them.
+    """Count the windows of each length that documents become, as `cut_windows` cuts them.
 
     Args:
         lengths: Of documents, without special tokens.
@@ -51,7 +51,7 @@ def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int
 
 
 def count_steps(histogram: Counts, *, batch_tokens: int, layout: Layout) -> int:
-    """How many steps windows make, whatever their order: enough for the worst one.
+    """Count the steps that windows need in the worst order.
 
     Packed, in any order: every step but the last is followed by a window that it has no room for,
     so it holds more than `batch_tokens - longest` tokens, and at least as many windows as fit were
@@ -151,7 +151,7 @@ def split_fullest(boundaries: Counts, num_steps: int) -> Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Which shards make up each block, and where its steps begin.
+    """Blocks of an epoch: their shards, and their first steps.
 
     Attributes:
         blocks: The shards of each block, in the order they are read.
@@ -163,21 +163,21 @@ class Epoch:
 
     @property
     def num_steps(self) -> int:
-        """S."""
+        """Number of steps, S."""
         return int(self.firsts[-1])
 
     def find(self, step: int) -> tuple[int, int]:
-        """The block of a step, and the step's number within it."""
+        """Return the block of a step, and the step's number within it."""
         block = int(np.searchsorted(self.firsts, step, side="right")) - 1
         return block, step - int(self.firsts[block])
 
     def block_steps(self, block: int) -> int:
-        """The steps of a block."""
+        """Return the number of steps of a block."""
         return int(self.firsts[block + 1] - self.firsts[block])
 
 
 def shard_blocks(num_shards: int, together: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """The shards in the random order of an epoch, in blocks of `together`."""
+    """Put the shards in the random order of an epoch, in blocks of `together`."""
     numbers = np.arange(num_shards, dtype=np.uint64)
     keys = random_words(
         seed, Stream.ORDER, epoch, numbers, np.full(num_shards, SHARD_ORDER, np.int64)
@@ -187,7 +187,7 @@ def shard_blocks(num_shards: int, together: int, *, seed: int, epoch: int) -> li
 
 
 def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch: int) -> Counts:
-    """(W,) int64: the windows of some shards, numbered end to end, in random order."""
+    """Return the windows of some shards, numbered end to end, in random order: (W,) int64."""
     ids = [
         (np.uint64(shard) << np.uint64(WINDOW_BITS)) + np.arange(count, dtype=np.uint64)
         for shard, count in zip(shards, num_windows, strict=True)
@@ -199,7 +199,7 @@ def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch:
 
 
 def step_order(first: int, count: int, *, seed: int, epoch: int) -> Counts:
-    """(count,) int64: steps in random order; `first` tells the blocks of an epoch apart."""
+    """Return steps in random order: (count,) int64; `first` tells an epoch's blocks apart."""
     numbers = np.uint64(first) + np.arange(count, dtype=np.uint64)
     places = np.full(count, STEP_ORDER, np.int64)
     return np.argsort(random_words(seed, Stream.ORDER, epoch, numbers, places), kind="stable")

@@ -1,8 +1,8 @@
 """`maskery tokenize`: pieces of a corpus become shards, in processes and on several machines.
 
-Who does which piece follows from its number alone (`number % shard_count == shard_rank`), and what
-a shard holds from the piece alone, so a run that was killed, repeated or spread differently leaves
-the same bytes. Whoever finds all pieces finished writes `shards.json`.
+Who does which piece follows from its number alone (`number % shard_count == shard_rank`), and the
+content of a shard from the piece alone, so a run that was killed, repeated or spread differently
+leaves the same bytes. The rank that finds all pieces finished writes `shards.json`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
+import os
 import secrets
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
+from maskery.core.stopping import signals_held
 from maskery.core.vocabulary import vocabulary_size
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
+from maskery.data.corpus.formats import is_portable
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import (
@@ -33,18 +42,17 @@ from maskery.data.shards.manifest import (
     FileEntry,
     Manifest,
 )
-from maskery.data.shards.piece_work import RECORDS, Job, load_piece, load_shard
+from maskery.data.shards.piece_work import RECORDS, Encode, Job, do_piece, load_piece, load_shard
 from maskery.data.shards.pieces import Piece, plan_fingerprint, plan_pieces
 from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
-from maskery.data.shards.workers import do_pieces
-from maskery.data.tokenise import tokenizer_fingerprint
+from maskery.data.tokenise import encoder, plain_backend, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a call of `make_shards` came to.
+    """The result of a call of `make_shards`.
 
     Attributes:
         folder: Where the shards lie.
@@ -269,7 +277,7 @@ def write_manifest(
 
 
 def summary(made: Made) -> dict[str, object]:
-    """For `--json`."""
+    """Return the result as `--json` prints it."""
     about: dict[str, object] = {
         "folder": str(made.folder),
         "pieces": made.pieces,
@@ -290,3 +298,78 @@ def summary(made: Made) -> dict[str, object]:
             "tokenizer_fingerprint": made.manifest.tokenizer_fingerprint,
         }
     return about
+
+
+Done = tuple[int, int, list[str]]
+
+
+def do_pieces(
+    pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase, workers: int | None
+) -> Generator[Done]:
+    """Do pieces here, or in processes; what `do_piece` returns, as each is finished.
+
+    Close it where it is not used up: that ends the processes in the middle of their pieces.
+
+    Raises:
+        DataError: As `do_piece`, or a process died.
+    """
+    backend = plain_backend(tokenizer)
+    count = min(workers or len(os.sched_getaffinity(0)), len(pieces))
+    # A tokenizer in Python is not sent to other processes, nor is a reader that was registered.
+    portable = all(
+        is_portable(path, job.reading) and not getattr(path, "in_memory", False)
+        for path in job.files
+    )
+    if count <= 1 or backend is None or not portable:
+        encode = encoder(tokenizer, backend)
+        for piece in pieces:
+            yield do_piece(piece, job, encode)
+        return
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(job, backend.to_str()),
+    )
+    try:
+        with signals_held():
+            futures = [pool.submit(_work, piece) for piece in pieces]
+        for future in as_completed(futures):
+            yield future.result()
+    except BaseException as error:  # Ctrl-C and `close` among them
+        # No other piece is waited for: one may take hours, and what is complete of it is kept.
+        for process in pool._processes.values():  # `pool.kill_workers()` from Python 3.14 on
+            process.kill()
+        if not isinstance(error, BrokenProcessPool):
+            raise
+        raise DataError(
+            "a tokenising process died (out of memory, or killed); what is complete is kept: "
+            "repeat the command, with fewer --workers or a smaller --shard-mb"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Job, Encode] | None = None
+
+
+def _start_worker(job: Job, backend: str) -> None:
+    """Prepare a process for its pieces."""
+    global _worker
+    # One process, one thread; and none outlives the command, were it killed.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    # With a backend, the encoder asks nothing of the tokenizer itself.
+    _worker = job, encoder(None, Tokenizer.from_str(backend))
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _work(piece: Piece) -> Done:
+    assert _worker is not None
+    return do_piece(piece, *_worker)

@@ -61,7 +61,7 @@ class ShardEntry(FileEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a folder of shards holds.
+    """Contents of a folder of shards.
 
     Attributes:
         fingerprint: Of the plan they were made by.
@@ -95,16 +95,16 @@ class Manifest:
 
     @property
     def documents(self) -> int:
-        """Documents to train on."""
+        """Number of documents to train on."""
         return sum(shard.documents for shard in self.shards)
 
     @property
     def tokens(self) -> int:
-        """Tokens to train on."""
+        """Number of tokens to train on."""
         return sum(shard.tokens for shard in self.shards)
 
     def to_json(self) -> bytes:
-        """As it is written; the same manifest makes the same bytes."""
+        """Return the bytes of the file; the same manifest makes the same bytes."""
         data = {"format": FORMAT, "documents": self.documents, "tokens": self.tokens}
         return (json.dumps({**data, **asdict(self)}, indent=1) + "\n").encode()
 
@@ -137,7 +137,7 @@ class Manifest:
 
 
 def is_count(value: object) -> bool:
-    """Whether a value is a plain number from 0 to 2**62."""
+    """Return True for an `int` from 0 to 2**62."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
@@ -148,7 +148,7 @@ def _check(sound: bool, what: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentLengths:
-    """How many documents of each length every shard has.
+    """Counts of documents by length, for each shard.
 
     Attributes:
         offsets: (number of shards + 1,) int64, into the other two.
@@ -162,7 +162,7 @@ class DocumentLengths:
 
     @classmethod
     def gather(cls, histograms: Sequence[Sequence[Sequence[int]]]) -> DocumentLengths:
-        """From a list of (length, count) for each shard."""
+        """Make it from a list of (length, count) for each shard."""
         flat = np.array([pair for rows in histograms for pair in rows], np.uint32).reshape(-1, 2)
         sizes = [len(rows) for rows in histograms]
         return cls(
@@ -172,12 +172,12 @@ class DocumentLengths:
         )
 
     def of(self, shard: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Lengths and counts of one shard, int64."""
+        """Return lengths and counts of one shard, int64."""
         chosen = slice(int(self.offsets[shard]), int(self.offsets[shard + 1]))
         return self.lengths[chosen].astype(np.int64), self.counts[chosen].astype(np.int64)
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file."""
+        """Return the bytes of a safetensors file."""
         from safetensors.numpy import save
 
         arrays: Mapping[str, npt.NDArray[Any]] = {

@@ -35,7 +35,7 @@ Encode = Callable[[list[str]], Encoded]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything a process must know, besides the piece.
+    """Settings that all pieces share, sent to every process.
 
     Attributes:
         files: Of the corpus.
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """What is known of the shards of one stretch of a piece.
+    """Record of the shards that one stretch of a piece became.
 
     Attributes:
         train: The shard; None where it would be empty.
@@ -73,7 +73,7 @@ class ShardRecord:
     lengths: list[list[int]]
 
     def damage(self, folder: Path) -> str | None:
-        """The first thing that is wrong with its files, or None."""
+        """Return the first thing that is wrong with its files, or None."""
         for entry in (self.train, self.held_out):
             damage = entry and find_damage(folder / entry.file, entry.bytes, entry.sha256)
             if entry and damage:
@@ -83,7 +83,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PieceRecord:
-    """A finished piece.
+    """Record of a finished piece.
 
     Attributes:
         shards: How many stretches it has.
@@ -135,7 +135,7 @@ def remove_partials(piece: int, folder: Path) -> None:
 
 
 def stretches(reader: PieceReader, shard_bytes: int) -> Iterator[Iterator[Batch]]:
-    """The batches of a piece, one iterator a shard; each must be used up before the next."""
+    """Yield one iterator of batches for each shard; each must be used up before the next."""
     limit = int(OVERFULL * shard_bytes)
     batches = batched(reader, min(BATCH_CHARS, limit))
 
@@ -201,7 +201,7 @@ def write_record(name: str, data: dict[str, Any], job: Job) -> None:
 
 
 def load_shard(piece: int, number: int, job: Job) -> ShardRecord | None:
-    """The record of a shard, or None if there is no sound one."""
+    """Return the record of a shard, or None if there is no valid one."""
     data = _read_record(f"{piece:06d}-{number:04d}", job)
     try:
         for name in ("train", "held_out"):
@@ -217,7 +217,7 @@ def load_shard(piece: int, number: int, job: Job) -> ShardRecord | None:
 
 
 def load_piece(piece: int, job: Job) -> PieceRecord | None:
-    """The record of a finished piece, or None if there is no sound one."""
+    """Return the record of a finished piece, or None if there is no valid one."""
     try:
         record = PieceRecord(**_read_record(f"{piece:06d}", job))
         sound = is_count(record.shards) and all(map(is_count, record.report.values()))

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 from maskery.core.errors import DataError, MaskeryError
 from maskery.data.corpus.files import MANIFEST, is_address, open_address, unreadable
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.partials import create_owned, ownerless, partial_of
 from maskery.data.shards.manifest import MAX_MANIFEST_BYTES
 from maskery.data.shards.shard_file import find_damage
+from maskery.data.store import create_owned, ownerless, partial_of
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,19 @@ PAUSES = (1.0, 5.0, 25.0)
 
 
 class Place(Protocol):
-    """Where the files of a folder of shards are had from."""
+    """Source of the files of a folder of shards."""
 
     name: str
 
     def manifest(self) -> bytes:
-        """The bytes of `shards.json`.
+        """Return the bytes of `shards.json`.
 
         Raises:
             DataError: There is none, or it cannot be read.
         """
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """A sound local file; a shard, or another file beside the manifest.
+        """Return the path of a local file whose checksum is right: a shard, or one beside it.
 
         Raises:
             DataError: It is missing, damaged or cannot be read.
@@ -54,7 +54,7 @@ class Place(Protocol):
 
 
 def open_place(source: str, cache_dir: Path) -> Place:
-    """A folder or an address."""
+    """Return the place for a folder or an address."""
     if is_address(source):
         return RemotePlace(source, cache_dir)
     return LocalPlace(Path(source).expanduser())
@@ -91,12 +91,12 @@ class LocalPlace:
         return path
 
     def trim(self, keep: int) -> None:
-        """Nothing is copied."""
+        """Do nothing: nothing is copied."""
         del keep
 
 
 class _DamagedError(Exception):
-    """A copy is not what it should be: the network's fault, if another attempt is better."""
+    """A copy differs from its checksum; the network may be at fault, so try again."""
 
 
 class RemotePlace:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from maskery.core.errors import DataError, reason_of
 from maskery.core.files import flush
+from maskery.data.store import Documents
 
 # The names of the safetensors format (huggingface/safetensors, README, "Format").
 DTYPES = {"U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_}
@@ -113,13 +114,13 @@ def _write_aside(path: Path, data: bytes, place: Callable[[Path], object]) -> No
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
-    """What is wrong with a file that was written with a size and a checksum, or None."""
+    """Return the difference of a file from its recorded size and checksum, or None."""
     try:
         size = path.stat().st_size
         if size != num_bytes:
@@ -131,15 +132,11 @@ def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
     return None
 
 
-class TokenShard:
+class TokenShard(Documents):
     """A shard, read through a memory map.
 
     Attributes:
         path: The file.
-        tokens: (t,) uint16 or uint32.
-        word_starts: (t,) bool.
-        boundaries: (n + 1,) int64: document n is `tokens[boundaries[n]:boundaries[n + 1]]`.
-        ids: (n,) uint64.
     """
 
     def __init__(self, path: Path, *, vocab_size: int) -> None:
@@ -153,9 +150,9 @@ class TokenShard:
             arrays = map_arrays(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(reason_of(error)) from error
-        self.tokens: npt.NDArray[Any] = arrays["tokens"]
-        self.word_starts: npt.NDArray[np.bool_] = arrays["word_starts"]
-        self.ids: npt.NDArray[np.uint64] = arrays["ids"]
+        self.tokens = arrays["tokens"]
+        self.word_starts = arrays["word_starts"]
+        self.ids = arrays["ids"]
         lengths = arrays["lengths"]
         self.boundaries = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=self.boundaries[1:], dtype=np.int64)
@@ -166,16 +163,6 @@ class TokenShard:
         if len(self.tokens) and int(self.tokens.max()) >= vocab_size:
             raise self._damaged(f"it holds ids beyond the vocabulary of {vocab_size}")
 
-    @property
-    def num_documents(self) -> int:
-        """N."""
-        return len(self.ids)
-
-    @property
-    def num_tokens(self) -> int:
-        """T."""
-        return len(self.tokens)
-
     def _damaged(self, why: str) -> DataError:
         return DataError(
             f"'{self.path}' is no sound token shard ({why}); repair the folder by repeating the "
@@ -184,7 +171,7 @@ class TokenShard:
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a shard, mapped.
+    """Map the arrays of a shard into memory.
 
     Raises:
         ValueError, KeyError, TypeError: It is not laid out as a shard is.
@@ -228,7 +215,7 @@ class Joined:
         return int(self.edges[-1])
 
     def __getitem__(self, index: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The elements at some indices.
+        """Return the elements at some indices.
 
         Args:
             index: (t,) int64; runs of neighbours are fast.
@@ -241,40 +228,25 @@ class Joined:
         return values
 
 
-class JoinedShards:
-    """Several shards as one store of documents; see `TokenStore` for the attributes."""
+class JoinedShards(Documents):
+    """Several shards as one."""
 
     def __init__(self, shards: Sequence[TokenShard]) -> None:
         self.shards = list(shards)
         self.tokens = Joined([shard.tokens for shard in shards])
         self.word_starts = Joined([shard.word_starts for shard in shards])
         edges = self.tokens.edges
-        self.boundaries: npt.NDArray[np.int64] = np.concatenate(
+        self.boundaries = np.concatenate(
             [
                 *(shard.boundaries[:-1] + edge for shard, edge in zip(shards, edges, strict=False)),
                 edges[-1:],
             ]
         )
         ids = [shard.ids for shard in shards]
-        self.ids: npt.NDArray[np.uint64] = np.concatenate(ids) if ids else np.zeros(0, np.uint64)
-
-    @property
-    def num_documents(self) -> int:
-        """N."""
-        return len(self.ids)
-
-    @property
-    def num_tokens(self) -> int:
-        """T."""
-        return len(self.tokens)
-
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,) int64: the tokens of each document."""
-        return np.diff(self.boundaries)
+        self.ids = np.concatenate(ids) if ids else np.zeros(0, np.uint64)
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """(vocab_size,) int64: how often each token stands in them."""
-        counts = np.zeros(vocab_size, np.int64)
-        for part in self.tokens.parts:
-            counts += np.bincount(part, minlength=vocab_size)[:vocab_size]
-        return counts
+        """Return how often each token stands in them: (vocab_size,) int64."""
+        counts = [shard.token_counts(vocab_size) for shard in self.shards]
+        total: npt.NDArray[np.int64] = np.sum([np.zeros(vocab_size, np.int64), *counts], axis=0)
+        return total

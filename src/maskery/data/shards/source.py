@@ -38,7 +38,7 @@ HELD_OUT_POSITION = 20
 
 
 class TokenShards:
-    """The shards of a place: what its manifest says, and each shard when it is asked for.
+    """The shards of a place: its manifest, and each shard opened when it is needed.
 
     Attributes:
         place: A folder or an address.
@@ -58,7 +58,7 @@ class TokenShards:
         self.document_lengths = DocumentLengths.open(path, self.manifest)
 
     def fetch(self, entry: FileEntry, folder: str = "") -> Path:
-        """A sound local copy of a file."""
+        """Return a local copy of a file, its checksum checked."""
         return self.place.fetch(f"{folder}{entry.file}", entry.bytes, entry.sha256)
 
     def open(self, entries: Sequence[ShardEntry]) -> JoinedShards:
@@ -71,7 +71,7 @@ class TokenShards:
         return JoinedShards([TokenShard(self.fetch(e), vocab_size=vocab_size) for e in entries])
 
     def held_out(self, max_tokens: int) -> JoinedShards:
-        """What was set aside, up to a number of tokens; more comes from shards drawn at random.
+        """Open held-out shards up to a number of tokens, chosen at random if there are more.
 
         Raises:
             DataError: Nothing was set aside.
@@ -94,7 +94,7 @@ class TokenShards:
         return self.open(chosen)
 
     def tokenizer_folder(self) -> Path:
-        """A local folder with the tokenizer that the shards were made with.
+        """Return a local folder with the tokenizer that the shards were made with.
 
         Raises:
             DataError: A file of it is missing or damaged.
@@ -105,7 +105,7 @@ class TokenShards:
         return paths[0].parent
 
     def block_histogram(self, shards: Sequence[int], *, room: int, special: int) -> epochs.Counts:
-        """How many windows of each length some shards become."""
+        """Return how many windows of each length some shards become."""
         rows = [self.document_lengths.of(shard) for shard in shards]
         lengths, counts = (np.concatenate(column) for column in zip(*rows, strict=True))
         return epochs.window_histogram(lengths, counts, room=room, special=special)
@@ -115,7 +115,7 @@ class BlockSource(TextSource):
     """The windows of a block of shards, with a plan that is made beforehand."""
 
     def plan(self, epoch: int) -> Plan:
-        """The steps of the block."""
+        """Return the steps of the block."""
         if self._plan is None or self._plan[0] != epoch:
             raise AssertionError("the plan of a block belongs to one epoch")
         return self._plan[1]
@@ -175,7 +175,7 @@ class ShardSource:
         self._thread = ThreadPoolExecutor(1, "shards")
 
     def epoch(self, number: int) -> epochs.Epoch:
-        """Blocks and steps of an epoch; the latest is kept."""
+        """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
             blocks = epochs.shard_blocks(
                 len(self.shards.manifest.shards),
@@ -199,13 +199,13 @@ class ShardSource:
         return self._epoch[1]
 
     def num_steps(self, epoch: int) -> int:
-        """How many steps an epoch has; reads no shard."""
+        """Return the number of steps of an epoch; reads no shard."""
         return self.epoch(epoch).num_steps
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
-        """One process's share of a step; reads the shards of its block, if they are not at hand."""
+        """Return one process's share of a step; reads the shards of its block if need be."""
         block, index = self.epoch(epoch).find(step)
         source = self._take(epoch, block)
         return source.micro_batches(epoch, index, rank=rank, world_size=world_size)
@@ -215,7 +215,7 @@ class ShardSource:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _take(self, epoch: int, block: int) -> BlockSource:
-        """The block, which is at hand, on its way, or loaded now; the one after is sent for."""
+        """Return a block (open, being fetched, or loaded now), and begin to fetch the next."""
         if self._block is None or self._block[0] != (epoch, block):
             self._block = None  # let go before the next one comes
             if self._next is not None and self._next[0] == (epoch, block):

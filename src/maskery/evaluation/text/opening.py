@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import DataError, ModelError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.text_source import Documents, Template, TextSource
+from maskery.data.store import Documents
+from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import load_masked_lm
@@ -119,7 +120,7 @@ def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> 
     return _source(opened, documents, batch_tokens)
 
 
-class TextsInMemory:
+class TextsInMemory(Documents):
     """Tokenised texts, as a token store has them; see `Documents`.
 
     Args:
@@ -138,10 +139,6 @@ class TextsInMemory:
     ) -> None:
         self.tokens, self.word_starts, self.ids = tokens, word_starts, ids
         self.boundaries = np.concatenate(([0], np.cumsum(lengths)))
-
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Return the tokens of each text: (N,) int64."""
-        return np.diff(self.boundaries)
 
 
 def require_same_tokenizer(

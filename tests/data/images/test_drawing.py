@@ -5,7 +5,17 @@ import pytest
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.images.drawing import FRAME, PAPER, RIGHT, Cell, SheetRow, draw_sheet
+from maskery.data.images.drawing import (
+    FRAME,
+    PAPER,
+    RAMP,
+    RIGHT,
+    Cell,
+    SheetRow,
+    draw_sheet,
+    heat_over,
+    ramp,
+)
 
 
 def cell(colour: tuple[int, int, int], **settings: object) -> Cell:
@@ -44,3 +54,24 @@ def test_very_wide_pictures_are_bounded_and_nothing_is_an_error() -> None:
     assert draw_sheet([SheetRow(heading="", cells=[wide])], height=50).width <= 500
     with pytest.raises(DataError, match="no picture"):
         draw_sheet([SheetRow(heading="empty")])
+
+
+def test_the_hottest_place_is_coloured_and_the_coldest_is_not() -> None:
+    image = Image.new("RGB", (40, 80), (200, 200, 200))
+    heat = np.zeros((4, 2), np.float32)
+    heat[3, 0] = 0.02
+    drawn = np.asarray(heat_over(image, heat))
+    assert drawn.shape == (80, 40, 3)
+    assert (drawn[:20, 20:] == 200).all()
+    np.testing.assert_allclose(drawn[75, 2], RAMP[-1], atol=40)
+
+
+def test_even_heat_colours_nothing() -> None:
+    image = Image.new("RGB", (8, 8), (10, 20, 30))
+    drawn = heat_over(image, np.full((2, 2), 0.7, np.float32))
+    assert np.array_equal(np.asarray(drawn), np.asarray(image))
+
+
+def test_the_ramp_goes_through_its_colours() -> None:
+    steps = np.linspace(0, 1, len(RAMP), dtype=np.float32)
+    np.testing.assert_allclose(ramp(steps[None])[0], RAMP, atol=1e-3)
