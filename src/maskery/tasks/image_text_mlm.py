@@ -147,14 +147,10 @@ class CaptionTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """Everything that the twin computes for the trained model.
+    """Everything that the twin computes for the trained model."""
 
-    Attributes:
-        lesson: Soft labels and replacements.
-        features: (B, E) each, its contrastive features; None where there is no contrast.
-    """
-
-    lesson: CaptionTargets
+    lesson: CaptionTargets  # Soft labels and replacements
+    # (B, E) each, its contrastive features; None where there is no contrast.
     features: Features | None
 
 

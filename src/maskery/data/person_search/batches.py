@@ -31,19 +31,12 @@ from maskery.data.rows import hash_rows
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedPersons(ViewedPairs):
-    """B captions with their pictures, as the `PersonSearch` task reads them.
+    """B captions with their pictures, as the `PersonSearch` task reads them."""
 
-    Attributes:
-        text2: The same captions, some replaced by another caption of the same person.
-        person_ids: (B,) int64.
-        replaced: (B,) int64: 1 where `text2` is another caption.
-        crowd_ids: (G,) int64: the persons of the same micro-batch on all processes.
-    """
-
-    text2: TokenBatch
-    person_ids: torch.Tensor
-    replaced: torch.Tensor
-    crowd_ids: torch.Tensor
+    text2: TokenBatch  # The same captions, some replaced by another caption of the same person
+    person_ids: torch.Tensor  # (B,) int64
+    replaced: torch.Tensor  # (B,) int64: 1 where `text2` is another caption
+    crowd_ids: torch.Tensor  # (G,) int64: the persons of the same micro-batch on all processes
 
 
 class PersonSource(PicturedExamples):

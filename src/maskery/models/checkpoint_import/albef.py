@@ -35,18 +35,13 @@ QUEUES = {"image_queue": "image", "text_queue": "text"}
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A checkpoint as Maskery's objects.
+    """A checkpoint as Maskery's objects."""
 
-    Attributes:
-        model: With the checkpoint's weights, in evaluation mode.
-        extra_state: What `PersonSearch.load_extra_state` reads: the momentum twin as `twin.*` and
-            the queues as `image_queue.*`, `text_queue.*`; empty where the checkpoint has none.
-        report: What became of every key.
-    """
-
-    model: ImageTextModel
+    model: ImageTextModel  # With the checkpoint's weights, in evaluation mode
+    # What `PersonSearch.load_extra_state` reads: the momentum twin as `twin.*` and the queues as
+    # `image_queue.*`, `text_queue.*`; empty where the checkpoint has none.
     extra_state: dict[str, torch.Tensor]
-    report: ImportReport
+    report: ImportReport  # What became of every key
 
 
 def is_albef(state: dict[str, torch.Tensor]) -> bool:

@@ -22,17 +22,11 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRows:
-    """The places of T real tokens in R rows of L.
+    """The places of T real tokens in R rows of L."""
 
-    Attributes:
-        count: R.
-        length: L.
-        places: (T,) int64, ascending indices into R * L.
-    """
-
-    count: int
-    length: int
-    places: torch.Tensor
+    count: int  # R
+    length: int  # L
+    places: torch.Tensor  # (T,) int64, ascending indices into R * L
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> PackedRows:
@@ -84,15 +78,10 @@ class _Spread(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageKeys:
-    """The keys and values of I images in one fusion layer.
+    """The keys and values of I images in one fusion layer."""
 
-    Attributes:
-        keys: (I, H, N, d).
-        values: (I, H, N, d).
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: torch.Tensor  # (I, H, N, d)
+    values: torch.Tensor  # (I, H, N, d)
 
     def select(self, rows: torch.Tensor) -> ImageKeys:
         """Those of the images `rows` (S,), in that order."""

@@ -23,15 +23,10 @@ POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedd
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
-    """A model made from encoders.
+    """A model made from encoders."""
 
-    Attributes:
-        model: In evaluation mode.
-        new_parameters: Names of its parameters that neither checkpoint had.
-    """
-
-    model: ImageTextModel
-    new_parameters: frozenset[str]
+    model: ImageTextModel  # In evaluation mode
+    new_parameters: frozenset[str]  # Names of its parameters that neither checkpoint had
 
 
 def build_from_scratch(

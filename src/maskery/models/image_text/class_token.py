@@ -25,19 +25,13 @@ from maskery.models.image_text.text_encoder import TextFusionEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The places of S tokens in R rows.
+    """The places of S tokens in R rows."""
 
-    Attributes:
-        firsts: (R,) int64, the class token of each row among the S.
-        places: (S,) int64, where each token lies in R * L.
-        mask: (R, 1, 1, L) bool, False at padding; None where all rows are equally long.
-        length: L.
-    """
-
-    firsts: torch.Tensor
-    places: torch.Tensor
+    firsts: torch.Tensor  # (R,) int64, the class token of each row among the S
+    places: torch.Tensor  # (S,) int64, where each token lies in R * L
+    # (R, 1, 1, L) bool, False at padding; None where all rows are equally long.
     mask: torch.Tensor | None
-    length: int
+    length: int  # L
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int64], device: torch.device) -> Rows:

@@ -31,21 +31,13 @@ OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
 @dataclass(frozen=True, kw_only=True)
 class StartModel:
-    """The initial model of a run.
-
-    Attributes:
-        model: The image-text model.
-        tokenizer: Its tokenizer.
-        view: The run's settings with the encoder's size and normalisation filled in.
-        new_parameters: Names of parameters that start from nothing.
-        from_scratch: True if all of them do.
-    """
+    """The initial model of a run."""
 
     model: ImageTextModel
     tokenizer: PreTrainedTokenizerBase
-    view: ViewConfig
-    new_parameters: frozenset[str]
-    from_scratch: bool = False
+    view: ViewConfig  # The run's settings with the encoder's size and normalisation filled in
+    new_parameters: frozenset[str]  # Names of parameters that start from nothing
+    from_scratch: bool = False  # True if all of them do
 
     @property
     def has_new_head(self) -> bool:

@@ -45,25 +45,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PairsRun:
-    """The parts of a run on pairs, before its first step.
-
-    Attributes:
-        config: As given.
-        start: The initial model.
-        task: What is trained.
-        vocabulary: Of the tokenizer.
-        train: Training batches.
-        held_out: Held-out captions with right and wrong pictures.
-        identity: What a continuation must share.
-    """
+    """The parts of a run on pairs, before its first step."""
 
     config: PairsRunConfig
     start: StartModel
     task: ImageTextMLM
-    vocabulary: Vocabulary
-    train: PairSource
-    held_out: HeldOutPairs
-    identity: str
+    vocabulary: Vocabulary  # Of the tokenizer
+    train: PairSource  # Training batches
+    held_out: HeldOutPairs  # Held-out captions with right and wrong pictures
+    identity: str  # What a continuation must share
 
     def score(self) -> dict[Condition, ExampleSums]:
         """Score held-out captions with the right picture, a wrong one, and none."""

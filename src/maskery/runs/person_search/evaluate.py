@@ -91,27 +91,16 @@ class RetrievalEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """The user's overrides; None keeps the model's own setting.
+    """The user's overrides; None keeps the model's own setting."""
 
-    Attributes:
-        rerank: Images that matching ranks anew.
-        score: What they are ranked by.
-        odds_weight: Of the score `sum`.
-        clean_captions: Whether captions are cleaned.
-        batch_tokens: Text tokens computed at once; the figures do not depend on it.
-        memory_mb: As in `RetrievalConfig`; the figures do not depend on it either.
-        root: Where the runs' dataset lies now.
-        images: Where its images lie now.
-    """
-
-    rerank: int | None = None
-    score: Literal["matching", "odds", "sum"] | None = None
-    odds_weight: float | None = None
-    clean_captions: bool | None = None
-    batch_tokens: int | None = None
-    memory_mb: int | None = None
-    root: Path | None = None
-    images: Path | None = None
+    rerank: int | None = None  # Images that matching ranks anew
+    score: Literal["matching", "odds", "sum"] | None = None  # What they are ranked by
+    odds_weight: float | None = None  # Of the score `sum`
+    clean_captions: bool | None = None  # Whether captions are cleaned
+    batch_tokens: int | None = None  # Text tokens computed at once; the figures do not depend on it
+    memory_mb: int | None = None  # As in `RetrievalConfig`; the figures do not depend on it either
+    root: Path | None = None  # Where the runs' dataset lies now
+    images: Path | None = None  # Where its images lie now
 
     def of_model(self) -> dict[str, Any]:
         """Return the overrides that replace settings of the model."""

@@ -31,21 +31,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchQuickstart:
-    """The result of the quickstart.
-
-    Attributes:
-        result: Of the run.
-        before: Figures of the initial model on the test split.
-        after: Those of the trained one.
-        picture: Five searches with their ten best pictures.
-        seconds: The time all of it took.
-    """
+    """The result of the quickstart."""
 
     result: PersonSearchResult
-    before: Retrieval
-    after: Retrieval
-    picture: Path
-    seconds: float
+    before: Retrieval  # Figures of the initial model on the test split
+    after: Retrieval  # Those of the trained one
+    picture: Path  # Five searches with their ten best pictures
+    seconds: float  # The time all of it took
 
 
 def people_config(num_people: int = 2850) -> PeopleConfig:

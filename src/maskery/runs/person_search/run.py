@@ -51,27 +51,17 @@ NEW_HEADS = ("prd_head", "mrtd_head")
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchRun:
-    """The parts of a person-search run, before its first step.
-
-    Attributes:
-        config: As given.
-        data: The dataset.
-        start: The initial model.
-        task: What is trained.
-        train: Training batches.
-        val: What the best epoch is chosen by.
-        test: What is measured at the end; None where the dataset has no test split.
-        identity: What a continuation must share, as JSON.
-    """
+    """The parts of a person-search run, before its first step."""
 
     config: PersonSearchRunConfig
     data: PersonSearchData
     start: StartModel
     task: PersonSearch
-    train: PersonSource
-    val: RetrievalSet
+    train: PersonSource  # Training batches
+    val: RetrievalSet  # What the best epoch is chosen by
+    # What is measured at the end; None where the dataset has no test split.
     test: RetrievalSet | None
-    identity: str
+    identity: str  # What a continuation must share, as JSON
 
     def measure(self, split: RetrievalSet) -> Retrieval:
         """Measure how well the captions of a split find their persons among its pictures.
