@@ -43,12 +43,8 @@ class Contrast:
 def identity_targets(ids: torch.Tensor, candidate_ids: torch.Tensor) -> torch.Tensor:
     """Spread each row's target evenly over the candidates of the same identity.
 
-    Args:
-        ids: (B,) int64; each occurs among the candidates.
-        candidate_ids: (C,) int64.
-
-    Returns:
-        (B, C) float32, rows sum to one.
+    From (B,) and (C,) int64, where each id occurs among the candidates, to (B, C) float32, whose
+    rows sum to one.
     """
     positive = (ids.unsqueeze(1) == candidate_ids.unsqueeze(0)).float()
     return positive / positive.sum(dim=1, keepdim=True)

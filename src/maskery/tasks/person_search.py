@@ -87,13 +87,8 @@ class PersonSearch(CaptionTask):
     """The task: contrast, matching, relations, MLM and MRTD on pictures of known persons.
 
     Attributes:
-        model: The trained model, or what the loop wrapped it in.
-        twin: Its momentum twin.
-        captions: The nine steps on `text1`.
-        config: Settings.
         image_queue: The twin's features of earlier pictures.
         text_queue: Those of their captions.
-        loss_weights: By loss term, its weight in the total.
     """
 
     def __init__(

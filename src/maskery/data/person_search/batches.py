@@ -114,10 +114,8 @@ class PersonSource(PicturedExamples):
     ) -> ViewedPersons:
         """Return the batch of some captions in an epoch, without pictures that cannot be read.
 
-        Args:
-            members: (B,) int64, captions.
-            epoch: From 0.
-            crowd: (G,) int64, the captions of all processes. Default: these.
+        `members`, (B,) int64, are its captions; `crowd`, (G,), those of all processes (default:
+        these).
         """
         crowd_ids = torch.from_numpy(self.persons[members if crowd is None else crowd])
         members, images = self.readable(members, epoch)

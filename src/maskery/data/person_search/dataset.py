@@ -250,9 +250,6 @@ def merge_pictures(
         records: Of one split, in order, their images checked.
         prepare: From a record to its captions as they are used, perhaps none; may raise.
 
-    Returns:
-        One record for each picture that has a caption, and a note about what was joined, or "".
-
     Raises:
         DataError: A picture is said to show two persons.
     """

@@ -56,13 +56,7 @@ def import_albef(
     num_text_heads: int | None = None,
     num_vision_heads: int | None = None,
 ) -> Imported:
-    """Build the model that a state dict belongs to and fill it.
-
-    Args:
-        state: By ALBEF's names.
-        image_size: Height and width to resize the image positions to; by default they stay.
-        num_text_heads: Attention heads, which no tensor tells; by default width / 64.
-        num_vision_heads: Likewise.
+    """Build the model that a state dict belongs to and fill it; arguments as `import_checkpoint`'s.
 
     Raises:
         ModelError: A tensor has a shape that does not fit the others.

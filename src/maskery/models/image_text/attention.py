@@ -30,7 +30,7 @@ class PackedRows:
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> PackedRows:
-        """From (R, L), 0 at padding."""
+        """Read them off (R, L), 0 at padding."""
         count, length = attention_mask.shape
         places = attention_mask.bool().flatten().nonzero().squeeze(-1)
         return cls(count=count, length=length, places=places)
@@ -151,16 +151,7 @@ class TextAttention(nn.Module):
     def forward(
         self, hidden: torch.Tensor, mask: torch.Tensor | None, rows: PackedRows | None = None
     ) -> torch.Tensor:
-        """Attend within each row.
-
-        Args:
-            hidden: (R, L, D), or (T, D) with `rows`.
-            mask: (R, 1, 1, L) bool, or None where all tokens are real.
-            rows: How the T tokens lie in the rows.
-
-        Returns:
-            As `hidden`.
-        """
+        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None."""
         query = self.self.split_heads(_spread(self.self.query(hidden), rows))
         keys = self.self.split_heads(_spread(self.self.key(hidden), rows))
         values = self.self.split_heads(_spread(self.self.value(hidden), rows))
@@ -198,17 +189,10 @@ class ImageAttention(nn.Module):
         others: ImageKeys | None = None,
         rows: PackedRows | None = None,
     ) -> torch.Tensor:
-        """Attend from each text row to its image.
+        """Attend from each text row to its image: (R, L, D), or (T, D) with `rows`, to such.
 
-        Args:
-            hidden: (R, L, D), or (T, D) with `rows`. Unless `others` says otherwise, row r looks at
-                image r modulo I.
-            images: Of I images.
-            others: Of S images that the last S rows look at instead.
-            rows: How the T tokens lie in the rows.
-
-        Returns:
-            As `hidden`.
+        Row r looks at image r modulo I, but the last S rows look at the S images `others`, if
+        given.
         """
         query = self.self.split_heads(_spread(self.self.query(hidden), rows))
         num_others = 0 if others is None else len(others.keys)

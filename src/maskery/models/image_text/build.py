@@ -32,13 +32,7 @@ class Assembled:
 def build_from_scratch(
     sizes: ImageTextSizes, *, vocabulary_size: int, pad_token_id: int = 0
 ) -> ImageTextModel:
-    """A freshly initialised model; seed torch before, for the same one twice.
-
-    Args:
-        sizes: How large.
-        vocabulary_size: Of the tokenizer, added tokens included.
-        pad_token_id: Of the tokenizer.
-    """
+    """Make a freshly initialised model; seed torch before, for the same one twice."""
     # BERT's 0.02 leaves narrow layers almost silent; this keeps the size of what passes through
     # them, and small models learn to look some times sooner.
     initializer_range = sizes.width**-0.5

@@ -57,11 +57,7 @@ VISION_FAMILIES: dict[str, VisionFamily] = {
 
 
 def vision_family(model_type: str) -> VisionFamily:
-    """Return the record of an architecture.
-
-    Raises:
-        ModelError: The architecture is not supported.
-    """
+    """Return the record of an architecture; raises a ModelError for others."""
     if model_type not in VISION_FAMILIES:
         raise ModelError(
             f"vision encoders of type '{model_type}' are not supported; choose one of "

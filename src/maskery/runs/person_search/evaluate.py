@@ -121,12 +121,12 @@ def evaluate_retrieval_models(
     """Measure models, each on the split of its own run, or all on the same pairs.
 
     Args:
+        overrides: Settings to use instead of the models' own.
+        progress: Draw progress bars.
         names: Run folders, or model folders where `data` is given.
         data: A source of pairs that name persons; None for what each run held out.
         reading: How `data` is read; by default `PairsConfig()`.
         split: Of the runs' datasets; `val` where a dataset has no test split.
-        overrides: What is to be another than the models' own.
-        progress: Whether to draw bars.
 
     Raises:
         ConfigError: A model is named twice, has no data of its own, or is not finished; or several
@@ -163,11 +163,7 @@ def evaluate_retrieval_models(
 
 
 def _need_pictures(name: str, data: str | None) -> None:
-    """Refuse a model that has nothing to be measured on.
-
-    Raises:
-        ConfigError: It is no run, and no data is named.
-    """
+    """Refuse a model that is no run, where no data is named."""
     if data is None and run_kind(name) != PersonSearchRunConfig.kind:
         raise ConfigError(
             f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "

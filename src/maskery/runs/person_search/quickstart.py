@@ -67,14 +67,10 @@ def run_person_search_quickstart(
     draw_progress: Progress | None = None,
     progress: bool = True,
 ) -> PersonSearchQuickstart:
-    """Draw people, measure, train, measure again, and show searches.
+    """Draw people, measure, train, measure again, and show searches, in a new or empty folder.
 
-    Args:
-        folder: New or empty.
-        drawn: Other people than `people_config`'s.
-        configure: Changes the run's configuration.
-        draw_progress: Called as `draw_people` does.
-        progress: Whether to draw bars.
+    `drawn` are other people than `people_config`'s, `configure` changes the run's configuration,
+    and `draw_progress` is called as `draw_people` does.
     """
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,13 +97,7 @@ def _measure(run: PersonSearchRun) -> Retrieval:
 
 
 def draw_searches(run: PersonSearchRun, found: Retrieval, path: Path) -> None:
-    """Draw five captions of the test split with their ten best pictures, right ones framed.
-
-    Args:
-        run: Whose test split.
-        found: Its rankings.
-        path: The PNG to write.
-    """
+    """Draw five captions of the test split with their ten best pictures, right ones framed."""
     assert run.test is not None
     ranking = found.contrastive if found.reranked is None else found.reranked
     queries = spread_queries(len(ranking))

@@ -67,9 +67,6 @@ class PersonSearchRun:
         """Measure how well the captions of a split find their persons among its pictures.
 
         The run's processes share the matching out: all of them must ask.
-
-        Args:
-            split: Of this run.
         """
         retrieval = self.config.retrieval
         if "itm" not in self.task.trained:  # the matching head has learnt nothing
@@ -205,15 +202,7 @@ def prepare_person_search(
     progress: bool = True,
     terms: Sequence[Any] = (),
 ) -> PersonSearchRun:
-    """Read and tokenise the dataset, and load or make the initial model.
-
-    Args:
-        config: The run.
-        start: A model to use instead of the one the config names.
-        folder: The run folder, as in `start_model`.
-        progress: Whether to draw bars.
-        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
-    """
+    """Read and tokenise the dataset, and load or make the initial model."""
     data = open_person_search(config.data)
     start, captions, task = prepare_model(
         PersonSearch,
