@@ -58,6 +58,7 @@ from maskery.runs.text.prepare import (
     pooling_modules,
     prepare_text,
     report_left_out,
+    text_parts,
     text_task,
 )
 from maskery.training.callbacks import Callback
@@ -167,6 +168,8 @@ def train_text(
 def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun:
     run = prepare_text(config, progress=progress, given=given)
     run.train.num_steps(0)  # a budget that is too small shows here
+    # A policy that cannot be loaded shows here, too, before the folder holds anything.
+    text_parts(config, run.model, run.loaded.tokenizer)
     log.info("%s, %s layout", run.about, run.held_out.layout)
     return run
 
