@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from maskery.core.batch import TokenBatch
@@ -28,7 +27,6 @@ from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.intervals import Interval, interval_note
 from maskery.evaluation.text.masked import (
-    COLUMNS,
     FROZEN_EPOCH,
     ExampleSums,
     MaskedScores,
@@ -70,7 +68,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BEFORE = "before.safetensors"
+BEFORE, HELD_OUT = "before.safetensors", "held_out.safetensors"
 TWIN = "twin.hf."
 
 
@@ -211,6 +209,7 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
         summary=summary,
     )
     if is_main_process():
+        write_bytes(folder / HELD_OUT, scored[-1].to_bytes(run.identity))
         save_model_folder(folder / MODEL, lambda path: save_model(run, task, path, result))
     return result
 
@@ -346,23 +345,17 @@ def first_scores(
         return kept
     scored = score()
     if processes.is_main:
-        tensors = {"ids": scored.ids, "sums": scored.sums}
-        write_bytes(path, save(tensors, metadata={"identity": identity}))
+        write_bytes(path, scored.to_bytes(identity))
     return scored
 
 
 def _stored_scores(path: Path, identity: str) -> ExampleSums | None:
     """Return the sums of a file; None if it is missing, damaged or of another run."""
     try:
-        with safe_open(path, framework="numpy") as stored:
-            if (stored.metadata() or {}).get("identity") != identity:
-                return None
-            ids, sums = stored.get_tensor("ids"), stored.get_tensor("sums")
-    except (OSError, SafetensorError):
+        kept, of = ExampleSums.read(path)
+    except CheckpointError:
         return None
-    if ids.dtype != "uint64" or sums.dtype != "float64" or sums.shape != (len(ids), len(COLUMNS)):
-        return None
-    return ExampleSums(ids=ids, sums=sums)
+    return kept if of == identity else None
 
 
 def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -> None:
