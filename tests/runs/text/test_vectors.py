@@ -18,6 +18,7 @@ from maskery.evaluation.intervals import Interval
 from maskery.evaluation.probe.encode import Encoder
 from maskery.evaluation.verdict import judge
 from maskery.models.pooling import Pooling
+from maskery.report.page import write_report
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import prepare_text
 from maskery.runs.text.run import train_text
@@ -162,3 +163,14 @@ def test_several_modes_are_joined_and_strange_modules_refused(tmp_path: Path) ->
     assert pooled[1].tolist() == [7.0, 8.0, 10.0, 11.0, 10.0, 11.0]
     root = Pooling(modes=("mean_sqrt_len_tokens",)).pool(hidden, lengths)
     assert root[1].tolist() == [14.0, 16.0]
+
+
+def test_report_and_card_say_the_verdict(tmp_path: Path) -> None:
+    start = sentence_encoder(tmp_path / "start", "mean")
+    result = train_text(config_of(start, tmp_path), progress=False)
+    page = write_report(result.folder).read_text("utf-8")
+    assert "<strong>Verdict.</strong> Filling words: " in page
+    assert "Are its vectors still good?" in page
+    card = (result.folder / "model" / "README.md").read_text("utf-8")
+    assert f"Verdict: {result.verdict}" in card
+    assert "| vectors: R@1 | " in card

@@ -281,11 +281,12 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
     sentence_encoder = pooling_modules(run)
     if sentence_encoder is not None:
         copy_modules(sentence_encoder, folder)
-    write_text(folder / "README.md", text_model_card(run.config, result.before, result.after))
+    write_text(folder / "README.md", text_model_card(run.config, result))
 
 
-def text_model_card(config: TextRunConfig, before: MaskedScores, after: MaskedScores) -> str:
+def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     """Return the card of a trained model, in Markdown."""
+    before, after = result.before, result.after
     rows = "\n".join(
         f"| {label} | {card_figure(getattr(before, name))} | {card_figure(getattr(after, name))} |"
         for name, label in (
@@ -308,6 +309,8 @@ Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
 | | before | after |
 | --- | --- | --- |
 {rows}
+{_vector_rows(result.vectors)}
+Verdict: {result.verdict}
 
 ```python
 from transformers import pipeline
@@ -316,6 +319,15 @@ pipeline("fill-mask", model="path/of/this/folder")
 ```
 """
     return model_card(text.lstrip(), pipeline_tag="fill-mask")
+
+
+def _vector_rows(vectors: ProbeResult | None) -> str:
+    """Return the rows of a card that say how good the vectors are."""
+    return "".join(
+        f"| vectors: {figure.name} | {card_figure(figure.models['before'])} | "
+        f"{card_figure(figure.models['after'])} |\n"
+        for figure in (vectors.figures if vectors else ())
+    )
 
 
 def first_scores(
