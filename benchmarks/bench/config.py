@@ -1,4 +1,4 @@
-"""What a benchmark compares, light to import."""
+"""The settings of a benchmark; light to import."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ EPOCHS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What a contender did in a round.
+    """The work of a contender in one round.
 
     Attributes:
         real_tokens: Tokens that are not padding.

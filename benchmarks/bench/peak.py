@@ -1,4 +1,4 @@
-"""How fast this device multiplies matrices, the measure of everything else."""
+"""Measure how fast this device multiplies matrices, to compare everything else with."""
 
 from __future__ import annotations
 

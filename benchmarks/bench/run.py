@@ -119,7 +119,7 @@ def summarise(
 
 
 def environment(config: BenchConfig, peak: float) -> dict[str, Any]:
-    """What the figures were measured on and with."""
+    """Return the machine, the versions and the settings that the figures belong to."""
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name()

@@ -12,7 +12,7 @@ from tiny_pairs import save_tiny_pairs
 from tiny_persons import save_cuhk
 from tiny_text import lines, save_tiny_model
 
-from maskery.cli import report as cli_report
+from maskery.cli import train as cli_train
 from maskery.cli.main import main
 from maskery.core.errors import CheckpointError, MissingExtraError
 from maskery.report.page import percent, write_report
@@ -198,9 +198,9 @@ def test_without_the_extra_a_run_says_so_and_ends_well(
         raise MissingExtraError(f"{module} is needed to {purpose}; pip install 'maskery[{extra}]'")
 
     said: list[str] = []
-    monkeypatch.setattr(cli_report.log, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(cli_train.log, "warning", lambda text, *values: said.append(text % values))
     monkeypatch.setattr("maskery.report.page.require", missing)
-    cli_report.finish_report(text_run)
+    cli_train.finish_report(text_run)
     assert len(said) == 1
     assert "maskery[report]" in said[0]
     assert f"maskery report {text_run}" in said[0]

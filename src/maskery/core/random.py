@@ -44,7 +44,7 @@ class Stream(IntEnum):
     SELECT = 0
     """Which tokens (or words, or spans) are masked."""
     CORRUPT = 1
-    """What a masked token becomes: `[MASK]`, a random token or itself."""
+    """The fate of a masked token: `[MASK]`, a random token or itself."""
     REPLACE = 2
     """Which random token replaces it."""
     SPAN = 3

@@ -8,6 +8,7 @@ Shapes: T tokens, M rows for masked tokens, V vocabulary.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -83,7 +84,15 @@ def _misfit(choice: object, found: str) -> PluginError:
 
 
 def text_mlm(parts: TextParts) -> Task[Any, Any]:
-    """Make the task of `--objective mlm`; with `--momentum`, a twin gives soft labels."""
+    """Make the task of `--objective mlm`.
+
+    With `--momentum`, a twin gives soft labels; with `--keep-embedding`, vectors stay.
+    """
+    if parts.settings.keep_weight:
+        # By name: a run that keeps nothing needs none of it.
+        keep = importlib.import_module("maskery.tasks.keep_embedding")
+        kept: Task[Any, Any] = keep.keep_embedding(parts, parts.settings.keep_weight)
+        return kept
     if not parts.settings.has_twin:
         return TextMLM.of(parts)
     return OBJECTIVES.find(MRTD)(parts)  # the same task, without detection

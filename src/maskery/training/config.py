@@ -60,7 +60,7 @@ class BaseTrainingConfig:
     warmup_share: Annotated[float, Range(0, 1, below=True, hint="try 0.06")] = 0.06
     """Share of the steps over which the learning rate rises from 0."""
     lr_schedule: LearningRateShape = "linear"
-    """How the learning rate falls after the warm-up."""
+    """Shape of the fall of the learning rate after the warm-up."""
     lr_floor: Share = 0.0
     """Share of the peak learning rate that it falls to."""
     clip_norm: Weight = 1.0
@@ -81,7 +81,7 @@ class BaseTrainingConfig:
     checkpoint_minutes: Annotated[float | None, Range(0, above=True, hint="try 15")] = 15.0
     """Minutes after which a checkpoint is written though the steps are not over; None for never."""
     keep_checkpoints: Count = 2
-    """How many of the newest checkpoints stay on disk, beside the best."""
+    """Number of the newest checkpoints that stay on disk, beside the best."""
     best_metric: str | None = None
     """The held-out figure of the best checkpoint: the lowest loss or perplexity, the highest of
     anything else; none for no best. Default: the first figure of a held-out line."""

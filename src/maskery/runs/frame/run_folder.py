@@ -43,8 +43,8 @@ NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSY
 def default_folder(corpus: str, model: str) -> Path:
     """Return `runs/CORPUS-MODEL`."""
     stem = Path(corpus).name.partition(".")[0] or "corpus"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stem}-{Path(model).name or model}").strip("-")
-    return Path("runs") / name
+    name = f"{stem}-{Path(model).name or model}".replace("<", "").replace(">", "")
+    return Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
 
 
 def has_model(folder: Path) -> bool:
