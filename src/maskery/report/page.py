@@ -82,6 +82,7 @@ def render(run: RunData, charts: Sequence[Chart]) -> str:
     """Return the page of a run."""
     return fill_template(
         name=run.name,
+        verdict=run.evaluation.get("verdict"),
         training=run.evaluation.get("training", {}),
         best_step=run.evaluation.get("best_step"),
         skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
