@@ -43,17 +43,11 @@ GAMMA = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One picture of a sheet.
+    """One picture of a sheet."""
 
-    Attributes:
-        image: RGB.
-        label: Short lines below it.
-        frame: The colour of its frame; None for none.
-    """
-
-    image: Image
-    label: Sequence[str] = ()
-    frame: Colour | None = None
+    image: Image  # RGB
+    label: Sequence[str] = ()  # short lines below it
+    frame: Colour | None = None  # the colour of its frame; None for none
 
 
 @dataclass(frozen=True, kw_only=True)

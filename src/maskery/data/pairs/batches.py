@@ -33,35 +33,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedPairs:
-    """B pairs, as the image-text tasks read them.
+    """B pairs, as the image-text tasks read them."""
 
-    Attributes:
-        image1: (B, 3, H, W) float32, normalised: one random view of each picture.
-        image2: (B, 3, H, W) float32: another.
-        text1: B captions.
-    """
-
-    image1: torch.Tensor
-    image2: torch.Tensor
-    text1: TokenBatch
+    image1: torch.Tensor  # (B, 3, H, W) float32, normalised: one random view of each picture
+    image2: torch.Tensor  # (B, 3, H, W) float32: another
+    text1: TokenBatch  # B captions
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedPairs:
-    """B held-out captions with their pictures and wrong ones.
+    """B held-out captions with their pictures and wrong ones."""
 
-    Attributes:
-        images: (I, 3, H, W) float32, normalised, without random changes.
-        right: (B,) int64: the picture of each caption, an index into `images`.
-        wrong: (B,) int64: a picture of something (someone) else.
-        text: B captions.
-        groups: (B,) uint64: the picture or person of each caption; what intervals resample.
-    """
-
-    images: torch.Tensor
-    right: torch.Tensor
-    wrong: torch.Tensor
-    text: TokenBatch
+    images: torch.Tensor  # (I, 3, H, W) float32, normalised, without random changes
+    right: torch.Tensor  # (B,) int64: the picture of each caption, an index into `images`
+    wrong: torch.Tensor  # (B,) int64: a picture of something (someone) else
+    text: TokenBatch  # B captions
+    # (B,) uint64: the picture or person of each caption; what intervals resample.
     groups: npt.NDArray[np.uint64]
 
 

@@ -30,30 +30,20 @@ CAPTIONS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTokens:
-    """Every usable caption, tokenised once.
+    """Every usable caption, tokenised once."""
 
-    Attributes:
-        tokens: (T,) int32, without special tokens.
-        word_starts: (T,) bool.
-        boundaries: (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
-        owners: (C,) int64, ascending: the pair of each caption.
-        places: (C,) int64: its number among its pair's captions.
-        starts: (C,) int64: the caption's first token among its pair's, special tokens counted. A
-            pair's captions are windows of one document, so that each has masks of its own.
-        template: The special tokens of a sequence.
-        skipped: Captions that were left out because nothing in them can be masked.
-        num_cut: Captions that were cut at the longest length.
-    """
-
-    tokens: npt.NDArray[np.int32]
-    word_starts: npt.NDArray[np.bool_]
+    tokens: npt.NDArray[np.int32]  # (T,) int32, without special tokens
+    word_starts: npt.NDArray[np.bool_]  # (T,) bool
+    # (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
     boundaries: npt.NDArray[np.int64]
-    owners: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
+    owners: npt.NDArray[np.int64]  # (C,) int64, ascending: the pair of each caption
+    places: npt.NDArray[np.int64]  # (C,) int64: its number among its pair's captions
+    # (C,) int64: the caption's first token among its pair's, special tokens counted. A pair's
+    # captions are windows of one document, so that each has masks of its own.
     starts: npt.NDArray[np.int64]
-    template: Template
-    skipped: Skipped
-    num_cut: int
+    template: Template  # the special tokens of a sequence
+    skipped: Skipped  # captions that were left out because nothing in them can be masked
+    num_cut: int  # captions that were cut at the longest length
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """Count each token of the captions: (V,) int64."""

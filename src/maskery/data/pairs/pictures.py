@@ -39,17 +39,11 @@ class ImageRef(Loadable, Protocol):
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image file below a root folder.
+    """An image file below a root folder."""
 
-    Attributes:
-        name: Path relative to the root.
-        root: The folder that links may not lead out of.
-        max_pixels: Larger images are refused.
-    """
-
-    name: str
-    root: Path
-    max_pixels: int
+    name: str  # path relative to the root
+    root: Path  # the folder that links may not lead out of
+    max_pixels: int  # larger images are refused
 
     @property
     def path(self) -> Path:
@@ -89,19 +83,12 @@ class FileImage:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image inside a container.
+    """An image inside a container."""
 
-    Attributes:
-        name: Of the member or row.
-        read: Reads the bytes at a place of the container.
-        place: Its place in the container.
-        max_pixels: Larger images are refused.
-    """
-
-    name: str
-    read: Callable[[Place], bytes]
-    place: Place
-    max_pixels: int
+    name: str  # of the member or row
+    read: Callable[[Place], bytes]  # reads the bytes at a place of the container
+    place: Place  # its place in the container
+    max_pixels: int  # larger images are refused
 
     def load(self, near: tuple[int, int] | None = None) -> Image:
         """See `Loadable.load`."""

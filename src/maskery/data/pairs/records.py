@@ -27,42 +27,25 @@ PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One record as a reader found it, unchecked.
+    """One record as a reader found it, unchecked."""
 
-    Attributes:
-        image: Its name; where images are files, their path below `folder`.
-        caption: A string or a list of strings, if all is well.
-        person: An int, a string or None, if all is well.
-        split: A string or None, if all is well.
-        group: Likewise; records of one group stay on one side of a split.
-        where: File and line (or record, row, member), for messages.
-        place: Place of the image's bytes; the reader's `ref` understands it.
-        is_file: True if the image is a file of its own, so that its name is a path.
-        folder: Folder of the table that names the image, below the root of all images.
-    """
-
-    image: Any
-    caption: Any
-    person: Any
-    split: Any
-    where: str
-    group: Any = None
-    place: Place = (0, 0, 0)
-    is_file: bool = True
-    folder: str = ""
+    image: Any  # its name; where images are files, their path below `folder`
+    caption: Any  # a string or a list of strings, if all is well
+    person: Any  # an int, a string or None, if all is well
+    split: Any  # a string or None, if all is well
+    where: str  # file and line (or record, row, member), for messages
+    group: Any = None  # a string or None; records of one group stay on one side of a split
+    place: Place = (0, 0, 0)  # place of the image's bytes; the reader's `ref` understands it
+    is_file: bool = True  # True if the image is a file of its own, so that its name is a path
+    folder: str = ""  # folder of the table that names the image, below the root of all images
 
 
 @dataclass(frozen=True)
 class Reader:
-    """An opened source.
+    """An opened source."""
 
-    Attributes:
-        records: Every record, in order; may raise `DataError` on the way.
-        ref: From an image's name and place to the image.
-    """
-
-    records: Iterator[Record]
-    ref: Callable[[str, Place], ImageRef]
+    records: Iterator[Record]  # every record, in order; may raise `DataError` on the way
+    ref: Callable[[str, Place], ImageRef]  # from an image's name and place to the image
 
 
 @dataclass(frozen=True, kw_only=True)

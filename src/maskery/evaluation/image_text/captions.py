@@ -78,15 +78,10 @@ def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A word of the caption.
+    """A word of the caption."""
 
-    Attributes:
-        text: As typed, from its first letter that the model reads to its last.
-        tokens: Places of its pieces in the caption, special tokens counted.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
+    text: str  # as typed, from its first letter that the model reads to its last
+    tokens: tuple[int, ...]  # places of its pieces in the caption, special tokens counted
 
 
 def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:

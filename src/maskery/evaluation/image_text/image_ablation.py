@@ -45,19 +45,13 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 @dataclass(frozen=True, kw_only=True)
 class WordScores:
-    """Chosen words, masked one at a time.
+    """Chosen words, masked one at a time."""
 
-    Attributes:
-        accuracy: By condition, the share filled with the word or a synonym of it.
-        difference: `right` minus `wrong`, and `right` minus `none`, paired.
-        words: Words that were masked.
-        examples: Pictures or persons they come from.
-    """
-
+    # By condition, the share filled with the word or a synonym of it.
     accuracy: dict[Condition, Interval]
-    difference: dict[Condition, Interval]
-    words: int
-    examples: int
+    difference: dict[Condition, Interval]  # `right` minus `wrong`, and `right` minus `none`, paired
+    words: int  # words that were masked
+    examples: int  # pictures or persons they come from
 
 
 @torch.no_grad()
@@ -212,25 +206,16 @@ def _by_example(
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFill:
-    """One hidden word of a held-out caption.
+    """One hidden word of a held-out caption."""
 
-    Attributes:
-        left: The text before it.
-        word: The word.
-        right: The text after it.
-        picture: The caption's picture, a PNG as a data URI.
-        wrong_picture: The wrong one.
-        guesses: By condition (right, wrong, none), the likeliest words.
-        probabilities: By condition, of the word itself.
-    """
-
-    left: str
-    word: str
-    right: str
-    picture: str
-    wrong_picture: str
+    left: str  # the text before it
+    word: str  # the word
+    right: str  # the text after it
+    picture: str  # the caption's picture, a PNG as a data URI
+    wrong_picture: str  # the wrong one
+    # By condition (right, wrong, none), the likeliest words.
     guesses: dict[str, tuple[Candidate, ...]]
-    probabilities: dict[str, float]
+    probabilities: dict[str, float]  # by condition, of the word itself
 
 
 @torch.no_grad()

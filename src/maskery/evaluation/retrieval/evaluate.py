@@ -48,44 +48,29 @@ KEPT = 10
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalFigures:
-    """Figures of texts that look for their images.
+    """Figures of texts that look for their images."""
 
-    Attributes:
-        contrastive: By similarity alone.
-        reranked: With the best K ranked anew by matching; None where that was not asked for.
-        image_to_text: Images finding their texts, by similarity; None where a person of the
-            gallery has no text.
-        chance: R@1 of a ranking at random.
-        rerank: K.
-        num_texts: T.
-        num_images: I.
-        num_persons: Persons that the texts describe.
-    """
-
-    contrastive: RankingFigures
+    contrastive: RankingFigures  # by similarity alone
+    # With the best K ranked anew by matching; None where that was not asked for.
     reranked: RankingFigures | None
+    # Images finding their texts, by similarity; None where a person of the gallery has no text.
     image_to_text: RankingFigures | None
-    chance: float
-    rerank: int
-    num_texts: int
-    num_images: int
-    num_persons: int
+    chance: float  # R@1 of a ranking at random
+    rerank: int  # K
+    num_texts: int  # T
+    num_images: int  # I
+    num_persons: int  # persons that the texts describe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Figures, and the rankings that they come from.
+    """Figures, and the rankings that they come from."""
 
-    Attributes:
-        figures: Of all texts.
-        contrastive: (T, max(K, 10) or I) int64, the best images of each text, best first.
-        reranked: (T, K) int64, likewise; None without matching.
-        scores: (T, K) float32, the scores that `reranked` is sorted by; None without matching.
-    """
-
-    figures: RetrievalFigures
+    figures: RetrievalFigures  # of all texts
+    # (T, max(K, 10) or I) int64, the best images of each text, best first.
     contrastive: torch.Tensor
-    reranked: torch.Tensor | None
+    reranked: torch.Tensor | None  # (T, K) int64, likewise; None without matching
+    # (T, K) float32, the scores that `reranked` is sorted by; None without matching.
     scores: torch.Tensor | None
 
 

@@ -34,17 +34,13 @@ NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadTexts:
-    """Texts after the layers that see no image.
+    """Texts after the layers that see no image."""
 
-    Attributes:
-        features: (T, E), unit length.
-        states: (S, D), end to end, after the self-attention of the first fusion layer; None where
-            only the features were wanted.
-        boundaries: (T + 1,) int64; text t is `states[boundaries[t]:boundaries[t + 1]]`.
-    """
-
-    features: torch.Tensor
+    features: torch.Tensor  # (T, E), unit length
+    # (S, D), end to end, after the self-attention of the first fusion layer; None where only the
+    # features were wanted.
     states: torch.Tensor | None
+    # (T + 1,) int64; text t is `states[boundaries[t]:boundaries[t + 1]]`.
     boundaries: npt.NDArray[np.int64]
 
     @property
@@ -55,15 +51,10 @@ class ReadTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadImages:
-    """Images after the vision encoder.
+    """Images after the vision encoder."""
 
-    Attributes:
-        features: (I, E), unit length.
-        tokens: (I, N, W) float32, in memory or in a temporary file; None where only the features
-            were wanted.
-    """
-
-    features: torch.Tensor
+    features: torch.Tensor  # (I, E), unit length
+    # (I, N, W) float32, in memory or in a temporary file; None where only the features were wanted.
     tokens: npt.NDArray[np.float32] | None
 
 

@@ -26,17 +26,11 @@ from maskery.models.image_text.model import ImageTextModel
 
 @dataclass(frozen=True)
 class ImageTexts:
-    """One image, and the texts that it is a candidate of.
+    """One image, and the texts that it is a candidate of."""
 
-    Attributes:
-        image: Its number.
-        texts: (R,) int64.
-        columns: (R,) int64, its number among the candidates of each text.
-    """
-
-    image: int
-    texts: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
+    image: int  # its number
+    texts: npt.NDArray[np.int64]  # (R,) int64
+    columns: npt.NDArray[np.int64]  # (R,) int64, its number among the candidates of each text
 
 
 @torch.no_grad()

@@ -225,28 +225,18 @@ def evaluate_set(
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPicture:
-    """A picture of the gallery.
+    """A picture of the gallery."""
 
-    Attributes:
-        image: RGB, as loaded.
-        right: True if it shows the person who is described.
-    """
-
-    image: Image
-    right: bool
+    image: Image  # RGB, as loaded
+    right: bool  # True if it shows the person who is described
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSample:
-    """A caption and its best pictures.
+    """A caption and its best pictures."""
 
-    Attributes:
-        caption: As written.
-        found: Best first.
-    """
-
-    caption: str
-    found: tuple[FoundPicture, ...]
+    caption: str  # as written
+    found: tuple[FoundPicture, ...]  # best first
 
 
 def spread_queries(num_texts: int, count: int = 5) -> npt.NDArray[np.int64]:
@@ -255,11 +245,7 @@ def spread_queries(num_texts: int, count: int = 5) -> npt.NDArray[np.int64]:
 
 
 def sample_searches(
-    split: RetrievalSet,
-    queries: npt.NDArray[np.int64],
-    ranking: torch.Tensor,
-    *,
-    count: int = 10,
+    split: RetrievalSet, queries: npt.NDArray[np.int64], ranking: torch.Tensor, *, count: int = 10
 ) -> tuple[SearchSample, ...]:
     """Return the best pictures of some captions.
 
