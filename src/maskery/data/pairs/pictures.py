@@ -108,10 +108,13 @@ def file_refs(root: Path, max_pixels: int) -> Callable[[str, Place], ImageRef]:
 class Pictures:
     """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
 
-    A picture that cannot be read is reported once and is None from then on.
+    A picture that cannot be read is None from then on; `skipped` is told of it once.
 
-    Attributes:
-        skipped: Pictures that could not be read.
+    Args:
+        near: (width, height) that will be asked of them: they are brought to it once, before they
+            are kept. None where they are still to be cropped.
+        cache_bytes: Memory for decoded pictures; those that come first stay, because every epoch
+            comes back to them in another order.
     """
 
     def __init__(
@@ -122,16 +125,6 @@ class Pictures:
         near: tuple[int, int] | None,
         cache_bytes: int = 0,
     ) -> None:
-        """Read nothing yet.
-
-        Args:
-            pairs: The pairs of the pictures.
-            on_bad_image: `"fail"` raises at the first that cannot be read.
-            near: (width, height) that will be asked of them: they are brought to it once, before
-                they are kept. None where they are still to be cropped.
-            cache_bytes: Memory for decoded pictures; those that come first stay, because every
-                epoch comes back to them in another order.
-        """
         self.skipped = Skipped("image", on_bad_image)
         self._pairs, self._near = pairs, near
         self._room = cache_bytes
@@ -139,11 +132,7 @@ class Pictures:
         self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
 
     def load(self, indices: Sequence[int]) -> list[Image | None]:
-        """Return the RGB pictures of some pairs, None for those that were skipped.
-
-        Raises:
-            DataError: One cannot be read, and the policy is to fail.
-        """
+        """Return the RGB pictures of some pairs, None for those that were skipped."""
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
         images = decode_many(refs, self.skipped, near=self._near, pool=self._pool)

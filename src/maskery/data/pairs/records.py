@@ -185,9 +185,6 @@ def picture_name(record: Record) -> str:
 
     A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`. Equal paths in
     tables of different folders are different pictures.
-
-    Raises:
-        DataError: The image is a file, and its path is none or leads elsewhere.
     """
     if not record.is_file:
         return str(record.image)
@@ -200,15 +197,8 @@ def checked_captions(
 ) -> tuple[str, ...]:
     """Return the captions of a record that can be used, without white space at their ends.
 
-    Args:
-        value: A string or a list of strings, if all is well.
-        where: File and line, for messages.
-        max_chars: The most characters of a caption.
-        skipped: Told of each caption that is no string, empty or too long, and of a list without
-            any; its policy decides what follows.
-
-    Raises:
-        DataError: One cannot be used, and `skipped` does not skip it.
+    `skipped` is told of each caption that is no string, empty or too long, and of a list without
+    any; its policy decides what follows.
     """
     values = value if isinstance(value, list | tuple) else [value]
     if not values:

@@ -89,13 +89,10 @@ def open_gallery(
     Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
 
     Args:
-        opened: The model.
         folder: Of pictures, with folders in it.
         cache_dir: Folder of all indices.
-        batch_images: Pictures encoded at once.
         rehash: Read every file, rather than trust those whose size and time are as they were, and
             try again those that could not be decoded.
-        progress: True draws a bar.
 
     Raises:
         DataError: There is no readable picture, or the index cannot be written.
@@ -138,11 +135,7 @@ class Indexing:
     progress: bool
 
     def bring_up_to_date(self, store: GalleryStore) -> Gallery:
-        """Encode what is new, forget what is gone.
-
-        Raises:
-            DamagedIndex: The index turned out to be damaged.
-        """
+        """Encode what is new, forget what is gone; DamagedIndex if the index turns out to be so."""
         before = store.files()
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
