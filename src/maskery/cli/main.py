@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "look before a long run: lengths, waste, words, time and memory"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "compare": ("compare", "one table of text runs: settings, figures, paired differences"),
+    "sweep": ("sweep", "train a run with several values of its settings, then compare"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "search": ("search", "find pictures in a folder by describing them"),
     "score": ("score", "how likely sentences and their words are; which of two is likelier"),
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = found
     if not sys.stderr.isatty():  # a log file wants a line now and then, not every step
         os.environ.setdefault("TQDM_MININTERVAL", SECONDS_BETWEEN_LOGGED_BARS)
-    if name.startswith(("train", "quickstart")):
+    if name.startswith(("train", "quickstart", "sweep")):
         keep_freed_memory()
     try:
         module, _, function = COMMANDS[name][0].partition(":")

@@ -1,58 +1,89 @@
-"""A page about several runs: their figures in one table, their held-out curves in one chart."""
+"""Several runs in one table, and a page with their held-out curves over one another."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from maskery.core.files import METRICS
-from maskery.evaluation.text.comparison import Row
-from maskery.report.curves import held_out_charts
-from maskery.report.page import fill_template, metrics_of
+from maskery.evaluation.intervals import interval_note
+from maskery.evaluation.text.comparison import Row, reference
 from maskery.report.tables import LABELS, SHARES, Figure, Table, figure
 
 
-def comparison_page(rows: Sequence[Row], notes: Sequence[str]) -> str:
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """Return one line for each row: settings that differ, seeds, figures, differences."""
+    scores, seeds = rows[0].scores, any(row.deviation for row in rows)
+    note = (
+        f"{scores.masked_tokens:,} masked tokens of {scores.examples:,} examples; "
+        f"{interval_note(scores.examples)}; "
+        f"difference: each row minus {reference(rows).name}, paired by example"
+    )
+    note += "; ±: standard deviation over seeds, whose mean stands before it" if seeds else ""
+    names, changes = ("loss", "top1", "top5"), ("loss", "top1")
+    return Table(
+        title="Figures",
+        corner="run",
+        columns=(
+            *rows[0].settings,
+            "seed",
+            *(LABELS[name] for name in names),
+            *(f"difference in {LABELS[name]}" for name in changes),
+        ),
+        rows=tuple(
+            (
+                row.name,
+                (
+                    *(Figure(value=_setting(value)) for value in row.settings.values()),
+                    Figure(value=" ".join(map(str, row.seeds))),
+                    *(_figure(row, name) for name in names),
+                    *(_change(row, name) for name in changes),
+                ),
+            )
+            for row in rows
+        ),
+        note=note,
+    )
+
+
+def _figure(row: Row, name: str) -> Figure:
+    one = figure(getattr(row.scores, name), share=name in SHARES)
+    if not row.deviation:
+        return one
+    scale, digits = (100, 1) if name in SHARES else (1, 3)
+    return replace(one, value=f"{one.value} ±{scale * row.deviation[name]:.{digits}f}")
+
+
+def _change(row: Row, name: str) -> Figure | None:
+    share, change = name in SHARES, row.difference.get(name)
+    if change is None:
+        return None
+    return figure(change, share=share, signed=True, lower_is_better=not share)
+
+
+def _setting(value: Any) -> str:
+    """Return the value of a setting for people: of paths their last part."""
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value))
+    return "-" if value is None else Path(str(value)).name
+
+
+def comparison_page(rows: Sequence[Row]) -> str:
     """Return a page that needs nothing beside it and loads nothing.
 
     Args:
         rows: Of `compare_runs`; the names of their runs are folders.
-        notes: Lines below the table.
     """
-    names = ("loss", "perplexity", "top1", "top5")
-    changes = ("loss", "top1", "top5")
-    lines: list[tuple[str, tuple[Figure | None, ...]]] = []
-    for row in rows:
-        found: list[Figure | None] = [Figure(value=str(value)) for value in row.settings.values()]
-        found.append(Figure(value=" ".join(map(str, row.seeds))))
-        for name in names:
-            one = figure(getattr(row.scores, name), share=name in SHARES)
-            if name in row.deviation:
-                spread = row.deviation[name] * (100 if name in SHARES else 1)
-                one = replace(one, value=f"{one.value} ±{spread:.3g}")
-            found.append(one)
-        for name in changes:
-            change, share = row.difference.get(name), name in SHARES
-            found.append(
-                None
-                if change is None
-                else figure(change, share=share, signed=True, lower_is_better=not share)
-            )
-        lines.append((row.name, tuple(found)))
-    headings = [*rows[0].settings, "seed", *(LABELS[name] for name in names)]
-    headings += [f"difference in {LABELS[name]}" for name in changes]
-    compared = Table(
-        title="Figures",
-        corner="run",
-        columns=tuple(headings),
-        rows=tuple(lines),
-        note="; ".join(notes),
-    )
+    # A table in the terminal needs none of it.
+    from maskery.report.curves import held_out_charts
+    from maskery.report.page import fill_template, metrics_of
+
     runs = {name: metrics_of(Path(name) / METRICS) for row in rows for name in row.runs}
     return fill_template(
         name=f"{len(runs)} runs compared",
         lead="Held-out figures of text runs, paired by example.",
-        tables=[compared],
+        tables=[comparison_table(rows)],
         charts=held_out_charts(runs),
     )
