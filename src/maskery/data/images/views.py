@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -107,10 +107,10 @@ def view_pixels(
 
 
 def view_stack(
-    images: Sequence[Image], config: ViewConfig, draws: Sequence[Float32Array | None] | None = None
+    images: Sequence[Image], config: ViewConfig, draws: Float32Array | None = None
 ) -> torch.Tensor:
     """Return the views of some pictures, each with its draws: (B, 3, H, W) float32."""
-    rows = [None] * len(images) if draws is None else draws
+    rows: Iterable[Float32Array | None] = [None] * len(images) if draws is None else draws
     pixels = [view_pixels(image, config, row) for image, row in zip(images, rows, strict=True)]
     return normalise(np.stack(pixels), config)
 
