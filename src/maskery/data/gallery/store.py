@@ -91,7 +91,11 @@ class GalleryStore:
         query = "SELECT digest FROM contents WHERE digest = ?"
         if readable:
             query += " AND feature IS NOT NULL"
-        return {digest for (digest,) in self._each(query, digests)}
+
+        def read(database: sqlite3.Connection) -> set[bytes]:
+            return {digest for digest in digests if database.execute(query, (digest,)).fetchone()}
+
+        return self._run(read)
 
     def save(
         self,
@@ -203,16 +207,8 @@ class GalleryStore:
                 file.write(feature)
         return ids
 
-    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        return self._run(lambda database: database.execute(query, values).fetchall())
-
-    def _each(self, query: str, values: Iterable[Any]) -> list[Any]:
-        """Return the rows of one query for each of some values."""
-
-        def read(database: sqlite3.Connection) -> list[Any]:
-            return [row for value in values for row in database.execute(query, (value,))]
-
-        return self._run(read)
+    def _all(self, query: str) -> list[Any]:
+        return self._run(lambda database: database.execute(query).fetchall())
 
     def _run(self, action: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Do something as one transaction; the database's errors become ours."""

@@ -47,19 +47,12 @@ CHUNK = 65536
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its captions.
+    """One image with its captions."""
 
-    Attributes:
-        image: Not decoded yet.
-        captions: At least one, each with a word in it.
-        id: 64 bits, from the image's name and the captions; the same in every run.
-        person: Dense number of the person, or None.
-    """
-
-    image: ImageRef
-    captions: tuple[str, ...]
-    id: int
-    person: int | None
+    image: ImageRef  # not decoded yet
+    captions: tuple[str, ...]  # at least one, each with a word in it
+    id: int  # 64 bits, from the image's name and the captions; the same in every run
+    person: int | None  # dense number of the person, or None
 
 
 class Pairs:
