@@ -44,6 +44,7 @@ CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 MATRIX = "matrix"
 # Tries to open a matrix before another program has made the next one.
 ATTEMPTS = 5
+# Errors after which the index is made anew; others, as of a full disk, leave it alone.
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 ResultT = TypeVar("ResultT")
 
@@ -146,6 +147,7 @@ class GalleryStore:
     def matrix(self) -> npt.NDArray[np.float16]:
         """Return (I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`."""
         for _ in range(ATTEMPTS):
+            # Another program may replace the matrix between looking and opening it.
             named, paths = self._run(_numbered)
             if named is not None:
                 try:
@@ -214,6 +216,7 @@ class GalleryStore:
         """Do something as one transaction; the database's errors become ours."""
         try:
             with closing(sqlite3.connect(self.folder / DATABASE, timeout=60)) as database:
+                # A loss of power may damage the file; it is then made anew.
                 database.execute("PRAGMA synchronous = NORMAL")
                 with database:
                     return action(database)

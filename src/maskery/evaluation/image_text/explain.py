@@ -39,39 +39,26 @@ Target = Literal["matching", "words"]
 
 @dataclass(frozen=True, kw_only=True)
 class WordHeat:
-    """Heat map of a word.
+    """Heat map of a word."""
 
-    Attributes:
-        word: As written; the whole caption where `Explanation.whole` says so.
-        heat: (G, F) float32, 0 or more; rows from top to bottom.
-        probability: Of the word in its place once masked; None where matching is explained.
-    """
-
-    word: str
-    heat: npt.NDArray[np.float32]
+    word: str  # as written; the whole caption where `Explanation.whole` says so
+    heat: npt.NDArray[np.float32]  # (G, F) float32, 0 or more; rows from top to bottom
+    # Of the word in its place once masked; None where matching is explained.
     probability: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """A caption's words over a picture.
+    """A caption's words over a picture."""
 
-    Attributes:
-        caption: As given.
-        words: In order.
-        whole: The words are explained as one: the model has one fusion layer, and matching is
-            explained.
-        target: The prediction that is explained.
-        layer: Of the fusion layers, counted from 0.
-        match: The probability that words and picture belong together; None where the matching head
-            was never trained.
-    """
-
-    caption: str
-    words: tuple[WordHeat, ...]
+    caption: str  # as given
+    words: tuple[WordHeat, ...]  # in order
+    # The words are explained as one: the model has one fusion layer, and matching is explained.
     whole: bool
-    target: Target
-    layer: int
+    target: Target  # the prediction that is explained
+    layer: int  # of the fusion layers, counted from 0
+    # The probability that words and picture belong together; None where the matching head was never
+    # trained.
     match: float | None
 
 

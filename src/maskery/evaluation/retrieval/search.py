@@ -43,26 +43,20 @@ log = logging.getLogger(__name__)
 
 # Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
-# More than are wanted, compared again exactly.
+# More than are wanted, compared again exactly: close ones may change places by rounding.
 MARGIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One picture that was found.
+    """One picture that was found."""
 
-    Attributes:
-        path: Relative to the gallery.
-        similarity: Cosine of the contrastive features, from -1 to 1.
-        match: The matching head's probability that words and picture belong together; None where
-            it was not asked.
-        score: The score that matched pictures are sorted by; None likewise.
-    """
-
-    path: str
-    similarity: float
+    path: str  # relative to the gallery
+    similarity: float  # cosine of the contrastive features, from -1 to 1
+    # The matching head's probability that words and picture belong together; None where it was not
+    # asked.
     match: float | None = None
-    score: float | None = None
+    score: float | None = None  # the score that matched pictures are sorted by; None likewise
 
 
 def search(
