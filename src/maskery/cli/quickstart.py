@@ -12,7 +12,7 @@ from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.cli.figures import retrieval_before_after, scores_table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError
-from maskery.core.optional import require
+from maskery.core.registry import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
