@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data draw-people": ("data_people", "draw a dataset of people with captions"),
     "inspect": ("inspect", "look before a long run: lengths, waste, words, time and memory"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
+    "compare": ("compare", "one table of text runs: settings, figures, paired differences"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "search": ("search", "find pictures in a folder by describing them"),
     "score": ("score", "how likely sentences and their words are; which of two is likelier"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.cli.figures import retrieval_before_after, scores_table
+from maskery.cli.probe import describe
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports
@@ -63,6 +64,7 @@ def show(outcome: Any) -> None:
         "as loaded: with a random prediction head; before: with the head that training starts "
         "from; difference: after minus before"
     )
+    print(f"\n{describe(result.vectors)}\nverdict: {result.verdict}")
     for before, after in outcome.fills:
         rows = [["before", "", "after", ""]]
         for one, other in zip(before.masks[0], after.masks[0], strict=True):

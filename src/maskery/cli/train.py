@@ -227,6 +227,11 @@ def show(kind: str, result: Any) -> None:
         columns = {"before": result.before, "after": result.after}
         judged = None if result.mrtd_auc is None else {"after": result.mrtd_auc}
         print(figures.scores_table(columns, result.difference, judged))
+        if result.vectors is not None:
+            from maskery.cli.probe import describe
+
+            print(describe(result.vectors))
+        print(f"verdict: {result.verdict}")
         example = f'fill {folder} "The [MASK] of the matter."'
     elif kind == "pairs":
         print("\n".join([*result.skipped, figures.sights_table(result.evaluation)]))

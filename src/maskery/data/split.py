@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import is_held_out
 from maskery.data.near_copies import copy_groups
-from maskery.data.store import TokenStore
+from maskery.data.store import Documents, TokenStore
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,13 @@ def _groups(tokenizer: PreTrainedTokenizerBase, *stores: TokenStore) -> Ints:
         ids = np.concatenate([np.asarray(store.ids) for store in stores])
         groups: Ints = np.unique(ids, return_inverse=True)[1].astype(np.int64)
         return groups
-    return copy_groups(list(chain.from_iterable(_texts(store, tokenizer) for store in stores)))
+    return copy_groups(list(chain.from_iterable(texts_of(store, tokenizer) for store in stores)))
 
 
-def _texts(store: TokenStore, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yield the documents' texts as the tokenizer sees them."""
-    for start, end in pairwise(store.boundaries.tolist()):
-        yield str(tokenizer.decode(store.tokens[start:end].tolist()))
+def texts_of(
+    store: Documents, tokenizer: PreTrainedTokenizerBase, documents: Ints | None = None
+) -> Iterator[str]:
+    """Yield documents' texts as the tokenizer sees them; all of them by default."""
+    bounds = store.boundaries
+    for place in range(len(bounds) - 1) if documents is None else documents.tolist():
+        yield str(tokenizer.decode(store.tokens[bounds[place] : bounds[place + 1]].tolist()))

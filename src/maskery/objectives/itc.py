@@ -23,43 +23,28 @@ RASA_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i", "i2i", "t2t")
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Unit-length features of B image-text pairs, or of C candidates.
+    """Unit-length features of B image-text pairs, or of C candidates."""
 
-    Attributes:
-        image: (B, E).
-        text: (B, E).
-    """
-
-    image: torch.Tensor
-    text: torch.Tensor
+    image: torch.Tensor  # (B, E)
+    text: torch.Tensor  # (B, E)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """The contrastive loss and the similarities that it is computed from.
+    """The contrastive loss and the similarities that it is computed from."""
 
-    Attributes:
-        loss_sum: Scalar, over the B pairs; the directions are averaged.
-        image_to_text: (B, G) similarities of each image with the teacher's texts of the batch, of
-            all processes, over the temperature, without gradient: hard negatives are drawn from
-            them.
-        text_to_image: (B, G), likewise.
-    """
-
-    loss_sum: torch.Tensor
+    loss_sum: torch.Tensor  # Scalar, over the B pairs; the directions are averaged
+    # (B, G) similarities of each image with the teacher's texts of the batch, of all processes,
+    # over the temperature, without gradient: hard negatives are drawn from them.
     image_to_text: torch.Tensor
-    text_to_image: torch.Tensor
+    text_to_image: torch.Tensor  # (B, G), likewise
 
 
 def identity_targets(ids: torch.Tensor, candidate_ids: torch.Tensor) -> torch.Tensor:
     """Spread each row's target evenly over the candidates of the same identity.
 
-    Args:
-        ids: (B,) int64; each occurs among the candidates.
-        candidate_ids: (C,) int64.
-
-    Returns:
-        (B, C) float32, rows sum to one.
+    From (B,) and (C,) int64, where each id occurs among the candidates, to (B, C) float32, whose
+    rows sum to one.
     """
     positive = (ids.unsqueeze(1) == candidate_ids.unsqueeze(0)).float()
     return positive / positive.sum(dim=1, keepdim=True)

@@ -77,11 +77,7 @@ def itm_loss_sum(
 def prd_loss_sum(logits: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
     """Sum of two-class cross-entropies over the pairs, in nats.
 
-    Args:
-        logits: (B, 2), strong against weak; any floating dtype.
-        replaced: (B,) int64, 1 where the caption is another picture's.
-
-    Returns:
-        Scalar float32.
+    From logits (B, 2), strong against weak, and (B,) int64: 1 where the caption is another
+    picture's.
     """
     return F.cross_entropy(logits.float(), replaced, reduction="sum")

@@ -122,12 +122,8 @@ def labelled(
 def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum of two-class cross-entropies over the labelled tokens, in nats (RaSa, section 3.3).
 
-    Args:
-        logits: (P, 2), original against replaced; any floating dtype.
-        labels: (P,) int64: 0, 1 or -100 for positions that do not count.
-
-    Returns:
-        Scalar float32.
+    From logits (P, 2), original against replaced, and labels (P,) int64: 0, 1, or -100 for those
+    that do not count.
     """
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
 

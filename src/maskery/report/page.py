@@ -23,6 +23,12 @@ NO_SAMPLES = {
     **dict.fromkeys(("fills", "improved", "worsened", "pictures", "searches"), ()),
     "masked_words": 0,
 }
+# The values of the template that a page may do without.
+NOTHING = {
+    **dict.fromkeys(("lead", "verdict", "config", "best_step", "training", "environment")),
+    **dict.fromkeys(("skipped", "others"), ()),
+    "samples": NO_SAMPLES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +79,38 @@ def write_report(folder: Path) -> Path:
 
 
 def render(run: RunData, charts: Sequence[Chart]) -> str:
-    """Return the page of a run; everything that comes from data is escaped."""
+    """Return the page of a run."""
+    return fill_template(
+        name=run.name,
+        verdict=run.evaluation.get("verdict"),
+        training=run.evaluation.get("training", {}),
+        best_step=run.evaluation.get("best_step"),
+        skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
+        tables=main_tables(run.evaluation),
+        others=other_figures(run.evaluation),
+        charts=charts,
+        samples={**NO_SAMPLES, **run.samples},
+        environment=run.samples.get("environment", {}),
+        config=run.config,
+    )
+
+
+def fill_template(*, charts: Sequence[Chart], **values: Any) -> str:
+    """Return a page; everything that comes from data is escaped.
+
+    Args:
+        charts: Drawn into the page.
+        **values: Of the template; those that are left out are empty.
+    """
     jinja2 = require("jinja2", extra="report", purpose="write the report")
     source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = percent
+    drawn = [(chart, draw_svg(chart)) for chart in charts]
     page: str = environment.from_string(source).render(
-        name=run.name,
-        training=run.evaluation.get("training", {}),
-        best_step=run.evaluation.get("best_step"),
-        skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
-        tables=main_tables(run.evaluation),
-        others=other_figures(run.evaluation),
-        charts=[(chart, draw_svg(chart)) for chart in charts],
-        samples={**NO_SAMPLES, **run.samples},
-        environment=run.samples.get("environment", {}),
-        config=run.config,
-        sights=SIGHTS.items(),
+        {**NOTHING, **values, "charts": drawn, "sights": SIGHTS.items()}
     )
     return page
 
@@ -117,7 +136,7 @@ def read_run(folder: Path) -> RunData:
         )
     return RunData(
         name=folder.resolve().name,
-        metrics=_metrics(folder / METRICS),
+        metrics=metrics_of(folder / METRICS),
         evaluation=_object(folder / EVALUATION),
         samples=_object(folder / SAMPLES),
         config=_text(folder / CONFIG),
@@ -131,7 +150,12 @@ def _text(path: Path) -> str:
         raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`; none if there is no such file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     try:
         return read_metrics(path, tell=True) if path.is_file() else []
     except OSError as error:

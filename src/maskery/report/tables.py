@@ -24,7 +24,7 @@ SPLITS = {"test": "test split", "val": "validation"}
 # Shown elsewhere in the report.
 LEFT_OUT = {
     *("run", "model", "before", "after", "difference", "scores", "training", "skipped", "notes"),
-    "best_step",
+    *("best_step", "vectors", "verdict"),
     *SPLITS,
 }
 
@@ -70,7 +70,9 @@ def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     """
     if "before" in evaluation and "after" in evaluation:
         columns = {"before": evaluation["before"], "after": evaluation["after"]}
-        return [_table(columns, evaluation.get("difference") or {}, "difference", "examples")]
+        table = _table(columns, evaluation.get("difference") or {}, "difference", "examples")
+        vectors = evaluation.get("vectors")
+        return [table, _vectors(vectors)] if vectors else [table]
     if "scores" in evaluation:
         difference = (evaluation.get("difference") or {}).get("wrong") or {}
         return [_table(evaluation["scores"], difference, "right − wrong", "pictures or persons")]
@@ -136,6 +138,31 @@ def _table(
         rows=tuple(rows),
         note=f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
         f"{interval_note(first['examples'], over)}",
+    )
+
+
+def _vectors(probe: Mapping[str, Any]) -> Table:
+    """Return how good the encoder's vectors are, beside counted words and chance."""
+    figures = probe["figures"]
+    over = {"labels": "texts", "tokens": "words", "pairs": "pairs"}[probe["kind"]]
+    rows = tuple(
+        (
+            found["name"],
+            (
+                figure(found["chance"], share=True),
+                figure(found["lexical"], share=True),
+                *(figure(found["models"][name], share=True) for name in ("before", "after")),
+                figure(found["difference"], share=True, signed=True),
+            ),
+        )
+        for found in figures
+    )
+    return Table(
+        title="Are its vectors still good?",
+        corner="held out" if probe["kind"] == "pairs" else probe["kind"],
+        columns=("chance", "counted words", "before", "after", "difference"),
+        rows=rows,
+        note=f"{probe['examples']:,} {over}; {interval_note(probe['examples'], over)}",
     )
 
 

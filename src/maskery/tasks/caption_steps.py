@@ -53,81 +53,52 @@ PreparedT = TypeVar("PreparedT", bound=PreparedPairs)
 
 @dataclass(frozen=True, kw_only=True)
 class Replacements:
-    """A caption in which the momentum twin replaced words.
+    """A caption in which the momentum twin replaced words."""
 
-    Attributes:
-        weights: (N, V), the twin's probabilities where it was asked.
-        sampled: (N,) int64, the samples.
-        input_ids: (B, L) int64, the caption with them.
-        labels: (B, L) int64: 1 replaced, 0 original, -100 not judged.
-    """
-
-    weights: torch.Tensor
-    sampled: torch.Tensor
-    input_ids: torch.Tensor
-    labels: torch.Tensor
+    weights: torch.Tensor  # (N, V), the twin's probabilities where it was asked
+    sampled: torch.Tensor  # (N,) int64, the samples
+    input_ids: torch.Tensor  # (B, L) int64, the caption with them
+    labels: torch.Tensor  # (B, L) int64: 1 replaced, 0 original, -100 not judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTargets:
-    """Targets that the momentum twin makes for the trained model.
+    """Targets that the momentum twin makes for the trained model."""
 
-    Attributes:
-        soft_labels: (M, V), its probabilities at the masked words; None where alpha is 0.
-        replacements: None where MRTD is off.
-    """
-
+    # (M, V), its probabilities at the masked words; None where alpha is 0.
     soft_labels: torch.Tensor | None
-    replacements: Replacements | None
+    replacements: Replacements | None  # None where MRTD is off
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """B text rows on their way through the encoder.
+    """B text rows on their way through the encoder."""
 
-    Attributes:
-        hidden: (B, L, D).
-        mask: (B, L) bool.
-    """
-
-    hidden: torch.Tensor
-    mask: torch.Tensor
+    hidden: torch.Tensor  # (B, L, D)
+    mask: torch.Tensor  # (B, L) bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Generic[PreparedT]):
-    """The results of one step.
+    """The results of one step."""
 
-    Attributes:
-        loss_sums: By loss term, its sum over the prepared batch's `counts`.
-        lesson: The twin's part.
-        prepared: The batch with every random decision filled in: the same step again.
-    """
-
+    # By loss term, its sum over the prepared batch's `counts`.
     loss_sums: Mapping[str, torch.Tensor]
-    lesson: CaptionTargets
-    prepared: PreparedT
+    lesson: CaptionTargets  # The twin's part
+    prepared: PreparedT  # The batch with every random decision filled in: the same step again
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSteps:
-    """Masked language modelling and replaced token detection on captions.
-
-    Attributes:
-        config: Settings.
-        vocabulary: From `Vocabulary.of(tokenizer)`.
-        pad_token_id: The tokenizer's.
-        masker: Masks captions for masked language modelling.
-        mrtd_masker: Masks them again for the generator; another seed makes its masks independent.
-        own: Names of the user's own loss terms, whose sums count pairs.
-    """
+    """Masked language modelling and replaced token detection on captions."""
 
     config: ImageTextMLMConfig
-    vocabulary: Vocabulary
-    pad_token_id: int
-    masker: Masker
+    vocabulary: Vocabulary  # From `Vocabulary.of(tokenizer)`
+    pad_token_id: int  # The tokenizer's
+    masker: Masker  # Masks captions for masked language modelling
+    # Masks them again for the generator; another seed makes its masks independent.
     mrtd_masker: Masker
-    own: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()  # Names of the user's own loss terms, whose sums count pairs
 
     @property
     def terms(self) -> Mapping[str, float]:

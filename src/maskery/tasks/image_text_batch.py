@@ -57,76 +57,48 @@ class PersonBatch(PairBatch, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedText:
-    """B captions side by side.
+    """B captions side by side."""
 
-    Attributes:
-        input_ids: (B, L) int64.
-        attention_mask: (B, L) bool, False at padding.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    input_ids: torch.Tensor  # (B, L) int64
+    attention_mask: torch.Tensor  # (B, L) bool, False at padding
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedText:
-    """B captions, masked.
+    """B captions, masked."""
 
-    Attributes:
-        input_ids: (B, L) int64, corrupted.
-        positions: (M,) int64, the masked tokens as indices into B * L, ascending.
-        targets: (M,) int64, the original ids there.
-    """
-
-    input_ids: torch.Tensor
-    positions: torch.Tensor
-    targets: torch.Tensor
+    input_ids: torch.Tensor  # (B, L) int64, corrupted
+    positions: torch.Tensor  # (M,) int64, the masked tokens as indices into B * L, ascending
+    targets: torch.Tensor  # (M,) int64, the original ids there
 
 
 @dataclass(frozen=True, kw_only=True)
 class MRTDPlan:
-    """Places and randomness of replaced token detection.
+    """Places and randomness of replaced token detection."""
 
-    Attributes:
-        masked_ids: (B, L) int64, what the generator reads.
-        sampled_at: (N,) int64, where it replaces tokens, as indices into B * L.
-        uniforms: (N,) float32, the randomness of the draws.
-        labelled_at: (P,) int64, where the trained model says whether a token was replaced.
-        sampled: (N,) int64, the draws themselves, where a step is replayed.
-    """
-
-    masked_ids: torch.Tensor
-    sampled_at: torch.Tensor
-    uniforms: torch.Tensor
+    masked_ids: torch.Tensor  # (B, L) int64, what the generator reads
+    sampled_at: torch.Tensor  # (N,) int64, where it replaces tokens, as indices into B * L
+    uniforms: torch.Tensor  # (N,) float32, the randomness of the draws
+    # (P,) int64, where the trained model says whether a token was replaced.
     labelled_at: torch.Tensor
+    # (N,) int64, the draws themselves, where a step is replayed.
     sampled: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPairs:
-    """A batch of pairs with every decision taken that does not need the model.
+    """A batch of pairs with every decision taken that does not need the model."""
 
-    Attributes:
-        image1: (B, 3, H, W), for the trained model; None to learn from text alone.
-        image2: (B, 3, H, W), for the momentum twin; None with `image1`.
-        text1: The captions.
-        pair_ids: (B,) int64; pairs of one id are positives of each other.
-        mlm: The captions masked for masked language modelling.
-        mrtd: What replaced token detection needs; None while it has not started.
-        alpha: The weight of the soft labels at this point of the run.
-        num_tokens: Real tokens in `text1`.
-        terms: The loss terms that are on; the others count for nothing.
-    """
-
+    # (B, 3, H, W), for the trained model; None to learn from text alone.
     image1: torch.Tensor | None
-    image2: torch.Tensor | None
+    image2: torch.Tensor | None  # (B, 3, H, W), for the momentum twin; None with `image1`
     text1: PaddedText
-    pair_ids: torch.Tensor
-    mlm: MaskedText
-    mrtd: MRTDPlan | None
-    alpha: float
-    num_tokens: int
-    terms: frozenset[str]
+    pair_ids: torch.Tensor  # (B,) int64; pairs of one id are positives of each other
+    mlm: MaskedText  # The captions masked for masked language modelling
+    mrtd: MRTDPlan | None  # What replaced token detection needs; None while it has not started
+    alpha: float  # The weight of the soft labels at this point of the run
+    num_tokens: int  # Real tokens in `text1`
+    terms: frozenset[str]  # The loss terms that are on; the others count for nothing
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -149,30 +121,22 @@ class PreparedPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPersons(PreparedPairs):
-    """Pairs of known persons with every decision taken that does not need the model.
+    """Pairs of known persons with every decision taken that does not need the model."""
 
-    Attributes:
-        image1: (B, 3, H, W), for the trained model.
-        image2: (B, 3, H, W), for the momentum twin.
-        text2: The captions that contrastive learning, matching and relations read.
-        person_ids: (B,) int64.
-        replaced: (B,) int64, 1 where `text2` is another picture's caption.
-        negative_uniforms: (2, B) float32, the randomness of the image and text negatives.
-        num_negatives: How many negatives can be drawn: twice the pairs that have anyone else
-            beside them in the batch, of all processes.
-        image_negatives: (B,) int64, the image drawn for each text, where a step is replayed; an
-            index into the batch of all processes.
-        text_negatives: (B,) int64, the text drawn for each image, likewise.
-    """
-
-    image1: torch.Tensor
-    image2: torch.Tensor
-    text2: PaddedText
-    person_ids: torch.Tensor
-    replaced: torch.Tensor
+    image1: torch.Tensor  # (B, 3, H, W), for the trained model
+    image2: torch.Tensor  # (B, 3, H, W), for the momentum twin
+    text2: PaddedText  # The captions that contrastive learning, matching and relations read
+    person_ids: torch.Tensor  # (B,) int64
+    replaced: torch.Tensor  # (B,) int64, 1 where `text2` is another picture's caption
+    # (2, B) float32, the randomness of the image and text negatives.
     negative_uniforms: torch.Tensor
+    # How many negatives can be drawn: twice the pairs that have anyone else beside them in the
+    # batch, of all processes.
     num_negatives: int
+    # (B,) int64, the image drawn for each text, where a step is replayed; an index into the batch
+    # of all processes.
     image_negatives: torch.Tensor | None = None
+    # (B,) int64, the text drawn for each image, likewise.
     text_negatives: torch.Tensor | None = None
 
     def _all_counts(self) -> dict[str, int]:

@@ -72,17 +72,11 @@ class CaptionTask:
         mrtd_masker: Masker,
         terms: Sequence[Any] = (),
     ):
-        """Make the twin.
+        """Make the twin, attach the user's loss terms, and freeze heads that no term reads.
 
-        Args:
-            model: Heads that no term reads are frozen.
-            config: Settings.
-            vocabulary: Of the tokenizer.
-            pad_token_id: Likewise.
-            masker: Masks captions for masked language modelling.
-            mrtd_masker: Masks them again for the twin to fill, with another seed.
-            terms: Loss terms of the user's own beside those that `config` names: functions, modules
-                or `LossTerm`s.
+        The loss terms of the user's own are those that `config` names, and functions, modules or
+        `LossTerm`s as `terms`. `mrtd_masker` masks captions again for the twin to fill, with
+        another seed.
 
         Raises:
             PluginError: A term of the user's own breaks its contract.
@@ -147,14 +141,10 @@ class CaptionTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """Everything that the twin computes for the trained model.
+    """Everything that the twin computes for the trained model."""
 
-    Attributes:
-        lesson: Soft labels and replacements.
-        features: (B, E) each, its contrastive features; None where there is no contrast.
-    """
-
-    lesson: CaptionTargets
+    lesson: CaptionTargets  # Soft labels and replacements
+    # (B, E) each, its contrastive features; None where there is no contrast.
     features: Features | None
 
 
@@ -177,12 +167,6 @@ class ImageTextMLM(CaptionTask):
     so does the model (5 and 8); every image is encoded, and its keys and values projected, once.
     With `itc_weight` above 0 the images are also contrasted with the unmasked captions of the batch
     (ALBEF, section 3.2, without its queues).
-
-    Attributes:
-        model: The trained model, or what the loop wrapped it in.
-        twin: Its momentum twin.
-        captions: Steps 2 to 9.
-        loss_weights: By loss term, its weight in the total.
     """
 
     def prepare(self, batch: PairBatch, *, epoch: int, progress: float) -> PreparedPairs:

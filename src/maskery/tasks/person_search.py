@@ -66,47 +66,29 @@ from maskery.tasks.loss_terms import TermInputs, own_sums
 
 @dataclass(frozen=True, kw_only=True)
 class Negatives:
-    """The hard negatives of a step.
+    """The hard negatives of a step."""
 
-    Attributes:
-        images: (B,) int64, the image drawn for each text, an index into the crowd.
-        texts: (B,) int64, the text drawn for each image, likewise.
-    """
-
-    images: torch.Tensor
-    texts: torch.Tensor
+    images: torch.Tensor  # (B,) int64, the image drawn for each text, an index into the crowd
+    texts: torch.Tensor  # (B,) int64, the text drawn for each image, likewise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """Everything that the twin computes for the trained model.
+    """Everything that the twin computes for the trained model."""
 
-    Attributes:
-        lesson: Soft labels and replacements.
-        features: (B, E) each, of this process's pairs.
-        crowd: The pairs of all processes.
-        crowd_features: (G, E) each.
-        crowd_ids: (G,) int64, the persons of the crowd.
-    """
-
-    lesson: CaptionTargets
-    features: Features
-    crowd: Crowd
-    crowd_features: Features
-    crowd_ids: torch.Tensor
+    lesson: CaptionTargets  # Soft labels and replacements
+    features: Features  # (B, E) each, of this process's pairs
+    crowd: Crowd  # The pairs of all processes
+    crowd_features: Features  # (G, E) each
+    crowd_ids: torch.Tensor  # (G,) int64, the persons of the crowd
 
 
 class PersonSearch(CaptionTask):
     """The task: contrast, matching, relations, MLM and MRTD on pictures of known persons.
 
     Attributes:
-        model: The trained model, or what the loop wrapped it in.
-        twin: Its momentum twin.
-        captions: The nine steps on `text1`.
-        config: Settings.
         image_queue: The twin's features of earlier pictures.
         text_queue: Those of their captions.
-        loss_weights: By loss term, its weight in the total.
     """
 
     def __init__(

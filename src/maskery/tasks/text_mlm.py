@@ -8,6 +8,7 @@ Shapes: T tokens, M rows for masked tokens, V vocabulary.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,26 +34,18 @@ TASK_PARTS = tuple(name for name in ("model", "loss_weights", *vars(Task)) if na
 
 @dataclass(frozen=True, kw_only=True)
 class TextParts:
-    """Everything that a text objective is made from.
+    """Everything that a text objective is made from."""
 
-    Attributes:
-        model: The encoder with its vocabulary head; heads of an objective's own are added to it
-            with `add_head`.
-        tokenizer: Its tokenizer.
-        masker: Masks as the run is configured; `masker.seed` is the seed of the run.
-        settings: The objective's flags.
-        shapes: Constant sizes that batches are filled up to, where steps are compiled.
-        compile_backend: Of `torch.compile`; None for steps that are not compiled.
-        pin_memory: Prepare batches in page-locked memory, for a GPU.
-    """
-
+    # The encoder with its vocabulary head; heads of an objective's own are added to it with
+    # `add_head`.
     model: MaskedLanguageModel
     tokenizer: PreTrainedTokenizerBase
-    masker: Masker
-    settings: TextMLMConfig = field(default_factory=TextMLMConfig)
+    masker: Masker  # Masks as the run is configured; `masker.seed` is the seed of the run
+    settings: TextMLMConfig = field(default_factory=TextMLMConfig)  # The objective's flags
+    # Constant sizes that batches are filled up to, where steps are compiled.
     shapes: StaticShapes | None = None
-    compile_backend: str | None = None
-    pin_memory: bool = False
+    compile_backend: str | None = None  # Of `torch.compile`; None for steps that are not compiled
+    pin_memory: bool = False  # Prepare batches in page-locked memory, for a GPU
 
 
 def make_text_task(
@@ -91,7 +84,15 @@ def _misfit(choice: object, found: str) -> PluginError:
 
 
 def text_mlm(parts: TextParts) -> Task[Any, Any]:
-    """Make the task of `--objective mlm`; with `--momentum`, a twin gives soft labels."""
+    """Make the task of `--objective mlm`.
+
+    With `--momentum`, a twin gives soft labels; with `--keep-embedding`, vectors stay.
+    """
+    if parts.settings.keep_weight:
+        # By name: a run that keeps nothing needs none of it.
+        keep = importlib.import_module("maskery.tasks.keep_embedding")
+        kept: Task[Any, Any] = keep.keep_embedding(parts, parts.settings.keep_weight)
+        return kept
     if not parts.settings.has_twin:
         return TextMLM.of(parts)
     return OBJECTIVES.find(MRTD)(parts)  # the same task, without detection
@@ -104,18 +105,13 @@ class PreparedText:
     As the batch comes, T and M are what it has: every row is a masked token. In static shapes they
     are those of the run: padding follows the tokens, and unused rows have the target
     `IGNORE_INDEX`.
-
-    Attributes:
-        inputs: The corrupted tokens.
-        targets: (M,) int64.
-        counts: Masked tokens to be predicted; in static shapes also how many had no row.
-        num_tokens: Real tokens.
     """
 
-    inputs: EncoderInputs
-    targets: torch.Tensor
+    inputs: EncoderInputs  # The corrupted tokens
+    targets: torch.Tensor  # (M,) int64
+    # Masked tokens to be predicted; in static shapes also how many had no row.
     counts: Mapping[str, int]
-    num_tokens: int
+    num_tokens: int  # Real tokens
 
     def to(self, device: torch.device) -> Self:
         """Copy to `device`."""

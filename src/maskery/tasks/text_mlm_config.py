@@ -35,6 +35,9 @@ class TextMLMConfig:
     objective: str = "mlm"
     """mlm; mlm+mrtd: also say of every word whether the momentum twin replaced it (RaSa's MRTD); or
     FILE.py:NAME, an objective of your own."""
+    keep_embedding: str = "auto"
+    """Weight that holds the hidden states of unmasked tokens to the start's, so that its vectors
+    stay good; off: none. auto: 20 where a sentence encoder is trained by mlm."""
     momentum: Share | None = None
     """Share of its weights that the momentum twin keeps at each optimiser step. Default: 0.995 with
     mlm+mrtd; with mlm there is a twin only where this is set."""
@@ -54,6 +57,11 @@ class TextMLMConfig:
     def __post_init__(self) -> None:
         OBJECTIVES.check(self.objective)
         check_ranges(self)
+        if self.keep_weight and (self.objective != "mlm" or self.has_twin):
+            raise ConfigError(
+                f"keep_embedding is {self.keep_embedding}: it goes with --objective mlm alone, "
+                f"without a momentum twin; use auto or off"
+            )
         # Which settings an objective of the user's own reads is not known here.
         if not is_plugin(self.objective):
             self._refuse_what_has_no_effect()
@@ -63,6 +71,7 @@ class TextMLMConfig:
             if getattr(self, field.name) == field.default or field.name in (
                 "objective",
                 "momentum",
+                "keep_embedding",
             ):
                 continue
             if field.name.startswith("mrtd_") and not self.detects:
@@ -77,6 +86,26 @@ class TextMLMConfig:
                 "alpha is 0, so the momentum twin would teach nothing; raise it, leave out "
                 "--momentum, or use --objective mlm+mrtd"
             )
+
+    @property
+    def keep_weight(self) -> float:
+        """The weight of `--keep-embedding`; 0 for off, and for auto until a run has chosen.
+
+        Raises:
+            ConfigError: It is neither auto, off nor a number above 0.
+        """
+        if self.keep_embedding in ("auto", "off"):
+            return 0.0
+        try:
+            weight = float(self.keep_embedding)
+        except ValueError:
+            weight = 0.0
+        if not 0.0 < weight < float("inf"):
+            raise ConfigError(
+                f"keep_embedding is '{self.keep_embedding}': it must be auto, off or a number "
+                f"above 0; try 20"
+            )
+        return weight
 
     @property
     def detects(self) -> bool:

@@ -62,6 +62,10 @@ def test_a_damaged_file_is_scored_anew(tmp_path: Path, damage: bytes | None) -> 
         {"sums": np.zeros((1, 4))},
         {"ids": np.zeros(1, np.int64), "sums": np.zeros((1, 4))},
         {"ids": np.zeros(2, np.uint64), "sums": np.zeros((1, 4))},
+        {"ids": np.array([2, 1], np.uint64), "sums": np.ones((2, 4))},
+        {"ids": np.zeros((1, 1), np.uint64), "sums": np.ones((1, 4))},
+        {"ids": np.zeros(0, np.uint64), "sums": np.ones((0, 4))},
+        {"ids": np.zeros(1, np.uint64), "sums": np.full((1, 4), np.nan)},
     ],
 )
 def test_other_tensors_are_not_taken_for_scores(
@@ -76,3 +80,20 @@ def test_other_tensors_are_not_taken_for_scores(
 def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         take(tmp_path / "missing", Scorer())
+
+
+def test_a_file_of_sums_says_what_is_wrong_with_it_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "held_out.safetensors"
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ExampleSums.read(path)
+    path.write_bytes(Scorer()().to_bytes("mine"))
+    sums, identity = ExampleSums.read(path)
+    assert identity == "mine"
+    assert sums.sums.shape == (3, 4)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"held_out\.safetensors.*remove the file") as raised:
+        ExampleSums.read(path)
+    assert "\n" not in str(raised.value)
+    save_file({"ids": sums.ids, "sums": sums.sums}, path)
+    with pytest.raises(CheckpointError, match="identity"):
+        ExampleSums.read(path)

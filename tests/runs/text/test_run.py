@@ -17,12 +17,13 @@ from transformers import AutoModelForMaskedLM, pipeline
 from maskery.core.errors import CheckpointError, ConfigError, DataError, MaskeryError, ModelError
 from maskery.core.system import read_metrics
 from maskery.data.corpus.config import CorpusConfig
+from maskery.evaluation.text.masked import ExampleSums
 from maskery.models.loading import load_masked_lm
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.prepare import choose_layout, prepare_text
-from maskery.runs.text.run import train_text
+from maskery.runs.text.run import HELD_OUT, train_text
 from maskery.training.config import TrainingConfig
 
 
@@ -63,6 +64,9 @@ def test_a_run_learns_and_leaves_everything_it_promises(
     assert result.difference["loss"].high < 0.0
     folder = result.folder
     assert load_config(folder / "config.yaml", TextRunConfig) == config
+    sums, _ = ExampleSums.read(folder / HELD_OUT)
+    count, loss, *_ = sums.sums.sum(axis=0)
+    assert (count, loss / count) == (result.after.masked_tokens, result.after.loss.value)
     kinds = [line["kind"] for line in read_metrics(folder / "metrics.jsonl")]
     assert kinds[0] == kinds[-1] == "held_out"
     assert kinds.count("train") == result.summary.steps

@@ -31,19 +31,12 @@ from maskery.data.rows import hash_rows
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedPersons(ViewedPairs):
-    """B captions with their pictures, as the `PersonSearch` task reads them.
+    """B captions with their pictures, as the `PersonSearch` task reads them."""
 
-    Attributes:
-        text2: The same captions, some replaced by another caption of the same person.
-        person_ids: (B,) int64.
-        replaced: (B,) int64: 1 where `text2` is another caption.
-        crowd_ids: (G,) int64: the persons of the same micro-batch on all processes.
-    """
-
-    text2: TokenBatch
-    person_ids: torch.Tensor
-    replaced: torch.Tensor
-    crowd_ids: torch.Tensor
+    text2: TokenBatch  # The same captions, some replaced by another caption of the same person
+    person_ids: torch.Tensor  # (B,) int64
+    replaced: torch.Tensor  # (B,) int64: 1 where `text2` is another caption
+    crowd_ids: torch.Tensor  # (G,) int64: the persons of the same micro-batch on all processes
 
 
 class PersonSource(PicturedExamples):
@@ -121,10 +114,8 @@ class PersonSource(PicturedExamples):
     ) -> ViewedPersons:
         """Return the batch of some captions in an epoch, without pictures that cannot be read.
 
-        Args:
-            members: (B,) int64, captions.
-            epoch: From 0.
-            crowd: (G,) int64, the captions of all processes. Default: these.
+        `members`, (B,) int64, are its captions; `crowd`, (G,), those of all processes (default:
+        these).
         """
         crowd_ids = torch.from_numpy(self.persons[members if crowd is None else crowd])
         members, images = self.readable(members, epoch)

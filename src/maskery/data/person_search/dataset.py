@@ -32,23 +32,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchData:
-    """The splits of a dataset; persons are numbered in each split for itself.
-
-    Attributes:
-        title: Name of the dataset.
-        train: Pairs to train on.
-        val: Pairs that choose the best epoch.
-        test: Pairs to measure on; None where the dataset has no test split.
-        val_held_out: True if `val` was held out of the training identities.
-        notes: One line for each kind of thing that was left out or looks odd.
-    """
+    """The splits of a dataset; persons are numbered in each split for itself."""
 
     title: str
-    train: Pairs
-    val: Pairs
-    test: Pairs | None
-    val_held_out: bool
-    notes: tuple[str, ...]
+    train: Pairs  # Pairs to train on
+    val: Pairs  # Pairs that choose the best epoch
+    test: Pairs | None  # Pairs to measure on; None where the dataset has no test split
+    val_held_out: bool  # True if `val` was held out of the training identities
+    notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
 
 
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
@@ -232,19 +223,12 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
 
 @dataclass(frozen=True)
 class _Picture:
-    """Person and captions of one picture, collected over its records.
+    """Person and captions of one picture, collected over its records."""
 
-    Attributes:
-        first: Its first record.
-        person: The person it shows.
-        listed: Its captions as the annotations have them.
-        captions: Usable ones, prepared and checked, in order.
-    """
-
-    first: Record
-    person: str | None
-    listed: set[str]
-    captions: list[str]
+    first: Record  # Its first record
+    person: str | None  # The person it shows
+    listed: set[str]  # Its captions as the annotations have them
+    captions: list[str]  # Usable ones, prepared and checked, in order
 
     def fresh(self, captions: list[Any]) -> list[Any]:
         """Return captions that no record listed yet; what is no string is left for the check."""
@@ -265,9 +249,6 @@ def merge_pictures(
     Args:
         records: Of one split, in order, their images checked.
         prepare: From a record to its captions as they are used, perhaps none; may raise.
-
-    Returns:
-        One record for each picture that has a caption, and a note about what was joined, or "".
 
     Raises:
         DataError: A picture is said to show two persons.

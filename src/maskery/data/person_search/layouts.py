@@ -22,20 +22,14 @@ IMAGES = "imgs"
 
 @dataclass(frozen=True)
 class Layout:
-    """One published layout.
-
-    Attributes:
-        title: Name of the dataset.
-        files: Names of its annotation file; the first that exists is read. With `{split}` in them,
-            each split has a file of its own.
-        image_key: Key of the image in its records.
-        splits: Those it has.
-    """
+    """One published layout."""
 
     title: str
+    # Names of its annotation file; the first that exists is read. With `{split}` in them, each
+    # split has a file of its own.
     files: tuple[str, ...]
-    image_key: str
-    splits: tuple[str, ...] = SPLITS
+    image_key: str  # Key of the image in its records
+    splits: tuple[str, ...] = SPLITS  # Those it has
 
     @property
     def by_split(self) -> bool:

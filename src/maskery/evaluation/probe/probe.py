@@ -89,6 +89,7 @@ def probe(
     against: Encoder | None = None,
     *,
     seen: Iterable[str] = (),
+    linear: bool = True,
     progress: bool = False,
 ) -> ProbeResult:
     """Judge an encoder by a task.
@@ -98,6 +99,7 @@ def probe(
         labelled: The task, from `read_labelled`.
         against: Another to compare with.
         seen: Texts that a model was trained on; labelled texts among them are counted.
+        linear: Also fit linear probes to classes of texts, which takes most of the time.
         progress: Draw bars.
 
     Raises:
@@ -106,6 +108,7 @@ def probe(
     """
     require("sklearn", extra="probe", purpose="fit a linear probe")
     task = Task.of(labelled, seen)
+    task.linear = linear
     encoders = {model.name: model}
     if against is not None:
         name = against.name if against.name != model.name else f"{against.name} (against)"
@@ -143,9 +146,11 @@ class Task:
         num_classes: C; 0 for pairs.
         chances: By figure, that of a model that knows nothing.
         apart: (N,) groups of examples that are not independent of each other.
+        linear: Fit linear probes to classes of texts.
     """
 
     num_classes = 0
+    linear = True
     chances: Mapping[str, float]
     apart: Ints
 
@@ -280,7 +285,7 @@ class ClassTask(Task):
         neighbours = classify.nearest(features)
         same = self.classes[neighbours] == self.classes
         judged = {"nearest neighbour": Judged(scores=same.astype(float), neighbours=neighbours)}
-        if self.num_classes <= classify.MOST_PROBE_CLASSES:
+        if self.linear and self.num_classes <= classify.MOST_PROBE_CLASSES:
             hits = classify.probe_hits(features, self.classes, self.labelled.texts)
             judged["linear probe"] = Judged(scores=hits.astype(float))
         return judged

@@ -23,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from maskery.core.batch import MaskedTokens, TokenBatch
-from maskery.core.errors import DataError, ModelError
+from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
 from maskery.core.processes import Processes
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.opening import (
@@ -56,6 +58,38 @@ class ExampleSums:
 
     ids: npt.NDArray[np.uint64]
     sums: npt.NDArray[np.float64]
+
+    def to_bytes(self, identity: str) -> bytes:
+        """Return the content of a file that `read` takes, in the safetensors format.
+
+        Args:
+            identity: Of the run, kept in the file; see `runs/frame/run_frame.py`.
+        """
+        return save({"ids": self.ids, "sums": self.sums}, metadata={"identity": identity})
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[ExampleSums, str]:
+        """Return the sums in a file that holds `to_bytes`, and the identity of their run.
+
+        Raises:
+            CheckpointError: The file is missing, damaged or holds something else.
+        """
+        try:
+            with safe_open(path, framework="numpy") as stored:
+                identity = (stored.metadata() or {})["identity"]
+                ids, sums = stored.get_tensor("ids"), stored.get_tensor("sums")
+            if ids.dtype != "uint64" or ids.ndim != 1 or sums.dtype != "float64":
+                raise ValueError(f"ids are {ids.dtype} {ids.shape} and sums {sums.dtype}")
+            if not len(ids) or sums.shape != (len(ids), len(COLUMNS)):
+                raise ValueError(f"it has {len(ids)} ids and sums of the shape {sums.shape}")
+            if (ids[1:] <= ids[:-1]).any() or not np.isfinite(sums).all() or sums[:, 0].min() <= 0:
+                raise ValueError("ids are not ascending, or sums are no numbers of masked tokens")
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the held-out sums in '{path}' cannot be read ({reason_of(error, most=120)}); "
+                f"remove the file, and they are computed again"
+            ) from error
+        return cls(ids=ids, sums=sums), identity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,18 +35,13 @@ QUEUES = {"image_queue": "image", "text_queue": "text"}
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A checkpoint as Maskery's objects.
+    """A checkpoint as Maskery's objects."""
 
-    Attributes:
-        model: With the checkpoint's weights, in evaluation mode.
-        extra_state: What `PersonSearch.load_extra_state` reads: the momentum twin as `twin.*` and
-            the queues as `image_queue.*`, `text_queue.*`; empty where the checkpoint has none.
-        report: What became of every key.
-    """
-
-    model: ImageTextModel
+    model: ImageTextModel  # With the checkpoint's weights, in evaluation mode
+    # What `PersonSearch.load_extra_state` reads: the momentum twin as `twin.*` and the queues as
+    # `image_queue.*`, `text_queue.*`; empty where the checkpoint has none.
     extra_state: dict[str, torch.Tensor]
-    report: ImportReport
+    report: ImportReport  # What became of every key
 
 
 def is_albef(state: dict[str, torch.Tensor]) -> bool:
@@ -61,13 +56,7 @@ def import_albef(
     num_text_heads: int | None = None,
     num_vision_heads: int | None = None,
 ) -> Imported:
-    """Build the model that a state dict belongs to and fill it.
-
-    Args:
-        state: By ALBEF's names.
-        image_size: Height and width to resize the image positions to; by default they stay.
-        num_text_heads: Attention heads, which no tensor tells; by default width / 64.
-        num_vision_heads: Likewise.
+    """Build the model that a state dict belongs to and fill it; arguments as `import_checkpoint`'s.
 
     Raises:
         ModelError: A tensor has a shape that does not fit the others.

@@ -48,9 +48,6 @@ def import_checkpoint(
         num_text_heads: Attention heads, which no tensor tells; by default one for each 64 of width.
         num_vision_heads: Likewise.
 
-    Returns:
-        What became of every key.
-
     Raises:
         ModelError: The file cannot be read or is of no known model.
         ConfigError: `out` holds something already.
@@ -129,10 +126,6 @@ def import_bert(
     state: dict[str, torch.Tensor], *, num_heads: int | None = None
 ) -> tuple[Any, ImportReport]:
     """Build the masked language model that a state dict belongs to and fill it.
-
-    Args:
-        state: By BERT's names.
-        num_heads: Attention heads, which no tensor tells; by default width / 64.
 
     Raises:
         ModelError: A tensor has a shape that does not fit the others.

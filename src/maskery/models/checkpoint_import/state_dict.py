@@ -96,20 +96,14 @@ def _first_reason(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """Lists every key of an imported checkpoint, used or not.
+    """Lists every key of an imported checkpoint, used or not."""
 
-    Attributes:
-        kind: What the checkpoint was taken for: "albef", "bert" or "vit".
-        used: By name in the file, where in the model it went.
-        missing: Parameters of the model that the file does not have; freshly initialised.
-        left_over: Names in the file that the model has no place for.
-        resized: Position tables that were interpolated, with their old and new lengths.
-    """
-
-    kind: str
-    used: dict[str, str]
+    kind: str  # What the checkpoint was taken for: "albef", "bert" or "vit"
+    used: dict[str, str]  # By name in the file, where in the model it went
+    # Parameters of the model that the file does not have; freshly initialised.
     missing: tuple[str, ...]
-    left_over: tuple[str, ...]
+    left_over: tuple[str, ...]  # Names in the file that the model has no place for
+    # Position tables that were interpolated, with their old and new lengths.
     resized: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:

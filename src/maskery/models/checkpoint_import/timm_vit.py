@@ -59,15 +59,10 @@ def vit_config(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Any:
-    """Read the sizes of a timm vision transformer off its tensors.
+    """Read the `ViTConfig` of a timm vision transformer off its tensors.
 
-    Args:
-        state: By timm's names.
-        num_heads: By default one for each 64 of width, as all published sizes have.
-        image_size: Height and width wanted; by default those of the checkpoint, if square.
-
-    Returns:
-        A `ViTConfig`.
+    By default there is a head for each 64 of width, as in all published sizes, and the image size
+    is that of the checkpoint, if square.
 
     Raises:
         ModelError: A tensor that gives a size is missing or has the wrong shape.
@@ -92,11 +87,7 @@ def vit_config(
 def fit_positions(
     state: dict[str, torch.Tensor], config: Any, *, name: str = "pos_embed"
 ) -> tuple[str, ...]:
-    """Resize the position table in `state`, in place, to the image size of `config`.
-
-    Returns:
-        What was resized, for the report.
-    """
+    """Resize the position table in `state`, in place; returns what was resized, for the report."""
     table = state[name]
     old = square_grid(table.shape[1] - 1)
     new = tuple(s // p for s, p in zip(config.image_size, config.patch_size, strict=True))
@@ -107,7 +98,7 @@ def fit_positions(
 
 
 def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
-    """The shape of a tensor that gives a size.
+    """Return the shape of a tensor that gives a size.
 
     Raises:
         ModelError: It is missing, or has another number of dimensions.
@@ -137,11 +128,7 @@ def count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
 
 
 def square_grid(num_patches: int) -> tuple[int, int]:
-    """The grid of a square image with that many patches.
-
-    Raises:
-        ModelError: No square has.
-    """
+    """Return the grid of a square image with that many patches; raises a ModelError if none has."""
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise ModelError(

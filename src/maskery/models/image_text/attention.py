@@ -22,21 +22,15 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRows:
-    """The places of T real tokens in R rows of L.
+    """The places of T real tokens in R rows of L."""
 
-    Attributes:
-        count: R.
-        length: L.
-        places: (T,) int64, ascending indices into R * L.
-    """
-
-    count: int
-    length: int
-    places: torch.Tensor
+    count: int  # R
+    length: int  # L
+    places: torch.Tensor  # (T,) int64, ascending indices into R * L
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> PackedRows:
-        """From (R, L), 0 at padding."""
+        """Read them off (R, L), 0 at padding."""
         count, length = attention_mask.shape
         places = attention_mask.bool().flatten().nonzero().squeeze(-1)
         return cls(count=count, length=length, places=places)
@@ -84,15 +78,10 @@ class _Spread(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageKeys:
-    """The keys and values of I images in one fusion layer.
+    """The keys and values of I images in one fusion layer."""
 
-    Attributes:
-        keys: (I, H, N, d).
-        values: (I, H, N, d).
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: torch.Tensor  # (I, H, N, d)
+    values: torch.Tensor  # (I, H, N, d)
 
     def select(self, rows: torch.Tensor) -> ImageKeys:
         """Those of the images `rows` (S,), in that order."""
@@ -162,16 +151,7 @@ class TextAttention(nn.Module):
     def forward(
         self, hidden: torch.Tensor, mask: torch.Tensor | None, rows: PackedRows | None = None
     ) -> torch.Tensor:
-        """Attend within each row.
-
-        Args:
-            hidden: (R, L, D), or (T, D) with `rows`.
-            mask: (R, 1, 1, L) bool, or None where all tokens are real.
-            rows: How the T tokens lie in the rows.
-
-        Returns:
-            As `hidden`.
-        """
+        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None."""
         query = self.self.split_heads(_spread(self.self.query(hidden), rows))
         keys = self.self.split_heads(_spread(self.self.key(hidden), rows))
         values = self.self.split_heads(_spread(self.self.value(hidden), rows))
@@ -209,17 +189,10 @@ class ImageAttention(nn.Module):
         others: ImageKeys | None = None,
         rows: PackedRows | None = None,
     ) -> torch.Tensor:
-        """Attend from each text row to its image.
+        """Attend from each text row to its image: (R, L, D), or (T, D) with `rows`, to such.
 
-        Args:
-            hidden: (R, L, D), or (T, D) with `rows`. Unless `others` says otherwise, row r looks at
-                image r modulo I.
-            images: Of I images.
-            others: Of S images that the last S rows look at instead.
-            rows: How the T tokens lie in the rows.
-
-        Returns:
-            As `hidden`.
+        Row r looks at image r modulo I, but the last S rows look at the S images `others`, if
+        given.
         """
         query = self.self.split_heads(_spread(self.self.query(hidden), rows))
         num_others = 0 if others is None else len(others.keys)

@@ -23,27 +23,16 @@ POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedd
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
-    """A model made from encoders.
+    """A model made from encoders."""
 
-    Attributes:
-        model: In evaluation mode.
-        new_parameters: Names of its parameters that neither checkpoint had.
-    """
-
-    model: ImageTextModel
-    new_parameters: frozenset[str]
+    model: ImageTextModel  # In evaluation mode
+    new_parameters: frozenset[str]  # Names of its parameters that neither checkpoint had
 
 
 def build_from_scratch(
     sizes: ImageTextSizes, *, vocabulary_size: int, pad_token_id: int = 0
 ) -> ImageTextModel:
-    """A freshly initialised model; seed torch before, for the same one twice.
-
-    Args:
-        sizes: How large.
-        vocabulary_size: Of the tokenizer, added tokens included.
-        pad_token_id: Of the tokenizer.
-    """
+    """Make a freshly initialised model; seed torch before, for the same one twice."""
     # BERT's 0.02 leaves narrow layers almost silent; this keeps the size of what passes through
     # them, and small models learn to look some times sooner.
     initializer_range = sizes.width**-0.5

@@ -25,19 +25,13 @@ from maskery.models.image_text.text_encoder import TextFusionEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The places of S tokens in R rows.
+    """The places of S tokens in R rows."""
 
-    Attributes:
-        firsts: (R,) int64, the class token of each row among the S.
-        places: (S,) int64, where each token lies in R * L.
-        mask: (R, 1, 1, L) bool, False at padding; None where all rows are equally long.
-        length: L.
-    """
-
-    firsts: torch.Tensor
-    places: torch.Tensor
+    firsts: torch.Tensor  # (R,) int64, the class token of each row among the S
+    places: torch.Tensor  # (S,) int64, where each token lies in R * L
+    # (R, 1, 1, L) bool, False at padding; None where all rows are equally long.
     mask: torch.Tensor | None
-    length: int
+    length: int  # L
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int64], device: torch.device) -> Rows:
@@ -65,15 +59,10 @@ def fusion_layers(encoder: TextFusionEncoder) -> Sequence[Any]:
 def before_looking(
     encoder: TextFusionEncoder, hidden: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """The self-attention of the first fusion layer, which no image has a part in.
+    """Run the self-attention of the first fusion layer, which no image has a part in.
 
-    Args:
-        encoder: With at least one fusion layer.
-        hidden: (R, L, D), from `encode_text`.
-        attention_mask: (R, L) bool, False at padding.
-
-    Returns:
-        (R, L, D), what `fuse_class_tokens` goes on from.
+    From (R, L, D) of `encode_text`, and (R, L) bool, to the (R, L, D) that `fuse_class_tokens`
+    reads.
     """
     attended: torch.Tensor = fusion_layers(encoder)[0].attention(
         hidden, attention_mask[:, None, None, :]
@@ -86,14 +75,8 @@ def fuse_class_tokens(
 ) -> torch.Tensor:
     """Let all texts look at one image.
 
-    Args:
-        encoder: With at least one fusion layer.
-        tokens: (S, D), from `before_looking`.
-        rows: Of the S tokens.
-        image: From `project_images`, of one image; an entry for each fusion layer.
-
-    Returns:
-        (R, D), the class tokens that `TextFusionEncoder.fuse` gives.
+    From (S, D) of `before_looking`, and an entry of `project_images` for each fusion layer, to (R,
+    D): the class tokens that `TextFusionEncoder.fuse` gives.
     """
     layers = fusion_layers(encoder)
     hidden = tokens

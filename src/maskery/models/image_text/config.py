@@ -57,11 +57,7 @@ def image_size_of(vision_config: Any) -> tuple[int, int]:
 
 
 def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
-    """Refuse an image size (height, width) that the encoder's patch size does not divide.
-
-    Raises:
-        ModelError: It does not.
-    """
+    """Raise a ModelError if the encoder's patch size does not divide a height and width."""
     size, patch = _pair(image_size), _pair(vision_config.patch_size)
     if size[0] % patch[0] or size[1] % patch[1]:
         raise ModelError(

@@ -29,23 +29,19 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, kw_only=True)
 class VisionFamily:
-    """Differences of one architecture from a plain ViT.
+    """Differences of one architecture from a plain ViT."""
 
-    Attributes:
-        class_token: True if token 0 stands for the whole image; otherwise the mean of all does.
-        token_norm: The attribute of a normalisation that the architecture keeps for its pooled
-            token and that is put on all tokens here.
-        oblong: True if its position table may be of an image that is not square; others are
-            interpolated in every pass.
-        unused_settings: Settings that leave out parts which nothing reads.
-        arguments: Likewise, for the constructor.
-    """
-
+    # True if token 0 stands for the whole image; otherwise the mean of all does.
     class_token: bool = True
+    # The attribute of a normalisation that the architecture keeps for its pooled token and that
+    # is put on all tokens here.
     token_norm: str | None = None
+    # True if its position table may be of an image that is not square; others are interpolated in
+    # every pass.
     oblong: bool = False
+    # Settings that leave out parts which nothing reads.
     unused_settings: dict[str, Any] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)  # Likewise, for the constructor
 
 
 VISION_FAMILIES: dict[str, VisionFamily] = {
@@ -61,11 +57,7 @@ VISION_FAMILIES: dict[str, VisionFamily] = {
 
 
 def vision_family(model_type: str) -> VisionFamily:
-    """Return the record of an architecture.
-
-    Raises:
-        ModelError: The architecture is not supported.
-    """
+    """Return the record of an architecture; raises a ModelError for others."""
     if model_type not in VISION_FAMILIES:
         raise ModelError(
             f"vision encoders of type '{model_type}' are not supported; choose one of "

@@ -193,15 +193,7 @@ class TextFusionEncoder(nn.Module):
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run the text layers (ALBEF's mode "text").
-
-        Args:
-            input_ids: (R, L) int64.
-            attention_mask: (R, L) bool, False at padding; None where there is none.
-
-        Returns:
-            (R, L, D), the state at the fusion boundary.
-        """
+        """Run the text layers (ALBEF's mode "text"): (R, L) int64 to (R, L, D)."""
         mask, rows = _broadcast(attention_mask), self._rows(attention_mask)
         hidden: torch.Tensor = self.bert.embeddings(input_ids, rows)
         for layer in self.bert.encoder.layer[: self.fusion_layer]:

@@ -82,12 +82,6 @@ def make_task(
 ) -> TaskT:
     """Make the task of a run; its twin starts as a copy of the model.
 
-    Args:
-        kind: The class of the task.
-        config: The run's configuration.
-        start: The initial model.
-        terms: Loss terms of the user's own, as objects.
-
     Raises:
         PluginError: A loss term of the user's own cannot be used.
     """
@@ -107,9 +101,7 @@ def make_task(
 def learnt_anew(start: StartModel, heads: Sequence[str] = ()) -> frozenset[str]:
     """Return the parameters that learn at `head_learning_rate`: new ones, and these heads.
 
-    Args:
-        start: The initial model, with the user's loss terms in it.
-        heads: Names of modules that count as new although a checkpoint may have them.
+    Heads count as new although a checkpoint may have them; so do the user's loss terms.
     """
     heads = (ATTRIBUTE, *heads)
     names = (name for name, _ in start.model.named_parameters())
@@ -135,18 +127,7 @@ def prepare_model(
     progress: bool,
     terms: Sequence[Any],
 ) -> tuple[StartModel, CaptionTokens, TaskT]:
-    """Load or make the initial model, tokenise the captions, and make the task.
-
-    Args:
-        kind: The class of the task.
-        config: The run's configuration.
-        pairs: What is trained on.
-        reading: What to do about captions that cannot be read.
-        start: A model to use instead of the one the config names.
-        folder: The run folder, as in `start_model`.
-        progress: Draw progress bars.
-        terms: Loss terms of the user's own, as objects.
-    """
+    """Load or make the initial model, tokenise the captions, and make the task."""
     start = start or start_model(config, pairs, folder=folder, progress=progress)
     longest = choose_max_length(config, start.model)
     captions = read_captions(pairs, start.tokenizer, reading, longest)

@@ -31,21 +31,13 @@ OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
 
 @dataclass(frozen=True, kw_only=True)
 class StartModel:
-    """The initial model of a run.
-
-    Attributes:
-        model: The image-text model.
-        tokenizer: Its tokenizer.
-        view: The run's settings with the encoder's size and normalisation filled in.
-        new_parameters: Names of parameters that start from nothing.
-        from_scratch: True if all of them do.
-    """
+    """The initial model of a run."""
 
     model: ImageTextModel
     tokenizer: PreTrainedTokenizerBase
-    view: ViewConfig
-    new_parameters: frozenset[str]
-    from_scratch: bool = False
+    view: ViewConfig  # The run's settings with the encoder's size and normalisation filled in
+    new_parameters: frozenset[str]  # Names of parameters that start from nothing
+    from_scratch: bool = False  # True if all of them do
 
     @property
     def has_new_head(self) -> bool:
@@ -56,14 +48,7 @@ class StartModel:
 def start_model(
     config: ImageTextRunConfig, pairs: Pairs, *, folder: Path | None = None, progress: bool = True
 ) -> StartModel:
-    """Make or load the model of a run.
-
-    Args:
-        config: The run.
-        pairs: What a tokenizer is trained on, from scratch.
-        folder: The run folder, which keeps that tokenizer: trained again, it would number its
-            pieces differently, and the run could not be resumed.
-        progress: Whether to draw bars.
+    """Make or load the model of a run; `folder` is the run folder.
 
     Raises:
         ModelError: It cannot be loaded, or does not fit its tokenizer.
@@ -156,11 +141,7 @@ def _from_folder(config: ImageTextRunConfig) -> StartModel:
 
 
 def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
-    """The view with what is not set taken from the model.
-
-    Raises:
-        ModelError: The patches do not divide the size asked for.
-    """
+    """Return the view with what is not set taken from the model."""
     fitted = preprocessing_of(name, model, view)
     height, width = fitted.height, fitted.width
     assert height is not None
@@ -171,12 +152,7 @@ def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
 
 @torch.no_grad()
 def start_at_frequencies(model: ImageTextModel, counts: npt.NDArray[np.int64]) -> None:
-    """Let a new head predict the captions' word frequencies before it has learnt anything.
-
-    Args:
-        model: Changed in place.
-        counts: (V,) how often each token stands in the captions.
-    """
+    """Let a new head predict word frequencies, (V,) counts, before it has learnt anything."""
     bias = model.text_encoder.cls.predictions.bias
     known = counts[: len(bias)]
     # One added to each count: a word not seen yet stays possible.
@@ -185,11 +161,7 @@ def start_at_frequencies(model: ImageTextModel, counts: npt.NDArray[np.int64]) -
 
 
 def choose_max_length(config: ImageTextRunConfig, model: ImageTextModel) -> int:
-    """The most tokens of a caption.
-
-    Raises:
-        ConfigError: More are asked for than the model has positions.
-    """
+    """Return the most tokens of a caption; a ConfigError if the model has fewer positions."""
     limit = int(model.config.text_config.max_position_embeddings)
     if config.max_length is not None and config.max_length > limit:
         raise ConfigError(

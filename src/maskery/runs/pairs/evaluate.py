@@ -88,15 +88,9 @@ def summarise_pairs(
     words: tuple[str, ...],
     task: ImageTextMLM | None,
 ) -> PairsEvaluation:
-    """Compute every held-out figure of a model.
+    """Compute every held-out figure of a model from its sums.
 
-    Args:
-        scored: Its sums with the right picture, a wrong one, and none.
-        model: The model itself.
-        tokenizer: The model's.
-        held_out: The pairs that were scored.
-        words: Words to mask one at a time; none where empty.
-        task: Its twin replaces words, for the model to detect; None without a twin.
+    The twin of `task` replaces words, for the model to detect.
     """
     found = None
     if words:
@@ -223,12 +217,12 @@ def evaluate_image_text(
 
     Args:
         model: A folder of an image-text model, or of a run.
-        data: Pairs, as for `train pairs`; all count as held out.
-        against: Another model with the same tokenizer.
         reading: How the pairs are read.
         masking: How their captions are masked.
         seed: Of the masks.
         words: Words masked one at a time, as in `train pairs`.
+        data: Pairs, as for `train pairs`; all count as held out.
+        against: Another model with the same tokenizer.
 
     Raises:
         MaskeryError: A model cannot be opened, the pairs cannot be read, or the models cut text

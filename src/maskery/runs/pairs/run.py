@@ -45,25 +45,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PairsRun:
-    """The parts of a run on pairs, before its first step.
-
-    Attributes:
-        config: As given.
-        start: The initial model.
-        task: What is trained.
-        vocabulary: Of the tokenizer.
-        train: Training batches.
-        held_out: Held-out captions with right and wrong pictures.
-        identity: What a continuation must share.
-    """
+    """The parts of a run on pairs, before its first step."""
 
     config: PairsRunConfig
     start: StartModel
     task: ImageTextMLM
-    vocabulary: Vocabulary
-    train: PairSource
-    held_out: HeldOutPairs
-    identity: str
+    vocabulary: Vocabulary  # Of the tokenizer
+    train: PairSource  # Training batches
+    held_out: HeldOutPairs  # Held-out captions with right and wrong pictures
+    identity: str  # What a continuation must share
 
     def score(self) -> dict[Condition, ExampleSums]:
         """Score held-out captions with the right picture, a wrong one, and none."""
@@ -89,9 +79,7 @@ class PairsRun:
 def open_pairs(config: PairsRunConfig, source: Source | None = None) -> tuple[Pairs, Pairs | None]:
     """Return the pairs to train on, and held-out pairs of their own where there are any.
 
-    Args:
-        config: The run.
-        source: Records in Python or a dataset, in place of the pairs that the config names.
+    Records in Python or a dataset, as `source`, take the place of the pairs that the config names.
     """
     pairs, judged = Pairs.open_splits(config.pairs if source is None else source, config.reading)
     if config.eval_pairs is not None:
@@ -108,16 +96,7 @@ def prepare_pairs(
     progress: bool = True,
     terms: Sequence[Any] = (),
 ) -> PairsRun:
-    """Read, tokenise and split the pairs, and load or make the initial model.
-
-    Args:
-        config: The run.
-        source: As in `open_pairs`.
-        start: A model to use instead of the one the config names.
-        folder: The run folder, as in `start_model`.
-        progress: Whether to draw bars.
-        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
-    """
+    """Read, tokenise and split the pairs, and load or make the initial model."""
     pairs, own = open_pairs(config, source)
     start, captions, task = prepare_model(
         ImageTextMLM,
@@ -188,15 +167,7 @@ def identity_of(
     start: StartModel,
     task: ImageTextMLM,
 ) -> str:
-    """Return everything that decides the course of a run, but not how it is computed.
-
-    Args:
-        config: Of the run.
-        pairs: What is trained on.
-        judged: Held-out pairs of their own, where there are any.
-        start: The initial model.
-        task: Of the run.
-    """
+    """Return everything that decides the course of a run, but not how it is computed."""
     reader = config.reading.reader
     return identity(
         config.training,
@@ -255,10 +226,10 @@ def train_pairs(
 
     Args:
         config: All settings of the run.
+        progress: Draw progress bars.
         source: Pairs in Python, in place of those that the config names: an iterable of records
             (mappings with `image`, a path or bytes, `caption`, and where known `person`, `group`
             and `split`), or a `datasets` dataset with image and caption columns.
-        progress: Draw progress bars.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
 
@@ -324,13 +295,9 @@ def evaluate_pairs_run(
     eval_pairs: str | None = None,
     reader: str | None = None,
 ) -> PairsEvaluation:
-    """Evaluate a run's model on what the run held out, or on other pairs.
+    """Evaluate a run's model on what the run held out, or on other words or pairs.
 
-    Args:
-        folder: The run folder.
-        score_words: Other words than the run's.
-        eval_pairs: Other pairs than the run's held-out ones.
-        reader: Of the pairs; a run that was trained with a plug-in needs it named again.
+    A run that was trained with a plug-in as reader needs it named again.
 
     Raises:
         ConfigError: The run has no model yet.

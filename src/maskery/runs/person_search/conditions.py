@@ -30,10 +30,6 @@ class Conditions:
     def add(self, name: str, conditions: Mapping[str, str]) -> None:
         """Add conditions under which a run is measured; more may be added later.
 
-        Args:
-            name: Of the run.
-            conditions: From what it is about to its value.
-
         Raises:
             ConfigError: An earlier run has another value.
         """
@@ -91,15 +87,7 @@ class Datasets:
         self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
 
     def of(self, name: str, retrieval: ModelRetrieval) -> PersonSearchData:
-        """Read the dataset of a run.
-
-        Args:
-            name: The run folder.
-            retrieval: How its captions are prepared.
-
-        Raises:
-            DataError: It is no longer there, or cannot be used.
-        """
+        """Read the dataset of a run folder, its captions prepared as these settings say."""
         config = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
         config = replace(
             config,
@@ -114,11 +102,7 @@ class Datasets:
 
 
 def need_different(names: Sequence[str]) -> None:
-    """Refuse the same folder twice, however its path is written.
-
-    Raises:
-        ConfigError: One is named twice.
-    """
+    """Refuse the same folder twice, however its path is written."""
     seen: dict[Path, str] = {}
     for name in names:
         first = seen.setdefault(Path(name).resolve(), name)

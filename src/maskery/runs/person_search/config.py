@@ -43,11 +43,7 @@ class PersonSearchRunConfig(ImageTextRunConfig):
     """Held-out figures are computed every --eval-every steps. Default: every epoch."""
 
     def require_start(self) -> None:
-        """Make sure that there is something to start from; presets of large models name nothing.
-
-        Raises:
-            ConfigError: There is not.
-        """
+        """Raise a ConfigError if nothing is named to start from, as in presets of large models."""
         if self.text_model is None and not self.model:
             raise ConfigError(
                 "no model is named to start from: give --model the folder that maskery convert "
@@ -155,10 +151,5 @@ PRESETS: dict[PresetName, Callable[[PersonSearchDataConfig], PersonSearchRunConf
 
 
 def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig:
-    """Return a preset whose dataset is still to be named, as a parser of flags needs it.
-
-    Args:
-        name: Of the preset.
-        missing: What stands for the dataset and its folder.
-    """
+    """Return a preset with a stand-in for the dataset and its folder, as parsing flags needs it."""
     return PRESETS[name](PersonSearchDataConfig(dataset=missing, root=missing))

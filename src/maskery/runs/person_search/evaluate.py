@@ -91,27 +91,16 @@ class RetrievalEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """The user's overrides; None keeps the model's own setting.
+    """The user's overrides; None keeps the model's own setting."""
 
-    Attributes:
-        rerank: Images that matching ranks anew.
-        score: What they are ranked by.
-        odds_weight: Of the score `sum`.
-        clean_captions: Whether captions are cleaned.
-        batch_tokens: Text tokens computed at once; the figures do not depend on it.
-        memory_mb: As in `RetrievalConfig`; the figures do not depend on it either.
-        root: Where the runs' dataset lies now.
-        images: Where its images lie now.
-    """
-
-    rerank: int | None = None
-    score: Literal["matching", "odds", "sum"] | None = None
-    odds_weight: float | None = None
-    clean_captions: bool | None = None
-    batch_tokens: int | None = None
-    memory_mb: int | None = None
-    root: Path | None = None
-    images: Path | None = None
+    rerank: int | None = None  # Images that matching ranks anew
+    score: Literal["matching", "odds", "sum"] | None = None  # What they are ranked by
+    odds_weight: float | None = None  # Of the score `sum`
+    clean_captions: bool | None = None  # Whether captions are cleaned
+    batch_tokens: int | None = None  # Text tokens computed at once; the figures do not depend on it
+    memory_mb: int | None = None  # As in `RetrievalConfig`; the figures do not depend on it either
+    root: Path | None = None  # Where the runs' dataset lies now
+    images: Path | None = None  # Where its images lie now
 
     def of_model(self) -> dict[str, Any]:
         """Return the overrides that replace settings of the model."""
@@ -132,12 +121,12 @@ def evaluate_retrieval_models(
     """Measure models, each on the split of its own run, or all on the same pairs.
 
     Args:
+        overrides: Settings to use instead of the models' own.
+        progress: Draw progress bars.
         names: Run folders, or model folders where `data` is given.
         data: A source of pairs that name persons; None for what each run held out.
         reading: How `data` is read; by default `PairsConfig()`.
         split: Of the runs' datasets; `val` where a dataset has no test split.
-        overrides: What is to be another than the models' own.
-        progress: Whether to draw bars.
 
     Raises:
         ConfigError: A model is named twice, has no data of its own, or is not finished; or several
@@ -174,11 +163,7 @@ def evaluate_retrieval_models(
 
 
 def _need_pictures(name: str, data: str | None) -> None:
-    """Refuse a model that has nothing to be measured on.
-
-    Raises:
-        ConfigError: It is no run, and no data is named.
-    """
+    """Refuse a model that is no run, where no data is named."""
     if data is None and run_kind(name) != PersonSearchRunConfig.kind:
         raise ConfigError(
             f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "

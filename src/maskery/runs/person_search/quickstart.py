@@ -31,21 +31,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchQuickstart:
-    """The result of the quickstart.
-
-    Attributes:
-        result: Of the run.
-        before: Figures of the initial model on the test split.
-        after: Those of the trained one.
-        picture: Five searches with their ten best pictures.
-        seconds: The time all of it took.
-    """
+    """The result of the quickstart."""
 
     result: PersonSearchResult
-    before: Retrieval
-    after: Retrieval
-    picture: Path
-    seconds: float
+    before: Retrieval  # Figures of the initial model on the test split
+    after: Retrieval  # Those of the trained one
+    picture: Path  # Five searches with their ten best pictures
+    seconds: float  # The time all of it took
 
 
 def people_config(num_people: int = 2850) -> PeopleConfig:
@@ -75,14 +67,10 @@ def run_person_search_quickstart(
     draw_progress: Progress | None = None,
     progress: bool = True,
 ) -> PersonSearchQuickstart:
-    """Draw people, measure, train, measure again, and show searches.
+    """Draw people, measure, train, measure again, and show searches, in a new or empty folder.
 
-    Args:
-        folder: New or empty.
-        drawn: Other people than `people_config`'s.
-        configure: Changes the run's configuration.
-        draw_progress: Called as `draw_people` does.
-        progress: Whether to draw bars.
+    `drawn` are other people than `people_config`'s, `configure` changes the run's configuration,
+    and `draw_progress` is called as `draw_people` does.
     """
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,13 +97,7 @@ def _measure(run: PersonSearchRun) -> Retrieval:
 
 
 def draw_searches(run: PersonSearchRun, found: Retrieval, path: Path) -> None:
-    """Draw five captions of the test split with their ten best pictures, right ones framed.
-
-    Args:
-        run: Whose test split.
-        found: Its rankings.
-        path: The PNG to write.
-    """
+    """Draw five captions of the test split with their ten best pictures, right ones framed."""
     assert run.test is not None
     ranking = found.contrastive if found.reranked is None else found.reranked
     queries = spread_queries(len(ranking))

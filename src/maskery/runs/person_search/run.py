@@ -51,35 +51,22 @@ NEW_HEADS = ("prd_head", "mrtd_head")
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchRun:
-    """The parts of a person-search run, before its first step.
-
-    Attributes:
-        config: As given.
-        data: The dataset.
-        start: The initial model.
-        task: What is trained.
-        train: Training batches.
-        val: What the best epoch is chosen by.
-        test: What is measured at the end; None where the dataset has no test split.
-        identity: What a continuation must share, as JSON.
-    """
+    """The parts of a person-search run, before its first step."""
 
     config: PersonSearchRunConfig
     data: PersonSearchData
     start: StartModel
     task: PersonSearch
-    train: PersonSource
-    val: RetrievalSet
+    train: PersonSource  # Training batches
+    val: RetrievalSet  # What the best epoch is chosen by
+    # What is measured at the end; None where the dataset has no test split.
     test: RetrievalSet | None
-    identity: str
+    identity: str  # What a continuation must share, as JSON
 
     def measure(self, split: RetrievalSet) -> Retrieval:
         """Measure how well the captions of a split find their persons among its pictures.
 
         The run's processes share the matching out: all of them must ask.
-
-        Args:
-            split: Of this run.
         """
         retrieval = self.config.retrieval
         if "itm" not in self.task.trained:  # the matching head has learnt nothing
@@ -215,15 +202,7 @@ def prepare_person_search(
     progress: bool = True,
     terms: Sequence[Any] = (),
 ) -> PersonSearchRun:
-    """Read and tokenise the dataset, and load or make the initial model.
-
-    Args:
-        config: The run.
-        start: A model to use instead of the one the config names.
-        folder: The run folder, as in `start_model`.
-        progress: Whether to draw bars.
-        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
-    """
+    """Read and tokenise the dataset, and load or make the initial model."""
     data = open_person_search(config.data)
     start, captions, task = prepare_model(
         PersonSearch,

@@ -17,12 +17,7 @@ from maskery.runs.person_search.config import PersonSearchRunConfig
 def retrieval_of(
     config: PersonSearchRunConfig, trained: tuple[str, ...] | None = None
 ) -> ModelRetrieval:
-    """Retrieval settings saved with the model.
-
-    Args:
-        config: The run's configuration.
-        trained: `CaptionTask.trained`. Default: the built-in terms that are on.
-    """
+    """Return the settings saved with a model; `trained` are by default the terms that are on."""
     return ModelRetrieval(
         clean_captions=config.data.clean_captions,
         max_words=config.data.max_words,
@@ -39,9 +34,6 @@ def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
 
     Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
     of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
-
-    Args:
-        missing: Parameters of the model that the checkpoint lacks.
     """
     absent = tuple(missing)
     trained = [
@@ -58,11 +50,7 @@ def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
 
 
 def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
-    """Return the configuration of the run that a folder, or the model in it, belongs to.
-
-    Raises:
-        ConfigError: It is damaged.
-    """
+    """Return the configuration of the run that a folder, or the model in it, belongs to."""
     if folder.name == MODEL and run_kind(folder) is None:
         folder = folder.parent
     if run_kind(folder) != PersonSearchRunConfig.kind:
@@ -72,9 +60,6 @@ def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
 
 def known_retrieval(name: str) -> ModelRetrieval | None:
     """Return the retrieval settings in a model's own file or, of older models, of its run.
-
-    Args:
-        name: A run folder or a model folder.
 
     Raises:
         ModelError: The file is damaged.

@@ -40,6 +40,13 @@ class TextRunConfig:
     """Held-out text of its own, read like the corpus. Default: a share of the corpus."""
     held_out_share: float = 0.05
     """Share of the examples that is held out, chosen by a hash of their content."""
+    probe: Path | None = None
+    """A label file: how well the encoder's vectors tell its classes apart, before and after, and at
+    every evaluation (--best-metric probe). Default: halves of held-out texts find each other."""
+    probe_text: str = "text"
+    """The column of the texts in --probe."""
+    probe_label: str = ""
+    """The column of the labels in --probe. Default: label."""
     max_length: int | None = None
     """Most tokens of a sequence; longer documents become windows. Default: 512, or the model's."""
     layout: Literal["auto", "packed", "padded"] = "auto"
@@ -129,6 +136,7 @@ class TextRunConfig:
             masking=self.masking.anchored(),
             objectives=self.objectives.anchored(),
             reading=self.reading.anchored(),
+            probe=None if self.probe is None else self.probe.absolute(),
         )
 
 

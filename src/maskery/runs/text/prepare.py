@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,13 +30,16 @@ from maskery.models.loading import (
     known_as,
     load_masked_lm,
     new_masked_lm,
+    resolve,
     start_new_head,
 )
 from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.pooling import MODULES
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, TextData, open_text
 from maskery.tasks.text_mlm import TextMLM, TextParts, make_text_task
+from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.optimiser import resolve_precision
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ log = logging.getLogger(__name__)
 Objective = Callable[[TextParts], Task[Any, Any]]
 
 DEFAULT_MAX_LENGTH = 512
+# Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
+KEEP_WEIGHT = "20"
 COMPILE_BACKEND = "inductor"
 # Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
 EVALUATION_MASKING = MaskingConfig()
@@ -104,6 +110,7 @@ def prepare_text(
         MaskeryError: Something the user can mend.
     """
     given = given or Given()
+    config = replace(config, objectives=with_keep(config, given))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
     layout = choose_layout(config, loaded)
@@ -130,6 +137,31 @@ def prepare_text(
         about=data.describe(),
         given=given,
     )
+
+
+def with_keep(config: TextRunConfig, given: Given) -> TextMLMConfig:
+    """Return the objective's settings with `--keep-embedding auto` decided.
+
+    It is on where the start is a sentence encoder, which people embed texts with, and off with
+    objectives of other names, with a twin, and with steps that are compiled.
+    """
+    settings = config.objectives
+    if settings.keep_embedding != "auto":
+        return settings
+    start = None if given.model is not None or SCRATCH in config.model else resolve(config.model)
+    plain = settings.objective == "mlm" and not settings.has_twin and given.objective is None
+    if plain and not config.training.compile and start and (Path(start) / MODULES).is_file():
+        log.info("the start is a sentence encoder: its vectors are kept (--keep-embedding off)")
+        return replace(settings, keep_embedding=KEEP_WEIGHT)
+    return replace(settings, keep_embedding="off")
+
+
+def pooling_modules(run: TextRun) -> Path | None:
+    """Return the folder of the start if it is a sentence encoder, else None."""
+    if run.given.model is not None or run.config.model.startswith(SCRATCH):
+        return None
+    folder = Path(resolve(run.config.model))
+    return folder if (folder / MODULES).is_file() else None
 
 
 def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:

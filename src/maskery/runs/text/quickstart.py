@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,7 @@ def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
         model="minilm",
         output=output,
         hidden_dropout=0.0,
+        probe=write_topics(output.parent),
         reading=CorpusConfig(unit="paragraph"),
         masking=MaskingConfig(mask_rate=0.3),
         training=TrainingConfig(
@@ -72,6 +75,27 @@ def write_corpus(folder: Path) -> Path:
 
     path = folder / "python_reference.txt"
     write_text(path, "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n")
+    return path
+
+
+def write_topics(folder: Path) -> Path:
+    """Write paragraphs of the same text, each with its topic as label; returns the file.
+
+    Paragraphs of at least 12 words, each once, of topics with at least 6: 1,155 of 33 topics in
+    Python 3.11. The run is asked whether its vectors still tell the topics apart.
+    """
+    from pydoc_data.topics import topics
+
+    first: dict[str, str] = {}
+    for name in sorted(topics):
+        for paragraph in topics[name].strip().split("\n\n"):
+            text = " ".join(paragraph.split())
+            if len(text.split()) >= 12:
+                first.setdefault(text, name)
+    counts = Counter(first.values())
+    path = folder / "topics.jsonl"
+    rows = ({"text": text, "label": name} for text, name in first.items() if counts[name] >= 6)
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
     return path
 
 

@@ -7,16 +7,16 @@ file, so the model folder stays a plain masked language model.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from maskery.core.batch import TokenBatch
@@ -27,16 +27,17 @@ from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.intervals import Interval, interval_note
 from maskery.evaluation.text.masked import (
-    COLUMNS,
     FROZEN_EPOCH,
     ExampleSums,
     MaskedScores,
     compare,
     summarise,
 )
+from maskery.evaluation.verdict import Verdict, judge
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.pooling import copy_modules
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_bytes, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
@@ -52,6 +53,7 @@ from maskery.runs.text.prepare import (
     TextRun,
     new_parameters,
     own_tensors,
+    pooling_modules,
     prepare_text,
     report_left_out,
     text_parts,
@@ -61,9 +63,12 @@ from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
+if TYPE_CHECKING:
+    from maskery.evaluation.probe.probe import ProbeResult
+
 log = logging.getLogger(__name__)
 
-BEFORE = "before.safetensors"
+BEFORE, HELD_OUT = "before.safetensors", "held_out.safetensors"
 TWIN = "twin.hf."
 
 
@@ -77,6 +82,8 @@ class TextResult:
         after: Held-out figures of the trained one.
         difference: Paired, after minus before: loss, top1, top5, each (value, low, high).
         mrtd_auc: How well replaced words are told from original ones; None without MRTD.
+        vectors: How well the encoder's vectors do, after and before; None where nothing was asked.
+        verdict: Whether the run helped, in words.
         summary: Steps, tokens and time.
     """
 
@@ -86,6 +93,8 @@ class TextResult:
     difference: dict[str, Interval]
     mrtd_auc: float | None
     summary: Summary
+    vectors: ProbeResult | None
+    verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json` and of `--json`."""
@@ -96,6 +105,8 @@ class TextResult:
             "after": asdict(self.after),
             "difference": self.difference,
             "mrtd_auc": self.mrtd_auc,
+            "vectors": None if self.vectors is None else self.vectors.to_json(),
+            "verdict": str(self.verdict),
             "training": asdict(self.summary),
         }
 
@@ -171,27 +182,48 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
         resume=run.config.resume == "auto",
     )
     scored = [before]
+    # Before the loop restores a checkpoint: the start's vectors are compared with.
+    check = vector_check(run)
 
     def evaluate(step: int) -> dict[str, float]:
         if step > 0:
             scored.append(run.score())
-        return held_out_figures(scored[-1])
+        figures = held_out_figures(scored[-1])
+        return figures if check is None else {**figures, "probe": check.figure()}
 
     task = make_task(run)
     summary = fit(run, task, folder, evaluate, progress=progress)
     if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
         scored.append(run.score())
+    vectors = None if check is None else check.result()
+    difference = compare(scored[-1], scored[0])
+    keeps = bool(run.config.objectives.keep_weight)
     result = TextResult(
         folder=folder,
         before=summarise(scored[0]),
         after=summarise(scored[-1]),
-        difference=compare(scored[-1], scored[0]),
+        difference=difference,
+        vectors=vectors,
+        verdict=judge(difference["loss"], _first_difference(vectors), keeps=keeps),
         mrtd_auc=replaced_words_auc(task, run.held_out.in_order()),
         summary=summary,
     )
     if is_main_process():
+        write_bytes(folder / HELD_OUT, scored[-1].to_bytes(run.identity))
         save_model_folder(folder / MODEL, lambda path: save_model(run, task, path, result))
     return result
+
+
+def vector_check(run: TextRun) -> Any:
+    """Return a `VectorCheck`, or None where the vectors of a run are not judged."""
+    if run.config.probe is None and not pooling_modules(run):
+        return None
+    # By name: a run whose vectors nobody asks about needs none of it.
+    return importlib.import_module("maskery.runs.text.vectors").VectorCheck.of(run)
+
+
+def _first_difference(vectors: ProbeResult | None) -> Interval | None:
+    return None if vectors is None else vectors.figures[0].difference
 
 
 def make_task(run: TextRun) -> Task[Any, Any]:
@@ -246,11 +278,15 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
     save_extra(task, run.model, folder)
-    write_text(folder / "README.md", text_model_card(run.config, result.before, result.after))
+    sentence_encoder = pooling_modules(run)
+    if sentence_encoder is not None:
+        copy_modules(sentence_encoder, folder)
+    write_text(folder / "README.md", text_model_card(run.config, result))
 
 
-def text_model_card(config: TextRunConfig, before: MaskedScores, after: MaskedScores) -> str:
+def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     """Return the card of a trained model, in Markdown."""
+    before, after = result.before, result.after
     rows = "\n".join(
         f"| {label} | {card_figure(getattr(before, name))} | {card_figure(getattr(after, name))} |"
         for name, label in (
@@ -273,6 +309,8 @@ Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
 | | before | after |
 | --- | --- | --- |
 {rows}
+{_vector_rows(result.vectors)}
+Verdict: {result.verdict}
 
 ```python
 from transformers import pipeline
@@ -281,6 +319,15 @@ pipeline("fill-mask", model="path/of/this/folder")
 ```
 """
     return model_card(text.lstrip(), pipeline_tag="fill-mask")
+
+
+def _vector_rows(vectors: ProbeResult | None) -> str:
+    """Return the rows of a card that say how good the vectors are."""
+    return "".join(
+        f"| vectors: {figure.name} | {card_figure(figure.models['before'])} | "
+        f"{card_figure(figure.models['after'])} |\n"
+        for figure in (vectors.figures if vectors else ())
+    )
 
 
 def first_scores(
@@ -310,23 +357,17 @@ def first_scores(
         return kept
     scored = score()
     if processes.is_main:
-        tensors = {"ids": scored.ids, "sums": scored.sums}
-        write_bytes(path, save(tensors, metadata={"identity": identity}))
+        write_bytes(path, scored.to_bytes(identity))
     return scored
 
 
 def _stored_scores(path: Path, identity: str) -> ExampleSums | None:
     """Return the sums of a file; None if it is missing, damaged or of another run."""
     try:
-        with safe_open(path, framework="numpy") as stored:
-            if (stored.metadata() or {}).get("identity") != identity:
-                return None
-            ids, sums = stored.get_tensor("ids"), stored.get_tensor("sums")
-    except (OSError, SafetensorError):
+        kept, of = ExampleSums.read(path)
+    except CheckpointError:
         return None
-    if ids.dtype != "uint64" or sums.dtype != "float64" or sums.shape != (len(ids), len(COLUMNS)):
-        return None
-    return ExampleSums(ids=ids, sums=sums)
+    return kept if of == identity else None
 
 
 def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -> None:

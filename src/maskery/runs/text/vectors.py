@@ -1,0 +1,101 @@
+"""Are the vectors still good? A run's own check, before, while and after it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from maskery.core.errors import MissingExtraError
+from maskery.data.split import texts_of
+from maskery.evaluation.probe.classify import nearest
+from maskery.evaluation.probe.encode import Encoder, Vectors
+from maskery.evaluation.probe.labels import Labelled, read_labelled
+from maskery.evaluation.probe.probe import ClassTask, ProbeResult, halves, probe
+from maskery.models.pooling import Pooling
+from maskery.runs.text.prepare import TextRun, pooling_modules
+
+log = logging.getLogger(__name__)
+
+# Halves of more texts tell nothing that these do not, and each is encoded at every evaluation.
+MOST_HALVES = 1000
+
+
+class Remembered(Encoder):
+    """An encoder that keeps the vectors it has made, of the weights it had then."""
+
+    kept: dict[Sequence[str], Vectors]
+
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
+        """Return the vectors that were made first."""
+        key = tuple(texts)
+        if key not in self.kept:
+            self.kept[key] = super().encode(texts, progress=progress)
+        return self.kept[key]
+
+
+class VectorCheck:
+    """Compares the run's encoder with the one that it started from, on one task.
+
+    Args:
+        run: Before its first step: the start's vectors are made now.
+        labelled: The task.
+    """
+
+    def __init__(self, run: TextRun, labelled: Labelled) -> None:
+        self.labelled = labelled
+        parts = (run.loaded.model, run.loaded.tokenizer, pooling_of(run))
+        self.after = Encoder(*parts, name="after")
+        self.before = Remembered(*parts, name="before")
+        self.before.kept = {}
+        probe(self.before, labelled, linear=False)
+
+    @classmethod
+    def of(cls, run: TextRun) -> VectorCheck | None:
+        """Make the check of a run: its `--probe` file, else halves of held-out texts.
+
+        Returns:
+            None where neither is: halves are judged where the start is a sentence encoder.
+
+        Raises:
+            DataError: The label file cannot be used.
+        """
+        config = run.config
+        if config.probe is not None:
+            labelled = read_labelled(
+                config.probe, text_column=config.probe_text, label_column=config.probe_label
+            )
+            return cls(run, labelled)
+        if not pooling_of(run).own:
+            return None
+        held_out = texts_of(
+            run.held_out.store, run.loaded.tokenizer, np.unique(run.held_out.windows.documents)
+        )
+        labelled = halves(list(held_out)[:MOST_HALVES])
+        if len(set(labelled.labels)) < 2:
+            return None
+        try:
+            return cls(run, labelled)
+        except MissingExtraError as error:
+            log.info("vectors are not judged: %s", error)
+            return None
+
+    def result(self) -> ProbeResult:
+        """Return the figures after and before, and their paired differences."""
+        return probe(self.after, self.labelled, self.before, linear=False)
+
+    def figure(self) -> float:
+        """Return the first figure of the encoder as it is now, for the log."""
+        if self.labelled.kind == "labels":
+            task = ClassTask(self.labelled, [])
+            found = nearest(self.after.encode(task.labelled.texts))
+            return float(np.mean(task.classes[found] == task.classes))
+        (first, *_) = probe(self.after, self.labelled, linear=False).figures
+        return next(iter(first.models.values())).value
+
+
+def pooling_of(run: TextRun) -> Pooling:
+    """Return the pooling of the model that a run starts from; the mean where it says nothing."""
+    folder = pooling_modules(run)
+    return Pooling() if folder is None else Pooling.of(folder)
