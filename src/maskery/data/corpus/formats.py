@@ -114,11 +114,7 @@ def is_portable(path: Path, config: CorpusConfig) -> bool:
 
 
 def reader_for(path: Path, config: CorpusConfig) -> TextReader:
-    """Return the function that reads the texts of a file.
-
-    Raises:
-        PluginError: `--reader` names none, or one that cannot be loaded or called.
-    """
+    """Return the function that reads the texts of a file."""
     choice: Any = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
     found: Any = READERS.find(choice)
     if format_of(path, config):
@@ -129,12 +125,7 @@ def reader_for(path: Path, config: CorpusConfig) -> TextReader:
 
 
 def read_texts(reading: Reading) -> Iterator[str]:
-    """Yield the texts of a file by the reader of its format.
-
-    Raises:
-        DataError: The file cannot be read as the config says.
-        PluginError: The reader cannot be loaded, or fails.
-    """
+    """Yield the texts of a file by the reader of its format."""
     try:
         yield from reader_for(reading.path, reading.config)(reading)
     except MaskeryError:
@@ -150,17 +141,7 @@ def read_texts(reading: Reading) -> Iterator[str]:
 
 
 def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:
-    """Yield the texts that a reader of the user's own finds in a file.
-
-    Args:
-        reader: The reader.
-        choice: The reader as the user named it, for messages.
-        reading: The file.
-
-    Raises:
-        PluginError: The reader fails, or yields something that is no text.
-        DataError: The file cannot be read, or a record has no text.
-    """
+    """Yield the texts that a reader of the user's own finds in a file."""
     reading.place.unit = "example"
     with CorpusFile(reading) as file:
         try:
@@ -213,11 +194,7 @@ class CorpusFile(io.TextIOBase):
         return True
 
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
-        """Return the next line with its line end, or "" at the end of the file.
-
-        Raises:
-            DataError: The line is longer than any record may be.
-        """
+        """Return the next line with its line end, or "" at the end of the file."""
         del size  # part of the interface; lines come whole
         parts: list[str] = []
         length = 0

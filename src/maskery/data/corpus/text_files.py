@@ -64,22 +64,14 @@ UNITS = {"line": lines, "paragraph": paragraphs, "document": documents}
 
 
 def read_text(reading: Reading) -> Iterator[str]:
-    """Yield the units of a plain text file; blank ones are among them.
-
-    Raises:
-        DataError: The file cannot be read or holds bad text.
-    """
+    """Yield the units of a plain text file; blank ones are among them."""
     cutter = Cutter(reading.config.max_example_chars, reading.report)
     with open_blocks(reading) as blocks:
         yield from UNITS[reading.config.unit](blocks, cutter)
 
 
 def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
-    r"""Yield the lines of a text, without their `\n`.
-
-    Raises:
-        DataError: A line is longer than `reading.max_record_chars`.
-    """
+    r"""Yield the lines of a text, without their `\n`."""
     parts: list[str] = []
     size = number = 0
     for block in blocks:
@@ -111,12 +103,7 @@ STANDARD_INPUT = Path("-")
 
 
 class Line(NamedTuple):
-    """One line that is not blank.
-
-    Attributes:
-        number: From 1, blank lines counted.
-        text: Without white space at its ends.
-    """
+    """One line that is not blank."""
 
     number: int
     text: str

@@ -56,14 +56,6 @@ def count_steps(histogram: Counts, *, batch_tokens: int, layout: Layout) -> int:
     Packed, in any order: every step but the last is followed by a window that it has no room for,
     so it holds more than `batch_tokens - longest` tokens, and at least as many windows as fit were
     all of them the longest. Padded, sorted by length: exact.
-
-    Args:
-        histogram: From `window_histogram`.
-        batch_tokens: The most tokens of a step.
-        layout: Packed or padded.
-
-    Raises:
-        ConfigError: A window alone exceeds the budget.
     """
     present = np.flatnonzero(histogram)
     if not len(present):
@@ -109,9 +101,6 @@ def cut_exactly(lengths: Counts, num_steps: int, *, batch_tokens: int, layout: L
 
     Returns:
         (num_steps + 1,) int64 boundaries.
-
-    Raises:
-        DataError: There are fewer windows than steps.
     """
     if len(lengths) < num_steps:
         raise DataError(
