@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.formats import too_long, whole_lines
 from maskery.data.corpus.streams import open_blocks
-from maskery.data.corpus.text_files import too_long, whole_lines
 
 SPACE = re.compile(r"[ \t\n\r]*")
 # An error this near the end of what was read may come from a token that goes on after it;

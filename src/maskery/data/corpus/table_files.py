@@ -12,8 +12,8 @@ from typing import Any
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.formats import too_long, whole_lines
 from maskery.data.corpus.streams import COMPRESSIONS, cannot_read, open_blocks, open_stream
-from maskery.data.corpus.text_files import too_long, whole_lines
 
 # Spreadsheets of many countries write semicolons into .csv files.
 DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t",)}

@@ -75,8 +75,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_first(path: Path, data: bytes) -> None:
-    """Write a file as `write_bytes` does, unless there is one: whoever is first is never replaced.
-    """
+    """Write a file as `write_bytes` does, unless there is one: the first is never replaced."""
 
     def place(partial: Path) -> None:
         try:

@@ -17,8 +17,8 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.random import Stream, random_words
 from maskery.core.task import StandIn
+from maskery.data.batching import Layout, Plan, Template, TextSource
 from maskery.data.corpus.files import MANIFEST
-from maskery.data.plan import Layout, Plan
 from maskery.data.shards import epoch as epochs
 from maskery.data.shards.manifest import (
     TOKENIZER,
@@ -29,7 +29,6 @@ from maskery.data.shards.manifest import (
 )
 from maskery.data.shards.places import Place
 from maskery.data.shards.shard_file import JoinedShards, TokenShard
-from maskery.data.text_source import Template, TextSource
 
 log = logging.getLogger(__name__)
 
