@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from maskery.cli.main import main
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.batching import Template
 from maskery.data.corpus.sentences import Line

@@ -18,8 +18,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError, ModelError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.data.corpus.sentences import Line, read_sentences
 
 TOKENIZER = "tokenizer.json"

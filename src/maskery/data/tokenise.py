@@ -17,8 +17,8 @@ from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.data.store import FORMAT, TokenStore, TokenStoreWriter
 
 log = logging.getLogger(__name__)

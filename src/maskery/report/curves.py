@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
@@ -30,6 +30,8 @@ RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 # Of the picture: four curves, then the grid and the numbers; and the page's names for the same.
 COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
 VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
+# Where there are more curves than colours, the colours come again with other lines.
+LINES = ("-", "--", ":")
 COLUMNS = 3
 # Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 300 to 340 pixels.
 WIDTH, HEIGHT = 3.6, 2.1
@@ -103,6 +105,28 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
             curve = Curve(name="held out", points=held_out[name], marked=True)
             charts.append(Chart(title=label(name), curves=(curve,)))
     return [chart for chart in charts if chart.curves]
+
+
+def held_out_charts(runs: Mapping[str, Sequence[dict[str, Any]]]) -> list[Chart]:
+    """Return charts of loss and accuracy with a curve for each run.
+
+    Args:
+        runs: The metrics of each run, by the name that its curve gets.
+    """
+    found = {
+        run: _series(line for line in lines if line["kind"] == "held_out")
+        for run, lines in runs.items()
+    }
+    charts = []
+    for name, title in (("loss", "Held-out loss (nats)"), ("top1", "Held-out top-1 accuracy")):
+        curves = tuple(
+            Curve(name=run, points=series[name], marked=True)
+            for run, series in found.items()
+            if name in series
+        )
+        if curves:
+            charts.append(Chart(title=title, curves=curves, percent=name == "top1"))
+    return charts
 
 
 def label(name: str) -> str:
@@ -211,6 +235,7 @@ def _draw(chart: Chart, axes: Any) -> None:
             steps,
             values,
             color=lines[number % len(lines)],
+            linestyle=LINES[number // len(lines) % len(LINES)],
             marker="o" if curve.marked or len(steps) == 1 else None,
             markersize=3,
             label=curve.name,

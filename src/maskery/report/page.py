@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import METRICS, read_metrics
-from maskery.core.optional import require
+from maskery.core.registry import require
+from maskery.core.system import METRICS, read_metrics
 from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
 from maskery.report.tables import main_tables, other_figures
 
@@ -22,6 +22,12 @@ TEMPLATE = "report.html.jinja"
 NO_SAMPLES = {
     **dict.fromkeys(("fills", "improved", "worsened", "pictures", "searches"), ()),
     "masked_words": 0,
+}
+# The values of the template that a page may do without.
+NOTHING = {
+    **dict.fromkeys(("lead", "verdict", "config", "best_step", "training", "environment")),
+    **dict.fromkeys(("skipped", "others"), ()),
+    "samples": NO_SAMPLES,
 }
 
 
@@ -73,14 +79,8 @@ def write_report(folder: Path) -> Path:
 
 
 def render(run: RunData, charts: Sequence[Chart]) -> str:
-    """Return the page of a run; everything that comes from data is escaped."""
-    jinja2 = require("jinja2", extra="report", purpose="write the report")
-    source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = percent
-    page: str = environment.from_string(source).render(
+    """Return the page of a run."""
+    return fill_template(
         name=run.name,
         verdict=run.evaluation.get("verdict"),
         training=run.evaluation.get("training", {}),
@@ -88,11 +88,29 @@ def render(run: RunData, charts: Sequence[Chart]) -> str:
         skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
         tables=main_tables(run.evaluation),
         others=other_figures(run.evaluation),
-        charts=[(chart, draw_svg(chart)) for chart in charts],
+        charts=charts,
         samples={**NO_SAMPLES, **run.samples},
         environment=run.samples.get("environment", {}),
         config=run.config,
-        sights=SIGHTS.items(),
+    )
+
+
+def fill_template(*, charts: Sequence[Chart], **values: Any) -> str:
+    """Return a page; everything that comes from data is escaped.
+
+    Args:
+        charts: Drawn into the page.
+        **values: Of the template; those that are left out are empty.
+    """
+    jinja2 = require("jinja2", extra="report", purpose="write the report")
+    source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = percent
+    drawn = [(chart, draw_svg(chart)) for chart in charts]
+    page: str = environment.from_string(source).render(
+        {**NOTHING, **values, "charts": drawn, "sights": SIGHTS.items()}
     )
     return page
 
@@ -118,7 +136,7 @@ def read_run(folder: Path) -> RunData:
         )
     return RunData(
         name=folder.resolve().name,
-        metrics=_metrics(folder / METRICS),
+        metrics=metrics_of(folder / METRICS),
         evaluation=_object(folder / EVALUATION),
         samples=_object(folder / SAMPLES),
         config=_text(folder / CONFIG),
@@ -132,7 +150,12 @@ def _text(path: Path) -> str:
         raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`; none if there is no such file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     try:
         return read_metrics(path, tell=True) if path.is_file() else []
     except OSError as error:
