@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
+from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
-from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import load_masked_lm

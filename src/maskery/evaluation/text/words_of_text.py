@@ -12,9 +12,8 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
-from maskery.data.text_source import Template
-from maskery.data.tokenise import plain_backend
-from maskery.data.words import starts_word_table, word_starts
+from maskery.data.batching import Template
+from maskery.data.tokenise import plain_backend, starts_word_table, word_starts
 
 
 @dataclass(frozen=True, kw_only=True)
