@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.optional import require
 from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
+from maskery.core.registry import require
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
 from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many
 

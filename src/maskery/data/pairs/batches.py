@@ -19,12 +19,12 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
 from maskery.core.task import StandIn
+from maskery.data.batching import Plan, plan_epoch, split_step
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.views import view_draws, view_stack
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs, wrong_pairs
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.plan import Plan, plan_epoch, split_step
 
 if TYPE_CHECKING:
     from PIL.Image import Image

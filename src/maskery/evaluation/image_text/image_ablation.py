@@ -18,11 +18,10 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.optional import require
 from maskery.core.random import Int64Array, UInt64Array
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.registry import require
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.batches import JudgedPairs
