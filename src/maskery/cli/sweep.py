@@ -11,7 +11,7 @@ import tyro
 
 from maskery.cli.compare import Outputs, show
 from maskery.cli.console import parse, set_up_logging
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maskery.core.files import METRICS
+from maskery.core.system import METRICS
 from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.text.comparison import Row, reference
 from maskery.report.tables import LABELS, SHARES, Figure, Table, figure

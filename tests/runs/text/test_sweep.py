@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from maskery.training.callbacks import Callback
 from tiny_text import lines, save_tiny_model
 
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError
-from maskery.core.files import read_metrics
 from maskery.core.registry import FromFile
+from maskery.core.system import read_metrics
 from maskery.runs.frame.config_file import save_config
 from maskery.runs.text import sweep
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.sweep import plan_sweep
-from maskery.training.callbacks import Callback
 from maskery.training.config import TrainingConfig
 
 

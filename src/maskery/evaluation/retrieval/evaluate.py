@@ -10,8 +10,7 @@ Shapes: T texts, I images, K = min(rerank, I) candidates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +73,7 @@ class Retrieval:
     scores: torch.Tensor | None
 
 
+@torch.no_grad()
 def evaluate_retrieval(
     model: ImageTextModel,
     images: Iterable[torch.Tensor],
@@ -111,32 +111,29 @@ def evaluate_retrieval(
         )
     if len(texts.lengths) != num_texts:
         raise DataError(f"{len(texts.lengths)} texts come with {num_texts} persons; name one each")
-    _require_right_images(image_persons, text_persons)
-    _require_wrong_images(image_persons)
-    count = _clamped(config.rerank, num_images)
+    _require_persons(image_persons, text_persons)
+    count = min(config.rerank, num_images)
+    if config.rerank > num_images:
+        log.info(
+            "rerank is %d and there are %d images: all of them are ranked anew",
+            config.rerank,
+            num_images,
+        )
     if count:
         require_fusion(model)
-    with evaluating(model):
-        seen = read_images(
+    was_training = model.training
+    model.eval()
+    try:
+        read = read_images(
             model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
         )
-        said = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
+        encoded = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
         persons = Persons(
             *(torch.from_numpy(p).to(model.device) for p in (text_persons, image_persons))
         )
-        return _rank_all(model, seen, said, persons, count, config, processes, progress)
-
-
-@contextmanager
-def evaluating(model: ImageTextModel) -> Iterator[None]:
-    """Put the model into evaluation mode, without gradients; then back."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
+        return _rank_all(model, read, encoded, persons, count, config, processes, progress)
     finally:
-        model.train(training)
+        model.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -161,8 +158,9 @@ def _rank_all(
         require_numbers(features)
     kept = min(max(count, KEPT), len(images.features))
     order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
-    told = persons.texts.cpu().numpy()
-    contrastive = summarise_texts(text_figures(matches), told)
+    text_persons = persons.texts.cpu().numpy()
+    num_texts, num_images = len(text_persons), len(persons.images)
+    contrastive = summarise_texts(text_figures(matches), text_persons)
     reranked = chosen = scores = None
     if count:
         if processes is not None:  # another's last digits may differ, and so its candidates
@@ -182,17 +180,18 @@ def _rank_all(
         chosen = order[:, :count].gather(1, sorting)
         scores = scores.gather(1, sorting)
         matches[:, :count] = matches[:, :count].gather(1, sorting.to(matches.device))
-        reranked = summarise_texts(text_figures(matches), told)
+        reranked = summarise_texts(text_figures(matches), text_persons)
+    # A ranking at random starts with one of a text's right images: their share of the gallery.
     right = (persons.images[:, None] == persons.texts.unique()[None]).sum(dim=0)
     per_text = dict(zip(persons.texts.unique().tolist(), right.tolist(), strict=True))
     figures = RetrievalFigures(
         contrastive=contrastive,
         reranked=reranked,
-        image_to_text=_backward(images, texts, persons),
-        chance=sum(per_text[person] for person in told.tolist()) / len(told) / len(persons.images),
+        image_to_text=_image_to_text(images, texts, persons),
+        chance=sum(per_text[p] for p in text_persons.tolist()) / num_texts / num_images,
         rerank=count,
-        num_texts=len(told),
-        num_images=len(persons.images),
+        num_texts=num_texts,
+        num_images=num_images,
         num_persons=len(per_text),
     )
     return Retrieval(figures=figures, contrastive=order, reranked=chosen, scores=scores)
@@ -230,7 +229,7 @@ def _contrast(
     return torch.cat(best), torch.cat(similar), torch.cat(matches)
 
 
-def _backward(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
+def _image_to_text(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
     if not bool(torch.isin(persons.images, persons.texts).all()):
         return None
     parts = [
@@ -242,15 +241,8 @@ def _backward(images: ReadImages, texts: ReadTexts, persons: Persons) -> Ranking
     return summarise_texts(np.concatenate(parts), persons.images.cpu().numpy())
 
 
-def _clamped(wanted: int, num_images: int) -> int:
-    if wanted > num_images:
-        log.info(
-            "rerank is %d and there are %d images: all of them are ranked anew", wanted, num_images
-        )
-    return min(wanted, num_images)
-
-
-def _require_right_images(image_persons: Int64Array, text_persons: Int64Array) -> None:
+def _require_persons(image_persons: Int64Array, text_persons: Int64Array) -> None:
+    """Refuse texts without a right image, and images among which none is wrong."""
     lost = ~np.isin(text_persons, image_persons)
     if lost.any():
         raise DataError(
@@ -258,9 +250,6 @@ def _require_right_images(image_persons: Int64Array, text_persons: Int64Array) -
             f"(the first: person {int(text_persons[lost][0])}); leave these texts out, or bring "
             f"the images"
         )
-
-
-def _require_wrong_images(image_persons: Int64Array) -> None:
     if len(np.unique(image_persons)) < 2:
         raise DataError(
             f"the {len(image_persons)} images show one person alone, so every ranking is right; "

@@ -32,15 +32,10 @@ NOT_SWEPT = ("corpus", "eval_data", "held_out_share", "output", "resume", "cache
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        config: With its folder as `output`; it resumes what is there.
-        finished: True if the folder holds the whole run.
-    """
-
-    config: TextRunConfig
-    finished: bool
+    config: TextRunConfig  # With its folder as `output`; it resumes what is there
+    finished: bool  # True if the folder holds the whole run
 
 
 def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> list[PlannedRun]:
