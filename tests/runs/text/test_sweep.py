@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from maskery.training.callbacks import Callback
 from tiny_text import lines, save_tiny_model
 
 from maskery.cli.main import main
@@ -18,6 +17,7 @@ from maskery.runs.text import sweep
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.sweep import plan_sweep
 from maskery.training.config import TrainingConfig
+from maskery.training.journal import Callback
 
 
 @pytest.fixture
