@@ -44,6 +44,8 @@ ATTENTION_DROPOUTS = (
 )
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")
 ALIASES = ("minilm",)
+# The file of a sentence encoder that lists its modules; `models/pooling.py` reads it.
+MODULES = "modules.json"
 
 
 @dataclass(frozen=True, kw_only=True)

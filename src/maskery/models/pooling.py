@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from maskery.core.errors import ModelError
+from maskery.models.loading import MODULES
 
-MODULES = "modules.json"
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken")
 # Old settings: one flag a mode.
 FLAGS = {
