@@ -26,6 +26,7 @@ import torch
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 
+Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 

@@ -25,7 +25,7 @@ NO_SAMPLES = {
 }
 # The values of the template that a page may do without.
 NOTHING = {
-    **dict.fromkeys(("lead", "config", "best_step", "training", "environment")),
+    **dict.fromkeys(("lead", "verdict", "config", "best_step", "training", "environment")),
     **dict.fromkeys(("skipped", "others"), ()),
     "samples": NO_SAMPLES,
 }

@@ -53,12 +53,7 @@ class DamagedIndex(Exception):  # noqa: N818
 
 
 class GalleryStore:
-    """One gallery's index, under one model.
-
-    Attributes:
-        folder: Holds its files.
-        width: E, of the features.
-    """
+    """One gallery's index, under one model whose features are `width` (E) wide."""
 
     def __init__(self, folder: Path, width: int) -> None:
         """Open an index, or begin one; use `open_store`, which repairs."""
@@ -106,10 +101,7 @@ class GalleryStore:
     ) -> None:
         """Take in one batch, whole or not at all.
 
-        Args:
-            files: By path, stamp and digest.
-            features: By digest, (E,).
-            troubles: By digest, why there is no feature.
+        `features` (E,) and `troubles` (why there is no feature) are by digest.
         """
         contents: list[tuple[bytes, bytes | None, str | None]] = [
             (digest, feature.astype("<f2").tobytes(), None) for digest, feature in features.items()
@@ -173,9 +165,7 @@ class GalleryStore:
     def _make_matrix(self, lost: str | None) -> None:
         """Number the readable pictures and write their features in that order.
 
-        Args:
-            lost: The matrix that there should be and is not; nothing is done where another program
-                has made one since.
+        Does nothing where another program has made a matrix since `lost` was found missing.
         """
         readable = "FROM files JOIN contents USING (digest) WHERE feature IS NOT NULL"
         path = self.folder / f"features-{uuid.uuid4().hex}.npy"
@@ -255,11 +245,7 @@ def _numbered(database: sqlite3.Connection) -> tuple[str | None, list[str]]:
 
 
 def open_store(folder: Path, width: int) -> GalleryStore:
-    """Open a gallery's index, or begin one; a damaged one is made anew.
-
-    Raises:
-        DataError: The folder cannot be used.
-    """
+    """Open a gallery's index, or begin one; a damaged one is made anew."""
     try:
         return GalleryStore(folder, width)
     except DamagedIndex as error:

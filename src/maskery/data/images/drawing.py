@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from maskery.core.errors import DataError
 from maskery.core.optional import require
+from maskery.core.random import Float32Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,17 +43,11 @@ GAMMA = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One picture of a sheet.
+    """One picture of a sheet."""
 
-    Attributes:
-        image: RGB.
-        label: Short lines below it.
-        frame: The colour of its frame; None for none.
-    """
-
-    image: Image
-    label: Sequence[str] = ()
-    frame: Colour | None = None
+    image: Image  # RGB
+    label: Sequence[str] = ()  # short lines below it
+    frame: Colour | None = None  # the colour of its frame; None for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +62,6 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
     """Lay rows of pictures out on white paper.
 
     Args:
-        rows: From top to bottom.
         height: Pixels that pictures are scaled to; none is made wider than twice that.
         columns: The most pictures side by side; longer rows are continued below.
     """
@@ -145,15 +138,11 @@ def _shortened(text: str, font: Any, width: int) -> str:
     return f"...{text}"
 
 
-def heat_over(image: Image, heat: npt.NDArray[np.float32]) -> Image:
-    """Colour the hottest places of a picture.
+def heat_over(image: Image, heat: Float32Array) -> Image:
+    """Colour the hottest places of an RGB picture, over which `heat` (G, F) is stretched.
 
     The heat is scaled to its own least and largest, so that colours of two words cannot be
     compared; even heat colours nothing.
-
-    Args:
-        image: RGB.
-        heat: (G, F), stretched over the whole picture.
     """
     module = require("PIL.Image", extra="vision", purpose="draw heat maps")
     span = float(heat.max() - heat.min())
@@ -166,7 +155,7 @@ def heat_over(image: Image, heat: npt.NDArray[np.float32]) -> Image:
     return drawn
 
 
-def ramp(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def ramp(values: Float32Array) -> Float32Array:
     """Turn (H, W) values from 0 to 1 into (H, W, 3) colours from 0 to 255."""
     steps = np.linspace(0.0, 1.0, len(RAMP))
     channels = [np.interp(values, steps, RAMP[:, channel]) for channel in range(3)]

@@ -65,16 +65,9 @@ NUM_DRAWS = Draw.AUGMENT + DRAWS_PER_OPERATION * MAX_AUGMENT_OPERATIONS
 
 
 def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -> Float32Array:
-    """Draw the uniforms of one view of each example.
+    """Draw the uniforms of one view of each example: (N, `NUM_DRAWS`) float32 in [0, 1).
 
-    Args:
-        seed: From 0 to 2**64 - 1.
-        epoch: From 0 to 2**24 - 1.
-        example_ids: (N,) uint64.
-        view: Number of the view of the same picture, from 0.
-
-    Returns:
-        (N, `NUM_DRAWS`) float32 in [0, 1).
+    `view` numbers the views of the same picture, from 0.
     """
     count = len(example_ids)
     words = random_rows(
@@ -89,11 +82,7 @@ def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -
 
 
 def view(image: Image, config: ViewConfig, draws: Float32Array | None = None) -> torch.Tensor:
-    """Resize, augment and normalise a picture.
-
-    Returns:
-        (3, H, W) float32.
-    """
+    """Resize, augment and normalise a picture: (3, H, W) float32."""
     return normalise(view_pixels(image, config, draws), config)
 
 
@@ -242,20 +231,11 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
 def view_batches(
     refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Decode, resize and normalise pictures, some at a time.
-
-    Args:
-        refs: The pictures.
-        config: With size and normalisation set.
-        skipped: Told of pictures that cannot be read; its policy decides what follows.
-        batch_images: The most pictures at a time.
+    """Decode, resize and normalise pictures, at most `batch_images` at a time.
 
     Yields:
         The indices of the pictures, and their pixels (B, 3, H, W) float32. Batches in which no
-        picture could be read are left out.
-
-    Raises:
-        DataError: A picture cannot be read, and `skipped` does not skip it.
+        picture could be read are left out; `skipped` decides if one that cannot be is an error.
     """
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, "decode") as pool:

@@ -18,7 +18,7 @@ import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.core.random import Stream, uniforms
+from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
 from maskery.core.task import StandIn
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.views import normalise, view_draws, view_pixels
@@ -33,36 +33,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedPairs:
-    """B pairs, as the image-text tasks read them.
+    """B pairs, as the image-text tasks read them."""
 
-    Attributes:
-        image1: (B, 3, H, W) float32, normalised: one random view of each picture.
-        image2: (B, 3, H, W) float32: another.
-        text1: B captions.
-    """
-
-    image1: torch.Tensor
-    image2: torch.Tensor
-    text1: TokenBatch
+    image1: torch.Tensor  # (B, 3, H, W) float32, normalised: one random view of each picture
+    image2: torch.Tensor  # (B, 3, H, W) float32: another
+    text1: TokenBatch  # B captions
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedPairs:
-    """B held-out captions with their pictures and wrong ones.
+    """B held-out captions with their pictures and wrong ones."""
 
-    Attributes:
-        images: (I, 3, H, W) float32, normalised, without random changes.
-        right: (B,) int64: the picture of each caption, an index into `images`.
-        wrong: (B,) int64: a picture of something (someone) else.
-        text: B captions.
-        groups: (B,) uint64: the picture or person of each caption; what intervals resample.
-    """
-
-    images: torch.Tensor
-    right: torch.Tensor
-    wrong: torch.Tensor
-    text: TokenBatch
-    groups: npt.NDArray[np.uint64]
+    images: torch.Tensor  # (I, 3, H, W) float32, normalised, without random changes
+    right: torch.Tensor  # (B,) int64: the picture of each caption, an index into `images`
+    wrong: torch.Tensor  # (B,) int64: a picture of something (someone) else
+    text: TokenBatch  # B captions
+    # (B,) uint64: the picture or person of each caption; what intervals resample.
+    groups: UInt64Array
 
 
 class PicturedExamples:
@@ -77,8 +64,8 @@ class PicturedExamples:
 
     def __init__(
         self,
-        ids: npt.NDArray[np.uint64],
-        pairs: npt.NDArray[np.int64],
+        ids: UInt64Array,
+        pairs: Int64Array,
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
@@ -95,7 +82,7 @@ class PicturedExamples:
 
     def step_parts(
         self, epoch: int, step: int, world_size: int
-    ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    ) -> tuple[Int64Array, list[Int64Array]]:
         """Return the examples of a step, and their indices cut into micro-batches of all ranks."""
         members = self.plan(epoch).step(step)
         ones = np.ones(len(members), np.int64)
@@ -114,9 +101,7 @@ class PicturedExamples:
             self._plan = (epoch, plan)
         return self._plan[1]
 
-    def readable(
-        self, members: npt.NDArray[np.int64], epoch: int
-    ) -> tuple[npt.NDArray[np.int64], list[Image]]:
+    def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
         loaded = self.pictures.load(self.pairs[members].tolist())
         if any(image is not None for image in loaded):
@@ -132,7 +117,7 @@ class PicturedExamples:
         raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
 
     def views(
-        self, images: list[Image], ids: npt.NDArray[np.uint64], epoch: int
+        self, images: list[Image], ids: UInt64Array, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two random views of each picture: (B, 3, H, W) float32, normalised."""
         first, second = (
@@ -148,11 +133,7 @@ class PicturedExamples:
 
 
 class PairSource(PicturedExamples):
-    """The batches of a run over some of the pairs.
-
-    Args:
-        chosen: The pairs that are read; those without a usable caption are left out.
-    """
+    """The batches of a run over the `chosen` pairs, without those that have no usable caption."""
 
     def __init__(
         self,
@@ -160,7 +141,7 @@ class PairSource(PicturedExamples):
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
-        chosen: npt.NDArray[np.int64],
+        chosen: Int64Array,
         *,
         batch_pairs: int,
         micro_pairs: int | None = None,
@@ -188,8 +169,7 @@ class PairSource(PicturedExamples):
     ) -> Sequence[ViewedPairs | StandIn[ViewedPairs]]:
         """Return one process's share of a step.
 
-        Raises:
-            DataError: No picture can be read, or one cannot and none is to be skipped.
+        Raises DataError if no picture can be read, or one cannot and none is to be skipped.
         """
         members, parts = self.step_parts(epoch, step, world_size)
         return [
@@ -199,7 +179,7 @@ class PairSource(PicturedExamples):
             for part in parts[rank::world_size]
         ]
 
-    def batch(self, members: npt.NDArray[np.int64], epoch: int) -> ViewedPairs:
+    def batch(self, members: Int64Array, epoch: int) -> ViewedPairs:
         """Return the batch of some examples in an epoch, without pictures that cannot be read."""
         members, images = self.readable(members, epoch)
         ids = self.ids[members]
@@ -207,9 +187,7 @@ class PairSource(PicturedExamples):
         chosen = self._choose(self.pairs[members], ids, epoch)
         return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
 
-    def _choose(
-        self, pairs: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64], epoch: int
-    ) -> npt.NDArray[np.int64]:
+    def _choose(self, pairs: Int64Array, ids: UInt64Array, epoch: int) -> Int64Array:
         """Draw one caption of each pair: (B,) int64."""
         owners = self.captions.owners
         first = np.searchsorted(owners, pairs, side="left")
@@ -219,12 +197,9 @@ class PairSource(PicturedExamples):
 
 
 class HeldOutPairs:
-    """Every caption of some pairs, with the picture it belongs to and a wrong one.
+    """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one.
 
-    Args:
-        groups: From `group_ids`.
-        chosen: The pairs that are read.
-        batch_pairs: Pairs read at once; nothing else depends on it.
+    `batch_pairs` of them are read at once; nothing else depends on it.
     """
 
     def __init__(
@@ -233,8 +208,8 @@ class HeldOutPairs:
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
-        groups: npt.NDArray[np.uint64],
-        chosen: npt.NDArray[np.int64],
+        groups: UInt64Array,
+        chosen: Int64Array,
         *,
         batch_pairs: int = 64,
     ) -> None:

@@ -31,12 +31,11 @@ SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
 
 
 def open_source(source: Source, config: PairsConfig) -> Reader:
-    """Find out the format of a source and open it.
+    """Find out the format of a source, unless `config.reader` names it, and open it.
 
     Args:
         source: A file; a folder with image metadata, Parquet tables or tar shards; several files
             by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
-        config: Settings; its `reader` takes the place of the format.
 
     Raises:
         DataError: There is nothing there, or nothing of a known format.
@@ -195,9 +194,8 @@ def open_records(source: Iterable[Any], config: PairsConfig) -> Reader:
 class GivenRecords:
     """Turns mappings into records; images that are bytes wait in a temporary file.
 
-    Args:
-        root: The folder of image paths, unless the settings have another.
-        choice: The user's reader, for messages; None where the records are an object in Python.
+    `root` is the folder of image paths, unless the settings have another. `choice` is the user's
+    reader, for messages; None where the records are an object in Python.
     """
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:

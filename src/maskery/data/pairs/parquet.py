@@ -34,11 +34,7 @@ UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, Overf
 
 
 def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open one or more tables with the same columns.
-
-    Raises:
-        DataError: A file is no Parquet table or lacks a column.
-    """
+    """Open one or more Parquet tables; DataError if a file is none, or lacks a column."""
     store = ParquetImages(paths, config, root)
     return Reader(records=store.records(), ref=store.ref)
 

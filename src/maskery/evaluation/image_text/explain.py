@@ -186,7 +186,7 @@ def word_heat(
 def fuse_with_map(
     model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys], layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fuse texts of equal length with one image, and keep a layer's attention to it.
+    """Fuse texts (R, L) of equal length with one image, and keep a layer's attention to it.
 
     Args:
         model: In evaluation mode.
@@ -217,14 +217,9 @@ def fuse_with_map(
 
 
 def grad_cam(said: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """Return the mean over heads of ReLU(gradient * map).
+    """Return the mean over heads of ReLU(gradient * map): (R, L, N), 0 or more.
 
-    Args:
-        said: Scalar.
-        attention: (R, H, L, N), which `said` was computed from.
-
-    Returns:
-        (R, L, N), 0 or more.
+    `said` is a scalar that was computed from `attention` (R, H, L, N).
     """
     (gradient,) = torch.autograd.grad(said, attention)
     return (gradient * attention.detach()).relu().mean(dim=1)

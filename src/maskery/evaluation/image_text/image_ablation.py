@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.optional import require
+from maskery.core.random import Int64Array, UInt64Array
 from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
@@ -45,19 +46,13 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 @dataclass(frozen=True, kw_only=True)
 class WordScores:
-    """Chosen words, masked one at a time.
+    """Chosen words, masked one at a time."""
 
-    Attributes:
-        accuracy: By condition, the share filled with the word or a synonym of it.
-        difference: `right` minus `wrong`, and `right` minus `none`, paired.
-        words: Words that were masked.
-        examples: Pictures or persons they come from.
-    """
-
+    # By condition, the share filled with the word or a synonym of it.
     accuracy: dict[Condition, Interval]
-    difference: dict[Condition, Interval]
-    words: int
-    examples: int
+    difference: dict[Condition, Interval]  # `right` minus `wrong`, and `right` minus `none`, paired
+    words: int  # words that were masked
+    examples: int  # pictures or persons they come from
 
 
 @torch.no_grad()
@@ -65,7 +60,7 @@ def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
     """Predict the frozen masks of every caption under each condition."""
-    groups: list[npt.NDArray[np.uint64]] = []
+    groups: list[UInt64Array] = []
     rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
         condition: [] for condition in CONDITIONS
     }
@@ -95,14 +90,10 @@ def score_words(
 ) -> WordScores:
     """Mask each chosen word of each caption, one at a time, and fill it under each condition.
 
-    Args:
-        model: In evaluation mode.
-        batches: Held-out captions.
-        accepted: From the id of a chosen word to the ids that are right in its place.
-        mask_token_id: The tokenizer's.
+    `accepted` leads from the id of a chosen word to the ids that are right in its place.
     """
     chosen = np.array(sorted(accepted), np.int64)
-    groups: list[npt.NDArray[np.uint64]] = []
+    groups: list[UInt64Array] = []
     rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
         condition: [] for condition in CONDITIONS
     }
@@ -138,12 +129,12 @@ def _word_scores(scored: Mapping[Condition, ExampleSums]) -> WordScores:
     )
 
 
-def sequences(batch: TokenBatch, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
     """Return the sequence that each token position lies in."""
     return np.searchsorted(batch.boundaries, positions, side="right") - 1
 
 
-def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.NDArray[np.int64]]:
+def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[Int64Array]:
     """Yield the wanted tokens in rounds, each with at most one of a sequence."""
     positions = np.flatnonzero(wanted)
     rows = sequences(batch, positions)
@@ -152,10 +143,7 @@ def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.
 
 
 def logits_by_condition(
-    model: ImageTextModel,
-    batch: JudgedPairs,
-    input_ids: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
+    model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
     # Through `forward`, where a sharded model is put together.
@@ -166,11 +154,7 @@ def logits_by_condition(
 
 
 def _compute_logits(
-    model: ImageTextModel,
-    *,
-    batch: JudgedPairs,
-    input_ids: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
+    model: ImageTextModel, *, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     ids, real, places = side_by_side(batch.text, input_ids)
     rows = torch.from_numpy(places[positions]).to(model.device)
@@ -190,8 +174,8 @@ def _compute_logits(
 
 
 def side_by_side(
-    batch: TokenBatch, input_ids: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    batch: TokenBatch, input_ids: Int64Array
+) -> tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]:
     """Return padded ids (B, L), their mask (B, L), and each token's place in B * L."""
     length = int(batch.lengths.max())
     real = np.arange(length) < batch.lengths[:, None]
@@ -200,9 +184,7 @@ def side_by_side(
     return ids, real, np.flatnonzero(real)
 
 
-def _by_example(
-    groups: list[npt.NDArray[np.uint64]], rows: list[npt.NDArray[np.float64]]
-) -> ExampleSums:
+def _by_example(groups: list[UInt64Array], rows: list[npt.NDArray[np.float64]]) -> ExampleSums:
     assert rows[0].shape[1] in (2, len(COLUMNS))
     unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
     sums = np.zeros((len(unique), rows[0].shape[1]))
@@ -212,25 +194,16 @@ def _by_example(
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFill:
-    """One hidden word of a held-out caption.
+    """One hidden word of a held-out caption."""
 
-    Attributes:
-        left: The text before it.
-        word: The word.
-        right: The text after it.
-        picture: The caption's picture, a PNG as a data URI.
-        wrong_picture: The wrong one.
-        guesses: By condition (right, wrong, none), the likeliest words.
-        probabilities: By condition, of the word itself.
-    """
-
-    left: str
-    word: str
-    right: str
-    picture: str
-    wrong_picture: str
+    left: str  # the text before it
+    word: str  # the word
+    right: str  # the text after it
+    picture: str  # the caption's picture, a PNG as a data URI
+    wrong_picture: str  # the wrong one
+    # By condition (right, wrong, none), the likeliest words.
     guesses: dict[str, tuple[Candidate, ...]]
-    probabilities: dict[str, float]
+    probabilities: dict[str, float]  # by condition, of the word itself
 
 
 @torch.no_grad()
@@ -243,15 +216,10 @@ def sample_pictures(
     count: int = 8,
     top_k: int = 3,
 ) -> tuple[PictureFill, ...]:
-    """Fill one word of a few captions, chosen by a fixed seed, under each condition.
+    """Fill one word of `count` captions, chosen by a fixed seed, under each condition.
 
-    Args:
-        model: In evaluation mode.
-        batches: Held-out captions; the first is read.
-        tokenizer: Of the model.
-        view: Preparation of the pictures, to show them again.
-        count: Captions to show.
-        top_k: Predictions to show of each.
+    The captions are those of the first batch. `view` is the preparation of the pictures, to show
+    them again; `top_k` predictions of each are shown.
     """
     batch = next(iter(batches))
     positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)

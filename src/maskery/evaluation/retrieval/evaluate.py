@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
+from maskery.core.random import Int64Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.features import (
     ReadImages,
@@ -48,44 +48,29 @@ KEPT = 10
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalFigures:
-    """Figures of texts that look for their images.
+    """Figures of texts that look for their images."""
 
-    Attributes:
-        contrastive: By similarity alone.
-        reranked: With the best K ranked anew by matching; None where that was not asked for.
-        image_to_text: Images finding their texts, by similarity; None where a person of the
-            gallery has no text.
-        chance: R@1 of a ranking at random.
-        rerank: K.
-        num_texts: T.
-        num_images: I.
-        num_persons: Persons that the texts describe.
-    """
-
-    contrastive: RankingFigures
+    contrastive: RankingFigures  # by similarity alone
+    # With the best K ranked anew by matching; None where that was not asked for.
     reranked: RankingFigures | None
+    # Images finding their texts, by similarity; None where a person of the gallery has no text.
     image_to_text: RankingFigures | None
-    chance: float
-    rerank: int
-    num_texts: int
-    num_images: int
-    num_persons: int
+    chance: float  # R@1 of a ranking at random
+    rerank: int  # K
+    num_texts: int  # T
+    num_images: int  # I
+    num_persons: int  # persons that the texts describe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Figures, and the rankings that they come from.
+    """Figures, and the rankings that they come from."""
 
-    Attributes:
-        figures: Of all texts.
-        contrastive: (T, max(K, 10) or I) int64, the best images of each text, best first.
-        reranked: (T, K) int64, likewise; None without matching.
-        scores: (T, K) float32, the scores that `reranked` is sorted by; None without matching.
-    """
-
-    figures: RetrievalFigures
+    figures: RetrievalFigures  # of all texts
+    # (T, max(K, 10) or I) int64, the best images of each text, best first.
     contrastive: torch.Tensor
-    reranked: torch.Tensor | None
+    reranked: torch.Tensor | None  # (T, K) int64, likewise; None without matching
+    # (T, K) float32, the scores that `reranked` is sorted by; None without matching.
     scores: torch.Tensor | None
 
 
@@ -94,8 +79,8 @@ def evaluate_retrieval(
     images: Iterable[torch.Tensor],
     texts: TokenBatch,
     *,
-    image_persons: npt.NDArray[np.int64],
-    text_persons: npt.NDArray[np.int64],
+    image_persons: Int64Array,
+    text_persons: Int64Array,
     config: RetrievalConfig | None = None,
     processes: Processes | None = None,
     progress: bool = False,
@@ -111,9 +96,7 @@ def evaluate_retrieval(
         texts: T captions.
         image_persons: (I,) int64, the person that each image shows.
         text_persons: (T,) int64, the person that each caption describes.
-        config: Defaults to `RetrievalConfig()`.
         processes: They share the matching out, as in `match_logits`. Default: this one alone.
-        progress: True draws a bar.
 
     Raises:
         ModelError: The model predicts values that are not numbers.
@@ -220,11 +203,7 @@ def combine(
 ) -> torch.Tensor:
     """Compute the scores that candidates are sorted by.
 
-    Args:
-        logits: (T, K, 2), mismatch and match.
-        similarities: (T, K), of the contrastive features.
-        temperature: The model's.
-        config: Its `score` and `odds_weight` are read.
+    Takes logits (T, K, 2) of mismatch and match, and the similarities (T, K) of the features.
     """
     if config.score == "matching":
         return logits[..., 1]
@@ -271,9 +250,7 @@ def _clamped(wanted: int, num_images: int) -> int:
     return min(wanted, num_images)
 
 
-def _require_right_images(
-    image_persons: npt.NDArray[np.int64], text_persons: npt.NDArray[np.int64]
-) -> None:
+def _require_right_images(image_persons: Int64Array, text_persons: Int64Array) -> None:
     lost = ~np.isin(text_persons, image_persons)
     if lost.any():
         raise DataError(
@@ -283,7 +260,7 @@ def _require_right_images(
         )
 
 
-def _require_wrong_images(image_persons: npt.NDArray[np.int64]) -> None:
+def _require_wrong_images(image_persons: Int64Array) -> None:
     if len(np.unique(image_persons)) < 2:
         raise DataError(
             f"the {len(image_persons)} images show one person alone, so every ranking is right; "

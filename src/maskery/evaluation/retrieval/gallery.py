@@ -32,36 +32,22 @@ MOST_OF_NAME = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Changes of the folder since the last look.
+    """Changes of the folder since the last look."""
 
-    Attributes:
-        read: Files that were new, or not as they had been.
-        encoded: Contents among them that got a feature: never seen before, and readable.
-        removed: Files that are gone, or can no longer be read.
-    """
-
-    read: int
-    encoded: int
-    removed: int
+    read: int  # files that were new, or not as they had been
+    encoded: int  # contents among them that got a feature: never seen before, and readable
+    removed: int  # files that are gone, or can no longer be read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """A folder of pictures whose features are known.
+    """A folder of pictures whose features are known."""
 
-    Attributes:
-        folder: The pictures.
-        store: Their index.
-        matrix: (I, E) float16, memory-mapped.
-        changes: Since the last look.
-        troubles: One line for each file that was left out.
-    """
-
-    folder: Path
-    store: GalleryStore
-    matrix: npt.NDArray[np.float16]
-    changes: Changes
-    troubles: Sequence[str]
+    folder: Path  # the pictures
+    store: GalleryStore  # their index
+    matrix: npt.NDArray[np.float16]  # (I, E) float16, memory-mapped
+    changes: Changes  # since the last look
+    troubles: Sequence[str]  # one line for each file that was left out
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -103,13 +89,10 @@ def open_gallery(
     Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
 
     Args:
-        opened: The model.
         folder: Of pictures, with folders in it.
         cache_dir: Folder of all indices.
-        batch_images: Pictures encoded at once.
         rehash: Read every file, rather than trust those whose size and time are as they were, and
             try again those that could not be decoded.
-        progress: True draws a bar.
 
     Raises:
         DataError: There is no readable picture, or the index cannot be written.
@@ -152,11 +135,7 @@ class Indexing:
     progress: bool
 
     def bring_up_to_date(self, store: GalleryStore) -> Gallery:
-        """Encode what is new, forget what is gone.
-
-        Raises:
-            DamagedIndex: The index turned out to be damaged.
-        """
+        """Encode what is new, forget what is gone; DamagedIndex if the index turns out to be so."""
         before = store.files()
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]

@@ -48,12 +48,10 @@ FIGURES = tuple(field.name for field in fields(RankingFigures))
 
 
 def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
-    """Sort (T, I) scores to (T, I) int64 columns, best first.
+    """Sort (T, I) scores, higher is better, to (T, I) int64 columns, best first.
 
-    Args:
-        scores: Higher is better.
-        stable: Ties stay in the gallery's order. Otherwise they lie as `torch.argsort` leaves them,
-            which is the released order of everything beyond the k that were ranked anew.
+    With `stable`, ties stay in the gallery's order. Otherwise they lie as `torch.argsort` leaves
+    them, which is the released order of everything beyond the k that were ranked anew.
     """
     return torch.sort(scores, dim=1, descending=True, stable=stable).indices
 

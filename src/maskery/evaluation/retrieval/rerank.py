@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.processes import Processes
+from maskery.core.random import Int64Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.features import ReadImages, ReadTexts, by_length, tokens_of
 from maskery.models.image_text.attention import ImageKeys
@@ -26,17 +26,11 @@ from maskery.models.image_text.model import ImageTextModel
 
 @dataclass(frozen=True)
 class ImageTexts:
-    """One image, and the texts that it is a candidate of.
+    """One image, and the texts that it is a candidate of."""
 
-    Attributes:
-        image: Its number.
-        texts: (R,) int64.
-        columns: (R,) int64, its number among the candidates of each text.
-    """
-
-    image: int
-    texts: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
+    image: int  # its number
+    texts: Int64Array  # (R,) int64
+    columns: Int64Array  # (R,) int64, its number among the candidates of each text
 
 
 @torch.no_grad()
@@ -60,7 +54,6 @@ def match_logits(
         config: `batch_tokens` and `memory_bytes` bound what is computed at once.
         processes: They share the images out and all get the whole result; all of them must ask.
             Default: this one alone.
-        progress: True draws a bar.
 
     Returns:
         (T, K, 2) float32 on the CPU: mismatch, match.
@@ -92,7 +85,7 @@ def match_images(
             yield one, _judge(model, texts, one, keys, config.batch_tokens)
 
 
-def by_image(candidates: npt.NDArray[np.int64]) -> list[ImageTexts]:
+def by_image(candidates: Int64Array) -> list[ImageTexts]:
     """Sort the pairs of (T, K) candidates by image."""
     flat = candidates.ravel()
     order = np.argsort(flat, kind="stable")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
+from maskery.core.random import Float32Array
 from maskery.data.gallery.files import PictureBytes, read_picture
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_batches
@@ -111,13 +112,10 @@ def search(
 
 
 class Searcher:
-    """Finds pictures of one gallery with one model.
+    """Finds pictures of one gallery with one model, which the gallery was indexed with.
 
-    Args:
-        opened: The model, in evaluation mode.
-        gallery: Indexed with it.
-        config: Number of the most similar pictures that are ranked anew, and their score. Default:
-            the model's own settings, which `evaluate_retrieval` ranks by too.
+    The settings say how many of the most similar are ranked anew, and by which score. Default: the
+    model's own, which `evaluate_retrieval` ranks by too.
     """
 
     def __init__(
@@ -137,17 +135,10 @@ class Searcher:
             log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
 
     def search(self, text: str, *, top: int = 10) -> list[Hit]:
-        """Return the pictures that fit a description best.
+        """Return the `top` pictures that fit a description best, fewer where the gallery has fewer.
 
         Those that matching looked at come first, by the score of the settings; then the others by
-        similarity.
-
-        Args:
-            text: The description.
-            top: Number of pictures; fewer where the gallery has fewer.
-
-        Raises:
-            DataError: The description is empty, unknown or too long.
+        similarity. A description that is empty, unknown or too long is a DataError.
         """
         words = encode_query(self.opened, text)
         read = read_texts(self.opened.model, words, states=self.rerank > 0)
@@ -163,11 +154,7 @@ class Searcher:
         return hits[:top]
 
     def picture(self, path: str) -> Image:
-        """Return a picture of the gallery, as RGB.
-
-        Raises:
-            DataError: It is gone, or can no longer be read.
-        """
+        """Return a picture of the gallery, as RGB; DataError if it can no longer be read."""
         return read_picture(self.gallery.folder, path).load()
 
     def _match(self, read: ReadTexts, hits: list[Hit]) -> list[Hit]:
@@ -218,14 +205,11 @@ class Searcher:
 
 
 def nearest(
-    matrix: npt.NDArray[np.float16], query: npt.NDArray[np.float32], count: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the vectors with the largest inner product with a query.
+    matrix: npt.NDArray[np.float16], query: Float32Array, count: int
+) -> tuple[npt.NDArray[np.int64], Float32Array]:
+    """Return the vectors with the largest inner product with a query (E,).
 
-    Args:
-        matrix: (I, E), writable, or memory-mapped copy-on-write.
-        query: (E,).
-        count: K, at most I.
+    The matrix (I, E) must be writable, or memory-mapped copy-on-write; `count` is K, at most I.
 
     Returns:
         (K,) indices and inner products, best first; ties by index.
