@@ -85,14 +85,9 @@ class Pooling:
         return cls(**settings)
 
     def pool(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Pool hidden states.
+        """Pool hidden states (T, D), special tokens included, to (B, D * number of modes) float32.
 
-        Args:
-            hidden: (T, D) float, the sequences end to end, special tokens included.
-            lengths: (B,) int64, the tokens of each; none is 0.
-
-        Returns:
-            (B, D) float32, or (B, D * number of modes).
+        `lengths` is (B,) int64, the tokens of each sequence; none is 0.
         """
         hidden = hidden.float()
         ends = lengths.cumsum(0)
