@@ -27,7 +27,7 @@ import psutil
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from maskery.core.vocabulary import vocabulary_size
+from maskery.core.batch import vocabulary_size
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from bench.config import BenchConfig
-from maskery.core.startup import keep_freed_memory
+from maskery.core.system import keep_freed_memory
 from maskery.core.task import Prepared
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
@@ -39,8 +39,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import text_task
 from maskery.training.config import Precision, TrainingConfig
-from maskery.training.prefetch import Prefetch
-from maskery.training.stepper import Stepper
+from maskery.training.stepper import Prefetch, Stepper
 
 BLOCK = 512
 # More than any bench reads.

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from maskery.cli.main import main
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.data.corpus.text_files import Line
 from maskery.data.text_source import Template
 from maskery.data.vocabulary import SPECIAL, AddedWords, add_words, read_words, train_wordpiece

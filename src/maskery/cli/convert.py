@@ -12,7 +12,7 @@ import tyro
 from maskery.cli.main import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.ranges import Count, check_ranges
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from maskery.cli import figures
 from maskery.cli.main import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, Weight, check_ranges
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig

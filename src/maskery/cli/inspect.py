@@ -10,7 +10,7 @@ import tyro
 
 from maskery.cli.main import parse, print_json, set_up_logging, table
 from maskery.core.ranges import Range, check_ranges
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 from maskery.runs.text.config import TextRunConfig
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
-from maskery.core.startup import is_main_process, keep_freed_memory, launched_rank
+from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),

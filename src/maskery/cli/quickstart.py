@@ -16,7 +16,7 @@ from maskery.cli.main import parse, percent, print_json, set_up_logging, table
 from maskery.cli.probe import describe
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 from maskery.people.config import PeopleConfig
 
 

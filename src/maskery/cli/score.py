@@ -15,7 +15,7 @@ import tyro
 from maskery.cli.main import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, check_ranges
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.pseudo_likelihood import Scorer, TextScore

@@ -20,7 +20,7 @@ from maskery.cli.main import (
 )
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, check_ranges
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.retrieval.gallery import Gallery

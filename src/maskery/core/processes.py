@@ -18,7 +18,7 @@ import torch.distributed
 from accelerate import PartialState
 
 from maskery.core.errors import MaskeryError, OtherProcessError, reason_of
-from maskery.core.startup import launched_world_size
+from maskery.core.system import launched_world_size
 
 # The main process may tokenise a corpus for hours while the others wait.
 PATIENCE = timedelta(days=14)

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.data.store import FORMAT, TokenStore, TokenStoreWriter
 from maskery.data.words import starts_word_table, word_starts
 

@@ -20,8 +20,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError, ModelError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.data.corpus.text_files import Line, read_sentences
 from maskery.data.tokenise import Examples
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError, MaskeryError, reason_of
 from maskery.core.random import Stream, to_integers, to_uniforms
-from maskery.core.vocabulary import Vocabulary
 from maskery.masking.config import POLICIES, MaskingConfig, PolicyChoice
 from maskery.masking.policies import BoolArray, Draws, IntArray, Policy, Selection
 

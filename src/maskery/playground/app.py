@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maskery.core.errors import MaskeryError
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.playground.requests import (
     BODY_BYTES,
     PICTURE_BYTES,

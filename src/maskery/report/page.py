@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import METRICS, read_metrics
-from maskery.core.optional import require
+from maskery.core.registry import require
+from maskery.core.system import METRICS, read_metrics
 from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
 from maskery.report.tables import main_tables, other_figures
 

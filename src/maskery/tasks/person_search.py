@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from maskery.core.batch import Vocabulary
 from maskery.core.task import part_of
-from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.gather import Crowd
 from maskery.models.image_text.attention import ImageKeys

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import replace_folder, write_whole
+from maskery.core.system import replace_folder, write_whole
 from maskery.training.snapshot import (
     EXTRA,
     MODEL,

@@ -18,16 +18,14 @@ from tqdm import tqdm
 
 from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
 from maskery.core.processes import lost_process
-from maskery.core.stopping import SIGNALS, Interrupted, StopSignals
+from maskery.core.system import SIGNALS, Interrupted, StopSignals
 from maskery.core.task import BatchSource, Prepared, Task
-from maskery.training.callbacks import Callback, check_callbacks
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import BaseTrainingConfig
-from maskery.training.journal import Journal, Tracker
+from maskery.training.journal import Callback, Journal, Tracker, check_callbacks
 from maskery.training.parallel import gather
-from maskery.training.prefetch import Prefetch
 from maskery.training.snapshot import Position, SnapshotMaker, restore
-from maskery.training.stepper import BadSteps, Stepper
+from maskery.training.stepper import BadSteps, Prefetch, Stepper
 
 Evaluate = Callable[[int], Mapping[str, float]]
 

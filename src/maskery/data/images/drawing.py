@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from maskery.core.errors import DataError
-from maskery.core.optional import require
 from maskery.core.random import Float32Array
+from maskery.core.registry import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 import numpy as np
 
 from maskery.core.errors import DataError, MissingExtraError, reason_of
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.optional import require
 from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
+from maskery.core.registry import require
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
 from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many
 
@@ -101,10 +101,18 @@ def view_pixels(
         resized = resized.transpose(module.Transpose.FLIP_LEFT_RIGHT)
     if config.augment_operations:
         resized = augment(resized, config, uniforms[Draw.AUGMENT :])
-    pixels = np.array(resized)
-    pixels = _pad_and_crop(pixels, config, uniforms)
+    pixels = _pad_and_crop(np.array(resized), config, uniforms)
     _erase(pixels, config, uniforms)
     return pixels
+
+
+def view_stack(
+    images: Sequence[Image], config: ViewConfig, draws: Float32Array | None = None
+) -> torch.Tensor:
+    """Return the views of some pictures, each with its draws: (B, 3, H, W) float32."""
+    rows: Iterable[Float32Array | None] = [None] * len(images) if draws is None else draws
+    pixels = [view_pixels(image, config, row) for image, row in zip(images, rows, strict=True)]
+    return normalise(np.stack(pixels), config)
 
 
 def normalise(pixels: npt.NDArray[np.uint8], config: ViewConfig) -> torch.Tensor:
@@ -244,5 +252,4 @@ def view_batches(
             images = decode_many(part, skipped, near=config.size, pool=pool)
             read = [(first + i, image) for i, image in enumerate(images) if image is not None]
             if read:
-                pixels = np.stack([view_pixels(image, config) for _, image in read])
-                yield [index for index, _ in read], normalise(pixels, config)
+                yield [i for i, _ in read], view_stack([image for _, image in read], config)

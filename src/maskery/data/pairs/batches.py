@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
@@ -21,7 +20,7 @@ from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
 from maskery.core.task import StandIn
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.views import normalise, view_draws, view_pixels
+from maskery.data.images.views import view_draws, view_stack
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs, wrong_pairs
 from maskery.data.pairs.pictures import Pictures
@@ -120,16 +119,8 @@ class PicturedExamples:
         self, images: list[Image], ids: UInt64Array, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two random views of each picture: (B, 3, H, W) float32, normalised."""
-        first, second = (
-            self._view(images, view_draws(self.seed, epoch, ids, view=number)) for number in (0, 1)
-        )
-        return first, second
-
-    def _view(self, images: list[Image], draws: npt.NDArray[np.float32]) -> torch.Tensor:
-        pixels = [
-            view_pixels(image, self.view, row) for image, row in zip(images, draws, strict=True)
-        ]
-        return normalise(np.stack(pixels), self.view)
+        first, second = (view_draws(self.seed, epoch, ids, view=number) for number in (0, 1))
+        return view_stack(images, self.view, first), view_stack(images, self.view, second)
 
 
 class PairSource(PicturedExamples):
@@ -243,9 +234,9 @@ class HeldOutPairs:
         place = {index: row for row, index in enumerate(sound)}
         owners = self.captions.owners
         rows = np.flatnonzero(np.isin(owners, members))
-        pixels = [view_pixels(image, self.view) for i in sound if (image := images[i]) is not None]
+        shown = [image for image in images.values() if image is not None]
         return JudgedPairs(
-            images=normalise(np.stack(pixels), self.view),
+            images=view_stack(shown, self.view),
             right=torch.tensor([place[i] for i in owners[rows].tolist()]),
             wrong=torch.tensor([place[self.wrong[i]] for i in owners[rows].tolist()]),
             text=self.captions.batch(rows, self.ids[owners[rows]]),

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
@@ -95,13 +94,16 @@ def tokenise_captions(
     if not parts:
         raise DataError(f"no caption is left to learn from ({skipped}); bring others")
     boundaries = np.concatenate(([0], np.cumsum([len(ids) for ids, _ in parts]))).astype(np.int64)
+    lengths = np.diff(boundaries) + template.num_special
+    before = np.cumsum(lengths) - lengths
     return CaptionTokens(
         tokens=np.concatenate([ids for ids, _ in parts]).astype(np.int32),
         word_starts=np.concatenate([words for _, words in parts]),
         boundaries=boundaries,
         owners=np.array(owners, np.int64),
         places=np.array(places, np.int64),
-        starts=_starts(np.array(owners, np.int64), np.diff(boundaries) + template.num_special),
+        # Counted from the first caption of the same pair.
+        starts=before - before[np.searchsorted(owners, owners, side="left")],
         template=template,
         skipped=skipped,
         num_cut=num_cut,
@@ -121,13 +123,6 @@ def _encoded(
         ends = np.cumsum(lengths)
         for caption, first, end in zip(chunk, ends - lengths, ends, strict=True):
             yield caption, ids[first:end], words[first:end]
-
-
-def _starts(owners: Int64Array, lengths: Int64Array) -> Int64Array:
-    """Return the start of each caption among those of its owner: (C,)."""
-    before = np.cumsum(lengths) - lengths
-    first = np.searchsorted(owners, owners, side="left")
-    return before - before[first]
 
 
 class Caption(NamedTuple):

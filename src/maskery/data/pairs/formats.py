@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from maskery.core.errors import DataError, MaskeryError, reason_of
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
-from maskery.data.pairs.pictures import IN_FILE, FileImage, ImageRef, Place, StoredImage
+from maskery.data.pairs.pictures import IN_FILE, FileImage, Place, image_refs
 from maskery.data.pairs.records import Columns, Reader, Record, brief, find_columns
 from maskery.data.pairs.tables import METADATA, metadata_files
 
@@ -50,7 +50,14 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     opener = FORMATS.find(choice)
     if choice in OURS:
         reader: Reader = opener(paths, config, root)
-        return replace(reader, records=_with_file_splits(reader.records, paths, root))
+        splits = file_splits(paths, root)
+        if splits is None or len(paths) < 2:
+            return reader
+        named = (
+            record if record.split is not None else replace(record, split=splits[record.place[0]])
+            for record in reader.records
+        )
+        return replace(reader, records=named)
     return _open_with(opener, choice, paths, config, root)
 
 
@@ -147,19 +154,6 @@ def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
     return found
 
 
-def _with_file_splits(
-    records: Iterator[Record], paths: Sequence[Path], root: Path
-) -> Iterator[Record]:
-    """Set the split of records that name none to that of their file."""
-    splits = file_splits(paths, root)
-    if splits is None or len(paths) < 2:
-        return records
-    return (
-        record if record.split is not None else replace(record, split=splits[record.place[0]])
-        for record in records
-    )
-
-
 def _open_with(
     reader: Callable[[Path], Any],
     choice: str,
@@ -177,7 +171,7 @@ def _open_with(
             folder = "" if path.is_dir() or config.images else given.below(path.parent)
             yield from given.read(partial(reader, path), str(path), folder)
 
-    return Reader(records=records(), ref=given.ref)
+    return given.reader(records())
 
 
 def open_records(source: Iterable[Any], config: PairsConfig) -> Reader:
@@ -188,7 +182,7 @@ def open_records(source: Iterable[Any], config: PairsConfig) -> Reader:
     if hasattr(source, "cast_column") and hasattr(source, "features"):
         return _open_dataset(source, config)
     given = GivenRecords(config, Path())
-    return Reader(records=given.read(lambda: source, "the records", ""), ref=given.ref)
+    return given.reader(given.read(lambda: source, "the records", ""))
 
 
 class GivenRecords:
@@ -269,11 +263,9 @@ class GivenRecords:
         # `pread` has no position that threads or forked workers would share.
         return os.pread(self._spool.fileno(), place[2], place[1])
 
-    def ref(self, name: str, place: Place) -> ImageRef:
-        """Return the image of a record."""
-        if place[1] == IN_FILE:
-            return FileImage(name, self.root, self.config.max_pixels)
-        return StoredImage(name, self.read_bytes, place, self.config.max_pixels)
+    def reader(self, records: Iterator[Record]) -> Reader:
+        """Return the opened source of records that were read here."""
+        return Reader(records, image_refs(self.root, self.config.max_pixels, self.read_bytes))
 
 
 def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
@@ -288,7 +280,7 @@ def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
     is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
     if is_path or not hasattr(dataset, "__len__"):  # a stream has no rows to come back to
         given = GivenRecords(config, Path())
-        return Reader(records=given.read(lambda: dataset, where, ""), ref=given.ref)
+        return given.reader(given.read(lambda: dataset, where, ""))
 
     def records() -> Iterator[Record]:
         for number, row in enumerate(dataset.remove_columns(columns.image)):
@@ -305,6 +297,4 @@ def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
             raise DataError(f"{where}, row {place[1]}: the image is null; remove the row")
         return bytes(stored["bytes"])
 
-    return Reader(
-        records=records(), ref=lambda n, place: StoredImage(n, content, place, config.max_pixels)
-    )
+    return Reader(records(), image_refs(Path(), config.max_pixels, content))

@@ -96,11 +96,18 @@ class StoredImage:
         return load_image(file, name=self.name, max_pixels=self.max_pixels, near=near)
 
 
-def file_refs(root: Path, max_pixels: int) -> Callable[[str, Place], ImageRef]:
-    """Return the function that makes images of the names of files below a root."""
+def image_refs(
+    root: Path, max_pixels: int, read: Callable[[Place], bytes] | None = None
+) -> Callable[[str, Place], ImageRef]:
+    """Return the function that makes an image of its name and place.
 
-    def ref(name: str, _place: Place) -> ImageRef:
-        return FileImage(name, root, max_pixels)
+    Without `read`, and at places `IN_FILE`, it is a file below the root; else `read` has its bytes.
+    """
+
+    def ref(name: str, place: Place) -> ImageRef:
+        if read is None or place[1] == IN_FILE:
+            return FileImage(name, root, max_pixels)
+        return StoredImage(name, read, place, max_pixels)
 
     return ref
 

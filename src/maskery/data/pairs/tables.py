@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import IN_FILE, file_refs
+from maskery.data.pairs.pictures import IN_FILE, image_refs
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
     Columns,
@@ -47,7 +47,7 @@ def open_tables(
             for record in read(path, config):
                 yield replace(record, folder=folder, place=(number, IN_FILE, 0))
 
-    return Reader(records=records(), ref=file_refs(config.images or root, config.max_pixels))
+    return Reader(records=records(), ref=image_refs(config.images or root, config.max_pixels))
 
 
 def table_folder(path: Path, config: PairsConfig, root: Path) -> str:

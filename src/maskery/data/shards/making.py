@@ -27,9 +27,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.stopping import signals_held
-from maskery.core.vocabulary import vocabulary_size
+from maskery.core.system import signals_held
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.formats import is_portable

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError, reason_of
-from maskery.core.files import flush
+from maskery.core.system import flush
 from maskery.data.store import Documents
 
 # The names of the safetensors format (huggingface/safetensors, README, "Format").

@@ -8,33 +8,26 @@ Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V voca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.optional import require
 from maskery.core.random import Int64Array, UInt64Array
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.registry import require
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, candidates
-from maskery.evaluation.text.masked import (
-    COLUMNS,
-    FROZEN_EPOCH,
-    ExampleSums,
-    require_numbers,
-    token_rows,
-)
+from maskery.evaluation.text.masked import FROZEN_EPOCH, ExampleSums, require_numbers, token_rows
 from maskery.evaluation.text.pseudo_likelihood import Copy
 from maskery.evaluation.text.samples import context, whole_words
 from maskery.masking.masker import Masker
@@ -42,6 +35,8 @@ from maskery.models.image_text.model import ImageTextModel
 
 Condition = Literal["right", "wrong", "none"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+# Captions with pictures, their ids with masks in them, and the masked positions.
+Question: TypeAlias = tuple[JudgedPairs, Int64Array, Int64Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +55,19 @@ def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
     """Predict the frozen masks of every caption under each condition."""
-    groups: list[UInt64Array] = []
-    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
-        condition: [] for condition in CONDITIONS
-    }
-    for batch in batches:
-        masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
-        if not len(masked.positions):
-            continue
-        groups.append(batch.groups[sequences(batch.text, masked.positions)])
-        targets = torch.from_numpy(masked.targets).to(model.device)
-        answers = logits_by_condition(model, batch, masked.input_ids, masked.positions)
-        for condition, logits in answers.items():
-            rows[condition].append(token_rows(logits, targets).cpu().numpy())
-    if not groups:
+
+    def questions() -> Iterator[Question]:
+        for batch in batches:
+            masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
+            if len(masked.positions):
+                yield batch, masked.input_ids, masked.positions
+
+    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+        return token_rows(logits, torch.from_numpy(originals).to(model.device)).cpu().numpy()
+
+    scored = _score(model, questions(), measure)
+    if scored is None:
         raise DataError("no held-out caption has a token that can be masked; bring more pairs")
-    scored = {condition: _by_example(groups, parts) for condition, parts in rows.items()}
     for sums in scored.values():
         require_numbers(torch.from_numpy(sums.sums))
     return scored
@@ -93,28 +85,22 @@ def score_words(
     `accepted` leads from the id of a chosen word to the ids that are right in its place.
     """
     chosen = np.array(sorted(accepted), np.int64)
-    groups: list[UInt64Array] = []
-    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
-        condition: [] for condition in CONDITIONS
-    }
-    for batch in batches:
-        for positions in _one_each(batch.text, np.isin(batch.text.input_ids, chosen)):
-            ids = batch.text.input_ids.copy()
-            ids[positions] = mask_token_id
-            groups.append(batch.groups[sequences(batch.text, positions)])
-            originals = batch.text.input_ids[positions].tolist()
-            for condition, logits in logits_by_condition(model, batch, ids, positions).items():
-                filled = logits.argmax(dim=-1).tolist()
-                hits = [f in accepted[o] for f, o in zip(filled, originals, strict=True)]
-                rows[condition].append(np.column_stack((np.ones(len(hits)), np.array(hits, float))))
-    if not groups:
+
+    def questions() -> Iterator[Question]:
+        for batch in batches:
+            for positions in _one_each(batch.text, np.isin(batch.text.input_ids, chosen)):
+                ids = batch.text.input_ids.copy()
+                ids[positions] = mask_token_id
+                yield batch, ids, positions
+
+    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+        filled = logits.argmax(dim=-1).tolist()
+        hits = [f in accepted[o] for f, o in zip(filled, originals.tolist(), strict=True)]
+        return np.column_stack((np.ones(len(hits)), np.array(hits, float)))
+
+    scored = _score(model, questions(), measure)
+    if scored is None:
         raise DataError("none of the words to score stands in a held-out caption; name others")
-    return _word_scores(
-        {condition: _by_example(groups, parts) for condition, parts in rows.items()}
-    )
-
-
-def _word_scores(scored: Mapping[Condition, ExampleSums]) -> WordScores:
     count, right = scored["right"].sums[:, 0], scored["right"].sums[:, 1]
     hits = [scored[condition].sums[:, 1] for condition in CONDITIONS]
     shares = [ratio_interval(hit, count, "share") for hit in hits]
@@ -127,6 +113,33 @@ def _word_scores(scored: Mapping[Condition, ExampleSums]) -> WordScores:
         words=int(count.sum()),
         examples=len(count),
     )
+
+
+def _score(
+    model: ImageTextModel,
+    questions: Iterable[Question],
+    measure: Callable[[torch.Tensor, Int64Array], npt.NDArray[np.float64]],
+) -> dict[Condition, ExampleSums] | None:
+    """Ask questions under each condition; None if there are none.
+
+    `measure` turns logits (M, V) and original ids (M,) into one row a token, which are summed by
+    picture or person.
+    """
+    groups: list[UInt64Array] = []
+    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {name: [] for name in CONDITIONS}
+    for batch, ids, positions in questions:
+        groups.append(batch.groups[sequences(batch.text, positions)])
+        for condition, logits in logits_by_condition(model, batch, ids, positions).items():
+            rows[condition].append(measure(logits, batch.text.input_ids[positions]))
+    if not groups:
+        return None
+    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
+    scored = {}
+    for condition, parts in rows.items():
+        sums = np.zeros((len(unique), parts[0].shape[1]))
+        np.add.at(sums, inverse, np.concatenate(parts))
+        scored[condition] = ExampleSums(ids=unique, sums=sums)
+    return scored
 
 
 def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
@@ -184,14 +197,6 @@ def side_by_side(
     return ids, real, np.flatnonzero(real)
 
 
-def _by_example(groups: list[UInt64Array], rows: list[npt.NDArray[np.float64]]) -> ExampleSums:
-    assert rows[0].shape[1] in (2, len(COLUMNS))
-    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
-    sums = np.zeros((len(unique), rows[0].shape[1]))
-    np.add.at(sums, inverse, np.concatenate(rows))
-    return ExampleSums(ids=unique, sums=sums)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PictureFill:
     """One hidden word of a held-out caption."""
@@ -230,8 +235,8 @@ def sample_pictures(
         for condition, logits in logits_by_condition(model, batch, ids, positions).items()
     }
     rows = []
-    sequences = np.searchsorted(batch.text.boundaries, positions, side="right") - 1
-    for row, (position, sequence) in enumerate(zip(positions, sequences.tolist(), strict=True)):
+    owners = sequences(batch.text, positions).tolist()
+    for row, (position, sequence) in enumerate(zip(positions, owners, strict=True)):
         first, last = batch.text.boundaries[sequence], batch.text.boundaries[sequence + 1]
         target = int(batch.text.input_ids[position])
         copy = Copy(text=row, position=int(position - first), ids=ids[first:last], target=target)

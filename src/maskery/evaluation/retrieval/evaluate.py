@@ -111,20 +111,25 @@ def evaluate_retrieval(
         )
     if len(texts.lengths) != num_texts:
         raise DataError(f"{len(texts.lengths)} texts come with {num_texts} persons; name one each")
-    _require_right_images(image_persons, text_persons)
-    _require_wrong_images(image_persons)
-    count = _clamped(config.rerank, num_images)
+    _require_persons(image_persons, text_persons)
+    count = min(config.rerank, num_images)
+    if config.rerank > num_images:
+        log.info(
+            "rerank is %d and there are %d images: all of them are ranked anew",
+            config.rerank,
+            num_images,
+        )
     if count:
         require_fusion(model)
     with evaluating(model):
-        seen = read_images(
+        read = read_images(
             model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
         )
-        said = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
+        encoded = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
         persons = Persons(
             *(torch.from_numpy(p).to(model.device) for p in (text_persons, image_persons))
         )
-        return _rank_all(model, seen, said, persons, count, config, processes, progress)
+        return _rank_all(model, read, encoded, persons, count, config, processes, progress)
 
 
 @contextmanager
@@ -188,7 +193,7 @@ def _rank_all(
     figures = RetrievalFigures(
         contrastive=contrastive,
         reranked=reranked,
-        image_to_text=_backward(images, texts, persons),
+        image_to_text=_image_to_text(images, texts, persons),
         chance=sum(per_text[person] for person in told.tolist()) / len(told) / len(persons.images),
         rerank=count,
         num_texts=len(told),
@@ -230,7 +235,7 @@ def _contrast(
     return torch.cat(best), torch.cat(similar), torch.cat(matches)
 
 
-def _backward(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
+def _image_to_text(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
     if not bool(torch.isin(persons.images, persons.texts).all()):
         return None
     parts = [
@@ -242,15 +247,8 @@ def _backward(images: ReadImages, texts: ReadTexts, persons: Persons) -> Ranking
     return summarise_texts(np.concatenate(parts), persons.images.cpu().numpy())
 
 
-def _clamped(wanted: int, num_images: int) -> int:
-    if wanted > num_images:
-        log.info(
-            "rerank is %d and there are %d images: all of them are ranked anew", wanted, num_images
-        )
-    return min(wanted, num_images)
-
-
-def _require_right_images(image_persons: Int64Array, text_persons: Int64Array) -> None:
+def _require_persons(image_persons: Int64Array, text_persons: Int64Array) -> None:
+    """Refuse texts without a right image, and images among which none is wrong."""
     lost = ~np.isin(text_persons, image_persons)
     if lost.any():
         raise DataError(
@@ -258,9 +256,6 @@ def _require_right_images(image_persons: Int64Array, text_persons: Int64Array) -
             f"(the first: person {int(text_persons[lost][0])}); leave these texts out, or bring "
             f"the images"
         )
-
-
-def _require_wrong_images(image_persons: Int64Array) -> None:
     if len(np.unique(image_persons)) < 2:
         raise DataError(
             f"the {len(image_persons)} images show one person alone, so every ranking is right; "

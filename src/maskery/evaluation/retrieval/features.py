@@ -127,8 +127,7 @@ def by_length(lengths: Int64Array, batch_tokens: int) -> list[Int64Array]:
     groups: list[Int64Array] = []
     first = 0
     for end in range(1, len(order) + 1):
-        full = end == len(order) or (end + 1 - first) * int(lengths[order[end]]) > batch_tokens
-        if full:
+        if end == len(order) or (end + 1 - first) * int(lengths[order[end]]) > batch_tokens:
             groups.append(order[first:end])
             first = end
     return groups
@@ -190,10 +189,6 @@ def _reserve(file: int, size: int) -> None:
                 raise
         else:
             return
-    _write_zeros(file, size)
-
-
-def _write_zeros(file: int, size: int) -> None:
     zeros = memoryview(bytes(CHUNK_BYTES))
     done = 0
     while done < size:

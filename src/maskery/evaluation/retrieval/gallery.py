@@ -105,10 +105,8 @@ def open_gallery(
             f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...); name a folder "
             f"that does"
         )
-    index, width = (
-        index_folder(cache_dir, folder, fingerprint(opened)),
-        int(opened.model.config.embed_dim),
-    )
+    index = index_folder(cache_dir, folder, fingerprint(opened))
+    width = int(opened.model.config.embed_dim)
     indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
     store = open_store(index, width)
     try:

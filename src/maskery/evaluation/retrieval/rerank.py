@@ -23,6 +23,9 @@ from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.class_token import Rows, fuse_class_tokens, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
 
+# More projected together gain nothing.
+IMAGES_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class ImageTexts:
@@ -76,13 +79,23 @@ def match_images(
     model: ImageTextModel,
     texts: ReadTexts,
     images: ReadImages,
-    wanted: Sequence[ImageTexts],
+    pairs: Sequence[ImageTexts],
     config: RetrievalConfig,
 ) -> Iterator[tuple[ImageTexts, torch.Tensor]]:
     """Yield each image with the matching logits (R, 2) of its texts."""
-    for block in _blocks(model, wanted, images, config.memory_bytes):
-        for one, keys in block:
-            yield one, _judge(model, texts, one, keys, config.batch_tokens)
+    assert images.tokens is not None
+    width = model.config.text_config.hidden_size
+    # Keys and values, of four bytes a number.
+    each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
+    # As many images at a time as fit the memory.
+    size = max(1, min(config.memory_bytes // each, IMAGES_AT_ONCE))
+    for first in range(0, len(pairs), size):
+        block = pairs[first : first + size]
+        tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
+        keys = model.project_images(tokens.to(model.device))
+        for place, one in enumerate(block):
+            own = [_only(layer, place) for layer in keys]
+            yield one, _judge(model, texts, one, own, config.batch_tokens)
 
 
 def by_image(candidates: Int64Array) -> list[ImageTexts]:
@@ -96,26 +109,6 @@ def by_image(candidates: Int64Array) -> list[ImageTexts]:
         ImageTexts(image=int(image), texts=texts[first:end], columns=columns[first:end])
         for image, first, end in zip(images, firsts, ends, strict=True)
     ]
-
-
-def _blocks(
-    model: ImageTextModel, wanted: Sequence[ImageTexts], images: ReadImages, memory_bytes: int
-) -> Iterator[list[tuple[ImageTexts, list[ImageKeys]]]]:
-    """Yield images with their keys and values, as many at a time as fit the memory."""
-    assert images.tokens is not None
-    width = model.config.text_config.hidden_size
-    # Keys and values, of four bytes a number.
-    each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
-    size = max(1, min(memory_bytes // each, IMAGES_AT_ONCE))
-    for first in range(0, len(wanted), size):
-        block = wanted[first : first + size]
-        tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
-        keys = model.project_images(tokens.to(model.device))
-        yield [(one, [_only(layer, i) for layer in keys]) for i, one in enumerate(block)]
-
-
-# More projected together gain nothing.
-IMAGES_AT_ONCE = 64
 
 
 def _only(keys: ImageKeys, index: int) -> ImageKeys:

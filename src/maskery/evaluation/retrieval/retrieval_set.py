@@ -23,7 +23,7 @@ from maskery.core.processes import Processes
 from maskery.core.random import Int64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.images.views import normalise, view_pixels
+from maskery.data.images.views import view_stack
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import NOBODY, Pairs
 from maskery.data.pairs.pictures import Pictures
@@ -148,8 +148,7 @@ class RetrievalSet:
         batches = list(self._members(self.gallery))
         for members in tqdm(batches, desc="images", leave=False, disable=not progress):
             loaded = self.pictures.load(members)
-            pixels = [view_pixels(image, self.view) for image in loaded if image is not None]
-            yield normalise(np.stack(pixels), self.view)
+            yield view_stack([image for image in loaded if image is not None], self.view)
 
     def _members(self, indices: Int64Array) -> Iterator[list[int]]:
         for first in range(0, len(indices), self.batch_images):

@@ -21,9 +21,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch, vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.evaluation.text.masked import require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import EncodedText, TextReader

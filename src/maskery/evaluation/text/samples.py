@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
 from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.evaluation.text.pseudo_likelihood import Copy, masked_tokens

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import Vocabulary
 from maskery.data.text_source import Template
 from maskery.data.tokenise import plain_backend
 from maskery.data.words import starts_word_table, word_starts

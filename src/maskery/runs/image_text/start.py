@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
-from maskery.core.files import replace_folder
+from maskery.core.system import replace_folder
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.pairs.captions import CaptionCorpus
 from maskery.data.pairs.pairs import Pairs
