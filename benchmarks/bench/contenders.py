@@ -28,9 +28,9 @@ from transformers import (
 from bench.config import BenchConfig
 from maskery.core.system import keep_freed_memory
 from maskery.core.task import Prepared
+from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import tokenise
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.layout import can_pack

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging(quiet=True)
     from tqdm import tqdm
 
-    from maskery.data.corpus.text_files import name_of, read_sentence_pairs, read_sentences
+    from maskery.data.corpus.sentences import name_of, read_sentence_pairs, read_sentences
 
     if wanted.pairs:
         pairs = list(read_sentence_pairs(wanted.file, encoding=wanted.encoding))

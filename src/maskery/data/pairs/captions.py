@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array
+from maskery.data.batching import Template, assemble
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
-from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encoder, plain_backend
 
 # Tokenizers work on lists in parallel; larger ones gain nothing.

@@ -17,7 +17,7 @@ from maskery.core.system import replace_folder
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.pairs.captions import CaptionCorpus
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.vocabulary import train_wordpiece
+from maskery.data.tokenise import train_wordpiece
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.models.image_text.build import assemble_encoders, build_from_scratch
 from maskery.models.image_text.config import check_image_size

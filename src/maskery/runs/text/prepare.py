@@ -18,7 +18,7 @@ from maskery.core.batch import Vocabulary, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.processes import join_processes
 from maskery.core.task import Task
-from maskery.data.text_source import Template, TextSource
+from maskery.data.batching import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples
 from maskery.masking.config import MaskingConfig
