@@ -89,18 +89,12 @@ class StaticShapes:
     A packed batch has other sizes at every step, and a compiled step would be compiled again for
     each. With these, the sequences of a batch are followed by padding tokens in sequences of their
     own, which no other sequence sees and nothing is learned from.
-
-    Attributes:
-        num_tokens: T.
-        num_segments: Sequences, padding and empty ones included.
-        longest: The most tokens of a sequence; padding is cut into sequences of this length.
-        num_masked: M. Masked tokens beyond are left out of the loss, and counted.
     """
 
-    num_tokens: int
-    num_segments: int
-    longest: int
-    num_masked: int
+    num_tokens: int  # T
+    num_segments: int  # Sequences, padding and empty ones included
+    longest: int  # The most tokens of a sequence; padding is cut into sequences of this length
+    num_masked: int  # M. Masked tokens beyond are left out of the loss, and counted.
 
 
 @dataclass(frozen=True, kw_only=True)

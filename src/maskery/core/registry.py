@@ -132,11 +132,6 @@ def is_plugin(choice: object) -> bool:
 def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
     """Load the object that `FILE.py:NAME` names; the file runs once in a process.
 
-    Args:
-        choice: `FILE.py:NAME`.
-        flag: The flag that names it, for messages.
-        contract: What it must be, for messages.
-
     Raises:
         PluginError: The choice comes from a file, or the plug-in's file is missing, fails when it
             runs, or has no such name.

@@ -295,7 +295,6 @@ def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
     """Return the lines of a `metrics.jsonl`; those that were cut short or damaged are left out.
 
     Args:
-        path: The file.
         tell: True to warn of damaged lines.
 
     Raises:

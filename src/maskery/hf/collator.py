@@ -52,7 +52,6 @@ class MaskCollator:
     workers see it.
 
     Args:
-        tokenizer: Of the model.
         masking: The settings to start from; BERT's if None.
         policy: As in `Masker.of`: a name, `FILE.py:NAME`, or an object.
         rate: Share of the tokens that is masked, in expectation.

@@ -109,8 +109,6 @@ class Masker:
 
         Args:
             batch: Sequences with their special tokens; not modified.
-            epoch: From 0.
-            progress: The share of the run that is done.
 
         Raises:
             PluginError: The policy breaks its contract.
@@ -137,9 +135,6 @@ class Masker:
 
         It has the same policy at a constant rate, shows every masked token as `[MASK]` (RaSa,
         section 3.2), and draws independently of this masker.
-
-        Args:
-            mask_rate: Share of maskable tokens.
         """
         config = replace(
             self.config,
@@ -222,7 +217,6 @@ def at_least_one(
 
     Args:
         selection: Of a policy; not modified.
-        batch: The sequences.
         maskable: (T,) bool.
         draws: Decides where the policy gives no `values`.
     """
@@ -266,8 +260,6 @@ def corrupt(
         positions: (M,) int64, ascending: the masked tokens.
         anchors: (M,) int64 or None: tokens with the same anchor are corrupted alike.
         vocabulary: The mask token and the ids that may replace one.
-        draws: The randomness.
-        config: The shares.
 
     Returns:
         (T,) int64.

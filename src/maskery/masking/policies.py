@@ -59,7 +59,6 @@ class Draws:
         """Return a random word for each (example id, position): (N,) uint32.
 
         Args:
-            stream: What the draws are for.
             example_ids: (N,) uint64.
             positions: (N,) int64, from 0; in documents, as `batch.starts`.
         """
@@ -162,14 +161,10 @@ class SpanPolicy:
     starts there that is not in the way of an earlier one. So windows of other lengths
     (`--max-length`) have the same spans, but for a few words after the start of a window: whether
     a span comes in from before cannot be seen there.
-
-    Attributes:
-        p: Parameter of the geometric distribution of lengths.
-        longest: Longest span, in words.
     """
 
-    p: float = 0.2
-    longest: int = 10
+    p: float = 0.2  # Parameter of the geometric distribution of lengths
+    longest: int = 10  # Longest span, in words
 
     def select(
         self, batch: TokenBatch, maskable: BoolArray, rate: float, draws: Draws
@@ -201,12 +196,8 @@ def walk_spans(
     """Walk every sequence in gaps and spans.
 
     Args:
-        batch: The sequences.
         first: (W,) int64, the first token of each word.
         rate: Expected share of words in spans.
-        draws: The randomness.
-        p: Parameter of the span lengths.
-        longest: Longest span, in words.
 
     Returns:
         (W,) int64, the span of each word or -1; (S,) int64, the first word of each span.

@@ -67,10 +67,6 @@ ResultT = TypeVar("ResultT")
 def make_app(session: Session, worker: Worker | None = None) -> Starlette:
     """Make the application of some models.
 
-    Args:
-        session: Answers the calls.
-        worker: Runs them, one at a time.
-
     Raises:
         MissingExtraError: starlette is not installed.
     """

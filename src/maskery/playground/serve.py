@@ -34,8 +34,6 @@ def serve(
     """Serve until interrupted.
 
     Args:
-        session: Answers the calls.
-        config: The port.
         ready: Called with the address once it is known.
 
     Raises:

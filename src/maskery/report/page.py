@@ -33,28 +33,17 @@ NOTHING = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The files of a run folder that its report shows.
+    """The files of a run folder that its report shows."""
 
-    Attributes:
-        name: Of the folder.
-        metrics: The lines of `metrics.jsonl`.
-        evaluation: Held-out figures; empty before the run is finished.
-        samples: Sample fills and environment; empty if they were not computed.
-        config: `config.yaml` as text.
-    """
-
-    name: str
-    metrics: list[dict[str, Any]]
-    evaluation: dict[str, Any]
-    samples: dict[str, Any]
-    config: str
+    name: str  # Of the folder
+    metrics: list[dict[str, Any]]  # The lines of `metrics.jsonl`
+    evaluation: dict[str, Any]  # Held-out figures; empty before the run is finished
+    samples: dict[str, Any]  # Sample fills and environment; empty if they were not computed
+    config: str  # `config.yaml` as text
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` and `curves.png` into a run folder.
-
-    Args:
-        folder: A run, finished or not.
 
     Returns:
         The path of the page.

@@ -48,9 +48,7 @@ class Tracker:
     """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`.
 
     Args:
-        folder: The run folder.
         trackers: Names of trackers of accelerate's that get every line too, as `kind/name`.
-        settings: Of the run, for trackers that show them.
     """
 
     def __init__(
@@ -217,11 +215,7 @@ class Window:
 
 
 class SpikeWatch:
-    """Compares each line's loss with the lines before it.
-
-    Args:
-        losses: Losses of the lines before, oldest first.
-    """
+    """Compares each line's loss with the lines before it."""
 
     def __init__(self, losses: Iterable[float] = ()) -> None:
         self._losses = deque(losses, maxlen=HISTORY)
@@ -243,7 +237,6 @@ class Journal:
 
     Args:
         tracker: Writes the lines; used by the main process alone.
-        processes: The processes of the run.
         best_metric: The held-out figure that tells the best; None for the first of a line.
 
     Attributes:

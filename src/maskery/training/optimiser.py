@@ -99,7 +99,6 @@ def build_optimiser(
 
     Args:
         model: The model to train; frozen parameters are left out.
-        config: Rates and decay.
         new_parameters: Names of parameters that start from nothing and learn at
             `head_learning_rate`.
 
@@ -151,7 +150,6 @@ def learning_rate_factor(
 
     Args:
         step: From 0.
-        total: Steps of the run.
         warmup_share: Share of the steps over which the factor rises to 1.
         shape: `linear`, `cosine` or `constant` after the warm-up.
         floor: What the factor falls to, from 0 to 1.

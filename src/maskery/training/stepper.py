@@ -82,8 +82,6 @@ class Stepper:
 
         Args:
             number: The step, from 0.
-            batches: This process's micro-batches.
-            epoch: From 0.
         """
         progress = number / self.total_steps
         return prepare_all(self.task, batches, epoch=epoch, progress=progress)
