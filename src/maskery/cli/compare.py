@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.console import parse, prepare_output, print_json, set_up_logging, table
+from maskery.cli.main import parse, prepare_output, print_json, set_up_logging, table
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_text
 

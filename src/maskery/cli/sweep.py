@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.compare import Outputs, show
-from maskery.cli.console import parse, set_up_logging
+from maskery.cli.main import parse, set_up_logging
 from maskery.core.system import quick_imports
 
 
