@@ -29,7 +29,7 @@ SENTENCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartResult:
-    """What the quickstart came to.
+    """The outcome of the quickstart.
 
     Attributes:
         result: Of the run.
