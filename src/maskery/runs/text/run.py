@@ -25,7 +25,7 @@ from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.intervals import Interval, interval_note
+from maskery.evaluation.intervals import Interval, Verdict, interval_note, judge
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
@@ -33,7 +33,6 @@ from maskery.evaluation.text.masked import (
     compare,
     summarise,
 )
-from maskery.evaluation.verdict import Verdict, judge
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
