@@ -175,16 +175,13 @@ class PairSource(PicturedExamples):
         members, images = self.readable(members, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
-        chosen = self._choose(self.pairs[members], ids, epoch)
-        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
-
-    def _choose(self, pairs: Int64Array, ids: UInt64Array, epoch: int) -> Int64Array:
-        """Draw one caption of each pair: (B,) int64."""
-        owners = self.captions.owners
+        # One caption of each pair is drawn.
+        owners, pairs = self.captions.owners, self.pairs[members]
         first = np.searchsorted(owners, pairs, side="left")
         count = np.searchsorted(owners, pairs, side="right") - first
         drawn = uniforms(self.seed, Stream.CAPTION, epoch, ids, np.zeros(len(ids), np.int64))
-        return first + (drawn.astype(np.float64) * count).astype(np.int64)
+        chosen = first + (drawn.astype(np.float64) * count).astype(np.int64)
+        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
 
 
 class HeldOutPairs:
@@ -205,12 +202,10 @@ class HeldOutPairs:
         batch_pairs: int = 64,
     ) -> None:
         self.ids, self.captions, self.pictures, self.view = pairs.ids, captions, pictures, view
-        self.groups = groups
+        self.groups, self.batch_pairs = groups, batch_pairs
         self.chosen = chosen[np.isin(chosen, captions.owners)]
-        self.wrong = dict(
-            zip(self.chosen.tolist(), wrong_pairs(groups, self.chosen).tolist(), strict=True)
-        )
-        self.batch_pairs = batch_pairs
+        wrong = wrong_pairs(groups, self.chosen)
+        self.wrong = dict(zip(self.chosen.tolist(), wrong.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[JudgedPairs]:
         """Yield batches in the order of the pairs."""

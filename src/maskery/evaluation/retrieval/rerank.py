@@ -94,7 +94,8 @@ def match_images(
         tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
         keys = model.project_images(tokens.to(model.device))
         for place, one in enumerate(block):
-            own = [_only(layer, place) for layer in keys]
+            only = slice(place, place + 1)  # a view: nothing is copied
+            own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
             yield one, _judge(model, texts, one, own, config.batch_tokens)
 
 
@@ -109,11 +110,6 @@ def by_image(candidates: Int64Array) -> list[ImageTexts]:
         ImageTexts(image=int(image), texts=texts[first:end], columns=columns[first:end])
         for image, first, end in zip(images, firsts, ends, strict=True)
     ]
-
-
-def _only(keys: ImageKeys, index: int) -> ImageKeys:
-    """Return a view of one image's keys and values; nothing is copied."""
-    return ImageKeys(keys=keys.keys[index : index + 1], values=keys.values[index : index + 1])
 
 
 def _judge(
