@@ -25,7 +25,7 @@ from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.intervals import Interval, Verdict, interval_note, judge
+from maskery.evaluation.intervals import Interval, Verdict, interval_note
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
