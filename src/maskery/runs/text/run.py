@@ -25,7 +25,7 @@ from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.intervals import Interval, Verdict, interval_note
+from maskery.evaluation.intervals import Interval, Verdict, interval_note, judge
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
@@ -64,7 +64,6 @@ from maskery.training.optimiser import build_optimiser
 
 if TYPE_CHECKING:
     from maskery.evaluation.probe.probe import ProbeResult
-    from maskery.evaluation.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +175,6 @@ def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun
 
 def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
-    from maskery.evaluation.verdict import judge
-
     use_fast_dropout(run.model)
     before = first_scores(
         folder,
