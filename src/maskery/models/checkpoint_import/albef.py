@@ -14,6 +14,7 @@ from transformers import BertConfig
 from maskery.core.errors import ModelError
 from maskery.models.checkpoint_import.state_dict import ImportReport
 from maskery.models.checkpoint_import.timm_vit import (
+    HEAD_WIDTH,
     count_layers,
     fit_positions,
     rename_vit,
@@ -64,7 +65,7 @@ def import_albef(
     state = dict(state)
     vision = {n.removeprefix(VISION): t for n, t in state.items() if n.startswith(VISION)}
     config = ImageTextConfig(
-        text_config=_text_config(state, num_text_heads),
+        text_config=text_config(state, TEXT, num_text_heads, attention_probs_dropout_prob=0.0),
         vision_config=vit_config(vision, num_heads=num_vision_heads, image_size=image_size),
         fusion_layer=_fusion_layer(state),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
@@ -130,10 +131,8 @@ def _places(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _check(
-    own: dict[str, torch.Tensor], found: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
-) -> tuple[str, ...]:
-    """Refuse wrong shapes; return what is missing."""
+def require_shapes(own: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """Refuse tensors of other shapes than the model's own."""
     for name, tensor in found.items():
         if name in own and own[name].shape != tensor.shape:
             raise ModelError(
@@ -141,6 +140,13 @@ def _check(
                 f"other tensors describe has {list(own[name].shape)}; the checkpoint is damaged or "
                 f"of another model"
             )
+
+
+def _check(
+    own: dict[str, torch.Tensor], found: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
+) -> tuple[str, ...]:
+    """Refuse wrong shapes; return what is missing."""
+    require_shapes(own, found)
     unknown = sorted(set(found) - set(own))
     if unknown:
         raise ModelError(
@@ -150,20 +156,24 @@ def _check(
     return tuple(sorted(set(own) - set(found)))
 
 
-def _text_config(state: dict[str, torch.Tensor], num_heads: int | None) -> Any:
-    vocab_size, width = shape_of(state, f"{TEXT}embeddings.word_embeddings.weight", 2)
-    positions, _ = shape_of(state, f"{TEXT}embeddings.position_embeddings.weight", 2)
-    segments, _ = shape_of(state, f"{TEXT}embeddings.token_type_embeddings.weight", 2)
-    intermediate, _ = shape_of(state, f"{TEXT}encoder.layer.0.intermediate.dense.weight", 2)
+def text_config(
+    state: dict[str, torch.Tensor], prefix: str, num_heads: int | None, **others: Any
+) -> BertConfig:
+    """Read the sizes of a BERT off its tensors, whose names begin with `prefix`."""
+    vocab_size, width = shape_of(state, f"{prefix}embeddings.word_embeddings.weight", 2)
+    positions, _ = shape_of(state, f"{prefix}embeddings.position_embeddings.weight", 2)
+    segments, _ = shape_of(state, f"{prefix}embeddings.token_type_embeddings.weight", 2)
+    intermediate, _ = shape_of(state, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2)
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=width,
-        num_hidden_layers=count_layers(state, f"{TEXT}encoder.layer."),
-        num_attention_heads=num_heads or max(1, width // 64),
+        num_hidden_layers=count_layers(state, f"{prefix}encoder.layer."),
+        # No tensor tells the heads; all published sizes have one for each 64 of width.
+        num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
         intermediate_size=intermediate,
         max_position_embeddings=positions,
         type_vocab_size=segments,
-        attention_probs_dropout_prob=0.0,
+        **others,
     )
 
 

@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForMaskedLM, ViTModel
+from transformers import BertForMaskedLM, ViTModel
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.task import EXTRA_STATE
-from maskery.models.checkpoint_import.albef import import_albef, is_albef
+from maskery.models.checkpoint_import.albef import (
+    import_albef,
+    is_albef,
+    require_shapes,
+    text_config,
+)
 from maskery.models.checkpoint_import.state_dict import ImportReport, read_state_dict
 from maskery.models.checkpoint_import.timm_vit import (
-    count_layers,
     fit_positions,
     rename_vit,
-    shape_of,
     vit_config,
 )
 
@@ -132,35 +135,16 @@ def import_bert(
     """
     renamed = {name: _modern(name) for name in state}
     by_new_name = {new: state[old] for old, new in renamed.items()}
-    vocab_size, width = shape_of(by_new_name, "bert.embeddings.word_embeddings.weight", 2)
-    positions, _ = shape_of(by_new_name, "bert.embeddings.position_embeddings.weight", 2)
-    segments, _ = shape_of(by_new_name, "bert.embeddings.token_type_embeddings.weight", 2)
-    hidden, _ = shape_of(by_new_name, "bert.encoder.layer.0.intermediate.dense.weight", 2)
-    config = BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        num_hidden_layers=count_layers(by_new_name, "bert.encoder.layer."),
-        num_attention_heads=num_heads or max(1, width // 64),
-        intermediate_size=hidden,
-        max_position_embeddings=positions,
-        type_vocab_size=segments,
-    )
+    config = text_config(by_new_name, "bert.", num_heads)
     model = BertForMaskedLM(config).eval()
     own = model.state_dict()
     found = {n: t for n, t in by_new_name.items() if n in own}
-    for name, tensor in found.items():
-        if own[name].shape != tensor.shape:
-            raise ModelError(
-                f"'{name}' in the checkpoint has shape {list(tensor.shape)} and the model that its "
-                f"other tensors describe has {list(own[name].shape)}; the checkpoint is damaged or "
-                f"of another model"
-            )
+    require_shapes(own, found)
     model.load_state_dict(found, strict=False)
     # The projection is the word embeddings; its bias has two names.
     tied = {f"{BERT_HEAD}decoder.weight"}
-    tied |= (
-        {f"{BERT_HEAD}bias", f"{BERT_HEAD}decoder.bias"} if f"{BERT_HEAD}bias" in found else set()
-    )
+    if f"{BERT_HEAD}bias" in found:
+        tied |= {f"{BERT_HEAD}bias", f"{BERT_HEAD}decoder.bias"}
     report = ImportReport(
         kind="bert",
         used={old: new for old, new in renamed.items() if new in own},

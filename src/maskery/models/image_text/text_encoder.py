@@ -118,24 +118,13 @@ class Layer(nn.Module):
         return result
 
 
-class Encoder(nn.Module):
-    """The stack of layers (BERT's `encoder`)."""
+class Named(nn.Module):
+    """Modules under BERT's names, so that its checkpoints load as they are."""
 
-    def __init__(self, config: Any, fusion_layer: int, image_width: int):
+    def __init__(self, **modules: nn.Module):
         super().__init__()
-        self.layer = nn.ModuleList(
-            Layer(config, image_width if i >= fusion_layer else None)
-            for i in range(config.num_hidden_layers)
-        )
-
-
-class Bert(nn.Module):
-    """Embeddings and layers (BERT's `bert`)."""
-
-    def __init__(self, config: Any, fusion_layer: int, image_width: int):
-        super().__init__()
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config, fusion_layer, image_width)
+        for name, module in modules.items():
+            self.add_module(name, module)
 
 
 class Transform(nn.Module):
@@ -166,14 +155,6 @@ class Predictions(nn.Module):
         return F.linear(self.transform(hidden), word_embeddings, self.bias)
 
 
-class MaskedLanguageModelingHead(nn.Module):
-    """BERT's `cls`."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.predictions = Predictions(config)
-
-
 class TextFusionEncoder(nn.Module):
     """Text alone, text with an image, and the masked language modelling head.
 
@@ -187,8 +168,13 @@ class TextFusionEncoder(nn.Module):
     def __init__(self, config: Any, fusion_layer: int, image_width: int):
         super().__init__()
         self.fusion_layer, self.computes_padding = fusion_layer, False
-        self.bert = Bert(config, fusion_layer, image_width)
-        self.cls = MaskedLanguageModelingHead(config)
+        embeddings = Embeddings(config)
+        layers = nn.ModuleList(
+            Layer(config, image_width if i >= fusion_layer else None)
+            for i in range(config.num_hidden_layers)
+        )
+        self.bert: Any = Named(embeddings=embeddings, encoder=Named(layer=layers))
+        self.cls: Any = Named(predictions=Predictions(config))
 
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None

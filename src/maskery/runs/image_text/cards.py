@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from maskery.evaluation.retrieval.config import LABELS
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
-from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
+from maskery.evaluation.retrieval.metrics import FIGURES
 from maskery.runs.frame.run_frame import card_figure, model_card
 
 if TYPE_CHECKING:  # each kind of run writes its own card, without importing the other kind
@@ -30,9 +30,8 @@ def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str
         rows.append("| chosen words | " + " | ".join(shares) + " |")
     right = scores["right"]
     found = ""
-    if evaluation.mrtd_auc is not None:
-        found = "\nReplaced words are told from original ones with an AUC of "
-        found += f"{evaluation.mrtd_auc:.3f}.\n"
+    if (auc := evaluation.mrtd_auc) is not None:
+        found = f"\nReplaced words are told from original ones with an AUC of {auc:.3f}.\n"
     table = "\n".join(rows)
     text = f"""
 # An image-text masked language model trained with Maskery
@@ -70,7 +69,7 @@ identities.
 
 On {split}: {figures.num_texts:,} captions of {figures.num_persons:,} persons against
 {figures.num_images:,} pictures (95% intervals over persons; R@1 of a random ranking is
-{_percent(figures.chance)}):
+{100 * figures.chance:.2f}%):
 
 {_table(figures)}
 
@@ -86,14 +85,9 @@ def _table(figures: RetrievalFigures) -> str:
     if figures.reranked is not None:
         rankings[f"best {figures.rerank} by matching"] = figures.reranked
     head = "| | " + " | ".join(LABELS[name] for name in FIGURES) + " |"
-    rows = [f"| {name} | {_row(found)} |" for name, found in rankings.items()]
+    rows = []
+    for name, found in rankings.items():
+        figures_of = (getattr(found, figure) for figure in FIGURES)
+        shown = (card_figure(figure, ".2f", scale=100.0) for figure in figures_of)
+        rows.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join((head, "| --- " * (len(FIGURES) + 1) + "|", *rows))
-
-
-def _row(found: RankingFigures) -> str:
-    figures = (getattr(found, name) for name in FIGURES)
-    return " | ".join(card_figure(figure, ".2f", scale=100.0) for figure in figures)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"

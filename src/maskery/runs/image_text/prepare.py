@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,9 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
+from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
+from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.tokenise import tokenizer_fingerprint
+from maskery.masking.config import POLICIES
 from maskery.masking.masker import Masker
 from maskery.models.loading import known_as, resolve
 from maskery.objectives.terms import belongs
@@ -38,16 +41,7 @@ log = logging.getLogger(__name__)
 TaskT = TypeVar("TaskT", bound=CaptionTask)
 
 
-class ReadingConfig(Protocol):
-    """Says what to do about captions and pictures that cannot be read."""
-
-    @property
-    def on_bad_caption(self) -> Literal["skip", "fail"]:
-        """Captions."""
-
-    @property
-    def on_bad_image(self) -> Literal["skip", "fail"]:
-        """Pictures."""
+ReadingConfig: TypeAlias = PairsConfig | PersonSearchDataConfig
 
 
 def read_captions(
@@ -75,6 +69,11 @@ def open_pictures(
     # A crop takes its part of the whole picture, so it is decoded whole.
     near = None if config.view.crop_scale else start.view.size
     return Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=cache_bytes)
+
+
+def require_policy(config: ImageTextRunConfig) -> None:
+    """Load the policy before anything is read: a plug-in that cannot be is told at once."""
+    POLICIES.find(config.masking.policy)
 
 
 def make_task(

@@ -76,6 +76,7 @@ def _own_tokenizer(
     config: ImageTextRunConfig, pairs: Pairs, folder: Path | None, progress: bool
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that the run folder keeps, or one trained on the captions now."""
+    # Trained again, it might number its pieces differently, and the run could not be resumed.
     kept = None if folder is None else folder / TOKENIZER
     if kept is not None and kept.is_dir():
         try:
@@ -119,14 +120,14 @@ def _from_encoders(config: ImageTextRunConfig, text: str, vision: str) -> StartM
     tokenizer = load_tokenizer(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        made = assemble_encoders(
+        model, new = assemble_encoders(
             text, vision, fusion_layer=config.fusion_layer, image_size=_image_size(config.view)
         )
     return StartModel(
-        model=made.model,
+        model=model,
         tokenizer=tokenizer,
-        view=_fitted(config.view, made.model, vision),
-        new_parameters=made.new_parameters,
+        view=_fitted(config.view, model, vision),
+        new_parameters=new,
     )
 
 

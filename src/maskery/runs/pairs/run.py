@@ -31,6 +31,7 @@ from maskery.runs.image_text.prepare import (
     open_pictures,
     prepare_model,
     read_captions,
+    require_policy,
     save_model,
 )
 from maskery.runs.image_text.start import StartModel, choose_max_length, start_model
@@ -97,6 +98,7 @@ def prepare_pairs(
     terms: Sequence[Any] = (),
 ) -> PairsRun:
     """Read, tokenise and split the pairs, and load or make the initial model."""
+    require_policy(config)
     pairs, own = open_pairs(config, source)
     start, captions, task = prepare_model(
         ImageTextMLM,

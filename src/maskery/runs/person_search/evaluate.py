@@ -154,7 +154,11 @@ def evaluate_retrieval_models(
             figures[name] = _on_pairs(
                 opened, data, reading or PairsConfig(), settings, progress=progress
             )
-        conditions.add(name, _found(figures[name]))
+        found = {  # some cannot be read
+            "pictures that can be read": f"{figures[name].num_images:,}",
+            "captions that can be read": f"{figures[name].num_texts:,}",
+        }
+        conditions.add(name, found)
     return RetrievalEvaluation(
         figures=figures,
         seeds={name: seed_of(name) for name in names},
@@ -185,14 +189,6 @@ def _foreseen(
         ranking = replace(ranking, rerank=0)
     gallery = {} if data is not None else gallery_conditions(datasets.of(name, known), split)
     return gallery | ranking_conditions(ranking)
-
-
-def _found(figures: RetrievalFigures) -> dict[str, str]:
-    """Return how many pictures and captions were measured: some cannot be read."""
-    return {
-        "pictures that can be read": f"{figures.num_images:,}",
-        "captions that can be read": f"{figures.num_texts:,}",
-    }
 
 
 def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
@@ -31,6 +30,7 @@ from maskery.runs.image_text.prepare import (
     open_pictures,
     prepare_model,
     read_captions,
+    require_policy,
     save_model,
 )
 from maskery.runs.image_text.start import StartModel, choose_max_length
@@ -203,6 +203,7 @@ def prepare_person_search(
     terms: Sequence[Any] = (),
 ) -> PersonSearchRun:
     """Read and tokenise the dataset, and load or make the initial model."""
+    require_policy(config)
     data = open_person_search(config.data)
     start, captions, task = prepare_model(
         PersonSearch,
@@ -291,10 +292,7 @@ def whole_model(model: ImageTextModel) -> ImageTextModel:
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
     copy: ImageTextModel = ImageTextModel(model.config).to(model.device)
-    copy.load_state_dict(without_terms(whole_tensors(model.state_dict())))
+    state = model.state_dict()
+    tensors = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+    copy.load_state_dict(without_terms(tensors))
     return copy
-
-
-def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors that may be sharded, gathered in memory; every process must ask for them."""
-    return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
