@@ -55,19 +55,13 @@ EVALUATION_MASKING = MaskingConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class PairsEvaluation:
-    """Figures of one model on held-out pairs.
+    """Figures of one model on held-out pairs."""
 
-    Attributes:
-        scores: Frozen masks: the same model with the right picture, a wrong one, and none.
-        difference: `right` minus each of the others: loss, top1, top5.
-        words: The chosen words, masked one at a time; None where none were chosen.
-        mrtd_auc: How well replaced words are told from original ones; None without MRTD.
-    """
-
+    # Frozen masks: the same model with the right picture, a wrong one, and none.
     scores: dict[Condition, MaskedScores]
-    difference: dict[str, dict[str, Interval]]
-    words: WordScores | None
-    mrtd_auc: float | None
+    difference: dict[str, dict[str, Interval]]  # `right` minus each of the others: loss, top1, top5
+    words: WordScores | None  # The chosen words, masked one at a time; None where none were chosen
+    mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
@@ -187,14 +181,10 @@ def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextEvaluation:
-    """Held-out figures of one image-text model, or of two with their paired difference.
+    """Held-out figures of one image-text model, or of two with their paired difference."""
 
-    Attributes:
-        models: By name.
-        difference: The last minus the first, where there are two: by sight, then by figure.
-    """
-
-    models: dict[str, PairsEvaluation]
+    models: dict[str, PairsEvaluation]  # By name
+    # The last minus the first, where there are two: by sight, then by figure.
     difference: dict[Condition, dict[str, Interval]] | None
 
     def to_json(self) -> dict[str, Any]:

@@ -23,9 +23,17 @@ from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
 from maskery.runs.frame.run_folder import MODEL, default_folder
-from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
-from maskery.runs.image_text.cards import pairs_model_card
+from maskery.runs.frame.run_frame import (
+    card_figure,
+    fingerprint_of,
+    identity,
+    model_card,
+    run_in_folder,
+    save_model_folder,
+)
 from maskery.runs.image_text.prepare import (
+    StartModel,
+    choose_max_length,
     described,
     learnt_anew,
     open_pictures,
@@ -33,8 +41,8 @@ from maskery.runs.image_text.prepare import (
     read_captions,
     require_policy,
     save_model,
+    start_model,
 )
-from maskery.runs.image_text.start import StartModel, choose_max_length, start_model
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
 from maskery.tasks.image_text_mlm import ImageTextMLM
@@ -347,3 +355,38 @@ def trained_config(folder: Path) -> PairsRunConfig:
         fusion_layer=None,
         objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
     )
+
+
+def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str:
+    """Return the card of a trained model, in Markdown."""
+    scores = evaluation.scores
+    rows = [
+        f"| {label} | " + " | ".join(card_figure(getattr(s, name)) for s in scores.values()) + " |"
+        for name, label in (("loss", "loss (nats)"), ("top1", "top-1"), ("top5", "top-5"))
+    ]
+    if evaluation.words is not None:
+        shares = (card_figure(share) for share in evaluation.words.accuracy.values())
+        rows.append("| chosen words | " + " | ".join(shares) + " |")
+    right = scores["right"]
+    found = ""
+    if (auc := evaluation.mrtd_auc) is not None:
+        found = f"\nReplaced words are told from original ones with an AUC of {auc:.3f}.\n"
+    table = "\n".join(rows)
+    text = f"""
+# An image-text masked language model trained with Maskery
+
+Starting from `{config.start}`, trained on `{Path(config.pairs).name}` with
+{config.masking.policy} masking at a rate of {config.masking.mask_rate}.
+
+Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same
+model with the right picture, with a wrong one and with none (95% intervals):
+
+| | right | wrong | none |
+| --- | --- | --- | --- |
+{table}
+{found}
+```
+maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg
+```
+"""
+    return model_card(text.lstrip(), tags=("image-text",))

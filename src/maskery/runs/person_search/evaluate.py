@@ -61,17 +61,13 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalEvaluation:
-    """Figures of one or several models on the same held-out data.
+    """Figures of one or several models on the same held-out data."""
 
-    Attributes:
-        figures: By the name that each model was given by.
-        seeds: By the same names, what each run was trained with; None where that is not known.
-        spread: By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking
-            is missing where not all models have it.
-    """
-
-    figures: dict[str, RetrievalFigures]
+    figures: dict[str, RetrievalFigures]  # By the name that each model was given by
+    # By the same names, what each run was trained with; None where that is not known.
     seeds: dict[str, int | None]
+    # By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking is
+    # missing where not all models have it.
     spread: dict[str, dict[str, Spread]] | None
 
     def to_json(self) -> dict[str, Any]:
