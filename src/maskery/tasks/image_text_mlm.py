@@ -192,8 +192,7 @@ class ImageTextMLM(CaptionTask):
     def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
         """Judge, in evaluation mode, which words the twin replaced.
 
-        Returns:
-            (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
 
         Raises:
             ConfigError: The task has no replaced token detection.

@@ -121,15 +121,9 @@ class MomentumTextMLM:
     ) -> None:
         """Make the twin, and the head that MRTD needs.
 
-        Args:
-            model: The encoder with its head.
-            config: Settings.
-            vocabulary: Of the tokenizer.
-            masker: Masks the text for masked language modelling. Its seed also draws the weights
-                of the new head.
-            mrtd_masker: Masks it anew for the twin to fill; another seed makes its masks
-                independent. Its seed also draws the samples.
-            pin_memory: Prepare batches in page-locked memory, for a GPU.
+        The seed of `masker` also draws the weights of the new head. `mrtd_masker` masks the text
+        anew for the twin to fill, independently if its seed is another, which also draws the
+        samples.
         """
         if config.detects:
             model.add_head(HEAD, new_head(model.hf.config.hidden_size, seed=masker.seed))

@@ -240,18 +240,12 @@ class _Picture:
 def merge_pictures(
     records: Iterable[Record], prepare: Callable[[Record], tuple[str, ...]]
 ) -> tuple[list[Record], str]:
-    """Join the captions of records that name the same picture.
+    """Join the captions of records that name the same picture; returns a note about them, too.
 
-    The captions of a picture stay in the order of the records. A caption that an earlier record of
-    the picture has word for word is left out; what a single record lists twice is left alone, so
-    that a dataset with one record for each picture stays as it was published.
-
-    Args:
-        records: Of one split, in order, their images checked.
-        prepare: From a record to its captions as they are used, perhaps none; may raise.
-
-    Raises:
-        DataError: A picture is said to show two persons.
+    The captions of a picture stay in the order of the records, `prepare` makes those that are used,
+    and a picture without any is left out. A caption that an earlier record of the picture has word
+    for word is left out; what a single record lists twice is left alone, so that a dataset with one
+    record for each picture stays as it was published.
     """
     pictures: dict[str, _Picture] = {}
     joined = repeated = 0

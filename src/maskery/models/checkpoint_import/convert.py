@@ -61,11 +61,7 @@ def import_albef(
     num_text_heads: int | None = None,
     num_vision_heads: int | None = None,
 ) -> Imported:
-    """Build the model that a state dict belongs to and fill it; arguments as `import_checkpoint`'s.
-
-    Raises:
-        ModelError: A tensor has a shape that does not fit the others.
-    """
+    """Build the model that a state dict belongs to and fill it; see `import_checkpoint`."""
     state = dict(state)
     vision = {n.removeprefix(VISION): t for n, t in state.items() if n.startswith(VISION)}
     config = ImageTextConfig(
@@ -272,11 +268,7 @@ def import_vit(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> tuple[Any, ImportReport]:
-    """A timm or DeiT vision transformer as a Hugging Face `ViTModel` without pooler.
-
-    Raises:
-        ModelError: A tensor has a shape that does not fit the others.
-    """
+    """Return a timm or DeiT vision transformer as a Hugging Face `ViTModel` without pooler."""
     state = dict(state)
     config = vit_config(state, num_heads=num_heads, image_size=image_size)
     resized = fit_positions(state, config)
@@ -310,11 +302,7 @@ def is_bert(state: dict[str, torch.Tensor]) -> bool:
 def import_bert(
     state: dict[str, torch.Tensor], *, num_heads: int | None = None
 ) -> tuple[Any, ImportReport]:
-    """Build the masked language model that a state dict belongs to and fill it.
-
-    Raises:
-        ModelError: A tensor has a shape that does not fit the others.
-    """
+    """Build the masked language model that a state dict belongs to and fill it."""
     renamed = {name: _modern(name) for name in state}
     by_new_name = {new: state[old] for old, new in renamed.items()}
     config = text_config(by_new_name, "bert.", num_heads)

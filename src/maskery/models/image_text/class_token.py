@@ -88,10 +88,7 @@ def fuse_class_tokens(
 def _attend(attention: Any, hidden: torch.Tensor, rows: Rows, *, class_only: bool) -> torch.Tensor:
     """Self-attention of (S, D) within their rows: (S, D), or (R, D) of the class tokens."""
     core = attention.self
-    to = ImageKeys(
-        keys=core.split_heads(rows.spread(core.key(hidden))),
-        values=core.split_heads(rows.spread(core.value(hidden))),
-    )
+    to = core.project(hidden, rows)
     asking = hidden.index_select(0, rows.firsts) if class_only else hidden
     query = core.query(asking)
     padded = query[:, None] if class_only else rows.spread(query)

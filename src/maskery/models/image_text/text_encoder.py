@@ -79,28 +79,22 @@ class Layer(nn.Module):
     def __init__(self, config: Any, image_width: int | None = None):
         super().__init__()
         width, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
-        attention_dropout = config.attention_probs_dropout_prob
-        dropout = config.hidden_dropout_prob
-        self.attention = TextAttention(
-            width, heads, attention_dropout=attention_dropout, dropout=dropout, eps=eps
-        )
+        options: Any = {
+            "attention_dropout": config.attention_probs_dropout_prob,
+            "dropout": config.hidden_dropout_prob,
+            "eps": eps,
+        }
+        self.attention = TextAttention(width, heads, **options)
         if image_width is not None:
-            self.crossattention = ImageAttention(
-                width,
-                heads,
-                image_width,
-                attention_dropout=attention_dropout,
-                dropout=dropout,
-                eps=eps,
-            )
+            self.crossattention = ImageAttention(width, heads, image_width, **options)
         self.intermediate = Intermediate(config)
-        self.output = AttentionOutput(config.intermediate_size, width, dropout, eps)
+        self.output = AttentionOutput(
+            config.intermediate_size, width, config.hidden_dropout_prob, eps
+        )
 
     def project_image(self, image_tokens: torch.Tensor) -> ImageKeys:
         """The cross-attention's keys and values of (I, N, W) image tokens."""
-        attention: Any = self.crossattention
-        keys: ImageKeys = attention.project(image_tokens)
-        return keys
+        return self.crossattention.project(image_tokens)
 
     def forward(
         self,

@@ -63,11 +63,7 @@ class StartModel:
 def start_model(
     config: ImageTextRunConfig, pairs: Pairs, *, folder: Path | None = None, progress: bool = True
 ) -> StartModel:
-    """Make or load the model of a run; `folder` is the run folder.
-
-    Raises:
-        ModelError: It cannot be loaded, or does not fit its tokenizer.
-    """
+    """Make or load the model of a run; `folder` is the run folder."""
     if config.text_model is not None and config.vision_model is not None:
         start = _from_encoders(config, config.text_model, config.vision_model)
     elif config.model.startswith(SCRATCH):
@@ -246,11 +242,7 @@ def require_policy(config: ImageTextRunConfig) -> None:
 def make_task(
     kind: type[TaskT], config: ImageTextRunConfig, start: StartModel, terms: Sequence[Any] = ()
 ) -> TaskT:
-    """Make the task of a run; its twin starts as a copy of the model.
-
-    Raises:
-        PluginError: A loss term of the user's own cannot be used.
-    """
+    """Make the task of a run; its twin starts as a copy of the model."""
     seed = config.training.seed
     masker = Masker.of(start.tokenizer, config.masking, seed=seed)
     return kind(

@@ -65,12 +65,7 @@ class PairsEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
-        return {
-            "scores": {sight: asdict(score) for sight, score in self.scores.items()},
-            "difference": self.difference,
-            "words": None if self.words is None else asdict(self.words),
-            "mrtd_auc": self.mrtd_auc,
-        }
+        return asdict(self)
 
 
 def summarise_pairs(
@@ -132,12 +127,8 @@ def accepted_ids(
 ) -> dict[int, frozenset[int]]:
     """From the id of each word to score to the ids that are right in its place.
 
-    Args:
-        words: Words, alternatives joined by `|`; `drawn-people` stands for all of its words.
-        tokenizer: Words that are several of its pieces, or unknown to it, are left out and named.
-
-    Raises:
-        ConfigError: None is one piece.
+    Alternatives are joined by `|`; `drawn-people` stands for all of its words. Words that are
+    several pieces of the tokenizer, or unknown to it, are left out and named; one must be left.
     """
     accepted: dict[int, frozenset[int]] = {}
     left_out: list[str] = []
@@ -189,8 +180,7 @@ class ImageTextEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        models = {name: evaluation.to_json() for name, evaluation in self.models.items()}
-        return {"models": models, "difference": self.difference}
+        return asdict(self)
 
 
 def evaluate_image_text(

@@ -308,9 +308,6 @@ def evaluate_pairs_run(
     """Evaluate a run's model on what the run held out, or on other words or pairs.
 
     A run that was trained with a plug-in as reader needs it named again.
-
-    Raises:
-        ConfigError: The run has no model yet.
     """
     config = trained_config(folder)
     config = replace(
@@ -324,11 +321,7 @@ def evaluate_pairs_run(
 
 
 def run_samples(folder: Path) -> dict[str, Any]:
-    """Return a few pictures of a finished run with the words that its model fills in.
-
-    Raises:
-        MaskeryError: Its pairs or its model is no longer there.
-    """
+    """Return a few pictures of a finished run with the words that its model fills in."""
     run = _trained_run(trained_config(folder))
     model, tokenizer = run.start.model.eval(), run.start.tokenizer
     pictures = sample_pictures(model, run.held_out, tokenizer, run.start.view)
@@ -341,11 +334,7 @@ def _trained_run(config: PairsRunConfig) -> PairsRun:
 
 
 def trained_config(folder: Path) -> PairsRunConfig:
-    """Return a run's configuration with its trained model in place of the one it started from.
-
-    Raises:
-        ConfigError: The run has no model yet, or is of another kind.
-    """
+    """Return a run's configuration with its trained model in place of the one it started from."""
     config = open_run(folder).finished(PairsRunConfig)
     return replace(
         config,
