@@ -28,13 +28,7 @@ from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
 from maskery.models.momentum import FeatureQueue
-from maskery.objectives.itc import (
-    ALBEF_DIRECTIONS,
-    RASA_DIRECTIONS,
-    Contrast,
-    Features,
-    itc_loss,
-)
+from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Contrast, Features, itc_loss
 from maskery.objectives.itm import (
     draw_hard_negatives,
     has_negative,

@@ -162,11 +162,7 @@ def prepare_pairs(
 
 def skipped_lines(run: PairsRun) -> tuple[str, ...]:
     """Return what was left out, one line a kind."""
-    told = (
-        run.train.captions.skipped,
-        run.train.pictures.skipped,
-        run.held_out.pictures.skipped,
-    )
+    told = (run.train.captions.skipped, run.train.pictures.skipped, run.held_out.pictures.skipped)
     return tuple(str(skipped) for skipped in told if skipped.count)
 
 

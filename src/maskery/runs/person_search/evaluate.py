@@ -37,11 +37,7 @@ from maskery.evaluation.retrieval.retrieval_set import (
 )
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
 from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.settings import (
-    known_retrieval,
-    open_for_retrieval,
-    run_config_of,
-)
+from maskery.runs.person_search.settings import known_retrieval, open_for_retrieval, run_config_of
 
 HeldOutSplit = Literal["val", "test"]
 
