@@ -117,6 +117,7 @@ class PersonSearch(CaptionTask):
             teaching = self.twin.model(compute=partial(self._teach, prepared=prepared))
         compute = partial(self._learn, prepared=prepared, teaching=teaching)
         loss_sums, negatives = self.model(compute=compute)
+        # After the loss, or every pair would be among its own candidates twice.
         self.image_queue.enqueue(teaching.crowd_features.image, teaching.crowd_ids)
         self.text_queue.enqueue(teaching.crowd_features.text, teaching.crowd_ids)
         decided = replayable(prepared, teaching.lesson)
@@ -185,6 +186,7 @@ class PersonSearch(CaptionTask):
             others = model.project_images(everyones[negatives.images])
         fused = self.captions.fuse(model, paired, images, others)
         length = prepared.text2.input_ids.shape[1]
+        # Captions were lengthened for the exchange between processes; losses need it not.
         fused = {name: hidden[:, :length] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
         sums |= self._pair_sums(model, fused, prepared, teaching)

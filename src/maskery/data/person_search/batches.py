@@ -65,6 +65,7 @@ class PersonSource(PicturedExamples):
             captions,
             pictures,
             view,
+            # Only whole batches are read: with fewer captions than one has, all of them are one.
             batch_size=min(batch_pairs, len(captions.owners)),
             micro_size=micro_pairs or batch_pairs,
             seed=seed,

@@ -255,22 +255,18 @@ def merge_pictures(
         known = pictures.setdefault(name, _Picture(record, person, set(), []))
         fresh = known.fresh(captions)
         if known.first is not record:
-            _need_same_person(known, record, person)
+            if person != known.person:
+                raise DataError(
+                    f"image {brief(record.image)} is said to show person {known.person} "
+                    f"({known.first.where}) and person {person} ({record.where}); correct the one "
+                    f"that is wrong"
+                )
             joined, repeated = joined + 1, repeated + len(captions) - len(fresh)
             if captions and not fresh:
                 continue
         known.captions.extend(prepare(replace(record, caption=fresh)))
     merged = [replace(p.first, caption=p.captions) for p in pictures.values() if p.captions]
     return merged, _note(joined, repeated)
-
-
-def _need_same_person(known: _Picture, record: Record, person: str | None) -> None:
-    if person != known.person:
-        raise DataError(
-            f"image {brief(record.image)} is said to show person {known.person} "
-            f"({known.first.where}) and person {person} ({record.where}); correct the one that is "
-            f"wrong"
-        )
 
 
 def _note(joined: int, repeated: int) -> str:

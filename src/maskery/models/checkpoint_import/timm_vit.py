@@ -75,7 +75,7 @@ def vit_config(
         num_hidden_layers=count_layers(state, "blocks."),
         num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
         intermediate_size=hidden,
-        layer_norm_eps=1e-6,
+        layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
         image_size=list(image_size),
         patch_size=[patch_height, patch_width],
     )

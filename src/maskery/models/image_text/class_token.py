@@ -78,7 +78,7 @@ def fuse_class_tokens(
         last = number + 1 == len(layers)
         if number:
             hidden = _attend(layer.attention, hidden, rows, class_only=last)
-        elif last:
+        elif last:  # the only layer: its self-attention has been run, by `before_looking`
             hidden = hidden[rows.firsts]
         hidden = layer.crossattention(hidden[None], keys)[0]
         hidden = layer.output(layer.intermediate(hidden), hidden)

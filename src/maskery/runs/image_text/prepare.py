@@ -69,7 +69,13 @@ def start_model(
     elif config.model.startswith(SCRATCH):
         start = _from_scratch(config, _own_tokenizer(config, pairs, folder, progress))
     else:
-        start = _from_folder(config)
+        opened = open_image_text(config.model)
+        start = StartModel(
+            model=opened.model,
+            tokenizer=opened.tokenizer,
+            view=_fitted(config.view, opened.model, opened.name),
+            new_parameters=frozenset(),
+        )
     vocabulary, pieces = start.model.config.text_config.vocab_size, len(start.tokenizer)
     if pieces > vocabulary:
         raise ModelError(
@@ -112,6 +118,7 @@ def _from_scratch(config: ImageTextRunConfig, tokenizer: PreTrainedTokenizerBase
         sizes = replace(sizes, image_size=asked)
     if config.max_length is not None:
         sizes = replace(sizes, max_length=config.max_length)
+    # The run's seed, without moving the random numbers of whoever calls.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = build_from_scratch(
@@ -129,6 +136,7 @@ def _from_scratch(config: ImageTextRunConfig, tokenizer: PreTrainedTokenizerBase
 
 def _from_encoders(config: ImageTextRunConfig, text: str, vision: str) -> StartModel:
     tokenizer = load_tokenizer(text)
+    # The run's seed, without moving the random numbers of whoever calls.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model, new = assemble_encoders(
@@ -139,16 +147,6 @@ def _from_encoders(config: ImageTextRunConfig, text: str, vision: str) -> StartM
         tokenizer=tokenizer,
         view=_fitted(config.view, model, vision),
         new_parameters=new,
-    )
-
-
-def _from_folder(config: ImageTextRunConfig) -> StartModel:
-    opened = open_image_text(config.model)
-    return StartModel(
-        model=opened.model,
-        tokenizer=opened.tokenizer,
-        view=_fitted(config.view, opened.model, opened.name),
-        new_parameters=frozenset(),
     )
 
 

@@ -48,6 +48,7 @@ from maskery.tasks.image_text_config import ImageTextMLMConfig
 from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
+# Pictures stay decoded, for each is seen with its own caption and with others'.
 CACHE_BYTES = 2**30
 # Evaluation masks as BERT does, whatever the run trains with.
 EVALUATION_MASKING = MaskingConfig()

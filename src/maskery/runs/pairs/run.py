@@ -128,6 +128,7 @@ def prepare_pairs(
         judged_captions = read_captions(judged, start.tokenizer, config.reading, longest)
         judged_groups = group_ids(judged)
         train, held = np.arange(len(pairs)), np.arange(len(judged))
+    # The memory for decoded pictures is shared out by the number of pairs.
     cache_bytes = config.image_cache_mb * 2**20
     share = len(held) / (len(train) + len(held))
     train_batches = PairSource(

@@ -70,6 +70,7 @@ def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit,
 def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
     """Return the dataset, split, pictures and captions, as conditions."""
     name, pairs = split_of(data, split)
+    # Eight digits in hexadecimal are enough to tell two datasets apart in a message.
     persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
     return {
         "the dataset": data.title,

@@ -155,6 +155,7 @@ def _train_measure_save(
         run.task,
         run.train,
         build_optimiser(run.start.model, config.training, learnt_anew(run.start, NEW_HEADS)),
+        # By default every epoch is measured, as in RaSa, which keeps the best one's model.
         replace(config.training, eval_every=config.training.eval_every or run.train.num_steps(0)),
         folder,
         identity=run.identity,
