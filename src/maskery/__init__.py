@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskery.core.batch import Vocabulary
     from maskery.core.errors import (
         CheckpointError,
         ConfigError,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from maskery.core.task import Task
-    from maskery.core.vocabulary import Vocabulary
     from maskery.data.corpus.config import CorpusConfig
     from maskery.data.corpus.formats import register as register_reader
     from maskery.data.corpus.reader import Corpus
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from maskery.runs.train import train
     from maskery.tasks.text_mlm import TextMLM, TextParts
     from maskery.tasks.text_mlm_config import register_objective
-    from maskery.training.callbacks import Callback
     from maskery.training.config import TrainingConfig
+    from maskery.training.journal import Callback
     from maskery.training.loop import TrainingLoop
     from maskery.training.stepper import Stepper
 
@@ -65,7 +65,7 @@ __version__ = "0.1.0"
 
 # The module of each public name; after a colon, its name there.
 _HOMES = {
-    "Callback": "maskery.training.callbacks",
+    "Callback": "maskery.training.journal",
     "CheckpointError": "maskery.core.errors",
     "ConfigError": "maskery.core.errors",
     "Corpus": "maskery.data.corpus.reader",
@@ -97,7 +97,7 @@ _HOMES = {
     "TrainingConfig": "maskery.training.config",
     "TrainingError": "maskery.core.errors",
     "TrainingLoop": "maskery.training.loop",
-    "Vocabulary": "maskery.core.vocabulary",
+    "Vocabulary": "maskery.core.batch",
     "convert": "maskery.models.checkpoint_import.convert:import_checkpoint",
     "evaluate": "maskery.evaluation.text.masked",
     "evaluate_model": "maskery.runs.text.evaluate",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.checkpoint_import.convert import Imported, import_albef
 from maskery.objectives.itm import has_negative

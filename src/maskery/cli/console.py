@@ -23,7 +23,7 @@ from urllib.parse import urlparse
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.startup import is_main_process
+from maskery.core.system import is_main_process
 from maskery.runs.frame.run_folder import without_nan
 
 # Seconds to wait for a name server; one that is there answers in far less.

@@ -11,7 +11,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError, ModelError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)

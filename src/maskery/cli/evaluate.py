@@ -12,7 +12,7 @@ import tyro
 from maskery.cli import figures
 from maskery.cli.console import flags_of, parse, print_json, set_up_logging, split_arguments
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig

@@ -18,7 +18,7 @@ from maskery.cli.console import (
     table,
 )
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.fill import Filling

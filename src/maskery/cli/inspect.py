@@ -10,7 +10,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 from maskery.runs.text.config import TextRunConfig
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
-from maskery.core.startup import is_main_process, keep_freed_memory, launched_rank
+from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train on an embedded corpus in three minutes, no downloads"),
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data draw-people": ("data_people", "draw a dataset of people with captions"),
     "inspect": ("inspect", "look before a long run: lengths, waste, words, time and memory"),
     "evaluate": ("evaluate", "held-out loss, perplexity and accuracy, with intervals"),
+    "compare": ("compare", "one table of text runs: settings, figures, paired differences"),
     "fill": ("fill", "fill the [MASK]s of a sentence"),
     "search": ("search", "find pictures in a folder by describing them"),
     "score": ("score", "how likely sentences and their words are; which of two is likelier"),

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.console import parse, set_up_logging
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 from maskery.playground.serve import PlaygroundConfig
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
-from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.errors import ConfigError, MaskeryError
+from maskery.core.system import quick_imports
 from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
 
 if TYPE_CHECKING:
     from maskery.evaluation.intervals import Interval
     from maskery.evaluation.probe.probe import ProbeResult
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         Encoder.open(wanted.model),
         labelled,
         None if wanted.against is None else Encoder.open(wanted.against),
-        seen=(),
+        seen=trained_on(wanted.model),
         progress=not wanted.json and sys.stderr.isatty(),
     )
     if wanted.json:
@@ -83,6 +87,18 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print(describe(result))
     return 0
+
+
+def trained_on(model: str) -> Iterator[str]:
+    """Yield the texts of the corpus that a run was trained on; none for other models."""
+    from maskery.data.corpus.reader import Corpus
+    from maskery.runs.frame.config_file import open_run
+
+    try:
+        config = open_run(model).config
+        yield from (example.text for example in Corpus.open(config.corpus, config.reading))
+    except (MaskeryError, AttributeError) as error:  # no run, none of text, or its corpus is gone
+        log.info("labelled texts are not looked for in a corpus: %s", error)
 
 
 def describe(result: ProbeResult) -> str:

@@ -13,7 +13,7 @@ from maskery.cli.figures import retrieval_before_after, scores_table
 from maskery.cli.probe import describe
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.pseudo_likelihood import Scorer, TextScore
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, score, report."""
     wanted = parse(Score, "score", arguments)
     set_up_logging(quiet=True)
-    from maskery.data.corpus.text_files import name_of, read_sentence_pairs, read_sentences
+    from maskery.data.corpus.sentences import name_of, read_sentence_pairs, read_sentences
 
     if wanted.pairs:
         pairs = list(read_sentence_pairs(wanted.file, encoding=wanted.encoding))

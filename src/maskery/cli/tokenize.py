@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging
-from maskery.core.stopping import signals_stop
+from maskery.core.system import signals_stop
 from maskery.runs.text.tokenize import TokenizeConfig, tokenize_corpus
 
 

@@ -15,7 +15,7 @@ import tyro
 
 from maskery.cli.console import parse, print_json, set_up_logging, take_config
 from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
-from maskery.core.startup import is_main_process, quick_imports
+from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
     KINDS,
     kind_of,

@@ -26,6 +26,7 @@ import torch
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 
+Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -143,7 +144,6 @@ def random_words(
 
     Args:
         seed: From 0 to 2**64 - 1.
-        stream: The purpose of the draws.
         epoch: From 0 to 2**24 - 1.
         example_ids: (N,) uint64.
         positions: (N,) int64, from 0 to 2**32 - 1.
@@ -182,7 +182,6 @@ def random_rows(
 
     Args:
         seed: From 0 to 2**64 - 1.
-        stream: The purpose of the draws.
         epoch: From 0 to 2**24 - 1.
         example_ids: (B,) uint64, one a run.
         starts: (B,) int64, the first position of each run.
@@ -265,9 +264,6 @@ def random_words_torch(
     """Return `random_words` in torch, on the device of `positions`.
 
     Args:
-        seed: As in `random_words`, like stream and epoch.
-        stream: The purpose of the draws.
-        epoch: From 0.
         example_ids: (N,) int64; the bits of the uint64 ids.
         positions: (N,) int64.
 

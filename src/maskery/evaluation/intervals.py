@@ -50,7 +50,6 @@ def interval_note(examples: int, over: str = "examples") -> str:
     """Return the words that say what a table's intervals are over, or why it has none.
 
     Args:
-        examples: N.
         over: The examples in plain words, such as "persons".
     """
     if examples < LEAST_EXAMPLES:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from maskery.core.batch import IGNORE_INDEX
+from maskery.core.batch import IGNORE_INDEX, Vocabulary
 from maskery.core.errors import ConfigError
 from maskery.core.random import (
     Stream,
@@ -18,7 +18,6 @@ from maskery.core.random import (
     to_integers_torch,
     to_uniforms_torch,
 )
-from maskery.core.vocabulary import Vocabulary
 
 
 class Masked(NamedTuple):

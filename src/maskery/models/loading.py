@@ -30,9 +30,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import ModelError
-from maskery.core.optional import require
-from maskery.core.vocabulary import vocabulary_size
+from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE
 

@@ -32,8 +32,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
+from maskery.core.batch import Vocabulary
 from maskery.core.errors import ModelError, reason_of
-from maskery.core.vocabulary import Vocabulary
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, can_pack
 from maskery.models.loading import Loaded

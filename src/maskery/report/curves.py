@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
@@ -30,6 +30,8 @@ RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 # Of the picture: four curves, then the grid and the numbers; and the page's names for the same.
 COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
 VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
+# Where there are more curves than colours, the colours come again with other lines.
+LINES = ("-", "--", ":")
 COLUMNS = 3
 # Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 300 to 340 pixels.
 WIDTH, HEIGHT = 3.6, 2.1
@@ -49,32 +51,20 @@ Series = dict[str, tuple[tuple[float, float], ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of a chart.
+    """One line of a chart."""
 
-    Attributes:
-        name: Shown in the legend.
-        points: (step, value) in order of steps.
-        marked: True to draw each point, for curves of few points.
-    """
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    marked: bool = False
+    name: str  # Shown in the legend
+    points: tuple[tuple[float, float], ...]  # (step, value) in order of steps
+    marked: bool = False  # True to draw each point, for curves of few points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A few curves over the same steps.
+    """A few curves over the same steps."""
 
-    Attributes:
-        title: The quantity, with its unit.
-        curves: At least one.
-        percent: True if values are shares, to be shown in percent.
-    """
-
-    title: str
-    curves: tuple[Curve, ...]
-    percent: bool = False
+    title: str  # The quantity, with its unit
+    curves: tuple[Curve, ...]  # At least one
+    percent: bool = False  # True if values are shares, to be shown in percent
 
 
 def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -103,6 +93,28 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
             curve = Curve(name="held out", points=held_out[name], marked=True)
             charts.append(Chart(title=label(name), curves=(curve,)))
     return [chart for chart in charts if chart.curves]
+
+
+def held_out_charts(runs: Mapping[str, Sequence[dict[str, Any]]]) -> list[Chart]:
+    """Return charts of loss and accuracy with a curve for each run.
+
+    Args:
+        runs: The metrics of each run, by the name that its curve gets.
+    """
+    found = {
+        run: _series(line for line in lines if line["kind"] == "held_out")
+        for run, lines in runs.items()
+    }
+    charts = []
+    for name, title in (("loss", "Held-out loss (nats)"), ("top1", "Held-out top-1 accuracy")):
+        curves = tuple(
+            Curve(name=run, points=series[name], marked=True)
+            for run, series in found.items()
+            if name in series
+        )
+        if curves:
+            charts.append(Chart(title=title, curves=curves, percent=name == "top1"))
+    return charts
 
 
 def label(name: str) -> str:
@@ -174,10 +186,6 @@ def draw_svg(chart: Chart) -> str:
 def draw_picture(charts: Sequence[Chart], path: Path) -> None:
     """Draw all charts into one PNG, for slides and issues.
 
-    Args:
-        charts: At least one.
-        path: The .png to write.
-
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
@@ -211,6 +219,7 @@ def _draw(chart: Chart, axes: Any) -> None:
             steps,
             values,
             color=lines[number % len(lines)],
+            linestyle=LINES[number // len(lines) % len(LINES)],
             marker="o" if curve.marked or len(steps) == 1 else None,
             markersize=3,
             label=curve.name,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import METRICS, read_metrics
-from maskery.core.optional import require
+from maskery.core.registry import require
+from maskery.core.system import METRICS, read_metrics
 from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
 from maskery.report.tables import main_tables, other_figures
 
@@ -23,32 +23,27 @@ NO_SAMPLES = {
     **dict.fromkeys(("fills", "improved", "worsened", "pictures", "searches"), ()),
     "masked_words": 0,
 }
+# The values of the template that a page may do without.
+NOTHING = {
+    **dict.fromkeys(("lead", "verdict", "config", "best_step", "training", "environment")),
+    **dict.fromkeys(("skipped", "others"), ()),
+    "samples": NO_SAMPLES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The files of a run folder that its report shows.
+    """The files of a run folder that its report shows."""
 
-    Attributes:
-        name: Of the folder.
-        metrics: The lines of `metrics.jsonl`.
-        evaluation: Held-out figures; empty before the run is finished.
-        samples: Sample fills and environment; empty if they were not computed.
-        config: `config.yaml` as text.
-    """
-
-    name: str
-    metrics: list[dict[str, Any]]
-    evaluation: dict[str, Any]
-    samples: dict[str, Any]
-    config: str
+    name: str  # Of the folder
+    metrics: list[dict[str, Any]]  # The lines of `metrics.jsonl`
+    evaluation: dict[str, Any]  # Held-out figures; empty before the run is finished
+    samples: dict[str, Any]  # Sample fills and environment; empty if they were not computed
+    config: str  # `config.yaml` as text
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` and `curves.png` into a run folder.
-
-    Args:
-        folder: A run, finished or not.
 
     Returns:
         The path of the page.
@@ -73,14 +68,8 @@ def write_report(folder: Path) -> Path:
 
 
 def render(run: RunData, charts: Sequence[Chart]) -> str:
-    """Return the page of a run; everything that comes from data is escaped."""
-    jinja2 = require("jinja2", extra="report", purpose="write the report")
-    source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = percent
-    page: str = environment.from_string(source).render(
+    """Return the page of a run."""
+    return fill_template(
         name=run.name,
         verdict=run.evaluation.get("verdict"),
         training=run.evaluation.get("training", {}),
@@ -88,11 +77,29 @@ def render(run: RunData, charts: Sequence[Chart]) -> str:
         skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
         tables=main_tables(run.evaluation),
         others=other_figures(run.evaluation),
-        charts=[(chart, draw_svg(chart)) for chart in charts],
+        charts=charts,
         samples={**NO_SAMPLES, **run.samples},
         environment=run.samples.get("environment", {}),
         config=run.config,
-        sights=SIGHTS.items(),
+    )
+
+
+def fill_template(*, charts: Sequence[Chart], **values: Any) -> str:
+    """Return a page; everything that comes from data is escaped.
+
+    Args:
+        charts: Drawn into the page.
+        **values: Of the template; those that are left out are empty.
+    """
+    jinja2 = require("jinja2", extra="report", purpose="write the report")
+    source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = percent
+    drawn = [(chart, draw_svg(chart)) for chart in charts]
+    page: str = environment.from_string(source).render(
+        {**NOTHING, **values, "charts": drawn, "sights": SIGHTS.items()}
     )
     return page
 
@@ -118,7 +125,7 @@ def read_run(folder: Path) -> RunData:
         )
     return RunData(
         name=folder.resolve().name,
-        metrics=_metrics(folder / METRICS),
+        metrics=metrics_of(folder / METRICS),
         evaluation=_object(folder / EVALUATION),
         samples=_object(folder / SAMPLES),
         config=_text(folder / CONFIG),
@@ -132,7 +139,12 @@ def _text(path: Path) -> str:
         raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`; none if there is no such file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     try:
         return read_metrics(path, tell=True) if path.is_file() else []
     except OSError as error:

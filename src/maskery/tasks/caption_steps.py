@@ -18,9 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from maskery.core.batch import MaskedTokens
+from maskery.core.batch import MaskedTokens, Vocabulary
 from maskery.core.random import token_uniforms
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.pairs.batches import ViewedPairs
 from maskery.masking.masker import Masker
 from maskery.models.image_text.attention import ImageKeys

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskery.core.batch import Vocabulary
 from maskery.core.errors import ConfigError
 from maskery.core.registry import split_weight
 from maskery.core.task import part_of
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.pairs.batches import ViewedPairs
 from maskery.masking.masker import Masker
 from maskery.models.gather import gather_rows

@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError
 from maskery.core.random import token_uniforms
 from maskery.core.task import moved, part_of
-from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel

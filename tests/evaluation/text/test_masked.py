@@ -12,8 +12,8 @@ from tiny_text import lines, save_tiny_model, spoil
 
 from maskery.cli.main import main
 from maskery.core.errors import DataError, ModelError
+from maskery.data.batching import Template, assemble
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,

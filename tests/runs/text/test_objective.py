@@ -13,7 +13,7 @@ from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import read_metrics
+from maskery.core.system import read_metrics
 from maskery.core.task import EXTRA_STATE
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import TextResult, train_text

@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny_text import lines, save_tiny_model
 
+from maskery.cli.probe import main as probe_command
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.intervals import Interval
@@ -174,3 +175,17 @@ def test_report_and_card_say_the_verdict(tmp_path: Path) -> None:
     card = (result.folder / "model" / "README.md").read_text("utf-8")
     assert f"Verdict: {result.verdict}" in card
     assert "| vectors: R@1 | " in card
+
+
+def test_labelled_texts_of_the_corpus_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = sentence_encoder(tmp_path / "start", "mean")
+    config = config_of(start, tmp_path)
+    result = train_text(config, progress=False)
+    trained = Path(config.corpus[0]).read_text("utf-8").split("\n\n")[:3]
+    texts = [*(text.upper() for text in trained), *lines(9, seed=8)]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["text,label", *(f"{t},{n % 2}" for n, t in enumerate(texts))]))
+    assert probe_command([str(result.folder), "--labels", str(labels)]) == 0
+    assert "3 of 12 labelled texts stand in the training corpus" in capsys.readouterr().out

@@ -165,11 +165,7 @@ class NamedStream:
         self.path, self.stream = path, stream
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end.
-
-        Raises:
-            DataError: The file cannot be read, or its archive is damaged.
-        """
+        """Return at most `size` bytes; none at the end."""
         try:
             return self.stream.read(size)
         except EOFError as error:
@@ -230,18 +226,7 @@ def decoded_blocks(
     on_bad_text: OnBadText,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[str]:
-    r"""Decode a stream; line ends `\r\n` and `\r` become `\n`.
-
-    Args:
-        stream: Where the bytes come from.
-        source: What messages call it.
-        encoding: Any text encoding of Python's, or `auto`.
-        on_bad_text: `fail` raises at bad text; the others mark it by NUL characters.
-        block_bytes: No read asks for more.
-
-    Raises:
-        DataError: Bad text under `fail`, or a byte-order mark that contradicts the encoding.
-    """
+    r"""Decode a stream; line ends `\r\n` and `\r` become `\n`."""
     codecs.register_error(MARKING, _mark)
     head = _read_head(stream, block_bytes, DETECTED_BYTES if encoding == AUTO else LONGEST_MARK)
     if encoding == AUTO:
@@ -304,11 +289,7 @@ def detect_encoding(head: bytes) -> str:
 
 
 def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]:
-    """Return the encoding without a byte-order mark, and the length of the mark to pass over.
-
-    Raises:
-        DataError: The mark is another encoding's, or an encoding that needs one finds none.
-    """
+    """Return the encoding without a byte-order mark, and the length of the mark to pass over."""
     name = codecs.lookup(encoding).name.removesuffix("-sig")
     mark, marked = next(
         ((mark, marked) for mark, marked in BYTE_ORDER_MARKS.items() if head.startswith(mark)),

@@ -41,15 +41,10 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureBytes:
-    """A picture read from its file, not decoded yet.
+    """A picture read from its file, not decoded yet."""
 
-    Attributes:
-        name: Its name in messages.
-        content: The file's bytes.
-    """
-
-    name: str
-    content: bytes
+    name: str  # its name in messages
+    content: bytes  # the file's bytes
 
     @property
     def digest(self) -> bytes:

@@ -9,14 +9,14 @@ import base64
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from maskery.core.errors import DataError
-from maskery.core.optional import require
+from maskery.core.random import Float32Array
+from maskery.core.registry import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,17 +43,11 @@ GAMMA = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One picture of a sheet.
+    """One picture of a sheet."""
 
-    Attributes:
-        image: RGB.
-        label: Short lines below it.
-        frame: The colour of its frame; None for none.
-    """
-
-    image: Image
-    label: Sequence[str] = ()
-    frame: Colour | None = None
+    image: Image  # RGB
+    label: Sequence[str] = ()  # short lines below it
+    frame: Colour | None = None  # the colour of its frame; None for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +55,13 @@ class SheetRow:
     """A heading and the pictures below it."""
 
     heading: str
-    cells: Sequence[Cell] = field(default_factory=tuple)
+    cells: Sequence[Cell] = ()
 
 
 def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10) -> Image:
     """Lay rows of pictures out on white paper.
 
     Args:
-        rows: From top to bottom.
         height: Pixels that pictures are scaled to; none is made wider than twice that.
         columns: The most pictures side by side; longer rows are continued below.
     """
@@ -78,8 +71,8 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
     sizes = [_scaled(cell.image, height) for row in rows for cell in row.cells]
     widest = max(width for width, _ in sizes)
     across = min(columns, max(len(row.cells) for row in rows))
-    width = 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP
-    width = max(width, 360)
+    # Headings need some room above a single narrow picture.
+    width = max(360, 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP)
     painted = [_draw_row(row, height, widest, columns, width) for row in rows]
     total = 2 * MARGIN + sum(part.height for part in painted) + GAP * (len(painted) - 1)
     sheet: Image = image_module.new("RGB", (width, total), PAPER)
@@ -99,7 +92,9 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
     image_module = require("PIL.Image", extra="vision", purpose="draw a contact sheet")
     draw_module = require("PIL.ImageDraw", extra="vision", purpose="draw a contact sheet")
     heading_font, label_font = _font(HEADING_SIZE), _font(LABEL_SIZE)
-    lines = _wrapped(row.heading, heading_font, width - 2 * MARGIN)
+    # At least eight letters a line, however narrow the sheet is.
+    letters = max(8, int((width - 2 * MARGIN) / max(1.0, heading_font.getlength("n"))))
+    lines = textwrap.wrap(row.heading, letters) or [""]
     line, small = HEADING_SIZE + 5, LABEL_SIZE + 4
     top = len(lines) * line + 6
     labels = max((len(cell.label) for cell in row.cells), default=0)
@@ -130,12 +125,6 @@ def _font(size: int) -> Any:
     return module.load_default(size)
 
 
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """Break a text into lines that fit."""
-    letters = max(8, int(width / max(1.0, font.getlength("n"))))
-    return textwrap.wrap(text, letters) or [""]
-
-
 def _shortened(text: str, font: Any, width: int) -> str:
     """Cut off the start of a text that is too long: the end of a path says most."""
     if font.getlength(text) <= width:
@@ -145,15 +134,11 @@ def _shortened(text: str, font: Any, width: int) -> str:
     return f"...{text}"
 
 
-def heat_over(image: Image, heat: npt.NDArray[np.float32]) -> Image:
-    """Colour the hottest places of a picture.
+def heat_over(image: Image, heat: Float32Array) -> Image:
+    """Colour the hottest places of an RGB picture, over which `heat` (G, F) is stretched.
 
     The heat is scaled to its own least and largest, so that colours of two words cannot be
     compared; even heat colours nothing.
-
-    Args:
-        image: RGB.
-        heat: (G, F), stretched over the whole picture.
     """
     module = require("PIL.Image", extra="vision", purpose="draw heat maps")
     span = float(heat.max() - heat.min())
@@ -166,7 +151,7 @@ def heat_over(image: Image, heat: npt.NDArray[np.float32]) -> Image:
     return drawn
 
 
-def ramp(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def ramp(values: Float32Array) -> Float32Array:
     """Turn (H, W) values from 0 to 1 into (H, W, 3) colours from 0 to 255."""
     steps = np.linspace(0.0, 1.0, len(RAMP))
     channels = [np.interp(values, steps, RAMP[:, channel]) for channel in range(3)]

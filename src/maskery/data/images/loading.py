@@ -1,7 +1,6 @@
 """Opening pictures that nobody has checked, one or many at once.
 
-Whatever a file holds, the result is an RGB image or one `DataError`. Only formats that Pillow
-decodes itself are tried: its EPS reader, for one, would start another program.
+Whatever a file holds, the result is an RGB image or one `DataError`.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 import numpy as np
 
 from maskery.core.errors import DataError, MissingExtraError, reason_of
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Only what Pillow decodes by itself: its EPS reader, for one, would start another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
@@ -50,7 +50,6 @@ def load_image(
     white; 16-bit grey is scaled to 8 bits; CMYK and palettes are converted.
 
     Args:
-        file: Open for binary reading, and seekable.
         name: Its name in messages.
         max_pixels: Larger pictures are refused before they are decoded.
         near: (width, height) in pixels that will be asked of the result. A JPEG of at least twice
@@ -144,11 +143,8 @@ def _shallow(image: Image, name: str) -> Image:
 class Skipped:
     """Counts examples that cannot be used, or raises at the first: nothing is lost silently.
 
-    Attributes:
-        what: Singular noun for messages.
-        policy: `"fail"` raises the first error, `"skip"` counts.
-        count: Number that was skipped.
-        first: The message of the first.
+    `what` is a singular noun for messages. The policy `"fail"` raises the first error, `"skip"`
+    counts, and keeps the first message.
     """
 
     def __init__(self, what: str, policy: Literal["skip", "fail"]) -> None:
@@ -186,11 +182,7 @@ def decode_many(
     near: tuple[int, int] | None = None,
     pool: Executor | None = None,
 ) -> list[Image | None]:
-    """Decode pictures, None standing for those that were skipped.
-
-    Raises:
-        DataError: A picture cannot be read, and `skipped` does not skip it.
-    """
+    """Decode pictures, None standing for those that were skipped."""
 
     def decode(ref: Loadable) -> Image | DataError:
         try:

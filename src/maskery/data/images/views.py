@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.optional import require
 from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
+from maskery.core.registry import require
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
 from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many
 
@@ -43,38 +43,20 @@ MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
 FILL = (128, 128, 128)
 
 
-class Draw(IntEnum):
-    """The use of each uniform of a view."""
-
-    FLIP = 0
-    CROP_AREA = 1
-    CROP_RATIO = 2
-    CROP_X = 3
-    CROP_Y = 4
-    PAD_X = 5
-    PAD_Y = 6
-    ERASE = 7
-    ERASE_AREA = 8
-    ERASE_RATIO = 9
-    ERASE_X = 10
-    ERASE_Y = 11
-    AUGMENT = 12
-
-
+# The use of each uniform of a view, in their order.
+Draw = IntEnum(
+    "Draw",
+    "FLIP CROP_AREA CROP_RATIO CROP_X CROP_Y PAD_X PAD_Y "
+    "ERASE ERASE_AREA ERASE_RATIO ERASE_X ERASE_Y AUGMENT",
+    start=0,
+)
 NUM_DRAWS = Draw.AUGMENT + DRAWS_PER_OPERATION * MAX_AUGMENT_OPERATIONS
 
 
 def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -> Float32Array:
-    """Draw the uniforms of one view of each example.
+    """Draw the uniforms of one view of each example: (N, `NUM_DRAWS`) float32 in [0, 1).
 
-    Args:
-        seed: From 0 to 2**64 - 1.
-        epoch: From 0 to 2**24 - 1.
-        example_ids: (N,) uint64.
-        view: Number of the view of the same picture, from 0.
-
-    Returns:
-        (N, `NUM_DRAWS`) float32 in [0, 1).
+    `view` numbers the views of the same picture, from 0.
     """
     count = len(example_ids)
     words = random_rows(
@@ -89,11 +71,7 @@ def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -
 
 
 def view(image: Image, config: ViewConfig, draws: Float32Array | None = None) -> torch.Tensor:
-    """Resize, augment and normalise a picture.
-
-    Returns:
-        (3, H, W) float32.
-    """
+    """Resize, augment and normalise a picture: (3, H, W) float32."""
     return normalise(view_pixels(image, config, draws), config)
 
 
@@ -112,10 +90,18 @@ def view_pixels(
         resized = resized.transpose(module.Transpose.FLIP_LEFT_RIGHT)
     if config.augment_operations:
         resized = augment(resized, config, uniforms[Draw.AUGMENT :])
-    pixels = np.array(resized)
-    pixels = _pad_and_crop(pixels, config, uniforms)
+    pixels = _pad_and_crop(np.array(resized), config, uniforms)
     _erase(pixels, config, uniforms)
     return pixels
+
+
+def view_stack(
+    images: Sequence[Image], config: ViewConfig, draws: Float32Array | None = None
+) -> torch.Tensor:
+    """Return the views of some pictures, each with its draws: (B, 3, H, W) float32."""
+    rows: Iterable[Float32Array | None] = [None] * len(images) if draws is None else draws
+    pixels = [view_pixels(image, config, row) for image, row in zip(images, rows, strict=True)]
+    return normalise(np.stack(pixels), config)
 
 
 def normalise(pixels: npt.NDArray[np.uint8], config: ViewConfig) -> torch.Tensor:
@@ -219,11 +205,6 @@ def _affine(image: Image, matrix: tuple[float, float, float, float, float, float
     return moved
 
 
-def _rotate(image: Image, strength: float) -> Image:
-    bilinear = _pillow().Resampling.BILINEAR
-    return image.rotate(MAX_ROTATION * strength, bilinear, fillcolor=FILL)
-
-
 # Their order is part of the trace of a run: a draw chooses by number.
 OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
     "identity": lambda image, _: image,
@@ -235,27 +216,20 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
     "shear_y": lambda image, s: _affine(image, (1, 0, 0, MAX_SHEAR * s, 1, 0)),
     "shift_x": lambda image, s: _affine(image, (1, 0, MAX_SHIFT * image.width * s, 0, 1, 0)),
     "shift_y": lambda image, s: _affine(image, (1, 0, 0, 0, 1, MAX_SHIFT * image.height * s)),
-    "rotate": _rotate,
+    "rotate": lambda image, s: image.rotate(
+        MAX_ROTATION * s, _pillow().Resampling.BILINEAR, fillcolor=FILL
+    ),
 }
 
 
 def view_batches(
     refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Decode, resize and normalise pictures, some at a time.
-
-    Args:
-        refs: The pictures.
-        config: With size and normalisation set.
-        skipped: Told of pictures that cannot be read; its policy decides what follows.
-        batch_images: The most pictures at a time.
+    """Decode, resize and normalise pictures, at most `batch_images` at a time.
 
     Yields:
         The indices of the pictures, and their pixels (B, 3, H, W) float32. Batches in which no
-        picture could be read are left out.
-
-    Raises:
-        DataError: A picture cannot be read, and `skipped` does not skip it.
+        picture could be read are left out; `skipped` decides if one that cannot be is an error.
     """
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, "decode") as pool:
@@ -264,5 +238,4 @@ def view_batches(
             images = decode_many(part, skipped, near=config.size, pool=pool)
             read = [(first + i, image) for i, image in enumerate(images) if image is not None]
             if read:
-                pixels = np.stack([view_pixels(image, config) for _, image in read])
-                yield [index for index, _ in read], normalise(pixels, config)
+                yield [i for i, _ in read], view_stack([image for _, image in read], config)

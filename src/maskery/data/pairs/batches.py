@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.core.random import Stream, uniforms
+from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
 from maskery.core.task import StandIn
+from maskery.data.batching import Plan, plan_epoch, split_step
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.views import normalise, view_draws, view_pixels
+from maskery.data.images.views import view_draws, view_stack
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs, wrong_pairs
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.plan import Plan, plan_epoch, split_step
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,36 +32,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedPairs:
-    """B pairs, as the image-text tasks read them.
+    """B pairs, as the image-text tasks read them."""
 
-    Attributes:
-        image1: (B, 3, H, W) float32, normalised: one random view of each picture.
-        image2: (B, 3, H, W) float32: another.
-        text1: B captions.
-    """
-
-    image1: torch.Tensor
-    image2: torch.Tensor
-    text1: TokenBatch
+    image1: torch.Tensor  # (B, 3, H, W) float32, normalised: one random view of each picture
+    image2: torch.Tensor  # (B, 3, H, W) float32: another
+    text1: TokenBatch  # B captions
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedPairs:
-    """B held-out captions with their pictures and wrong ones.
+    """B held-out captions with their pictures and wrong ones."""
 
-    Attributes:
-        images: (I, 3, H, W) float32, normalised, without random changes.
-        right: (B,) int64: the picture of each caption, an index into `images`.
-        wrong: (B,) int64: a picture of something (someone) else.
-        text: B captions.
-        groups: (B,) uint64: the picture or person of each caption; what intervals resample.
-    """
-
-    images: torch.Tensor
-    right: torch.Tensor
-    wrong: torch.Tensor
-    text: TokenBatch
-    groups: npt.NDArray[np.uint64]
+    images: torch.Tensor  # (I, 3, H, W) float32, normalised, without random changes
+    right: torch.Tensor  # (B,) int64: the picture of each caption, an index into `images`
+    wrong: torch.Tensor  # (B,) int64: a picture of something (someone) else
+    text: TokenBatch  # B captions
+    # (B,) uint64: the picture or person of each caption; what intervals resample.
+    groups: UInt64Array
 
 
 class PicturedExamples:
@@ -77,8 +63,8 @@ class PicturedExamples:
 
     def __init__(
         self,
-        ids: npt.NDArray[np.uint64],
-        pairs: npt.NDArray[np.int64],
+        ids: UInt64Array,
+        pairs: Int64Array,
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
@@ -95,7 +81,7 @@ class PicturedExamples:
 
     def step_parts(
         self, epoch: int, step: int, world_size: int
-    ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    ) -> tuple[Int64Array, list[Int64Array]]:
         """Return the examples of a step, and their indices cut into micro-batches of all ranks."""
         members = self.plan(epoch).step(step)
         ones = np.ones(len(members), np.int64)
@@ -114,9 +100,7 @@ class PicturedExamples:
             self._plan = (epoch, plan)
         return self._plan[1]
 
-    def readable(
-        self, members: npt.NDArray[np.int64], epoch: int
-    ) -> tuple[npt.NDArray[np.int64], list[Image]]:
+    def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
         loaded = self.pictures.load(self.pairs[members].tolist())
         if any(image is not None for image in loaded):
@@ -132,27 +116,15 @@ class PicturedExamples:
         raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
 
     def views(
-        self, images: list[Image], ids: npt.NDArray[np.uint64], epoch: int
+        self, images: list[Image], ids: UInt64Array, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two random views of each picture: (B, 3, H, W) float32, normalised."""
-        first, second = (
-            self._view(images, view_draws(self.seed, epoch, ids, view=number)) for number in (0, 1)
-        )
-        return first, second
-
-    def _view(self, images: list[Image], draws: npt.NDArray[np.float32]) -> torch.Tensor:
-        pixels = [
-            view_pixels(image, self.view, row) for image, row in zip(images, draws, strict=True)
-        ]
-        return normalise(np.stack(pixels), self.view)
+        first, second = (view_draws(self.seed, epoch, ids, view=number) for number in (0, 1))
+        return view_stack(images, self.view, first), view_stack(images, self.view, second)
 
 
 class PairSource(PicturedExamples):
-    """The batches of a run over some of the pairs.
-
-    Args:
-        chosen: The pairs that are read; those without a usable caption are left out.
-    """
+    """The batches of a run over the `chosen` pairs, without those that have no usable caption."""
 
     def __init__(
         self,
@@ -160,7 +132,7 @@ class PairSource(PicturedExamples):
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
-        chosen: npt.NDArray[np.int64],
+        chosen: Int64Array,
         *,
         batch_pairs: int,
         micro_pairs: int | None = None,
@@ -188,8 +160,7 @@ class PairSource(PicturedExamples):
     ) -> Sequence[ViewedPairs | StandIn[ViewedPairs]]:
         """Return one process's share of a step.
 
-        Raises:
-            DataError: No picture can be read, or one cannot and none is to be skipped.
+        Raises DataError if no picture can be read, or one cannot and none is to be skipped.
         """
         members, parts = self.step_parts(epoch, step, world_size)
         return [
@@ -199,32 +170,24 @@ class PairSource(PicturedExamples):
             for part in parts[rank::world_size]
         ]
 
-    def batch(self, members: npt.NDArray[np.int64], epoch: int) -> ViewedPairs:
+    def batch(self, members: Int64Array, epoch: int) -> ViewedPairs:
         """Return the batch of some examples in an epoch, without pictures that cannot be read."""
         members, images = self.readable(members, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
-        chosen = self._choose(self.pairs[members], ids, epoch)
-        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
-
-    def _choose(
-        self, pairs: npt.NDArray[np.int64], ids: npt.NDArray[np.uint64], epoch: int
-    ) -> npt.NDArray[np.int64]:
-        """Draw one caption of each pair: (B,) int64."""
-        owners = self.captions.owners
+        # One caption of each pair is drawn.
+        owners, pairs = self.captions.owners, self.pairs[members]
         first = np.searchsorted(owners, pairs, side="left")
         count = np.searchsorted(owners, pairs, side="right") - first
         drawn = uniforms(self.seed, Stream.CAPTION, epoch, ids, np.zeros(len(ids), np.int64))
-        return first + (drawn.astype(np.float64) * count).astype(np.int64)
+        chosen = first + (drawn.astype(np.float64) * count).astype(np.int64)
+        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
 
 
 class HeldOutPairs:
-    """Every caption of some pairs, with the picture it belongs to and a wrong one.
+    """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one.
 
-    Args:
-        groups: From `group_ids`.
-        chosen: The pairs that are read.
-        batch_pairs: Pairs read at once; nothing else depends on it.
+    `batch_pairs` of them are read at once; nothing else depends on it.
     """
 
     def __init__(
@@ -233,18 +196,16 @@ class HeldOutPairs:
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
-        groups: npt.NDArray[np.uint64],
-        chosen: npt.NDArray[np.int64],
+        groups: UInt64Array,
+        chosen: Int64Array,
         *,
         batch_pairs: int = 64,
     ) -> None:
         self.ids, self.captions, self.pictures, self.view = pairs.ids, captions, pictures, view
-        self.groups = groups
+        self.groups, self.batch_pairs = groups, batch_pairs
         self.chosen = chosen[np.isin(chosen, captions.owners)]
-        self.wrong = dict(
-            zip(self.chosen.tolist(), wrong_pairs(groups, self.chosen).tolist(), strict=True)
-        )
-        self.batch_pairs = batch_pairs
+        wrong = wrong_pairs(groups, self.chosen)
+        self.wrong = dict(zip(self.chosen.tolist(), wrong.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[JudgedPairs]:
         """Yield batches in the order of the pairs."""
@@ -268,9 +229,9 @@ class HeldOutPairs:
         place = {index: row for row, index in enumerate(sound)}
         owners = self.captions.owners
         rows = np.flatnonzero(np.isin(owners, members))
-        pixels = [view_pixels(image, self.view) for i in sound if (image := images[i]) is not None]
+        shown = [image for image in images.values() if image is not None]
         return JudgedPairs(
-            images=normalise(np.stack(pixels), self.view),
+            images=view_stack(shown, self.view),
             right=torch.tensor([place[i] for i in owners[rows].tolist()]),
             wrong=torch.tensor([place[self.wrong[i]] for i in owners[rows].tolist()]),
             text=self.captions.batch(rows, self.ids[owners[rows]]),

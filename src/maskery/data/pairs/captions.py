@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.random import Int64Array
+from maskery.data.batching import Template, assemble
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
-from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encoder, plain_backend
 
 # Tokenizers work on lists in parallel; larger ones gain nothing.
@@ -30,38 +30,26 @@ CAPTIONS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTokens:
-    """Every usable caption, tokenised once.
+    """Every usable caption, tokenised once."""
 
-    Attributes:
-        tokens: (T,) int32, without special tokens.
-        word_starts: (T,) bool.
-        boundaries: (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
-        owners: (C,) int64, ascending: the pair of each caption.
-        places: (C,) int64: its number among its pair's captions.
-        starts: (C,) int64: the caption's first token among its pair's, special tokens counted. A
-            pair's captions are windows of one document, so that each has masks of its own.
-        template: The special tokens of a sequence.
-        skipped: Captions that were left out because nothing in them can be masked.
-        num_cut: Captions that were cut at the longest length.
-    """
+    tokens: npt.NDArray[np.int32]  # (T,) int32, without special tokens
+    word_starts: npt.NDArray[np.bool_]  # (T,) bool
+    # (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
+    boundaries: Int64Array
+    owners: Int64Array  # (C,) int64, ascending: the pair of each caption
+    places: Int64Array  # (C,) int64: its number among its pair's captions
+    # (C,) int64: the caption's first token among its pair's, special tokens counted. A pair's
+    # captions are windows of one document, so that each has masks of its own.
+    starts: Int64Array
+    template: Template  # the special tokens of a sequence
+    skipped: Skipped  # captions that were left out because nothing in them can be masked
+    num_cut: int  # captions that were cut at the longest length
 
-    tokens: npt.NDArray[np.int32]
-    word_starts: npt.NDArray[np.bool_]
-    boundaries: npt.NDArray[np.int64]
-    owners: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    template: Template
-    skipped: Skipped
-    num_cut: int
-
-    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+    def token_counts(self, vocab_size: int) -> Int64Array:
         """Count each token of the captions: (V,) int64."""
         return np.bincount(self.tokens, minlength=vocab_size).astype(np.int64)
 
-    def batch(
-        self, captions: npt.NDArray[np.int64], example_ids: npt.NDArray[np.uint64]
-    ) -> TokenBatch:
+    def batch(self, captions: Int64Array, example_ids: npt.NDArray[np.uint64]) -> TokenBatch:
         """Return some captions end to end, each under the id of its pair."""
         firsts = self.boundaries[captions]
         return assemble(
@@ -78,18 +66,14 @@ class CaptionTokens:
 def tokenise_captions(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase, skipped: Skipped, *, max_length: int
 ) -> CaptionTokens:
-    """Tokenise the captions of all pairs.
+    """Tokenise the captions of all pairs, cut to `max_length` tokens, special ones included.
 
-    Args:
-        pairs: Read already.
-        tokenizer: With a mask token.
-        skipped: Told of captions in which no token can be masked.
-        max_length: The most tokens of a caption, special ones included; longer ones are cut.
+    `skipped` is told of captions in which no token can be masked.
     """
     template = Template.of(tokenizer)
     protected = Vocabulary.of(tokenizer).protected
     longest = max_length - template.num_special
-    parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = []
+    parts: list[tuple[Int64Array, npt.NDArray[np.bool_]]] = []
     owners: list[int] = []
     places: list[int] = []
     num_cut = 0
@@ -110,13 +94,16 @@ def tokenise_captions(
     if not parts:
         raise DataError(f"no caption is left to learn from ({skipped}); bring others")
     boundaries = np.concatenate(([0], np.cumsum([len(ids) for ids, _ in parts]))).astype(np.int64)
+    lengths = np.diff(boundaries) + template.num_special
+    before = np.cumsum(lengths) - lengths
     return CaptionTokens(
         tokens=np.concatenate([ids for ids, _ in parts]).astype(np.int32),
         word_starts=np.concatenate([words for _, words in parts]),
         boundaries=boundaries,
         owners=np.array(owners, np.int64),
         places=np.array(places, np.int64),
-        starts=_starts(np.array(owners, np.int64), np.diff(boundaries) + template.num_special),
+        # Counted from the first caption of the same pair.
+        starts=before - before[np.searchsorted(owners, owners, side="left")],
         template=template,
         skipped=skipped,
         num_cut=num_cut,
@@ -125,7 +112,7 @@ def tokenise_captions(
 
 def _encoded(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[tuple[int, int, str], npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+) -> Iterator[tuple[tuple[int, int, str], Int64Array, npt.NDArray[np.bool_]]]:
     """Yield (pair, number of the caption, caption) with ids and word starts, in order."""
     encode = encoder(tokenizer, plain_backend(tokenizer))
     captions = (
@@ -136,13 +123,6 @@ def _encoded(
         ends = np.cumsum(lengths)
         for caption, first, end in zip(chunk, ends - lengths, ends, strict=True):
             yield caption, ids[first:end], words[first:end]
-
-
-def _starts(owners: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the start of each caption among those of its owner: (C,)."""
-    before = np.cumsum(lengths) - lengths
-    first = np.searchsorted(owners, owners, side="left")
-    return before - before[first]
 
 
 class Caption(NamedTuple):

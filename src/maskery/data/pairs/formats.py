@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from maskery.core.errors import DataError, MaskeryError, reason_of
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
-from maskery.data.pairs.pictures import IN_FILE, FileImage, ImageRef, Place, StoredImage
+from maskery.data.pairs.pictures import IN_FILE, FileImage, Place, image_refs
 from maskery.data.pairs.records import Columns, Reader, Record, brief, find_columns
 from maskery.data.pairs.tables import METADATA, metadata_files
 
@@ -31,12 +31,11 @@ SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
 
 
 def open_source(source: Source, config: PairsConfig) -> Reader:
-    """Find out the format of a source and open it.
+    """Find out the format of a source, unless `config.reader` names it, and open it.
 
     Args:
         source: A file; a folder with image metadata, Parquet tables or tar shards; several files
             by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
-        config: Settings; its `reader` takes the place of the format.
 
     Raises:
         DataError: There is nothing there, or nothing of a known format.
@@ -51,7 +50,14 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     opener = FORMATS.find(choice)
     if choice in OURS:
         reader: Reader = opener(paths, config, root)
-        return replace(reader, records=_with_file_splits(reader.records, paths, root))
+        splits = file_splits(paths, root)
+        if splits is None or len(paths) < 2:
+            return reader
+        named = (
+            record if record.split is not None else replace(record, split=splits[record.place[0]])
+            for record in reader.records
+        )
+        return replace(reader, records=named)
     return _open_with(opener, choice, paths, config, root)
 
 
@@ -148,19 +154,6 @@ def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
     return found
 
 
-def _with_file_splits(
-    records: Iterator[Record], paths: Sequence[Path], root: Path
-) -> Iterator[Record]:
-    """Set the split of records that name none to that of their file."""
-    splits = file_splits(paths, root)
-    if splits is None or len(paths) < 2:
-        return records
-    return (
-        record if record.split is not None else replace(record, split=splits[record.place[0]])
-        for record in records
-    )
-
-
 def _open_with(
     reader: Callable[[Path], Any],
     choice: str,
@@ -178,7 +171,7 @@ def _open_with(
             folder = "" if path.is_dir() or config.images else given.below(path.parent)
             yield from given.read(partial(reader, path), str(path), folder)
 
-    return Reader(records=records(), ref=given.ref)
+    return given.reader(records())
 
 
 def open_records(source: Iterable[Any], config: PairsConfig) -> Reader:
@@ -189,15 +182,14 @@ def open_records(source: Iterable[Any], config: PairsConfig) -> Reader:
     if hasattr(source, "cast_column") and hasattr(source, "features"):
         return _open_dataset(source, config)
     given = GivenRecords(config, Path())
-    return Reader(records=given.read(lambda: source, "the records", ""), ref=given.ref)
+    return given.reader(given.read(lambda: source, "the records", ""))
 
 
 class GivenRecords:
     """Turns mappings into records; images that are bytes wait in a temporary file.
 
-    Args:
-        root: The folder of image paths, unless the settings have another.
-        choice: The user's reader, for messages; None where the records are an object in Python.
+    `root` is the folder of image paths, unless the settings have another. `choice` is the user's
+    reader, for messages; None where the records are an object in Python.
     """
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
@@ -220,19 +212,16 @@ class GivenRecords:
                 where = f"{source}, record {number}"
                 keys = frozenset(row)
                 if keys not in self._columns:
-                    self._columns[keys] = self._find_columns(row, where)
+                    try:
+                        self._columns[keys] = find_columns(row, self.config, where)
+                    except DataError as error:
+                        raise self._misfit(str(error)) from error
                 yield self._placed(self._columns[keys], row, where, folder)
         except MaskeryError:
             raise
         except Exception as error:
             what = f"fails after record {number} of {source}"
             raise self._misfit(f"{what}: {type(error).__name__}: {reason_of(error)}") from error
-
-    def _find_columns(self, row: Mapping[str, Any], where: str) -> Columns:
-        try:
-            return find_columns(row, self.config, where)
-        except DataError as error:
-            raise self._misfit(str(error)) from error
 
     def _misfit(self, found: str) -> MaskeryError:
         if self.choice is not None:
@@ -271,11 +260,9 @@ class GivenRecords:
         # `pread` has no position that threads or forked workers would share.
         return os.pread(self._spool.fileno(), place[2], place[1])
 
-    def ref(self, name: str, place: Place) -> ImageRef:
-        """Return the image of a record."""
-        if place[1] == IN_FILE:
-            return FileImage(name, self.root, self.config.max_pixels)
-        return StoredImage(name, self.read_bytes, place, self.config.max_pixels)
+    def reader(self, records: Iterator[Record]) -> Reader:
+        """Return the opened source of records that were read here."""
+        return Reader(records, image_refs(self.root, self.config.max_pixels, self.read_bytes))
 
 
 def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
@@ -290,7 +277,7 @@ def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
     is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
     if is_path or not hasattr(dataset, "__len__"):  # a stream has no rows to come back to
         given = GivenRecords(config, Path())
-        return Reader(records=given.read(lambda: dataset, where, ""), ref=given.ref)
+        return given.reader(given.read(lambda: dataset, where, ""))
 
     def records() -> Iterator[Record]:
         for number, row in enumerate(dataset.remove_columns(columns.image)):
@@ -307,6 +294,4 @@ def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
             raise DataError(f"{where}, row {place[1]}: the image is null; remove the row")
         return bytes(stored["bytes"])
 
-    return Reader(
-        records=records(), ref=lambda n, place: StoredImage(n, content, place, config.max_pixels)
-    )
+    return Reader(records(), image_refs(Path(), config.max_pixels, content))

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from maskery.core.errors import DataError
+from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.corpus.examples import is_held_out, mix
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
@@ -40,49 +40,34 @@ from maskery.data.pairs.records import (
 HELD_SPLITS = ("test", "validation", "valid", "val", "dev")
 # In `Pairs.persons`: the pair names no person.
 NOBODY = -1
-
 # Pairs that wait as Python objects before they become an Arrow array, a tenth of the size.
 CHUNK = 65536
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its captions.
+    """One image with its captions."""
 
-    Attributes:
-        image: Not decoded yet.
-        captions: At least one, each with a word in it.
-        id: 64 bits, from the image's name and the captions; the same in every run.
-        person: Dense number of the person, or None.
-    """
-
-    image: ImageRef
-    captions: tuple[str, ...]
-    id: int
-    person: int | None
+    image: ImageRef  # not decoded yet
+    captions: tuple[str, ...]  # at least one, each with a word in it
+    id: int  # 64 bits, from the image's name and the captions; the same in every run
+    person: int | None  # dense number of the person, or None
 
 
 class Pairs:
-    """A sequence of pairs; made by `Pairs.open`.
-
-    Attributes:
-        ids: (N,) uint64, the `id` of each pair.
-        persons: (N,) int64, the `person` of each pair, `NOBODY` where there is none.
-        person_names: Names of the persons in the data, by their numbers.
-        groups: Names of groups that stay on one side of a split, by pair; most have none.
-        skipped_captions: Captions that were left out; a pair that has no other is left out too.
-    """
+    """A sequence of pairs; made by `Pairs.open`."""
 
     def __init__(self, columns: _Columns, ref: Callable[[str, Place], ImageRef]) -> None:
         self._names, self._captions = columns.arrow()
         self._places = np.array(columns.places, np.int64).reshape(-1, 3)
         self._ref = ref
         self._prepare: Callable[[str], str] = str
-        self.ids: npt.NDArray[np.uint64] = np.array(columns.ids, np.uint64)
-        self.persons: npt.NDArray[np.int64] = np.array(columns.persons, np.int64)
-        self.person_names = tuple(columns.person_numbers)
-        self.groups = columns.groups
-        self.skipped_captions = columns.skipped
+        # (N,) each: the id and the number of the person of each pair, `NOBODY` where there is none.
+        self.ids: UInt64Array = np.array(columns.ids, np.uint64)
+        self.persons: Int64Array = np.array(columns.persons, np.int64)
+        self.person_names = tuple(columns.person_numbers)  # by their numbers
+        self.groups = columns.groups  # stay on one side of a split; by pair, most have none
+        self.skipped_captions = columns.skipped  # a pair that has no other is left out too
 
     @classmethod
     def open(cls, source: Source, config: PairsConfig | None = None) -> Pairs:
@@ -92,7 +77,6 @@ class Pairs:
             source: A path or pattern, an iterable of records (mappings with `image`, `caption` and
                 perhaps `person`, `group`, `split`), or a `datasets` dataset with image and caption
                 columns; see `maskery.data.pairs.formats.open_source`.
-            config: Defaults to `PairsConfig()`.
 
         Raises:
             DataError: It cannot be read, holds no pairs, or a record is bad.
@@ -110,14 +94,8 @@ class Pairs:
         """Read the pairs to train on and, where files are named by splits, those to measure on.
 
         Hugging Face keeps `train-00000-of-00001.parquet` beside `test-...`: the first is trained
-        on, and the test split (else the validation split) is measured.
-
-        Args:
-            source: As for `open`.
-            config: With a `split` set, that split alone is read.
-
-        Raises:
-            DataError: As `open`.
+        on, and the test split (else the validation split) is measured. With a `split` in the
+        settings, that split alone is read. Arguments and errors are those of `open`.
         """
         config = config or PairsConfig()
         splits: set[str] = set()
@@ -137,14 +115,7 @@ class Pairs:
         config: PairsConfig,
         source: str | Path,
     ) -> Pairs:
-        """Check records and make pairs of them.
-
-        Args:
-            records: Unchecked.
-            ref: From an image's name and place to the image.
-            config: Settings.
-            source: Their origin, for messages.
-        """
+        """Check records and make pairs of them; `ref` makes an image of its name and place."""
         columns = _Columns(config)
         for record in records:
             columns.add(record)
@@ -265,7 +236,7 @@ class _Columns:
         return pa.concat_arrays(names), pa.concat_arrays(captions)
 
 
-def group_ids(pairs: Pairs) -> npt.NDArray[np.uint64]:
+def group_ids(pairs: Pairs) -> UInt64Array:
     """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture."""
     names = []
     for index, (pair, person) in enumerate(zip(pairs, pairs.persons.tolist(), strict=True)):
@@ -278,20 +249,16 @@ def group_ids(pairs: Pairs) -> npt.NDArray[np.uint64]:
     return group_ids_of(names)
 
 
-def group_ids_of(names: Sequence[str]) -> npt.NDArray[np.uint64]:
+def group_ids_of(names: Sequence[str]) -> UInt64Array:
     """Return (N,) uint64: a hash of each name."""
     digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def split_pairs(
-    groups: npt.NDArray[np.uint64], share: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Split pairs into training and held-out ones, by a hash of their groups.
+def split_pairs(groups: UInt64Array, share: float) -> tuple[Int64Array, Int64Array]:
+    """Split pairs into training and held-out ones, by a hash of their groups (N,).
 
-    Args:
-        groups: (N,) uint64, from `group_ids`.
-        share: The expected share of groups that is held out.
+    About `share` of the groups are held out.
     """
     unique = np.unique(groups)
     if len(unique) < 3:
@@ -306,17 +273,10 @@ def split_pairs(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def wrong_pairs(
-    groups: npt.NDArray[np.uint64], among: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Return for each of some pairs a pair of another group: a fixed choice, whatever the batches.
+def wrong_pairs(groups: UInt64Array, among: Int64Array) -> Int64Array:
+    """Return for each pair of `among`, (M,) int64, one of another group among them: (M,) int64.
 
-    Args:
-        groups: (N,) uint64.
-        among: (M,) int64, the pairs in question; the wrong ones are taken from them too.
-
-    Returns:
-        (M,) int64.
+    It is a fixed choice, whatever the batches.
     """
     own = groups[among]
     unique = np.unique(own)

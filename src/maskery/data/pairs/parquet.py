@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import IN_FILE, FileImage, ImageRef, Place, StoredImage
+from maskery.data.pairs.pictures import IN_FILE, FileImage, Place, image_refs
 from maskery.data.pairs.records import (
     Columns,
     Reader,
@@ -26,21 +26,17 @@ from maskery.data.pairs.records import (
 )
 from maskery.data.pairs.tables import table_folder
 
-# Row groups whose images stay in memory.
+# Row groups whose images stay in memory: a few, as each may hold hundreds of megabytes.
 GROUPS_KEPT = 4
-
 # What pyarrow raises on damaged files.
 UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
 
 
 def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open one or more tables with the same columns.
-
-    Raises:
-        DataError: A file is no Parquet table or lacks a column.
-    """
+    """Open one or more Parquet tables; DataError if a file is none, or lacks a column."""
     store = ParquetImages(paths, config, root)
-    return Reader(records=store.records(), ref=store.ref)
+    ref = image_refs(store.root, config.max_pixels, store.read)
+    return Reader(records=store.records(), ref=ref)
 
 
 class ParquetImages:
@@ -67,12 +63,6 @@ class ParquetImages:
             self.columns.append(columns)
         self._kept: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._lock = Lock()
-
-    def ref(self, name: str, place: Place) -> ImageRef:
-        """Return the image of a record."""
-        if place[1] == IN_FILE:
-            return FileImage(name, self.root, self.config.max_pixels)
-        return StoredImage(name, self.read, place, self.config.max_pixels)
 
     def records(self) -> Iterator[Record]:
         """Yield every row, without its image bytes."""

@@ -39,17 +39,11 @@ class ImageRef(Loadable, Protocol):
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image file below a root folder.
+    """An image file below a root folder."""
 
-    Attributes:
-        name: Path relative to the root.
-        root: The folder that links may not lead out of.
-        max_pixels: Larger images are refused.
-    """
-
-    name: str
-    root: Path
-    max_pixels: int
+    name: str  # path relative to the root
+    root: Path  # the folder that links may not lead out of
+    max_pixels: int  # larger images are refused
 
     @property
     def path(self) -> Path:
@@ -89,19 +83,12 @@ class FileImage:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image inside a container.
+    """An image inside a container."""
 
-    Attributes:
-        name: Of the member or row.
-        read: Reads the bytes at a place of the container.
-        place: Its place in the container.
-        max_pixels: Larger images are refused.
-    """
-
-    name: str
-    read: Callable[[Place], bytes]
-    place: Place
-    max_pixels: int
+    name: str  # of the member or row
+    read: Callable[[Place], bytes]  # reads the bytes at a place of the container
+    place: Place  # its place in the container
+    max_pixels: int  # larger images are refused
 
     def load(self, near: tuple[int, int] | None = None) -> Image:
         """See `Loadable.load`."""
@@ -109,11 +96,18 @@ class StoredImage:
         return load_image(file, name=self.name, max_pixels=self.max_pixels, near=near)
 
 
-def file_refs(root: Path, max_pixels: int) -> Callable[[str, Place], ImageRef]:
-    """Return the function that makes images of the names of files below a root."""
+def image_refs(
+    root: Path, max_pixels: int, read: Callable[[Place], bytes] | None = None
+) -> Callable[[str, Place], ImageRef]:
+    """Return the function that makes an image of its name and place.
 
-    def ref(name: str, _place: Place) -> ImageRef:
-        return FileImage(name, root, max_pixels)
+    Without `read`, and at places `IN_FILE`, it is a file below the root; else `read` has its bytes.
+    """
+
+    def ref(name: str, place: Place) -> ImageRef:
+        if read is None or place[1] == IN_FILE:
+            return FileImage(name, root, max_pixels)
+        return StoredImage(name, read, place, max_pixels)
 
     return ref
 
@@ -121,10 +115,13 @@ def file_refs(root: Path, max_pixels: int) -> Callable[[str, Place], ImageRef]:
 class Pictures:
     """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
 
-    A picture that cannot be read is reported once and is None from then on.
+    A picture that cannot be read is None from then on; `skipped` is told of it once.
 
-    Attributes:
-        skipped: Pictures that could not be read.
+    Args:
+        near: (width, height) that will be asked of them: they are brought to it once, before they
+            are kept. None where they are still to be cropped.
+        cache_bytes: Memory for decoded pictures; those that come first stay, because every epoch
+            comes back to them in another order.
     """
 
     def __init__(
@@ -135,16 +132,6 @@ class Pictures:
         near: tuple[int, int] | None,
         cache_bytes: int = 0,
     ) -> None:
-        """Read nothing yet.
-
-        Args:
-            pairs: The pairs of the pictures.
-            on_bad_image: `"fail"` raises at the first that cannot be read.
-            near: (width, height) that will be asked of them: they are brought to it once, before
-                they are kept. None where they are still to be cropped.
-            cache_bytes: Memory for decoded pictures; those that come first stay, because every
-                epoch comes back to them in another order.
-        """
         self.skipped = Skipped("image", on_bad_image)
         self._pairs, self._near = pairs, near
         self._room = cache_bytes
@@ -152,24 +139,16 @@ class Pictures:
         self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
 
     def load(self, indices: Sequence[int]) -> list[Image | None]:
-        """Return the RGB pictures of some pairs, None for those that were skipped.
-
-        Raises:
-            DataError: One cannot be read, and the policy is to fail.
-        """
+        """Return the RGB pictures of some pairs, None for those that were skipped."""
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
         images = decode_many(refs, self.skipped, near=self._near, pool=self._pool)
-        decoded = dict(zip(wanted, map(self._resized, images), strict=True))
+        if self._near is not None:  # at the size of a view, so that no epoch resizes it again
+            images = [image and image.resize(self._near, BICUBIC) for image in images]
+        decoded = dict(zip(wanted, images, strict=True))
         for index, image in decoded.items():
             size = 0 if image is None else image.width * image.height * BYTES_PER_PIXEL
             if size <= self._room:
                 self._room -= size
                 self._kept[index] = image
         return [decoded[i] if i in decoded else self._kept[i] for i in indices]
-
-    def _resized(self, image: Image | None) -> Image | None:
-        """Return the picture at the size of a view, so that no epoch resizes it again."""
-        if image is None or self._near is None:
-            return image
-        return image.resize(self._near, BICUBIC)

@@ -18,6 +18,7 @@ from maskery.data.pairs.pictures import ImageRef, Place
 
 log = logging.getLogger(__name__)
 
+# The usual names of columns, in `imagefolder`, open_clip and person search.
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "file_path", "image_path", "img_path")
 CAPTION_COLUMNS = ("caption", "captions", "title", "text")
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
@@ -27,42 +28,25 @@ PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One record as a reader found it, unchecked.
+    """One record as a reader found it, unchecked."""
 
-    Attributes:
-        image: Its name; where images are files, their path below `folder`.
-        caption: A string or a list of strings, if all is well.
-        person: An int, a string or None, if all is well.
-        split: A string or None, if all is well.
-        group: Likewise; records of one group stay on one side of a split.
-        where: File and line (or record, row, member), for messages.
-        place: Place of the image's bytes; the reader's `ref` understands it.
-        is_file: True if the image is a file of its own, so that its name is a path.
-        folder: Folder of the table that names the image, below the root of all images.
-    """
-
-    image: Any
-    caption: Any
-    person: Any
-    split: Any
-    where: str
-    group: Any = None
-    place: Place = (0, 0, 0)
-    is_file: bool = True
-    folder: str = ""
+    image: Any  # its name; where images are files, their path below `folder`
+    caption: Any  # a string or a list of strings, if all is well
+    person: Any  # an int, a string or None, if all is well
+    split: Any  # a string or None, if all is well
+    where: str  # file and line (or record, row, member), for messages
+    group: Any = None  # a string or None; records of one group stay on one side of a split
+    place: Place = (0, 0, 0)  # place of the image's bytes; the reader's `ref` understands it
+    is_file: bool = True  # True if the image is a file of its own, so that its name is a path
+    folder: str = ""  # folder of the table that names the image, below the root of all images
 
 
 @dataclass(frozen=True)
 class Reader:
-    """An opened source.
+    """An opened source."""
 
-    Attributes:
-        records: Every record, in order; may raise `DataError` on the way.
-        ref: From an image's name and place to the image.
-    """
-
-    records: Iterator[Record]
-    ref: Callable[[str, Place], ImageRef]
+    records: Iterator[Record]  # every record, in order; may raise `DataError` on the way
+    ref: Callable[[str, Place], ImageRef]  # from an image's name and place to the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +186,6 @@ def picture_name(record: Record) -> str:
 
     A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`. Equal paths in
     tables of different folders are different pictures.
-
-    Raises:
-        DataError: The image is a file, and its path is none or leads elsewhere.
     """
     if not record.is_file:
         return str(record.image)
@@ -217,15 +198,8 @@ def checked_captions(
 ) -> tuple[str, ...]:
     """Return the captions of a record that can be used, without white space at their ends.
 
-    Args:
-        value: A string or a list of strings, if all is well.
-        where: File and line, for messages.
-        max_chars: The most characters of a caption.
-        skipped: Told of each caption that is no string, empty or too long, and of a list without
-            any; its policy decides what follows.
-
-    Raises:
-        DataError: One cannot be used, and `skipped` does not skip it.
+    `skipped` is told of each caption that is no string, empty or too long, and of a list without
+    any; its policy decides what follows.
     """
     values = value if isinstance(value, list | tuple) else [value]
     if not values:

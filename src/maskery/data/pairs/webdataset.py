@@ -9,13 +9,14 @@ import logging
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import ImageRef, Place, StoredImage
+from maskery.data.pairs.pictures import Place, image_refs
 from maskery.data.pairs.records import (
     CAPTION_COLUMNS,
     GROUP_COLUMN,
@@ -37,8 +38,6 @@ IMAGE_SUFFIXES = frozenset(
 BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
-
-
 # Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
 
@@ -49,45 +48,28 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
         raise DataError(
             f"images is {config.images}, but tar shards hold their images themselves; leave it out"
         )
-    store = TarImages(paths)
-
-    def ref(name: str, place: Place) -> ImageRef:
-        return StoredImage(name, store.read, place, config.max_pixels)
-
+    ref = image_refs(root, config.max_pixels, partial(_read_member, paths))
     return Reader(records=_records(paths, config, root), ref=ref)
 
 
-@dataclass(frozen=True)
-class TarImages:
-    """The images of tar shards; a place is (shard, offset, size).
-
-    A shard is opened for each image and closed again, so that the object may be shared with threads
-    and forked workers.
-    """
-
-    paths: Sequence[Path]
-
-    def read(self, place: Place) -> bytes:
-        """Return the bytes of a member."""
-        shard, offset, size = place
-        path = self.paths[shard]
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
-        if len(content) < size:
-            raise DataError(f"{path} has been cut short since it was indexed; restore it")
-        return content
+def _read_member(paths: Sequence[Path], place: Place) -> bytes:
+    """Return the bytes of a member; a place is (shard, offset, size)."""
+    shard, offset, size = place
+    path = paths[shard]
+    try:
+        # Opened for each image, so that threads and forked workers share no position.
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
+    if len(content) < size:
+        raise DataError(f"{path} has been cut short since it was indexed; restore it")
+    return content
 
 
-@dataclass
-class _Sample:
-    """Members of one stem, by suffix."""
-
-    stem: str
-    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+# The members of one stem, by suffix.
+Members: TypeAlias = dict[str, tarfile.TarInfo]
 
 
 def _records(paths: Sequence[Path], config: PairsConfig, root: Path) -> Iterator[Record]:
@@ -95,8 +77,9 @@ def _records(paths: Sequence[Path], config: PairsConfig, root: Path) -> Iterator
         name = path.relative_to(root).as_posix()
         try:
             with path.open("rb") as file:
-                for sample in _samples(path, file):
-                    record = _record(shard, path, file, sample, config)
+                for stem, members in _samples(path, file):
+                    where = f"{path}, sample {stem!r}"
+                    record = _record(shard, path, file, members, config, where)
                     yield replace(record, image=printable(f"{name}/{record.image}"))
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
@@ -145,10 +128,10 @@ def _check_end(path: Path, file: BinaryIO, end: int) -> None:
         raise DataError(f"{path} is cut short: its end mark is missing; restore it")
 
 
-def _samples(path: Path, file: BinaryIO) -> Iterator[_Sample]:
-    """Yield consecutive members of one stem; the stem ends at the first dot of the file name."""
-    sample: _Sample | None = None
-    passed_over = 0
+def _samples(path: Path, file: BinaryIO) -> Iterator[tuple[str, Members]]:
+    """Yield consecutive members of one stem, which ends at the first dot of the file name."""
+    members: Members = {}
+    last, passed_over = "", 0
     for member in _members(path, file):
         folder, _, base = posixpath.normpath(member.name).rpartition("/")
         base, _, suffix = base.partition(".")
@@ -156,15 +139,14 @@ def _samples(path: Path, file: BinaryIO) -> Iterator[_Sample]:
         if _is_extra(stem, suffix):
             passed_over += 1
             continue
-        if sample is None or stem != sample.stem:
-            if sample is not None:
-                yield sample
-            sample = _Sample(stem)
-        if suffix in sample.members:
+        if members and stem != last:
+            yield last, members
+            members = {}
+        if suffix in members:
             raise DataError(f"{path}: member {member.name!r} occurs twice; remove one")
-        sample.members[suffix] = member
-    if sample is not None:
-        yield sample
+        last, members[suffix] = stem, member
+    if members:
+        yield last, members
     if passed_over:
         log.info("%s: %d members are no samples and are passed over", path, passed_over)
 
@@ -190,19 +172,19 @@ def _text(path: Path, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     return file.read(member.size)
 
 
-def _record(shard: int, path: Path, file: BinaryIO, sample: _Sample, config: PairsConfig) -> Record:
-    where = f"{path}, sample {sample.stem!r}"
-    images = [suffix for suffix in sample.members if suffix in IMAGE_SUFFIXES]
-    if config.image_column is not None:
-        images = [suffix for suffix in sample.members if suffix == config.image_column]
+def _record(
+    shard: int, path: Path, file: BinaryIO, members: Members, config: PairsConfig, where: str
+) -> Record:
+    wanted = IMAGE_SUFFIXES if config.image_column is None else {config.image_column}
+    images = [suffix for suffix in members if suffix in wanted]
     if len(images) != 1:
         raise DataError(
             f"{where} has {len(images)} images among its members "
-            f"({', '.join('.' + suffix for suffix in sample.members)}); one is expected, or name "
+            f"({', '.join('.' + suffix for suffix in members)}); one is expected, or name "
             f"the suffix as image_column"
         )
-    image = sample.members[images[0]]
-    caption, row = _annotation(path, file, sample, config, where)
+    image = members[images[0]]
+    caption, row = _annotation(path, file, members, config, where)
     person = person_column(row, config)
     return Record(
         image=posixpath.normpath(image.name),
@@ -217,27 +199,24 @@ def _record(shard: int, path: Path, file: BinaryIO, sample: _Sample, config: Pai
 
 
 def _annotation(
-    path: Path, file: BinaryIO, sample: _Sample, config: PairsConfig, where: str
+    path: Path, file: BinaryIO, members: Members, config: PairsConfig, where: str
 ) -> tuple[Any, dict[str, Any]]:
     """Return the caption and the `.json` member, empty where there is none.
 
     The caption is the `.txt` member unless a key is asked for.
     """
     row: dict[str, Any] = {}
-    if "json" in sample.members:
-        value = read_json(_text(path, file, sample.members["json"]), f"{where}, .json")
+    if "json" in members:
+        value = read_json(_text(path, file, members["json"]), f"{where}, .json")
         if not isinstance(value, dict):
             raise DataError(f"{where}: its .json member is not an object; write one")
         row = value
-    caption: Any = None
-    if "txt" in sample.members and config.caption_column is None:
+    if "txt" in members and config.caption_column is None:
         try:
-            caption = _text(path, file, sample.members["txt"]).decode("utf-8-sig")
+            return _text(path, file, members["txt"]).decode("utf-8-sig"), row
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: its .txt member is not valid UTF-8; mend it") from error
-    elif row:
+    if row:
         key = find_column(row, config.caption_column, CAPTION_COLUMNS, "caption", where)
-        caption = row[key]
-    else:
-        raise DataError(f"{where} has neither a .txt nor a .json member with its caption; add one")
-    return caption, row
+        return row[key], row
+    raise DataError(f"{where} has neither a .txt nor a .json member with its caption; add one")

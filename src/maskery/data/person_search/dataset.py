@@ -16,14 +16,8 @@ from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
-from maskery.data.pairs.pictures import file_refs
-from maskery.data.pairs.records import (
-    Record,
-    brief,
-    checked_captions,
-    checked_person,
-    picture_name,
-)
+from maskery.data.pairs.pictures import image_refs
+from maskery.data.pairs.records import Record, brief, checked_captions, checked_person, picture_name
 from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig, clean_caption
 from maskery.data.person_search.layouts import IMAGES, LAYOUTS, read_annotations
 
@@ -69,7 +63,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
     reading = PairsConfig(on_bad_image=config.on_bad_image, on_bad_caption=config.on_bad_caption)
 
-    ref = file_refs(images, DEFAULT_MAX_PIXELS)
+    ref = image_refs(images, DEFAULT_MAX_PIXELS)
     splits = {
         name: Pairs.of(found, ref, reading, f"the {name} split of '{root}'") if found else None
         for name, found in by_split.items()

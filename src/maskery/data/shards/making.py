@@ -27,9 +27,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.stopping import signals_held
-from maskery.core.vocabulary import vocabulary_size
+from maskery.core.system import signals_held
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.formats import is_portable
@@ -164,9 +164,6 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings.
 
     Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
-
-    Raises:
-        DataError: It does not, or it cannot be made.
     """
     plan = job.folder / PLAN
     try:
@@ -190,11 +187,7 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def refuse_others(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder without a plan that is not empty.
-
-    Raises:
-        DataError: It holds more than a command may have left that was killed before the plan.
-    """
+    """Refuse a folder without a plan that is not empty."""
     others = [name for name in names if name != PLAN and not name.startswith(f"{PLAN}.partial-")]
     if others:
         raise DataError(
@@ -223,11 +216,7 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 def write_manifest(
     pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase
 ) -> Manifest:
-    """List all shards, now that every piece is finished.
-
-    Raises:
-        DataError: There is no text in them, or the list cannot be written.
-    """
+    """List all shards, now that every piece is finished."""
     shards, held_out, histograms = [], [], []
     total = ReadingReport()
     for piece in pieces:
@@ -309,9 +298,6 @@ def do_pieces(
     """Do pieces here, or in processes; what `do_piece` returns, as each is finished.
 
     Close it where it is not used up: that ends the processes in the middle of their pieces.
-
-    Raises:
-        DataError: As `do_piece`, or a process died.
     """
     backend = plain_backend(tokenizer)
     count = min(workers or len(os.sched_getaffinity(0)), len(pieces))

@@ -110,11 +110,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
-        """Read it back.
-
-        Raises:
-            DataError: It is damaged or of another format.
-        """
+        """Read it back."""
         try:
             fields = json.loads(data)
             version = fields.pop("format")
@@ -189,11 +185,7 @@ class DocumentLengths:
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest) -> DocumentLengths:
-        """Read a file and compare it with the manifest.
-
-        Raises:
-            DataError: They do not agree.
-        """
+        """Read a file and compare it with the manifest."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

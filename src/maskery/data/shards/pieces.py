@@ -75,11 +75,7 @@ class Piece:
 def plan_pieces(
     files: Sequence[Path], sizes: Sequence[int | None], config: CorpusConfig, shard_bytes: int
 ) -> list[Piece]:
-    """Cut files into pieces of about `shard_bytes`: small files share one, large ones are cut.
-
-    Raises:
-        DataError: The footer of a large Parquet file cannot be read.
-    """
+    """Cut files into pieces of about `shard_bytes`: small files share one, large ones are cut."""
     pieces: list[Piece] = []
     held: list[Span] = []
     held_size = 0
@@ -164,9 +160,6 @@ def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> in
     """Find the first byte after a line end (or a blank line) at or after `offset`.
 
     The start and the end of the file stay as they are.
-
-    Raises:
-        DataError: The file cannot be read.
     """
     if offset <= 0 or offset >= size:
         return min(max(offset, 0), size)
@@ -216,13 +209,7 @@ def plan_fingerprint(
 
 
 class PieceReader:
-    """Reads the examples of a piece, in the order of its spans: the same as reading its files.
-
-    Attributes:
-        num_bytes: About how many bytes it has.
-        bytes_read: How many of them are read.
-        report: What reading came upon.
-    """
+    """Reads the examples of a piece, in the order of its spans: the same as reading its files."""
 
     def __init__(
         self,
@@ -237,11 +224,7 @@ class PieceReader:
         self.report = ReadingReport()
 
     def __iter__(self) -> Iterator[Example]:
-        """Read from the start.
-
-        Raises:
-            DataError: A file cannot be read as the config says.
-        """
+        """Read from the start."""
         self.bytes_read, self.report = 0, ReadingReport()
         for span in self.piece.spans:
             yield from self._span_examples(span)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError, reason_of
-from maskery.core.files import flush
+from maskery.core.system import flush
 from maskery.data.store import Documents
 
 # The names of the safetensors format (huggingface/safetensors, README, "Format").
@@ -70,20 +70,12 @@ def write_shard(
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file aside, flush it to disk and rename it into place.
-
-    Raises:
-        DataError: It cannot be written.
-    """
+    """Write a file aside, flush it to disk and rename it into place."""
     _write_aside(path, data, lambda partial: partial.replace(path))
 
 
 def write_first(path: Path, data: bytes) -> None:
-    """Write a file as `write_bytes` does, unless there is one: whoever is first is never replaced.
-
-    Raises:
-        DataError: It cannot be written.
-    """
+    """Write a file as `write_bytes` does, unless there is one: the first is never replaced."""
 
     def place(partial: Path) -> None:
         try:
@@ -140,11 +132,7 @@ class TokenShard(Documents):
     """
 
     def __init__(self, path: Path, *, vocab_size: int) -> None:
-        """Map a shard and check that its arrays fit together.
-
-        Raises:
-            DataError: They do not, or it is no shard.
-        """
+        """Map a shard and check that its arrays fit together."""
         self.path = path
         try:
             arrays = map_arrays(path)
@@ -171,12 +159,7 @@ class TokenShard(Documents):
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Map the arrays of a shard into memory.
-
-    Raises:
-        ValueError, KeyError, TypeError: It is not laid out as a shard is.
-        OSError: It cannot be read.
-    """
+    """Map the arrays of a shard into memory."""
     with path.open("rb") as file:
         size = path.stat().st_size
         header_bytes = int.from_bytes(file.read(8), "little")

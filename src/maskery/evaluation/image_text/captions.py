@@ -15,14 +15,10 @@ from maskery.evaluation.image_text.opening import OpenImageText
 
 
 def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
-    """Prepare a text as the captions were that the model was trained on.
+    """Prepare a typed text as the captions were that the model was trained on.
 
     Training cuts captions that are too long; what is typed is refused instead of read in part.
-
-    Args:
-        opened: The model.
-        text: As typed.
-        what: Its name in messages.
+    `what` is its name in messages.
     """
     if not text.strip():
         raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
@@ -61,8 +57,7 @@ def require_readable(
 def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
     """Return a description as the tokens of a model; asks nothing of a gallery.
 
-    Raises:
-        DataError: It is empty, unknown, too long or no Unicode.
+    Raises DataError if it is empty, unknown, too long or no Unicode.
     """
     ready = prepared(opened, text)
     ids: list[int] = opened.tokenizer(ready, truncation=False, verbose=False)["input_ids"]
@@ -78,15 +73,10 @@ def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A word of the caption.
+    """A word of the caption."""
 
-    Attributes:
-        text: As typed, from its first letter that the model reads to its last.
-        tokens: Places of its pieces in the caption, special tokens counted.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
+    text: str  # as typed, from its first letter that the model reads to its last
+    tokens: tuple[int, ...]  # places of its pieces in the caption, special tokens counted
 
 
 def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
@@ -114,14 +104,7 @@ def origins(ready: str, caption: str) -> Sequence[int]:
     """Return the place of each letter of a prepared caption in the caption as typed.
 
     Preparing lowers letters, drops some and splits words, and never changes their order. So the
-    next letter is always the next one of its kind.
-
-    Args:
-        ready: From `clean_caption`, or the caption itself.
-        caption: As typed.
-
-    Returns:
-        As many places as `ready` is long; a space has that of the letter before it.
+    next letter is always the next one of its kind. A space has the place of the letter before it.
     """
     if ready == caption:
         return range(len(caption))

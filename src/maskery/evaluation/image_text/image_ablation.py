@@ -8,32 +8,26 @@ Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V voca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.optional import require
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.random import Int64Array, UInt64Array
+from maskery.core.registry import require
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, candidates
-from maskery.evaluation.text.masked import (
-    COLUMNS,
-    FROZEN_EPOCH,
-    ExampleSums,
-    require_numbers,
-    token_rows,
-)
+from maskery.evaluation.text.masked import FROZEN_EPOCH, ExampleSums, require_numbers, token_rows
 from maskery.evaluation.text.pseudo_likelihood import Copy
 from maskery.evaluation.text.samples import context, whole_words
 from maskery.masking.masker import Masker
@@ -41,23 +35,19 @@ from maskery.models.image_text.model import ImageTextModel
 
 Condition = Literal["right", "wrong", "none"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+# Captions with pictures, their ids with masks in them, and the masked positions.
+Question: TypeAlias = tuple[JudgedPairs, Int64Array, Int64Array]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordScores:
-    """Chosen words, masked one at a time.
+    """Chosen words, masked one at a time."""
 
-    Attributes:
-        accuracy: By condition, the share filled with the word or a synonym of it.
-        difference: `right` minus `wrong`, and `right` minus `none`, paired.
-        words: Words that were masked.
-        examples: Pictures or persons they come from.
-    """
-
+    # By condition, the share filled with the word or a synonym of it.
     accuracy: dict[Condition, Interval]
-    difference: dict[Condition, Interval]
-    words: int
-    examples: int
+    difference: dict[Condition, Interval]  # `right` minus `wrong`, and `right` minus `none`, paired
+    words: int  # words that were masked
+    examples: int  # pictures or persons they come from
 
 
 @torch.no_grad()
@@ -65,22 +55,19 @@ def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
     """Predict the frozen masks of every caption under each condition."""
-    groups: list[npt.NDArray[np.uint64]] = []
-    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
-        condition: [] for condition in CONDITIONS
-    }
-    for batch in batches:
-        masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
-        if not len(masked.positions):
-            continue
-        groups.append(batch.groups[sequences(batch.text, masked.positions)])
-        targets = torch.from_numpy(masked.targets).to(model.device)
-        answers = logits_by_condition(model, batch, masked.input_ids, masked.positions)
-        for condition, logits in answers.items():
-            rows[condition].append(token_rows(logits, targets).cpu().numpy())
-    if not groups:
+
+    def questions() -> Iterator[Question]:
+        for batch in batches:
+            masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
+            if len(masked.positions):
+                yield batch, masked.input_ids, masked.positions
+
+    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+        return token_rows(logits, torch.from_numpy(originals).to(model.device)).cpu().numpy()
+
+    scored = _score(model, questions(), measure)
+    if scored is None:
         raise DataError("no held-out caption has a token that can be masked; bring more pairs")
-    scored = {condition: _by_example(groups, parts) for condition, parts in rows.items()}
     for sums in scored.values():
         require_numbers(torch.from_numpy(sums.sums))
     return scored
@@ -95,35 +82,25 @@ def score_words(
 ) -> WordScores:
     """Mask each chosen word of each caption, one at a time, and fill it under each condition.
 
-    Args:
-        model: In evaluation mode.
-        batches: Held-out captions.
-        accepted: From the id of a chosen word to the ids that are right in its place.
-        mask_token_id: The tokenizer's.
+    `accepted` leads from the id of a chosen word to the ids that are right in its place.
     """
     chosen = np.array(sorted(accepted), np.int64)
-    groups: list[npt.NDArray[np.uint64]] = []
-    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {
-        condition: [] for condition in CONDITIONS
-    }
-    for batch in batches:
-        for positions in _one_each(batch.text, np.isin(batch.text.input_ids, chosen)):
-            ids = batch.text.input_ids.copy()
-            ids[positions] = mask_token_id
-            groups.append(batch.groups[sequences(batch.text, positions)])
-            originals = batch.text.input_ids[positions].tolist()
-            for condition, logits in logits_by_condition(model, batch, ids, positions).items():
-                filled = logits.argmax(dim=-1).tolist()
-                hits = [f in accepted[o] for f, o in zip(filled, originals, strict=True)]
-                rows[condition].append(np.column_stack((np.ones(len(hits)), np.array(hits, float))))
-    if not groups:
+
+    def questions() -> Iterator[Question]:
+        for batch in batches:
+            for positions in _one_each(batch.text, np.isin(batch.text.input_ids, chosen)):
+                ids = batch.text.input_ids.copy()
+                ids[positions] = mask_token_id
+                yield batch, ids, positions
+
+    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+        filled = logits.argmax(dim=-1).tolist()
+        hits = [f in accepted[o] for f, o in zip(filled, originals.tolist(), strict=True)]
+        return np.column_stack((np.ones(len(hits)), np.array(hits, float)))
+
+    scored = _score(model, questions(), measure)
+    if scored is None:
         raise DataError("none of the words to score stands in a held-out caption; name others")
-    return _word_scores(
-        {condition: _by_example(groups, parts) for condition, parts in rows.items()}
-    )
-
-
-def _word_scores(scored: Mapping[Condition, ExampleSums]) -> WordScores:
     count, right = scored["right"].sums[:, 0], scored["right"].sums[:, 1]
     hits = [scored[condition].sums[:, 1] for condition in CONDITIONS]
     shares = [ratio_interval(hit, count, "share") for hit in hits]
@@ -138,12 +115,39 @@ def _word_scores(scored: Mapping[Condition, ExampleSums]) -> WordScores:
     )
 
 
-def sequences(batch: TokenBatch, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _score(
+    model: ImageTextModel,
+    questions: Iterable[Question],
+    measure: Callable[[torch.Tensor, Int64Array], npt.NDArray[np.float64]],
+) -> dict[Condition, ExampleSums] | None:
+    """Ask questions under each condition; None if there are none.
+
+    `measure` turns logits (M, V) and original ids (M,) into one row a token, which are summed by
+    picture or person.
+    """
+    groups: list[UInt64Array] = []
+    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {name: [] for name in CONDITIONS}
+    for batch, ids, positions in questions:
+        groups.append(batch.groups[sequences(batch.text, positions)])
+        for condition, logits in logits_by_condition(model, batch, ids, positions).items():
+            rows[condition].append(measure(logits, batch.text.input_ids[positions]))
+    if not groups:
+        return None
+    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
+    scored = {}
+    for condition, parts in rows.items():
+        sums = np.zeros((len(unique), parts[0].shape[1]))
+        np.add.at(sums, inverse, np.concatenate(parts))
+        scored[condition] = ExampleSums(ids=unique, sums=sums)
+    return scored
+
+
+def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
     """Return the sequence that each token position lies in."""
     return np.searchsorted(batch.boundaries, positions, side="right") - 1
 
 
-def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.NDArray[np.int64]]:
+def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[Int64Array]:
     """Yield the wanted tokens in rounds, each with at most one of a sequence."""
     positions = np.flatnonzero(wanted)
     rows = sequences(batch, positions)
@@ -152,10 +156,7 @@ def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[npt.
 
 
 def logits_by_condition(
-    model: ImageTextModel,
-    batch: JudgedPairs,
-    input_ids: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
+    model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
     # Through `forward`, where a sharded model is put together.
@@ -166,11 +167,7 @@ def logits_by_condition(
 
 
 def _compute_logits(
-    model: ImageTextModel,
-    *,
-    batch: JudgedPairs,
-    input_ids: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
+    model: ImageTextModel, *, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     ids, real, places = side_by_side(batch.text, input_ids)
     rows = torch.from_numpy(places[positions]).to(model.device)
@@ -190,8 +187,8 @@ def _compute_logits(
 
 
 def side_by_side(
-    batch: TokenBatch, input_ids: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    batch: TokenBatch, input_ids: Int64Array
+) -> tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]:
     """Return padded ids (B, L), their mask (B, L), and each token's place in B * L."""
     length = int(batch.lengths.max())
     real = np.arange(length) < batch.lengths[:, None]
@@ -200,37 +197,18 @@ def side_by_side(
     return ids, real, np.flatnonzero(real)
 
 
-def _by_example(
-    groups: list[npt.NDArray[np.uint64]], rows: list[npt.NDArray[np.float64]]
-) -> ExampleSums:
-    assert rows[0].shape[1] in (2, len(COLUMNS))
-    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
-    sums = np.zeros((len(unique), rows[0].shape[1]))
-    np.add.at(sums, inverse, np.concatenate(rows))
-    return ExampleSums(ids=unique, sums=sums)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PictureFill:
-    """One hidden word of a held-out caption.
+    """One hidden word of a held-out caption."""
 
-    Attributes:
-        left: The text before it.
-        word: The word.
-        right: The text after it.
-        picture: The caption's picture, a PNG as a data URI.
-        wrong_picture: The wrong one.
-        guesses: By condition (right, wrong, none), the likeliest words.
-        probabilities: By condition, of the word itself.
-    """
-
-    left: str
-    word: str
-    right: str
-    picture: str
-    wrong_picture: str
+    left: str  # the text before it
+    word: str  # the word
+    right: str  # the text after it
+    picture: str  # the caption's picture, a PNG as a data URI
+    wrong_picture: str  # the wrong one
+    # By condition (right, wrong, none), the likeliest words.
     guesses: dict[str, tuple[Candidate, ...]]
-    probabilities: dict[str, float]
+    probabilities: dict[str, float]  # by condition, of the word itself
 
 
 @torch.no_grad()
@@ -243,15 +221,10 @@ def sample_pictures(
     count: int = 8,
     top_k: int = 3,
 ) -> tuple[PictureFill, ...]:
-    """Fill one word of a few captions, chosen by a fixed seed, under each condition.
+    """Fill one word of `count` captions, chosen by a fixed seed, under each condition.
 
-    Args:
-        model: In evaluation mode.
-        batches: Held-out captions; the first is read.
-        tokenizer: Of the model.
-        view: Preparation of the pictures, to show them again.
-        count: Captions to show.
-        top_k: Predictions to show of each.
+    The captions are those of the first batch. `view` is the preparation of the pictures, to show
+    them again; `top_k` predictions of each are shown.
     """
     batch = next(iter(batches))
     positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)
@@ -262,8 +235,8 @@ def sample_pictures(
         for condition, logits in logits_by_condition(model, batch, ids, positions).items()
     }
     rows = []
-    sequences = np.searchsorted(batch.text.boundaries, positions, side="right") - 1
-    for row, (position, sequence) in enumerate(zip(positions, sequences.tolist(), strict=True)):
+    owners = sequences(batch.text, positions).tolist()
+    for row, (position, sequence) in enumerate(zip(positions, owners, strict=True)):
         first, last = batch.text.boundaries[sequence], batch.text.boundaries[sequence + 1]
         target = int(batch.text.input_ids[position])
         copy = Copy(text=row, position=int(position - first), ids=ids[first:last], target=target)

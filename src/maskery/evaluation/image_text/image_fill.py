@@ -21,12 +21,7 @@ from maskery.models.image_text.attention import ImageKeys
 class ImageFiller(Filler):
     """Fills the masks of sentences by an image-text model that looks at one picture.
 
-    Args:
-        opened: The model.
-        image: The picture, a file or the bytes of one; None to fill from the text alone.
-
-    Raises:
-        DataError: The picture cannot be read.
+    The picture is a file or the bytes of one; None to fill from the text alone.
     """
 
     def __init__(self, opened: OpenImageText, image: str | Path | bytes | None) -> None:
@@ -57,11 +52,9 @@ class ImageFiller(Filler):
         return logits
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the fused states (B, L, D) of texts that look at the picture.
+        """Return the fused states (B, L, D) of texts (B, L) that look at the picture.
 
-        Args:
-            ids: (B, L) int64.
-            mask: (B, L) bool, False at padding; None where there is none.
+        The mask (B, L) is False at padding; None where there is none.
         """
         keys = None
         if self._keys is not None:
@@ -86,10 +79,7 @@ class ImageFiller(Filler):
 
     @torch.no_grad()
     def replaced(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the probability that each token of texts (B, L) was replaced: (B, L) float32.
-
-        Only a trained replaced-token-detection head says anything.
-        """
+        """Return the probability that each token of texts (B, L) was replaced: (B, L) float32."""
         logits = self._model.mrtd_head(self.read(ids.to(self._model.device))).float()
         chances: torch.Tensor = logits.softmax(dim=-1)[..., 1].cpu()
         return chances

@@ -52,21 +52,13 @@ NORMALISATION: dict[str, tuple[Channels, Channels]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OpenImageText:
-    """An image-text model ready for use.
+    """An image-text model ready for use."""
 
-    Attributes:
-        name: As given.
-        model: In evaluation mode.
-        tokenizer: Its tokenizer.
-        view: Preparation of its pictures, without anything random.
-        retrieval: Its way to read captions and rank pictures.
-    """
-
-    name: str
-    model: ImageTextModel
-    tokenizer: PreTrainedTokenizerBase
-    view: ViewConfig
-    retrieval: ModelRetrieval
+    name: str  # as given
+    model: ImageTextModel  # in evaluation mode
+    tokenizer: PreTrainedTokenizerBase  # its tokenizer
+    view: ViewConfig  # preparation of its pictures, without anything random
+    retrieval: ModelRetrieval  # its way to read captions and rank pictures
 
     @property
     def max_tokens(self) -> int:
@@ -85,13 +77,9 @@ def is_image_text(name: str) -> bool:
 
 
 def open_image_text(name: str) -> OpenImageText:
-    """Load an image-text model with its tokenizer.
+    """Load an image-text model with its tokenizer, from a run folder or a model folder.
 
-    Args:
-        name: A run folder or a model folder.
-
-    Raises:
-        ModelError: It is none, or cannot be loaded.
+    Raises ModelError if it is none, or cannot be loaded.
     """
     if not is_image_text(name):
         resolve(name)  # says what is wrong with the path, if anything is
@@ -156,13 +144,10 @@ def require_contrast(opened: OpenImageText) -> None:
 
 
 def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
-    """`view` with what is not set taken from the model and its `preprocessor_config.json`.
+    """Return `view` with what is not set taken from the model and its preprocessor.
 
-    Args:
-        name: A folder, or a hub name, whose preprocessor says mean and deviation; where it has
-            none, those that the architecture is usually trained with are taken.
-        model: Its image size counts.
-        view: The settings asked for.
+    Mean and deviation are those of the `preprocessor_config.json` of the folder or hub name; where
+    it has none, those that the architecture is usually trained with. The model has the size.
     """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
     mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
@@ -200,15 +185,7 @@ def _read(name: str, file: str) -> dict[str, Any]:
 
 
 def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None) -> Image:
-    """Read a picture as RGB, from a file or from its bytes.
-
-    Args:
-        image: The file or the bytes.
-        near: The size that will be asked of it, as in `maskery.data.images.loading.load_image`.
-
-    Raises:
-        DataError: It cannot be read.
-    """
+    """Read a picture as RGB, from a file or from its bytes; `near` is as in `load_image`."""
     if isinstance(image, bytes):
         file = io.BytesIO(image)
         return load_image(file, name="that was given", max_pixels=DEFAULT_MAX_PIXELS, near=near)

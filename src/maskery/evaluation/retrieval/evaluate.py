@@ -10,17 +10,16 @@ Shapes: T texts, I images, K = min(rerank, I) candidates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
+from maskery.core.random import Int64Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.features import (
     ReadImages,
@@ -48,54 +47,40 @@ KEPT = 10
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalFigures:
-    """Figures of texts that look for their images.
+    """Figures of texts that look for their images."""
 
-    Attributes:
-        contrastive: By similarity alone.
-        reranked: With the best K ranked anew by matching; None where that was not asked for.
-        image_to_text: Images finding their texts, by similarity; None where a person of the
-            gallery has no text.
-        chance: R@1 of a ranking at random.
-        rerank: K.
-        num_texts: T.
-        num_images: I.
-        num_persons: Persons that the texts describe.
-    """
-
-    contrastive: RankingFigures
+    contrastive: RankingFigures  # by similarity alone
+    # With the best K ranked anew by matching; None where that was not asked for.
     reranked: RankingFigures | None
+    # Images finding their texts, by similarity; None where a person of the gallery has no text.
     image_to_text: RankingFigures | None
-    chance: float
-    rerank: int
-    num_texts: int
-    num_images: int
-    num_persons: int
+    chance: float  # R@1 of a ranking at random
+    rerank: int  # K
+    num_texts: int  # T
+    num_images: int  # I
+    num_persons: int  # persons that the texts describe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Figures, and the rankings that they come from.
+    """Figures, and the rankings that they come from."""
 
-    Attributes:
-        figures: Of all texts.
-        contrastive: (T, max(K, 10) or I) int64, the best images of each text, best first.
-        reranked: (T, K) int64, likewise; None without matching.
-        scores: (T, K) float32, the scores that `reranked` is sorted by; None without matching.
-    """
-
-    figures: RetrievalFigures
+    figures: RetrievalFigures  # of all texts
+    # (T, max(K, 10) or I) int64, the best images of each text, best first.
     contrastive: torch.Tensor
-    reranked: torch.Tensor | None
+    reranked: torch.Tensor | None  # (T, K) int64, likewise; None without matching
+    # (T, K) float32, the scores that `reranked` is sorted by; None without matching.
     scores: torch.Tensor | None
 
 
+@torch.no_grad()
 def evaluate_retrieval(
     model: ImageTextModel,
     images: Iterable[torch.Tensor],
     texts: TokenBatch,
     *,
-    image_persons: npt.NDArray[np.int64],
-    text_persons: npt.NDArray[np.int64],
+    image_persons: Int64Array,
+    text_persons: Int64Array,
     config: RetrievalConfig | None = None,
     processes: Processes | None = None,
     progress: bool = False,
@@ -111,9 +96,7 @@ def evaluate_retrieval(
         texts: T captions.
         image_persons: (I,) int64, the person that each image shows.
         text_persons: (T,) int64, the person that each caption describes.
-        config: Defaults to `RetrievalConfig()`.
         processes: They share the matching out, as in `match_logits`. Default: this one alone.
-        progress: True draws a bar.
 
     Raises:
         ModelError: The model predicts values that are not numbers.
@@ -128,32 +111,29 @@ def evaluate_retrieval(
         )
     if len(texts.lengths) != num_texts:
         raise DataError(f"{len(texts.lengths)} texts come with {num_texts} persons; name one each")
-    _require_right_images(image_persons, text_persons)
-    _require_wrong_images(image_persons)
-    count = _clamped(config.rerank, num_images)
+    _require_persons(image_persons, text_persons)
+    count = min(config.rerank, num_images)
+    if config.rerank > num_images:
+        log.info(
+            "rerank is %d and there are %d images: all of them are ranked anew",
+            config.rerank,
+            num_images,
+        )
     if count:
         require_fusion(model)
-    with evaluating(model):
-        seen = read_images(
+    was_training = model.training
+    model.eval()
+    try:
+        read = read_images(
             model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
         )
-        said = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
+        encoded = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
         persons = Persons(
             *(torch.from_numpy(p).to(model.device) for p in (text_persons, image_persons))
         )
-        return _rank_all(model, seen, said, persons, count, config, processes, progress)
-
-
-@contextmanager
-def evaluating(model: ImageTextModel) -> Iterator[None]:
-    """Put the model into evaluation mode, without gradients; then back."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
+        return _rank_all(model, read, encoded, persons, count, config, processes, progress)
     finally:
-        model.train(training)
+        model.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -178,8 +158,9 @@ def _rank_all(
         require_numbers(features)
     kept = min(max(count, KEPT), len(images.features))
     order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
-    told = persons.texts.cpu().numpy()
-    contrastive = summarise_texts(text_figures(matches), told)
+    text_persons = persons.texts.cpu().numpy()
+    num_texts, num_images = len(text_persons), len(persons.images)
+    contrastive = summarise_texts(text_figures(matches), text_persons)
     reranked = chosen = scores = None
     if count:
         if processes is not None:  # another's last digits may differ, and so its candidates
@@ -199,17 +180,18 @@ def _rank_all(
         chosen = order[:, :count].gather(1, sorting)
         scores = scores.gather(1, sorting)
         matches[:, :count] = matches[:, :count].gather(1, sorting.to(matches.device))
-        reranked = summarise_texts(text_figures(matches), told)
+        reranked = summarise_texts(text_figures(matches), text_persons)
+    # A ranking at random starts with one of a text's right images: their share of the gallery.
     right = (persons.images[:, None] == persons.texts.unique()[None]).sum(dim=0)
     per_text = dict(zip(persons.texts.unique().tolist(), right.tolist(), strict=True))
     figures = RetrievalFigures(
         contrastive=contrastive,
         reranked=reranked,
-        image_to_text=_backward(images, texts, persons),
-        chance=sum(per_text[person] for person in told.tolist()) / len(told) / len(persons.images),
+        image_to_text=_image_to_text(images, texts, persons),
+        chance=sum(per_text[p] for p in text_persons.tolist()) / num_texts / num_images,
         rerank=count,
-        num_texts=len(told),
-        num_images=len(persons.images),
+        num_texts=num_texts,
+        num_images=num_images,
         num_persons=len(per_text),
     )
     return Retrieval(figures=figures, contrastive=order, reranked=chosen, scores=scores)
@@ -220,11 +202,7 @@ def combine(
 ) -> torch.Tensor:
     """Compute the scores that candidates are sorted by.
 
-    Args:
-        logits: (T, K, 2), mismatch and match.
-        similarities: (T, K), of the contrastive features.
-        temperature: The model's.
-        config: Its `score` and `odds_weight` are read.
+    Takes logits (T, K, 2) of mismatch and match, and the similarities (T, K) of the features.
     """
     if config.score == "matching":
         return logits[..., 1]
@@ -251,7 +229,7 @@ def _contrast(
     return torch.cat(best), torch.cat(similar), torch.cat(matches)
 
 
-def _backward(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
+def _image_to_text(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
     if not bool(torch.isin(persons.images, persons.texts).all()):
         return None
     parts = [
@@ -263,17 +241,8 @@ def _backward(images: ReadImages, texts: ReadTexts, persons: Persons) -> Ranking
     return summarise_texts(np.concatenate(parts), persons.images.cpu().numpy())
 
 
-def _clamped(wanted: int, num_images: int) -> int:
-    if wanted > num_images:
-        log.info(
-            "rerank is %d and there are %d images: all of them are ranked anew", wanted, num_images
-        )
-    return min(wanted, num_images)
-
-
-def _require_right_images(
-    image_persons: npt.NDArray[np.int64], text_persons: npt.NDArray[np.int64]
-) -> None:
+def _require_persons(image_persons: Int64Array, text_persons: Int64Array) -> None:
+    """Refuse texts without a right image, and images among which none is wrong."""
     lost = ~np.isin(text_persons, image_persons)
     if lost.any():
         raise DataError(
@@ -281,9 +250,6 @@ def _require_right_images(
             f"(the first: person {int(text_persons[lost][0])}); leave these texts out, or bring "
             f"the images"
         )
-
-
-def _require_wrong_images(image_persons: npt.NDArray[np.int64]) -> None:
     if len(np.unique(image_persons)) < 2:
         raise DataError(
             f"the {len(image_persons)} images show one person alone, so every ranking is right; "

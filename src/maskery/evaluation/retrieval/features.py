@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, reason_of
+from maskery.core.random import Float32Array, Int64Array
 from maskery.evaluation.image_text.image_ablation import side_by_side
 from maskery.models.image_text.class_token import before_looking, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
@@ -34,37 +34,28 @@ NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True, kw_only=True)
 class ReadTexts:
-    """Texts after the layers that see no image.
+    """Texts after the layers that see no image."""
 
-    Attributes:
-        features: (T, E), unit length.
-        states: (S, D), end to end, after the self-attention of the first fusion layer; None where
-            only the features were wanted.
-        boundaries: (T + 1,) int64; text t is `states[boundaries[t]:boundaries[t + 1]]`.
-    """
-
-    features: torch.Tensor
+    features: torch.Tensor  # (T, E), unit length
+    # (S, D), end to end, after the self-attention of the first fusion layer; None where only the
+    # features were wanted.
     states: torch.Tensor | None
-    boundaries: npt.NDArray[np.int64]
+    # (T + 1,) int64; text t is `states[boundaries[t]:boundaries[t + 1]]`.
+    boundaries: Int64Array
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Int64Array:
         """(T,) int64, in tokens."""
         return np.diff(self.boundaries)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadImages:
-    """Images after the vision encoder.
+    """Images after the vision encoder."""
 
-    Attributes:
-        features: (I, E), unit length.
-        tokens: (I, N, W) float32, in memory or in a temporary file; None where only the features
-            were wanted.
-    """
-
-    features: torch.Tensor
-    tokens: npt.NDArray[np.float32] | None
+    features: torch.Tensor  # (I, E), unit length
+    # (I, N, W) float32, in memory or in a temporary file; None where only the features were wanted.
+    tokens: Float32Array | None
 
 
 @torch.no_grad()
@@ -97,18 +88,13 @@ def read_images(
     tokens: bool,
     memory_bytes: int = 1_000_000_000,
 ) -> ReadImages:
-    """Encode each image once.
+    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width).
 
-    Args:
-        model: In evaluation mode.
-        batches: (B, 3, height, width) each, normalised.
-        count: I, their number.
-        tokens: True if matching will follow.
-        memory_bytes: Tokens that would take more go to a temporary file, which is gone as soon as
-            nothing refers to it.
+    Tokens are kept where matching will follow. Those that would take more than `memory_bytes` go
+    to a temporary file, which is gone as soon as nothing refers to it.
     """
     features = torch.empty(count, model.config.embed_dim, device=model.device)
-    kept: npt.NDArray[np.float32] | None = None
+    kept: Float32Array | None = None
     done = 0
     for pixels in batches:
         end = done + len(pixels)
@@ -135,20 +121,19 @@ def require_fusion(model: ImageTextModel) -> None:
         )
 
 
-def by_length(lengths: npt.NDArray[np.int64], batch_tokens: int) -> list[npt.NDArray[np.int64]]:
+def by_length(lengths: Int64Array, batch_tokens: int) -> list[Int64Array]:
     """Return indices in groups of similar length, each at most `batch_tokens` once padded."""
     order = np.argsort(lengths, kind="stable")
-    groups: list[npt.NDArray[np.int64]] = []
+    groups: list[Int64Array] = []
     first = 0
     for end in range(1, len(order) + 1):
-        full = end == len(order) or (end + 1 - first) * int(lengths[order[end]]) > batch_tokens
-        if full:
+        if end == len(order) or (end + 1 - first) * int(lengths[order[end]]) > batch_tokens:
             groups.append(order[first:end])
             first = end
     return groups
 
 
-def tokens_of(boundaries: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> torch.Tensor:
+def tokens_of(boundaries: Int64Array, chosen: Int64Array) -> torch.Tensor:
     """Return the indices of all tokens of the chosen texts, in that order."""
     lengths = boundaries[chosen + 1] - boundaries[chosen]
     ends = np.cumsum(lengths)
@@ -156,7 +141,7 @@ def tokens_of(boundaries: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) 
     return torch.from_numpy(np.repeat(boundaries[chosen], lengths) + within)
 
 
-def some_texts(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
+def some_texts(texts: TokenBatch, chosen: Int64Array) -> TokenBatch:
     """Return the chosen texts, in that order."""
     picked = tokens_of(texts.boundaries, chosen).numpy()
     lengths = texts.lengths[chosen]
@@ -169,7 +154,7 @@ def some_texts(texts: TokenBatch, chosen: npt.NDArray[np.int64]) -> TokenBatch:
     )
 
 
-def large_array(shape: tuple[int, ...], memory_bytes: int) -> npt.NDArray[np.float32]:
+def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
     """Return an array in memory, or in a nameless temporary file where it would be too large."""
     size = 4 * math.prod(shape)
     if size <= memory_bytes:
@@ -204,10 +189,6 @@ def _reserve(file: int, size: int) -> None:
                 raise
         else:
             return
-    _write_zeros(file, size)
-
-
-def _write_zeros(file: int, size: int) -> None:
     zeros = memoryview(bytes(CHUNK_BYTES))
     done = 0
     while done < size:

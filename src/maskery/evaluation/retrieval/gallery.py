@@ -32,36 +32,22 @@ MOST_OF_NAME = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Changes of the folder since the last look.
+    """Changes of the folder since the last look."""
 
-    Attributes:
-        read: Files that were new, or not as they had been.
-        encoded: Contents among them that got a feature: never seen before, and readable.
-        removed: Files that are gone, or can no longer be read.
-    """
-
-    read: int
-    encoded: int
-    removed: int
+    read: int  # files that were new, or not as they had been
+    encoded: int  # contents among them that got a feature: never seen before, and readable
+    removed: int  # files that are gone, or can no longer be read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """A folder of pictures whose features are known.
+    """A folder of pictures whose features are known."""
 
-    Attributes:
-        folder: The pictures.
-        store: Their index.
-        matrix: (I, E) float16, memory-mapped.
-        changes: Since the last look.
-        troubles: One line for each file that was left out.
-    """
-
-    folder: Path
-    store: GalleryStore
-    matrix: npt.NDArray[np.float16]
-    changes: Changes
-    troubles: Sequence[str]
+    folder: Path  # the pictures
+    store: GalleryStore  # their index
+    matrix: npt.NDArray[np.float16]  # (I, E) float16, memory-mapped
+    changes: Changes  # since the last look
+    troubles: Sequence[str]  # one line for each file that was left out
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -103,13 +89,10 @@ def open_gallery(
     Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
 
     Args:
-        opened: The model.
         folder: Of pictures, with folders in it.
         cache_dir: Folder of all indices.
-        batch_images: Pictures encoded at once.
         rehash: Read every file, rather than trust those whose size and time are as they were, and
             try again those that could not be decoded.
-        progress: True draws a bar.
 
     Raises:
         DataError: There is no readable picture, or the index cannot be written.
@@ -122,10 +105,8 @@ def open_gallery(
             f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...); name a folder "
             f"that does"
         )
-    index, width = (
-        index_folder(cache_dir, folder, fingerprint(opened)),
-        int(opened.model.config.embed_dim),
-    )
+    index = index_folder(cache_dir, folder, fingerprint(opened))
+    width = int(opened.model.config.embed_dim)
     indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
     store = open_store(index, width)
     try:
@@ -152,18 +133,19 @@ class Indexing:
     progress: bool
 
     def bring_up_to_date(self, store: GalleryStore) -> Gallery:
-        """Encode what is new, forget what is gone.
-
-        Raises:
-            DamagedIndex: The index turned out to be damaged.
-        """
+        """Encode what is new, forget what is gone; DamagedIndex if the index turns out to be so."""
         before = store.files()
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
         encoded, lost = 0, Troubles()
         unreadable: list[str] = []
         for batch in self._batches(suspects):
-            pictures = self._read(batch, lost)
+            pictures: dict[str, PictureBytes] = {}
+            for path in batch:
+                try:
+                    pictures[path] = read_picture(self.folder, path)
+                except DataError as error:
+                    lost.report(error)  # the next run tries it again
             unreadable += [path for path in batch if path not in pictures]
             encoded += self._take_in(store, pictures)
         gone = [path for path in before if path not in self.found]
@@ -189,16 +171,6 @@ class Indexing:
                 batch = list(paths[first : first + self.batch_images])
                 yield batch
                 bar.update(len(batch))
-
-    def _read(self, paths: Sequence[str], lost: Troubles) -> dict[str, PictureBytes]:
-        """Read files, by path. Those that cannot be read are tried again by the next run."""
-        pictures: dict[str, PictureBytes] = {}
-        for path in paths:
-            try:
-                pictures[path] = read_picture(self.folder, path)
-            except DataError as error:
-                lost.report(error)
-        return pictures
 
     def _take_in(self, store: GalleryStore, pictures: Mapping[str, PictureBytes]) -> int:
         """Encode the contents that are new, and return the number that could be."""

@@ -13,30 +13,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.processes import Processes
+from maskery.core.random import Int64Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.features import ReadImages, ReadTexts, by_length, tokens_of
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.class_token import Rows, fuse_class_tokens, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
 
+# More projected together gain nothing.
+IMAGES_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class ImageTexts:
-    """One image, and the texts that it is a candidate of.
+    """One image, and the texts that it is a candidate of."""
 
-    Attributes:
-        image: Its number.
-        texts: (R,) int64.
-        columns: (R,) int64, its number among the candidates of each text.
-    """
-
-    image: int
-    texts: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
+    image: int  # its number
+    texts: Int64Array  # (R,) int64
+    columns: Int64Array  # (R,) int64, its number among the candidates of each text
 
 
 @torch.no_grad()
@@ -60,7 +57,6 @@ def match_logits(
         config: `batch_tokens` and `memory_bytes` bound what is computed at once.
         processes: They share the images out and all get the whole result; all of them must ask.
             Default: this one alone.
-        progress: True draws a bar.
 
     Returns:
         (T, K, 2) float32 on the CPU: mismatch, match.
@@ -83,16 +79,27 @@ def match_images(
     model: ImageTextModel,
     texts: ReadTexts,
     images: ReadImages,
-    wanted: Sequence[ImageTexts],
+    pairs: Sequence[ImageTexts],
     config: RetrievalConfig,
 ) -> Iterator[tuple[ImageTexts, torch.Tensor]]:
     """Yield each image with the matching logits (R, 2) of its texts."""
-    for block in _blocks(model, wanted, images, config.memory_bytes):
-        for one, keys in block:
-            yield one, _judge(model, texts, one, keys, config.batch_tokens)
+    assert images.tokens is not None
+    width = model.config.text_config.hidden_size
+    # Keys and values, of four bytes a number.
+    each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
+    # As many images at a time as fit the memory.
+    size = max(1, min(config.memory_bytes // each, IMAGES_AT_ONCE))
+    for first in range(0, len(pairs), size):
+        block = pairs[first : first + size]
+        tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
+        keys = model.project_images(tokens.to(model.device))
+        for place, one in enumerate(block):
+            only = slice(place, place + 1)  # a view: nothing is copied
+            own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
+            yield one, _judge(model, texts, one, own, config.batch_tokens)
 
 
-def by_image(candidates: npt.NDArray[np.int64]) -> list[ImageTexts]:
+def by_image(candidates: Int64Array) -> list[ImageTexts]:
     """Sort the pairs of (T, K) candidates by image."""
     flat = candidates.ravel()
     order = np.argsort(flat, kind="stable")
@@ -103,31 +110,6 @@ def by_image(candidates: npt.NDArray[np.int64]) -> list[ImageTexts]:
         ImageTexts(image=int(image), texts=texts[first:end], columns=columns[first:end])
         for image, first, end in zip(images, firsts, ends, strict=True)
     ]
-
-
-def _blocks(
-    model: ImageTextModel, wanted: Sequence[ImageTexts], images: ReadImages, memory_bytes: int
-) -> Iterator[list[tuple[ImageTexts, list[ImageKeys]]]]:
-    """Yield images with their keys and values, as many at a time as fit the memory."""
-    assert images.tokens is not None
-    width = model.config.text_config.hidden_size
-    # Keys and values, of four bytes a number.
-    each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
-    size = max(1, min(memory_bytes // each, IMAGES_AT_ONCE))
-    for first in range(0, len(wanted), size):
-        block = wanted[first : first + size]
-        tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
-        keys = model.project_images(tokens.to(model.device))
-        yield [(one, [_only(layer, i) for layer in keys]) for i, one in enumerate(block)]
-
-
-# More projected together gain nothing.
-IMAGES_AT_ONCE = 64
-
-
-def _only(keys: ImageKeys, index: int) -> ImageKeys:
-    """Return a view of one image's keys and values; nothing is copied."""
-    return ImageKeys(keys=keys.keys[index : index + 1], values=keys.values[index : index + 1])
 
 
 def _judge(

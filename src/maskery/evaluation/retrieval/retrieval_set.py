@@ -15,15 +15,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
+from maskery.core.random import Int64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.images.views import normalise, view_pixels
+from maskery.data.images.views import view_stack
 from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.pairs import NOBODY, Pairs
 from maskery.data.pairs.pictures import Pictures
@@ -41,12 +41,8 @@ Policy = Literal["skip", "fail"]
 class RetrievalSet:
     """The pictures of pairs as a gallery, and their captions as queries.
 
-    Args:
-        pictures: Their pictures; those that cannot be read leave the gallery with their captions.
-        batch_images: Pictures read at once; nothing else depends on it.
-
-    Raises:
-        DataError: A picture is said to show two persons.
+    Pictures that cannot be read leave the gallery with their captions. `batch_images` are read at
+    once; nothing else depends on it. A picture said to show two persons is a DataError.
     """
 
     def __init__(
@@ -75,18 +71,11 @@ class RetrievalSet:
         view: ViewConfig | None = None,
         batch_images: int = 64,
     ) -> RetrievalSet:
-        """Return pairs as a model reads them.
+        """Return pairs, their captions prepared, as a model reads them.
 
-        Args:
-            opened: The model; it cuts longer captions than it has positions for.
-            pairs: Held-out ones, their captions prepared.
-            on_bad_caption: Captions in which no word is known are left out, or refused.
-            on_bad_image: Pictures that cannot be read are left out, or refused.
-            view: Preparation of the pictures; by default the model's.
-            batch_images: Pictures read at once.
-
-        Raises:
-            DataError: A caption is refused, or a picture is said to show two persons.
+        The model cuts longer captions than it has positions for. The policies leave out, or
+        refuse, captions in which no word is known and pictures that cannot be read. The view is
+        the preparation of the pictures, by default the model's.
         """
         view = view or opened.view
         skipped = Skipped("caption", on_bad_caption)
@@ -101,7 +90,7 @@ class RetrievalSet:
         return [str(kind) for kind in kinds if kind.count]
 
     @cached_property
-    def gallery(self) -> npt.NDArray[np.int64]:
+    def gallery(self) -> Int64Array:
         """The pairs whose picture can be read, each picture once: (I,) int64."""
         unique = np.flatnonzero(self._first == np.arange(len(self.pairs)))
         sound = [
@@ -115,33 +104,33 @@ class RetrievalSet:
         return np.array(sound, np.int64)
 
     @cached_property
-    def queries(self) -> npt.NDArray[np.int64]:
+    def queries(self) -> Int64Array:
         """The captions of the gallery's pictures: (T,) int64."""
         return np.flatnonzero(np.isin(self._first[self.captions.owners], self.gallery))
 
     @property
-    def _owners(self) -> npt.NDArray[np.int64]:
+    def _owners(self) -> Int64Array:
         """The pair of each query: (T,) int64."""
-        owners: npt.NDArray[np.int64] = self.captions.owners[self.queries]
+        owners: Int64Array = self.captions.owners[self.queries]
         return owners
 
     @property
-    def image_persons(self) -> npt.NDArray[np.int64]:
+    def image_persons(self) -> Int64Array:
         """The person that each picture shows: (I,) int64."""
         return self._persons[self.gallery]
 
     @property
-    def text_persons(self) -> npt.NDArray[np.int64]:
+    def text_persons(self) -> Int64Array:
         """The person that each caption describes: (T,) int64."""
-        persons: npt.NDArray[np.int64] = self._persons[self._first[self._owners]]
+        persons: Int64Array = self._persons[self._first[self._owners]]
         return persons
 
     @property
-    def text_images(self) -> npt.NDArray[np.int64]:
+    def text_images(self) -> Int64Array:
         """The picture that each caption was written for: (T,) int64, places in the gallery."""
         return np.searchsorted(self.gallery, self._first[self._owners])
 
-    def texts_of(self, queries: npt.NDArray[np.int64]) -> TokenBatch:
+    def texts_of(self, queries: Int64Array) -> TokenBatch:
         """Return some of the T captions."""
         captions = self.queries[queries]
         return self.captions.batch(captions, self.pairs.ids[self.captions.owners[captions]])
@@ -159,15 +148,14 @@ class RetrievalSet:
         batches = list(self._members(self.gallery))
         for members in tqdm(batches, desc="images", leave=False, disable=not progress):
             loaded = self.pictures.load(members)
-            pixels = [view_pixels(image, self.view) for image in loaded if image is not None]
-            yield normalise(np.stack(pixels), self.view)
+            yield view_stack([image for image in loaded if image is not None], self.view)
 
-    def _members(self, indices: npt.NDArray[np.int64]) -> Iterator[list[int]]:
+    def _members(self, indices: Int64Array) -> Iterator[list[int]]:
         for first in range(0, len(indices), self.batch_images):
             yield indices[first : first + self.batch_images].tolist()
 
     @cached_property
-    def _persons(self) -> npt.NDArray[np.int64]:
+    def _persons(self) -> Int64Array:
         """The person of each pair, a number of its own where none is named: (N,) int64."""
         persons = self.pairs.persons
         # Below `NOBODY`, so that no picture shares a number with another or with a person.
@@ -193,22 +181,13 @@ def evaluate_set(
     data: RetrievalSet,
     config: RetrievalConfig,
     *,
-    queries: npt.NDArray[np.int64] | None = None,
+    queries: Int64Array | None = None,
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Retrieval:
     """Let captions find their persons among all pictures; see `evaluate_retrieval`.
 
-    Args:
-        model: As in `evaluate_retrieval`.
-        data: Captions and pictures.
-        config: Settings of the ranking.
-        queries: (Q,) int64, which of its T captions. Default: all.
-        processes: As in `evaluate_retrieval`.
-        progress: True draws bars.
-
-    Raises:
-        DataError: As in `evaluate_retrieval`, or no picture can be read.
+    `queries` (Q,) int64 chooses some of the T captions. Default: all.
     """
     chosen = np.arange(len(data.queries)) if queries is None else queries
     return evaluate_retrieval(
@@ -225,49 +204,32 @@ def evaluate_set(
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPicture:
-    """A picture of the gallery.
+    """A picture of the gallery."""
 
-    Attributes:
-        image: RGB, as loaded.
-        right: True if it shows the person who is described.
-    """
-
-    image: Image
-    right: bool
+    image: Image  # RGB, as loaded
+    right: bool  # True if it shows the person who is described
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSample:
-    """A caption and its best pictures.
+    """A caption and its best pictures."""
 
-    Attributes:
-        caption: As written.
-        found: Best first.
-    """
-
-    caption: str
-    found: tuple[FoundPicture, ...]
+    caption: str  # as written
+    found: tuple[FoundPicture, ...]  # best first
 
 
-def spread_queries(num_texts: int, count: int = 5) -> npt.NDArray[np.int64]:
+def spread_queries(num_texts: int, count: int = 5) -> Int64Array:
     """Choose at most `count` of T texts, evenly spread over all: (Q,) int64."""
     return np.unique(np.linspace(0, num_texts - 1, count + 2).astype(np.int64)[1:-1])
 
 
 def sample_searches(
-    split: RetrievalSet,
-    queries: npt.NDArray[np.int64],
-    ranking: torch.Tensor,
-    *,
-    count: int = 10,
+    split: RetrievalSet, queries: Int64Array, ranking: torch.Tensor, *, count: int = 10
 ) -> tuple[SearchSample, ...]:
-    """Return the best pictures of some captions.
+    """Return the `count` best pictures of some captions.
 
-    Args:
-        split: The captions and pictures.
-        queries: (Q,) int64, of its T captions.
-        ranking: (Q, K) int64, the best of its I pictures for each, best first.
-        count: Pictures of each caption.
+    `queries` (Q,) int64 are of the T captions; `ranking` (Q, K) int64 has the best of the I
+    pictures for each, best first.
     """
     samples = []
     for query, row in zip(queries.tolist(), ranking[:, :count].tolist(), strict=True):

@@ -23,11 +23,12 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
+from maskery.core.random import Float32Array
 from maskery.data.gallery.files import PictureBytes, read_picture
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.captions import encode_query
-from maskery.evaluation.image_text.opening import OpenImageText, can_match, open_image_text
+from maskery.evaluation.image_text.opening import OpenImageText, can_match
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import combine
 from maskery.evaluation.retrieval.features import ReadTexts, read_images, read_texts
@@ -42,30 +43,24 @@ log = logging.getLogger(__name__)
 
 # Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
-# More than are wanted, compared again exactly.
+# More than are wanted, compared again exactly: close ones may change places by rounding.
 MARGIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One picture that was found.
+    """One picture that was found."""
 
-    Attributes:
-        path: Relative to the gallery.
-        similarity: Cosine of the contrastive features, from -1 to 1.
-        match: The matching head's probability that words and picture belong together; None where
-            it was not asked.
-        score: The score that matched pictures are sorted by; None likewise.
-    """
-
-    path: str
-    similarity: float
+    path: str  # relative to the gallery
+    similarity: float  # cosine of the contrastive features, from -1 to 1
+    # The matching head's probability that words and picture belong together; None where it was not
+    # asked.
     match: float | None = None
-    score: float | None = None
+    score: float | None = None  # the score that matched pictures are sorted by; None likewise
 
 
 def search(
-    model: str | Path | OpenImageText,
+    opened: OpenImageText,
     gallery: str | Path | Gallery,
     texts: str | Sequence[str],
     *,
@@ -73,30 +68,12 @@ def search(
     rerank: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> list[list[Hit]]:
-    """Find pictures by words.
+    """Find the best pictures for each of some descriptions; see `maskery.search`.
 
-    Pictures are encoded once: their features are kept in the cache, and a later search encodes
-    only what is new in the folder.
-
-    Args:
-        model: A folder of an image-text model or of its run, or an opened model.
-        gallery: A folder of pictures, or an opened gallery.
-        texts: One description, or several.
-        top: Pictures of each description.
-        rerank: Most similar pictures that the matching head ranks anew; by default the model's own
-            setting, and 0 where its matching head was never trained.
-        cache_dir: Folder of the index. Default: the user's cache.
-
-    Returns:
-        The best pictures of each description, best first.
-
-    Raises:
-        DataError: A description is empty, unknown or too long, or there is no readable picture.
-        ModelError: The model cannot be opened, or its features were never trained.
+    A gallery that is open already can be given in place of its folder.
     """
     from maskery.data.tokenise import default_cache_dir
 
-    opened = model if isinstance(model, OpenImageText) else open_image_text(str(model))
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         encode_query(opened, text)  # a bad description is told before an hour of indexing
@@ -111,13 +88,10 @@ def search(
 
 
 class Searcher:
-    """Finds pictures of one gallery with one model.
+    """Finds pictures of one gallery with one model, which the gallery was indexed with.
 
-    Args:
-        opened: The model, in evaluation mode.
-        gallery: Indexed with it.
-        config: Number of the most similar pictures that are ranked anew, and their score. Default:
-            the model's own settings, which `evaluate_retrieval` ranks by too.
+    The settings say how many of the most similar are ranked anew, and by which score. Default: the
+    model's own, which `evaluate_retrieval` ranks by too.
     """
 
     def __init__(
@@ -137,17 +111,10 @@ class Searcher:
             log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
 
     def search(self, text: str, *, top: int = 10) -> list[Hit]:
-        """Return the pictures that fit a description best.
+        """Return the `top` pictures that fit a description best, fewer where the gallery has fewer.
 
         Those that matching looked at come first, by the score of the settings; then the others by
-        similarity.
-
-        Args:
-            text: The description.
-            top: Number of pictures; fewer where the gallery has fewer.
-
-        Raises:
-            DataError: The description is empty, unknown or too long.
+        similarity. A description that is empty, unknown or too long is a DataError.
         """
         words = encode_query(self.opened, text)
         read = read_texts(self.opened.model, words, states=self.rerank > 0)
@@ -163,11 +130,7 @@ class Searcher:
         return hits[:top]
 
     def picture(self, path: str) -> Image:
-        """Return a picture of the gallery, as RGB.
-
-        Raises:
-            DataError: It is gone, or can no longer be read.
-        """
+        """Return a picture of the gallery, as RGB; DataError if it can no longer be read."""
         return read_picture(self.gallery.folder, path).load()
 
     def _match(self, read: ReadTexts, hits: list[Hit]) -> list[Hit]:
@@ -218,14 +181,11 @@ class Searcher:
 
 
 def nearest(
-    matrix: npt.NDArray[np.float16], query: npt.NDArray[np.float32], count: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the vectors with the largest inner product with a query.
+    matrix: npt.NDArray[np.float16], query: Float32Array, count: int
+) -> tuple[npt.NDArray[np.int64], Float32Array]:
+    """Return the vectors with the largest inner product with a query (E,).
 
-    Args:
-        matrix: (I, E), writable, or memory-mapped copy-on-write.
-        query: (E,).
-        count: K, at most I.
+    The matrix (I, E) must be writable, or memory-mapped copy-on-write; `count` is K, at most I.
 
     Returns:
         (K,) indices and inner products, best first; ties by index.

@@ -48,15 +48,11 @@ COLUMNS = ("count", "loss", "top1", "top5")
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSums:
-    """Sums over the masked tokens of each example.
+    """Sums over the masked tokens of each example."""
 
-    Attributes:
-        ids: (N,) uint64, ascending.
-        sums: (N, 4) float64, as `COLUMNS` names them: masked tokens, their loss in nats, how many
-            were right, and how many were among the first five; ties count in part.
-    """
-
-    ids: npt.NDArray[np.uint64]
+    ids: npt.NDArray[np.uint64]  # (N,) uint64, ascending
+    # (N, 4) float64, as `COLUMNS` names them: masked tokens, their loss in nats, how many were
+    # right, and how many were among the first five; ties count in part
     sums: npt.NDArray[np.float64]
 
     def to_bytes(self, identity: str) -> bytes:
@@ -94,37 +90,23 @@ class ExampleSums:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedScores:
-    """Token-weighted figures with 95% intervals over examples (`evaluation/intervals.py`).
+    """Token-weighted figures with 95% intervals over examples (`evaluation/intervals.py`)."""
 
-    Attributes:
-        loss: Cross-entropy of a masked token, in nats.
-        perplexity: exp(loss).
-        top1: Share of masked tokens whose likeliest prediction is right.
-        top5: Share whose right token is among the five likeliest.
-        masked_tokens: Tokens that were predicted.
-        examples: Examples that they come from.
-    """
-
-    loss: Interval
-    perplexity: Interval
-    top1: Interval
-    top5: Interval
-    masked_tokens: int
-    examples: int
+    loss: Interval  # Cross-entropy of a masked token, in nats
+    perplexity: Interval  # exp(loss)
+    top1: Interval  # Share of masked tokens whose likeliest prediction is right
+    top5: Interval  # Share whose right token is among the five likeliest
+    masked_tokens: int  # Tokens that were predicted
+    examples: int  # Examples that they come from
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextEvaluation:
-    """The figures of a model, and its difference to another one.
+    """The figures of a model, and its difference to another one."""
 
-    Attributes:
-        scores: Of the model.
-        against: Of the other model, if one was named.
-        difference: The model's loss, top1 and top5 minus the other's, paired by example.
-    """
-
-    scores: MaskedScores
-    against: MaskedScores | None = None
+    scores: MaskedScores  # Of the model
+    against: MaskedScores | None = None  # Of the other model, if one was named
+    # The model's loss, top1 and top5 minus the other's, paired by example
     difference: dict[str, Interval] | None = None
 
 
@@ -145,7 +127,6 @@ def evaluate(
             dataset of `datasets`; or the name of a file, a folder or a hub dataset.
         against: Another model with the same tokenizer, for the paired difference.
         masking: Policy and rate of the masks. Default: 15% of the tokens.
-        seed: Of the masks.
         batch_tokens: Tokens scored at once; the figures do not depend on it.
 
     Raises:

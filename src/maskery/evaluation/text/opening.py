@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
+from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
-from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import load_masked_lm
@@ -31,17 +31,11 @@ MAX_LENGTH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class OpenModel:
-    """A text model ready for use.
+    """A text model ready for use."""
 
-    Attributes:
-        name: As given.
-        model: In evaluation mode, on the GPU where there is one.
-        tokenizer: Its tokenizer.
-    """
-
-    name: str
-    model: MaskedLanguageModel
-    tokenizer: PreTrainedTokenizerBase
+    name: str  # As given
+    model: MaskedLanguageModel  # In evaluation mode, on the GPU where there is one
+    tokenizer: PreTrainedTokenizerBase  # Its tokenizer
 
 
 def open_model(name: str | Path | OpenModel, *, trained_head: bool = True) -> OpenModel:
@@ -83,12 +77,9 @@ def held_out_source(
     """Read files or a hub dataset as a model reads them.
 
     Args:
-        opened: The model.
         data: Files, folders, globs or one hub id; every example counts as held out.
-        reading: How the data is read.
         cache_dir: Where tokens are kept. Default: `$MASKERY_CACHE`, or ~/.cache/maskery.
         batch_tokens: Tokens scored at once; the figures do not depend on it.
-        progress: Draw a bar.
     """
     corpus = Corpus.open(data, reading)
     cache = cache_dir or default_cache_dir()
@@ -100,7 +91,6 @@ def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> 
     """Read texts in memory as a model reads them; each counts as held out.
 
     Args:
-        opened: The model.
         texts: Strings, mappings with the text under `text`, or a dataset of `datasets`.
         batch_tokens: Tokens scored at once; the figures do not depend on it.
 

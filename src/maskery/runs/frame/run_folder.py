@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import write_whole
+from maskery.core.system import write_whole
 
 if TYPE_CHECKING:
     from maskery.core.processes import Processes

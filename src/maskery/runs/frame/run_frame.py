@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import replace_folder
 from maskery.core.processes import join_processes
 from maskery.core.registry import plugin_identity
+from maskery.core.system import replace_folder
 from maskery.evaluation.intervals import Interval
 from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError, ModelError
-from maskery.core.files import replace_folder
+from maskery.core.system import replace_folder
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
@@ -26,8 +26,7 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.data.tokenise import tokenizer_fingerprint
-from maskery.data.vocabulary import train_wordpiece
+from maskery.data.tokenise import tokenizer_fingerprint, train_wordpiece
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.masking.config import POLICIES
 from maskery.masking.masker import Masker

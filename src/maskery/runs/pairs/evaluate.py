@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import Vocabulary
 from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.task import EXTRA_STATE
-from maskery.core.vocabulary import Vocabulary
 from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids

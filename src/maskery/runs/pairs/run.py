@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from maskery.core.batch import Vocabulary
 from maskery.core.registry import plugin_identity
-from maskery.core.startup import is_main_process
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.system import is_main_process
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.formats import Source
 from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs

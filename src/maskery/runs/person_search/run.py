@@ -11,7 +11,7 @@ from typing import Any
 from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
-from maskery.core.startup import is_main_process
+from maskery.core.system import is_main_process
 from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource

@@ -15,16 +15,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
+from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.split import split, without_held_out
-from maskery.data.text_source import TextSource
-from maskery.data.tokenise import tokenise, tokenizer_fingerprint
-from maskery.data.vocabulary import AddedWords, add_words, read_words, train_wordpiece
+from maskery.data.tokenise import tokenise, tokenizer_fingerprint, train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 
 if TYPE_CHECKING:
+    from maskery.data.added_words import AddedWords
     from maskery.data.corpus.config import CorpusConfig
     from maskery.data.shards.source import ShardSource
 
@@ -146,6 +146,8 @@ class StoredText:
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
             return None
+        from maskery.data.added_words import add_words, read_words
+
         added = add_words(self.tokenizer, read_words(path), path)
         self.tokenizer = added.tokenizer
         log.info("%d words are added to the vocabulary", len(added.pieces))

@@ -13,10 +13,9 @@ import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
+from maskery.data.batching import TextSource, plan_epoch
 from maskery.data.corpus.reader import Corpus
-from maskery.data.plan import plan_epoch
 from maskery.data.store import TokenStore
-from maskery.data.text_source import TextSource
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.inspect_words import (

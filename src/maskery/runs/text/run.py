@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.processes import join_processes
-from maskery.core.startup import is_main_process
+from maskery.core.system import is_main_process
 from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.intervals import Interval, interval_note
@@ -59,7 +59,7 @@ from maskery.runs.text.prepare import (
     text_parts,
     text_task,
 )
-from maskery.training.callbacks import Callback
+from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 

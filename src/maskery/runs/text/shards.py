@@ -11,15 +11,15 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
+from maskery.data.added_words import AddedWords
+from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import open_place
 from maskery.data.shards.shard_file import JoinedShards
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore
-from maskery.data.text_source import TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
-from maskery.data.vocabulary import AddedWords
 from maskery.models.loading import load_tokenizer
 from maskery.runs.frame.run_frame import fingerprint_of
 from maskery.runs.text.config import SCRATCH, TextRunConfig

@@ -1,0 +1,137 @@
+"""Compare runs on the same held-out text: figures, paired differences, the spread over seeds.
+
+Runs that differ in the seed alone become one row. Each example's sums are averaged over the seeds,
+which gives the mean of the seeds' figures with an interval over examples; how far the seeds lie
+apart is another doubt, and stands beside it as their standard deviation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maskery.core.errors import DataError
+from maskery.evaluation.intervals import Interval
+from maskery.evaluation.text.masked import COLUMNS, ExampleSums, MaskedScores, compare, summarise
+
+SEED = "training.seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRun:
+    """A run to be compared."""
+
+    name: str  # Of its folder
+    # Every setting, by its name with those of the groups that it is in: `training.seed`
+    settings: dict[str, Any]
+    tokenizer: str | None  # A hash of its tokenizer
+    sums: ExampleSums  # Held-out sums of its model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A run, or several that differ in the seed alone."""
+
+    runs: tuple[str, ...]  # Their names
+    seeds: tuple[int, ...]  # The seed of each
+    settings: dict[str, Any]  # Those that are not the same in all rows, by short names
+    scores: MaskedScores  # Held-out figures, means over the seeds
+    # Standard deviation over seeds of loss, top1 and top5; empty for one run
+    deviation: dict[str, float]
+    # This row minus the one that all are compared with; empty for that one
+    difference: dict[str, Interval]
+
+    @property
+    def name(self) -> str:
+        """The first run, and how many others there are."""
+        others = len(self.runs) - 1
+        return f"{self.runs[0]} (+{others})" if others else self.runs[0]
+
+
+def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[Row]:
+    """Return one row for each run or group of seeds, in the order in which they were named.
+
+    Args:
+        runs: At least two.
+        against: The name of the run that all are compared with. Default: the lowest loss.
+
+    Raises:
+        DataError: Held-out texts or masks are not the same in all runs.
+    """
+    for run in runs[1:]:
+        _require_same_masks(run, runs[0])
+    groups = _seeds_together(runs)
+    means = [
+        ExampleSums(ids=runs[0].sums.ids, sums=np.mean([run.sums.sums for run in group], axis=0))
+        for group in groups
+    ]
+    losses = [mean.sums[:, 1].sum() for mean in means]
+    named = [i for i, group in enumerate(groups) if against in [run.name for run in group]]
+    reference = named[0] if named else int(np.argmin(losses))
+    changing = _changing_settings(groups)
+    return [
+        Row(
+            runs=tuple(run.name for run in group),
+            seeds=tuple(run.settings[SEED] for run in group),
+            settings={short: group[0].settings.get(name) for name, short in changing.items()},
+            scores=summarise(mean),
+            deviation=_deviation(group),
+            difference={} if i == reference else compare(mean, means[reference]),
+        )
+        for i, (group, mean) in enumerate(zip(groups, means, strict=True))
+    ]
+
+
+def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
+    own, ids = run.sums.ids, first.sums.ids
+    added, missing = (len(np.setdiff1d(a, b)) for a, b in ((own, ids), (ids, own)))
+    if added or missing:
+        raise DataError(
+            f"'{run.name}' was measured on other held-out text than '{first.name}': {added:,} of "
+            f"its {len(own):,} examples are not in that, and {missing:,} of {len(ids):,} are not "
+            f"in it; compare runs with the same corpus and --held-out-share, or --eval-data"
+        )
+    changed = int((run.sums.sums[:, 0] != first.sums.sums[:, 0]).sum())
+    if changed or run.tokenizer != first.tokenizer:
+        why = "" if run.tokenizer == first.tokenizer else "their tokenizers differ, and "
+        raise DataError(
+            f"'{run.name}' was measured on other masks than '{first.name}': {why}{changed:,} of "
+            f"{len(ids):,} examples have another number of masked tokens; compare runs whose "
+            f"models share a tokenizer, made by one version of Maskery"
+        )
+
+
+def _seeds_together(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:
+    groups: dict[tuple[str, int], list[ScoredRun]] = {}
+    repeats: Counter[tuple[str, int]] = Counter()
+    for run in runs:
+        rest = json.dumps({k: v for k, v in run.settings.items() if k != SEED}, sort_keys=True)
+        # A run that was repeated with its own seed says nothing of the spread over seeds.
+        repeats[rest, run.settings[SEED]] += 1
+        groups.setdefault((rest, repeats[rest, run.settings[SEED]]), []).append(run)
+    return list(groups.values())
+
+
+def _changing_settings(groups: Sequence[Sequence[ScoredRun]]) -> dict[str, str]:
+    """Return the short names of the settings that differ between groups, by their full names.
+
+    The seed is said by its own column.
+    """
+    first, *others = (group[0].settings for group in groups)
+    names = list(dict.fromkeys(name for one in (first, *others) for name in one))
+    found = [n for n in names if n != SEED and any(o.get(n) != first.get(n) for o in others)]
+    shorts = Counter(name.rpartition(".")[2] for name in found)
+    return {n: s if shorts[s := n.rpartition(".")[2]] == 1 else n for n in found}
+
+
+def _deviation(group: Sequence[ScoredRun]) -> dict[str, float]:
+    if len(group) == 1:
+        return {}
+    totals = np.array([run.sums.sums.sum(axis=0) for run in group])
+    over_seeds = (totals[:, 1:] / totals[:, :1]).std(axis=0, ddof=1)
+    return dict(zip(COLUMNS[1:], map(float, over_seeds), strict=True))
