@@ -39,14 +39,22 @@ HEAD = "mrtd_head"
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacementPlan:
-    """The words that the twin will fill anew, and those that the model will judge."""
+    """The words that the twin will fill anew, and those that the model will judge.
 
-    input_ids: torch.Tensor  # (S,) int64, the original text
-    real: torch.Tensor  # (S,) bool, False at padding
-    sampled_at: torch.Tensor  # (N,) int64, where the twin's samples go, as indices into the S
-    uniforms: torch.Tensor  # (N,) float32, the randomness of the draws
-    judged_at: torch.Tensor  # (P,) int64, where the model says whether a token was replaced
-    # (N,) int64, the draws themselves, where a step is replayed.
+    Attributes:
+        input_ids: (S,) int64, the original text.
+        real: (S,) bool, False at padding.
+        sampled_at: (N,) int64, where the twin's samples go, as indices into the S.
+        uniforms: (N,) float32, the randomness of the draws.
+        judged_at: (P,) int64, where the model says whether a token was replaced.
+        sampled: (N,) int64, the draws themselves, where a step is replayed.
+    """
+
+    input_ids: torch.Tensor
+    real: torch.Tensor
+    sampled_at: torch.Tensor
+    uniforms: torch.Tensor
+    judged_at: torch.Tensor
     sampled: torch.Tensor | None = None
 
 
@@ -79,22 +87,29 @@ class PreparedMomentumText(PreparedText):
 
 @dataclass(frozen=True, kw_only=True)
 class TwinTargets:
-    """The momentum twin's part of a step: soft labels, and the text with its replacements."""
+    """The momentum twin's part of a step: soft labels, and the text with its replacements.
 
-    # (M, V), its probabilities at the masked tokens; None where alpha is 0.
+    Attributes:
+        soft_labels: (M, V), its probabilities at the masked tokens; None where alpha is 0.
+        input_ids: (S,) int64, the text with its samples; None without MRTD.
+        labels: (P,) int64: 1 where the token is not the original, 0 where it is; likewise.
+    """
+
     soft_labels: torch.Tensor | None
-    input_ids: torch.Tensor | None  # (S,) int64, the text with its samples; None without MRTD
-    # (P,) int64: 1 where the token is not the original, 0 where it is; likewise.
+    input_ids: torch.Tensor | None
     labels: torch.Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextStep:
-    """The losses of a step, and everything that is needed to replay it."""
+    """The losses of a step, and everything that is needed to replay it.
 
-    # By loss term, its sum over the prepared batch's `counts`.
+    Attributes:
+        loss_sums: By loss term, its sum over the prepared batch's `counts`.
+        prepared: The batch with every random decision filled in: the same step again.
+    """
+
     loss_sums: Mapping[str, torch.Tensor]
-    # The batch with every random decision filled in: the same step again.
     prepared: PreparedMomentumText
 
 
@@ -120,9 +135,9 @@ class MomentumTextMLM:
     ) -> None:
         """Make the twin, and the head that MRTD needs.
 
-        The seed of `masker` also draws the weights of the new head. `mrtd_masker` masks the text
-        anew for the twin to fill, independently if its seed is another, which also draws the
-        samples.
+        The seed of `masker` also draws the weights of that head. `mrtd_masker` masks the text anew
+        for the twin to fill; its seed, which also draws the samples, must be another one.
+        `pin_memory` prepares batches in page-locked memory, for a GPU.
         """
         if config.detects:
             model.add_head(HEAD, new_head(model.hf.config.hidden_size, seed=masker.seed))

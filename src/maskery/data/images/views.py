@@ -201,8 +201,7 @@ def _enhance(image: Image, enhancer: str, strength: float) -> Image:
 def _affine(image: Image, matrix: tuple[float, float, float, float, float, float]) -> Image:
     module = _pillow()
     affine, bilinear = module.Transform.AFFINE, module.Resampling.BILINEAR
-    moved: Image = image.transform(image.size, affine, matrix, bilinear, fillcolor=FILL)
-    return moved
+    return image.transform(image.size, affine, matrix, bilinear, fillcolor=FILL)
 
 
 # Their order is part of the trace of a run: a draw chooses by number.

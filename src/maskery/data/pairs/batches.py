@@ -54,11 +54,8 @@ class JudgedPairs:
 class PicturedExamples:
     """Training examples with a picture each: their order, their pictures and views.
 
-    Args:
-        ids: (N,) uint64, of the examples.
-        pairs: (N,) int64: the pair whose picture an example has.
-        batch_size: The examples of a step, over all processes.
-        micro_size: The most examples of a micro-batch; None for `batch_size`.
+    `ids` (N,) are those of the examples, and `pairs` (N,) the pairs whose pictures they have. A
+    step has `batch_size` examples over all processes, a micro-batch at most `micro_size`.
     """
 
     def __init__(
@@ -90,13 +87,8 @@ class PicturedExamples:
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self._plan is None or self._plan[0] != epoch:
-            # Every example counts as one token of the budget.
-            plan = plan_epoch(
-                np.ones(len(self.ids), np.int64),
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_size,
-            )
+            ones = np.ones(len(self.ids), np.int64)  # tokens of the budget that each counts as
+            plan = plan_epoch(ones, seed=self.seed, epoch=epoch, batch_tokens=self.batch_size)
             self._plan = (epoch, plan)
         return self._plan[1]
 

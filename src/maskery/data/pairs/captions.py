@@ -78,6 +78,7 @@ def tokenise_captions(
     places: list[int] = []
     num_cut = 0
     for (index, place, caption), ids, words in _encoded(pairs, tokenizer):
+        # A piece of a caption still describes the picture; the count is told at the end.
         num_cut += len(ids) > longest
         ids, words = ids[:longest], words[:longest]
         if not len(ids) or bool(protected[ids].all()):

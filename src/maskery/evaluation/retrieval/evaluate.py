@@ -96,7 +96,7 @@ def evaluate_retrieval(
         texts: T captions.
         image_persons: (I,) int64, the person that each image shows.
         text_persons: (T,) int64, the person that each caption describes.
-        processes: They share the matching out, as in `match_logits`. Default: this one alone.
+        processes: They share the matching out, as in `match_logits`.
 
     Raises:
         ModelError: The model predicts values that are not numbers.

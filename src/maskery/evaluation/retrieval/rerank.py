@@ -29,11 +29,11 @@ IMAGES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ImageTexts:
-    """One image, and the texts that it is a candidate of."""
+    """One image by its number, and the texts (R,) that it is a candidate of."""
 
-    image: int  # its number
-    texts: Int64Array  # (R,) int64
-    columns: Int64Array  # (R,) int64, its number among the candidates of each text
+    image: int
+    texts: Int64Array
+    columns: Int64Array  # (R,), its number among the candidates of each text
 
 
 @torch.no_grad()
@@ -56,7 +56,6 @@ def match_logits(
         candidates: (T, K) int64, images of each text.
         config: `batch_tokens` and `memory_bytes` bound what is computed at once.
         processes: They share the images out and all get the whole result; all of them must ask.
-            Default: this one alone.
 
     Returns:
         (T, K, 2) float32 on the CPU: mismatch, match.

@@ -51,12 +51,7 @@ class Given:
 
 
 class TextData(Protocol):
-    """The data of a text run.
-
-    Attributes:
-        tokenizer: The tokenizer of the run.
-        added: The words that --add-words added to it.
-    """
+    """The data of a text run; `added` are the words that --add-words added to the tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
     added: AddedWords | None
@@ -92,11 +87,7 @@ def open_text(
 
 
 def is_sharded(config: TextRunConfig) -> bool:
-    """Return True if a run reads shards.
-
-    Raises:
-        ConfigError: Shards are named beside something else.
-    """
+    """Return True if a run reads shards, which must be named alone."""
     places = [source for source in config.corpus if holds_shards(source)]
     if places and len(config.corpus) > 1:
         raise ConfigError(
@@ -107,14 +98,7 @@ def is_sharded(config: TextRunConfig) -> bool:
 
 
 class StoredText:
-    """A corpus in a token store of the cache, with some of it, or another, held out.
-
-    Args:
-        config: All settings of the run.
-        cache_dir: The folder of the token stores.
-        given: Texts and a tokenizer in the place of what the configuration names.
-        progress: Draw progress bars.
-    """
+    """A corpus in a token store of the cache, with some of it, or another, held out."""
 
     def __init__(
         self, config: TextRunConfig, cache_dir: Path, given: Given, *, progress: bool = True

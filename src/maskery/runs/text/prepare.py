@@ -25,6 +25,7 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import (
+    MODULES,
     Loaded,
     add_rows,
     known_as,
@@ -34,7 +35,6 @@ from maskery.models.loading import (
     start_new_head,
 )
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.pooling import MODULES
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, TextData, open_text

@@ -33,11 +33,9 @@ from maskery.evaluation.text.masked import (
     compare,
     summarise,
 )
-from maskery.evaluation.verdict import Verdict, judge
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.pooling import copy_modules
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_bytes, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
@@ -59,12 +57,14 @@ from maskery.runs.text.prepare import (
     text_parts,
     text_task,
 )
+from maskery.tasks.text_mlm_config import OBJECTIVES
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
 if TYPE_CHECKING:
     from maskery.evaluation.probe.probe import ProbeResult
+    from maskery.evaluation.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +146,8 @@ def train_text(
             "--engine trainer is gone: use --engine loop, which takes the same steps and resumes; "
             "or, in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
         )
+    # What cannot be loaded is told before the corpus is read, and leaves no run folder.
+    OBJECTIVES.find(config.objectives.objective if objective is None else objective)
     config = replace(config.anchored(), model=anchored(config.model))
     given = Given(
         texts=texts,
@@ -174,6 +176,8 @@ def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun
 
 def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
+    from maskery.evaluation.verdict import judge
+
     use_fast_dropout(run.model)
     before = first_scores(
         folder,
@@ -280,6 +284,8 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
     save_extra(task, run.model, folder)
     sentence_encoder = pooling_modules(run)
     if sentence_encoder is not None:
+        from maskery.models.pooling import copy_modules
+
         copy_modules(sentence_encoder, folder)
     write_text(folder / "README.md", text_model_card(run.config, result))
 
