@@ -62,10 +62,7 @@ def add_words(
 ) -> AddedWords:
     """Return a tokenizer that knows some words as single tokens.
 
-    Args:
-        tokenizer: Any fast one.
-        lines: The words; those it has already, and repetitions, change nothing.
-        source: The file they come from, for messages.
+    Those it has already, and repetitions, change nothing. `source` is the file, for messages.
 
     Raises:
         DataError: A word cannot be one token of this tokenizer.

@@ -39,12 +39,8 @@ def tokenise_rows(
 ) -> list[dict[str, Any]]:
     """Tokenise texts into rows with word starts, for a dataset that fits into memory.
 
-    Longer texts are cut into several rows, so no token is lost; empty texts give none.
-
-    Args:
-        texts: One text a row.
-        tokenizer: Of the model.
-        max_length: The most tokens of a row, special ones included.
+    Texts of more than `max_length` tokens, special ones included, are cut into several rows, so no
+    token is lost; empty texts give none.
     """
     template = Template.of(tokenizer)
     room = max_length - template.num_special
@@ -134,14 +130,7 @@ def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 class RowSource(PlannedSource):
-    """The batches of a run over rows in memory.
-
-    Args:
-        rows: Tokenised, special tokens included.
-        batch_tokens: The most tokens of a step.
-        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
-        layout: Packed or padded, as the model.
-        seed: Of the order.
+    """The batches of a run over rows in memory, special tokens included; see `PlannedSource`.
 
     Raises:
         DataError: There are no rows.
@@ -185,10 +174,7 @@ class PieceWords:
     begin (`▁the`, `Ġthe`), others the end (`the</w>`). Byte-level tokenizers also cut between
     letters, digits and other characters, as GPT-2 does. Where nothing is marked, each token is a
     word.
-
-    Args:
-        tokenizer: Of the rows.
-        special_ids: Tokens that are words of their own.
+    Special tokens are words of their own.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: Sequence[int]) -> None:

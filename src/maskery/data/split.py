@@ -39,12 +39,7 @@ def split(store: TokenStore, tokenizer: PreTrainedTokenizerBase, share: float) -
     """Return the training and the held-out documents, by a hash of their groups' content.
 
     A group is known by the least id of its documents, so a corpus without copies is split by the
-    hash of each document alone.
-
-    Args:
-        store: The corpus.
-        tokenizer: That cut it.
-        share: About how much of it is held out.
+    hash of each document alone. About `share` of the corpus is held out.
 
     Raises:
         DataError: There are fewer than two groups.

@@ -23,6 +23,7 @@ from maskery.data.store import FORMAT, TokenStore, TokenStoreWriter
 
 log = logging.getLogger(__name__)
 
+# Enough to keep the tokenizer's threads busy, and little beside the memory of a run.
 BATCH_CHARS = 1_000_000
 BATCH_TEXTS = 2_000
 # The lead bytes of the CJK ideographs U+4000 to U+9FFF in UTF-8.
@@ -74,11 +75,7 @@ def default_cache_dir() -> Path:
 
 
 def tokenise(
-    corpus: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    cache_dir: Path,
-    *,
-    progress: bool = True,
+    corpus: Examples, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
     """Return the token store of a corpus, made now or found from an earlier run.
 
@@ -99,15 +96,7 @@ def tokenise(
     vocab_size = vocabulary_size(tokenizer)
     about = {"tokenizer": tokenizer.name_or_path, "vocab_size": vocab_size}
     with TokenStoreWriter(folder, vocab_size=vocab_size, about=about) as writer:
-        bar = tqdm(
-            total=corpus.num_bytes,
-            desc="tokenising",
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            disable=not progress,
-        )
-        with bar:
+        with byte_bar(corpus.num_bytes, "tokenising", progress) as bar:
             encode = encoder(tokenizer, backend)
             num_tokens = 0
             for texts, ids in batched(corpus):
@@ -123,6 +112,13 @@ def tokenise(
             )
         writer.finish()
     return TokenStore.open(folder, verify=False)
+
+
+def byte_bar(total: int | None, doing: str, progress: bool, *, leave: bool = False) -> tqdm[Any]:
+    """Return a progress bar that counts bytes."""
+    return tqdm(
+        total=total, desc=doing, unit="B", unit_scale=True, leave=leave, disable=not progress
+    )
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
@@ -305,15 +301,7 @@ def may_continue(backend: Tokenizer, character: str) -> bool:
 
 
 def _texts(corpus: Examples, doing: str, progress: bool) -> Iterator[str]:
-    bar = tqdm(
-        total=corpus.num_bytes,
-        desc=doing,
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=not progress,
-    )
-    with bar:
+    with byte_bar(corpus.num_bytes, doing, progress) as bar:
         for example in corpus:
             yield example.text
             bar.update(corpus.bytes_read - bar.n)

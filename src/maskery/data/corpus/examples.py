@@ -111,19 +111,15 @@ class ReadingReport:
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""
-        parts = []
-        if self.skipped:
-            parts.append(f"skipped {_count(self.skipped, 'text')} that cannot be read")
-        if self.replaced:
-            parts.append(f"replaced bad characters in {_count(self.replaced, 'text')}")
-        if self.cut:
-            parts.append(f"cut {_count(self.cut, 'long text')} into {self.pieces:,} examples")
-        if self.empty_files:
-            parts.append(f"passed over {_count(self.empty_files, 'empty file')}")
-        if self.empty:
-            parts.append(f"left out {_count(self.empty, 'empty text')}")
-        if self.merged:
-            parts.append(f"read {_count(self.merged, 'table row')} of several lines, by quotes")
+        found = (
+            (self.skipped, "skipped", "text", " that cannot be read"),
+            (self.replaced, "replaced bad characters in", "text", ""),
+            (self.cut, "cut", "long text", f" into {self.pieces:,} examples"),
+            (self.empty_files, "passed over", "empty file", ""),
+            (self.empty, "left out", "empty text", ""),
+            (self.merged, "read", "table row", " of several lines, by quotes"),
+        )
+        parts = [f"{done} {_count(n, noun)}{rest}" for n, done, noun, rest in found if n]
         return "; ".join(parts) or None
 
 

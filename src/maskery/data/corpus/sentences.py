@@ -23,9 +23,7 @@ class Line(NamedTuple):
 def read_sentences(path: Path, *, encoding: str = "utf-8") -> Iterator[Line]:
     """Yield the lines of a file that are not blank, in order.
 
-    Args:
-        path: A text file, also .gz, .xz, .zst or .bz2; `-` for standard input.
-        encoding: Of the text.
+    The file may be packed (.gz, .xz, .zst or .bz2); `-` is the standard input.
 
     Raises:
         DataError: It cannot be read, is not in that encoding, or has no text.

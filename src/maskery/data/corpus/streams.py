@@ -198,13 +198,8 @@ def open_stream(
 ) -> Iterator[Readable]:
     """Open a file as a binary stream, decompressed if its last suffix says so.
 
-    Args:
-        path: The file.
-        on_read: Told the number of bytes of the file, before decompression, as they are read.
-        span: The first byte and the one after the last, of a plain file. Default: all of it.
-
-    Raises:
-        DataError: The file cannot be opened; `read` raises it for damaged archives.
+    `on_read` is told the bytes of the file, before decompression, as they are read; `span` is the
+    first byte and the one after the last, of a plain file.
     """
     try:
         file = path.open("rb", buffering=0)

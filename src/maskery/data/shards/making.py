@@ -24,7 +24,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import vocabulary_size
@@ -35,17 +34,11 @@ from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.formats import is_portable
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.manifest import (
-    LENGTHS,
-    TOKENIZER,
-    DocumentLengths,
-    FileEntry,
-    Manifest,
-)
+from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, FileEntry, Manifest
 from maskery.data.shards.piece_work import RECORDS, Encode, Job, do_piece, load_piece, load_shard
 from maskery.data.shards.pieces import Piece, plan_fingerprint, plan_pieces
 from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
-from maskery.data.tokenise import encoder, plain_backend, tokenizer_fingerprint
+from maskery.data.tokenise import byte_bar, encoder, plain_backend, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +48,12 @@ class Made:
     """The result of a call of `make_shards`.
 
     Attributes:
-        folder: Where the shards lie.
         pieces: How many the corpus has.
         mine: How many of them belong to this rank.
         tokens_made: Tokens that were made now; what was there before is not among them.
         damaged: Files that were found damaged and made anew.
         missing: Pieces that other ranks have not finished.
-        manifest: What the folder holds, once nothing is missing.
+        manifest: Once nothing is missing.
     """
 
     folder: Path
@@ -86,9 +78,9 @@ def make_shards(
     Args:
         corpus: Files; a hub dataset cannot be cut.
         tokenizer: Of the model that will be trained.
-        folder: Where the shards go; shards of the same corpus and settings are kept.
-        config: Their size, and who makes which.
-        progress: Whether to draw a progress bar.
+        folder: Shards of the same corpus and settings that it holds are kept.
+        config: Size of the shards, and who makes which.
+        progress: Draw a progress bar.
 
     Raises:
         DataError: The corpus cannot be read, the folder holds shards of something else or cannot
@@ -124,13 +116,7 @@ def make_shards(
         remove_remains(folder)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
-    bar = tqdm(
-        total=sum(piece.size for piece in mine),
-        desc="tokenising",
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-    )
+    bar = byte_bar(sum(piece.size for piece in mine), "tokenising", progress, leave=True)
     # Closed whatever ends the loop, since that is what ends the processes.
     with bar, closing(do_pieces(mine, job, tokenizer, config.workers)) as results:
         for number, tokens, broken in results:

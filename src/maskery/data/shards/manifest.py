@@ -22,6 +22,7 @@ from maskery.data.corpus.files import MANIFEST
 
 FORMAT = 1
 LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
+# An address may send anything; what is read of it into memory is bounded.
 MAX_MANIFEST_BYTES = 1 << 30
 # No folders: nothing that a manifest names may lie outside its own.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")

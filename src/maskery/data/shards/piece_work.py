@@ -51,10 +51,7 @@ class Job:
 class ShardRecord:
     """Record of the shards that one stretch of a piece became.
 
-    Attributes:
-        train: The shard; None where it would be empty.
-        held_out: What was set aside of it.
-        lengths: (length, count) of the training documents, ascending.
+    `lengths` are (length, count) of the training documents, ascending; an empty shard is None.
     """
 
     train: ShardEntry | None
@@ -167,9 +164,7 @@ def write_stretch(name: str, batches: Iterator[Batch], job: Job, encode: Encode)
         )
     values, counts = np.unique(lengths[~held], return_counts=True)
     record = ShardRecord(
-        train=entries[0],
-        held_out=entries[1],
-        lengths=np.stack((values, counts), axis=1).tolist(),
+        train=entries[0], held_out=entries[1], lengths=np.stack((values, counts), axis=1).tolist()
     )
     write_record(name, asdict(record), job)
     return len(tokens)

@@ -42,13 +42,9 @@ Kind = Literal["whole", "bytes", "row groups"]
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A stretch of one file.
+    """A stretch of one file, by its number; `kind` is what `start` and `end` count.
 
-    Attributes:
-        file: Its number among the corpus's files.
-        kind: What `start` and `end` count.
-        start: Where it begins; of bytes, before the line end that it really begins after.
-        end: Where the next one begins.
+    Of bytes, it really begins after the first line end from `start` on, and ends so too.
     """
 
     file: int
@@ -59,13 +55,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A part of a corpus that one process tokenises at a time.
-
-    Attributes:
-        number: From 0.
-        spans: Read one after the other.
-        size: About how many bytes they have on disk.
-    """
+    """A part of a corpus that one process tokenises at a time; `size` is about its bytes."""
 
     number: int
     spans: tuple[Span, ...]
@@ -212,11 +202,7 @@ class PieceReader:
     """Reads the examples of a piece, in the order of its spans: the same as reading its files."""
 
     def __init__(
-        self,
-        piece: Piece,
-        files: Sequence[Path],
-        sizes: Sequence[int | None],
-        config: CorpusConfig,
+        self, piece: Piece, files: Sequence[Path], sizes: Sequence[int | None], config: CorpusConfig
     ) -> None:
         self.piece, self.files, self.sizes, self.config = piece, files, sizes, config
         self.num_bytes: int | None = piece.size

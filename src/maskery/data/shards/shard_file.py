@@ -23,14 +23,9 @@ from maskery.data.store import Documents
 
 # The names of the safetensors format (huggingface/safetensors, README, "Format").
 DTYPES = {"U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_}
-ARRAYS = {
-    "tokens": ("U16", "U32"),
-    "word_starts": ("BOOL",),
-    "lengths": ("U32",),
-    "ids": ("U64",),
-}
+ARRAYS = {"tokens": ("U16", "U32"), "word_starts": ("BOOL",), "lengths": ("U32",), "ids": ("U64",)}
+# A header of four arrays has some 300 bytes; a large one is of another file.
 MAX_HEADER_BYTES = 1 << 16
-READ_BYTES = 1 << 20
 
 
 def write_shard(

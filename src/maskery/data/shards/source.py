@@ -20,13 +20,7 @@ from maskery.core.task import StandIn
 from maskery.data.batching import Layout, Plan, Template, TextSource
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.shards import epoch as epochs
-from maskery.data.shards.manifest import (
-    TOKENIZER,
-    DocumentLengths,
-    FileEntry,
-    Manifest,
-    ShardEntry,
-)
+from maskery.data.shards.manifest import TOKENIZER, DocumentLengths, FileEntry, Manifest, ShardEntry
 from maskery.data.shards.places import Place
 from maskery.data.shards.shard_file import JoinedShards, TokenShard
 
@@ -165,10 +159,7 @@ class ShardSource:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
             blocks = epochs.shard_blocks(
-                len(self.shards.manifest.shards),
-                self.shuffle_shards,
-                seed=self.seed,
-                epoch=number,
+                len(self.shards.manifest.shards), self.shuffle_shards, seed=self.seed, epoch=number
             )
             special = self.template.num_special
             counts = [
