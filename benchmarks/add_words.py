@@ -21,8 +21,8 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from maskery.data.corpus.text_files import Line
-from maskery.data.vocabulary import add_tokens, add_words
+from maskery.data.added_words import add_tokens, add_words
+from maskery.data.corpus.sentences import Line
 from maskery.models.loading import load_tokenizer
 
 LETTERS = "bcdfghklmnprstvz"

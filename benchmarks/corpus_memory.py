@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import tokenise
 from maskery.models.loading import load_tokenizer
 

@@ -31,8 +31,7 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, ViTConfig
 
-from maskery.core.batch import TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.config import ImageTextConfig
@@ -48,7 +47,7 @@ LOSSES = ("itc", "itm", "mlm", "prd", "mrtd")
 
 @dataclass(frozen=True)
 class Pairs:
-    """A `PersonBatch` of noise."""
+    """Noise in place of `ViewedPersons`."""
 
     image1: torch.Tensor
     image2: torch.Tensor

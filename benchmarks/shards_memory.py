@@ -27,7 +27,8 @@ import psutil
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from maskery.core.vocabulary import vocabulary_size
+from maskery.core.batch import vocabulary_size
+from maskery.data.batching import Template
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
@@ -37,7 +38,6 @@ from maskery.data.shards.piece_work import Job, write_record, write_stretch
 from maskery.data.shards.pieces import Piece
 from maskery.data.shards.places import open_place
 from maskery.data.shards.source import ShardSource, TokenShards
-from maskery.data.text_source import Template
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig

@@ -21,7 +21,7 @@ MODULES = (
 )
 PLAIN = "import {module}"
 QUICK = """
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 with quick_imports():
     import {module}
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maskery.core.optional import require
+from maskery.core.registry import require
 
 INK, ACCENT, QUIET = "#1f2430", "#2f6f4f", "#b9c0c7"
 

@@ -26,11 +26,11 @@ from transformers import (
 )
 
 from bench.config import BenchConfig
-from maskery.core.startup import keep_freed_memory
+from maskery.core.system import keep_freed_memory
 from maskery.core.task import Prepared
+from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import tokenise
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.layout import can_pack
@@ -39,8 +39,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import text_task
 from maskery.training.config import Precision, TrainingConfig
-from maskery.training.prefetch import Prefetch
-from maskery.training.stepper import Stepper
+from maskery.training.stepper import Prefetch, Stepper
 
 BLOCK = 512
 # More than any bench reads.

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from maskery.training.precision import cpu_multiplies_bf16
+from maskery.training.optimiser import cpu_multiplies_bf16
 
 REPEATS = 5
 

@@ -16,7 +16,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import Vocabulary
 from maskery.masking.mask import mask
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel

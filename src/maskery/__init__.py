@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskery.core.batch import Vocabulary
     from maskery.core.errors import (
         CheckpointError,
         ConfigError,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from maskery.core.task import Task
-    from maskery.core.vocabulary import Vocabulary
     from maskery.data.corpus.config import CorpusConfig
     from maskery.data.corpus.formats import register as register_reader
     from maskery.data.corpus.reader import Corpus
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from maskery.evaluation.intervals import Interval
     from maskery.evaluation.retrieval.metrics import retrieval_figures
     from maskery.evaluation.text.fill import Filler
-    from maskery.evaluation.text.masked import evaluate
-    from maskery.evaluation.text.opening import open_model, texts_source
+    from maskery.evaluation.text.opening import evaluate, open_model, texts_source
     from maskery.evaluation.text.pseudo_likelihood import score
     from maskery.hf.collator import MaskCollator
     from maskery.masking.config import MaskingConfig, register_policy
@@ -56,8 +55,8 @@ if TYPE_CHECKING:
     from maskery.runs.train import train
     from maskery.tasks.text_mlm import TextMLM, TextParts
     from maskery.tasks.text_mlm_config import register_objective
-    from maskery.training.callbacks import Callback
     from maskery.training.config import TrainingConfig
+    from maskery.training.journal import Callback
     from maskery.training.loop import TrainingLoop
     from maskery.training.stepper import Stepper
 
@@ -65,7 +64,7 @@ __version__ = "0.1.0"
 
 # The module of each public name; after a colon, its name there.
 _HOMES = {
-    "Callback": "maskery.training.callbacks",
+    "Callback": "maskery.training.journal",
     "CheckpointError": "maskery.core.errors",
     "ConfigError": "maskery.core.errors",
     "Corpus": "maskery.data.corpus.reader",
@@ -97,9 +96,9 @@ _HOMES = {
     "TrainingConfig": "maskery.training.config",
     "TrainingError": "maskery.core.errors",
     "TrainingLoop": "maskery.training.loop",
-    "Vocabulary": "maskery.core.vocabulary",
+    "Vocabulary": "maskery.core.batch",
     "convert": "maskery.models.checkpoint_import.convert:import_checkpoint",
-    "evaluate": "maskery.evaluation.text.masked",
+    "evaluate": "maskery.evaluation.text.opening",
     "evaluate_model": "maskery.runs.text.evaluate",
     "evaluate_run": "maskery.runs.text.evaluate",
     "explain": "maskery.runs.shortcuts",

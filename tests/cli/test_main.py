@@ -9,8 +9,7 @@ import pytest
 
 import maskery
 from maskery.cli import main as main_module
-from maskery.cli.console import take_config
-from maskery.cli.main import COMMANDS, find_command, main
+from maskery.cli.main import COMMANDS, find_command, main, take_config
 from maskery.core import errors
 from maskery.core.errors import ConfigError
 

@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from maskery.data.near_copies import as_read, copy_groups
+from maskery.data.split import as_read, copy_groups
 
 TEXT = "Waste no more time arguing what a good man should be; be one, said Médée."
 

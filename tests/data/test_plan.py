@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskery.core.errors import ConfigError
-from maskery.data.plan import Layout, Plan, plan_epoch, split_step
+from maskery.data.batching import Layout, Plan, plan_epoch, split_step
 
 LAYOUTS: list[Layout] = ["packed", "padded"]
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
 from maskery.cli.main import main
-from maskery.core.files import read_metrics
 from maskery.core.registry import load_plugin
+from maskery.core.system import read_metrics
 from maskery.data.rows import RowSource, tokenise_rows
 from maskery.masking.masker import Masker
 from maskery.models.loading import load_masked_lm

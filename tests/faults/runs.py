@@ -10,7 +10,7 @@ from tiny_pairs import save_tiny_pairs
 from tiny_persons import save_cuhk
 from tiny_text import lines, save_tiny_model
 
-from maskery.core.files import METRICS, read_metrics
+from maskery.core.system import METRICS, read_metrics
 
 COMMON = ("--log-every", "2", "--eval-every", "4", "--learning-rate", "1e-3", "--json")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fork_server import ForkServer, Run
 
-from maskery.core import stopping
-from maskery.core.stopping import StopSignals
+from maskery.core import system
+from maskery.core.system import StopSignals
 from runs import assert_same_outcome, make_text, outcome
 
 
@@ -46,8 +46,8 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(stopping.os, "_exit", ended.append)
-    monkeypatch.setattr(stopping.os, "write", lambda *_: 0)
+    monkeypatch.setattr(system.os, "_exit", ended.append)
+    monkeypatch.setattr(system.os, "write", lambda *_: 0)
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals() as stop:
         signal.raise_signal(signal.SIGTERM)
@@ -61,10 +61,11 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_launchers_echo_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     clock = iter([100.0, 100.5, 103.0])
-    monkeypatch.setattr(stopping.os, "_exit", ended.append)
-    monkeypatch.setattr(stopping.os, "write", lambda *_: 0)
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(stopping, "launched_world_size", lambda: 2)
+    monkeypatch.setattr(system.os, "_exit", ended.append)
+    monkeypatch.setattr(system.os, "write", lambda *_: 0)
+    monkeypatch.setattr(system.time, "monotonic", lambda: next(clock))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     stop = StopSignals()
     stop.handle(signal.SIGINT, None)
     stop.handle(signal.SIGTERM, None)

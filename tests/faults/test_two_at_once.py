@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fork_server import ForkServer
 
-from maskery.core.files import METRICS, read_metrics
+from maskery.core.system import METRICS, read_metrics
 from runs import assert_same_outcome, make_text, outcome
 
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.rows import flatten
-from maskery.data.words import starts_word_table
+from maskery.data.tokenise import starts_word_table
 from maskery.hf.collator import MaskCollator
 from maskery.masking.config import MaskingConfig
 from maskery.masking.policies import Selection

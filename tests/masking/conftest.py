@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from maskery.core.batch import TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import TokenBatch, Vocabulary
 
 CLS, SEP, MASK, PAD, UNK = 101, 102, 103, 0, 100
 MakeBatch = Callable[..., TokenBatch]

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from maskery.core.batch import TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import corrupt
 from maskery.masking.policies import Draws

@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError
-from maskery.core.vocabulary import Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.mask import IGNORE_INDEX, Masked, mask
 from maskery.masking.masker import Masker

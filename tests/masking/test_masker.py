@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskery.core.batch import MaskedTokens, TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 

@@ -13,15 +13,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError, PluginError
 from maskery.core.random import Stream, random_words
 from maskery.core.registry import FromFile
-from maskery.core.vocabulary import Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.masking.policies import Draws, Selection, WordPolicy
-from maskery.masking.spans import span_lengths, walk_spans
+from maskery.masking.policies import Draws, Selection, WordPolicy, span_lengths, walk_spans
 
 MakeBatch = Callable[..., TokenBatch]
 

@@ -40,6 +40,7 @@ from fuzz_mutations import (
 from hypothesis import strategies as st
 
 from maskery.core.errors import MaskeryError
+from maskery.data.batching import Template
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import load_image
@@ -51,7 +52,6 @@ from maskery.data.shards.places import LocalPlace
 from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, TokenStoreWriter
-from maskery.data.text_source import Template
 from maskery.evaluation.retrieval.config import FILE, ModelRetrieval, read_model_retrieval
 from maskery.runs.frame.config_file import load_config, to_plain
 from maskery.runs.pairs.config import PairsRunConfig

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskery.core.batch import TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import build_from_scratch

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskery.core.batch import TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.data.rows import RowSource
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker

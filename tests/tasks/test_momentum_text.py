@@ -14,12 +14,11 @@ import pytest
 import torch
 from tiny_text import lines, save_tiny_model
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.random import Stream, uniforms
 from maskery.core.task import Prepared
-from maskery.core.vocabulary import Vocabulary
-from maskery.data.text_source import Template, assemble
+from maskery.data.batching import Template, assemble
 from maskery.data.tokenise import encode_texts
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker

@@ -12,7 +12,7 @@ import torch
 from families import PAD, VOCAB, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import Vocabulary
 from maskery.data.rows import RowSource
 from maskery.masking.masker import Masker
 from maskery.models import attention

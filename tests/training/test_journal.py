@@ -12,8 +12,8 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from maskery.core.errors import ConfigError, MissingExtraError
-from maskery.core.files import METRICS, read_metrics
 from maskery.core.processes import Processes
+from maskery.core.system import METRICS, read_metrics
 from maskery.training.journal import Journal, SpikeWatch, Tracker, Window
 
 CPU = torch.device("cpu")

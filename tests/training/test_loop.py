@@ -13,10 +13,9 @@ import torch
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, TrainingError
 from maskery.core.errors import StoppedError as StoppedBySignal
-from maskery.core.files import METRICS, read_metrics
-from maskery.core.stopping import SIGNALS
-from maskery.training.callbacks import Callback
+from maskery.core.system import METRICS, SIGNALS, read_metrics
 from maskery.training.config import TrainingConfig
+from maskery.training.journal import Callback
 from maskery.training.loop import Step, Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny_pairs import save_tiny_pairs
 from tiny_text import lines, save_tiny_model
 
-from maskery.core.files import METRICS, read_metrics
+from maskery.core.system import METRICS, read_metrics
 from maskery.core.task import StandIn
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from maskery.training.prefetch import Prefetch
+from maskery.training.stepper import Prefetch
 
 
 def prefetching() -> int:

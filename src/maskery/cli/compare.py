@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from maskery.cli.console import parse, prepare_output, print_json, set_up_logging, table
 from maskery.cli.figures import figure
-from maskery.core.startup import quick_imports
+from maskery.cli.main import parse, prepare_output, print_json, set_up_logging, table
+from maskery.core.system import quick_imports
 from maskery.evaluation.intervals import interval_note
 from maskery.runs.frame.run_folder import write_text
 

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging
+from maskery.cli.main import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError, ModelError
-from maskery.core.startup import quick_imports
+from maskery.core.ranges import Count, check_ranges
+from maskery.core.system import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,9 @@ class Convert:
     """The folder to write; must be empty or not exist."""
     image_size: tuple[int, int] | None = None
     """Height and width to resize image positions to. Default: those of the checkpoint."""
-    text_heads: int | None = None
+    text_heads: Count | None = None
     """Attention heads of the text encoder, which no tensor tells. Default: width / 64."""
-    vision_heads: int | None = None
+    vision_heads: Count | None = None
     """Attention heads of the vision encoder. Default: width / 64."""
     tokenizer: str | None = None
     """A tokenizer to put into the folder: its folder or hub name. ALBEF's: bert-base-uncased."""
@@ -41,10 +42,7 @@ class Convert:
     """Print the whole report as JSON on standard output."""
 
     def __post_init__(self) -> None:
-        for name in ("text_heads", "vision_heads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: it must be at least 1")
+        check_ranges(self)
         if self.image_size is not None and min(self.image_size) < 1:
             height, width = self.image_size
             raise ConfigError(f"image_size is {height} x {width}: both must be at least 1")
@@ -79,11 +77,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def save_tokenizer(name: str, out: Path) -> None:
-    """Put a tokenizer beside the model.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
+    """Put a tokenizer beside the model."""
     from transformers import AutoTokenizer
 
     try:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from maskery.cli import figures
-from maskery.cli.console import flags_of, parse, print_json, set_up_logging, split_arguments
+from maskery.cli.main import parse, print_json, set_up_logging
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.ranges import Count, Range, Weight, check_ranges
+from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig
@@ -39,6 +42,7 @@ examples:
   maskery evaluate models/rasa --data persons.jsonl --rerank 128
 """
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+BatchTokens = Annotated[int, Range(8)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +59,12 @@ class EvaluateText:
     """Held-out text: files, folders, globs or a hub id. Default: what the run held out."""
     against: str | None = None
     """Another model with the same tokenizer, for the paired difference."""
-    batch_tokens: int | None = None
+    batch_tokens: BatchTokens | None = None
     """Tokens scored at once; the figures do not depend on it. Default: 4096, or the run's."""
     mask_seed: int = 0
     """Of the frozen masks, with --data."""
     cache_dir: Path | None = None
-    """Where tokenised text is kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    """The folder of tokenised text. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
     json: bool = False
     """Print JSON on standard output."""
     reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
@@ -71,7 +75,7 @@ class EvaluateText:
     )
 
     def __post_init__(self) -> None:
-        need_batch_tokens(self.batch_tokens)
+        check_ranges(self)
         if self.against is not None and not self.data:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
 
@@ -135,23 +139,23 @@ class EvaluateSearch:
     held_out: Literal["test", "val"] = "test"
     """Which split of the run's dataset."""
     root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where the run's dataset lies now. Default: where it was."""
+    """The folder of the run's dataset now. Default: where it was."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Likewise the folder that its image paths are relative to."""
-    rerank: int | None = None
+    rerank: Annotated[int | None, Range(0)] = None
     """The best pictures of each caption that the matching head ranks anew; 0: none. Default: the
     model's, or 128."""
     score: Literal["matching", "odds", "sum"] | None = None
-    """How those are ranked, as in train person-search. Default: the model's, or matching."""
-    odds_weight: float | None = None
+    """The ranking of those, as in train person-search. Default: the model's, or matching."""
+    odds_weight: Weight | None = None
     """The weight of the odds in --score sum. Default: the model's, or 1."""
     clean_captions: Literal["auto", "yes", "no"] = "auto"
     """Lower-case captions and strip them of punctuation. auto: as the captions were that the model
     was trained on, where that is known."""
-    batch_tokens: int | None = None
+    batch_tokens: BatchTokens | None = None
     """Text tokens computed at once; the figures do not depend on it. Default: the run's or
     4096."""
-    memory_mb: int | None = None
+    memory_mb: Count | None = None
     """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); the
     figures do not depend on it. Default: the run's, or 1024."""
     json: bool = False
@@ -159,13 +163,7 @@ class EvaluateSearch:
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
-        need_batch_tokens(self.batch_tokens)
-        if self.memory_mb is not None and self.memory_mb < 1:
-            raise ConfigError(f"memory_mb is {self.memory_mb}: it must be at least 1")
-        if self.rerank is not None and self.rerank < 0:
-            raise ConfigError(f"rerank is {self.rerank}: it must be 0 (do not) or more")
-        if self.odds_weight is not None and not 0.0 <= self.odds_weight < float("inf"):
-            raise ConfigError(f"odds_weight is {self.odds_weight}: it must be 0 or more")
+        check_ranges(self)
         if not self.data:
             if self.pairs != PairsConfig():
                 raise ConfigError("--pairs... tells how --data is read; name it, or leave them out")
@@ -179,22 +177,63 @@ class EvaluateSearch:
                 )
 
 
-# From what is measured to its flags and to what the flags are for, for messages.
-WAYS: dict[str, tuple[type[Any], str]] = {
-    "text": (EvaluateText, "text models"),
-    "pairs": (EvaluatePairs, "runs of train pairs"),
-    "image-text": (EvaluateImageText, "image-text models with --data"),
-    "search": (EvaluateSearch, "person search"),
-}
 SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--held-out"}
 
 
-def only(data: Sequence[str]) -> str | None:
-    """Return the one source that `--data` names, or None.
+def split_arguments(
+    arguments: Sequence[str], commands: Iterable[type[Any]]
+) -> tuple[list[str], set[str]]:
+    """Return positional arguments and flags without values, for any of some commands."""
+    sizes: dict[str, int | None] = {}
+    for command in commands:
+        sizes |= flags_of(command)
+    positional: list[str] = []
+    flags: set[str] = set()
+    skip: int | None = 0
+    for word in arguments:
+        if word.startswith("-") and word != "-":
+            name, equals, _ = word.partition("=")
+            flag = name.replace("_", "-")
+            flags.add(flag)
+            skip = 0 if equals else sizes.get(flag, 0)
+        elif skip == 0:
+            positional.append(word)
+        elif skip is not None:
+            skip -= 1
+    return positional, flags
 
-    Raises:
-        ConfigError: It names several.
-    """
+
+def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, int | None]:
+    """Return the flags of a dataclass and how many words each takes; None for any number."""
+    found: dict[str, int | None] = {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for one in fields(kind):
+        hint, marks = hints[one.name], ()
+        if typing.get_origin(hint) is Annotated:
+            hint, *marks = typing.get_args(hint)  # type: ignore[assignment]
+        name = one.name.replace("_", "-")
+        if is_dataclass(hint):
+            inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
+            found |= flags_of(hint, inner)  # type: ignore[arg-type]
+        elif tyro.conf.Positional not in marks:
+            found[prefix + name] = words_of(hint)
+            if hint is bool:
+                found[f"{prefix}no-{name}"] = 0
+    return found
+
+
+def words_of(hint: Any) -> int | None:
+    """Return how many words a value of a type is; None for any number."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    tuples = [option for option in options if typing.get_origin(option) is tuple]
+    if not tuples:
+        return 0 if hint is bool else 1
+    parts = typing.get_args(tuples[0])
+    return None if Ellipsis in parts else len(parts)
+
+
+def only(data: Sequence[str]) -> str | None:
+    """Return the one source that `--data` names, or None; several are an error."""
     if len(data) > 1:
         raise ConfigError(
             f"--data names {len(data)} sources, and a model with pictures is evaluated on one; "
@@ -203,36 +242,24 @@ def only(data: Sequence[str]) -> str | None:
     return data[0] if data else None
 
 
-def need_batch_tokens(value: int | None) -> None:
-    """Check a number of tokens.
-
-    Raises:
-        ConfigError: It is too small.
-    """
-    if value is not None and value < 8:
-        raise ConfigError(f"batch_tokens is {value}: it must be at least 8")
-
-
 def main(arguments: Sequence[str]) -> int:
     """Find out what is measured, parse its flags, evaluate, report."""
-    models, flags = split_arguments(arguments, [command for command, _ in WAYS.values()])
+    models, flags = split_arguments(arguments, [way[0] for way in WAYS.values()])
     if not models:
         if {"-h", "--help"} & flags:
             print(USAGE, end="")
             raise SystemExit(0)
         raise ConfigError("no run or model is named; see maskery evaluate --help")
     set_up_logging(quiet=True)
-    way = way_of(models, flags)
-    command, about = WAYS[way]
+    command, about, report = WAYS[way_of(models, flags)]
     for flag in sorted(flags - flags_of(command).keys()):
-        others = [name for other, name in WAYS.values() if flag in flags_of(other)]
+        others = [name for other, name, _ in WAYS.values() if flag in flags_of(other)]
         if others:
             raise ConfigError(
                 f"{flag} is for {' and '.join(others)}, and '{models[0]}' is evaluated as {about}; "
                 f"leave it out (maskery evaluate {models[0]} --help lists its flags)"
             )
-    wanted = parse(command, "evaluate", arguments)
-    REPORTS[way](wanted)
+    report(parse(command, "evaluate", arguments))
     return 0
 
 
@@ -288,9 +315,7 @@ def report_text(wanted: EvaluateText) -> None:
             f"name some with --data FILE"
         )
     if wanted.json:
-        scores = {name: asdict(value) for name, value in result.scores.items()}
-        found = {"scores": scores, "difference": result.difference, "mrtd_auc": result.mrtd_auc}
-        print_json(found)
+        print_json(asdict(result))
     else:
         print(figures.scores_table(result.scores, result.difference, result.mrtd_auc))
 
@@ -361,9 +386,10 @@ def report_search(wanted: EvaluateSearch) -> None:
         print(figures.spread_table(result.spread, list(result.seeds.values())))
 
 
-REPORTS: dict[str, Any] = {
-    "text": report_text,
-    "pairs": report_pairs,
-    "image-text": report_image_text,
-    "search": report_search,
+# By what is measured: its flags, what they are for, in messages, and what measures and prints.
+WAYS: dict[str, tuple[type[Any], str, Any]] = {
+    "text": (EvaluateText, "text models", report_text),
+    "pairs": (EvaluatePairs, "runs of train pairs", report_pairs),
+    "image-text": (EvaluateImageText, "image-text models with --data", report_image_text),
+    "search": (EvaluateSearch, "person search", report_search),
 }

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.console import (
+from maskery.cli.main import (
     parse,
+    percent,
     prepare_output,
     print_json,
     set_up_logging,
@@ -18,7 +19,7 @@ from maskery.cli.console import (
     table,
 )
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from maskery.evaluation.image_text.explain import Explanation
 
 HEIGHT = 256
-# What stands in a word's place where a caption is explained as a whole.
+# Stands in a word's place where a caption is explained as a whole.
 WHOLE = "all words"
 
 
@@ -45,15 +46,15 @@ class Explain:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder or a model folder, of an image-text model."""
     caption: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTION")]
-    """What the picture shows, in quotes."""
+    """The description of the picture, in quotes."""
     image: Path
     """The picture."""
     output: Path = Path("explain.png")
     """The PNG file to write."""
     target: Literal["auto", "matching", "words"] = "auto"
-    """What is explained: that words and picture match, or each word, masked, in its place. auto:
-    matching, where the model's matching head was trained. With one fusion layer, matching is
-    explained by one picture for all words; words needs a model trained with --mlm-weight."""
+    """matching: explain the match of words and picture; words: explain each word, masked, in its
+    place; auto: matching, where its head was trained. With one fusion layer, matching is explained
+    by one picture for all words; words needs a model trained with --mlm-weight."""
     layer: int | None = None
     """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
     json: bool = False
@@ -98,11 +99,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def draw(explanation: Explanation, image: Image) -> Image:
-    """The picture, and again for each word with its heat."""
+    """Draw the picture, and again for each word with its heat."""
     from maskery.data.images.drawing import Cell, SheetRow, draw_sheet, heat_over
 
     small = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
-    note = "" if explanation.match is None else f"match {100 * explanation.match:.1f}%"
+    note = "" if explanation.match is None else f"match {percent(explanation.match)}"
     cells = [Cell(image=small, label=(note,))]
     for word in explanation.words:
         said = "" if word.probability is None else f"  {100 * word.probability:.0f}%"
@@ -112,33 +113,30 @@ def draw(explanation: Explanation, image: Image) -> Image:
 
 
 def describe(explanation: Explanation) -> str:
-    """What was explained, and where each word's heat lies."""
+    """Return what was explained, and the place of each word's heat."""
     lines = []
     if explanation.match is not None:
-        lines.append(f"words and picture match: {100 * explanation.match:.1f}%")
+        lines.append(f"words and picture match: {percent(explanation.match)}")
     rows = [["word", "probability", "hottest, from left, from top"]]
     for word in explanation.words:
         across, down = hottest(word.heat)
-        said = "" if word.probability is None else f"{100 * word.probability:.1f}%"
         name = WHOLE if explanation.whole else word.word
-        rows.append([name, said, f"{100 * across:.0f}%, {100 * down:.0f}%"])
+        place = f"{100 * across:.0f}%, {100 * down:.0f}%"
+        rows.append([name, percent(word.probability), place])
     return "\n".join([*lines, table(rows)])
 
 
 def hottest(heat: Any) -> tuple[float, float]:
-    """Where the hottest patch's middle lies, as shares of width and height."""
+    """Return the middle of the hottest patch, as shares of width and height."""
     down, across = divmod(int(heat.argmax()), heat.shape[1])
     return (across + 0.5) / heat.shape[1], (down + 0.5) / heat.shape[0]
 
 
 def as_json(explanation: Explanation, output: Path) -> dict[str, object]:
-    """Everything that was found."""
+    """Return everything that was found."""
+    names = ("caption", "target", "layer", "whole", "match")
     return {
-        "caption": explanation.caption,
-        "target": explanation.target,
-        "layer": explanation.layer,
-        "whole": explanation.whole,
-        "match": explanation.match,
+        **{name: getattr(explanation, name) for name in names},
         "words": [
             {"word": w.word, "probability": w.probability, "heat": w.heat.tolist()}
             for w in explanation.words

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from maskery.cli.console import table
+from maskery.cli.main import table
 from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.retrieval.config import LABELS
 
@@ -16,7 +16,7 @@ SHARES = ("top1", "top5", *LABELS)
 
 
 def figure(name: str, interval: Any, *, signed: bool = False) -> str:
-    """A value with its 95% interval; accuracies in percent."""
+    """Return a value with its 95% interval; accuracies in percent."""
     scale, unit = (100.0, "%") if name in SHARES else (1.0, "")
     sign = "+" if signed else ""
     value, low, high = (scale * number for number in interval)
@@ -31,20 +31,12 @@ def scores_table(
     difference: Mapping[str, Any] | None = None,
     mrtd_auc: Mapping[str, float] | None = None,
 ) -> str:
-    """One column a model, and the paired difference last.
+    """Return `MaskedScores` by heading, a column each, and their paired difference last.
 
-    Args:
-        columns: `MaskedScores` by heading.
-        difference: Intervals by figure.
-        mrtd_auc: By heading, how well replaced words are told from original ones.
+    `mrtd_auc` says by heading how well replaced words are told from original ones.
     """
-    heading = ["held out", *columns, *(["difference"] if difference else [])]
-    rows = [heading]
-    for name, label in ROWS:
-        row = [label, *(figure(name, getattr(scores, name)) for scores in columns.values())]
-        if difference is not None:
-            row.append(figure(name, difference[name], signed=True) if name in difference else "")
-        rows.append(row)
+    rows = [["held out", *columns, *(["difference"] if difference else [])]]
+    rows += score_rows(columns.values(), difference)
     if mrtd_auc:
         cells = [f"{mrtd_auc[name]:.3f}" if name in mrtd_auc else "" for name in columns]
         rows.append(["MRTD AUC", *cells, *([""] if difference else [])])
@@ -56,19 +48,22 @@ def scores_table(
     return f"{table(rows)}\n{note}"
 
 
-def sights_table(evaluation: Any) -> str:
-    """The same model with the right picture, a wrong one and none, side by side.
+def score_rows(columns: Iterable[Any], difference: Mapping[str, Any] | None) -> list[list[str]]:
+    """Return a row for each figure of `MaskedScores`, with its difference last, if there is one."""
+    rows = []
+    for name, label in ROWS:
+        row = [label, *(figure(name, getattr(scores, name)) for scores in columns)]
+        if difference is not None:
+            row.append(figure(name, difference[name], signed=True) if name in difference else "")
+        rows.append(row)
+    return rows
 
-    Args:
-        evaluation: A `PairsEvaluation`.
-    """
+
+def sights_table(evaluation: Any) -> str:
+    """Return a `PairsEvaluation`: the model with the right picture, a wrong one and none."""
     columns = evaluation.scores
     rows = [["held out", *(SIGHT_LABELS[sight] for sight in columns), "right - wrong"]]
-    for name, label in ROWS:
-        row = [label, *(figure(name, getattr(scores, name)) for scores in columns.values())]
-        over = evaluation.difference["wrong"]
-        row.append(figure(name, over[name], signed=True) if name in over else "")
-        rows.append(row)
+    rows += score_rows(columns.values(), evaluation.difference["wrong"])
     words = evaluation.words
     if words is not None:
         row = ["chosen words", *(figure("top1", share) for share in words.accuracy.values())]
@@ -86,11 +81,7 @@ def sights_table(evaluation: Any) -> str:
 
 
 def retrieval_table(figures: Any) -> str:
-    """How well texts find their pictures: by chance, by similarity, and ranked anew by matching.
-
-    Args:
-        figures: `RetrievalFigures`.
-    """
+    """Return `RetrievalFigures`: by chance, by similarity, and ranked anew by matching."""
     columns = {"by similarity": figures.contrastive}
     if figures.reranked is not None:
         columns[f"best {figures.rerank} by matching"] = figures.reranked
@@ -107,17 +98,12 @@ def retrieval_table(figures: Any) -> str:
 
 
 def run_heading(name: str, seed: int | None) -> str:
-    """A run's name and the seed that it was trained with, where that is known."""
+    """Return a run's name and the seed that it was trained with, where that is known."""
     return name if seed is None else f"{name} (seed {seed})"
 
 
 def spread_table(spread: Mapping[str, Mapping[str, Any]], seeds: Sequence[int | None]) -> str:
-    """Mean and standard deviation over runs.
-
-    Args:
-        spread: By ranking and figure, a `Spread`.
-        seeds: Of the runs; None where a seed is not known.
-    """
+    """Return mean and standard deviation over runs, from a `Spread` by ranking and figure."""
     labels = {"contrastive": "by similarity", "reranked": "by matching"}
     rows = [[f"mean of {len(seeds)} runs", *(labels[ranking] for ranking in spread)]]
     for name, label in LABELS.items():
@@ -129,12 +115,7 @@ def spread_table(spread: Mapping[str, Mapping[str, Any]], seeds: Sequence[int | 
 
 
 def retrieval_before_after(before: Any, after: Any) -> str:
-    """R@1, R@5 and mAP of a model before and after training, by both rankings, beside chance.
-
-    Args:
-        before: `RetrievalFigures`.
-        after: Those of the trained model on the same texts and pictures.
-    """
+    """Return R@1, R@5 and mAP from `RetrievalFigures` before and after, by both rankings."""
     matching = f"best {after.rerank} by matching"
     columns = {
         "before, by similarity": before.contrastive,
@@ -142,11 +123,11 @@ def retrieval_before_after(before: Any, after: Any) -> str:
         "after, by similarity": after.contrastive,
         f"after, {matching}": after.reranked,
     }
-    shown = {heading: found for heading, found in columns.items() if found is not None}
     rows = [["", "R@1", "R@5", "mAP"], ["chance", f"{100 * after.chance:.2f}%", "", ""]]
-    for heading, found in shown.items():
-        figures = (figure(name, getattr(found, name)) for name in ("r1", "r5", "map"))
-        rows.append([heading, *figures])
+    for heading, found in columns.items():
+        if found is not None:
+            figures = (figure(name, getattr(found, name)) for name in ("r1", "r5", "map"))
+            rows.append([heading, *figures])
     note = (
         f"{after.num_texts:,} captions of {after.num_persons:,} persons never seen in training "
         f"against {after.num_images:,} pictures; {interval_note(after.num_persons, 'persons')}"
@@ -155,11 +136,7 @@ def retrieval_before_after(before: Any, after: Any) -> str:
 
 
 def models_table(evaluation: Any) -> str:
-    """Each image-text model under its name, and what the last has over the first.
-
-    Args:
-        evaluation: An `ImageTextEvaluation`.
-    """
+    """Return an `ImageTextEvaluation`: each model, and what the last has over the first."""
     if evaluation.difference is None:
         return sights_table(next(iter(evaluation.models.values())))
     first, last = evaluation.models

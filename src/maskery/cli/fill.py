@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.cli.main import parse, percent, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.ranges import Count, check_ranges
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.fill import Filling
@@ -35,11 +36,11 @@ class Fill:
     """Sentences with one or more [MASK] each."""
     image: Path | None = None
     """A picture to look at, for a model that maskery train pairs or convert has written."""
-    top_k: int = 5
+    top_k: Count = 5
     """Candidates for each mask, and joint completions."""
     words: tuple[str, ...] = ()
     """Words whose probability in place of the first mask is wanted."""
-    beams: int = 10
+    beams: Count = 10
     """Partial fillings that the joint search of several masks keeps."""
     json: bool = False
     """Print JSON on standard output."""
@@ -47,9 +48,7 @@ class Fill:
     def __post_init__(self) -> None:
         if not self.text:
             raise ConfigError('no sentence is given: add one, such as "The [MASK] is red."')
-        for name in ("top_k", "beams"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_ranges(self)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,10 +71,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def describe(filling: Filling) -> str:
-    """A filling for people."""
+    """Return a filling for people."""
     blocks = [filling.text]
     for number, candidates in enumerate(filling.masks, 1):
-        rows = [[c.token, f"{100 * c.probability:.1f}%"] for c in candidates]
+        rows = [[c.token, percent(c.probability)] for c in candidates]
         heading = f"mask {number}:\n" if len(filling.masks) > 1 else ""
         blocks.append(heading + table(rows))
     if filling.completions:

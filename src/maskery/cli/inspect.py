@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, table
-from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.cli.main import parse, print_json, set_up_logging, table
+from maskery.core.ranges import Range, check_ranges
+from maskery.core.system import quick_imports
 from maskery.runs.text.config import TextRunConfig
 
 if TYPE_CHECKING:
@@ -33,17 +33,15 @@ class Inspect:
     """
 
     run: Annotated[TextRunConfig, tyro.conf.OmitArgPrefixes]
-    timed_steps: int = 4
+    timed_steps: Annotated[int, Range(0)] = 4
     """Steps to time for the estimate; 0 for none."""
-    words: int = 15
+    words: Annotated[int, Range(0)] = 15
     """Words on each list."""
     json: bool = False
     """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
-        for name in ("timed_steps", "words"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        check_ranges(self)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,10 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         from maskery.runs.text.inspect import inspect_corpus
 
     found = inspect_corpus(
-        wanted.run,
-        timed_steps=wanted.timed_steps,
-        listed=wanted.words,
-        progress=not wanted.json,
+        wanted.run, timed_steps=wanted.timed_steps, listed=wanted.words, progress=not wanted.json
     )
     if wanted.json:
         print_json(asdict(found))
@@ -67,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def describe(found: Inspection) -> str:
-    """An inspection for people."""
+    """Return an inspection for people."""
     parts = [describe_lengths(found.lengths, found.duplicates), describe_batches(found.batches)]
     parts.append(describe_words(found))
     if found.estimate is not None:
@@ -76,7 +71,7 @@ def describe(found: Inspection) -> str:
 
 
 def describe_lengths(lengths: Lengths, duplicates: int) -> str:
-    """How many examples of which length."""
+    """Return the figures of the lengths, and their histogram."""
     most = max(count for _, count in lengths.histogram)
     rows = [["tokens", "examples", ""]]
     for bound, count in lengths.histogram:
@@ -91,7 +86,7 @@ def describe_lengths(lengths: Lengths, duplicates: int) -> str:
 
 
 def describe_batches(batches: Batches) -> str:
-    """What is computed, and what would be wasted otherwise."""
+    """Return what the steps compute, and what other ways of batching would waste."""
     rows = [["text among the computed tokens", ""]]
     rows += [[name, f"{100 * share:.0f}%"] for name, share in batches.real_share.items()]
     return (
@@ -103,7 +98,7 @@ def describe_batches(batches: Batches) -> str:
 
 
 def describe_words(found: Inspection) -> str:
-    """Unknown words, and those worth a token."""
+    """Return the unknown words, and those worth a token."""
     lines = [f"{found.unknown_tokens:,} unknown tokens"]
     if found.unknown:
         lines[0] += ": " + ", ".join(f"{word} ({count:,})" for word, count in found.unknown)
@@ -122,7 +117,7 @@ def describe_words(found: Inspection) -> str:
 
 
 def describe_estimate(estimate: Estimate, steps: int) -> str:
-    """Time and memory."""
+    """Return time and memory of the whole run."""
     minutes = estimate.seconds / 60
     shown = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{minutes:,.1f} minutes"
     return (

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from maskery.cli.console import parse, set_up_logging
-from maskery.core.startup import quick_imports
+from maskery.cli.main import parse, set_up_logging
+from maskery.core.system import quick_imports
 from maskery.playground.serve import PlaygroundConfig
 
 
@@ -33,7 +33,7 @@ class Playground:
     gallery: Path | None = None
     """A folder of pictures to search, for a model that looks at pictures."""
     cache_dir: Path | None = None
-    """Where the gallery's index is kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    """The folder of the gallery's index. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
     serving: Annotated[PlaygroundConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=PlaygroundConfig
     )

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.cli.main import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError, MaskeryError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
 from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
 
 if TYPE_CHECKING:

@@ -1,19 +1,23 @@
-"""`maskery quickstart` and `maskery quickstart person-search`."""
+"""`maskery quickstart`, `quickstart person-search` and `data draw-people`."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from maskery.cli.console import parse, print_json, set_up_logging, table
+import tyro
+
 from maskery.cli.figures import retrieval_before_after, scores_table
+from maskery.cli.main import parse, percent, print_json, set_up_logging, table
 from maskery.cli.probe import describe
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
-from maskery.core.startup import quick_imports
+from maskery.core.system import quick_imports
+from maskery.people.config import PeopleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class Quickstart:
     """
 
     output: Path = Path("runs/quickstart")
-    """Where the corpus and the run folder go."""
+    """The folder for the corpus and the run."""
     overwrite: bool = False
     """Replace an earlier quickstart in that folder."""
     json: bool = False
@@ -68,7 +72,7 @@ def show(outcome: Any) -> None:
     for before, after in outcome.fills:
         rows = [["before", "", "after", ""]]
         for one, other in zip(before.masks[0], after.masks[0], strict=True):
-            cells = ((fill.token, f"{100 * fill.probability:.1f}%") for fill in (one, other))
+            cells = ((fill.token, percent(fill.probability)) for fill in (one, other))
             rows.append([cell for pair in cells for cell in pair])
         print(f"\n{before.text}\n{table(rows)}")
     print(f"\nthe model is in {result.folder / 'model'}; try it:")
@@ -89,7 +93,7 @@ class QuickstartPersonSearch:
     """
 
     output: Path = Path("runs/quickstart-person-search")
-    """Where the people and the run folder go."""
+    """The folder for the people and the run."""
     overwrite: bool = False
     """Replace an earlier quickstart in that folder."""
     json: bool = False
@@ -101,19 +105,10 @@ def person_search(arguments: Sequence[str]) -> int:
     wanted = parse(QuickstartPersonSearch, "quickstart person-search", arguments)
     set_up_logging(quiet=wanted.json)
     clear_folder(wanted.output, overwrite=wanted.overwrite, mark="people/drawn_people.json")
-    from tqdm import tqdm
-
     with quick_imports():
         from maskery.runs.person_search.quickstart import run_person_search_quickstart
 
-    with tqdm(desc="drawing", unit="picture", leave=False, disable=wanted.json) as bar:
-
-        def draw_progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if done == total:
-                bar.close()
-
+    with drawing_bar(quiet=wanted.json) as draw_progress:
         outcome = run_person_search_quickstart(
             wanted.output, draw_progress=draw_progress, progress=not wanted.json
         )
@@ -135,17 +130,63 @@ def person_search(arguments: Sequence[str]) -> int:
     return 0
 
 
-def clear_folder(output: Path, *, overwrite: bool, mark: str = "python_reference.txt") -> None:
-    """Refuse a folder with something in it, or remove an earlier quickstart.
+@dataclass(frozen=True, kw_only=True)
+class DrawPeople:
+    """Draw people with captions, in the layout of CUHK-PEDES and as pairs.
 
-    Args:
-        output: The folder.
-        overwrite: Remove an earlier quickstart.
-        mark: The file that an earlier quickstart left in it.
+    The same settings give the same pictures; a call that was interrupted is continued by the next.
 
-    Raises:
-        CheckpointError: The folder is in use.
+    Examples:
+      maskery data draw-people people --people 3000
+      maskery train pairs people/pairs_train.jsonl --score-words drawn-people
     """
+
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The folder to draw into: new, empty, or begun with the same settings."""
+    people: Annotated[PeopleConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PeopleConfig)
+    json: bool = False
+    """Print the summary as JSON on standard output."""
+
+
+def draw_people(arguments: Sequence[str]) -> int:
+    """Run `maskery data draw-people`."""
+    wanted = parse(DrawPeople, "data draw-people", arguments)
+    set_up_logging(quiet=wanted.json)
+    from maskery.people import dataset
+
+    with drawing_bar(quiet=wanted.json) as draw_progress:
+        summary = dataset.draw_people(wanted.out, wanted.people, draw_progress)
+    if wanted.json:
+        print_json({**asdict(summary), "folder": str(summary.folder)})
+        return 0
+    for split, count in summary.num_people.items():
+        print(
+            f"{split}: {count:,} people, {summary.num_images[split]:,} pictures, "
+            f"{summary.num_captions[split]:,} captions"
+        )
+    print(f"{summary.num_drawn:,} pictures drawn now; train on them:")
+    print(f"  maskery train pairs {wanted.out / 'pairs_train.jsonl'} --score-words drawn-people")
+    return 0
+
+
+@contextmanager
+def drawing_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Draw a progress bar; yields the function that is told how many of all are drawn."""
+    from tqdm import tqdm
+
+    with tqdm(desc="drawing", unit="picture", leave=False, disable=quiet) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if done == total:  # what follows has bars of its own
+                bar.close()
+
+        yield show
+
+
+def clear_folder(output: Path, *, overwrite: bool, mark: str = "python_reference.txt") -> None:
+    """Remove an earlier quickstart, which has left the file `mark`; refuse other full folders."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     ours = (output / mark).is_file()

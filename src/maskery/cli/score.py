@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, table
+from maskery.cli.main import parse, print_json, set_up_logging, table
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.ranges import Range, check_ranges
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.pseudo_likelihood import Scorer, TextScore
@@ -29,7 +30,7 @@ TEXT_WIDTH = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How likely a model finds sentences: pseudo-log-likelihood, in nats.
+    """Score sentences by how likely a model finds them: pseudo-log-likelihood, in nats.
 
     Each token is masked in turn; the log-probabilities of the true tokens are summed. With
     --method within-word the pieces to the right within the word are hidden too, so that a word of
@@ -55,7 +56,7 @@ class Score:
     """within-word: Kauf and Ivanova 2023; original: Salazar et al. 2020."""
     image: Path | None = None
     """A picture to look at, for a model that maskery train pairs or convert has written."""
-    batch_tokens: int = 4096
+    batch_tokens: Annotated[int, Range(8)] = 4096
     """Tokens computed at once; the scores do not depend on it."""
     encoding: str = "utf-8"
     """The character encoding of the file."""
@@ -65,8 +66,7 @@ class Score:
     """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 8:
-            raise ConfigError(f"batch_tokens is {self.batch_tokens}: it must be at least 8")
+        check_ranges(self)
         if self.tsv and self.json:
             raise ConfigError("--tsv and --json are both given; choose one")
         if self.pairs and self.words:
@@ -77,7 +77,9 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, score, report."""
     wanted = parse(Score, "score", arguments)
     set_up_logging(quiet=True)
-    from maskery.data.corpus.text_files import name_of, read_sentence_pairs, read_sentences
+    from tqdm import tqdm
+
+    from maskery.data.corpus.sentences import name_of, read_sentence_pairs, read_sentences
 
     if wanted.pairs:
         pairs = list(read_sentence_pairs(wanted.file, encoding=wanted.encoding))
@@ -86,15 +88,12 @@ def main(arguments: Sequence[str]) -> int:
         lines = list(read_sentences(wanted.file, encoding=wanted.encoding))
     scorer = open_scorer(wanted)
     refuse_masks(scorer, lines, name_of(wanted.file))
-    scores = list(
-        show_progress(
-            scorer.score(
-                (line.text for line in lines),
-                lambda index: f"{name_of(wanted.file)}: line {lines[index].number}",
-            ),
-            len(lines),
-        )
+    scored = scorer.score(
+        (line.text for line in lines),
+        lambda index: f"{name_of(wanted.file)}: line {lines[index].number}",
     )
+    # No bar where standard error is no terminal.
+    scores = list(tqdm(scored, desc="scoring", total=len(lines), leave=False, disable=None))
     warn_of_unknown_words(scorer, scores)
     numbers = [line.number for line in lines]
     if wanted.pairs:
@@ -105,11 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def open_scorer(wanted: Score) -> Scorer:
-    """What scores: a text model, or an image-text model with or without a picture.
-
-    Raises:
-        ConfigError: A picture is given to a model that reads text alone.
-    """
+    """Open a text model, or an image-text model with or without a picture, for scoring."""
     with quick_imports():
         from maskery.evaluation.image_text.opening import is_image_text, open_image_text
         from maskery.evaluation.text.pseudo_likelihood import Scorer
@@ -132,11 +127,7 @@ def open_scorer(wanted: Score) -> Scorer:
 
 
 def refuse_masks(scorer: Scorer, lines: Iterable[Any], file: str) -> None:
-    """A mask has no probability.
-
-    Raises:
-        ConfigError: A line has one.
-    """
+    """Refuse lines with a mask, which has no probability."""
     for line in lines:
         if scorer.reader.mask_token in line.text:
             raise ConfigError(
@@ -156,31 +147,19 @@ def warn_of_unknown_words(scorer: Scorer, scores: Iterable[TextScore]) -> None:
         )
 
 
-def show_progress(scores: Iterable[TextScore], total: int) -> Iterator[TextScore]:
-    """A bar on standard error, where that is a terminal."""
-    from tqdm import tqdm
-
-    yield from tqdm(scores, desc="scoring", total=total, leave=False, disable=None)
-
-
 def report(wanted: Score, numbers: Sequence[int], scores: Sequence[TextScore]) -> None:
-    """Sentences, and words if wanted."""
+    """Print sentences, and their words if these are asked for."""
+    lines = list(zip(numbers, scores, strict=True))
     if wanted.json:
-        print_json([as_json(n, s, wanted.words) for n, s in zip(numbers, scores, strict=True)])
+        print_json([as_json(n, s, wanted.words) for n, s in lines])
     elif wanted.words:
-        rows = [
-            (number, word.word, word.log_probability, " ".join(word.pieces))
-            for number, score in zip(numbers, scores, strict=True)
-            for word in score.words
+        words = [
+            (n, w.word, w.log_probability, " ".join(w.pieces)) for n, s in lines for w in s.words
         ]
-        print_rows(wanted, WORD_COLUMNS, rows)
+        print_rows(wanted, WORD_COLUMNS, words)
     else:
-        texts = zip(numbers, scores, strict=True)
-        print_rows(
-            wanted,
-            TEXT_COLUMNS,
-            [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in texts],
-        )
+        rows = [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in lines]
+        print_rows(wanted, TEXT_COLUMNS, rows)
     if not (wanted.json or wanted.tsv):
         total, tokens = sum(s.log_probability for s in scores), sum(s.tokens for s in scores)
         print(
@@ -190,9 +169,9 @@ def report(wanted: Score, numbers: Sequence[int], scores: Sequence[TextScore]) -
 
 
 def report_pairs(wanted: Score, numbers: Sequence[int], scores: Sequence[TextScore]) -> None:
-    """Which sentence of each pair is likelier; a tie counts half."""
-    pairs = list(zip(scores[::2], scores[1::2], strict=True))
-    differences = [first.log_probability - second.log_probability for first, second in pairs]
+    """Print which sentence of each pair is likelier; a tie counts half."""
+    pairs = list(zip(numbers, scores[::2], scores[1::2], strict=True))
+    differences = [one.log_probability - other.log_probability for _, one, other in pairs]
     right = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences)
     if wanted.json:
         listed = [
@@ -203,13 +182,13 @@ def report_pairs(wanted: Score, numbers: Sequence[int], scores: Sequence[TextSco
                 "first": as_json(number, first, False),
                 "second": as_json(number, second, False),
             }
-            for number, difference, (first, second) in zip(numbers, differences, pairs, strict=True)
+            for difference, (number, first, second) in zip(differences, pairs, strict=True)
         ]
         print_json({"accuracy": right / len(pairs), "method": wanted.method, "pairs": listed})
         return
     rows = [
         (number, likelier(difference), difference, first.text, second.text)
-        for number, difference, (first, second) in zip(numbers, differences, pairs, strict=True)
+        for difference, (number, first, second) in zip(differences, pairs, strict=True)
     ]
     print_rows(wanted, PAIR_COLUMNS, rows)
     if not wanted.tsv:
@@ -220,12 +199,12 @@ def report_pairs(wanted: Score, numbers: Sequence[int], scores: Sequence[TextSco
 
 
 def likelier(difference: float) -> str:
-    """Which of two sentences is, in a word."""
+    """Return in a word which of two sentences is likelier."""
     return "first" if difference > 0 else "second" if difference < 0 else "tie"
 
 
 def as_json(number: int, score: TextScore, words: bool) -> dict[str, Any]:
-    """A sentence for `--json`."""
+    """Return a sentence for `--json`."""
     described = {"line": number, **asdict(score), "per_token": score.per_token}
     if not words:
         del described["words"]
@@ -233,7 +212,7 @@ def as_json(number: int, score: TextScore, words: bool) -> dict[str, Any]:
 
 
 def print_rows(wanted: Score, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Rows as a table for people, or as tab-separated values."""
+    """Print rows as a table for people, or as tab-separated values."""
     if wanted.tsv:
         writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
@@ -250,7 +229,7 @@ def print_rows(wanted: Score, columns: Sequence[str], rows: Sequence[Sequence[An
 
 
 def cell(value: Any) -> str:
-    """A value for a table."""
+    """Return a value for a table."""
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)

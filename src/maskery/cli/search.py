@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
-from maskery.cli.console import (
+from maskery.cli.main import (
     parse,
+    percent,
     prepare_output,
     print_json,
     set_up_logging,
@@ -18,7 +19,8 @@ from maskery.cli.console import (
     table,
 )
 from maskery.core.errors import ConfigError
-from maskery.core.startup import quick_imports
+from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.retrieval.gallery import Gallery
@@ -43,29 +45,26 @@ class Search:
     """Descriptions of what is looked for, each in quotes."""
     gallery: Path
     """The folder of pictures; folders inside it count, names that start with a dot do not."""
-    top: int = 10
+    top: Count = 10
     """Pictures to show for each query."""
-    rerank: int | None = None
+    rerank: Annotated[int | None, Range(0)] = None
     """The most similar pictures, which the matching head looks at again with the words; 0: none.
     Time grows with it. Default: the model's own setting, or 128."""
     sheet: Path | None = None
     """Also draw the pictures found on a contact sheet, into this PNG file."""
     rehash: bool = False
     """Read every file again, rather than trust those whose size and time are as they were."""
-    batch_images: int = 32
+    batch_images: Count = 32
     """Pictures encoded at once."""
     cache_dir: Path | None = None
-    """Where the index is kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    """The folder of the index. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
     json: bool = False
     """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
         if not self.text:
             raise ConfigError('no query is given: add one, such as "a woman in a red coat"')
-        for name, least in (("top", 1), ("rerank", 0), ("batch_images", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}: it must be at least {least}")
+        check_ranges(self)
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ConfigError(f"--sheet is '{self.sheet}': it is written as PNG; end it with .png")
 
@@ -119,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def describe(gallery: Gallery) -> str:
-    """What the gallery holds, and what has changed."""
+    """Return what the gallery holds, and what has changed."""
     changes = gallery.changes
     parts = [f"{len(gallery):,} pictures"]
     if changes.encoded:
@@ -132,11 +131,10 @@ def describe(gallery: Gallery) -> str:
 
 
 def listing(text: str, hits: Sequence[Hit]) -> str:
-    """One query's pictures for people."""
+    """Return one query's pictures for people."""
     rows = [["", "match", "similarity", "picture"]]
     for number, hit in enumerate(hits, 1):
-        match = "" if hit.match is None else f"{100 * hit.match:.1f}%"
-        rows.append([f"{number}", match, f"{hit.similarity:.3f}", hit.path])
+        rows.append([f"{number}", percent(hit.match), f"{hit.similarity:.3f}", hit.path])
     # Paths are read from the left.
     aligned = table([row[:3] for row in rows]).splitlines()
     lines = [
@@ -147,7 +145,7 @@ def listing(text: str, hits: Sequence[Hit]) -> str:
 
 
 def as_json(wanted: Search, gallery: Gallery, found: Sequence[Found]) -> dict[str, object]:
-    """Everything that was found: one result for each query, in their order."""
+    """Return everything that was found: one result for each query, in their order."""
     return {
         "gallery": shown(wanted.gallery),
         "pictures": len(gallery),
@@ -167,7 +165,7 @@ def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     for text, hits in found:
         cells = []
         for number, hit in enumerate(hits, 1):
-            score = f"{hit.similarity:.3f}" if hit.match is None else f"{100 * hit.match:.1f}%"
+            score = percent(hit.match) or f"{hit.similarity:.3f}"
             image = read_picture(folder, hit.path).load()
             cells.append(Cell(image=image, label=(f"{number}.  {score}", hit.path)))
         rows.append(SheetRow(heading=text, cells=cells))

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging
-from maskery.core.stopping import signals_stop
+from maskery.cli.main import parse, print_json, set_up_logging
+from maskery.core.system import signals_stop
 from maskery.runs.text.tokenize import TokenizeConfig, tokenize_corpus
 
 

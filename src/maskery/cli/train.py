@@ -1,11 +1,11 @@
-"""`maskery train text`, `train pairs`, `train person-search`, and `train --config`."""
+"""`maskery train text`, `pairs`, `person-search` and `--config`; `maskery report`."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 from collections.abc import Sequence
-from dataclasses import make_dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,17 +13,18 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.console import parse, print_json, set_up_logging, take_config
+from maskery.cli.main import parse, print_json, set_up_logging, take_config
 from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
-from maskery.core.startup import is_main_process, quick_imports
+from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
     KINDS,
+    SAMPLES,
     kind_of,
     load_config,
     open_run,
     read_settings,
 )
-from maskery.runs.frame.run_folder import repeated_folder
+from maskery.runs.frame.run_folder import has_model, repeated_folder
 
 log = logging.getLogger(__name__)
 
@@ -198,11 +199,7 @@ def report(kind: str, result: Any, *, as_json: bool) -> None:
 
 
 def length_of(summary: Any) -> list[str]:
-    """Return steps, tokens and time in a line; none where no time was spent.
-
-    Args:
-        summary: The `Summary` of a run.
-    """
+    """Return the steps, tokens and time of a `Summary`; nothing where no time was spent."""
     if summary.resumed_from >= summary.steps:
         return [f"the run was already finished: {summary.steps} steps"]
     if summary.seconds <= 0:
@@ -214,12 +211,7 @@ def length_of(summary: Any) -> list[str]:
 
 
 def show(kind: str, result: Any) -> None:
-    """Print the figures of a result, and what to do with its model.
-
-    Args:
-        kind: Of the run.
-        result: A `TextResult`, `PairsResult` or `PersonSearchResult`.
-    """
+    """Print the figures of a run's result, and what to do with its model."""
     from maskery.cli import figures
 
     folder = result.folder
@@ -256,3 +248,31 @@ def finish_report(folder: Path) -> None:
         log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
     except MaskeryError as error:
         log.warning("no report is drawn: %s", error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Draw the report of a run again: report.html and curves.png in its folder.
+
+    Examples:
+      maskery report runs/meditations-minilm
+      maskery report runs/meditations-minilm --resample
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder; a run that is still going gets a report of what there is."""
+    resample: bool = False
+    """Also compute the sample fills and changed words again, as after a change of the corpus."""
+
+
+def redraw(arguments: Sequence[str]) -> int:
+    """Run `maskery report`."""
+    wanted = parse(Report, "report", arguments)
+    set_up_logging(quiet=True)
+    from maskery.report.page import write_report
+
+    run = open_run(wanted.run)
+    if has_model(run.folder) and (wanted.resample or not (run.folder / SAMPLES).is_file()):
+        run.save_samples()
+    print(f"the report is {write_report(run.folder)}")
+    return 0

@@ -18,7 +18,7 @@ import torch.distributed
 from accelerate import PartialState
 
 from maskery.core.errors import MaskeryError, OtherProcessError, reason_of
-from maskery.core.startup import launched_world_size
+from maskery.core.system import launched_world_size
 
 # The main process may tokenise a corpus for hours while the others wait.
 PATIENCE = timedelta(days=14)
@@ -28,17 +28,11 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among those of its run.
+    """This process among those of its run."""
 
-    Attributes:
-        rank: From 0; the process of rank 0 is the main one, which writes.
-        world_size: How many processes there are.
-        group: The group of `torch.distributed` for messages; None with one process.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    group: Any = None
+    rank: int = 0  # From 0; the process of rank 0 is the main one, which writes
+    world_size: int = 1  # How many processes there are
+    group: Any = None  # The group of `torch.distributed` for messages; None with one process
 
     @property
     def is_main(self) -> bool:

@@ -38,22 +38,14 @@ class Range:
 
     None is always allowed: a setting that may be None is not set then. Of a tuple, every number
     must be in the range.
-
-    Attributes:
-        low: The smallest; None for no limit.
-        high: The largest; None for no limit.
-        above: True if `low` itself is not allowed.
-        below: True if `high` itself is not allowed.
-        unit: Follows the limits in messages, such as `pixels`.
-        hint: Ends the message with what to do; `{flag}` in it becomes the flag of the field.
     """
 
-    low: float | None = None
-    high: float | None = None
-    above: bool = False
-    below: bool = False
-    unit: str = ""
-    hint: str = ""
+    low: float | None = None  # The smallest; None for no limit
+    high: float | None = None  # The largest; None for no limit
+    above: bool = False  # True if `low` itself is not allowed
+    below: bool = False  # True if `high` itself is not allowed
+    unit: str = ""  # Follows the limits in messages, such as `pixels`
+    hint: str = ""  # Ends the message with what to do; `{flag}` in it becomes the flag of the field
 
     def __contains__(self, value: object) -> bool:
         number: Any = value

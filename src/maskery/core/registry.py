@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from maskery.core.errors import PluginError, reason_of
+from maskery.core.errors import MissingExtraError, PluginError, reason_of
 
 T = TypeVar("T")
 PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
@@ -132,11 +132,6 @@ def is_plugin(choice: object) -> bool:
 def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
     """Load the object that `FILE.py:NAME` names; the file runs once in a process.
 
-    Args:
-        choice: `FILE.py:NAME`.
-        flag: The flag that names it, for messages.
-        contract: What it must be, for messages.
-
     Raises:
         PluginError: The choice comes from a file, or the plug-in's file is missing, fails when it
             runs, or has no such name.
@@ -222,3 +217,25 @@ def anchored_choice(choice: str) -> str:
     if match is None or Path(match["file"]).is_absolute():
         return choice
     return type(choice)(f"{Path(match['file']).absolute()}:{match['name']}")
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which extra brings it.
+
+    Args:
+        module: The importable name, for example `"PIL.Image"`.
+        extra: The extra of the `maskery` distribution that installs it.
+        purpose: Completes "... is needed to <purpose>" in the message.
+
+    Raises:
+        MissingExtraError: The module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        # The missing one may be another that `module` imports, as torch.utils.tensorboard does.
+        missing = (error.name or module).partition(".")[0]
+        raise MissingExtraError(
+            f"{missing} is needed to {purpose} and is not installed; "
+            f"install it with: pip install 'maskery[{extra}]'"
+        ) from error

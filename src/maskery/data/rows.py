@@ -19,12 +19,19 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
+from maskery.data.batching import Layout, PlannedSource, Template, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
-from maskery.data.plan import Layout, PlannedSource
-from maskery.data.text_source import Template, assemble
-from maskery.data.tokenise import encode_texts
+from maskery.data.tokenise import (
+    BYTE_LEVEL_SPACE,
+    METASPACE,
+    encode_texts,
+    is_byte_level,
+    starts_word_table,
+)
 
 Row = Mapping[str, Any]
+# The class of a character that goes with any other.
+ANY = -1
 
 
 def tokenise_rows(
@@ -32,12 +39,8 @@ def tokenise_rows(
 ) -> list[dict[str, Any]]:
     """Tokenise texts into rows with word starts, for a dataset that fits into memory.
 
-    Longer texts are cut into several rows, so no token is lost; empty texts give none.
-
-    Args:
-        texts: One text a row.
-        tokenizer: Of the model.
-        max_length: The most tokens of a row, special ones included.
+    Texts of more than `max_length` tokens, special ones included, are cut into several rows, so no
+    token is lost; empty texts give none.
     """
     template = Template.of(tokenizer)
     room = max_length - template.num_special
@@ -127,14 +130,7 @@ def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 class RowSource(PlannedSource):
-    """The batches of a run over rows in memory.
-
-    Args:
-        rows: Tokenised, special tokens included.
-        batch_tokens: The most tokens of a step.
-        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
-        layout: Packed or padded, as the model.
-        seed: Of the order.
+    """The batches of a run over rows in memory, special tokens included; see `PlannedSource`.
 
     Raises:
         DataError: There are no rows.
@@ -169,3 +165,68 @@ class RowSource(PlannedSource):
             np.zeros(len(chosen), np.int64),
             Template(prefix=(), suffix=()),
         )
+
+
+class PieceWords:
+    """Finds the words of token ids from the tokenizer's pieces, where the text is gone.
+
+    WordPiece marks pieces that go on (`##ing`), Metaspace and byte-level tokenizers pieces that
+    begin (`▁the`, `Ġthe`), others the end (`the</w>`). Byte-level tokenizers also cut between
+    letters, digits and other characters, as GPT-2 does. Where nothing is marked, each token is a
+    word.
+    Special tokens are words of their own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: Sequence[int]) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        vocabulary = tokenizer.get_vocab()
+        size = max(vocabulary.values(), default=-1) + 1
+        self._begins = np.zeros(size, np.bool_)
+        self._ends = np.zeros(size, np.bool_)
+        # By class of character; the same on both sides cuts nowhere.
+        self._first, self._last = np.zeros(size, np.int8), np.zeros(size, np.int8)
+        # A tokenizer in Python has no backend; those with pieces write them as BERT does.
+        model = None if backend is None else backend.model
+        prefix = getattr(model, "continuing_subword_prefix", "##" if backend is None else "")
+        suffix = getattr(model, "end_of_word_suffix", "")
+        byte_level = backend is not None and is_byte_level(backend)
+        marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
+        if prefix and any(token.startswith(prefix) for token in vocabulary):
+            for token, index in vocabulary.items():
+                self._begins[index] = not token.startswith(prefix)
+        elif suffix:
+            for token, index in vocabulary.items():
+                self._ends[index] = token.endswith(suffix)
+        elif backend is not None and any(token.startswith(marker) for token in vocabulary):
+            table = starts_word_table(backend)
+            self._begins[: len(table)] = table[:size]
+            for token, index in vocabulary.items() if byte_level else ():
+                text = token.removeprefix(marker)
+                # A lone marker is the start of a word that whatever follows goes on with.
+                self._last[index] = _kind(text[-1]) if text else ANY
+                self._first[index] = _kind(text[0]) if text else ANY
+        else:
+            self._begins[:] = True
+        own = [index for index in special_ids if index < size]
+        self._begins[own] = self._ends[own] = True
+
+    def __call__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return the first token of each word: (T,) bool.
+
+        Args:
+            ids: (T,) int64; the first of a row is to be taken for a start as well.
+        """
+        starts = self._begins[ids]
+        before, after = self._last[ids[:-1]], self._first[ids[1:]]
+        starts[1:] |= self._ends[ids[:-1]] | ((before != after) & (before != ANY))
+        starts[:1] = True
+        return starts
+
+
+def _kind(character: str) -> int:
+    """Return the class of a byte-level character: 0 letter, 1 digit, 2 other, 3 white space."""
+    if 0x100 <= ord(character) <= 0x120:  # the stand-ins of bytes up to the space
+        return 3
+    if not character.isascii() or character.isalpha():
+        return 0  # bytes of other scripts are letters, for most
+    return 1 if character.isdigit() else 2

@@ -45,11 +45,7 @@ def partial_of(path: Path) -> Path:
 
 
 def create_owned(path: Path) -> IO[bytes]:
-    """Create a file that is owned until it is closed or its process ends, however it ends.
-
-    Raises:
-        OSError: It cannot be created.
-    """
+    """Create a file that is owned until it is closed or its process ends, however it ends."""
     nameless = path.with_name(f"{path.name}.new")
     stream = nameless.open("xb")
     try:
@@ -63,12 +59,7 @@ def create_owned(path: Path) -> IO[bytes]:
 
 
 def ownerless(folder: Path, inside: str = "") -> Iterator[Path]:
-    """Find names from `partial_of` in a folder that a process of this machine left behind.
-
-    Args:
-        folder: Where to look; not below it.
-        inside: The file from `create_owned` in each, where they are folders.
-    """
+    """Find names from `partial_of` in a folder that a process of this machine left behind."""
     for path in folder.glob(f"*.partial-{_machine()}-*"):
         if not _is_owned(path / inside):
             yield path

@@ -1,10 +1,11 @@
-"""From a corpus to a token store, once for each (content, tokenizer)."""
+"""From a corpus to a token store, once for each (content, tokenizer), or to a vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,19 +13,27 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.data.store import FORMAT, TokenStore, TokenStoreWriter
-from maskery.data.words import starts_word_table, word_starts
 
 log = logging.getLogger(__name__)
 
+# Enough to keep the tokenizer's threads busy, and little beside the memory of a run.
 BATCH_CHARS = 1_000_000
 BATCH_TEXTS = 2_000
+# The lead bytes of the CJK ideographs U+4000 to U+9FFF in UTF-8.
+CJK_LEAD_BYTES = range(0xE4, 0xEA)
+# How a space before a word is written by Metaspace and by byte-level tokenizers.
+METASPACE, BYTE_LEVEL_SPACE = "▁", "Ġ"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CONTINUING = "##"
+# Rarer characters are left to [UNK]; the trainer's own default.
+MAX_ALPHABET = 1000
 
 
 class Example(Protocol):
@@ -66,11 +75,7 @@ def default_cache_dir() -> Path:
 
 
 def tokenise(
-    corpus: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    cache_dir: Path,
-    *,
-    progress: bool = True,
+    corpus: Examples, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
     """Return the token store of a corpus, made now or found from an earlier run.
 
@@ -91,15 +96,7 @@ def tokenise(
     vocab_size = vocabulary_size(tokenizer)
     about = {"tokenizer": tokenizer.name_or_path, "vocab_size": vocab_size}
     with TokenStoreWriter(folder, vocab_size=vocab_size, about=about) as writer:
-        bar = tqdm(
-            total=corpus.num_bytes,
-            desc="tokenising",
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            disable=not progress,
-        )
-        with bar:
+        with byte_bar(corpus.num_bytes, "tokenising", progress) as bar:
             encode = encoder(tokenizer, backend)
             num_tokens = 0
             for texts, ids in batched(corpus):
@@ -115,6 +112,13 @@ def tokenise(
             )
         writer.finish()
     return TokenStore.open(folder, verify=False)
+
+
+def byte_bar(total: int | None, doing: str, progress: bool, *, leave: bool = False) -> tqdm[Any]:
+    """Return a progress bar that counts bytes."""
+    return tqdm(
+        total=total, desc=doing, unit="B", unit_scale=True, leave=leave, disable=not progress
+    )
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
@@ -194,3 +198,110 @@ def batched(
             texts, ids, chars = [], [], 0
     if texts:
         yield texts, ids
+
+
+def byte_level_alphabet() -> dict[str, int]:
+    """Return byte-level BPE's printable stand-in for each byte (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in printable)
+    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def is_byte_level(backend: Tokenizer) -> bool:
+    """Return True if the tokenizer's pieces are bytes in GPT-2's printable stand-ins."""
+    return "ByteLevel" in str(backend.pre_tokenizer) + str(backend.decoder)
+
+
+def starts_word_table(backend: Tokenizer) -> npt.NDArray[np.bool_]:
+    """Mark the tokens that start a word whatever stands before them: (V,) bool.
+
+    Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
+    which split at spaces only; and they take any text for one word where nothing is split before
+    the model. So an ideograph starts a word, as in Chinese BERT, and so does a space marker.
+    """
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
+    byte_level = is_byte_level(backend)
+    alphabet = byte_level_alphabet() if byte_level else {}
+    # Elsewhere Ġ is a letter (of Maltese).
+    marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
+    for token, index in vocabulary.items():
+        text = token.lstrip(marker)
+        if byte_level:
+            ideograph = bool(text) and alphabet.get(text[0], 0) in CJK_LEAD_BYTES
+        else:
+            ideograph = bool(text) and "\u3400" <= text[0] <= "\u9fff"
+        table[index] = token.startswith(marker) or ideograph
+    return table
+
+
+def word_starts(
+    encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Mark the first token of each word of one encoded text: (t,) bool.
+
+    Args:
+        encoding: What the tokenizer returned, without special tokens.
+        ids: (t,) its token ids.
+        always: From `starts_word_table`.
+    """
+    words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
+    starts = np.ones(len(ids), np.bool_)
+    starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
+    # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
+    return starts
+
+
+def train_wordpiece(
+    corpus: Examples, vocab_size: int, *, progress: bool = True
+) -> PreTrainedTokenizerBase:
+    """Learn a lower-casing WordPiece vocabulary of at most `vocab_size` pieces.
+
+    The result depends on the corpus alone, so a repeated run gets the same tokenizer. The trainer
+    by itself does not see to that: it numbers continuing characters in the order of a randomly
+    seeded hash table, and breaks ties between merges by those numbers. So the corpus is read once
+    more, before, and the trainer is told the alphabet and its numbers.
+    """
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text in _texts(corpus, "reading the alphabet", progress):
+        counts.update(text)
+    # Each character may need two pieces: one that starts a word and one that continues it.
+    limit = min(MAX_ALPHABET, (vocab_size - len(SPECIAL)) // 2)
+    alphabet = alphabet_of(backend, counts, limit)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL + [CONTINUING + c for c in alphabet if may_continue(backend, c)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_texts(corpus, "learning a vocabulary", progress), trainer)
+    return BertTokenizer(vocab=backend.get_vocab(), model_max_length=512)
+
+
+def alphabet_of(backend: Tokenizer, counts: Counter[str], limit: int) -> list[str]:
+    """Return the `limit` most frequent normalised characters, sorted; ties go to the lower."""
+    normal: Counter[str] = Counter()
+    for character, count in counts.items():
+        for part in backend.normalizer.normalize_str(character):
+            if not part.isspace():
+                normal[part] += count
+    ranked = sorted(normal, key=lambda character: (-normal[character], character))
+    return sorted(ranked[:limit])
+
+
+def may_continue(backend: Tokenizer, character: str) -> bool:
+    """Return True if a character can stand inside a word; punctuation and ideographs cannot."""
+    normal = backend.normalizer.normalize_str(f"a{character}")
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)] == [normal]
+
+
+def _texts(corpus: Examples, doing: str, progress: bool) -> Iterator[str]:
+    with byte_bar(corpus.num_bytes, doing, progress) as bar:
+        for example in corpus:
+            yield example.text
+            bar.update(corpus.bytes_read - bar.n)

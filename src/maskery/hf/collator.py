@@ -24,8 +24,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from maskery.core.batch import IGNORE_INDEX, MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError, DataError
-from maskery.data.rows import Row, flat_column, flatten
-from maskery.data.words import PieceWords
+from maskery.data.rows import PieceWords, Row, flat_column, flatten
 from maskery.masking.config import MaskingConfig, PolicyChoice
 from maskery.masking.masker import Masker
 
@@ -53,7 +52,6 @@ class MaskCollator:
     workers see it.
 
     Args:
-        tokenizer: Of the model.
         masking: The settings to start from; BERT's if None.
         policy: As in `Masker.of`: a name, `FILE.py:NAME`, or an object.
         rate: Share of the tokens that is masked, in expectation.

@@ -89,9 +89,6 @@ class PackedCollator(MaskCollator):
     """Masks rows and lays them end to end, for a model with Maskery's attention.
 
     Args:
-        tokenizer: Of the model.
-        masking: Policy, rate and shares; BERT's if None.
-        seed: From 0 to 2**64 - 1.
         first_position: The position id of a row's first token.
     """
 

@@ -32,7 +32,7 @@ POLICIES: Registry[Policy | PolicyMaker] = Registry(
     {
         "token": "maskery.masking.policies:TokenPolicy",
         "word": "maskery.masking.policies:WordPolicy",
-        "span": "maskery.masking.spans:SpanPolicy",
+        "span": "maskery.masking.policies:SpanPolicy",
     },
 )
 register_policy = POLICIES.register

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError, MaskeryError, reason_of
 from maskery.core.random import Stream, to_integers, to_uniforms
-from maskery.core.vocabulary import Vocabulary
 from maskery.masking.config import POLICIES, MaskingConfig, PolicyChoice
 from maskery.masking.policies import BoolArray, Draws, IntArray, Policy, Selection
 
@@ -110,8 +109,6 @@ class Masker:
 
         Args:
             batch: Sequences with their special tokens; not modified.
-            epoch: From 0.
-            progress: The share of the run that is done.
 
         Raises:
             PluginError: The policy breaks its contract.
@@ -138,9 +135,6 @@ class Masker:
 
         It has the same policy at a constant rate, shows every masked token as `[MASK]` (RaSa,
         section 3.2), and draws independently of this masker.
-
-        Args:
-            mask_rate: Share of maskable tokens.
         """
         config = replace(
             self.config,
@@ -223,7 +217,6 @@ def at_least_one(
 
     Args:
         selection: Of a policy; not modified.
-        batch: The sequences.
         maskable: (T,) bool.
         draws: Decides where the policy gives no `values`.
     """
@@ -267,8 +260,6 @@ def corrupt(
         positions: (M,) int64, ascending: the masked tokens.
         anchors: (M,) int64 or None: tokens with the same anchor are corrupted alike.
         vocabulary: The mask token and the ids that may replace one.
-        draws: The randomness.
-        config: The shares.
 
     Returns:
         (T,) int64.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+PolicyMaker: TypeAlias = "Callable[[PreTrainedTokenizerBase], Policy]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,6 @@ class Draws:
         """Return a random word for each (example id, position): (N,) uint32.
 
         Args:
-            stream: What the draws are for.
             example_ids: (N,) uint64.
             positions: (N,) int64, from 0; in documents, as `batch.starts`.
         """
@@ -108,9 +108,6 @@ class Policy(Protocol):
         """
 
 
-PolicyMaker: TypeAlias = "Callable[[PreTrainedTokenizerBase], Policy]"
-
-
 @dataclass(frozen=True, kw_only=True)
 class TokenPolicy:
     """Mask each maskable token with probability `rate` (BERT, section 3.1)."""
@@ -148,3 +145,105 @@ def words_of(batch: TokenBatch) -> tuple[IntArray, IntArray]:
     starts = batch.word_starts.copy()
     starts[batch.boundaries[:-1][batch.lengths > 0]] = True
     return np.flatnonzero(starts), np.cumsum(starts) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanPolicy:
+    """Mask spans of whole words, their lengths geometric and cut at `longest` (SpanBERT, 3.1).
+
+    SpanBERT draws spans one after another until 15% of a sequence is masked. Here the words of a
+    sequence are walked once, unmasked gaps and masked spans in turn, both drawn independently (a
+    renewal process started in its steady state). Span lengths have SpanBERT's distribution exactly,
+    spans never touch, the expected share is the rate, and all sequences are walked at once. As in
+    SpanBERT, the tokens of a span are corrupted alike.
+
+    Each word decides by a draw of its own, named by its place in the document, whether a span
+    starts there that is not in the way of an earlier one. So windows of other lengths
+    (`--max-length`) have the same spans, but for a few words after the start of a window: whether
+    a span comes in from before cannot be seen there.
+    """
+
+    p: float = 0.2  # Parameter of the geometric distribution of lengths
+    longest: int = 10  # Longest span, in words
+
+    def select(
+        self, batch: TokenBatch, maskable: BoolArray, rate: float, draws: Draws
+    ) -> Selection:
+        """Choose spans."""
+        first, word = words_of(batch)
+        span_of_word, firsts = walk_spans(batch, first, rate, draws, self.p, self.longest)
+        # A word outside spans is named by itself: it may be the one mask of a bare example.
+        named = first.copy()
+        inside = span_of_word >= 0
+        named[inside] = first[firsts[span_of_word[inside]]]
+        return Selection(
+            selected=inside[word] & maskable,
+            anchors=named[word],
+            values=draws.uniforms(Stream.SELECT, batch)[first][word],
+        )
+
+
+def span_lengths(p: float, longest: int) -> npt.NDArray[np.float64]:
+    """(longest,) float64: P(length = 1), ..., P(length = longest), SpanBERT's distribution."""
+    weights = p * (1.0 - p) ** np.arange(longest)
+    chances: npt.NDArray[np.float64] = weights / weights.sum()
+    return chances
+
+
+def walk_spans(
+    batch: TokenBatch, first: IntArray, rate: float, draws: Draws, p: float, longest: int
+) -> tuple[IntArray, IntArray]:
+    """Walk every sequence in gaps and spans.
+
+    Args:
+        first: (W,) int64, the first token of each word.
+        rate: Expected share of words in spans.
+
+    Returns:
+        (W,) int64, the span of each word or -1; (S,) int64, the first word of each span.
+    """
+    chances = span_lengths(p, longest)
+    mean_span = float(np.arange(1, longest + 1) @ chances)
+    # Gaps are geometric from 1 on, so that spans never touch, with the mean that gives the rate;
+    # the configuration keeps the rate in reach.
+    chance = min(rate / (mean_span * (1.0 - rate)), 1.0)
+    begin = draws.uniforms(Stream.SPAN, batch)[first]
+    length = draws.uniforms("span lengths", batch)[first]
+    bounds = np.searchsorted(first, batch.boundaries)
+    begins = begin < np.float32(chance)
+    lengths = np.searchsorted(np.cumsum(chances), length).clip(max=longest - 1) + 1
+    # A sequence starts as if the walk had gone on for ever: inside a span with probability `rate`,
+    # of which P(rest = k) = P(length >= k) / mean length is left; else in a gap, without memory.
+    heads = bounds[:-1][np.diff(bounds) > 0]
+    rests = np.cumsum(np.cumsum(chances[::-1])[::-1] / mean_span)
+    begins[heads] = begin[heads] < np.float32(rate)
+    lengths[heads] = np.searchsorted(rests, length[heads]).clip(max=longest - 1) + 1
+    starts = np.flatnonzero(begins)
+    limits = bounds[np.searchsorted(bounds, starts, side="right")]
+    ends = np.minimum(starts + lengths[starts], limits)
+    kept = _first_that_fit(starts, ends, np.searchsorted(starts, bounds))
+    firsts, sizes = starts[kept], (ends - starts)[kept]
+    span_of_word = np.full(len(first), -1, np.int64)
+    inside = np.arange(int(sizes.sum())) + np.repeat(firsts - (np.cumsum(sizes) - sizes), sizes)
+    span_of_word[inside] = np.repeat(np.arange(len(firsts)), sizes)
+    return span_of_word, firsts
+
+
+def _first_that_fit(starts: IntArray, ends: IntArray, bounds: IntArray) -> IntArray:
+    """Return the spans that are left where each leaves out those it covers or touches.
+
+    Args:
+        starts: (C,) int64, ascending: where a span may start.
+        ends: (C,) int64, behind its last word.
+        bounds: (B + 1,) int64, the first candidate of each sequence.
+    """
+    following = np.searchsorted(starts, ends + 1)
+    current, last = bounds[:-1], bounds[1:]
+    kept = []
+    # One span of every sequence at a time: some twenty rounds at 512 tokens.
+    while len(current):
+        going = current < last
+        current, last = current[going], last[going]
+        kept.append(current)
+        current = following[current]
+    return np.sort(np.concatenate([*kept, np.zeros(0, np.int64)]))

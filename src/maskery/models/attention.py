@@ -57,15 +57,15 @@ def attention_forward(
 
     Args:
         module: The layer that calls.
-        query: (B, H, L, E); (1, H, T, E) when packed.
-        key: (B, G, L, E), G dividing H.
+        query: (B, H, L, E); (1, H, T, E) when packed. Keys and values have G heads, dividing H.
+        key: (B, G, L, E).
         value: (B, G, L, E).
         attention_mask: None when packed.
         dropout: Chance of an attention weight to be dropped.
         scaling: Factor of the scores. Default: 1 / sqrt(E).
         sliding_window: Attend where |i - j| < sliding_window.
-        cu_seq_lens_q: (segments + 1,) int32 when packed.
-        max_length_q: The longest segment when packed.
+        cu_seq_lens_q: (S + 1,) int32 when packed, with the longest segment as `max_length_q`.
+        max_length_q: See above.
         kwargs: Passed on to SDPA when not packed.
 
     Returns:
@@ -154,19 +154,9 @@ def segment_attention(
     dropout: float = 0.0,
     reach: int | None = None,
 ) -> torch.Tensor:
-    """Bidirectional attention of each segment to itself.
+    """Attend in both directions within each segment; all tensors are (T, H, E).
 
-    Args:
-        query: (T, H, E); and so are `key` and `value`.
-        key: Likewise.
-        value: Likewise.
-        boundaries: Of the segments, from 0 to T.
-        scale: Factor of the scores.
-        dropout: Chance of an attention weight to be dropped.
-        reach: With a sliding window, the furthest distance |i - j| attended to.
-
-    Returns:
-        (T, H, E).
+    `boundaries` go from 0 to T; `reach` is the furthest |i - j| of a sliding window.
     """
     runs = runs_of(boundaries)
     if dropout > 0.0:
@@ -299,17 +289,14 @@ def varlen_attention(
     """Attend within each segment as `segment_attention` does, with boundaries on the device.
 
     Args:
-        query: (T, H, E).
-        key: (T, G, E), G dividing H; and so is `value`.
-        value: Likewise.
+        query: (T, H, E); keys and values are (T, G, E), G dividing H.
+        key: See above.
+        value: See above.
         boundaries: (S + 1,) int32, from 0 to T; segments may be empty.
         longest: At least the tokens of the longest segment.
         scale: Factor of the scores.
-        dropout: Must be 0: neither kernel has any.
-        reach: With a sliding window, the furthest distance |i - j| attended to.
-
-    Raises:
-        ConfigError: Dropout is asked for.
+        dropout: Must be 0, else a ConfigError: neither kernel has any.
+        reach: The furthest distance |i - j| of a sliding window.
     """
     if dropout > 0.0:
         raise ConfigError(

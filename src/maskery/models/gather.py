@@ -15,13 +15,9 @@ import torch.distributed
 
 @torch.no_grad()
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Collect rows from every process, in the order of their ranks.
+    """Collect (B, ...) of each process, in the order of their ranks, to (G, ...) on every one.
 
-    Args:
-        rows: (B, ...); B may differ between processes. Gradients do not pass.
-
-    Returns:
-        (G, ...), the same on every process.
+    B may differ between processes. Gradients do not pass.
     """
     if num_processes() == 1:
         return rows
@@ -58,13 +54,7 @@ class Crowd:
 
     @classmethod
     def of(cls, num_rows: int, length: int, device: torch.device) -> Crowd:
-        """Agree on sizes with the other processes.
-
-        Args:
-            num_rows: B.
-            length: Of this process's rows, where they differ between processes (padded text).
-            device: Where the rows are.
-        """
+        """Agree with the other processes on B and on the length of rows (padded text)."""
         if num_processes() == 1:
             places = torch.arange(num_rows, device=device)
             return cls(sizes=(num_rows,), longest=length, order=places, mine=places)

@@ -186,14 +186,8 @@ def pack_static(
 ) -> StaticInputs:
     """Pack a batch, then padding in sequences of its own, then empty sequences.
 
-    Where more tokens are masked than there are rows, those that are left out of the loss are spread
-    evenly over the batch; they stay corrupted in the input.
-
-    Args:
-        masked: A batch that fits: at most T tokens, in few enough sequences.
-        shapes: The sizes that it is filled up to.
-        pad_token_id: Stands in the padding.
-        first_position: The position id of a sequence's first token.
+    The batch must fit in `shapes`. Where more tokens are masked than there are rows, those that are
+    left out of the loss are spread evenly over the batch; they stay corrupted in the input.
     """
     real, size = masked.batch.num_tokens, shapes.num_tokens
     ids = np.full(size, pad_token_id, np.int64)

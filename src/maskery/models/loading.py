@@ -30,9 +30,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import ModelError
-from maskery.core.optional import require
-from maskery.core.vocabulary import vocabulary_size
+from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE
 
@@ -44,6 +44,8 @@ ATTENTION_DROPOUTS = (
 )
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")
 ALIASES = ("minilm",)
+# The file of a sentence encoder that lists its modules; `models/pooling.py` reads it.
+MODULES = "modules.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +90,8 @@ def resolve(name: str) -> str:
 
 
 def known_as(name: str) -> str:
-    """Return one name for a model, however it is spelt: its folder's full path, or its name.
-
-    An alias stands for the same model wherever it is installed, so it stays.
-    """
+    """Return one name for a model, however it is spelt: its folder's full path, or its name."""
+    # An alias stands for the same model wherever it is installed, so it stays.
     folder = None if name in ALIASES else _model_folder(Path(name).expanduser())
     return name if folder is None else str(folder.resolve())
 
@@ -124,11 +124,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """Load the configuration of a model.
-
-    Raises:
-        ModelError: It cannot be read, or its family has no masked-language-modelling head.
-    """
+    """Load a model's configuration; families without a masked-language-modelling head fail."""
     try:
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -199,8 +195,7 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
     """Call `kind.from_pretrained` without its reports; returns the model and what was missing.
 
     Raises:
-        ModelError: The weights are missing, damaged, a pickle that asks to run code, or of other
-            shapes than the configuration describes.
+        ModelError: Weights are missing, damaged, a pickle that asks to run code, or misshapen.
     """
     try:
         with quiet_transformers():
@@ -259,13 +254,7 @@ def _own_missing(model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
 
 
 def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Refuse weights that leave a part of the encoder at random.
-
-    A head may be new, and nothing that we train reads a pooler.
-
-    Raises:
-        ModelError: Parameters of the encoder are missing.
-    """
+    """Refuse weights that leave a part of the encoder at random, except a head or a pooler."""
     prefix = f"{model.base_model_prefix}."
     random = sorted(
         key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
@@ -340,13 +329,10 @@ def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -
 
 @torch.no_grad()
 def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_size: int) -> None:
-    """Grow the embeddings and the head, in place; each new word starts as the mean of its pieces.
+    """Grow the embeddings and the head to `vocab_size` rows, in place.
 
-    Args:
-        hf: A masked language model.
-        pieces: By the id of each new word, the ids it was cut into before; where there are none,
-            the mean over the whole vocabulary is taken.
-        vocab_size: Ids of the tokenizer now; the model gets at least so many rows.
+    `pieces` has, by the id of each new word, the ids it was cut into before. It starts as their
+    mean; where there are none, as that of the whole vocabulary.
     """
     old = int(hf.config.vocab_size)
     if vocab_size > old:
@@ -373,10 +359,7 @@ def start_new_head(
     With both, the untrained head already predicts the corpus' unigram distribution sharpened by
     the encoder's similarity to its own input embeddings, and no layer starts from noise.
 
-    Args:
-        model: A masked language model.
-        new: Names of its parameters that no checkpoint had.
-        token_counts: (V,) int64: how often each token stands in the corpus.
+    `new` names the parameters that no checkpoint had; `token_counts` is (V,) int64.
     """
     output = model.get_output_embeddings()
     for name, module in model.named_modules():

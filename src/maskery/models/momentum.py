@@ -73,11 +73,7 @@ class MomentumTwin(Generic[ModelT]):
         return {name: tensor for name, tensor in everything.items() if name in own}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state_dict` gave.
-
-        Raises:
-            CheckpointError: It belongs to a model of another make.
-        """
+        """Restore what `state_dict` gave; that of another model is a CheckpointError."""
         try:
             wrong = sorted(self.state_dict().keys() ^ state.keys())
             if wrong:
@@ -127,14 +123,10 @@ class FeatureQueue:
 
     @torch.no_grad()
     def enqueue(self, features: torch.Tensor, ids: torch.Tensor) -> None:
-        """Write a batch over the oldest features.
+        """Write a batch, (B, E) of unit length and (B,) int64, over the oldest features.
 
         Features that are not finite are left out, and the old one stays in its place: the loop
         skips a spoilt step, and its features would spoil every step after it.
-
-        Args:
-            features: (B, E), unit length.
-            ids: (B,) int64.
         """
         size, num_new = len(self), len(ids)
         kept = min(size, num_new)
@@ -148,18 +140,11 @@ class FeatureQueue:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors that `load_state_dict` restores the queue from."""
-        return {
-            "features": self.features,
-            "ids": self.ids,
-            "pointer": torch.tensor(self.pointer),
-        }
+        pointer = torch.tensor(self.pointer)
+        return {"features": self.features, "ids": self.ids, "pointer": pointer}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state_dict` gave.
-
-        Raises:
-            CheckpointError: It belongs to a queue of another size.
-        """
+        """Restore what `state_dict` gave; that of another size is a CheckpointError."""
         shape = tuple(state["features"].shape)
         if shape != tuple(self.features.shape):
             raise CheckpointError(

@@ -32,8 +32,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
+from maskery.core.batch import Vocabulary
 from maskery.core.errors import ModelError, reason_of
-from maskery.core.vocabulary import Vocabulary
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, can_pack
 from maskery.models.loading import Loaded
@@ -57,12 +57,7 @@ class OwnConfig(PreTrainedConfig):  # type: ignore[misc]  # Transformers is not 
 
 
 class OwnModel(PreTrainedModel):  # type: ignore[misc]
-    """A plain module in the shape of a Hugging Face masked language model.
-
-    Args:
-        config: Its sizes.
-        module: With the four parts that this file's docstring names.
-    """
+    """A plain module in the shape of a Hugging Face masked language model."""
 
     config_class = OwnConfig
     base_model_prefix = "encoder"
@@ -149,11 +144,7 @@ def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
 
 
 def load_own_weights(module: nn.Module, folder: str | Path) -> None:
-    """Read the weights of a plain module that a run has saved, in place.
-
-    Args:
-        module: Of the class and sizes that were trained.
-        folder: A model folder.
+    """Read the weights of a plain module that a run has saved in a model folder, in place.
 
     Raises:
         ModelError: There are none, or they are of another module.
@@ -197,11 +188,7 @@ def _wrapped(module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
 
 @torch.no_grad()
 def _check_shapes(module: Any, *, pad: int) -> int:
-    """Try a module on two short sequences; returns D.
-
-    Raises:
-        ModelError: It fails, or returns other shapes.
-    """
+    """Try a module on two short sequences; returns D. Other shapes are a ModelError."""
     name, was_training = type(module).__name__, module.training
     device = next(module.parameters()).device
     real = torch.tensor([[1, 1, 0], [1, 1, 1]], device=device)

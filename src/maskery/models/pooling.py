@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from maskery.core.errors import ModelError
+from maskery.models.loading import MODULES
 
-MODULES = "modules.json"
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken")
 # Old settings: one flag a mode.
 FLAGS = {
@@ -85,14 +85,9 @@ class Pooling:
         return cls(**settings)
 
     def pool(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Pool hidden states.
+        """Pool hidden states (T, D), special tokens included, to (B, D * number of modes) float32.
 
-        Args:
-            hidden: (T, D) float, the sequences end to end, special tokens included.
-            lengths: (B,) int64, the tokens of each; none is 0.
-
-        Returns:
-            (B, D) float32, or (B, D * number of modes).
+        `lengths` is (B,) int64, the tokens of each sequence; none is 0.
         """
         hidden = hidden.float()
         ends = lengths.cumsum(0)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.optional import require
 from maskery.core.random import Stream
+from maskery.core.registry import require
 from maskery.people.attributes import Identity
 from maskery.people.bags import draw_bag_before, draw_bag_behind
 from maskery.people.body import body_of

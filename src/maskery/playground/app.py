@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maskery.core.errors import MaskeryError
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.playground.requests import (
     BODY_BYTES,
     PICTURE_BYTES,
@@ -66,10 +66,6 @@ ResultT = TypeVar("ResultT")
 
 def make_app(session: Session, worker: Worker | None = None) -> Starlette:
     """Make the application of some models.
-
-    Args:
-        session: Answers the calls.
-        worker: Runs them, one at a time.
 
     Raises:
         MissingExtraError: starlette is not installed.

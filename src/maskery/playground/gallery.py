@@ -26,11 +26,6 @@ RERANK = 16
 class GallerySearch:
     """A gallery and one model.
 
-    Args:
-        opened: The model.
-        folder: Holds the pictures.
-        cache_dir: Where the index is kept.
-
     Raises:
         DataError: There is no picture in it.
         ModelError: The model's features cannot be compared.

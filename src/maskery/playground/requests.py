@@ -37,17 +37,12 @@ class RequestError(MaskeryError):
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One key of a request.
+    """One key of a request."""
 
-    Attributes:
-        check: Turns a JSON value into a checked one, or raises `RequestError`.
-        default: The value of a key that is missing.
-        required: True if the key must not be missing.
-    """
-
+    # Turns a JSON value into a checked one, or raises `RequestError`
     check: Callable[[str, Any], Any]
-    default: Any = None
-    required: bool = False
+    default: Any = None  # The value of a key that is missing
+    required: bool = False  # True if the key must not be missing
 
 
 def text(name: str, value: Any) -> str:

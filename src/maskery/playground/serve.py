@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from maskery.core.errors import ConfigError
-from maskery.core.optional import require
 from maskery.core.ranges import Range, check_ranges
+from maskery.core.registry import require
 
 if TYPE_CHECKING:
     from maskery.playground.session import Session
@@ -34,8 +34,6 @@ def serve(
     """Serve until interrupted.
 
     Args:
-        session: Answers the calls.
-        config: The port.
         ready: Called with the address once it is known.
 
     Raises:

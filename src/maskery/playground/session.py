@@ -35,7 +35,6 @@ class Session:
     Args:
         names: Run folders, model folders or hub names.
         gallery: A folder of pictures to search with the first model that looks at pictures.
-        cache_dir: Where the gallery's index is kept.
 
     Raises:
         ModelError: One cannot be opened, or cannot search.
@@ -263,12 +262,7 @@ class Session:
 
 
 class Shifted:
-    """A text with the tokenizer's own mask token, and the way back to places in the original.
-
-    Args:
-        text: With `[MASK]`s.
-        mask_token: The tokenizer's spelling of a mask.
-    """
+    """A text with the tokenizer's own mask token, and the way back to places in the original."""
 
     def __init__(self, text: str, mask_token: str) -> None:
         self.text = text.replace(MASK, mask_token)

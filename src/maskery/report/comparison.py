@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from maskery.core.files import METRICS
+from maskery.core.system import METRICS
 from maskery.evaluation.text.comparison import Row
 from maskery.report.curves import held_out_charts
 from maskery.report.page import fill_template, metrics_of

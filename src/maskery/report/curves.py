@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskery.core.optional import require
+from maskery.core.registry import require
+from maskery.core.system import write_whole
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
@@ -51,32 +52,20 @@ Series = dict[str, tuple[tuple[float, float], ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of a chart.
+    """One line of a chart."""
 
-    Attributes:
-        name: Shown in the legend.
-        points: (step, value) in order of steps.
-        marked: True to draw each point, for curves of few points.
-    """
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    marked: bool = False
+    name: str  # Shown in the legend
+    points: tuple[tuple[float, float], ...]  # (step, value) in order of steps
+    marked: bool = False  # True to draw each point, for curves of few points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A few curves over the same steps.
+    """A few curves over the same steps."""
 
-    Attributes:
-        title: The quantity, with its unit.
-        curves: At least one.
-        percent: True if values are shares, to be shown in percent.
-    """
-
-    title: str
-    curves: tuple[Curve, ...]
-    percent: bool = False
+    title: str  # The quantity, with its unit
+    curves: tuple[Curve, ...]  # At least one
+    percent: bool = False  # True if values are shares, to be shown in percent
 
 
 def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -198,10 +187,6 @@ def draw_svg(chart: Chart) -> str:
 def draw_picture(charts: Sequence[Chart], path: Path) -> None:
     """Draw all charts into one PNG, for slides and issues.
 
-    Args:
-        charts: At least one.
-        path: The .png to write.
-
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
@@ -219,10 +204,9 @@ def draw_picture(charts: Sequence[Chart], path: Path) -> None:
         axes.set_title(chart.title, fontsize=10, loc="left")
         if len(chart.curves) > 1:
             axes.legend(fontsize=8, frameon=False)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as stream:
-        figure.savefig(stream, format="png", dpi=130)
-    partial.replace(path)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    write_whole(path, stream.getvalue())
 
 
 def _draw(chart: Chart, axes: Any) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import METRICS, read_metrics
-from maskery.core.optional import require
+from maskery.core.registry import require
+from maskery.core.system import METRICS, read_metrics, write_whole
 from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
 from maskery.report.tables import main_tables, other_figures
 
@@ -33,28 +33,17 @@ NOTHING = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The files of a run folder that its report shows.
+    """The files of a run folder that its report shows."""
 
-    Attributes:
-        name: Of the folder.
-        metrics: The lines of `metrics.jsonl`.
-        evaluation: Held-out figures; empty before the run is finished.
-        samples: Sample fills and environment; empty if they were not computed.
-        config: `config.yaml` as text.
-    """
-
-    name: str
-    metrics: list[dict[str, Any]]
-    evaluation: dict[str, Any]
-    samples: dict[str, Any]
-    config: str
+    name: str  # Of the folder
+    metrics: list[dict[str, Any]]  # The lines of `metrics.jsonl`
+    evaluation: dict[str, Any]  # Held-out figures; empty before the run is finished
+    samples: dict[str, Any]  # Sample fills and environment; empty if they were not computed
+    config: str  # `config.yaml` as text
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` and `curves.png` into a run folder.
-
-    Args:
-        folder: A run, finished or not.
 
     Returns:
         The path of the page.
@@ -70,9 +59,7 @@ def write_report(folder: Path) -> Path:
     try:
         if charts:
             draw_picture(charts, folder / CURVES)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(page, "utf-8")
-        partial.replace(path)
+        write_whole(path, page.encode())
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be written ({error.strerror})") from error
     return path

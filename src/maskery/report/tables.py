@@ -31,36 +31,23 @@ LEFT_OUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A value with its interval, as text.
+    """A value with its interval, as text."""
 
-    Attributes:
-        value: The figure.
-        interval: Empty if none is known.
-        better: True for a difference for the better; None if its interval holds 0.
-    """
-
-    value: str
-    interval: str = ""
-    better: bool | None = None
+    value: str  # The figure
+    interval: str = ""  # Empty if none is known
+    better: bool | None = None  # True for a difference for the better; None if its interval holds 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Figures in columns.
+    """Figures in columns."""
 
-    Attributes:
-        title: The question that the table answers.
-        corner: The heading of the labels, such as "held out".
-        columns: The other headings.
-        rows: A label and one figure a column, or None.
-        note: The number of things that the figures are averages over.
-    """
-
-    title: str
-    corner: str
-    columns: tuple[str, ...]
+    title: str  # The question that the table answers
+    corner: str  # The heading of the labels, such as "held out"
+    columns: tuple[str, ...]  # The other headings
+    # A label and one figure a column, or None
     rows: tuple[tuple[str, tuple[Figure | None, ...]], ...]
-    note: str
+    note: str  # The number of things that the figures are averages over
 
 
 def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:

@@ -21,7 +21,7 @@ import torch
 
 from maskery.core.batch import StaticShapes
 from maskery.core.task import StandIn
-from maskery.data.plan import PlannedSource
+from maskery.data.batching import PlannedSource
 from maskery.masking.masker import Masker
 from maskery.models.attention import FLASH_CAPABILITY
 

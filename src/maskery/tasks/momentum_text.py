@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError
 from maskery.core.random import token_uniforms
 from maskery.core.task import moved, part_of
-from maskery.core.vocabulary import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -136,15 +135,9 @@ class MomentumTextMLM:
     ) -> None:
         """Make the twin, and the head that MRTD needs.
 
-        Args:
-            model: The encoder with its head.
-            config: Settings.
-            vocabulary: Of the tokenizer.
-            masker: Masks the text for masked language modelling. Its seed also draws the weights
-                of the new head.
-            mrtd_masker: Masks it anew for the twin to fill; another seed makes its masks
-                independent. Its seed also draws the samples.
-            pin_memory: Prepare batches in page-locked memory, for a GPU.
+        The seed of `masker` also draws the weights of that head. `mrtd_masker` masks the text anew
+        for the twin to fill; its seed, which also draws the samples, must be another one.
+        `pin_memory` prepares batches in page-locked memory, for a GPU.
         """
         if config.detects:
             model.add_head(HEAD, new_head(model.hf.config.hidden_size, seed=masker.seed))

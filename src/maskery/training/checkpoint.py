@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import replace_folder, write_whole
+from maskery.core.system import replace_folder, write_whole
 from maskery.training.snapshot import (
     EXTRA,
     MODEL,
@@ -43,7 +43,6 @@ class Checkpoints:
     """The checkpoints of one run folder, written one at a time in a thread.
 
     Args:
-        folder: `checkpoints/` of the run.
         keep: How many of the newest stay, beside the best.
 
     Attributes:
@@ -61,7 +60,6 @@ class Checkpoints:
         """Write a checkpoint in the thread; the write before must be over (`finish`).
 
         Args:
-            snapshot: The state to write.
             first: Called in the thread before that.
         """
         assert self._writing is None
@@ -84,9 +82,7 @@ class Checkpoints:
         """Call `begin`, unless the disk is too full: then warn, and keep the checkpoint before.
 
         Args:
-            snapshot: The state to write.
             must: True to try in any case, because nothing comes after it.
-            first: As in `begin`.
         """
         missing = self.room_for(snapshot)
         if missing is None or must:

@@ -1,7 +1,8 @@
-"""The lines of `metrics.jsonl`: means over steps, spikes, held-out figures and the best of them.
+"""Lines of `metrics.jsonl`: means over steps, spikes, held-out figures and the best; callbacks.
 
 Everything in a line but the speed follows from the steps, so a resumed run writes the same lines.
-Trackers of other tools get a copy of each line, through accelerate.
+Trackers of other tools get a copy of each line, through accelerate; `Callback` is for code of one's
+own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from maskery.core.errors import ConfigError, MissingExtraError
-from maskery.core.files import METRICS, flush, read_metrics, write_whole
 from maskery.core.processes import Processes
+from maskery.core.system import METRICS, flush, read_metrics, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,14 @@ HISTORY, LEAST_HISTORY = 32, 8  # of fewer lines the deviation says little
 MAD_OF_NORMAL = 0.6745
 # Below this share of the loss nothing is called a spike, however quiet the lines before were.
 LEAST_RISE = 0.1
+EVENTS = ("on_step", "on_evaluation", "on_save", "on_end")
 
 
 class Tracker:
     """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`.
 
     Args:
-        folder: The run folder.
         trackers: Names of trackers of accelerate's that get every line too, as `kind/name`.
-        settings: Of the run, for trackers that show them.
     """
 
     def __init__(
@@ -215,11 +215,7 @@ class Window:
 
 
 class SpikeWatch:
-    """Compares each line's loss with the lines before it.
-
-    Args:
-        losses: Losses of the lines before, oldest first.
-    """
+    """Compares each line's loss with the lines before it."""
 
     def __init__(self, losses: Iterable[float] = ()) -> None:
         self._losses = deque(losses, maxlen=HISTORY)
@@ -241,7 +237,6 @@ class Journal:
 
     Args:
         tracker: Writes the lines; used by the main process alone.
-        processes: The processes of the run.
         best_metric: The held-out figure that tells the best; None for the first of a line.
 
     Attributes:
@@ -341,3 +336,60 @@ class Journal:
             return False
         self._best, self.best_step = value, step
         return True
+
+
+class Callback(Protocol):
+    """Subclass it and define the methods you need; the others do nothing.
+
+    Every process of a run calls its own callbacks, but for `on_save`. An exception ends the run as
+    any error does; a run of one process writes a checkpoint of the last step first, so that
+    `--resume auto` goes on from there.
+    """
+
+    def on_step(self, step: int, figures: Mapping[str, torch.Tensor]) -> None:
+        """Called after each optimiser step, once its line in `metrics.jsonl` is written.
+
+        Args:
+            step: Optimiser steps done, from 1.
+            figures: What `Stepper.step` returned: scalars on the device, and reading one waits for
+                it.
+        """
+
+    def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Called after each evaluation on held-out data.
+
+        Args:
+            step: Optimiser steps done; 0 before the first.
+            figures: As they stand in `metrics.jsonl`.
+        """
+
+    def on_save(self, step: int, folder: Path) -> None:
+        """Called by the main process after a step that finds a new checkpoint on disk.
+
+        Args:
+            step: Optimiser steps done when its state was copied; it is written while steps go on.
+            folder: The checkpoint, complete. The run deletes it when newer ones take its place.
+        """
+
+    def on_end(self) -> None:
+        """Called once when a run ends, whether it is done, was stopped or failed."""
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Check that callbacks have every method, before a run finds out at its first checkpoint.
+
+    Raises:
+        ConfigError: One lacks a method, or is a class where an object is meant.
+    """
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise ConfigError(
+                f"the callback {callback.__name__} is a class; give an object of it: "
+                f"{callback.__name__}()"
+            )
+        missing = [name for name in EVENTS if not callable(getattr(callback, name, None))]
+        if missing:
+            raise ConfigError(
+                f"the callback {type(callback).__name__} has no {' and no '.join(missing)}; derive "
+                f"its class from maskery.training.journal.Callback, whose methods do nothing"
+            )

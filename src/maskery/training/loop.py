@@ -18,67 +18,47 @@ from tqdm import tqdm
 
 from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
 from maskery.core.processes import lost_process
-from maskery.core.stopping import SIGNALS, Interrupted, StopSignals
+from maskery.core.system import SIGNALS, Interrupted, StopSignals
 from maskery.core.task import BatchSource, Prepared, Task
-from maskery.training.callbacks import Callback, check_callbacks
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import BaseTrainingConfig
-from maskery.training.journal import Journal, Tracker
+from maskery.training.journal import Callback, Journal, Tracker, check_callbacks
 from maskery.training.parallel import gather
-from maskery.training.prefetch import Prefetch
 from maskery.training.snapshot import Position, SnapshotMaker, restore
-from maskery.training.stepper import BadSteps, Stepper
+from maskery.training.stepper import BadSteps, Prefetch, Stepper
 
 Evaluate = Callable[[int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An optimiser step whose random decisions are taken.
+    """An optimiser step whose random decisions are taken."""
 
-    Attributes:
-        number: From 0, over the whole run.
-        epoch: From 0.
-        epoch_step: From 0, within the epoch.
-        micro: This process's micro-batches.
-    """
-
-    number: int
-    epoch: int
-    epoch_step: int
-    micro: Sequence[Prepared]
+    number: int  # From 0, over the whole run
+    epoch: int  # From 0
+    epoch_step: int  # From 0, within the epoch
+    micro: Sequence[Prepared]  # This process's micro-batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Length and speed of a run that has ended.
+    """Length and speed of a run that has ended."""
 
-    Attributes:
-        steps: Optimiser steps of the whole run.
-        tokens: Real tokens that all processes trained on since they started or resumed.
-        seconds: Time spent in steps since then.
-        resumed_from: The step it went on from; 0 for a fresh run.
-    """
-
-    steps: int
-    tokens: int
-    seconds: float
-    resumed_from: int
+    steps: int  # Optimiser steps of the whole run
+    tokens: int  # Real tokens that all processes trained on since they started or resumed
+    seconds: float  # Time spent in steps since then
+    resumed_from: int  # The step it went on from; 0 for a fresh run
 
 
 class TrainingLoop:
     """Trains a task from its first or its last saved step to the end.
 
     Args:
-        task: The task to train.
-        source: Gives its batches.
-        optimiser: Made by `build_optimiser`.
         config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
         identity: Settings and data that a resumed run must share, as JSON.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
-        callbacks: Called as `Callback` describes.
         progress: False for no progress bar.
 
     Raises:

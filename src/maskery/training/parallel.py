@@ -49,8 +49,6 @@ def spread(
     Args:
         task: Its `model` is replaced (DDP) or changed in place (FSDP2), and so is its twin's.
         optimiser: Made of the model's parameters.
-        sharding: `ddp` or `fsdp`.
-        device: The device of this process.
     """
     if join_processes().world_size == 1:
         task.model.to(device)

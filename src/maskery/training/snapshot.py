@@ -45,23 +45,15 @@ UNSOUND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """The place of a run from which everything else about its next step follows.
+    """The place of a run from which everything else about its next step follows."""
 
-    Attributes:
-        step: Optimiser steps done.
-        epoch: The epoch of the next step.
-        epoch_step: Steps done in that epoch.
-        identity: Settings and data that a resumed run must share, as JSON.
-        window: For each process, its sums since the last line of `metrics.jsonl`, by name.
-        bad_steps: How many of the last steps in a row were skipped for not being finite.
-    """
-
-    step: int
-    epoch: int
-    epoch_step: int
-    identity: str
+    step: int  # Optimiser steps done
+    epoch: int  # The epoch of the next step
+    epoch_step: int  # Steps done in that epoch
+    identity: str  # Settings and data that a resumed run must share, as JSON
+    # For each process, its sums since the last line of `metrics.jsonl`, by name
     window: tuple[Mapping[str, float], ...] = ()
-    bad_steps: int = 0
+    bad_steps: int = 0  # How many of the last steps in a row were skipped for not being finite
 
     def to_json(self) -> str:
         """Return the text of `state.json`."""
@@ -76,14 +68,10 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The state of a run after a step, which no later step changes.
+    """The state of a run after a step, which no later step changes."""
 
-    Attributes:
-        position: The step it was taken after.
-        files: By file name, its tensors; empty on other processes than the main one.
-    """
-
-    position: Position
+    position: Position  # The step it was taken after
+    # By file name, its tensors; empty on other processes than the main one
     files: Mapping[str, Mapping[str, torch.Tensor]]
 
     @property
@@ -115,8 +103,6 @@ class SnapshotMaker:
         Where processes share tensors, every one of them must call this.
 
         Args:
-            task: Gives model and extra state.
-            optimiser: Gives its moments.
             position: The step after which this is.
             keeps: False on processes that only give their parts of shared tensors.
         """
@@ -194,10 +180,6 @@ def restore(
 def restore_task(path: Path, task: Task[Any, Any]) -> int:
     """Load the weights of a checkpoint into a task, to use it and not to train on.
 
-    Args:
-        path: The checkpoint.
-        task: Made as in the run that wrote it.
-
     Returns:
         The step of the checkpoint.
 
@@ -244,11 +226,6 @@ def _position_in(path: Path) -> Position:
 
 def require_same_run(checkpoint: Path, stored: str, own: str) -> None:
     """Check that a run may go on from a checkpoint.
-
-    Args:
-        checkpoint: Its folder, for the message.
-        stored: The identity in the checkpoint.
-        own: The identity of the run now.
 
     Raises:
         CheckpointError: They differ; the message names the settings.

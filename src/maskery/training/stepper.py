@@ -1,4 +1,4 @@
-"""One optimiser step of a task; the loop, and whoever writes a loop of their own, takes steps here.
+"""One optimiser step of a task, and `Prefetch`; the loop, or a loop of your own, takes steps here.
 
     stepper = Stepper(task, TrainingConfig(learning_rate=1e-3), total_steps=100)
     for number in range(100):
@@ -12,8 +12,10 @@ over every micro-batch of every process, so it does not depend on how the step i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+import queue
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -23,9 +25,18 @@ from torch.distributed.tensor import DTensor
 from maskery.core.processes import join_processes
 from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.config import BaseTrainingConfig, TrainingConfig
-from maskery.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
+from maskery.training.optimiser import (
+    build_optimiser,
+    exact_sums,
+    learning_rate_factor,
+    resolve_precision,
+    set_learning_rate,
+)
 from maskery.training.parallel import clip_gradients, explain_unused, last_backward, spread
-from maskery.training.precision import exact_sums, resolve_precision
+
+ItemT = TypeVar("ItemT")
+# Seconds to wait for the thread at the end; it may hang in a read that never returns.
+PATIENCE = 5.0
 
 
 class Stepper:
@@ -71,8 +82,6 @@ class Stepper:
 
         Args:
             number: The step, from 0.
-            batches: This process's micro-batches.
-            epoch: From 0.
         """
         progress = number / self.total_steps
         return prepare_all(self.task, batches, epoch=epoch, progress=progress)
@@ -225,3 +234,78 @@ class BadSteps:
     def free_to_ask(self) -> bool:
         """Return True if asking does not wait for a device."""
         return not isinstance(self._in_a_row, torch.Tensor) or self._in_a_row.device.type == "cpu"
+
+
+class Prefetch(Generic[ItemT]):
+    """Iterates over `items` one ahead, in a thread.
+
+    An exception of the thread is raised where the item would have come, with a note of where it
+    came from. Use as a context manager, so that the thread ends with the loop.
+
+    Args:
+        items: Prepared one after another in the thread.
+        depth: How many prepared items may wait to be taken.
+        gives_up: Called about once a second while an item is waited for; True ends the iteration.
+    """
+
+    def __init__(
+        self,
+        items: Iterator[ItemT],
+        depth: int = 2,
+        *,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._items, self._gives_up = items, gives_up
+        self._queue: queue.Queue[tuple[ItemT | None, BaseException | None]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
+
+    def __enter__(self) -> Iterator[ItemT]:
+        self._thread.start()
+        return self._take()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        # A thread that still waits, as for a server that does not answer, is left behind.
+        self._thread.join(PATIENCE)
+
+    def _fill(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except BaseException as error:
+            error.add_note("raised in the thread that prepares the next steps")
+            self._put((None, error))
+
+    def _put(self, entry: tuple[ItemT | None, BaseException | None]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _take(self) -> Iterator[ItemT]:
+        while True:
+            try:
+                item, error = self._queue.get(timeout=1.0)
+            except queue.Empty:
+                # It puts a last entry whatever happens, unless the interpreter is going down.
+                if not self._thread.is_alive() and self._queue.empty():
+                    raise RuntimeError(
+                        "the thread that prepares the next steps has died without a word"
+                    ) from None
+                if self._gives_up():
+                    return
+                continue
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item

@@ -12,7 +12,7 @@ from maskery.core.errors import DataError
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import CaptionCorpus, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.vocabulary import train_wordpiece
+from maskery.data.tokenise import train_wordpiece
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskery.core.errors import ConfigError, DataError
-from maskery.data.plan import cut_by_padded_size, cut_by_sum
+from maskery.data.batching import cut_by_padded_size, cut_by_sum, cut_windows
 from maskery.data.shards.epoch import (
     Epoch,
     count_steps,
@@ -22,7 +22,6 @@ from maskery.data.shards.epoch import (
     window_histogram,
     window_order,
 )
-from maskery.data.text_source import cut_windows
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=200).map(lambda x: np.array(x))
 

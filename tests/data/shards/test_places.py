@@ -14,12 +14,12 @@ from shard_folders import contents, shard
 from tiny_text import lines
 
 from maskery.core.errors import DataError, MissingExtraError
+from maskery.data.batching import Template
 from maskery.data.corpus.files import holds_shards
 from maskery.data.shards import places
 from maskery.data.shards.places import LocalPlace, RemotePlace, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import create_owned, partial_of
-from maskery.data.text_source import Template
 
 TEMPLATE = Template(prefix=(2,), suffix=(3,))
 ADDRESS = "memory://bucket/shards"

@@ -14,11 +14,11 @@ from tiny_text import lines
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.task import StandIn
+from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import LocalPlace
 from maskery.data.shards.source import ShardSource, TokenShards
-from maskery.data.text_source import Template, TextSource
 from maskery.data.tokenise import tokenise
 
 TEMPLATE = Template(prefix=(2,), suffix=(3,))

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import Vocabulary
 from maskery.evaluation.image_text.image_ablation import score_pairs, score_words
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.masking.config import MaskingConfig

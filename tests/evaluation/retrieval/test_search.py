@@ -168,20 +168,22 @@ def test_bad_queries_are_one_line(
         Searcher(opened, gallery, ranked_by(0)).search(text)
 
 
-def test_searching_and_explaining_need_names_alone(opened: OpenImageText, tmp_path: Path) -> None:
-    """The public functions take folders, files and words."""
+def test_searching_and_explaining_take_files(opened: OpenImageText, tmp_path: Path) -> None:
+    """Pictures are folders, files or bytes, and the model may be one that was saved."""
     save_tiny_pairs(tmp_path / "pictures", 5)
     opened.model.save_pretrained(tmp_path / "model")
     opened.tokenizer.save_pretrained(tmp_path / "model")
     save_model_retrieval(tmp_path / "model", opened.retrieval)
-    folders = (str(tmp_path / "model"), str(tmp_path / "pictures"))
-    found = search(*folders, ["all red", "a blue square"], top=3, cache_dir=str(tmp_path / "cache"))
+    named, folder = open_image_text(str(tmp_path / "model")), str(tmp_path / "pictures")
+    found = search(
+        named, folder, ["all red", "a blue square"], top=3, cache_dir=str(tmp_path / "cache")
+    )
     assert [len(hits) for hits in found] == [3, 3]
     gallery = open_gallery(opened, tmp_path / "pictures", cache_dir=tmp_path / "cache")
     assert search(opened, gallery, "all red", top=3)[0][0].path == found[0][0].path
     name = str(tmp_path / "pictures" / "000.png")
     (by_name, by_bytes) = (
-        explain(folders[0], picture, "all red") for picture in (name, Path(name).read_bytes())
+        explain(named, picture, "all red") for picture in (name, Path(name).read_bytes())
     )
     assert [word.word for word in by_name.words] == [word.word for word in by_bytes.words]
     assert np.array_equal(by_name.words[0].heat, by_bytes.words[0].heat)

@@ -12,19 +12,18 @@ from tiny_text import lines, save_tiny_model, spoil
 
 from maskery.cli.main import main
 from maskery.core.errors import DataError, ModelError
+from maskery.data.batching import Template, assemble
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encode_texts
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
     compare,
-    evaluate,
     score_examples,
     summarise,
     token_rows,
 )
-from maskery.evaluation.text.opening import OpenModel, held_out_source, open_model
+from maskery.evaluation.text.opening import OpenModel, evaluate, held_out_source, open_model
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel

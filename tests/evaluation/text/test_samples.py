@@ -10,9 +10,8 @@ import torch
 from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM
 
-from maskery.core.batch import TokenBatch
-from maskery.core.vocabulary import Vocabulary
-from maskery.data.text_source import Template, assemble
+from maskery.core.batch import TokenBatch, Vocabulary
+from maskery.data.batching import Template, assemble
 from maskery.data.tokenise import encode_texts
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.samples import rank_changes, sample_text, whole_words

@@ -13,7 +13,7 @@ from fork_server import ForkServer
 from safetensors.torch import load_file
 from tiny_persons import save_cuhk
 
-from maskery.core.files import METRICS, read_metrics
+from maskery.core.system import METRICS, read_metrics
 
 SETTINGS = (
     *("--max-steps", "4", "--batch-pairs", "7", "--learning-rate", "1e-3", "--vocab-size", "200"),

@@ -14,7 +14,7 @@ from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM, pipeline
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import read_metrics
+from maskery.core.system import read_metrics
 from maskery.core.task import EXTRA_STATE
 from maskery.data.corpus.config import CorpusConfig
 from maskery.masking.config import MaskingConfig

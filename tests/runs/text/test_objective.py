@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM
 
-from maskery.core.errors import CheckpointError
-from maskery.core.files import read_metrics
+from maskery.core.errors import CheckpointError, PluginError
+from maskery.core.system import read_metrics
 from maskery.core.task import EXTRA_STATE
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import TextResult, train_text
@@ -103,6 +103,16 @@ def test_a_head_is_trained_kept_resumed_and_saved(config: TextRunConfig, tmp_pat
     goes_on = load_file(run(further).folder / "model" / EXTRA_STATE)
     for name, tensor in head.items():
         torch.testing.assert_close(goes_on[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_an_objective_that_cannot_be_loaded_is_told_before_anything_is_read(
+    config: TextRunConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus.txt").unlink()
+    missing = TextMLMConfig(objective=f"{tmp_path / 'sized.py'}:other")
+    with pytest.raises(PluginError, match="other"):
+        run(replace(config, objectives=missing))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_objective_is_another_run(config: TextRunConfig, tmp_path: Path) -> None:

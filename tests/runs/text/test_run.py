@@ -15,7 +15,7 @@ from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM, pipeline
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, MaskeryError, ModelError
-from maskery.core.files import read_metrics
+from maskery.core.system import read_metrics
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.models.loading import load_masked_lm

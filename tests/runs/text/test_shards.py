@@ -13,7 +13,7 @@ from shard_folders import contents
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
-from maskery.core.files import read_metrics
+from maskery.core.system import read_metrics
 from maskery.data.corpus.config import StreamingConfig
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.source import ShardSource

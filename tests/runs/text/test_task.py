@@ -13,7 +13,7 @@ import torch
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import ConfigError
-from maskery.core.files import read_metrics
+from maskery.core.system import read_metrics
 from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.runs.text import prepare as text_task
 from maskery.runs.text.config import TextRunConfig

@@ -33,11 +33,7 @@ class TextSource(Protocol):
 
 
 class HubDataset:
-    """A split of a dataset of the hub, loaded or opened for streaming.
-
-    Raises:
-        DataError: The hub cannot be reached, or it has no such dataset, configuration or split.
-    """
+    """A split of a dataset of the hub, loaded or opened for streaming."""
 
     def __init__(self, name: HubName, config: CorpusConfig) -> None:
         import datasets
@@ -53,11 +49,7 @@ class HubDataset:
             raise explain(name, error) from error
 
     def texts(self, reading: Reading) -> Iterator[str]:
-        """Yield the texts of the split.
-
-        Raises:
-            DataError: The text column is missing or holds no strings, or the network fails.
-        """
+        """Yield the texts of the split."""
         try:
             yield from read_dataset(self.dataset, reading)
         except MaskeryError:
@@ -66,11 +58,7 @@ class HubDataset:
             raise explain(self.hub_name, error) from error
 
     def fingerprint(self) -> str:
-        """Return the library's hash of the content, or the hub's revision.
-
-        Raises:
-            DataError: The dataset is streamed and the hub cannot be asked for its revision.
-        """
+        """Return the library's hash of the content, or the hub's revision."""
         content = "" if self.config.stream else str(self.dataset._fingerprint)
         if self.config.stream:
             import huggingface_hub
@@ -102,11 +90,7 @@ class GivenTexts:
         self.data: Any = list(data) if iter(data) is data else data
 
     def texts(self, reading: Reading) -> Iterator[str]:
-        """Yield the texts.
-
-        Raises:
-            DataError: One is no string and no record with one, or the iterable fails.
-        """
+        """Yield the texts."""
         try:
             if hasattr(self.data, "column_names"):
                 yield from read_dataset(self.data, reading)
@@ -134,11 +118,7 @@ class GivenTexts:
 
 
 def read_dataset(dataset: Any, reading: Reading) -> Iterator[str]:
-    """Yield the texts of a `Dataset` or `IterableDataset`.
-
-    Raises:
-        DataError: The text column is missing or holds no strings.
-    """
+    """Yield the texts of a `Dataset` or `IterableDataset`."""
     if dataset.column_names is not None:
         dataset = dataset.select_columns(reading.roots_of(dataset.column_names))
     reading.place.unit = "row"

@@ -111,19 +111,15 @@ class ReadingReport:
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""
-        parts = []
-        if self.skipped:
-            parts.append(f"skipped {_count(self.skipped, 'text')} that cannot be read")
-        if self.replaced:
-            parts.append(f"replaced bad characters in {_count(self.replaced, 'text')}")
-        if self.cut:
-            parts.append(f"cut {_count(self.cut, 'long text')} into {self.pieces:,} examples")
-        if self.empty_files:
-            parts.append(f"passed over {_count(self.empty_files, 'empty file')}")
-        if self.empty:
-            parts.append(f"left out {_count(self.empty, 'empty text')}")
-        if self.merged:
-            parts.append(f"read {_count(self.merged, 'table row')} of several lines, by quotes")
+        found = (
+            (self.skipped, "skipped", "text", " that cannot be read"),
+            (self.replaced, "replaced bad characters in", "text", ""),
+            (self.cut, "cut", "long text", f" into {self.pieces:,} examples"),
+            (self.empty_files, "passed over", "empty file", ""),
+            (self.empty, "left out", "empty text", ""),
+            (self.merged, "read", "table row", " of several lines, by quotes"),
+        )
+        parts = [f"{done} {_count(n, noun)}{rest}" for n, done, noun, rest in found if n]
         return "; ".join(parts) or None
 
 
@@ -172,11 +168,7 @@ class Reading:
     first_record: bool = field(default=True, init=False)
 
     def refuse(self, problem: str) -> None:
-        """Skip the text at hand if the config says so, or fail.
-
-        Raises:
-            DataError: `--on-bad-text` is not `skip`.
-        """
+        """Skip the text at hand if the config says so, or fail."""
         if self.config.on_bad_text != "skip":
             raise DataError(
                 f"{self.place} {problem}; mend it, or pass --on-bad-text skip to leave it out"
@@ -192,11 +184,7 @@ class Reading:
         )
 
     def text_of(self, record: Mapping[str, object]) -> str | None:
-        """Return the text of a record, or None if it is skipped.
-
-        Raises:
-            DataError: The record has no text column, or no string in it.
-        """
+        """Return the text of a record, or None if it is skipped."""
         column = self.config.text_column
         if column in record:
             return self.value(record[column])
@@ -211,11 +199,7 @@ class Reading:
         return None
 
     def roots_of(self, names: Sequence[str]) -> list[str]:
-        """Return the columns of a table that records with the text are made of.
-
-        Raises:
-            DataError: One is missing.
-        """
+        """Return the columns of a table that records with the text are made of."""
         roots = []
         for column in self.config.columns_of(names) or [self.config.text_column]:
             root = column if column in names else column.partition(".")[0]
@@ -233,11 +217,7 @@ class Reading:
         return self.value(self.config.joined(cast("list[str]", texts)))
 
     def value(self, value: object) -> str | None:
-        """Return the text of a table's cell, or None if it is skipped.
-
-        Raises:
-            DataError: It is not a string, and bad text is not to be skipped.
-        """
+        """Return the text of a table's cell, or None if it is skipped."""
         self.first_record = False
         if isinstance(value, str):
             # The same text has the same id whatever the line ends of the system it comes from.
@@ -335,11 +315,7 @@ def cut(text: str, limit: int) -> tuple[list[str], str]:
 
 
 def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
-    """Give texts their ids; blank ones are left out, long ones cut.
-
-    Raises:
-        DataError: A text holds a NUL character or a surrogate, and bad text is to fail.
-    """
+    """Give texts their ids; blank ones are left out, long ones cut."""
     source, report, limit = reading.place.source, reading.report, reading.config.max_example_chars
     from_bytes, hash_of = int.from_bytes, blake2b
     cutter = Cutter(limit, report)

@@ -107,12 +107,7 @@ def is_address(source: str) -> bool:
 
 
 def open_address(source: str) -> tuple[Any, str]:
-    """Return the file system of an address, and the name in it.
-
-    Raises:
-        MissingExtraError: The file system's package is not installed.
-        DataError: There is no such file system.
-    """
+    """Return the file system of an address, and the name in it."""
     import fsspec
 
     try:
@@ -133,12 +128,7 @@ def unreadable(source: object, error: Exception) -> MaskeryError:
 
 
 def holds_shards(source: str) -> bool:
-    """Return True for a folder or address of shards that `maskery tokenize` has made or begun.
-
-    Raises:
-        DataError: The address cannot be reached.
-        MissingExtraError: The package of the address is not installed.
-    """
+    """Return True for a folder or address of shards that `maskery tokenize` has made or begun."""
     names = (MANIFEST, PLAN)
     if not is_address(source):
         folder = Path(source).expanduser()

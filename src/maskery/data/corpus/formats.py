@@ -12,6 +12,7 @@ Opening, decompression, decoding, ids, counting and messages are done here for a
 from __future__ import annotations
 
 import io
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from typing import Any, TypeAlias
 from maskery.core.errors import DataError, MaskeryError, PluginError, reason_of
 from maskery.core.registry import Registry, is_plugin
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.examples import Cutter, Reading
 from maskery.data.corpus.streams import COMPRESSIONS, Readable, open_blocks, open_stream
 
 UserReader: TypeAlias = "Callable[[CorpusFile], Iterable[str | Mapping[str, object]]]"
@@ -34,7 +35,7 @@ CONTRACT = (
 TABLES = "maskery.data.corpus.table_files"
 # Named by module and attribute: a run on plain text imports no other reader.
 OURS: dict[str, Any] = {
-    "text": "maskery.data.corpus.text_files:read_text",
+    "text": "maskery.data.corpus.formats:read_text",
     "jsonl": "maskery.data.corpus.json_files:read_json_lines",
     "json": "maskery.data.corpus.json_files:read_json",
     "csv": f"{TABLES}:read_csv",
@@ -58,6 +59,7 @@ SUFFIXES = {
 # A README or a log lies in many folders of data without being data; these count when they are
 # named, or matched by a glob that ends in their suffix.
 NAMED_ONLY = {".md", ".rst", ".log"}
+BREAK = re.compile(r"\n\s*\n")
 
 
 def register(suffix: str, reader: UserReader) -> None:
@@ -114,11 +116,7 @@ def is_portable(path: Path, config: CorpusConfig) -> bool:
 
 
 def reader_for(path: Path, config: CorpusConfig) -> TextReader:
-    """Return the function that reads the texts of a file.
-
-    Raises:
-        PluginError: `--reader` names none, or one that cannot be loaded or called.
-    """
+    """Return the function that reads the texts of a file."""
     choice: Any = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
     found: Any = READERS.find(choice)
     if format_of(path, config):
@@ -129,12 +127,7 @@ def reader_for(path: Path, config: CorpusConfig) -> TextReader:
 
 
 def read_texts(reading: Reading) -> Iterator[str]:
-    """Yield the texts of a file by the reader of its format.
-
-    Raises:
-        DataError: The file cannot be read as the config says.
-        PluginError: The reader cannot be loaded, or fails.
-    """
+    """Yield the texts of a file by the reader of its format."""
     try:
         yield from reader_for(reading.path, reading.config)(reading)
     except MaskeryError:
@@ -150,17 +143,7 @@ def read_texts(reading: Reading) -> Iterator[str]:
 
 
 def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:
-    """Yield the texts that a reader of the user's own finds in a file.
-
-    Args:
-        reader: The reader.
-        choice: The reader as the user named it, for messages.
-        reading: The file.
-
-    Raises:
-        PluginError: The reader fails, or yields something that is no text.
-        DataError: The file cannot be read, or a record has no text.
-    """
+    """Yield the texts that a reader of the user's own finds in a file."""
     reading.place.unit = "example"
     with CorpusFile(reading) as file:
         try:
@@ -213,11 +196,7 @@ class CorpusFile(io.TextIOBase):
         return True
 
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
-        """Return the next line with its line end, or "" at the end of the file.
-
-        Raises:
-            DataError: The line is longer than any record may be.
-        """
+        """Return the next line with its line end, or "" at the end of the file."""
         del size  # part of the interface; lines come whole
         parts: list[str] = []
         length = 0
@@ -283,3 +262,87 @@ class _RawBytes(io.RawIOBase):
         data = self.stream.read(len(target))
         target[: len(data)] = data
         return len(data)
+
+
+def lines(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
+    """Yield the lines of a text; long ones come in pieces, the others as they are."""
+    for block in blocks:
+        yield from _units(block.split("\n"), cutter)
+    yield from cutter.finish()
+
+
+def paragraphs(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
+    """Yield the runs of lines between blank lines."""
+    held = ""
+    for block in blocks:
+        # A break is white space; what stands at the end may be the start of one and waits.
+        text = held + block
+        body = text.rstrip()
+        held = text[len(body) :]
+        yield from _units(BREAK.split(body), cutter)
+        if len(held) > cutter.limit:
+            # No piece reaches across so much white space, whether or not it is a break.
+            yield from cutter.finish()
+            held = "\n" * min(held.count("\n"), 2)
+    yield from cutter.finish()
+
+
+def documents(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
+    """Yield the whole text, in pieces if it is long."""
+    for block in blocks:
+        yield from cutter.add(block)
+    yield from cutter.finish()
+
+
+def _units(units: list[str], cutter: Cutter) -> Iterator[str]:
+    """Yield the units of a block: the first ends what is held, the last goes on in the next."""
+    yield from cutter.add(units[0])
+    if len(units) == 1:
+        return
+    yield from cutter.finish()
+    complete = units[1:-1]
+    if max(map(len, complete), default=0) <= cutter.limit:
+        yield from complete
+    else:
+        for unit in complete:
+            yield from cutter.whole(unit)
+    yield from cutter.add(units[-1])
+
+
+UNITS = {"line": lines, "paragraph": paragraphs, "document": documents}
+
+
+def read_text(reading: Reading) -> Iterator[str]:
+    """Yield the units of a plain text file; blank ones are among them."""
+    cutter = Cutter(reading.config.max_example_chars, reading.report)
+    with open_blocks(reading) as blocks:
+        yield from UNITS[reading.config.unit](blocks, cutter)
+
+
+def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
+    r"""Yield the lines of a text, without their `\n`."""
+    parts: list[str] = []
+    size = number = 0
+    for block in blocks:
+        first, *others = block.split("\n")
+        parts.append(first)
+        size += len(first)
+        if size > reading.max_record_chars:
+            reading.place.number = number + 1
+            raise too_long(reading)
+        if not others:
+            continue
+        yield "".join(parts)
+        yield from others[:-1]
+        number += len(others)
+        parts, size = [others[-1]], len(others[-1])
+    if size:
+        yield "".join(parts)
+
+
+def too_long(reading: Reading) -> DataError:
+    """Return the error for a record that is too long to be held."""
+    return DataError(
+        f"{reading.place} starts a record longer than {reading.max_record_chars:,} characters; "
+        "a closing quote may be missing; mend it, or write the text as a .txt file"
+    )

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.formats import too_long, whole_lines
 from maskery.data.corpus.streams import open_blocks
-from maskery.data.corpus.text_files import too_long, whole_lines
 
 SPACE = re.compile(r"[ \t\n\r]*")
 # An error this near the end of what was read may come from a token that goes on after it;
@@ -22,11 +22,7 @@ TOKEN_CHARS = 16
 
 
 def read_json_lines(reading: Reading) -> Iterator[str]:
-    """Yield the texts of a JSON lines file.
-
-    Raises:
-        DataError: A line is not a JSON object, or has no text in the text column.
-    """
+    """Yield the texts of a JSON lines file."""
     with open_blocks(reading) as blocks:
         decoder = new_decoder(reading)
         for number, line in enumerate(whole_lines(blocks, reading), start=1):
@@ -44,11 +40,7 @@ def read_json_lines(reading: Reading) -> Iterator[str]:
 
 
 def read_json(reading: Reading) -> Iterator[str]:
-    """Yield the texts of a JSON file: a list of objects, or objects one after the other.
-
-    Raises:
-        DataError: It is not valid JSON, or a record has no text in the text column.
-    """
+    """Yield the texts of a JSON file: a list of objects, or objects one after the other."""
     with open_blocks(reading) as blocks:
         scanner = Scanner(blocks, reading)
         for record in scanner.elements() if scanner.peek() == "[" else scanner.sequence():
@@ -66,11 +58,7 @@ def new_decoder(reading: Reading) -> json.JSONDecoder:
 
 
 def text_of(record: object, reading: Reading) -> str | None:
-    """Return the text of a record, or None if it is skipped.
-
-    Raises:
-        DataError: The record is not an object, has no text column, or no string in it.
-    """
+    """Return the text of a record, or None if it is skipped."""
     if isinstance(record, dict):
         return reading.text_of(record)
     column = reading.config.text_column

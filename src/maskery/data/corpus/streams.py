@@ -165,11 +165,7 @@ class NamedStream:
         self.path, self.stream = path, stream
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end.
-
-        Raises:
-            DataError: The file cannot be read, or its archive is damaged.
-        """
+        """Return at most `size` bytes; none at the end."""
         try:
             return self.stream.read(size)
         except EOFError as error:
@@ -202,13 +198,8 @@ def open_stream(
 ) -> Iterator[Readable]:
     """Open a file as a binary stream, decompressed if its last suffix says so.
 
-    Args:
-        path: The file.
-        on_read: Told the number of bytes of the file, before decompression, as they are read.
-        span: The first byte and the one after the last, of a plain file. Default: all of it.
-
-    Raises:
-        DataError: The file cannot be opened; `read` raises it for damaged archives.
+    `on_read` is told the bytes of the file, before decompression, as they are read; `span` is the
+    first byte and the one after the last, of a plain file.
     """
     try:
         file = path.open("rb", buffering=0)
@@ -230,18 +221,7 @@ def decoded_blocks(
     on_bad_text: OnBadText,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[str]:
-    r"""Decode a stream; line ends `\r\n` and `\r` become `\n`.
-
-    Args:
-        stream: Where the bytes come from.
-        source: What messages call it.
-        encoding: Any text encoding of Python's, or `auto`.
-        on_bad_text: `fail` raises at bad text; the others mark it by NUL characters.
-        block_bytes: No read asks for more.
-
-    Raises:
-        DataError: Bad text under `fail`, or a byte-order mark that contradicts the encoding.
-    """
+    r"""Decode a stream; line ends `\r\n` and `\r` become `\n`."""
     codecs.register_error(MARKING, _mark)
     head = _read_head(stream, block_bytes, DETECTED_BYTES if encoding == AUTO else LONGEST_MARK)
     if encoding == AUTO:
@@ -304,11 +284,7 @@ def detect_encoding(head: bytes) -> str:
 
 
 def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]:
-    """Return the encoding without a byte-order mark, and the length of the mark to pass over.
-
-    Raises:
-        DataError: The mark is another encoding's, or an encoding that needs one finds none.
-    """
+    """Return the encoding without a byte-order mark, and the length of the mark to pass over."""
     name = codecs.lookup(encoding).name.removesuffix("-sig")
     mark, marked = next(
         ((mark, marked) for mark, marked in BYTE_ORDER_MARKS.items() if head.startswith(mark)),

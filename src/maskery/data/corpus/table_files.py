@@ -12,8 +12,8 @@ from typing import Any
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import Reading
+from maskery.data.corpus.formats import too_long, whole_lines
 from maskery.data.corpus.streams import COMPRESSIONS, cannot_read, open_blocks, open_stream
-from maskery.data.corpus.text_files import too_long, whole_lines
 
 # Spreadsheets of many countries write semicolons into .csv files.
 DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t",)}
@@ -35,17 +35,7 @@ def read_tsv(reading: Reading) -> Iterator[str]:
 
 
 def read_table(reading: Reading, kind: str) -> Iterator[str]:
-    """Yield the texts of a table with a header.
-
-    Args:
-        reading: The file.
-        kind: One of `DELIMITERS`; the first delimiter that makes a column of the text column's
-            name in the header is taken.
-
-    Raises:
-        DataError: The text column is missing, a row has more or fewer fields than the header, or
-            quotes do not match.
-    """
+    """Yield the texts of a table with a header."""
     quoted = reading.config.has_quotes(kind)
     # The limit is the process's own, 128 KiB by default; it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), reading.max_record_chars))
@@ -136,11 +126,7 @@ def _quoted_rows(
 
 
 def read_parquet(reading: Reading) -> Iterator[str]:
-    """Yield the texts of a Parquet file.
-
-    Raises:
-        DataError: It is damaged, has no such column, or the column does not hold strings.
-    """
+    """Yield the texts of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -44,6 +44,7 @@ CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 MATRIX = "matrix"
 # Tries to open a matrix before another program has made the next one.
 ATTEMPTS = 5
+# Errors after which the index is made anew; others, as of a full disk, leave it alone.
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 ResultT = TypeVar("ResultT")
 
@@ -91,7 +92,11 @@ class GalleryStore:
         query = "SELECT digest FROM contents WHERE digest = ?"
         if readable:
             query += " AND feature IS NOT NULL"
-        return {digest for (digest,) in self._each(query, digests)}
+
+        def read(database: sqlite3.Connection) -> set[bytes]:
+            return {digest for digest in digests if database.execute(query, (digest,)).fetchone()}
+
+        return self._run(read)
 
     def save(
         self,
@@ -142,6 +147,7 @@ class GalleryStore:
     def matrix(self) -> npt.NDArray[np.float16]:
         """Return (I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`."""
         for _ in range(ATTEMPTS):
+            # Another program may replace the matrix between looking and opening it.
             named, paths = self._run(_numbered)
             if named is not None:
                 try:
@@ -203,21 +209,14 @@ class GalleryStore:
                 file.write(feature)
         return ids
 
-    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        return self._run(lambda database: database.execute(query, values).fetchall())
-
-    def _each(self, query: str, values: Iterable[Any]) -> list[Any]:
-        """Return the rows of one query for each of some values."""
-
-        def read(database: sqlite3.Connection) -> list[Any]:
-            return [row for value in values for row in database.execute(query, (value,))]
-
-        return self._run(read)
+    def _all(self, query: str) -> list[Any]:
+        return self._run(lambda database: database.execute(query).fetchall())
 
     def _run(self, action: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Do something as one transaction; the database's errors become ours."""
         try:
             with closing(sqlite3.connect(self.folder / DATABASE, timeout=60)) as database:
+                # A loss of power may damage the file; it is then made anew.
                 database.execute("PRAGMA synchronous = NORMAL")
                 with database:
                     return action(database)

@@ -19,10 +19,9 @@ HALF_STD: Channels = (0.5, 0.5, 0.5)
 
 # Pillow's own threshold of suspicion: 256 MiB of RGB.
 DEFAULT_MAX_PIXELS = 89_478_485
-
 # Beyond this Pillow refuses to open a picture.
 LARGEST_MAX_PIXELS = 2 * DEFAULT_MAX_PIXELS
-
+# The draws of a view are laid out for as many: another number would change those of the second.
 MAX_AUGMENT_OPERATIONS = 4
 
 

@@ -9,14 +9,14 @@ import base64
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from maskery.core.errors import DataError
-from maskery.core.optional import require
 from maskery.core.random import Float32Array
+from maskery.core.registry import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +55,7 @@ class SheetRow:
     """A heading and the pictures below it."""
 
     heading: str
-    cells: Sequence[Cell] = field(default_factory=tuple)
+    cells: Sequence[Cell] = ()
 
 
 def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10) -> Image:
@@ -71,8 +71,8 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
     sizes = [_scaled(cell.image, height) for row in rows for cell in row.cells]
     widest = max(width for width, _ in sizes)
     across = min(columns, max(len(row.cells) for row in rows))
-    width = 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP
-    width = max(width, 360)
+    # Headings need some room above a single narrow picture.
+    width = max(360, 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP)
     painted = [_draw_row(row, height, widest, columns, width) for row in rows]
     total = 2 * MARGIN + sum(part.height for part in painted) + GAP * (len(painted) - 1)
     sheet: Image = image_module.new("RGB", (width, total), PAPER)
@@ -92,7 +92,9 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
     image_module = require("PIL.Image", extra="vision", purpose="draw a contact sheet")
     draw_module = require("PIL.ImageDraw", extra="vision", purpose="draw a contact sheet")
     heading_font, label_font = _font(HEADING_SIZE), _font(LABEL_SIZE)
-    lines = _wrapped(row.heading, heading_font, width - 2 * MARGIN)
+    # At least eight letters a line, however narrow the sheet is.
+    letters = max(8, int((width - 2 * MARGIN) / max(1.0, heading_font.getlength("n"))))
+    lines = textwrap.wrap(row.heading, letters) or [""]
     line, small = HEADING_SIZE + 5, LABEL_SIZE + 4
     top = len(lines) * line + 6
     labels = max((len(cell.label) for cell in row.cells), default=0)
@@ -121,12 +123,6 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
 def _font(size: int) -> Any:
     module = require("PIL.ImageFont", extra="vision", purpose="draw a contact sheet")
     return module.load_default(size)
-
-
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """Break a text into lines that fit."""
-    letters = max(8, int(width / max(1.0, font.getlength("n"))))
-    return textwrap.wrap(text, letters) or [""]
 
 
 def _shortened(text: str, font: Any, width: int) -> str:

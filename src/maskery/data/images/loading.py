@@ -1,7 +1,6 @@
 """Opening pictures that nobody has checked, one or many at once.
 
-Whatever a file holds, the result is an RGB image or one `DataError`. Only formats that Pillow
-decodes itself are tried: its EPS reader, for one, would start another program.
+Whatever a file holds, the result is an RGB image or one `DataError`.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 import numpy as np
 
 from maskery.core.errors import DataError, MissingExtraError, reason_of
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Only what Pillow decodes by itself: its EPS reader, for one, would start another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.

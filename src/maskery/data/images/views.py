@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.optional import require
 from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
+from maskery.core.registry import require
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
 from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many
 
@@ -43,24 +43,13 @@ MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
 FILL = (128, 128, 128)
 
 
-class Draw(IntEnum):
-    """The use of each uniform of a view."""
-
-    FLIP = 0
-    CROP_AREA = 1
-    CROP_RATIO = 2
-    CROP_X = 3
-    CROP_Y = 4
-    PAD_X = 5
-    PAD_Y = 6
-    ERASE = 7
-    ERASE_AREA = 8
-    ERASE_RATIO = 9
-    ERASE_X = 10
-    ERASE_Y = 11
-    AUGMENT = 12
-
-
+# The use of each uniform of a view, in their order.
+Draw = IntEnum(
+    "Draw",
+    "FLIP CROP_AREA CROP_RATIO CROP_X CROP_Y PAD_X PAD_Y "
+    "ERASE ERASE_AREA ERASE_RATIO ERASE_X ERASE_Y AUGMENT",
+    start=0,
+)
 NUM_DRAWS = Draw.AUGMENT + DRAWS_PER_OPERATION * MAX_AUGMENT_OPERATIONS
 
 
@@ -212,13 +201,7 @@ def _enhance(image: Image, enhancer: str, strength: float) -> Image:
 def _affine(image: Image, matrix: tuple[float, float, float, float, float, float]) -> Image:
     module = _pillow()
     affine, bilinear = module.Transform.AFFINE, module.Resampling.BILINEAR
-    moved: Image = image.transform(image.size, affine, matrix, bilinear, fillcolor=FILL)
-    return moved
-
-
-def _rotate(image: Image, strength: float) -> Image:
-    bilinear = _pillow().Resampling.BILINEAR
-    return image.rotate(MAX_ROTATION * strength, bilinear, fillcolor=FILL)
+    return image.transform(image.size, affine, matrix, bilinear, fillcolor=FILL)
 
 
 # Their order is part of the trace of a run: a draw chooses by number.
@@ -232,7 +215,9 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
     "shear_y": lambda image, s: _affine(image, (1, 0, 0, MAX_SHEAR * s, 1, 0)),
     "shift_x": lambda image, s: _affine(image, (1, 0, MAX_SHIFT * image.width * s, 0, 1, 0)),
     "shift_y": lambda image, s: _affine(image, (1, 0, 0, 0, 1, MAX_SHIFT * image.height * s)),
-    "rotate": _rotate,
+    "rotate": lambda image, s: image.rotate(
+        MAX_ROTATION * s, _pillow().Resampling.BILINEAR, fillcolor=FILL
+    ),
 }
 
 

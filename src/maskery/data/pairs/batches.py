@@ -19,12 +19,12 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
 from maskery.core.task import StandIn
+from maskery.data.batching import Plan, plan_epoch, split_step
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.views import view_draws, view_stack
 from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs, wrong_pairs
 from maskery.data.pairs.pictures import Pictures
-from maskery.data.plan import Plan, plan_epoch, split_step
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,11 +54,8 @@ class JudgedPairs:
 class PicturedExamples:
     """Training examples with a picture each: their order, their pictures and views.
 
-    Args:
-        ids: (N,) uint64, of the examples.
-        pairs: (N,) int64: the pair whose picture an example has.
-        batch_size: The examples of a step, over all processes.
-        micro_size: The most examples of a micro-batch; None for `batch_size`.
+    `ids` (N,) are those of the examples, and `pairs` (N,) the pairs whose pictures they have. A
+    step has `batch_size` examples over all processes, a micro-batch at most `micro_size`.
     """
 
     def __init__(
@@ -90,13 +87,8 @@ class PicturedExamples:
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self._plan is None or self._plan[0] != epoch:
-            # Every example counts as one token of the budget.
-            plan = plan_epoch(
-                np.ones(len(self.ids), np.int64),
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_size,
-            )
+            ones = np.ones(len(self.ids), np.int64)  # tokens of the budget that each counts as
+            plan = plan_epoch(ones, seed=self.seed, epoch=epoch, batch_tokens=self.batch_size)
             self._plan = (epoch, plan)
         return self._plan[1]
 
@@ -175,16 +167,13 @@ class PairSource(PicturedExamples):
         members, images = self.readable(members, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
-        chosen = self._choose(self.pairs[members], ids, epoch)
-        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
-
-    def _choose(self, pairs: Int64Array, ids: UInt64Array, epoch: int) -> Int64Array:
-        """Draw one caption of each pair: (B,) int64."""
-        owners = self.captions.owners
+        # One caption of each pair is drawn.
+        owners, pairs = self.captions.owners, self.pairs[members]
         first = np.searchsorted(owners, pairs, side="left")
         count = np.searchsorted(owners, pairs, side="right") - first
         drawn = uniforms(self.seed, Stream.CAPTION, epoch, ids, np.zeros(len(ids), np.int64))
-        return first + (drawn.astype(np.float64) * count).astype(np.int64)
+        chosen = first + (drawn.astype(np.float64) * count).astype(np.int64)
+        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
 
 
 class HeldOutPairs:
@@ -205,12 +194,10 @@ class HeldOutPairs:
         batch_pairs: int = 64,
     ) -> None:
         self.ids, self.captions, self.pictures, self.view = pairs.ids, captions, pictures, view
-        self.groups = groups
+        self.groups, self.batch_pairs = groups, batch_pairs
         self.chosen = chosen[np.isin(chosen, captions.owners)]
-        self.wrong = dict(
-            zip(self.chosen.tolist(), wrong_pairs(groups, self.chosen).tolist(), strict=True)
-        )
-        self.batch_pairs = batch_pairs
+        wrong = wrong_pairs(groups, self.chosen)
+        self.wrong = dict(zip(self.chosen.tolist(), wrong.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[JudgedPairs]:
         """Yield batches in the order of the pairs."""

@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array
-from maskery.core.vocabulary import Vocabulary
+from maskery.data.batching import Template, assemble
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
-from maskery.data.text_source import Template, assemble
 from maskery.data.tokenise import encoder, plain_backend
 
 # Tokenizers work on lists in parallel; larger ones gain nothing.
@@ -79,6 +78,7 @@ def tokenise_captions(
     places: list[int] = []
     num_cut = 0
     for (index, place, caption), ids, words in _encoded(pairs, tokenizer):
+        # A piece of a caption still describes the picture; the count is told at the end.
         num_cut += len(ids) > longest
         ids, words = ids[:longest], words[:longest]
         if not len(ids) or bool(protected[ids].all()):

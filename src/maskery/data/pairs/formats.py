@@ -212,19 +212,16 @@ class GivenRecords:
                 where = f"{source}, record {number}"
                 keys = frozenset(row)
                 if keys not in self._columns:
-                    self._columns[keys] = self._find_columns(row, where)
+                    try:
+                        self._columns[keys] = find_columns(row, self.config, where)
+                    except DataError as error:
+                        raise self._misfit(str(error)) from error
                 yield self._placed(self._columns[keys], row, where, folder)
         except MaskeryError:
             raise
         except Exception as error:
             what = f"fails after record {number} of {source}"
             raise self._misfit(f"{what}: {type(error).__name__}: {reason_of(error)}") from error
-
-    def _find_columns(self, row: Mapping[str, Any], where: str) -> Columns:
-        try:
-            return find_columns(row, self.config, where)
-        except DataError as error:
-            raise self._misfit(str(error)) from error
 
     def _misfit(self, found: str) -> MaskeryError:
         if self.choice is not None:

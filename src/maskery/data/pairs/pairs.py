@@ -40,49 +40,34 @@ from maskery.data.pairs.records import (
 HELD_SPLITS = ("test", "validation", "valid", "val", "dev")
 # In `Pairs.persons`: the pair names no person.
 NOBODY = -1
-
 # Pairs that wait as Python objects before they become an Arrow array, a tenth of the size.
 CHUNK = 65536
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its captions.
+    """One image with its captions."""
 
-    Attributes:
-        image: Not decoded yet.
-        captions: At least one, each with a word in it.
-        id: 64 bits, from the image's name and the captions; the same in every run.
-        person: Dense number of the person, or None.
-    """
-
-    image: ImageRef
-    captions: tuple[str, ...]
-    id: int
-    person: int | None
+    image: ImageRef  # not decoded yet
+    captions: tuple[str, ...]  # at least one, each with a word in it
+    id: int  # 64 bits, from the image's name and the captions; the same in every run
+    person: int | None  # dense number of the person, or None
 
 
 class Pairs:
-    """A sequence of pairs; made by `Pairs.open`.
-
-    Attributes:
-        ids: (N,) uint64, the `id` of each pair.
-        persons: (N,) int64, the `person` of each pair, `NOBODY` where there is none.
-        person_names: Names of the persons in the data, by their numbers.
-        groups: Names of groups that stay on one side of a split, by pair; most have none.
-        skipped_captions: Captions that were left out; a pair that has no other is left out too.
-    """
+    """A sequence of pairs; made by `Pairs.open`."""
 
     def __init__(self, columns: _Columns, ref: Callable[[str, Place], ImageRef]) -> None:
         self._names, self._captions = columns.arrow()
         self._places = np.array(columns.places, np.int64).reshape(-1, 3)
         self._ref = ref
         self._prepare: Callable[[str], str] = str
+        # (N,) each: the id and the number of the person of each pair, `NOBODY` where there is none.
         self.ids: UInt64Array = np.array(columns.ids, np.uint64)
         self.persons: Int64Array = np.array(columns.persons, np.int64)
-        self.person_names = tuple(columns.person_numbers)
-        self.groups = columns.groups
-        self.skipped_captions = columns.skipped
+        self.person_names = tuple(columns.person_numbers)  # by their numbers
+        self.groups = columns.groups  # stay on one side of a split; by pair, most have none
+        self.skipped_captions = columns.skipped  # a pair that has no other is left out too
 
     @classmethod
     def open(cls, source: Source, config: PairsConfig | None = None) -> Pairs:

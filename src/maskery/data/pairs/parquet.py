@@ -26,9 +26,8 @@ from maskery.data.pairs.records import (
 )
 from maskery.data.pairs.tables import table_folder
 
-# Row groups whose images stay in memory.
+# Row groups whose images stay in memory: a few, as each may hold hundreds of megabytes.
 GROUPS_KEPT = 4
-
 # What pyarrow raises on damaged files.
 UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
 

@@ -143,16 +143,12 @@ class Pictures:
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
         images = decode_many(refs, self.skipped, near=self._near, pool=self._pool)
-        decoded = dict(zip(wanted, map(self._resized, images), strict=True))
+        if self._near is not None:  # at the size of a view, so that no epoch resizes it again
+            images = [image and image.resize(self._near, BICUBIC) for image in images]
+        decoded = dict(zip(wanted, images, strict=True))
         for index, image in decoded.items():
             size = 0 if image is None else image.width * image.height * BYTES_PER_PIXEL
             if size <= self._room:
                 self._room -= size
                 self._kept[index] = image
         return [decoded[i] if i in decoded else self._kept[i] for i in indices]
-
-    def _resized(self, image: Image | None) -> Image | None:
-        """Return the picture at the size of a view, so that no epoch resizes it again."""
-        if image is None or self._near is None:
-            return image
-        return image.resize(self._near, BICUBIC)

@@ -18,6 +18,7 @@ from maskery.data.pairs.pictures import ImageRef, Place
 
 log = logging.getLogger(__name__)
 
+# The usual names of columns, in `imagefolder`, open_clip and person search.
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "file_path", "image_path", "img_path")
 CAPTION_COLUMNS = ("caption", "captions", "title", "text")
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"

@@ -107,6 +107,8 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     """Read a `.json` or `.jsonl` file; its content decides which of the two it is."""
     rows = _list_rows(path) if _first_byte(path) == b"[" else _line_rows(path)
     columns: Columns | None = None
+    # The columns of a file are those of its first record. Were the others not held to them, a file
+    # whose first record has no split would be trained on whole, its test split included.
     first: dict[str, str | None] = {}
     for row, where in rows:
         if not isinstance(row, dict):
@@ -114,32 +116,22 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
                 f"{where}: found {brief(row)} where an object with image and caption is expected"
             )
         columns = columns or find_columns(row, config, where)
-        first = first or _named(row, config)
-        _require_same_names(first, _named(row, config), where)
+        split = None if row.get(SPLIT_COLUMN) is None else SPLIT_COLUMN
+        named = {"split": split, "person": person_column(row, config)}
+        first = first or named
+        _require_same_names(first, named, where)
         yield columns.read(row, where)
-
-
-def _named(row: Mapping[str, Any], config: PairsConfig) -> dict[str, str | None]:
-    """Return the keys under which a record names its split and its person, None for neither."""
-    return {
-        "split": None if row.get(SPLIT_COLUMN) is None else SPLIT_COLUMN,
-        "person": person_column(row, config),
-    }
 
 
 def _require_same_names(
     first: Mapping[str, str | None], other: Mapping[str, str | None], where: str
 ) -> None:
-    """Refuse a record that names a split or a person where the first does not, or the reverse.
-
-    The columns of a file are those of its first record. Were the others not held to them, a file
-    whose first record has no split would be trained on whole, its test split included.
-    """
+    """Refuse a record that names a split or a person where the first does not, or the reverse."""
     for kind, own in first.items():
         if own != other[kind]:
-            keys = (other[kind], own)
             found, expected = (
-                f"a {kind} as {k!r}" if k is not None else f"no {kind}" for k in keys
+                f"a {kind} as {key!r}" if key is not None else f"no {kind}"
+                for key in (other[kind], own)
             )
             raise DataError(
                 f"{where}: the record has {found} and the first one {expected}; name the {kind} "

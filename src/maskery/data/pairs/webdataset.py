@@ -38,8 +38,6 @@ IMAGE_SUFFIXES = frozenset(
 BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
-
-
 # Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
 

@@ -16,11 +16,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import ConfigError, DataError
+from maskery.core.errors import DataError
 from maskery.core.random import Stream, random_words
-from maskery.data.plan import Layout, cut_by_sum
+from maskery.data.batching import Layout, cut_by_sum, over_budget
 
-# The positions of the draws; 0 and 4 belong to `data.plan`.
+# The positions of the draws; 0 and 4 belong to `data.batching`.
 SHARD_ORDER, WINDOW_ORDER, STEP_ORDER = 8, 12, 16
 # Window w of shard s is drawn for as s * 2**40 + w.
 WINDOW_BITS = 40
@@ -56,24 +56,13 @@ def count_steps(histogram: Counts, *, batch_tokens: int, layout: Layout) -> int:
     Packed, in any order: every step but the last is followed by a window that it has no room for,
     so it holds more than `batch_tokens - longest` tokens, and at least as many windows as fit were
     all of them the longest. Padded, sorted by length: exact.
-
-    Args:
-        histogram: From `window_histogram`.
-        batch_tokens: The most tokens of a step.
-        layout: Packed or padded.
-
-    Raises:
-        ConfigError: A window alone exceeds the budget.
     """
     present = np.flatnonzero(histogram)
     if not len(present):
         return 0
     longest = int(present[-1])
     if longest > batch_tokens:
-        raise ConfigError(
-            f"--batch-tokens is {batch_tokens}, less than the longest example ({longest} tokens); "
-            f"raise it, or lower --max-length"
-        )
+        raise over_budget(longest, batch_tokens)
     if layout == "padded":
         return len(padded_cuts(histogram, batch_tokens)) - 1
     tokens = int(present @ histogram[present])
@@ -109,9 +98,6 @@ def cut_exactly(lengths: Counts, num_steps: int, *, batch_tokens: int, layout: L
 
     Returns:
         (num_steps + 1,) int64 boundaries.
-
-    Raises:
-        DataError: There are fewer windows than steps.
     """
     if len(lengths) < num_steps:
         raise DataError(

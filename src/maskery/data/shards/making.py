@@ -24,28 +24,21 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.stopping import signals_held
-from maskery.core.vocabulary import vocabulary_size
+from maskery.core.system import signals_held
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.formats import is_portable
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.manifest import (
-    LENGTHS,
-    TOKENIZER,
-    DocumentLengths,
-    FileEntry,
-    Manifest,
-)
+from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, FileEntry, Manifest
 from maskery.data.shards.piece_work import RECORDS, Encode, Job, do_piece, load_piece, load_shard
 from maskery.data.shards.pieces import Piece, plan_fingerprint, plan_pieces
 from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
-from maskery.data.tokenise import encoder, plain_backend, tokenizer_fingerprint
+from maskery.data.tokenise import byte_bar, encoder, plain_backend, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +48,12 @@ class Made:
     """The result of a call of `make_shards`.
 
     Attributes:
-        folder: Where the shards lie.
         pieces: How many the corpus has.
         mine: How many of them belong to this rank.
         tokens_made: Tokens that were made now; what was there before is not among them.
         damaged: Files that were found damaged and made anew.
         missing: Pieces that other ranks have not finished.
-        manifest: What the folder holds, once nothing is missing.
+        manifest: Once nothing is missing.
     """
 
     folder: Path
@@ -86,9 +78,9 @@ def make_shards(
     Args:
         corpus: Files; a hub dataset cannot be cut.
         tokenizer: Of the model that will be trained.
-        folder: Where the shards go; shards of the same corpus and settings are kept.
-        config: Their size, and who makes which.
-        progress: Whether to draw a progress bar.
+        folder: Shards of the same corpus and settings that it holds are kept.
+        config: Size of the shards, and who makes which.
+        progress: Draw a progress bar.
 
     Raises:
         DataError: The corpus cannot be read, the folder holds shards of something else or cannot
@@ -124,13 +116,7 @@ def make_shards(
         remove_remains(folder)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
-    bar = tqdm(
-        total=sum(piece.size for piece in mine),
-        desc="tokenising",
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-    )
+    bar = byte_bar(sum(piece.size for piece in mine), "tokenising", progress, leave=True)
     # Closed whatever ends the loop, since that is what ends the processes.
     with bar, closing(do_pieces(mine, job, tokenizer, config.workers)) as results:
         for number, tokens, broken in results:
@@ -164,9 +150,6 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings.
 
     Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
-
-    Raises:
-        DataError: It does not, or it cannot be made.
     """
     plan = job.folder / PLAN
     try:
@@ -190,11 +173,7 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def refuse_others(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder without a plan that is not empty.
-
-    Raises:
-        DataError: It holds more than a command may have left that was killed before the plan.
-    """
+    """Refuse a folder without a plan that is not empty."""
     others = [name for name in names if name != PLAN and not name.startswith(f"{PLAN}.partial-")]
     if others:
         raise DataError(
@@ -223,11 +202,7 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 def write_manifest(
     pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase
 ) -> Manifest:
-    """List all shards, now that every piece is finished.
-
-    Raises:
-        DataError: There is no text in them, or the list cannot be written.
-    """
+    """List all shards, now that every piece is finished."""
     shards, held_out, histograms = [], [], []
     total = ReadingReport()
     for piece in pieces:
@@ -309,9 +284,6 @@ def do_pieces(
     """Do pieces here, or in processes; what `do_piece` returns, as each is finished.
 
     Close it where it is not used up: that ends the processes in the middle of their pieces.
-
-    Raises:
-        DataError: As `do_piece`, or a process died.
     """
     backend = plain_backend(tokenizer)
     count = min(workers or len(os.sched_getaffinity(0)), len(pieces))

@@ -22,6 +22,7 @@ from maskery.data.corpus.files import MANIFEST
 
 FORMAT = 1
 LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
+# An address may send anything; what is read of it into memory is bounded.
 MAX_MANIFEST_BYTES = 1 << 30
 # No folders: nothing that a manifest names may lie outside its own.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
@@ -110,11 +111,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
-        """Read it back.
-
-        Raises:
-            DataError: It is damaged or of another format.
-        """
+        """Read it back."""
         try:
             fields = json.loads(data)
             version = fields.pop("format")
@@ -189,11 +186,7 @@ class DocumentLengths:
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest) -> DocumentLengths:
-        """Read a file and compare it with the manifest.
-
-        Raises:
-            DataError: They do not agree.
-        """
+        """Read a file and compare it with the manifest."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

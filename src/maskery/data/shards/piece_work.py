@@ -35,18 +35,7 @@ Encode = Callable[[list[str]], Encoded]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Settings that all pieces share, sent to every process.
-
-    Attributes:
-        files: Of the corpus.
-        sizes: In bytes.
-        reading: How they are read.
-        folder: Where the shards go.
-        fingerprint: Of the plan; in every record.
-        shard_bytes: Text of a shard.
-        held_out_share: Share of the examples that is set aside.
-        vocab_size: Decides how wide tokens are.
-    """
+    """Settings that all pieces share, sent to every process."""
 
     files: tuple[Path, ...]
     sizes: tuple[int | None, ...]
@@ -62,10 +51,7 @@ class Job:
 class ShardRecord:
     """Record of the shards that one stretch of a piece became.
 
-    Attributes:
-        train: The shard; None where it would be empty.
-        held_out: What was set aside of it.
-        lengths: (length, count) of the training documents, ascending.
+    `lengths` are (length, count) of the training documents, ascending; an empty shard is None.
     """
 
     train: ShardEntry | None
@@ -83,12 +69,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PieceRecord:
-    """Record of a finished piece.
-
-    Attributes:
-        shards: How many stretches it has.
-        report: What reading came upon, as in `ReadingReport`.
-    """
+    """Record of a finished piece."""
 
     shards: int
     report: dict[str, int]
@@ -99,9 +80,6 @@ def do_piece(piece: Piece, job: Job, encode: Encode) -> tuple[int, int, list[str
 
     Returns:
         The piece's number, the tokens that were made now, and what was found damaged.
-
-    Raises:
-        DataError: The text cannot be read as asked, or a shard cannot be written.
     """
     finished = load_piece(piece.number, job)
     damaged: list[str] = []
@@ -186,9 +164,7 @@ def write_stretch(name: str, batches: Iterator[Batch], job: Job, encode: Encode)
         )
     values, counts = np.unique(lengths[~held], return_counts=True)
     record = ShardRecord(
-        train=entries[0],
-        held_out=entries[1],
-        lengths=np.stack((values, counts), axis=1).tolist(),
+        train=entries[0], held_out=entries[1], lengths=np.stack((values, counts), axis=1).tolist()
     )
     write_record(name, asdict(record), job)
     return len(tokens)

@@ -42,13 +42,9 @@ Kind = Literal["whole", "bytes", "row groups"]
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A stretch of one file.
+    """A stretch of one file, by its number; `kind` is what `start` and `end` count.
 
-    Attributes:
-        file: Its number among the corpus's files.
-        kind: What `start` and `end` count.
-        start: Where it begins; of bytes, before the line end that it really begins after.
-        end: Where the next one begins.
+    Of bytes, it really begins after the first line end from `start` on, and ends so too.
     """
 
     file: int
@@ -59,13 +55,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A part of a corpus that one process tokenises at a time.
-
-    Attributes:
-        number: From 0.
-        spans: Read one after the other.
-        size: About how many bytes they have on disk.
-    """
+    """A part of a corpus that one process tokenises at a time; `size` is about its bytes."""
 
     number: int
     spans: tuple[Span, ...]
@@ -75,11 +65,7 @@ class Piece:
 def plan_pieces(
     files: Sequence[Path], sizes: Sequence[int | None], config: CorpusConfig, shard_bytes: int
 ) -> list[Piece]:
-    """Cut files into pieces of about `shard_bytes`: small files share one, large ones are cut.
-
-    Raises:
-        DataError: The footer of a large Parquet file cannot be read.
-    """
+    """Cut files into pieces of about `shard_bytes`: small files share one, large ones are cut."""
     pieces: list[Piece] = []
     held: list[Span] = []
     held_size = 0
@@ -164,9 +150,6 @@ def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> in
     """Find the first byte after a line end (or a blank line) at or after `offset`.
 
     The start and the end of the file stay as they are.
-
-    Raises:
-        DataError: The file cannot be read.
     """
     if offset <= 0 or offset >= size:
         return min(max(offset, 0), size)
@@ -216,20 +199,10 @@ def plan_fingerprint(
 
 
 class PieceReader:
-    """Reads the examples of a piece, in the order of its spans: the same as reading its files.
-
-    Attributes:
-        num_bytes: About how many bytes it has.
-        bytes_read: How many of them are read.
-        report: What reading came upon.
-    """
+    """Reads the examples of a piece, in the order of its spans: the same as reading its files."""
 
     def __init__(
-        self,
-        piece: Piece,
-        files: Sequence[Path],
-        sizes: Sequence[int | None],
-        config: CorpusConfig,
+        self, piece: Piece, files: Sequence[Path], sizes: Sequence[int | None], config: CorpusConfig
     ) -> None:
         self.piece, self.files, self.sizes, self.config = piece, files, sizes, config
         self.num_bytes: int | None = piece.size
@@ -237,11 +210,7 @@ class PieceReader:
         self.report = ReadingReport()
 
     def __iter__(self) -> Iterator[Example]:
-        """Read from the start.
-
-        Raises:
-            DataError: A file cannot be read as the config says.
-        """
+        """Read from the start."""
         self.bytes_read, self.report = 0, ReadingReport()
         for span in self.piece.spans:
             yield from self._span_examples(span)

@@ -100,13 +100,7 @@ class _DamagedError(Exception):
 
 
 class RemotePlace:
-    """An address; its files are copied to a folder of the cache.
-
-    Args:
-        address: Of the folder, such as `s3://bucket/shards`.
-        cache_dir: Copies go to a folder of their own in `cache_dir/shards`.
-        sleep: Waits between attempts.
-    """
+    """An address; its files are copied to a folder of the cache."""
 
     def __init__(
         self, address: str, cache_dir: Path, *, sleep: Callable[[float], None] = time.sleep

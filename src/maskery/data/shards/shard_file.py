@@ -18,19 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError, reason_of
-from maskery.core.files import flush
+from maskery.core.system import flush
 from maskery.data.store import Documents
 
 # The names of the safetensors format (huggingface/safetensors, README, "Format").
 DTYPES = {"U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_}
-ARRAYS = {
-    "tokens": ("U16", "U32"),
-    "word_starts": ("BOOL",),
-    "lengths": ("U32",),
-    "ids": ("U64",),
-}
+ARRAYS = {"tokens": ("U16", "U32"), "word_starts": ("BOOL",), "lengths": ("U32",), "ids": ("U64",)}
+# A header of four arrays has some 300 bytes; a large one is of another file.
 MAX_HEADER_BYTES = 1 << 16
-READ_BYTES = 1 << 20
 
 
 def write_shard(
@@ -70,20 +65,12 @@ def write_shard(
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file aside, flush it to disk and rename it into place.
-
-    Raises:
-        DataError: It cannot be written.
-    """
+    """Write a file aside, flush it to disk and rename it into place."""
     _write_aside(path, data, lambda partial: partial.replace(path))
 
 
 def write_first(path: Path, data: bytes) -> None:
-    """Write a file as `write_bytes` does, unless there is one: whoever is first is never replaced.
-
-    Raises:
-        DataError: It cannot be written.
-    """
+    """Write a file as `write_bytes` does, unless there is one: the first is never replaced."""
 
     def place(partial: Path) -> None:
         try:
@@ -140,11 +127,7 @@ class TokenShard(Documents):
     """
 
     def __init__(self, path: Path, *, vocab_size: int) -> None:
-        """Map a shard and check that its arrays fit together.
-
-        Raises:
-            DataError: They do not, or it is no shard.
-        """
+        """Map a shard and check that its arrays fit together."""
         self.path = path
         try:
             arrays = map_arrays(path)
@@ -171,12 +154,7 @@ class TokenShard(Documents):
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Map the arrays of a shard into memory.
-
-    Raises:
-        ValueError, KeyError, TypeError: It is not laid out as a shard is.
-        OSError: It cannot be read.
-    """
+    """Map the arrays of a shard into memory."""
     with path.open("rb") as file:
         size = path.stat().st_size
         header_bytes = int.from_bytes(file.read(8), "little")

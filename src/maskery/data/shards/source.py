@@ -17,19 +17,12 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.random import Stream, random_words
 from maskery.core.task import StandIn
+from maskery.data.batching import Layout, Plan, Template, TextSource
 from maskery.data.corpus.files import MANIFEST
-from maskery.data.plan import Layout, Plan
 from maskery.data.shards import epoch as epochs
-from maskery.data.shards.manifest import (
-    TOKENIZER,
-    DocumentLengths,
-    FileEntry,
-    Manifest,
-    ShardEntry,
-)
+from maskery.data.shards.manifest import TOKENIZER, DocumentLengths, FileEntry, Manifest, ShardEntry
 from maskery.data.shards.places import Place
 from maskery.data.shards.shard_file import JoinedShards, TokenShard
-from maskery.data.text_source import Template, TextSource
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +55,12 @@ class TokenShards:
         return self.place.fetch(f"{folder}{entry.file}", entry.bytes, entry.sha256)
 
     def open(self, entries: Sequence[ShardEntry]) -> JoinedShards:
-        """Fetch, check and map some shards.
-
-        Raises:
-            DataError: One is missing or damaged.
-        """
+        """Fetch, check and map some shards."""
         vocab_size = self.manifest.vocab_size
         return JoinedShards([TokenShard(self.fetch(e), vocab_size=vocab_size) for e in entries])
 
     def held_out(self, max_tokens: int) -> JoinedShards:
-        """Open held-out shards up to a number of tokens, chosen at random if there are more.
-
-        Raises:
-            DataError: Nothing was set aside.
-        """
+        """Open held-out shards up to a number of tokens, chosen at random if there are more."""
         entries = self.manifest.held_out
         if not entries:
             raise DataError(
@@ -94,11 +79,7 @@ class TokenShards:
         return self.open(chosen)
 
     def tokenizer_folder(self) -> Path:
-        """Return a local folder with the tokenizer that the shards were made with.
-
-        Raises:
-            DataError: A file of it is missing or damaged.
-        """
+        """Return a local folder with the tokenizer that the shards were made with."""
         paths = [self.fetch(e, f"{TOKENIZER}/") for e in self.manifest.tokenizer_files]
         if not paths:
             raise DataError(f"'{self.place.name}' holds no tokenizer; name a --model with its own")
@@ -178,10 +159,7 @@ class ShardSource:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
             blocks = epochs.shard_blocks(
-                len(self.shards.manifest.shards),
-                self.shuffle_shards,
-                seed=self.seed,
-                epoch=number,
+                len(self.shards.manifest.shards), self.shuffle_shards, seed=self.seed, epoch=number
             )
             special = self.template.num_special
             counts = [
@@ -231,11 +209,7 @@ class ShardSource:
         return self._block[1]
 
     def load(self, epoch: int, block: int, known: epochs.Epoch | None = None) -> BlockSource:
-        """Fetch the shards of a block and plan its steps.
-
-        Raises:
-            DataError: A shard is missing or damaged, or too little of it is left.
-        """
+        """Fetch the shards of a block and plan its steps."""
         known = known or self.epoch(epoch)
         numbers = known.blocks[block]
         joined = self.shards.open([self.shards.manifest.shards[n] for n in numbers])

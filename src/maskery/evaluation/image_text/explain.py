@@ -26,13 +26,7 @@ import torch
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
 from maskery.evaluation.image_text.captions import Word, words_of
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    can_fill,
-    can_match,
-    load_picture,
-    open_image_text,
-)
+from maskery.evaluation.image_text.opening import OpenImageText, can_fill, can_match, load_picture
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextModel
@@ -45,67 +39,42 @@ Target = Literal["matching", "words"]
 
 @dataclass(frozen=True, kw_only=True)
 class WordHeat:
-    """Heat map of a word.
+    """Heat map of a word."""
 
-    Attributes:
-        word: As written; the whole caption where `Explanation.whole` says so.
-        heat: (G, F) float32, 0 or more; rows from top to bottom.
-        probability: Of the word in its place once masked; None where matching is explained.
-    """
-
-    word: str
-    heat: npt.NDArray[np.float32]
+    word: str  # as written; the whole caption where `Explanation.whole` says so
+    heat: npt.NDArray[np.float32]  # (G, F) float32, 0 or more; rows from top to bottom
+    # Of the word in its place once masked; None where matching is explained.
     probability: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """A caption's words over a picture.
+    """A caption's words over a picture."""
 
-    Attributes:
-        caption: As given.
-        words: In order.
-        whole: The words are explained as one: the model has one fusion layer, and matching is
-            explained.
-        target: The prediction that is explained.
-        layer: Of the fusion layers, counted from 0.
-        match: The probability that words and picture belong together; None where the matching head
-            was never trained.
-    """
-
-    caption: str
-    words: tuple[WordHeat, ...]
+    caption: str  # as given
+    words: tuple[WordHeat, ...]  # in order
+    # The words are explained as one: the model has one fusion layer, and matching is explained.
     whole: bool
-    target: Target
-    layer: int
+    target: Target  # the prediction that is explained
+    layer: int  # of the fusion layers, counted from 0
+    # The probability that words and picture belong together; None where the matching head was never
+    # trained.
     match: float | None
 
 
 def explain(
-    model: str | Path | OpenImageText,
+    opened: OpenImageText,
     image: str | Path | bytes | Image,
     caption: str,
     *,
     target: Target | None = None,
     layer: int | None = None,
 ) -> Explanation:
-    """Compute a heat map over a picture for each word of a caption.
+    """Compute a heat map over a picture for each word of a caption; see `maskery.explain`.
 
-    Args:
-        model: A folder of an image-text model or of its run, or an opened model.
-        image: A file, the bytes of one, or a Pillow image in RGB.
-        caption: The words, as typed; the model reads them as its captions were prepared.
-        target: `"matching"` explains the match of caption and picture, `"words"` the prediction of
-            each word; None for matching where its head was trained, else the words.
-        layer: Of the fusion layers, counted from 0; None for the middle one (ALBEF's choice: the
-            third of six).
-
-    Raises:
-        ConfigError: There is no such layer, or it says nothing about the target.
-        DataError: The caption is empty, unknown or too long.
-        ModelError: The model has no fusion layers, or a head that was never trained.
+    The picture is a file, the bytes of one, or a Pillow image in RGB. The layers are counted from
+    0; the default is the middle one (ALBEF's choice: the third of six).
     """
-    opened = model if isinstance(model, OpenImageText) else open_image_text(str(model))
     if isinstance(image, str | Path | bytes):
         image = load_picture(image)
     network = opened.model
@@ -117,7 +86,10 @@ def explain(
     with torch.no_grad():
         tokens = network.encode_image(pixels)
         keys = network.project_images(tokens)
-        match = _match(network, ids, keys) if can_match(opened) else None
+        match = None
+        if can_match(opened):
+            fused = network.text_encoder(ids[None].to(network.device), None, keys)
+            match = float(network.itm_head(fused[:, 0]).float().softmax(dim=-1)[0, 1])
     if target == "matching":
         heat = matching_heat(network, ids, keys, chosen)
         if whole:
@@ -216,12 +188,12 @@ def fuse_with_map(
     return hidden, attention
 
 
-def grad_cam(said: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     """Return the mean over heads of ReLU(gradient * map): (R, L, N), 0 or more.
 
-    `said` is a scalar that was computed from `attention` (R, H, L, N).
+    The output is a scalar that was computed from `attention` (R, H, L, N).
     """
-    (gradient,) = torch.autograd.grad(said, attention)
+    (gradient,) = torch.autograd.grad(output, attention)
     return (gradient * attention.detach()).relu().mean(dim=1)
 
 
@@ -240,12 +212,6 @@ def _attention_map(core: Any, hidden: torch.Tensor, image: ImageKeys) -> torch.T
         weights = scores.softmax(dim=-1)
     leaf: torch.Tensor = weights.requires_grad_()
     return leaf
-
-
-@torch.no_grad()
-def _match(model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys]) -> float:
-    hidden = model.text_encoder(ids[None].to(model.device), None, keys)
-    return float(model.itm_head(hidden[:, 0]).float().softmax(dim=-1)[0, 1])
 
 
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -18,11 +17,10 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.optional import require
 from maskery.core.random import Int64Array, UInt64Array
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.registry import require
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.batches import JudgedPairs
@@ -160,31 +158,27 @@ def logits_by_condition(
     model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
-    # Through `forward`, where a sharded model is put together.
-    answers: dict[Condition, torch.Tensor] = model(
-        compute=partial(_compute_logits, batch=batch, input_ids=input_ids, positions=positions)
-    )
-    return answers
-
-
-def _compute_logits(
-    model: ImageTextModel, *, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
-) -> dict[Condition, torch.Tensor]:
     ids, real, places = side_by_side(batch.text, input_ids)
-    rows = torch.from_numpy(places[positions]).to(model.device)
-    mask = torch.from_numpy(real).to(model.device)
-    hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(model.device), mask)
-    keys = model.project_images(model.encode_image(batch.images.to(model.device)))
     pictures = {"right": batch.right, "wrong": batch.wrong}
-    answers: dict[Condition, torch.Tensor] = {}
-    for condition in CONDITIONS:
-        seen = None
-        if condition in pictures:
-            index = pictures[condition].to(model.device)
-            seen = [key.select(index) for key in keys]
-        fused = model.text_encoder.fuse(hidden, mask, seen)
-        answers[condition] = model.text_encoder.mlm_logits(fused.flatten(0, 1)[rows]).float()
-    return answers
+
+    def compute(model: ImageTextModel) -> dict[Condition, torch.Tensor]:
+        device = model.device
+        rows = torch.from_numpy(places[positions]).to(device)
+        mask = torch.from_numpy(real).to(device)
+        hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
+        keys = model.project_images(model.encode_image(batch.images.to(device)))
+        answers: dict[Condition, torch.Tensor] = {}
+        for condition in CONDITIONS:
+            seen = None
+            if condition in pictures:
+                seen = [key.select(pictures[condition].to(device)) for key in keys]
+            fused = model.text_encoder.fuse(hidden, mask, seen)
+            answers[condition] = model.text_encoder.mlm_logits(fused.flatten(0, 1)[rows]).float()
+        return answers
+
+    # Through `forward`, where a sharded model is put together.
+    scored: dict[Condition, torch.Tensor] = model(compute=compute)
+    return scored
 
 
 def side_by_side(

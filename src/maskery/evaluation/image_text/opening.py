@@ -52,21 +52,13 @@ NORMALISATION: dict[str, tuple[Channels, Channels]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OpenImageText:
-    """An image-text model ready for use.
+    """An image-text model ready for use."""
 
-    Attributes:
-        name: As given.
-        model: In evaluation mode.
-        tokenizer: Its tokenizer.
-        view: Preparation of its pictures, without anything random.
-        retrieval: Its way to read captions and rank pictures.
-    """
-
-    name: str
-    model: ImageTextModel
-    tokenizer: PreTrainedTokenizerBase
-    view: ViewConfig
-    retrieval: ModelRetrieval
+    name: str  # as given
+    model: ImageTextModel  # in evaluation mode
+    tokenizer: PreTrainedTokenizerBase  # its tokenizer
+    view: ViewConfig  # preparation of its pictures, without anything random
+    retrieval: ModelRetrieval  # its way to read captions and rank pictures
 
     @property
     def max_tokens(self) -> int:

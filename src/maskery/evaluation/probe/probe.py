@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError
-from maskery.core.optional import require
+from maskery.core.registry import require
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.probe import classify
 from maskery.evaluation.probe.encode import Encoder, Vectors

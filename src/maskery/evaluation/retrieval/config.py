@@ -56,25 +56,18 @@ class RetrievalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRetrieval:
-    """Retrieval settings saved with a model: how it reads captions and ranks pictures.
+    """Retrieval settings saved with a model: how it reads captions and ranks pictures."""
 
-    Attributes:
-        clean_captions: True if captions were lower-cased and stripped of punctuation.
-        max_words: Most words of a cleaned caption.
-        max_length: Most tokens of a caption; None for as many as the model has positions.
-        rerank: Best pictures of each caption that the matching head ranks anew.
-        score: Their score; see `RetrievalConfig`.
-        odds_weight: Of the score `sum`.
-        trained: The built-in loss terms whose heads the run that made the model trained, by these
-            terms or by others that share them.
-    """
-
-    clean_captions: bool = False
-    max_words: Count = 50
+    clean_captions: bool = False  # true if captions were lower-cased and stripped of punctuation
+    max_words: Count = 50  # most words of a cleaned caption
+    # Most tokens of a caption; None for as many as the model has positions.
     max_length: Annotated[int | None, Range(3)] = None
+    # Best pictures of each caption that the matching head ranks anew.
     rerank: Annotated[int, Range(0)] = 128
-    score: Literal["matching", "odds", "sum"] = "matching"
-    odds_weight: Weight = 1.0
+    score: Literal["matching", "odds", "sum"] = "matching"  # their score; see `RetrievalConfig`
+    odds_weight: Weight = 1.0  # of the score `sum`
+    # The built-in loss terms whose heads the run that made the model trained, by these terms or by
+    # others that share them.
     trained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

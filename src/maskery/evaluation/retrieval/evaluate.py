@@ -10,8 +10,7 @@ Shapes: T texts, I images, K = min(rerank, I) candidates.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +73,7 @@ class Retrieval:
     scores: torch.Tensor | None
 
 
+@torch.no_grad()
 def evaluate_retrieval(
     model: ImageTextModel,
     images: Iterable[torch.Tensor],
@@ -96,7 +96,7 @@ def evaluate_retrieval(
         texts: T captions.
         image_persons: (I,) int64, the person that each image shows.
         text_persons: (T,) int64, the person that each caption describes.
-        processes: They share the matching out, as in `match_logits`. Default: this one alone.
+        processes: They share the matching out, as in `match_logits`.
 
     Raises:
         ModelError: The model predicts values that are not numbers.
@@ -121,7 +121,9 @@ def evaluate_retrieval(
         )
     if count:
         require_fusion(model)
-    with evaluating(model):
+    was_training = model.training
+    model.eval()
+    try:
         read = read_images(
             model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
         )
@@ -130,18 +132,8 @@ def evaluate_retrieval(
             *(torch.from_numpy(p).to(model.device) for p in (text_persons, image_persons))
         )
         return _rank_all(model, read, encoded, persons, count, config, processes, progress)
-
-
-@contextmanager
-def evaluating(model: ImageTextModel) -> Iterator[None]:
-    """Put the model into evaluation mode, without gradients; then back."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
     finally:
-        model.train(training)
+        model.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -166,8 +158,9 @@ def _rank_all(
         require_numbers(features)
     kept = min(max(count, KEPT), len(images.features))
     order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
-    told = persons.texts.cpu().numpy()
-    contrastive = summarise_texts(text_figures(matches), told)
+    text_persons = persons.texts.cpu().numpy()
+    num_texts, num_images = len(text_persons), len(persons.images)
+    contrastive = summarise_texts(text_figures(matches), text_persons)
     reranked = chosen = scores = None
     if count:
         if processes is not None:  # another's last digits may differ, and so its candidates
@@ -187,17 +180,18 @@ def _rank_all(
         chosen = order[:, :count].gather(1, sorting)
         scores = scores.gather(1, sorting)
         matches[:, :count] = matches[:, :count].gather(1, sorting.to(matches.device))
-        reranked = summarise_texts(text_figures(matches), told)
+        reranked = summarise_texts(text_figures(matches), text_persons)
+    # A ranking at random starts with one of a text's right images: their share of the gallery.
     right = (persons.images[:, None] == persons.texts.unique()[None]).sum(dim=0)
     per_text = dict(zip(persons.texts.unique().tolist(), right.tolist(), strict=True))
     figures = RetrievalFigures(
         contrastive=contrastive,
         reranked=reranked,
         image_to_text=_image_to_text(images, texts, persons),
-        chance=sum(per_text[person] for person in told.tolist()) / len(told) / len(persons.images),
+        chance=sum(per_text[p] for p in text_persons.tolist()) / num_texts / num_images,
         rerank=count,
-        num_texts=len(told),
-        num_images=len(persons.images),
+        num_texts=num_texts,
+        num_images=num_images,
         num_persons=len(per_text),
     )
     return Retrieval(figures=figures, contrastive=order, reranked=chosen, scores=scores)

@@ -140,7 +140,12 @@ class Indexing:
         encoded, lost = 0, Troubles()
         unreadable: list[str] = []
         for batch in self._batches(suspects):
-            pictures = self._read(batch, lost)
+            pictures: dict[str, PictureBytes] = {}
+            for path in batch:
+                try:
+                    pictures[path] = read_picture(self.folder, path)
+                except DataError as error:
+                    lost.report(error)  # the next run tries it again
             unreadable += [path for path in batch if path not in pictures]
             encoded += self._take_in(store, pictures)
         gone = [path for path in before if path not in self.found]
@@ -166,16 +171,6 @@ class Indexing:
                 batch = list(paths[first : first + self.batch_images])
                 yield batch
                 bar.update(len(batch))
-
-    def _read(self, paths: Sequence[str], lost: Troubles) -> dict[str, PictureBytes]:
-        """Read files, by path. Those that cannot be read are tried again by the next run."""
-        pictures: dict[str, PictureBytes] = {}
-        for path in paths:
-            try:
-                pictures[path] = read_picture(self.folder, path)
-            except DataError as error:
-                lost.report(error)
-        return pictures
 
     def _take_in(self, store: GalleryStore, pictures: Mapping[str, PictureBytes]) -> int:
         """Encode the contents that are new, and return the number that could be."""

@@ -27,21 +27,13 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class RankingFigures:
-    """Figures of one ranking, each in [0, 1] with its 95% interval over persons.
+    """Figures of one ranking, each in [0, 1] with its 95% interval over persons."""
 
-    Attributes:
-        r1: Share of the texts whose best image is right.
-        r5: With a right one among the best five.
-        r10: Among the best ten.
-        map: Mean average precision.
-        minp: Mean inverse negative penalty.
-    """
-
-    r1: Interval
-    r5: Interval
-    r10: Interval
-    map: Interval
-    minp: Interval
+    r1: Interval  # share of the texts whose best image is right
+    r5: Interval  # with a right one among the best five
+    r10: Interval  # among the best ten
+    map: Interval  # mean average precision
+    minp: Interval  # mean inverse negative penalty
 
 
 FIGURES = tuple(field.name for field in fields(RankingFigures))

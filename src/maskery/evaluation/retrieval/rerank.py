@@ -29,11 +29,11 @@ IMAGES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ImageTexts:
-    """One image, and the texts that it is a candidate of."""
+    """One image by its number, and the texts (R,) that it is a candidate of."""
 
-    image: int  # its number
-    texts: Int64Array  # (R,) int64
-    columns: Int64Array  # (R,) int64, its number among the candidates of each text
+    image: int
+    texts: Int64Array
+    columns: Int64Array  # (R,), its number among the candidates of each text
 
 
 @torch.no_grad()
@@ -56,7 +56,6 @@ def match_logits(
         candidates: (T, K) int64, images of each text.
         config: `batch_tokens` and `memory_bytes` bound what is computed at once.
         processes: They share the images out and all get the whole result; all of them must ask.
-            Default: this one alone.
 
     Returns:
         (T, K, 2) float32 on the CPU: mismatch, match.
@@ -94,7 +93,8 @@ def match_images(
         tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
         keys = model.project_images(tokens.to(model.device))
         for place, one in enumerate(block):
-            own = [_only(layer, place) for layer in keys]
+            only = slice(place, place + 1)  # a view: nothing is copied
+            own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
             yield one, _judge(model, texts, one, own, config.batch_tokens)
 
 
@@ -111,11 +111,6 @@ def by_image(candidates: Int64Array) -> list[ImageTexts]:
     ]
 
 
-def _only(keys: ImageKeys, index: int) -> ImageKeys:
-    """Return a view of one image's keys and values; nothing is copied."""
-    return ImageKeys(keys=keys.keys[index : index + 1], values=keys.values[index : index + 1])
-
-
 def _judge(
     model: ImageTextModel,
     texts: ReadTexts,
@@ -129,7 +124,7 @@ def _judge(
     judged = torch.empty(len(lengths), 2)
     for chosen in by_length(lengths, batch_tokens):
         places = tokens_of(texts.boundaries, one.texts[chosen]).to(model.device)
-        rows = Rows.of(lengths[chosen], model.device)
+        rows = Rows.of_lengths(lengths[chosen], model.device)
         states = texts.states.index_select(0, places)
         tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
         judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()

@@ -111,8 +111,7 @@ class RetrievalSet:
     @property
     def _owners(self) -> Int64Array:
         """The pair of each query: (T,) int64."""
-        owners: Int64Array = self.captions.owners[self.queries]
-        return owners
+        return self.captions.owners[self.queries]
 
     @property
     def image_persons(self) -> Int64Array:

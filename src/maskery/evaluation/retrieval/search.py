@@ -28,7 +28,7 @@ from maskery.data.gallery.files import PictureBytes, read_picture
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.captions import encode_query
-from maskery.evaluation.image_text.opening import OpenImageText, can_match, open_image_text
+from maskery.evaluation.image_text.opening import OpenImageText, can_match
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import combine
 from maskery.evaluation.retrieval.features import ReadTexts, read_images, read_texts
@@ -43,30 +43,24 @@ log = logging.getLogger(__name__)
 
 # Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
-# More than are wanted, compared again exactly.
+# More than are wanted, compared again exactly: close ones may change places by rounding.
 MARGIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One picture that was found.
+    """One picture that was found."""
 
-    Attributes:
-        path: Relative to the gallery.
-        similarity: Cosine of the contrastive features, from -1 to 1.
-        match: The matching head's probability that words and picture belong together; None where
-            it was not asked.
-        score: The score that matched pictures are sorted by; None likewise.
-    """
-
-    path: str
-    similarity: float
+    path: str  # relative to the gallery
+    similarity: float  # cosine of the contrastive features, from -1 to 1
+    # The matching head's probability that words and picture belong together; None where it was not
+    # asked.
     match: float | None = None
-    score: float | None = None
+    score: float | None = None  # the score that matched pictures are sorted by; None likewise
 
 
 def search(
-    model: str | Path | OpenImageText,
+    opened: OpenImageText,
     gallery: str | Path | Gallery,
     texts: str | Sequence[str],
     *,
@@ -74,30 +68,12 @@ def search(
     rerank: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> list[list[Hit]]:
-    """Find pictures by words.
+    """Find the best pictures for each of some descriptions; see `maskery.search`.
 
-    Pictures are encoded once: their features are kept in the cache, and a later search encodes
-    only what is new in the folder.
-
-    Args:
-        model: A folder of an image-text model or of its run, or an opened model.
-        gallery: A folder of pictures, or an opened gallery.
-        texts: One description, or several.
-        top: Pictures of each description.
-        rerank: Most similar pictures that the matching head ranks anew; by default the model's own
-            setting, and 0 where its matching head was never trained.
-        cache_dir: Folder of the index. Default: the user's cache.
-
-    Returns:
-        The best pictures of each description, best first.
-
-    Raises:
-        DataError: A description is empty, unknown or too long, or there is no readable picture.
-        ModelError: The model cannot be opened, or its features were never trained.
+    A gallery that is open already can be given in place of its folder.
     """
     from maskery.data.tokenise import default_cache_dir
 
-    opened = model if isinstance(model, OpenImageText) else open_image_text(str(model))
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         encode_query(opened, text)  # a bad description is told before an hour of indexing

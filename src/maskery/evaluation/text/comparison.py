@@ -24,40 +24,26 @@ SEED = "training.seed"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun:
-    """A run to be compared.
+    """A run to be compared."""
 
-    Attributes:
-        name: Of its folder.
-        settings: Every setting, by its name with those of the groups that it is in:
-            `training.seed`.
-        tokenizer: A hash of its tokenizer.
-        sums: Held-out sums of its model.
-    """
-
-    name: str
+    name: str  # Of its folder
+    # Every setting, by its name with those of the groups that it is in: `training.seed`
     settings: dict[str, Any]
-    tokenizer: str | None
-    sums: ExampleSums
+    tokenizer: str | None  # A hash of its tokenizer
+    sums: ExampleSums  # Held-out sums of its model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A run, or several that differ in the seed alone.
+    """A run, or several that differ in the seed alone."""
 
-    Attributes:
-        runs: Their names.
-        seeds: The seed of each.
-        settings: Those that are not the same in all rows, by short names.
-        scores: Held-out figures, means over the seeds.
-        deviation: Standard deviation over seeds of loss, top1 and top5; empty for one run.
-        difference: This row minus the one that all are compared with; empty for that one.
-    """
-
-    runs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    settings: dict[str, Any]
-    scores: MaskedScores
+    runs: tuple[str, ...]  # Their names
+    seeds: tuple[int, ...]  # The seed of each
+    settings: dict[str, Any]  # Those that are not the same in all rows, by short names
+    scores: MaskedScores  # Held-out figures, means over the seeds
+    # Standard deviation over seeds of loss, top1 and top5; empty for one run
     deviation: dict[str, float]
+    # This row minus the one that all are compared with; empty for that one
     difference: dict[str, Interval]
 
     @property

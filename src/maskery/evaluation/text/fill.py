@@ -31,91 +31,56 @@ MASK = "[MASK]"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One prediction for one mask.
+    """One prediction for one mask."""
 
-    Attributes:
-        token: As text.
-        token_id: Its id.
-        probability: The softmax over the whole vocabulary.
-    """
-
-    token: str
-    token_id: int
-    probability: float
+    token: str  # As text
+    token_id: int  # Its id
+    probability: float  # The softmax over the whole vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordProbability:
-    """The probability of a chosen word in place of the first mask.
+    """The probability of a chosen word in place of the first mask."""
 
-    Attributes:
-        word: As given.
-        pieces: The tokens that the tokenizer cuts it into.
-        probability: Of one piece, its softmax; of several, the product of their probabilities
-            filled from left to right into as many masks.
-    """
-
-    word: str
-    pieces: tuple[str, ...]
+    word: str  # As given
+    pieces: tuple[str, ...]  # The tokens that the tokenizer cuts it into
+    # Of one piece, its softmax; of several, the product of their probabilities filled from left to
+    # right into as many masks
     probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """All masks filled together.
+    """All masks filled together."""
 
-    Attributes:
-        text: The sentence with its masks filled.
-        tokens: The tokens that fill them, in order.
-        log_probability: The sum of the log-probabilities, each mask given those left of it.
-    """
-
-    text: str
-    tokens: tuple[str, ...]
-    log_probability: float
+    text: str  # The sentence with its masks filled
+    tokens: tuple[str, ...]  # The tokens that fill them, in order
+    log_probability: float  # The sum of the log-probabilities, each mask given those left of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filling:
-    """Predictions for the masks of one sentence.
+    """Predictions for the masks of one sentence."""
 
-    Attributes:
-        text: The sentence, as given.
-        masks: For each mask, its likeliest candidates, each mask on its own.
-        completions: With several masks, the likeliest joint fillings.
-        words: The probabilities of the words that were asked for.
-    """
-
-    text: str
+    text: str  # The sentence, as given
+    # For each mask, its likeliest candidates, each mask on its own
     masks: tuple[tuple[Candidate, ...], ...]
-    completions: tuple[Completion, ...]
-    words: tuple[WordProbability, ...]
+    completions: tuple[Completion, ...]  # With several masks, the likeliest joint fillings
+    words: tuple[WordProbability, ...]  # The probabilities of the words that were asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saliency:
-    """The words that one mask's prediction depends on.
+    """The words that one mask's prediction depends on."""
 
-    Attributes:
-        token: The likeliest token of the mask.
-        probability: Its probability.
-        words: The words of the text.
-        weights: One for each word, not negative; they sum to 1.
-    """
-
-    token: str
-    probability: float
-    words: tuple[Word, ...]
-    weights: tuple[float, ...]
+    token: str  # The likeliest token of the mask
+    probability: float  # Its probability
+    words: tuple[Word, ...]  # The words of the text
+    weights: tuple[float, ...]  # One for each word, not negative; they sum to 1
 
 
 class Filler:
-    """Fill masks with one model.
-
-    Args:
-        model: Used in evaluation mode.
-        tokenizer: The model's own.
-    """
+    """Fill masks with one model."""
 
     def __init__(self, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -303,8 +268,6 @@ def saliency(filler: Filler, reader: TextReader, text: str, *, mask: int = 0) ->
     """Weigh the words of a text by how much the likeliest token of a mask depends on them.
 
     Args:
-        filler: The model.
-        reader: Cuts the text into words.
         text: With at least one mask, as the tokenizer writes it.
         mask: Which of the masks, from 0.
 

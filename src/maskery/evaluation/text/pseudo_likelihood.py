@@ -21,9 +21,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch, vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
 from maskery.evaluation.text.masked import require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import EncodedText, TextReader
@@ -73,41 +72,26 @@ def by_number(index: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class WordScore:
-    """One word of a text.
+    """One word of a text."""
 
-    Attributes:
-        word: As it stands in the text.
-        start: Its first character in the text; -1 if the tokenizer keeps no offsets.
-        end: One past its last character.
-        log_probability: The sum over its pieces, in nats; of a word that the tokenizer does not
-            know, that of its unknown token.
-        pieces: Its tokens.
-        piece_log_probabilities: The log-probability of each piece, in nats.
-    """
-
-    word: str
-    start: int
-    end: int
+    word: str  # As it stands in the text
+    start: int  # Its first character in the text; -1 if the tokenizer keeps no offsets
+    end: int  # One past its last character
+    # The sum over its pieces, in nats; of a word that the tokenizer does not know, that of its
+    # unknown token
     log_probability: float
-    pieces: tuple[str, ...]
-    piece_log_probabilities: tuple[float, ...]
+    pieces: tuple[str, ...]  # Its tokens
+    piece_log_probabilities: tuple[float, ...]  # The log-probability of each piece, in nats
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextScore:
-    """The pseudo-log-likelihood of a text.
+    """The pseudo-log-likelihood of a text."""
 
-    Attributes:
-        text: As given.
-        log_probability: The sum over its tokens, in nats; special tokens do not count.
-        tokens: Tokens that were scored.
-        words: The scores of its words.
-    """
-
-    text: str
-    log_probability: float
-    tokens: int
-    words: tuple[WordScore, ...]
+    text: str  # As given
+    log_probability: float  # The sum over its tokens, in nats; special tokens do not count
+    tokens: int  # Tokens that were scored
+    words: tuple[WordScore, ...]  # The scores of its words
 
     @property
     def per_token(self) -> float:
@@ -119,7 +103,6 @@ class Scorer:
     """Scores texts with one model.
 
     Args:
-        tokenizer: The model's.
         predict: From a masked batch to the logits (M, V) of its masked tokens, float32.
         limit: The most tokens a text may have; None for any number.
         method: Which pieces of a word are hidden while one is predicted.
@@ -250,19 +233,12 @@ class Scorer:
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """A text with one token to predict.
+    """A text with one token to predict."""
 
-    Attributes:
-        text: The index of the text.
-        position: The token that is predicted.
-        ids: (L,) int64, masked.
-        target: The id of the hidden token.
-    """
-
-    text: int
-    position: int
-    ids: npt.NDArray[np.int64]
-    target: int
+    text: int  # The index of the text
+    position: int  # The token that is predicted
+    ids: npt.NDArray[np.int64]  # (L,) int64, masked
+    target: int  # The id of the hidden token
 
 
 def cut(copies: Iterable[Copy], budget: int, most: int) -> Iterator[list[Copy]]:

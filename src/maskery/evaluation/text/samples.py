@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch
-from maskery.core.vocabulary import Vocabulary
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
 from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.evaluation.text.pseudo_likelihood import Copy, masked_tokens
@@ -34,59 +33,35 @@ LONGER_WORD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFill:
-    """One hidden word of a held-out sentence.
+    """One hidden word of a held-out sentence."""
 
-    Attributes:
-        left: The text before it.
-        word: The hidden word.
-        right: The text after it.
-        before: The likeliest words of the model before training.
-        after: The likeliest words of the model after training.
-        probability_before: The probability of the hidden word before training.
-        probability_after: Its probability after training.
-    """
-
-    left: str
-    word: str
-    right: str
-    before: tuple[Candidate, ...]
-    after: tuple[Candidate, ...]
-    probability_before: float
-    probability_after: float
+    left: str  # The text before it
+    word: str  # The hidden word
+    right: str  # The text after it
+    before: tuple[Candidate, ...]  # The likeliest words of the model before training
+    after: tuple[Candidate, ...]  # The likeliest words of the model after training
+    probability_before: float  # The probability of the hidden word before training
+    probability_after: float  # Its probability after training
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordChange:
-    """The change in the prediction of one word.
+    """The change in the prediction of one word."""
 
-    Attributes:
-        word: A word that is one token.
-        count: Times that it was masked.
-        before: The mean log-probability before training, in nats.
-        after: The mean log-probability after training, in nats.
-    """
-
-    word: str
-    count: int
-    before: float
-    after: float
+    word: str  # A word that is one token
+    count: int  # Times that it was masked
+    before: float  # The mean log-probability before training, in nats
+    after: float  # The mean log-probability after training, in nats
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSamples:
-    """The fills and the words that show what a run changed.
+    """The fills and the words that show what a run changed."""
 
-    Attributes:
-        fills: Held-out sentences with one word hidden.
-        improved: The words whose prediction improved most, most first.
-        worsened: The words whose prediction worsened most, most first.
-        masked_words: Masked words that the lists come from.
-    """
-
-    fills: tuple[SampleFill, ...]
-    improved: tuple[WordChange, ...]
-    worsened: tuple[WordChange, ...]
-    masked_words: int
+    fills: tuple[SampleFill, ...]  # Held-out sentences with one word hidden
+    improved: tuple[WordChange, ...]  # The words whose prediction improved most, most first
+    worsened: tuple[WordChange, ...]  # The words whose prediction worsened most, most first
+    masked_words: int  # Masked words that the lists come from
 
 
 @torch.no_grad()
@@ -108,10 +83,7 @@ def sample_text(
         before: A model, in evaluation mode while it runs.
         after: Another with the same tokenizer.
         batches: Held-out examples; no more than `most_tokens` of them are read.
-        tokenizer: Of both.
         fills: Sentences to show.
-        top_k: Predictions to show of each.
-        listed: Words on each list.
         rounds: Times that each example is masked anew, for enough words.
         most_tokens: Limits the time this takes.
     """
@@ -149,8 +121,6 @@ def rank_changes(
         words: (M,) token ids.
         before: (M,) log-probabilities under the first model.
         after: (M,) under the other.
-        tokenizer: To write the words.
-        listed: Words on each list, at most.
     """
     unique, inverse, counts = np.unique(words, return_inverse=True, return_counts=True)
     old = np.bincount(inverse, before) / counts

@@ -11,51 +11,34 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.vocabulary import Vocabulary
-from maskery.data.text_source import Template
-from maskery.data.tokenise import plain_backend
-from maskery.data.words import starts_word_table, word_starts
+from maskery.core.batch import Vocabulary
+from maskery.data.batching import Template
+from maskery.data.tokenise import plain_backend, starts_word_table, word_starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """One word, or punctuation mark, of a text.
+    """One word, or punctuation mark, of a text."""
 
-    Attributes:
-        text: Its characters; of a tokenizer that keeps no offsets, its tokens.
-        start: Its first character in the text; -1 if the tokenizer keeps no offsets.
-        end: One past its last character.
-        first: Its first token.
-        last: One past its last token.
-    """
-
-    text: str
-    start: int
-    end: int
-    first: int
-    last: int
+    text: str  # Its characters; of a tokenizer that keeps no offsets, its tokens
+    start: int  # Its first character in the text; -1 if the tokenizer keeps no offsets
+    end: int  # One past its last character
+    first: int  # Its first token
+    last: int  # One past its last token
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedText:
-    """A text as a model reads it.
+    """A text as a model reads it."""
 
-    Attributes:
-        ids: (L,) int64.
-        words: Its words. Special tokens that stand in the text, such as `[MASK]`, belong to none;
-            a word that the tokenizer does not know is a word.
-    """
-
-    ids: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]  # (L,) int64
+    # Its words. Special tokens that stand in the text, such as `[MASK]`, belong to none; a word
+    # that the tokenizer does not know is a word.
     words: tuple[Word, ...]
 
 
 class TextReader:
-    """Cut texts into words and tokens.
-
-    Args:
-        tokenizer: The model's.
-    """
+    """Cut texts into words and tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer

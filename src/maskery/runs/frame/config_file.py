@@ -103,11 +103,7 @@ def save_config(folder: Path, config: Any) -> None:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read a `config.yaml` as it is; what names a plug-in in it will not be loaded.
-
-    Raises:
-        ConfigError: It cannot be read, or does not hold named settings.
-    """
+    """Read a `config.yaml` as it is; what names a plug-in in it will not be loaded."""
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
@@ -134,11 +130,7 @@ def _each_text(value: Any, change: typing.Callable[[str], str]) -> Any:
 
 
 def kind_of(settings: Mapping[str, Any], path: str | Path) -> str:
-    """Return the kind of run that a file describes; files of before `kind` are told by their marks.
-
-    Raises:
-        ConfigError: It names an unknown kind, or none and cannot be told.
-    """
+    """Return the kind of run that a file describes; files of before `kind` are told by marks."""
     kind = settings.get(KIND)
     if kind is None:
         kind = next((MARKS[name] for name in MARKS if name in settings), None)
@@ -165,15 +157,7 @@ def run_kind(folder: str | Path) -> str | None:
 
 
 def load_config(path: str | Path, config: type[ConfigT]) -> ConfigT:
-    """Read a `config.yaml` as a configuration; unknown keys fail.
-
-    Args:
-        path: The file.
-        config: A dataclass; if it has a `kind`, a file of another kind is refused.
-
-    Raises:
-        ConfigError: It cannot be read, or does not fit.
-    """
+    """Read a `config.yaml` as the dataclass `config`; unknown keys and other kinds fail."""
     settings = read_settings(path)
     expected = getattr(config, KIND, None)
     if expected is not None and (KIND in settings or not settings.keys().isdisjoint(MARKS)):
@@ -202,10 +186,7 @@ class OpenRun:
     config: Any
 
     def finished(self, config: type[ConfigT]) -> ConfigT:
-        """Return the configuration of a run that has saved its model.
-
-        Args:
-            config: Its class.
+        """Return the configuration of a run that has saved its model, of the class `config`.
 
         Raises:
             ConfigError: The run has no model yet, or is of another kind.
@@ -250,11 +231,7 @@ def open_run(folder: str | Path) -> OpenRun:
 
 
 def read_config(path: str | Path) -> Any:
-    """Read a `config.yaml` of any kind as the configuration of its kind.
-
-    Raises:
-        ConfigError: It cannot be read, is of an unknown kind, or does not fit its kind.
-    """
+    """Read a `config.yaml` of any kind as the configuration of its kind."""
     kind = KINDS[kind_of(read_settings(path), path)]
     return load_config(path, kind.load("config"))
 
@@ -300,11 +277,7 @@ def given_name(value: object) -> str:
 
 
 def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
-    """Make a dataclass from what `to_plain` returned, checking keys and types.
-
-    Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type.
-    """
+    """Make a dataclass from what `to_plain` returned, checking keys and types."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected named settings, found {type(data).__name__}")
     assert dataclasses.is_dataclass(kind)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import write_whole
+from maskery.core.system import write_whole
 
 if TYPE_CHECKING:
     from maskery.core.processes import Processes
@@ -53,11 +53,7 @@ def has_model(folder: Path) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        CheckpointError: It cannot be written.
-    """
+    """Write a file whole or not at all; what cannot be written is a CheckpointError."""
     try:
         write_whole(path, data)
     except OSError as error:
@@ -155,9 +151,6 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
 
     Without `output`, a new run gets the first of the default's numbered folders that is free, and
     one that is resumed the last of them that is not finished.
-
-    Raises:
-        CheckpointError: It is in use, or cannot be written.
     """
     if output is None and not resume:
         return _next_free(default)
@@ -179,10 +172,7 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
 
 
 def repeated_folder(folder: Path) -> Path:
-    """Return the folder whose numbered names a repeated run chooses from.
-
-    It is the folder itself, or `runs/a` for `runs/a-2` where that stands beside it.
-    """
+    """Return the folder that a repeated run is numbered after: `runs/a` for `runs/a-2`."""
     match = re.fullmatch(r"(.+)-[1-9]\d*", folder.name)
     first = folder.with_name(match[1]) if match else folder
     return first if first.is_dir() else folder
@@ -214,11 +204,7 @@ def _next_free(default: Path) -> HeldFolder:
 
 
 def hold_folder(folder: Path) -> HeldFolder | None:
-    """Make a folder if it is not there, and lock it; None if another process holds its lock.
-
-    Raises:
-        CheckpointError: It cannot be made or written.
-    """
+    """Make a folder if it is not there, and lock it; None if another process holds its lock."""
     try:
         while True:
             created = _make(folder)
@@ -239,12 +225,7 @@ def hold_folder(folder: Path) -> HeldFolder | None:
 
 
 def _lock(folder: Path) -> FileLock | None:
-    """Lock a folder without waiting; None, and a warning, where the file system has no locks.
-
-    Raises:
-        Timeout: Another process holds it.
-        OSError: It cannot be locked for another reason.
-    """
+    """Lock a folder without waiting; None, and a warning, where the file system has no locks."""
     # The library's other lock, for file systems without any, outlives a process that is killed.
     lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False, mode=0o666)
     try:

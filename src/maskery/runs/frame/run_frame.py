@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import CheckpointError
-from maskery.core.files import replace_folder
 from maskery.core.processes import join_processes
 from maskery.core.registry import plugin_identity
+from maskery.core.system import replace_folder
 from maskery.evaluation.intervals import Interval
 from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json
@@ -77,13 +77,8 @@ def run_in_folder(
     """Open the run folder, prepare the run, train it there, and write its figures.
 
     A run that fails while it is prepared leaves nothing behind. With several processes the main one
-    chooses the folder, keeps other runs out of it and writes; all of them prepare and train.
-
-    Args:
-        config: A dataclass with `output` and `resume`.
-        default: The folder where the config names none.
-        prepare: Makes everything that the run consists of, given the folder.
-        train: Trains, measures and saves the model into the folder.
+    chooses the folder, `default` where the config names none, keeps other runs out of it and
+    writes; all of them prepare and train.
     """
     processes = join_processes()
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
@@ -105,11 +100,7 @@ def run_in_folder(
 
 
 def _may_save_config(folder: Path, identity: str) -> bool:
-    """Return True if `config.yaml` may be written: nothing there belongs to another run.
-
-    Raises:
-        CheckpointError: The newest sound checkpoint does.
-    """
+    """Return True if `config.yaml` may be written; a checkpoint of another run is an error."""
     checkpoints = Checkpoints(folder / CHECKPOINTS).complete()
     for path in reversed(checkpoints):
         stored = stored_identity(path)
@@ -133,15 +124,7 @@ def _already_told(folder: Path, result: Result) -> bool:
 
 
 def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a model folder: whole, or not at all.
-
-    Args:
-        folder: Its name; what is there is replaced.
-        write: Writes its files into the folder that it is given.
-
-    Raises:
-        CheckpointError: It could not be written.
-    """
+    """Replace a model folder whole, or not at all; `write` fills the folder that it is given."""
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -181,13 +164,7 @@ def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
 
 
 def model_card(text: str, *, tags: Iterable[str] = (), **metadata: Any) -> str:
-    """Return a model card: the metadata that model hubs read, then a text in Markdown.
-
-    Args:
-        text: Starts with the title.
-        tags: Besides `maskery` and `masked-language-modelling`.
-        **metadata: Other fields of `huggingface_hub.ModelCardData`, such as `pipeline_tag`.
-    """
+    """Return a model card: metadata (of `huggingface_hub.ModelCardData`), then text in Markdown."""
     from huggingface_hub import ModelCard, ModelCardData
 
     tags = ["maskery", "masked-language-modelling", *tags]
@@ -196,13 +173,7 @@ def model_card(text: str, *, tags: Iterable[str] = (), **metadata: Any) -> str:
 
 
 def card_figure(interval: Interval, digits: str = ".4g", *, scale: float = 1.0) -> str:
-    """Return a figure with its interval, if that is known, for a model card.
-
-    Args:
-        interval: The figure.
-        digits: A format of numbers.
-        scale: Multiplies all of it; 100 for percent.
-    """
+    """Return a figure, times `scale`, with its interval, if that is known, for a model card."""
     value, low, high = (format(scale * number, digits) for number in interval)
     return f"{value} [{low}, {high}]" if interval.known else value
 

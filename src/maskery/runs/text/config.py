@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import take_text_as_paths
+from maskery.core.ranges import Range, check_ranges, take_text_as_paths
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig
 from maskery.masking.config import MaskingConfig
 from maskery.tasks.text_mlm_config import TextMLMConfig
@@ -38,7 +38,7 @@ class TextRunConfig:
     """loop; trainer is gone, and only read in the configurations of old runs."""
     eval_data: tuple[str, ...] = ()
     """Held-out text of its own, read like the corpus. Default: a share of the corpus."""
-    held_out_share: float = 0.05
+    held_out_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.05")] = 0.05
     """Share of the examples that is held out, chosen by a hash of their content."""
     probe: Path | None = None
     """A label file: how well the encoder's vectors tell its classes apart, before and after, and at
@@ -47,23 +47,25 @@ class TextRunConfig:
     """The column of the texts in --probe."""
     probe_label: str = ""
     """The column of the labels in --probe. Default: label."""
-    max_length: int | None = None
+    max_length: Annotated[int | None, Range(3, unit="tokens", hint="try 128")] = None
     """Most tokens of a sequence; longer documents become windows. Default: 512, or the model's."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """packed computes no padding; padded groups by length. auto: packed where the family can."""
     attention_dropout: bool = False
     """Keep the model's own attention dropout; off, training is about twice as fast."""
-    hidden_dropout: float | None = None
+    hidden_dropout: Annotated[float | None, Range(0, 1, below=True)] = None
     """Dropout of hidden states. Default: the model's own."""
-    masked_capacity: float | None = None
+    masked_capacity: Annotated[
+        float | None, Range(0, 1, above=True, hint="leave it out to have it estimated")
+    ] = None
     """With --compile: rows for masked tokens, as a share of a step's tokens. Default: estimated."""
-    vocab_size: int = 8000
+    vocab_size: Annotated[int, Range(100)] = 8000
     """Size of the WordPiece vocabulary that --model scratch:... trains."""
     add_words: Path | None = None
     """A file of words, one a line, that become single tokens; their vectors start from the mean of
     their pieces."""
     cache_dir: Path | None = None
-    """Where tokenised corpora are kept. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
+    """The folder of tokenised corpora. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
     streaming: Annotated[StreamingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=StreamingConfig
     )
@@ -82,6 +84,7 @@ class TextRunConfig:
 
     def __post_init__(self) -> None:
         take_text_as_paths(self)
+        check_ranges(self)
         for name in ("corpus", "eval_data"):
             value = getattr(self, name)
             if isinstance(value, str):  # else it would count as a list of letters
@@ -98,37 +101,14 @@ class TextRunConfig:
                 "--compile and a momentum twin do not go together: the text that the model reads "
                 "depends on the twin's samples; leave out --compile, or --objective and --momentum"
             )
-        if not 0.0 < self.held_out_share < 1.0:
-            raise ConfigError(
-                f"held_out_share is {self.held_out_share}: it must lie between 0 and 1; try 0.05"
-            )
-        if self.max_length is not None and self.max_length < 3:
-            raise ConfigError(
-                f"max_length is {self.max_length}: a sequence needs at least 3 tokens; try 128"
-            )
-        if self.hidden_dropout is not None and not 0.0 <= self.hidden_dropout < 1.0:
-            raise ConfigError(
-                f"hidden_dropout is {self.hidden_dropout}: it must be from 0 to below 1"
-            )
-        if self.masked_capacity is not None:
-            self._check_capacity(self.masked_capacity)
-        if self.vocab_size < 100:
-            raise ConfigError(f"vocab_size is {self.vocab_size}: it must be at least 100")
-
-    def _check_capacity(self, share: float) -> None:
-        if not 0.0 < share <= 1.0:
-            raise ConfigError(
-                f"masked_capacity is {share}: it must be above 0 and at most 1; leave it out to "
-                f"have it estimated"
-            )
-        if not self.training.compile:
+        if self.masked_capacity is not None and not self.training.compile:
             raise ConfigError(
                 "--masked-capacity needs --compile: other steps predict as many tokens as are "
                 "masked; leave it out"
             )
 
     def anchored(self) -> TextRunConfig:
-        """The same with absolute paths of the data, which mean the same from any folder."""
+        """Return a copy with absolute paths of the data, which mean the same from any folder."""
         return replace(
             self,
             corpus=_anchored(self.corpus),
@@ -141,7 +121,7 @@ class TextRunConfig:
 
 
 def _anchored(sources: Sequence[str]) -> tuple[str, ...]:
-    """Files, folders and globs with absolute paths; hub ids and addresses as they are."""
+    """Make the paths of files, folders and globs absolute; hub ids and addresses stay."""
     return tuple(
         str(Path(source).resolve())
         if Path(source).exists() or ("://" not in source and set(source) & set("*?["))

@@ -15,16 +15,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
+from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.split import split, without_held_out
-from maskery.data.text_source import TextSource
-from maskery.data.tokenise import tokenise, tokenizer_fingerprint
-from maskery.data.vocabulary import AddedWords, add_words, read_words, train_wordpiece
+from maskery.data.tokenise import tokenise, tokenizer_fingerprint, train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 
 if TYPE_CHECKING:
+    from maskery.data.added_words import AddedWords
     from maskery.data.corpus.config import CorpusConfig
     from maskery.data.shards.source import ShardSource
 
@@ -51,12 +51,7 @@ class Given:
 
 
 class TextData(Protocol):
-    """The data of a text run.
-
-    Attributes:
-        tokenizer: The tokenizer of the run.
-        added: The words that --add-words added to it.
-    """
+    """The data of a text run; `added` are the words that --add-words added to the tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
     added: AddedWords | None
@@ -92,11 +87,7 @@ def open_text(
 
 
 def is_sharded(config: TextRunConfig) -> bool:
-    """Return True if a run reads shards.
-
-    Raises:
-        ConfigError: Shards are named beside something else.
-    """
+    """Return True if a run reads shards, which must be named alone."""
     places = [source for source in config.corpus if holds_shards(source)]
     if places and len(config.corpus) > 1:
         raise ConfigError(
@@ -107,14 +98,7 @@ def is_sharded(config: TextRunConfig) -> bool:
 
 
 class StoredText:
-    """A corpus in a token store of the cache, with some of it, or another, held out.
-
-    Args:
-        config: All settings of the run.
-        cache_dir: The folder of the token stores.
-        given: Texts and a tokenizer in the place of what the configuration names.
-        progress: Draw progress bars.
-    """
+    """A corpus in a token store of the cache, with some of it, or another, held out."""
 
     def __init__(
         self, config: TextRunConfig, cache_dir: Path, given: Given, *, progress: bool = True
@@ -146,6 +130,8 @@ class StoredText:
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
             return None
+        from maskery.data.added_words import add_words, read_words
+
         added = add_words(self.tokenizer, read_words(path), path)
         self.tokenizer = added.tokenizer
         log.info("%d words are added to the vocabulary", len(added.pieces))

@@ -53,11 +53,7 @@ class Evaluation:
 
 
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
-    """A run's model against the model it started from, on what the run held out.
-
-    Raises:
-        ConfigError: The run has no model yet.
-    """
+    """Compare a run's model with the model it started from, on what the run held out."""
     config = open_run(folder).finished(TextRunConfig)
     if batch_tokens is not None:
         config = replace(config, training=replace(config.training, batch_tokens=batch_tokens))
@@ -81,7 +77,7 @@ def evaluate_model(
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """One model, or two, on held-out text."""
+    """Evaluate one model, or two, on held-out text."""
     opened = [open_model(name) for name in ([against] if against else []) + [model]]
     if len(opened) == 2:
         require_same_tokenizer(*opened)
@@ -109,13 +105,7 @@ def evaluate_model(
 def saved_task_auc(
     opened: OpenModel, config: TextRunConfig, batches: Iterable[TokenBatch]
 ) -> float | None:
-    """Return `replaced_words_auc` of a trained model, with the twin and the head beside it.
-
-    Args:
-        opened: The model of a run.
-        config: Of that run.
-        batches: Held-out text.
-    """
+    """Return `replaced_words_auc` of a run's model, with the twin and the head beside it."""
     if not config.objectives.detects:
         return None
     plain = opened.model
@@ -127,11 +117,7 @@ def saved_task_auc(
 
 
 def run_samples(folder: Path) -> dict[str, Any]:
-    """Return sample fills and changed words of a finished run, for its report.
-
-    Raises:
-        MaskeryError: Its corpus or its model is no longer there.
-    """
+    """Return sample fills and changed words of a finished run, for its report."""
     run = prepare_text(open_run(folder).finished(TextRunConfig), progress=False)
     after = open_model(str(folder)).model
     return asdict(sample_text(run.model, after, run.held_out.in_order(), run.loaded.tokenizer))

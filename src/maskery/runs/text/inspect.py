@@ -1,49 +1,49 @@
-"""What a run would meet: lengths, waste, words, batches, and how long and large it would be."""
+"""Look at a run before it starts: lengths, waste, words, batches, time and memory.
+
+Shapes: N examples, T tokens, n words of k pieces.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
+from maskery.data.batching import Plan, TextSource, plan_epoch
 from maskery.data.corpus.reader import Corpus
-from maskery.data.plan import plan_epoch
 from maskery.data.store import TokenStore
-from maskery.data.text_source import TextSource
+from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.inspect_words import (
-    BrokenWord,
-    broken_words,
-    share_of_broken_words,
-    unknown_words,
-)
 from maskery.runs.text.prepare import TextRun, new_parameters, prepare_text, text_task
 from maskery.training.stepper import Stepper
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Masks are counted over so many batches: their number hardly changes from batch to batch.
 COUNTED_BATCHES = 8
+# Enough to know which words are frequent; reading on would only take longer.
+MOST_TOKENS = 20_000_000
+FEWEST_PIECES, MOST_PIECES = 3, 16
+# Texts that are read again to name unknown words.
+UNKNOWN_TEXTS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
     """Tokens of the examples, special tokens not counted.
 
-    Attributes:
-        examples: How many.
-        tokens: Of all together.
-        median: Of an example.
-        p95: Exceeded by one in twenty.
-        longest: The most.
-        histogram: (at most so many tokens, examples); the last without a bound.
+    The histogram has pairs (at most so many tokens, examples); the last has no bound.
     """
 
     examples: int
@@ -56,18 +56,13 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """What a step computes.
+    """The batches of a run; `tokens` and `masked_tokens` are means of a batch.
 
     Attributes:
-        max_length: Most tokens of a sequence.
-        cut: Examples that exceed it and become several sequences; no token is lost.
+        cut: Examples longer than `max_length`, which become several sequences; no token is lost.
         truncated_tokens: Tokens that a recipe that cuts them off would lose.
-        layout: Packed or padded.
         real_share: Of the computed tokens, those that are text: as planned, if each step were
             padded to its longest in random order, and if everything were padded to max_length.
-        steps: Of the whole run.
-        tokens: Mean of a batch.
-        masked_tokens: Mean of a batch.
     """
 
     max_length: int
@@ -82,14 +77,12 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """From a few steps that were really taken.
+    """Time and memory, estimated from a few steps that were taken after a first one.
 
     Attributes:
-        timed_steps: How many, after one that is not counted.
         tokens_per_second: Median.
         seconds: Of the whole run, its evaluations not counted.
-        peak_megabytes: Of memory: of the device, or of this process on a CPU.
-        device: Where it ran.
+        peak_megabytes: Of the device's memory, or of this process's on a CPU.
     """
 
     timed_steps: int
@@ -100,15 +93,30 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BrokenWord:
+    """A word of several pieces, and the tokens that one token for it would save.
+
+    Attributes:
+        word: As the tokenizer writes it.
+        pieces: Tokens of the word.
+        count: Occurrences in the corpus.
+        saved: (pieces - 1) * count.
+    """
+
+    word: str
+    pieces: int
+    count: int
+    saved: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """Everything that `maskery inspect` tells.
 
     Attributes:
-        lengths: Of the examples.
         duplicates: Examples whose text stands in the corpus before.
-        batches: What a step computes.
-        unknown_tokens: How often the tokenizer gave up.
-        unknown: The words it gave up on, with counts in the texts that were looked at.
+        unknown_tokens: Tokens that stand for words which the tokenizer does not know.
+        unknown: Those words, with counts in the texts that were looked at.
         broken_share: The share of words of three pieces or more.
         broken: The words for which one token would save most.
         estimate: None where no step was timed.
@@ -133,10 +141,7 @@ def inspect_corpus(
         config: The run.
         timed_steps: Steps to time; 0 for none.
         listed: Words on each list.
-        progress: Whether to draw bars.
-
-    Raises:
-        MaskeryError: Something the user can mend.
+        progress: Draw progress bars.
     """
     run = prepare_text(config, progress=progress)
     source = run.train
@@ -161,7 +166,7 @@ def inspect_corpus(
 
 
 def describe_lengths(lengths: npt.NDArray[np.int64]) -> Lengths:
-    """Figures and histogram of (N,) lengths."""
+    """Return figures and histogram of (N,) lengths."""
     counts = np.bincount(np.searchsorted(BUCKETS, lengths), minlength=len(BUCKETS) + 1)
     bounds: tuple[int | None, ...] = (*BUCKETS, None)
     return Lengths(
@@ -175,10 +180,9 @@ def describe_lengths(lengths: npt.NDArray[np.int64]) -> Lengths:
 
 
 def describe_batches(run: TextRun, source: TextSource) -> Batches:
-    """What the steps of a run compute, and what other ways of batching would."""
-    config, special = run.config, source.template.num_special
-    limit = source.max_length
-    documents = source.store.lengths() + special
+    """Return what the steps of a run compute, and what other ways of batching would."""
+    config, limit = run.config, source.max_length
+    documents = source.store.lengths() + source.template.num_special
     lengths, training = source.lengths, config.training
     steps = sum(source.num_steps(epoch) for epoch in range(training.epochs))
     masker = Masker.of(run.loaded.tokenizer, config.masking, seed=training.seed)
@@ -200,24 +204,19 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
 
 
 def real_shares(source: TextSource, limit: int) -> dict[str, float]:
-    """Text among the computed tokens, for this run's batches and for two usual ways."""
+    """Return the share of text in the computed tokens, of this run and of two usual ways."""
     lengths = source.lengths
     total = float(lengths.sum())
-    plan = source.plan(0)
-    computed = 0.0
-    for step in range(plan.num_steps):
-        members = lengths[plan.step(step)]
-        packed = source.layout == "packed"
-        computed += float(members.sum() if packed else members.max() * len(members))
     # Random batches of about as many sequences, each padded to its longest.
     mixed = plan_epoch(lengths, seed=source.seed, epoch=0, batch_tokens=source.batch_tokens)
-    padded = sum(
-        float(lengths[mixed.step(step)].max() * len(mixed.step(step)))
-        for step in range(mixed.num_steps)
-    )
+
+    def padded(plan: Plan) -> float:
+        steps = (lengths[plan.step(step)] for step in range(plan.num_steps))
+        return sum(float(members.max() * len(members)) for members in steps)
+
     return {
-        "this run": total / computed,
-        "random batches padded to their longest": total / padded,
+        "this run": 1.0 if source.layout == "packed" else total / padded(source.plan(0)),
+        "random batches padded to their longest": total / padded(mixed),
         "everything padded to max_length": total / (limit * len(lengths)),
     }
 
@@ -264,3 +263,67 @@ def _peak_megabytes(cuda: bool) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def broken_words(
+    store: TokenStore, tokenizer: PreTrainedTokenizerBase, *, listed: int
+) -> tuple[BrokenWord, ...]:
+    """Return the `listed` words for which one token would save most, most first."""
+    ids = np.asarray(store.tokens[:MOST_TOKENS]).astype(np.int64)
+    starts = np.flatnonzero(np.asarray(store.word_starts[:MOST_TOKENS]))
+    sizes = np.diff(np.append(starts, len(ids)))
+    found: list[BrokenWord] = []
+    for pieces in range(FEWEST_PIECES, MOST_PIECES + 1):
+        firsts = starts[sizes == pieces]
+        if not len(firsts):
+            continue
+        rows = ids[firsts[:, None] + np.arange(pieces)]
+        unique, counts = np.unique(rows, axis=0, return_counts=True)
+        best = np.argsort(-counts, kind="stable")[: 4 * listed]
+        found += [_broken(unique[index], int(counts[index]), tokenizer) for index in best.tolist()]
+    # Signs in a row (rules, ellipses) are no words.
+    words = [word for word in found if any(map(str.isalpha, word.word))]
+    return tuple(sorted(words, key=lambda w: (-w.saved, w.word))[:listed])
+
+
+def _broken(
+    ids: npt.NDArray[np.int64], count: int, tokenizer: PreTrainedTokenizerBase
+) -> BrokenWord:
+    word = tokenizer.decode(ids.tolist()).strip()
+    return BrokenWord(word=word, pieces=len(ids), count=count, saved=(len(ids) - 1) * count)
+
+
+def share_of_broken_words(store: TokenStore) -> float:
+    """Return the share of words that are of three pieces or more."""
+    starts = np.flatnonzero(np.asarray(store.word_starts[:MOST_TOKENS]))
+    sizes = np.diff(np.append(starts, min(store.num_tokens, MOST_TOKENS)))
+    return float((sizes >= FEWEST_PIECES).mean()) if len(sizes) else 0.0
+
+
+def unknown_words(
+    store: TokenStore, examples: Iterable[Any], tokenizer: PreTrainedTokenizerBase, *, listed: int
+) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """Count unknown tokens, and return the words that they most often stand for.
+
+    `examples` are the corpus, to be read again only where something is unknown.
+    """
+    unknown = tokenizer.unk_token_id
+    total = 0 if unknown is None else int(store.token_counts(unknown + 1)[unknown])
+    if not total:
+        return 0, ()
+    reader = TextReader(tokenizer)
+    counts: Counter[str] = Counter()
+    texts = 0
+    for example in examples:
+        encoded = reader.read(example.text)
+        if not (encoded.ids == unknown).any():
+            continue
+        counts.update(
+            word.text
+            for word in encoded.words
+            if (encoded.ids[word.first : word.last] == unknown).any()
+        )
+        texts += 1
+        if texts == UNKNOWN_TEXTS:
+            break
+    return total, tuple(counts.most_common(listed))

@@ -14,17 +14,18 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import Vocabulary, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.processes import join_processes
 from maskery.core.task import Task
-from maskery.core.vocabulary import Vocabulary, vocabulary_size
-from maskery.data.text_source import Template, TextSource
+from maskery.data.batching import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import (
+    MODULES,
     Loaded,
     add_rows,
     known_as,
@@ -34,13 +35,12 @@ from maskery.models.loading import (
     start_new_head,
 )
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.pooling import MODULES
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, TextData, open_text
 from maskery.tasks.text_mlm import TextMLM, TextParts, make_text_task
 from maskery.tasks.text_mlm_config import TextMLMConfig
-from maskery.training.precision import resolve_precision
+from maskery.training.optimiser import resolve_precision
 
 if TYPE_CHECKING:
     from maskery.data.shards.source import ShardSource

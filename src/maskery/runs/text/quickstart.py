@@ -29,10 +29,9 @@ SENTENCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartResult:
-    """The outcome of the quickstart.
+    """The figures of the run, and those of the start beside them.
 
     Attributes:
-        result: Of the run.
         fills: For each sentence, the fillings before and after.
         as_loaded: Held-out figures of the encoder with the prediction head that Transformers gives
             it: random, before Maskery starts a better one.
@@ -44,7 +43,7 @@ class QuickstartResult:
 
 
 def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
-    """MiniLM on paragraphs of reference text, tuned for two minutes on two cores.
+    """Return settings for MiniLM on paragraphs of reference text: two minutes on two cores.
 
     A mask rate of 0.3 learns more from each token read, and a small model on a small corpus does
     not overfit in two epochs, so nothing is dropped out.
@@ -70,7 +69,7 @@ def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
 
 
 def write_corpus(folder: Path) -> Path:
-    """The text of the Python language reference, from the standard library."""
+    """Write the text of the Python language reference, from the standard library."""
     from pydoc_data.topics import topics
 
     path = folder / "python_reference.txt"
@@ -124,6 +123,6 @@ def run_quickstart(folder: Path, *, progress: bool = True) -> QuickstartResult:
 
 
 def fill_samples(opened: OpenModel) -> list[Filling]:
-    """The sample sentences, filled."""
+    """Fill the sample sentences."""
     filler = Filler(opened.model, opened.tokenizer)
     return [filler.fill(sentence) for sentence in SENTENCES]

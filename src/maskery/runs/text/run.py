@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.processes import join_processes
-from maskery.core.startup import is_main_process
+from maskery.core.system import is_main_process
 from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.intervals import Interval, interval_note
+from maskery.evaluation.intervals import Interval, Verdict, interval_note, judge
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
@@ -33,11 +33,9 @@ from maskery.evaluation.text.masked import (
     compare,
     summarise,
 )
-from maskery.evaluation.verdict import Verdict, judge
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.models.pooling import copy_modules
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_bytes, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
@@ -59,7 +57,8 @@ from maskery.runs.text.prepare import (
     text_parts,
     text_task,
 )
-from maskery.training.callbacks import Callback
+from maskery.tasks.text_mlm_config import OBJECTIVES
+from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
@@ -146,6 +145,8 @@ def train_text(
             "--engine trainer is gone: use --engine loop, which takes the same steps and resumes; "
             "or, in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
         )
+    # What cannot be loaded is told before the corpus is read, and leaves no run folder.
+    OBJECTIVES.find(config.objectives.objective if objective is None else objective)
     config = replace(config.anchored(), model=anchored(config.model))
     given = Given(
         texts=texts,
@@ -280,6 +281,8 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
     save_extra(task, run.model, folder)
     sentence_encoder = pooling_modules(run)
     if sentence_encoder is not None:
+        from maskery.models.pooling import copy_modules
+
         copy_modules(sentence_encoder, folder)
     write_text(folder / "README.md", text_model_card(run.config, result))
 

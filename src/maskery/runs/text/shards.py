@@ -11,15 +11,15 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
+from maskery.data.added_words import AddedWords
+from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import open_place
 from maskery.data.shards.shard_file import JoinedShards
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore
-from maskery.data.text_source import TextSource
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
-from maskery.data.vocabulary import AddedWords
 from maskery.models.loading import load_tokenizer
 from maskery.runs.frame.run_frame import fingerprint_of
 from maskery.runs.text.config import SCRATCH, TextRunConfig
@@ -31,12 +31,7 @@ COUNTED_SHARDS = 4
 
 
 class ShardedText:
-    """What a run over shards trains on and is measured on.
-
-    Args:
-        config: Of the run; its corpus is one folder or address of shards.
-        cache_dir: For copies of shards, and for tokenised `--eval-data`.
-        progress: Whether to draw bars.
+    """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text.
 
     Raises:
         DataError: There are no complete shards, or they are damaged.
@@ -51,7 +46,7 @@ class ShardedText:
         self.held_out_store = self._held_out(cache_dir, progress)
 
     def described(self) -> dict[str, Any]:
-        """What a continuation must share, by name; for `identity`."""
+        """See `TextData`."""
         manifest, streaming = self.shards.manifest, self.config.streaming
         held_out = np.asarray(self.held_out_store.ids)
         return {
@@ -63,7 +58,7 @@ class ShardedText:
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """(vocab_size,) int64: how often each token stands in a few shards spread evenly."""
+        """See `TextData`; counted in a few shards, spread evenly."""
         entries = self.shards.manifest.shards
         step = max(1, len(entries) // COUNTED_SHARDS)
         counts = np.zeros(vocab_size, np.int64)
@@ -72,11 +67,7 @@ class ShardedText:
         return counts
 
     def sources(self, settings: dict[str, Any]) -> tuple[ShardSource, TextSource]:
-        """Training and held-out batches.
-
-        Args:
-            settings: What `ShardSource` and `TextSource` share.
-        """
+        """See `TextData`; `settings` are what `ShardSource` and `TextSource` share."""
         streaming = self.config.streaming
         held_out = TextSource(
             self.held_out_store, np.arange(self.held_out_store.num_documents), **settings
@@ -134,11 +125,7 @@ class ShardedText:
 
 
 def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with the shards.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
+    """Load the tokenizer that was saved with the shards."""
     from transformers import AutoTokenizer
 
     try:

@@ -55,25 +55,17 @@ class TokenizeConfig:
 
     @property
     def corpus(self) -> tuple[str, ...]:
-        """The sources to read."""
+        """Return the sources to read."""
         return self.paths[:-1]
 
     @property
     def output(self) -> Path:
-        """The folder of the shards."""
+        """Return the folder of the shards."""
         return Path(self.paths[-1])
 
 
 def tokenize_corpus(config: TokenizeConfig, *, progress: bool = True) -> Made:
-    """Make the shards that are missing, or this rank's part of them.
-
-    Args:
-        config: The corpus, the tokenizer and the folder.
-        progress: Draw a progress bar.
-
-    Raises:
-        MaskeryError: Something the user can mend.
-    """
+    """Make the shards that are missing, or this rank's part of them."""
     from maskery.data.corpus.reader import Corpus
     from maskery.data.shards.making import make_shards
     from maskery.models.loading import load_tokenizer
@@ -85,11 +77,7 @@ def tokenize_corpus(config: TokenizeConfig, *, progress: bool = True) -> Made:
 
 
 def resolve_ranks(config: ShardingConfig, environment: Mapping[str, str]) -> ShardingConfig:
-    """Return the config with rank and count, read from the environment if it says so.
-
-    Raises:
-        ConfigError: The variables are missing, or are no numbers.
-    """
+    """Return the config with rank and count, read from the environment if it says so."""
     if config.ranks_from == "flags":
         return config
     rank_name, count_name = VARIABLES[config.ranks_from]

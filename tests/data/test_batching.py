@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.task import StandIn
-from maskery.data.plan import Layout
+from maskery.data.batching import Layout, Template, TextSource, assemble, cut_windows
 from maskery.data.store import TokenStore, TokenStoreWriter
-from maskery.data.text_source import Template, TextSource, assemble, cut_windows
 
 BERT = Template(prefix=(1,), suffix=(2,))
 TEMPLATES = [BERT, Template(prefix=(), suffix=()), Template(prefix=(1, 3), suffix=(2, 2, 4))]

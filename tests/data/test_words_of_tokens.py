@@ -13,8 +13,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from maskery.data.tokenise import encode_texts
-from maskery.data.words import byte_level_alphabet
+from maskery.data.tokenise import byte_level_alphabet, encode_texts
 
 TEXTS = [
     "the unaffable philosopher was writing meditations",

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import ReadingReport
-from maskery.data.corpus.text_files import UNITS, Cutter, read_sentence_pairs, read_sentences
+from maskery.data.corpus.formats import UNITS, Cutter
+from maskery.data.corpus.sentences import read_sentence_pairs, read_sentences
 
 Read = Any
 Write = Any

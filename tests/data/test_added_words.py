@@ -19,11 +19,12 @@ from transformers import (
 )
 
 from maskery.cli.main import main
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.vocabulary import vocabulary_size
-from maskery.data.corpus.text_files import Line
-from maskery.data.text_source import Template
-from maskery.data.vocabulary import SPECIAL, AddedWords, add_words, read_words, train_wordpiece
+from maskery.data.added_words import AddedWords, add_words, read_words
+from maskery.data.batching import Template
+from maskery.data.corpus.sentences import Line
+from maskery.data.tokenise import SPECIAL, train_wordpiece
 from maskery.models.loading import add_rows
 
 

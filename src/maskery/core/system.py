@@ -1,0 +1,331 @@
+"""Ask the operating system: memory, launched processes, signals, files that are written whole.
+
+Light to import. `keep_freed_memory` and `quick_imports` change the whole process, so commands call
+them and the library does not.
+
+SIGTERM, SIGINT and SIGHUP end a command in good order. `StopSignals` finishes the step that is
+being computed, and the run ends with a checkpoint. `signals_stop` unwinds a command at once, and
+`signals_held` keeps the signals from processes that it starts. SIGHUP (a terminal is closed) is
+taken as SIGTERM, unless it is ignored (`nohup`).
+
+Files and folders are written whole or not at all, even if the power fails. A name may reach the
+disk before the content that it was given, so content is flushed before it is put in its place, and
+the folder that holds the name after.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from maskery.core.errors import StoppedError
+
+# Parameters of `mallopt`, from glibc's <malloc.h>.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+# The heap grows by this much at a time, so that a step does not ask the system for each tensor.
+TOP_PAD = 64 << 20
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A launcher passes on the Ctrl-C that the terminal has already sent to everyone: within these
+# seconds a second signal is taken for an echo of the first.
+ECHO_SECONDS = 2.0
+NOTICE = b"\nstopping after this step, with a checkpoint; a second signal stops at once\n"
+log = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
+
+
+def launched_world_size() -> int:
+    """Return how many processes `torchrun` or `accelerate launch` started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def launched_rank() -> int:
+    """Return this process's number among them, from 0."""
+    return int(os.environ["RANK"]) if launched_world_size() > 1 else 0
+
+
+def is_main_process() -> bool:
+    """Return True in the process that prints and writes."""
+    return launched_rank() == 0
+
+
+def keep_freed_memory() -> bool:
+    """Let large tensors come from memory that this process has had before.
+
+    By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
+    step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
+    grow.
+
+    Returns:
+        True if the allocator took the settings; only glibc does.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, TOP_PAD))
+    return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import what a command needs in about two thirds of the time.
+
+    Importing torch and Transformers makes millions of objects that stay, and the collector goes
+    over all of them again and again (`benchmarks/start_up.py` measures it). Here it waits, and what
+    is there at the end of the first such block is left out of every later pass too.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if gc.get_freeze_count() == 0:
+            gc.freeze()
+        gc.enable()
+
+
+class Interrupted(BaseException):
+    """A signal asks for the end in the middle of work that need not be finished."""
+
+
+class StopSignals:
+    """Remembers the first signal; a second one ends the process at once.
+
+    Use as a context manager around the steps. Outside the main thread, where Python allows no
+    handlers, it does nothing.
+
+    Attributes:
+        received: The number of the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._at = 0.0
+        self._before: dict[int, Any] = {}
+        self._interrupts = False
+
+    def __enter__(self) -> Self:
+        if _in_main_thread():
+            taken = [n for n in SIGNALS if n != signal.SIGHUP or not _is_ignored(n)]
+            self._before = {number: signal.signal(number, self.handle) for number in taken}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal end the block at once, unless other processes wait for this one.
+
+        Raises:
+            Interrupted: A signal came, in the block or before.
+        """
+        self._interrupts = launched_world_size() == 1
+        try:
+            if self._interrupts and self.received is not None:
+                raise Interrupted
+            yield
+        finally:
+            self._interrupts = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal; Python calls this between two instructions."""
+        del frame
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = number, now
+            if is_main_process():
+                os.write(2, NOTICE)  # not print: the signal may have interrupted one
+            if self._interrupts:
+                raise Interrupted
+        elif launched_world_size() == 1 or now - self._at > ECHO_SECONDS:
+            os._exit(128 + number)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised so that whatever Ctrl-C undoes is undone by them too.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def signals_stop(how_to_go_on: str) -> Iterator[None]:
+    """Unwind the block at a signal, as Ctrl-C does, and end it with a `StoppedError`.
+
+    Args:
+        how_to_go_on: Ends the message: what is kept, and what the user does next.
+
+    Raises:
+        StoppedError: A signal came.
+    """
+    # Somebody else's handler stays, and a signal that is ignored stays so.
+    own = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if _in_main_thread() and signal.getsignal(number) == signal.SIG_DFL
+    ]
+    for number in own:
+        signal.signal(number, _unwind)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(getattr(stop, "number", signal.SIGINT))
+        raise StoppedError(
+            f"stopped by {number.name}; {how_to_go_on}", exit_code=128 + number
+        ) from None
+    finally:
+        for number in own:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold signals back in the block, and from the processes that are started in it for good.
+
+    Whoever starts such a process must end it with SIGKILL, or it must end by itself.
+    """
+    held: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    if _in_main_thread():
+        # Blocking alone would not do: any other thread may get the signal, and this one act on it.
+        taken = [number for number in SIGNALS if not _is_ignored(number)]
+        before = {n: signal.signal(n, lambda number, _: held.append(number)) for n in taken}
+    # A process inherits what is blocked, so it is protected from its first instruction on.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    if held:
+        signal.raise_signal(held[0])
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise TerminatedError(number)
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Bring a folder with everything in it to disk."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            flush_tree(path)
+        else:
+            flush(path)
+    flush(folder)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file; until it is whole, what was there stays.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of it.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        flush(partial)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put a folder in its place; the one that was there goes only when the new one stands.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    flush_tree(new)
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    flush(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`; those that were cut short or damaged are left out.
+
+    Args:
+        tell: True to warn of damaged lines.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    lines, damaged = [], []
+    for number, text in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if _is_metric(line):
+            lines.append(line)
+        else:
+            damaged.append(number)
+    if damaged and tell:
+        log.warning(
+            "'%s' has %d damaged lines, which are left out (the first is line %d): each must be a "
+            "JSON object with a kind, a whole number as step, and numbers",
+            path,
+            len(damaged),
+            damaged[0],
+        )
+    return lines
+
+
+def _is_metric(line: Any) -> bool:
+    """Return True if a line has a kind, a step, and nothing but numbers beside them."""
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return False
+    numbers = [value for name, value in line.items() if name != "kind"]
+    return isinstance(line.get("step"), int) and all(
+        isinstance(number, int | float) for number in numbers
+    )

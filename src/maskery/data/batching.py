@@ -1,0 +1,399 @@
+"""Batches of text: the examples of each step, a pure function of (seed, epoch, lengths, budget).
+
+A step holds at most `batch_tokens` tokens over all processes and micro-batches together, so the
+order of the data does not depend on how many there are. `PlannedSource` is the base of the sources
+of text batches: a plan for each epoch, cut into micro-batches. `TextSource` is the one over
+tokenised documents, which are cut into windows, in special tokens, not padded.
+
+Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import ConfigError, ModelError
+from maskery.core.random import Stream, random_words
+from maskery.core.task import StandIn
+from maskery.data.store import Documents
+
+Ints = npt.NDArray[np.int64]
+Layout = Literal["packed", "padded"]
+# Padded batches are cut from pools of this many budgets, sorted by length: large enough that
+# neighbours are of like length, small enough that an epoch is still well mixed.
+POOL_BUDGETS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The steps of an epoch: step s takes `order[boundaries[s]:boundaries[s + 1]]`.
+
+    `order` is (W,) int64, example indices; `boundaries` (S + 1,) int64.
+    """
+
+    order: Ints
+    boundaries: Ints
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, S."""
+        return len(self.boundaries) - 1
+
+    def step(self, index: int) -> Ints:
+        """Return the example indices of one step."""
+        return self.order[self.boundaries[index] : self.boundaries[index + 1]]
+
+    def in_order(self, steps: Ints) -> Plan:
+        """Return the plan with its steps in another order, a permutation (S,) int64."""
+        pieces = [self.step(int(step)) for step in steps]
+        sizes = np.diff(self.boundaries)[steps]
+        return Plan(
+            order=np.concatenate(pieces) if pieces else self.order,
+            boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
+        )
+
+
+def plan_epoch(
+    lengths: Ints, *, seed: int, epoch: int, batch_tokens: int, layout: Layout = "packed"
+) -> Plan:
+    """Shuffle the examples and cut them into steps.
+
+    `lengths` is (W,) int64, special tokens included; `seed` is below 2**64. In the padded layout,
+    padding counts as tokens of a step, and examples of like length share one.
+
+    Raises:
+        ConfigError: An example alone exceeds the budget.
+    """
+    longest = int(lengths.max(initial=0))
+    if longest > batch_tokens:
+        raise over_budget(longest, batch_tokens)
+    index = np.arange(len(lengths), dtype=np.int64)
+    keys = random_words(seed, Stream.ORDER, epoch, index.astype(np.uint64), np.zeros_like(index))
+    order = np.argsort(keys, kind="stable")
+    if layout == "packed":
+        return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
+    order = sort_in_pools(order, lengths, batch_tokens)
+    boundaries = cut_by_padded_size(lengths[order], batch_tokens)
+    plan = Plan(order=order, boundaries=boundaries)
+    steps = np.arange(plan.num_steps, dtype=np.int64)
+    keys = random_words(seed, Stream.ORDER, epoch, steps.astype(np.uint64), np.full_like(steps, 4))
+    return plan.in_order(np.argsort(keys, kind="stable"))
+
+
+def over_budget(longest: int, batch_tokens: int) -> ConfigError:
+    """Return the error for a budget that the longest example exceeds."""
+    return ConfigError(
+        f"--batch-tokens is {batch_tokens}, less than the longest example ({longest} tokens); "
+        f"raise it, or lower --max-length"
+    )
+
+
+def cut_by_sum(lengths: Ints, budget: int) -> Ints:
+    """Cut where the next example would exceed the budget: (S + 1,) boundaries."""
+    ends = np.cumsum(lengths)
+    cuts = [0]
+    while cuts[-1] < len(lengths):
+        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        cuts.append(int(np.searchsorted(ends, done + budget, side="right")))
+    return np.array(cuts, np.int64)
+
+
+def cut_by_padded_size(lengths: Ints, budget: int) -> Ints:
+    """Cut as `cut_by_sum` does, each example of a step counted as long as its longest."""
+    cuts, longest, count = [0], 0, 0
+    for index, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        count += 1
+        if longest * count > budget:
+            cuts.append(index)
+            longest, count = length, 1
+    if len(lengths):
+        cuts.append(len(lengths))
+    return np.array(cuts, np.int64)
+
+
+def sort_in_pools(order: Ints, lengths: Ints, batch_tokens: int) -> Ints:
+    """Sort stretches of a shuffled order by length; ties keep their shuffled order."""
+    pool = (np.cumsum(lengths[order]) - 1) // (POOL_BUDGETS * batch_tokens)
+    return order[np.lexsort((lengths[order], pool))]
+
+
+def split_step(lengths: Ints, *, micro_tokens: int, parts: int) -> list[Ints]:
+    """Cut a step into micro-batches: at least `parts`, a multiple of it, none over the budget.
+
+    Where one example exceeds the budget by itself, its length is the budget. Longest first into the
+    emptiest, so that the parts are of like size.
+
+    Returns:
+        Indices into `lengths`, each ascending; empty where there are fewer examples than parts.
+    """
+    budget = max(micro_tokens, int(lengths.max(initial=0)))
+    count = max(1, -(-int(lengths.sum()) // budget))
+    while True:
+        count = -(-count // parts) * parts
+        sizes = np.zeros(count, np.int64)
+        members: list[list[int]] = [[] for _ in range(count)]
+        for index in np.argsort(-lengths, kind="stable").tolist():
+            emptiest = int(np.argmin(sizes))
+            sizes[emptiest] += lengths[index]
+            members[emptiest].append(index)
+        if int(sizes.max()) <= budget:
+            return [np.array(sorted(m), np.int64) for m in members]
+        count += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Upper limits of the micro-batches of a run; `longest` is the tokens of a sequence."""
+
+    num_tokens: int
+    num_sequences: int
+    longest: int
+
+
+class PlannedSource(ABC):
+    """Batches of sequences whose lengths are known; implements `core.task.BatchSource`.
+
+    Args:
+        lengths: (W,) int64: the tokens of each sequence, special ones included.
+        batch_tokens: The most tokens of a step.
+        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
+    """
+
+    def __init__(
+        self,
+        lengths: Ints,
+        *,
+        batch_tokens: int,
+        micro_tokens: int | None,
+        layout: Layout,
+        seed: int,
+    ) -> None:
+        self.lengths = lengths
+        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
+        self.layout: Layout = layout
+        self.seed = seed
+        self._plan: tuple[int, Plan] | None = None
+
+    @abstractmethod
+    def assemble(self, chosen: Ints) -> TokenBatch:
+        """Return the batch of some sequences, in the order given."""
+
+    def plan(self, epoch: int) -> Plan:
+        """Return the steps of an epoch; the latest is kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            plan = plan_epoch(
+                self.lengths,
+                seed=self.seed,
+                epoch=epoch,
+                batch_tokens=self.batch_tokens,
+                layout=self.layout,
+            )
+            self._plan = (epoch, plan)
+        return self._plan[1]
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch."""
+        return self.plan(epoch).num_steps
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
+        """Return one process's share of a step."""
+        chosen = self.plan(epoch).step(step)
+        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
+        return [
+            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
+            for part in parts[rank::world_size]
+        ]
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """Return limits that hold for the first epochs on every process."""
+        tokens = sequences = 0
+        for epoch in range(epochs):
+            plan = self.plan(epoch)
+            ends = np.concatenate(([0], np.cumsum(self.lengths[plan.order])))[plan.boundaries]
+            tokens = max(tokens, int(np.diff(ends).max(initial=0)))
+            sequences = max(sequences, int(np.diff(plan.boundaries).max(initial=0)))
+        longest = int(self.lengths.max(initial=1))
+        if num_processes > 1:
+            # The longest goes to the emptiest part, so none is above the mean by more than one.
+            tokens = min(tokens, -(-tokens // num_processes) + longest)
+        tokens = min(tokens, max(self.micro_tokens, longest))
+        return Bounds(num_tokens=tokens, num_sequences=sequences, longest=longest)
+
+    def batch(self, chosen: Ints) -> TokenBatch:
+        """Return the batch of some sequences, shortest first: equal lengths are neighbours."""
+        return self.assemble(chosen[np.argsort(self.lengths[chosen], kind="stable")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Stretches of documents: each (W,), in tokens, special ones not counted."""
+
+    documents: Ints
+    starts: Ints
+    """First tokens within their documents."""
+    lengths: Ints
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
+    """Cut documents into as few windows as they need, of equal length to within one token.
+
+    Equal windows give every token context; full windows with a remainder would leave stubs.
+    `lengths` is (N,) int64, `chosen` indices into it; special tokens are not counted.
+    """
+    if max_tokens < 1:
+        raise ConfigError(
+            f"a window would hold {max_tokens} tokens besides the special ones; raise --max-length"
+        )
+    chosen = chosen[lengths[chosen] > 0]
+    total = lengths[chosen]
+    num_windows = -(-total // max_tokens)
+    documents = np.repeat(chosen, num_windows)
+    first = np.cumsum(num_windows) - num_windows
+    index = np.arange(len(documents)) - np.repeat(first, num_windows)
+    size, longer = (np.repeat(part, num_windows) for part in np.divmod(total, num_windows))
+    return Windows(
+        documents=documents,
+        starts=index * size + np.minimum(index, longer),
+        lengths=size + (index < longer),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """The ids that a tokenizer puts around a sequence: for BERT, `[CLS]` before, `[SEP]` after."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @property
+    def num_special(self) -> int:
+        """Number of special tokens of a sequence."""
+        return len(self.prefix) + len(self.suffix)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
+        """Read it off what the tokenizer does to a one-word text."""
+        probe = "a"
+        bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        if not bare:  # not a letter of its script: take the tokens it has
+            ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+            texts = (tokenizer.decode([index]) for index in ordinary)
+            encoded = (
+                (text, tokenizer(text, add_special_tokens=False).input_ids) for text in texts
+            )
+            probe, bare = next(((text, ids) for text, ids in encoded if ids), (probe, bare))
+        full = tokenizer(probe, add_special_tokens=True)["input_ids"]
+        for start in range(len(full) - len(bare) + 1 if bare else 0):
+            if full[start : start + len(bare)] == bare:
+                end = start + len(bare)
+                return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
+        raise ModelError(
+            f"the tokenizer of '{tokenizer.name_or_path}' changes a text when it adds special "
+            f"tokens ({bare} became {full}); use another tokenizer"
+        )
+
+
+def assemble(
+    tokens: Any,
+    word_starts: Any,
+    firsts: Ints,
+    lengths: Ints,
+    example_ids: npt.NDArray[np.uint64],
+    starts: Ints,
+    template: Template,
+) -> TokenBatch:
+    """Lay stretches of a token array end to end, each in its special tokens.
+
+    `tokens` and `word_starts` are any arrays of one length, memory-mapped or not. The others are
+    (B,): `firsts` and `lengths` of the stretches in `tokens`, and the ids of their documents and
+    `starts` within these.
+    """
+    before, after = len(template.prefix), len(template.suffix)
+    boundaries = np.concatenate(([0], np.cumsum(lengths + before + after)))
+    inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    source = inside + np.repeat(firsts, lengths)
+    target = inside + np.repeat(boundaries[:-1] + before, lengths)
+    ids = np.empty(int(boundaries[-1]), np.int64)
+    words = np.ones(len(ids), np.bool_)
+    ids[target] = tokens[source]
+    words[target] = word_starts[source]
+    words[(boundaries[:-1] + before)[lengths > 0]] = True
+    for offset, token in enumerate(template.prefix):
+        ids[boundaries[:-1] + offset] = token
+    for offset, token in enumerate(template.suffix):
+        ids[boundaries[1:] - after + offset] = token
+        words[boundaries[1:] - after + offset] = True
+    return TokenBatch(
+        input_ids=ids,
+        boundaries=boundaries,
+        example_ids=example_ids,
+        starts=starts,
+        word_starts=words,
+    )
+
+
+class TextSource(PlannedSource):
+    """The batches of a run over some documents of a store.
+
+    Sequences have at most `max_length` tokens, special ones included; see `PlannedSource`.
+    """
+
+    def __init__(
+        self,
+        store: Documents,
+        documents: Ints,
+        template: Template,
+        *,
+        max_length: int,
+        batch_tokens: int,
+        micro_tokens: int | None = None,
+        layout: Layout = "packed",
+        seed: int = 0,
+    ) -> None:
+        self.store, self.template, self.max_length = store, template, max_length
+        room = max_length - template.num_special
+        self.windows: Windows = cut_windows(store.lengths(), documents, room)
+        super().__init__(
+            self.windows.lengths + template.num_special,
+            batch_tokens=batch_tokens,
+            micro_tokens=micro_tokens,
+            layout=layout,
+            seed=seed,
+        )
+
+    def assemble(self, chosen: Ints) -> TokenBatch:
+        """Return the batch of some windows, in the order given."""
+        documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
+        return assemble(
+            self.store.tokens,
+            self.store.word_starts,
+            np.asarray(self.store.boundaries[documents]) + starts,
+            self.windows.lengths[chosen],
+            np.asarray(self.store.ids[documents]),
+            starts,
+            self.template,
+        )
+
+    def in_order(self) -> Iterator[TokenBatch]:
+        """Yield every window once, by length, in batches of the budget: for evaluation."""
+        order = np.argsort(self.lengths, kind="stable")
+        # A window longer than the budget fills it: it is read by itself.
+        cost = np.minimum(self.lengths[order], self.batch_tokens)
+        cut = cut_by_sum if self.layout == "packed" else cut_by_padded_size
+        for first, end in pairwise(cut(cost, self.batch_tokens).tolist()):
+            yield self.batch(order[first:end])

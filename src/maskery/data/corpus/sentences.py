@@ -1,0 +1,87 @@
+"""Files of one sentence, word or pair of sentences a line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from maskery.core.errors import DataError
+from maskery.data.corpus.streams import decoded_blocks, open_stream
+
+STANDARD_INPUT = Path("-")
+
+
+class Line(NamedTuple):
+    """One line that is not blank."""
+
+    number: int
+    text: str
+
+
+def read_sentences(path: Path, *, encoding: str = "utf-8") -> Iterator[Line]:
+    """Yield the lines of a file that are not blank, in order.
+
+    The file may be packed (.gz, .xz, .zst or .bz2); `-` is the standard input.
+
+    Raises:
+        DataError: It cannot be read, is not in that encoding, or has no text.
+    """
+    empty = True
+    for number, text in enumerate(_lines(path, encoding), 1):
+        if text.strip():
+            empty = False
+            yield Line(number, text.strip())
+    if empty:
+        raise DataError(f"{name_of(path)} has no text; put one sentence on each line")
+
+
+def read_sentence_pairs(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[Line, Line]]:
+    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first.
+
+    Raises:
+        DataError: As `read_sentences`, or a line does not have two sentences.
+    """
+    for number, text in read_sentences(path, encoding=encoding):
+        parts = [part.strip() for part in text.split("\t")]
+        if len(parts) != 2 or not all(parts):
+            raise DataError(
+                f"{name_of(path)}: line {number} has {len([p for p in parts if p])} sentence(s) "
+                f"and a pair is two with one tab between them; correct the line"
+            )
+        yield Line(number, parts[0]), Line(number, parts[1])
+
+
+def name_of(path: Path) -> str:
+    """Return a file's name for messages."""
+    return "the standard input" if path == STANDARD_INPUT else str(path)
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    if path == STANDARD_INPUT:
+        yield from _split(_decode(sys.stdin.buffer, path, encoding))
+        return
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"'{path}' {what}; name a file with one sentence on each line")
+    with open_stream(path, lambda _: None) as stream:
+        yield from _split(_decode(stream, path, encoding))
+
+
+def _decode(stream: object, path: Path, encoding: str) -> Iterator[str]:
+    return decoded_blocks(
+        stream,  # type: ignore[arg-type]
+        source=name_of(path),
+        encoding=encoding,
+        on_bad_text="fail",
+    )
+
+
+def _split(blocks: Iterator[str]) -> Iterator[str]:
+    held = ""
+    for block in blocks:
+        *complete, held = (held + block).split("\n")
+        yield from complete
+    if held:
+        yield held
