@@ -47,7 +47,7 @@ LOSSES = ("itc", "itm", "mlm", "prd", "mrtd")
 
 @dataclass(frozen=True)
 class Pairs:
-    """A `PersonBatch` of noise."""
+    """Noise in place of `ViewedPersons`."""
 
     image1: torch.Tensor
     image2: torch.Tensor

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from maskery.evaluation.intervals import Interval
     from maskery.evaluation.retrieval.metrics import retrieval_figures
     from maskery.evaluation.text.fill import Filler
-    from maskery.evaluation.text.masked import evaluate
-    from maskery.evaluation.text.opening import open_model, texts_source
+    from maskery.evaluation.text.opening import evaluate, open_model, texts_source
     from maskery.evaluation.text.pseudo_likelihood import score
     from maskery.hf.collator import MaskCollator
     from maskery.masking.config import MaskingConfig, register_policy
@@ -99,7 +98,7 @@ _HOMES = {
     "TrainingLoop": "maskery.training.loop",
     "Vocabulary": "maskery.core.batch",
     "convert": "maskery.models.checkpoint_import.convert:import_checkpoint",
-    "evaluate": "maskery.evaluation.text.masked",
+    "evaluate": "maskery.evaluation.text.opening",
     "evaluate_model": "maskery.runs.text.evaluate",
     "evaluate_run": "maskery.runs.text.evaluate",
     "explain": "maskery.runs.shortcuts",

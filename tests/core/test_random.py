@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,13 +10,10 @@ from maskery.core.random import (
     MAX_EPOCH,
     Stream,
     philox4x32,
-    philox4x32_torch,
     random_rows,
     random_words,
-    random_words_torch,
     to_integers,
     to_uniforms,
-    to_uniforms_torch,
     uniforms,
 )
 
@@ -52,8 +48,6 @@ def test_published_vectors(
     assert [int(word[0]) for word in philox4x32((c0, c1, c2, c3), key)] == list(expected)
     # The counter is an argument, not a workspace.
     assert [int(c[0]) for c in (c0, c1, c2, c3)] == list(counter)
-    words = philox4x32_torch(torch.tensor(counter).unsqueeze(1), key)
-    assert words.squeeze(1).tolist() == list(expected)
 
 
 def philox_in_integers(counter: list[int], key: list[int]) -> list[int]:
@@ -84,22 +78,6 @@ def test_a_word_is_named_by_seed_stream_epoch_example_and_position(
         for i, p in names
     ]
     assert random_words(seed, stream, epoch, ids, positions).tolist() == expected
-    on_torch = random_words_torch(
-        seed, stream, epoch, torch.from_numpy(ids.view(np.int64)), torch.from_numpy(positions)
-    )
-    assert on_torch.tolist() == expected
-
-
-@given(st.integers(0, 2**64 - 1), st.lists(st.tuples(IDS, POSITIONS), max_size=40))
-def test_numpy_and_torch_give_identical_uniforms(seed: int, names: list[tuple[int, int]]) -> None:
-    ids = np.array([i for i, _ in names], np.uint64)
-    positions = np.array([p for _, p in names], np.int64)
-    ours = uniforms(seed, Stream.SELECT, 3, ids, positions)
-    there = torch.from_numpy(ids.view(np.int64)), torch.from_numpy(positions)
-    theirs = to_uniforms_torch(random_words_torch(seed, Stream.SELECT, 3, *there))
-    assert ours.dtype == np.float32
-    assert theirs.dtype == torch.float32
-    assert ours.tobytes() == theirs.numpy().tobytes()
 
 
 @given(
@@ -197,12 +175,4 @@ def test_an_epoch_out_of_range_is_refused(epoch: int) -> None:
             np.zeros(1, np.uint64),
             np.zeros(1, np.int64),
             np.ones(1, np.int64),
-        )
-    with pytest.raises(ConfigError, match=r"the epoch"):
-        random_words_torch(
-            0,
-            Stream.SELECT,
-            epoch,
-            torch.zeros(1, dtype=torch.long),
-            torch.zeros(1, dtype=torch.long),
         )

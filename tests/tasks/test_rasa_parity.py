@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from maskery.core.batch import Vocabulary
 from maskery.masking.masker import Masker
-from maskery.models.checkpoint_import.albef import Imported, import_albef
+from maskery.models.checkpoint_import.convert import Imported, import_albef
 from maskery.objectives.itm import has_negative
 from maskery.tasks.caption_steps import Step
 from maskery.tasks.image_text_batch import MaskedText, MRTDPlan, PaddedText, PreparedPersons

@@ -96,29 +96,6 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def philox4x32_torch(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
-    """Do the ten rounds of `philox4x32` in torch, on any device.
-
-    Args:
-        counter: (4, C) int64 with values in [0, 2**32).
-        key: Two 32-bit words.
-
-    Returns:
-        (4, C) int64 with values in [0, 2**32), bit for bit those of `philox4x32`.
-    """
-    c0, c1, c2, c3 = counter.unbind()
-    k0, k1 = key
-    for _ in range(ROUNDS):
-        # A product of two 32-bit words wraps around int64; its bits are right, and the shift's
-        # sign extension is cut off by the mask.
-        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        c0 = ((product_1 >> 32) & WORD) ^ c1 ^ k0
-        c2 = ((product_0 >> 32) & WORD) ^ c3 ^ k1
-        c1, c3 = product_1 & WORD, product_0 & WORD
-        k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
-    return torch.stack((c0, c1, c2, c3))
-
-
 def key_of(seed: int) -> tuple[int, int]:
     """Split a 64-bit seed into Philox's two key words, low word first."""
     if not 0 <= seed < 1 << 64:
@@ -256,37 +233,3 @@ def token_uniforms(
     positions = batch.starts[rows] + tokens - batch.boundaries[rows]
     drawn = uniforms(seed, Stream.SAMPLE, epoch, batch.example_ids[rows], positions)
     return torch.from_numpy(drawn)
-
-
-def random_words_torch(
-    seed: int, stream: Stream, epoch: int, example_ids: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
-    """Return `random_words` in torch, on the device of `positions`.
-
-    Args:
-        example_ids: (N,) int64; the bits of the uint64 ids.
-        positions: (N,) int64.
-
-    Returns:
-        (N,) int64 with values in [0, 2**32), bit for bit those of `random_words`.
-    """
-    counter = torch.stack(
-        (
-            positions >> 2,
-            example_ids & WORD,
-            (example_ids >> 32) & WORD,
-            torch.full_like(positions, last_word(stream, epoch)),
-        )
-    )
-    words = philox4x32_torch(counter, key_of(seed))
-    return words.gather(0, (positions & 3).unsqueeze(0)).squeeze(0)
-
-
-def to_uniforms_torch(words: torch.Tensor) -> torch.Tensor:
-    """`to_uniforms` in torch: float32."""
-    return (words >> 8).to(torch.float32) * 2.0**-24
-
-
-def to_integers_torch(words: torch.Tensor, bound: int) -> torch.Tensor:
-    """`to_integers` in torch: int64, for bounds up to 2**31."""
-    return (words * bound) >> 32

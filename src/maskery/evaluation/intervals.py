@@ -1,4 +1,4 @@
-"""95% intervals of figures that are averages over tokens of few, unequal, dependent examples.
+"""95% intervals of figures over few, unequal, dependent examples, and the verdict they allow.
 
 A figure is `sum of y / sum of w` over N examples: their loss or hits over their tokens. Examples
 are taken to be independent, the tokens of one are not. The variance is the cluster-robust one with
@@ -16,6 +16,7 @@ Shapes: N examples.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -101,3 +102,62 @@ def _wilson(share: float, variance: float, freedom: float, quantile: float) -> I
     half = math.sqrt(quantile**2 * spread / effective + pull**2 / 4.0) / (1.0 + pull)
     # Wilson's interval always holds the share; rounding must not take it out.
     return Interval(share, min(middle - half, share), max(middle + half, share))
+
+
+Word = Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a run did to filling words and to the encoder's vectors.
+
+    Attributes:
+        filling: Better if the held-out loss fell beyond its interval.
+        vectors: Better if texts find their neighbours, or their halves, more often; None where
+            vectors were not judged.
+        advice: What to do next.
+    """
+
+    filling: Word
+    vectors: Word | None
+    advice: str
+
+    def __str__(self) -> str:
+        parts = [f"filling words: {self.filling}"]
+        if self.vectors is not None:
+            parts.append(f"vectors: {self.vectors}")
+        return f"{'; '.join(parts)}. {self.advice}"
+
+
+def judge(loss: Interval, vectors: Interval | None, *, keeps: bool = False) -> Verdict:
+    """Judge a run by its differences, after minus before.
+
+    Args:
+        loss: Of the held-out loss of a masked token; below 0 is better.
+        vectors: Of a share that is right by the encoder's vectors; above 0 is better.
+        keeps: True if the run held its vectors to the start's (`--keep-embedding`).
+    """
+    filling = _word(loss, lower_is_better=True)
+    judged = None if vectors is None else _word(vectors, lower_is_better=False)
+    return Verdict(filling=filling, vectors=judged, advice=_advice(filling, judged, keeps=keeps))
+
+
+def _word(difference: Interval, *, lower_is_better: bool) -> Word:
+    if not difference.known or difference.low <= 0.0 <= difference.high:
+        return "undecided"
+    return "better" if (difference.value < 0.0) == lower_is_better else "worse"
+
+
+def _advice(filling: Word, vectors: Word | None, *, keeps: bool) -> str:
+    if vectors == "worse":
+        flag = "raise --keep-embedding" if keeps else "train with --keep-embedding 20"
+        return f"Its vectors tell less apart than before: do not embed texts with it; {flag}."
+    if filling == "worse":
+        return "No gain: stop, or lower --learning-rate."
+    if filling == "undecided":
+        return "No gain is shown: run longer, or hold out more text (--held-out-share)."
+    if vectors == "undecided":
+        return "It fills better, and no loss of its vectors is shown; probe it on your own labels."
+    if vectors == "better":
+        return "Use it."
+    return "Probe its vectors before you embed texts with it (maskery probe)."

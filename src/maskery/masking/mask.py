@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from maskery.core.batch import IGNORE_INDEX, Vocabulary
 from maskery.core.errors import ConfigError
-from maskery.core.random import (
-    Stream,
-    random_words_torch,
-    to_integers_torch,
-    to_uniforms_torch,
-)
+from maskery.core.random import Stream, random_rows, to_integers, to_uniforms
 
 
 class Masked(NamedTuple):
@@ -88,28 +85,29 @@ def mask(
     check_shapes(input_ids, probability_matrix, masked_indices, example_ids)
     rows, length = input_ids.shape
     device = input_ids.device
-    if example_ids is None:
-        example_ids = torch.arange(rows, device=device)
-    names = example_ids.to(device).repeat_interleave(length)
-    positions = torch.arange(length, device=device).repeat(rows)
+    names = np.arange(rows) if example_ids is None else example_ids.cpu().numpy()
+    starts, lengths = np.zeros(rows, np.int64), np.full(rows, length)
 
-    def draw(stream: Stream) -> torch.Tensor:
-        return random_words_torch(seed, stream, epoch, names, positions).view(rows, length)
+    def draw(stream: Stream) -> npt.NDArray[np.uint32]:
+        # By the flat engine, on the CPU; a word is the same wherever the tensors are.
+        ids = names.astype(np.int64).view(np.uint64)
+        return random_rows(seed, stream, epoch, ids, starts, lengths).reshape(rows, length)
+
+    def uniforms(stream: Stream) -> torch.Tensor:
+        return torch.from_numpy(to_uniforms(draw(stream))).to(device)
 
     protected = torch.from_numpy(vocabulary.protected).to(device)
     maskable = ~protected[input_ids.clamp(max=len(protected) - 1)]
     if masked_indices is None:
-        masked_indices = select(
-            maskable, probability_matrix, to_uniforms_torch(draw(Stream.SELECT)), at_least_one
-        )
+        masked_indices = select(maskable, probability_matrix, uniforms(Stream.SELECT), at_least_one)
     labels = torch.where(masked_indices, input_ids if targets is None else targets, IGNORE_INDEX)
 
-    fate = to_uniforms_torch(draw(Stream.CORRUPT))
+    fate = uniforms(Stream.CORRUPT)
     to_mask = masked_indices & (fate < mask_share)
     to_random = masked_indices & (fate >= mask_share) & (fate < mask_share + random_share)
     replacements = torch.from_numpy(vocabulary.replacements).to(device)
     replacements = replacements[replacements < vocab_size]
-    choices = to_integers_torch(draw(Stream.REPLACE), len(replacements))
+    choices = torch.from_numpy(to_integers(draw(Stream.REPLACE), len(replacements))).to(device)
     corrupted = torch.where(to_mask, vocabulary.mask_token_id, input_ids)
     corrupted = torch.where(to_random, replacements[choices], corrupted)
     return Masked(corrupted, labels)

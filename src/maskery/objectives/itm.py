@@ -60,15 +60,10 @@ def itm_labels(num_positive: int, num_negative: int, device: torch.device) -> to
 def itm_loss_sum(
     logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Sum of two-class cross-entropies over the judged pairs, in nats.
+    """Sum of two-class cross-entropies over the judged pairs, in nats, float32.
 
-    Args:
-        logits: (R, 2), mismatch against match; any floating dtype.
-        labels: (R,) int64, 1 where image and text belong together.
-        counted: (R,) bool; pairs that do not count (no negative could be drawn) are False.
-
-    Returns:
-        Scalar float32.
+    From logits (R, 2), mismatch against match; labels (R,) int64, 1 where image and text belong
+    together; and (R,) bool, False for pairs that do not count, since no negative could be drawn.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return losses.sum() if counted is None else losses.masked_fill(~counted, 0.0).sum()

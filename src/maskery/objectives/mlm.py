@@ -75,17 +75,8 @@ def soft_mlm_loss_sum_over_sequence(
 
     Their soft part takes the log-softmax over dimension 1, the sequence, so a token's score is
     normalised against the same vocabulary entry at the other positions, padding included. That
-    needs the logits of every position; `soft_mlm_loss_sum` is what their papers describe.
-
-    Args:
-        logits: (B, L, V) at every position.
-        positions: (M,) int64, the masked tokens as indices into B * L.
-        targets: (M,) int64, the original ids.
-        soft_labels: (M, V), the teacher's probabilities at the masked rows.
-        alpha: The weight of the soft part, in [0, 1].
-
-    Returns:
-        Scalar float32; 0 with a gradient when nothing is masked.
+    needs the logits of every position, (B, L, V), and the masked tokens' `positions` (M,) int64 in
+    B * L; the rest is as for `soft_mlm_loss_sum`, which is what their papers describe.
     """
     scores = logits.float()
     hard = mlm_loss_sum(scores.flatten(0, 1)[positions], targets)

@@ -18,14 +18,10 @@ IGNORE = -100
 
 
 def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draw one token from each row by inverting its cumulative distribution.
+    """Draw one token, (N,) int64, from each row by inverting its cumulative distribution.
 
-    Args:
-        weights: (N, V), non-negative; rows need not sum to one. A token of weight 0 is never drawn.
-        uniforms: (N,) in [0, 1), one a row.
-
-    Returns:
-        (N,) int64.
+    Weights, (N, V), are not negative and need not sum to one; a token of weight 0 is never drawn.
+    There is one uniform number in [0, 1) for each row.
     """
     # 30,000 small terms lose the tail in float32; Apple's GPUs have no float64.
     precision = torch.float32 if weights.device.type == "mps" else torch.float64
@@ -90,19 +86,12 @@ def mrtd_mask_modeling_everywhere(
     *,
     pad_token_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The replaced text as RaSa released it: a sampled token at every position.
+    """Replace words as RaSa released it: by a sampled token at every position.
 
     The release draws at masked and unmasked positions alike, restores the first token (the class
-    token) and the padding, and ignores positions where the draw is one of these two.
-
-    Args:
-        input_ids: (B, L) int64, the original text.
-        attention_mask: (B, L) bool or integer, 0 at padding.
-        sampled: (B, L) int64, one draw at every position; what stands at padding is not read.
-        pad_token_id: Stands at padding.
-
-    Returns:
-        As `mrtd_mask_modeling`.
+    token) and the padding, and ignores positions where the draw is one of these two. `sampled`, (B,
+    L) int64, is one draw at every position; arguments and results otherwise as
+    `mrtd_mask_modeling`.
     """
     real, first = attention_mask.bool(), input_ids[:, :1]
     replaced = torch.cat((first, sampled[:, 1:]), dim=1).masked_fill(~real, pad_token_id)

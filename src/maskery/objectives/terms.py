@@ -161,14 +161,10 @@ def trained_terms(terms: Iterable[Term]) -> tuple[str, ...]:
 
 
 def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, float]:
-    """Check what `--term` names, without loading anything.
+    """Return the weights of built-in terms that `--term` names; nothing is loaded.
 
-    Args:
-        choices: `NAME`, `NAME=WEIGHT`, `FILE.py:NAME` or `FILE.py:NAME=WEIGHT`.
-        known: The built-in terms that the task has.
-
-    Returns:
-        The weights of built-in terms that are named.
+    Choices are `NAME`, `NAME=WEIGHT`, `FILE.py:NAME` or `FILE.py:NAME=WEIGHT`; of the built-in
+    terms the task has those in `known`.
 
     Raises:
         PluginError: A choice is neither a term of the task nor a plug-in.
@@ -189,10 +185,8 @@ def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, 
 def load_terms(choices: Sequence[str], objects: Sequence[Any], model: Any) -> list[LossTerm]:
     """Load the terms that are not built in.
 
-    Args:
-        choices: As in `chosen_weights`. Of a plug-in that is named twice the last weight counts.
-        objects: Functions, modules and `LossTerm`s from Python.
-        model: What a class that takes an argument is made from.
+    Of a plug-in that is named twice the last weight counts. A class that takes an argument is made
+    from the model. `objects` are functions, modules and `LossTerm`s from Python.
 
     Raises:
         PluginError: One cannot be loaded or breaks the contract, or two have one name.

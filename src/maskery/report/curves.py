@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maskery.core.registry import require
+from maskery.core.system import write_whole
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
 
@@ -203,10 +204,9 @@ def draw_picture(charts: Sequence[Chart], path: Path) -> None:
         axes.set_title(chart.title, fontsize=10, loc="left")
         if len(chart.curves) > 1:
             axes.legend(fontsize=8, frameon=False)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as stream:
-        figure.savefig(stream, format="png", dpi=130)
-    partial.replace(path)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    write_whole(path, stream.getvalue())
 
 
 def _draw(chart: Chart, axes: Any) -> None:

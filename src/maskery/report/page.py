@@ -11,7 +11,7 @@ from typing import Any
 
 from maskery.core.errors import CheckpointError
 from maskery.core.registry import require
-from maskery.core.system import METRICS, read_metrics
+from maskery.core.system import METRICS, read_metrics, write_whole
 from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
 from maskery.report.tables import main_tables, other_figures
 
@@ -59,9 +59,7 @@ def write_report(folder: Path) -> Path:
     try:
         if charts:
             draw_picture(charts, folder / CURVES)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(page, "utf-8")
-        partial.replace(path)
+        write_whole(path, page.encode())
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be written ({error.strerror})") from error
     return path

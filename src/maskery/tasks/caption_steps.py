@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from maskery.core.batch import MaskedTokens, Vocabulary
 from maskery.core.random import token_uniforms
+from maskery.data.pairs.batches import ViewedPairs
 from maskery.masking.masker import Masker
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
@@ -40,7 +41,6 @@ from maskery.objectives.mrtd import (
 from maskery.tasks.image_text_batch import (
     MRTDPlan,
     PaddedText,
-    PairBatch,
     PreparedPairs,
     pad_masked,
     pad_text,
@@ -106,7 +106,7 @@ class CaptionSteps:
         return self.config.weights
 
     def prepare(
-        self, batch: PairBatch, length: int, *, epoch: int, progress: float
+        self, batch: ViewedPairs, length: int, *, epoch: int, progress: float
     ) -> PreparedPairs:
         """Step 2: mask the captions, padded to `length`, once for each use."""
         text1 = pad_text(batch.text1, length, self.pad_token_id)
@@ -212,7 +212,6 @@ class CaptionSteps:
     ) -> Replacements:
         """Step 7: sample words from the twin's probabilities (N, V)."""
         text = prepared.text1
-        special_ids: Sequence[int] = self.vocabulary.special_ids
         if self.config.mrtd_sample_at == "every":
             sampled = (
                 sample_tokens(weights, plan.uniforms) if plan.sampled is None else plan.sampled
@@ -233,7 +232,7 @@ class CaptionSteps:
                 positions=plan.sampled_at,
                 uniforms=plan.uniforms,
                 sampled=plan.sampled,
-                special_ids=special_ids,
+                special_ids=self.vocabulary.special_ids,
             )
             sampled = ids.flatten()[plan.sampled_at]
         return Replacements(weights=weights, sampled=sampled, input_ids=ids, labels=labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,42 +17,6 @@ import torch
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.random import Stream, uniforms
 from maskery.core.task import moved
-
-
-class PairBatch(Protocol):
-    """B images, each in two augmented views, and a caption for each."""
-
-    @property
-    def image1(self) -> torch.Tensor:
-        """(B, 3, H, W) float32, normalised: the view that the trained model sees."""
-
-    @property
-    def image2(self) -> torch.Tensor:
-        """(B, 3, H, W) float32, normalised: the view that the momentum twin sees."""
-
-    @property
-    def text1(self) -> TokenBatch:
-        """The B captions written for the images."""
-
-
-class PersonBatch(PairBatch, Protocol):
-    """Pairs that show known persons."""
-
-    @property
-    def text2(self) -> TokenBatch:
-        """The captions, some of them replaced by another caption of the same person."""
-
-    @property
-    def person_ids(self) -> torch.Tensor:
-        """(B,) int64."""
-
-    @property
-    def replaced(self) -> torch.Tensor:
-        """(B,) int64: 1 where `text2` is another picture's caption."""
-
-    @property
-    def crowd_ids(self) -> torch.Tensor:
-        """(G,) int64: the persons of the same micro-batch on all processes, in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from maskery.core.batch import Vocabulary
 from maskery.core.errors import ConfigError
 from maskery.core.registry import split_weight
 from maskery.core.task import part_of
+from maskery.data.pairs.batches import ViewedPairs
 from maskery.masking.masker import Masker
 from maskery.models.gather import gather_rows
 from maskery.models.image_text.model import ImageTextModel
@@ -36,7 +37,7 @@ from maskery.tasks.caption_steps import (
     project,
     replayable,
 )
-from maskery.tasks.image_text_batch import PaddedText, PairBatch, PreparedPairs
+from maskery.tasks.image_text_batch import PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 from maskery.tasks.loss_terms import (
     TermInputs,
@@ -169,7 +170,7 @@ class ImageTextMLM(CaptionTask):
     (ALBEF, section 3.2, without its queues).
     """
 
-    def prepare(self, batch: PairBatch, *, epoch: int, progress: float) -> PreparedPairs:
+    def prepare(self, batch: ViewedPairs, *, epoch: int, progress: float) -> PreparedPairs:
         """Mask the captions and draw what replacements will be sampled with."""
         length = int(batch.text1.lengths.max())
         return self.captions.prepare(batch, length, epoch=epoch, progress=progress)
@@ -191,8 +192,7 @@ class ImageTextMLM(CaptionTask):
     def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
         """Judge, in evaluation mode, which words the twin replaced.
 
-        Returns:
-            (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
 
         Raises:
             ConfigError: The task has no replaced token detection.
@@ -261,26 +261,22 @@ class ImageTextMLM(CaptionTask):
             student=student,
         )
         if "itc" in self.loss_weights:
-            sums["itc"] = self._contrast(parts)
+            sums["itc"] = itc_loss(
+                parts.features,
+                teacher,
+                parts.candidates,
+                ids=ids,
+                candidate_ids=parts.candidate_ids,
+                temperature=model.temp,
+                alpha=prepared.alpha,
+                directions=ALBEF_DIRECTIONS,
+            ).loss_sum
         return sums | own_sums(self.own_terms, parts)
 
     def _contrasted(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
         """The unmasked captions, where a term contrasts them with images."""
         wanted = bool(self.own_terms) or "itc" in self.loss_weights
         return {"pair": prepared.text1} if wanted and prepared.image1 is not None else {}
-
-    def _contrast(self, parts: TermInputs) -> torch.Tensor:
-        """ALBEF's contrastive loss."""
-        return itc_loss(
-            parts.features,
-            parts.teacher,
-            parts.candidates,
-            ids=parts.ids,
-            candidate_ids=parts.candidate_ids,
-            temperature=parts.temperature,
-            alpha=parts.alpha,
-            directions=ALBEF_DIRECTIONS,
-        ).loss_sum
 
 
 def _features(

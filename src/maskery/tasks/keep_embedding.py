@@ -34,17 +34,11 @@ KEEP = "keep"
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedKeep(PreparedText):
-    """A masked batch beside the same text unmasked.
+    """A masked batch beside the same text unmasked."""
 
-    Attributes:
-        masked: (M,) int64, which of the T tokens are masked.
-        kept: (K,) int64, the others.
-        start: The unmasked text, with the kept tokens as its rows.
-    """
-
-    masked: torch.Tensor
-    kept: torch.Tensor
-    start: EncoderInputs
+    masked: torch.Tensor  # (M,) int64, which of the T tokens are masked
+    kept: torch.Tensor  # (K,) int64, the others
+    start: EncoderInputs  # The unmasked text, with the kept tokens as its rows
 
     def to(self, device: torch.device) -> Self:
         """Copy to `device`."""

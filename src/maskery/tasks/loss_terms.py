@@ -123,6 +123,7 @@ def _sum_of(term: LossTerm, inputs: TermInputs) -> torch.Tensor:
     try:
         with _frozen_heads_refuse(term, inputs.model):
             found = term.compute(inputs)
+    # Told already, or the machine's failures and not the term's.
     except (PluginError, torch.OutOfMemoryError, torch.distributed.DistError):
         raise
     except Exception as error:  # the user's code may raise anything

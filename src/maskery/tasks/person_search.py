@@ -15,28 +15,20 @@ Shapes: B pairs of this process, G of all processes, L caption length, D text wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from maskery.core.batch import Vocabulary
 from maskery.core.task import part_of
-from maskery.masking.masker import Masker
+from maskery.data.person_search.batches import ViewedPersons
 from maskery.models.gather import Crowd
-from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
 from maskery.models.momentum import FeatureQueue
-from maskery.objectives.itc import (
-    ALBEF_DIRECTIONS,
-    RASA_DIRECTIONS,
-    Contrast,
-    Features,
-    itc_loss,
-)
+from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Contrast, Features, itc_loss
 from maskery.objectives.itm import (
     draw_hard_negatives,
     has_negative,
@@ -54,7 +46,6 @@ from maskery.tasks.caption_steps import (
 )
 from maskery.tasks.image_text_batch import (
     PaddedText,
-    PersonBatch,
     PreparedPersons,
     negative_uniforms,
     pad_text,
@@ -91,27 +82,9 @@ class PersonSearch(CaptionTask):
         text_queue: Those of their captions.
     """
 
-    def __init__(
-        self,
-        model: ImageTextModel,
-        config: PersonSearchConfig,
-        *,
-        vocabulary: Vocabulary,
-        pad_token_id: int,
-        masker: Masker,
-        mrtd_masker: Masker,
-        terms: Sequence[Any] = (),
-    ):
-        super().__init__(
-            model,
-            config,
-            vocabulary=vocabulary,
-            pad_token_id=pad_token_id,
-            masker=masker,
-            mrtd_masker=mrtd_masker,
-            terms=terms,
-        )
-        self.config, self.pad_token_id = config, pad_token_id
+    def __init__(self, model: ImageTextModel, config: PersonSearchConfig, **parts: Any):
+        super().__init__(model, config, **parts)
+        self.config, self.pad_token_id = config, self.captions.pad_token_id
         self.min_temperature = config.min_temperature
         self.max_temperature = config.max_temperature
         generator = torch.Generator().manual_seed(config.seed)
@@ -119,7 +92,7 @@ class PersonSearch(CaptionTask):
         self.image_queue = FeatureQueue(width, config.queue_size, generator=generator)
         self.text_queue = FeatureQueue(width, config.queue_size, generator=generator)
 
-    def prepare(self, batch: PersonBatch, *, epoch: int, progress: float) -> PreparedPersons:
+    def prepare(self, batch: ViewedPersons, *, epoch: int, progress: float) -> PreparedPersons:
         """Mask the captions; draw what replacements and negatives will be sampled with."""
         # Both captions are padded alike, so that they are read in one pass.
         length = int(max(batch.text1.lengths.max(), batch.text2.lengths.max()))
@@ -144,6 +117,7 @@ class PersonSearch(CaptionTask):
             teaching = self.twin.model(compute=partial(self._teach, prepared=prepared))
         compute = partial(self._learn, prepared=prepared, teaching=teaching)
         loss_sums, negatives = self.model(compute=compute)
+        # After the loss, or every pair would be among its own candidates twice.
         self.image_queue.enqueue(teaching.crowd_features.image, teaching.crowd_ids)
         self.text_queue.enqueue(teaching.crowd_features.text, teaching.crowd_ids)
         decided = replayable(prepared, teaching.lesson)
@@ -188,7 +162,19 @@ class PersonSearch(CaptionTask):
         student = Features(
             image=model.image_feature(tokens), text=model.text_feature(blocks["pair"].hidden)
         )
-        contrast = self._contrast(model, student, teaching, prepared)
+        candidates, candidate_ids = self._candidates(teaching)
+        # Computed even without its loss: hard negatives are drawn by its similarities.
+        contrast = itc_loss(
+            student,
+            teaching.features,
+            candidates,
+            ids=prepared.person_ids,
+            candidate_ids=candidate_ids,
+            temperature=model.temp,
+            alpha=prepared.alpha,
+            directions=RASA_DIRECTIONS if self.config.within_modality else ALBEF_DIRECTIONS,
+            crowd_size=len(teaching.crowd_ids),
+        )
         wanted = "itm" in self.loss_weights
         negatives = self._draw(contrast, prepared, teaching) if wanted else None
         images = model.project_images(tokens)
@@ -200,6 +186,7 @@ class PersonSearch(CaptionTask):
             others = model.project_images(everyones[negatives.images])
         fused = self.captions.fuse(model, paired, images, others)
         length = prepared.text2.input_ids.shape[1]
+        # Captions were lengthened for the exchange between processes; losses need it not.
         fused = {name: hidden[:, :length] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
         sums |= self._pair_sums(model, fused, prepared, teaching)
@@ -214,63 +201,32 @@ class PersonSearch(CaptionTask):
                 caption_mask=pair.mask,
                 ids=prepared.person_ids,
                 teacher=teaching.features,
-                candidates=self._candidates(teaching),
-                candidate_ids=self._candidate_ids(teaching),
+                candidates=candidates,
+                candidate_ids=candidate_ids,
                 temperature=model.temp,
                 alpha=prepared.alpha,
                 by_use=fused,
                 prepared=prepared,
-                fuse=lambda: self._fused(model, fused, pair, images),
+                fuse=lambda: (  # matching has them already
+                    fused["match"]
+                    if "match" in fused
+                    else self.captions.fuse(model, {"pair": pair}, images)["pair"]
+                ),
                 student=student if "itc" in self.loss_weights else None,
             )
             sums |= own_sums(self.own_terms, parts)
         return sums, negatives
 
-    def _contrast(
-        self,
-        model: ImageTextModel,
-        student: Features,
-        teaching: Teaching,
-        prepared: PreparedPersons,
-    ) -> Contrast:
-        """The contrastive loss, and the similarities that negatives are drawn from."""
+    def _candidates(self, teaching: Teaching) -> tuple[Features, torch.Tensor]:
+        """Features of the twin, (C, E) each, and who they show: all processes, then the queues."""
+        crowd, ids = teaching.crowd_features, teaching.crowd_ids
         for queue in (self.image_queue, self.text_queue):
-            queue.to(prepared.person_ids.device)
-        return itc_loss(
-            student,
-            teaching.features,
-            self._candidates(teaching),
-            ids=prepared.person_ids,
-            candidate_ids=self._candidate_ids(teaching),
-            temperature=model.temp,
-            alpha=prepared.alpha,
-            directions=RASA_DIRECTIONS if self.config.within_modality else ALBEF_DIRECTIONS,
-            crowd_size=len(teaching.crowd_ids),
-        )
-
-    def _fused(
-        self,
-        model: ImageTextModel,
-        fused: Mapping[str, torch.Tensor],
-        pair: Block,
-        images: Sequence[ImageKeys],
-    ) -> torch.Tensor:
-        """The pairs' captions that have seen their pictures: matching has them already."""
-        if "match" in fused:
-            return fused["match"]
-        return self.captions.fuse(model, {"pair": pair}, images)["pair"]
-
-    def _candidates(self, teaching: Teaching) -> Features:
-        """The twin's features of the batch of all processes, then the queues: (C, E) each."""
-        crowd = teaching.crowd_features
-        return Features(
+            queue.to(ids.device)
+        candidates = Features(
             image=torch.cat((crowd.image, self.image_queue.features)),
             text=torch.cat((crowd.text, self.text_queue.features)),
         )
-
-    def _candidate_ids(self, teaching: Teaching) -> torch.Tensor:
-        """(C,) int64: who the candidates show."""
-        return torch.cat((teaching.crowd_ids, self.image_queue.ids))
+        return candidates, torch.cat((ids, self.image_queue.ids))
 
     def _draw(self, contrast: Contrast, prepared: PreparedPersons, teaching: Teaching) -> Negatives:
         """Hard negatives: those handed in, or drawn by similarity among other persons."""

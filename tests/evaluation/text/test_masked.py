@@ -19,12 +19,11 @@ from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
     compare,
-    evaluate,
     score_examples,
     summarise,
     token_rows,
 )
-from maskery.evaluation.text.opening import OpenModel, held_out_source, open_model
+from maskery.evaluation.text.opening import OpenModel, evaluate, held_out_source, open_model
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel

@@ -113,10 +113,11 @@ def test_a_bert_without_a_head_gets_one_that_is_named_as_new(
     headless, eyes = tmp_path / "bert", tmp_path / "eyes"
     bert[1].bert.save_pretrained(headless)
     vision(eyes, "vit")
-    whole, made = assemble_encoders(bert[0], eyes), assemble_encoders(headless, eyes)
-    heads = {name for name in made.new_parameters if name.startswith("text_encoder.cls.")}
-    assert made.new_parameters - heads == whole.new_parameters
-    transform = made.model.text_encoder.cls.predictions.transform.dense
+    _, new_beside_whole = assemble_encoders(bert[0], eyes)
+    model, new = assemble_encoders(headless, eyes)
+    heads = {name for name in new if name.startswith("text_encoder.cls.")}
+    assert new - heads == new_beside_whole
+    transform = model.text_encoder.cls.predictions.transform.dense
     assert torch.equal(transform.weight, torch.eye(16))
     assert {f"text_encoder.cls.predictions.{n}" for n in ("bias", "transform.dense.weight")} < heads
 

@@ -33,17 +33,17 @@ def test_class_tokens_are_those_of_the_whole_fusion(fusion_layers: int, lengths:
     expected = model.text_encoder.fuse(hidden, real, image)[:, 0]
 
     tokens = before_looking(model.text_encoder, hidden, real)[real]
-    rows = Rows.of(np.array(lengths), torch.device("cpu"))
+    rows = Rows.of_lengths(np.array(lengths), torch.device("cpu"))
     found = fuse_class_tokens(model.text_encoder, tokens, rows, image)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_pad_and_place() -> None:
-    rows = Rows.of(np.array([2, 3]), torch.device("cpu"))
-    padded = rows.pad(torch.arange(1.0, 6.0)[:, None])
+    rows = Rows.of_lengths(np.array([2, 3]), torch.device("cpu"))
+    padded = rows.spread(torch.arange(1.0, 6.0)[:, None])
     assert padded[..., 0].tolist() == [[1, 2, 0], [3, 4, 5]]
     assert padded.flatten(0, 1)[rows.places][:, 0].tolist() == [1, 2, 3, 4, 5]
     assert rows.firsts.tolist() == [0, 2]
     assert rows.mask is not None
     assert rows.mask[:, 0, 0].tolist() == [[True, True, False], [True, True, True]]
-    assert Rows.of(np.array([3, 3]), torch.device("cpu")).mask is None
+    assert Rows.of_lengths(np.array([3, 3]), torch.device("cpu")).mask is None

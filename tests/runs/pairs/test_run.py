@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_pairs import save_tiny_pairs
 
-from maskery.core.errors import CheckpointError, ConfigError, MaskeryError
+from maskery.core.errors import CheckpointError, ConfigError, MaskeryError, PluginError
 from maskery.data.images.config import ViewConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.evaluation.image_text.image_fill import ImageFiller
@@ -230,6 +230,14 @@ def test_errors_before_the_first_step_leave_no_folder(tmp_path: Path) -> None:
         with pytest.raises(MaskeryError, match=message):
             train_pairs(config, progress=False)
         assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_cannot_be_loaded_is_told_before_the_pairs_are_read(tmp_path: Path) -> None:
+    masking = MaskingConfig(policy=f"{tmp_path / 'mine.py'}:Mine")
+    config = replace(config_of(tmp_path / "none.jsonl", tmp_path / "run"), masking=masking)
+    with pytest.raises(PluginError, match=r"--policy .*: there is no file"):
+        train_pairs(config, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_the_same_however_its_paths_are_typed_and_wherever_it_is_measured(

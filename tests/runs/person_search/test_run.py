@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_persons import save_cuhk
 
-from maskery.core.errors import CheckpointError, ConfigError, MaskeryError
+from maskery.core.errors import CheckpointError, ConfigError, MaskeryError, PluginError
 from maskery.data.images.config import ViewConfig
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.image_text.opening import open_image_text
@@ -240,6 +240,14 @@ def test_settings_that_cannot_be_are_one_line(change: dict[str, object], message
     with pytest.raises(ConfigError, match=message) as caught:
         PersonSearchRunConfig(data=data, **change)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_a_policy_that_cannot_be_loaded_is_told_before_the_data_are_read(tmp_path: Path) -> None:
+    masking = MaskingConfig(policy=f"{tmp_path / 'mine.py'}:Mine")
+    config = replace(config_of(tmp_path / "none", tmp_path / "run"), masking=masking)
+    with pytest.raises(PluginError, match=r"--policy .*: there is no file"):
+        train_person_search(config, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_errors_before_the_first_step_leave_no_folder(root: Path, tmp_path: Path) -> None:

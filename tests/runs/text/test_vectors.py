@@ -15,9 +15,8 @@ from tiny_text import lines, save_tiny_model
 from maskery.cli.probe import main as probe_command
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
-from maskery.evaluation.intervals import Interval
+from maskery.evaluation.intervals import Interval, judge
 from maskery.evaluation.probe.encode import Encoder
-from maskery.evaluation.verdict import judge
 from maskery.models.pooling import Pooling
 from maskery.report.page import write_report
 from maskery.runs.text.config import TextRunConfig

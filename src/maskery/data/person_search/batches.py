@@ -43,10 +43,8 @@ class PersonSource(PicturedExamples):
     """The training batches of a run.
 
     An epoch has whole batches only, as released; what is left over is read in other epochs, whose
-    order is another.
-
-    Args:
-        weak_pair_probability: Share of captions whose `text2` is drawn from the person's.
+    order is another. `weak_pair_probability` is the share of captions whose `text2` is drawn from
+    all of the person's.
     """
 
     def __init__(
@@ -67,6 +65,7 @@ class PersonSource(PicturedExamples):
             captions,
             pictures,
             view,
+            # Only whole batches are read: with fewer captions than one has, all of them are one.
             batch_size=min(batch_pairs, len(captions.owners)),
             micro_size=micro_pairs or batch_pairs,
             seed=seed,

@@ -234,18 +234,12 @@ class _Picture:
 def merge_pictures(
     records: Iterable[Record], prepare: Callable[[Record], tuple[str, ...]]
 ) -> tuple[list[Record], str]:
-    """Join the captions of records that name the same picture.
+    """Join the captions of records that name the same picture; returns a note about them, too.
 
-    The captions of a picture stay in the order of the records. A caption that an earlier record of
-    the picture has word for word is left out; what a single record lists twice is left alone, so
-    that a dataset with one record for each picture stays as it was published.
-
-    Args:
-        records: Of one split, in order, their images checked.
-        prepare: From a record to its captions as they are used, perhaps none; may raise.
-
-    Raises:
-        DataError: A picture is said to show two persons.
+    The captions of a picture stay in the order of the records, `prepare` makes those that are used,
+    and a picture without any is left out. A caption that an earlier record of the picture has word
+    for word is left out; what a single record lists twice is left alone, so that a dataset with one
+    record for each picture stays as it was published.
     """
     pictures: dict[str, _Picture] = {}
     joined = repeated = 0
@@ -255,22 +249,18 @@ def merge_pictures(
         known = pictures.setdefault(name, _Picture(record, person, set(), []))
         fresh = known.fresh(captions)
         if known.first is not record:
-            _need_same_person(known, record, person)
+            if person != known.person:
+                raise DataError(
+                    f"image {brief(record.image)} is said to show person {known.person} "
+                    f"({known.first.where}) and person {person} ({record.where}); correct the one "
+                    f"that is wrong"
+                )
             joined, repeated = joined + 1, repeated + len(captions) - len(fresh)
             if captions and not fresh:
                 continue
         known.captions.extend(prepare(replace(record, caption=fresh)))
     merged = [replace(p.first, caption=p.captions) for p in pictures.values() if p.captions]
     return merged, _note(joined, repeated)
-
-
-def _need_same_person(known: _Picture, record: Record, person: str | None) -> None:
-    if person != known.person:
-        raise DataError(
-            f"image {brief(record.image)} is said to show person {known.person} "
-            f"({known.first.where}) and person {person} ({record.where}); correct the one that is "
-            f"wrong"
-        )
 
 
 def _note(joined: int, repeated: int) -> str:

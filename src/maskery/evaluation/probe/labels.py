@@ -21,7 +21,7 @@ DOCUMENT_START = "-DOCSTART-"
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What a probe is asked about.
+    """The examples of a probe.
 
     Attributes:
         kind: `labels`: a class for each text; `tokens`: for each word; `pairs`: texts that belong

@@ -49,7 +49,7 @@ class ProbeFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What a probe found.
+    """The figures of a probe.
 
     Attributes:
         kind: `labels`, `tokens` or `pairs`.
@@ -137,7 +137,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class Task:
-    """What is asked of each representation; made by `Task.of`.
+    """A task that each representation is judged by; made by `Task.of`.
 
     Attributes:
         labelled: The examples that are judged.

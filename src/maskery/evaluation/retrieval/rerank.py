@@ -124,7 +124,7 @@ def _judge(
     judged = torch.empty(len(lengths), 2)
     for chosen in by_length(lengths, batch_tokens):
         places = tokens_of(texts.boundaries, one.texts[chosen]).to(model.device)
-        rows = Rows.of(lengths[chosen], model.device)
+        rows = Rows.of_lengths(lengths[chosen], model.device)
         states = texts.states.index_select(0, places)
         tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
         judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()

@@ -1,8 +1,8 @@
-"""Open a text model by name, and read held-out text as that model reads it."""
+"""Open a text model by name, read held-out text as that model reads it, and evaluate on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,10 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
 from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
+from maskery.evaluation.intervals import Interval
+from maskery.evaluation.text.masked import MaskedScores, compare, score_examples, summarise
+from maskery.masking.config import MaskingConfig
+from maskery.masking.masker import Masker
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -108,6 +112,61 @@ def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> 
         )
     documents = TextsInMemory(tokens, starts, lengths[lengths > 0], ids)
     return _source(opened, documents, batch_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEvaluation:
+    """The figures of a model, and its difference to another one."""
+
+    scores: MaskedScores  # Of the model
+    against: MaskedScores | None = None  # Of the other model, if one was named
+    # The model's loss, top1 and top5 minus the other's, paired by example
+    difference: dict[str, Interval] | None = None
+
+
+def evaluate(
+    model: str | Path | OpenModel,
+    texts: Any,
+    *,
+    against: str | Path | OpenModel | None = None,
+    masking: MaskingConfig | None = None,
+    seed: int = 0,
+    batch_tokens: int = 4096,
+) -> TextEvaluation:
+    """Evaluate a text model on frozen masks: `evaluate("runs/notes", texts).scores.loss`.
+
+    Args:
+        model: A run folder, a model folder, a hub name, `minilm`, or an open model.
+        texts: Held-out texts, each an example: strings, mappings with the text under `text`, or a
+            dataset of `datasets`; or the name of a file, a folder or a hub dataset.
+        against: Another model with the same tokenizer, for the paired difference.
+        masking: Policy and rate of the masks. Default: 15% of the tokens.
+        batch_tokens: Tokens scored at once; the figures do not depend on it.
+
+    Raises:
+        DataError: There is no text, or nothing in it can be masked.
+        ModelError: A model cannot be loaded, predicts values that are not numbers, or the two cut
+            text differently.
+    """
+    opened = [open_model(one) for one in (model, against) if one is not None]
+    if against is not None:
+        require_same_tokenizer(*opened)
+    name = str(texts) if isinstance(texts, str | Path) else None
+    kept = list(texts) if isinstance(texts, Iterator) else texts  # two models read it twice
+    config = masking or MaskingConfig()
+    scored = []
+    for one in opened:
+        if name is None:
+            source = texts_source(one, kept, batch_tokens=batch_tokens)
+        else:
+            source = held_out_source(one, [name], batch_tokens=batch_tokens, progress=False)
+        masker = Masker.of(one.tokenizer, config=config, seed=seed)
+        scored.append(score_examples(one.model, source.in_order(), masker))
+    return TextEvaluation(
+        scores=summarise(scored[0]),
+        against=summarise(scored[1]) if len(scored) == 2 else None,
+        difference=compare(*scored) if len(scored) == 2 else None,
+    )
 
 
 class TextsInMemory(Documents):

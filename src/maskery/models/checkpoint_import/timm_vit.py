@@ -63,9 +63,6 @@ def vit_config(
 
     By default there is a head for each 64 of width, as in all published sizes, and the image size
     is that of the checkpoint, if square.
-
-    Raises:
-        ModelError: A tensor that gives a size is missing or has the wrong shape.
     """
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
     _, num_positions, _ = shape_of(state, "pos_embed", 3)
@@ -78,7 +75,7 @@ def vit_config(
         num_hidden_layers=count_layers(state, "blocks."),
         num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
         intermediate_size=hidden,
-        layer_norm_eps=1e-6,
+        layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
         image_size=list(image_size),
         patch_size=[patch_height, patch_width],
     )
@@ -98,11 +95,7 @@ def fit_positions(
 
 
 def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
-    """Return the shape of a tensor that gives a size.
-
-    Raises:
-        ModelError: It is missing, or has another number of dimensions.
-    """
+    """Return the shape of a tensor that gives a size; refuse another number of dimensions."""
     if name not in state:
         raise ModelError(
             f"the checkpoint has no '{name}', which tells its sizes; is it an ALBEF, RaSa, BERT or "
@@ -141,16 +134,9 @@ def square_grid(num_patches: int) -> tuple[int, int]:
 def resize_positions(
     table: torch.Tensor, old: tuple[int, int], new: tuple[int, int], num_leading: int = 1
 ) -> torch.Tensor:
-    """Interpolate a position table to another grid, bicubically, as ALBEF does.
+    """Interpolate a position table (1, S + P, W) to another grid, bicubically, as ALBEF does.
 
-    Args:
-        table: (1, S + P, W).
-        old: Rows and columns of patches in the table.
-        new: Those wanted.
-        num_leading: S; these positions stay as they are.
-
-    Returns:
-        (1, S + new P, W).
+    The S = `num_leading` first positions stay as they are; grids are rows and columns of patches.
     """
     if old == new:
         return table

@@ -98,16 +98,20 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(key_width or width, width)
         self.value = nn.Linear(key_width or width, width)
 
-    def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
-        """(R, L, D) to (R, H, L, d)."""
-        rows, length, width = projected.shape
-        split = projected.view(rows, length, self.num_heads, width // self.num_heads)
+    def split_heads(
+        self, projected: torch.Tensor, packed: PackedRows | None = None
+    ) -> torch.Tensor:
+        """(R, L, D), or (T, D) that are packed, to (R, H, L, d)."""
+        spread = projected if packed is None else packed.spread(projected)
+        rows, length, width = spread.shape
+        split = spread.view(rows, length, self.num_heads, width // self.num_heads)
         return split.transpose(1, 2)
 
-    def project(self, tokens: torch.Tensor) -> ImageKeys:
-        """Keys and values of (I, N, W) tokens."""
+    def project(self, tokens: torch.Tensor, packed: PackedRows | None = None) -> ImageKeys:
+        """Keys and values of (I, N, W) tokens, or of packed ones."""
         return ImageKeys(
-            keys=self.split_heads(self.key(tokens)), values=self.split_heads(self.value(tokens))
+            keys=self.split_heads(self.key(tokens), packed),
+            values=self.split_heads(self.value(tokens), packed),
         )
 
     def attend(
@@ -138,45 +142,51 @@ class AttentionOutput(nn.Module):
         return normalised
 
 
-class TextAttention(nn.Module):
-    """Text tokens attend to the text tokens of their own row (BERT's `attention`)."""
+class Attention(nn.Module):
+    """Attention of text tokens with its output block.
 
-    def __init__(
-        self, width: int, num_heads: int, *, attention_dropout: float, dropout: float, eps: float
-    ):
-        super().__init__()
-        self.self = SelfAttention(width, num_heads, attention_dropout)
-        self.output = AttentionOutput(width, width, dropout, eps)
-
-    def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, rows: PackedRows | None = None
-    ) -> torch.Tensor:
-        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None."""
-        query = self.self.split_heads(_spread(self.self.query(hidden), rows))
-        keys = self.self.split_heads(_spread(self.self.key(hidden), rows))
-        values = self.self.split_heads(_spread(self.self.value(hidden), rows))
-        context = self.self.attend(query, ImageKeys(keys=keys, values=values), mask)
-        merged = _gather(context.transpose(1, 2).flatten(2), rows)
-        attended: torch.Tensor = self.output(merged, hidden)
-        return attended
-
-
-class ImageAttention(nn.Module):
-    """Text tokens attend to the tokens of an image (ALBEF's `crossattention`)."""
+    Without `key_width` to tokens of their own row, otherwise to those of an image.
+    """
 
     def __init__(
         self,
         width: int,
         num_heads: int,
-        image_width: int,
+        key_width: int | None = None,
         *,
         attention_dropout: float,
         dropout: float,
         eps: float,
     ):
         super().__init__()
-        self.self = SelfAttention(width, num_heads, attention_dropout, key_width=image_width)
+        self.self = SelfAttention(width, num_heads, attention_dropout, key_width)
         self.output = AttentionOutput(width, width, dropout, eps)
+
+    def finish(
+        self, context: torch.Tensor, hidden: torch.Tensor, rows: PackedRows | None
+    ) -> torch.Tensor:
+        """Join the heads (R, H, L, d) and add what was there before."""
+        merged = context.transpose(1, 2).flatten(2)
+        attended: torch.Tensor = self.output(
+            merged if rows is None else rows.gather(merged), hidden
+        )
+        return attended
+
+
+class TextAttention(Attention):
+    """Text tokens attend to the text tokens of their own row (BERT's `attention`)."""
+
+    def forward(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, rows: PackedRows | None = None
+    ) -> torch.Tensor:
+        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None."""
+        query = self.self.split_heads(self.self.query(hidden), rows)
+        context = self.self.attend(query, self.self.project(hidden, rows), mask)
+        return self.finish(context, hidden, rows)
+
+
+class ImageAttention(Attention):
+    """Text tokens attend to the tokens of an image (ALBEF's `crossattention`)."""
 
     def project(self, image_tokens: torch.Tensor) -> ImageKeys:
         """The keys and values of (I, N, W) image tokens, to be reused by every row."""
@@ -194,15 +204,13 @@ class ImageAttention(nn.Module):
         Row r looks at image r modulo I, but the last S rows look at the S images `others`, if
         given.
         """
-        query = self.self.split_heads(_spread(self.self.query(hidden), rows))
+        query = self.self.split_heads(self.self.query(hidden), rows)
         num_others = 0 if others is None else len(others.keys)
         context = self._in_blocks(query[: len(query) - num_others], images)
         if others is not None:
             apart = self.self.attend(query[len(query) - num_others :], others)
             context = torch.cat((context, apart))
-        merged = _gather(context.transpose(1, 2).flatten(2), rows)
-        attended: torch.Tensor = self.output(merged, hidden)
-        return attended
+        return self.finish(context, hidden, rows)
 
     def _in_blocks(self, query: torch.Tensor, images: ImageKeys) -> torch.Tensor:
         """Attend from whole blocks of I rows: rows of one image become one long row of queries.
@@ -218,11 +226,3 @@ class ImageAttention(nn.Module):
         context = self.self.attend(folded.flatten(2, 3), images)
         unfolded = context.view(num_images, heads, blocks, length, head_width)
         return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)
-
-
-def _spread(hidden: torch.Tensor, rows: PackedRows | None) -> torch.Tensor:
-    return hidden if rows is None else rows.spread(hidden)
-
-
-def _gather(padded: torch.Tensor, rows: PackedRows | None) -> torch.Tensor:
-    return padded if rows is None else rows.gather(padded)

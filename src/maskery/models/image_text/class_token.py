@@ -19,35 +19,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.models.image_text.attention import ImageKeys
+from maskery.models.image_text.attention import ImageKeys, PackedRows
 from maskery.models.image_text.text_encoder import TextFusionEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The places of S tokens in R rows."""
+class Rows(PackedRows):
+    """The places of S tokens in R rows of L, and of the class tokens among them."""
 
     firsts: torch.Tensor  # (R,) int64, the class token of each row among the S
-    places: torch.Tensor  # (S,) int64, where each token lies in R * L
-    # (R, 1, 1, L) bool, False at padding; None where all rows are equally long.
-    mask: torch.Tensor | None
-    length: int  # L
+    mask: torch.Tensor | None  # (R, 1, 1, L) bool; None where all rows are as long
 
     @classmethod
-    def of(cls, lengths: npt.NDArray[np.int64], device: torch.device) -> Rows:
-        """Rows of these lengths, (R,)."""
+    def of_lengths(cls, lengths: npt.NDArray[np.int64], device: torch.device) -> Rows:
+        """Lay out rows of these lengths, (R,)."""
         longest = int(lengths.max())
         real = np.arange(longest) < lengths[:, None]
-        mask = None if real.all() else torch.from_numpy(real)[:, None, None].to(device)
-        firsts = torch.from_numpy(np.cumsum(lengths) - lengths)
-        places = torch.from_numpy(np.flatnonzero(real))
-        return cls(firsts=firsts.to(device), places=places.to(device), mask=mask, length=longest)
-
-    def pad(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(S, D) to (R, L, D)."""
-        count, width = len(self.firsts), tokens.shape[1]
-        padded = tokens.new_zeros(count * self.length, width)
-        return padded.index_copy_(0, self.places, tokens).view(count, self.length, width)
+        return cls(
+            count=len(lengths),
+            length=longest,
+            places=torch.from_numpy(np.flatnonzero(real)).to(device),
+            firsts=torch.from_numpy(np.cumsum(lengths) - lengths).to(device),
+            mask=None if real.all() else torch.from_numpy(real)[:, None, None].to(device),
+        )
 
 
 def fusion_layers(encoder: TextFusionEncoder) -> Sequence[Any]:
@@ -84,7 +78,7 @@ def fuse_class_tokens(
         last = number + 1 == len(layers)
         if number:
             hidden = _attend(layer.attention, hidden, rows, class_only=last)
-        elif last:
+        elif last:  # the only layer: its self-attention has been run, by `before_looking`
             hidden = hidden[rows.firsts]
         hidden = layer.crossattention(hidden[None], keys)[0]
         hidden = layer.output(layer.intermediate(hidden), hidden)
@@ -94,14 +88,11 @@ def fuse_class_tokens(
 def _attend(attention: Any, hidden: torch.Tensor, rows: Rows, *, class_only: bool) -> torch.Tensor:
     """Self-attention of (S, D) within their rows: (S, D), or (R, D) of the class tokens."""
     core = attention.self
-    to = ImageKeys(
-        keys=core.split_heads(rows.pad(core.key(hidden))),
-        values=core.split_heads(rows.pad(core.value(hidden))),
-    )
+    to = core.project(hidden, rows)
     asking = hidden.index_select(0, rows.firsts) if class_only else hidden
     query = core.query(asking)
-    padded = query[:, None] if class_only else rows.pad(query)
+    padded = query[:, None] if class_only else rows.spread(query)
     context = core.attend(core.split_heads(padded), to, rows.mask).transpose(1, 2).flatten(2)
-    packed = context[:, 0] if class_only else context.flatten(0, 1).index_select(0, rows.places)
+    packed = context[:, 0] if class_only else rows.gather(context)
     attended: torch.Tensor = attention.output(packed, asking)
     return attended

@@ -53,12 +53,12 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
 
 def image_size_of(vision_config: Any) -> tuple[int, int]:
     """The height and width, in pixels, that a vision encoder was made for."""
-    return _pair(vision_config.image_size)
+    return pair(vision_config.image_size)
 
 
 def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
     """Raise a ModelError if the encoder's patch size does not divide a height and width."""
-    size, patch = _pair(image_size), _pair(vision_config.patch_size)
+    size, patch = pair(image_size), pair(vision_config.patch_size)
     if size[0] % patch[0] or size[1] % patch[1]:
         raise ModelError(
             f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x "
@@ -67,7 +67,8 @@ def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
         )
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width; one number stands for both."""
     if isinstance(size, int):
         return size, size
     height, width = size

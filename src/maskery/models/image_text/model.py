@@ -67,12 +67,7 @@ def vision_family(model_type: str) -> VisionFamily:
 
 
 class VisionEncoder(nn.Module):
-    """A Hugging Face vision encoder that returns its tokens after the last normalisation.
-
-    Attributes:
-        backbone: The encoder itself.
-        width: W.
-    """
+    """A Hugging Face vision encoder that returns its tokens after the last normalisation."""
 
     def __init__(self, config: Any):
         super().__init__()

@@ -79,28 +79,22 @@ class Layer(nn.Module):
     def __init__(self, config: Any, image_width: int | None = None):
         super().__init__()
         width, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
-        attention_dropout = config.attention_probs_dropout_prob
-        dropout = config.hidden_dropout_prob
-        self.attention = TextAttention(
-            width, heads, attention_dropout=attention_dropout, dropout=dropout, eps=eps
-        )
+        options: Any = {
+            "attention_dropout": config.attention_probs_dropout_prob,
+            "dropout": config.hidden_dropout_prob,
+            "eps": eps,
+        }
+        self.attention = TextAttention(width, heads, **options)
         if image_width is not None:
-            self.crossattention = ImageAttention(
-                width,
-                heads,
-                image_width,
-                attention_dropout=attention_dropout,
-                dropout=dropout,
-                eps=eps,
-            )
+            self.crossattention = ImageAttention(width, heads, image_width, **options)
         self.intermediate = Intermediate(config)
-        self.output = AttentionOutput(config.intermediate_size, width, dropout, eps)
+        self.output = AttentionOutput(
+            config.intermediate_size, width, config.hidden_dropout_prob, eps
+        )
 
     def project_image(self, image_tokens: torch.Tensor) -> ImageKeys:
         """The cross-attention's keys and values of (I, N, W) image tokens."""
-        attention: Any = self.crossattention
-        keys: ImageKeys = attention.project(image_tokens)
-        return keys
+        return self.crossattention.project(image_tokens)
 
     def forward(
         self,
@@ -118,24 +112,13 @@ class Layer(nn.Module):
         return result
 
 
-class Encoder(nn.Module):
-    """The stack of layers (BERT's `encoder`)."""
+class Named(nn.Module):
+    """Modules under BERT's names, so that its checkpoints load as they are."""
 
-    def __init__(self, config: Any, fusion_layer: int, image_width: int):
+    def __init__(self, **modules: nn.Module):
         super().__init__()
-        self.layer = nn.ModuleList(
-            Layer(config, image_width if i >= fusion_layer else None)
-            for i in range(config.num_hidden_layers)
-        )
-
-
-class Bert(nn.Module):
-    """Embeddings and layers (BERT's `bert`)."""
-
-    def __init__(self, config: Any, fusion_layer: int, image_width: int):
-        super().__init__()
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config, fusion_layer, image_width)
+        for name, module in modules.items():
+            self.add_module(name, module)
 
 
 class Transform(nn.Module):
@@ -166,14 +149,6 @@ class Predictions(nn.Module):
         return F.linear(self.transform(hidden), word_embeddings, self.bias)
 
 
-class MaskedLanguageModelingHead(nn.Module):
-    """BERT's `cls`."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.predictions = Predictions(config)
-
-
 class TextFusionEncoder(nn.Module):
     """Text alone, text with an image, and the masked language modelling head.
 
@@ -187,8 +162,13 @@ class TextFusionEncoder(nn.Module):
     def __init__(self, config: Any, fusion_layer: int, image_width: int):
         super().__init__()
         self.fusion_layer, self.computes_padding = fusion_layer, False
-        self.bert = Bert(config, fusion_layer, image_width)
-        self.cls = MaskedLanguageModelingHead(config)
+        embeddings = Embeddings(config)
+        layers = nn.ModuleList(
+            Layer(config, image_width if i >= fusion_layer else None)
+            for i in range(config.num_hidden_layers)
+        )
+        self.bert: Any = Named(embeddings=embeddings, encoder=Named(layer=layers))
+        self.cls: Any = Named(predictions=Predictions(config))
 
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None

@@ -48,6 +48,7 @@ from maskery.tasks.image_text_config import ImageTextMLMConfig
 from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
+# Pictures stay decoded, for each is seen with its own caption and with others'.
 CACHE_BYTES = 2**30
 # Evaluation masks as BERT does, whatever the run trains with.
 EVALUATION_MASKING = MaskingConfig()
@@ -55,28 +56,17 @@ EVALUATION_MASKING = MaskingConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class PairsEvaluation:
-    """Figures of one model on held-out pairs.
+    """Figures of one model on held-out pairs."""
 
-    Attributes:
-        scores: Frozen masks: the same model with the right picture, a wrong one, and none.
-        difference: `right` minus each of the others: loss, top1, top5.
-        words: The chosen words, masked one at a time; None where none were chosen.
-        mrtd_auc: How well replaced words are told from original ones; None without MRTD.
-    """
-
+    # Frozen masks: the same model with the right picture, a wrong one, and none.
     scores: dict[Condition, MaskedScores]
-    difference: dict[str, dict[str, Interval]]
-    words: WordScores | None
-    mrtd_auc: float | None
+    difference: dict[str, dict[str, Interval]]  # `right` minus each of the others: loss, top1, top5
+    words: WordScores | None  # The chosen words, masked one at a time; None where none were chosen
+    mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
-        return {
-            "scores": {sight: asdict(score) for sight, score in self.scores.items()},
-            "difference": self.difference,
-            "words": None if self.words is None else asdict(self.words),
-            "mrtd_auc": self.mrtd_auc,
-        }
+        return asdict(self)
 
 
 def summarise_pairs(
@@ -138,12 +128,8 @@ def accepted_ids(
 ) -> dict[int, frozenset[int]]:
     """From the id of each word to score to the ids that are right in its place.
 
-    Args:
-        words: Words, alternatives joined by `|`; `drawn-people` stands for all of its words.
-        tokenizer: Words that are several of its pieces, or unknown to it, are left out and named.
-
-    Raises:
-        ConfigError: None is one piece.
+    Alternatives are joined by `|`; `drawn-people` stands for all of its words. Words that are
+    several pieces of the tokenizer, or unknown to it, are left out and named; one must be left.
     """
     accepted: dict[int, frozenset[int]] = {}
     left_out: list[str] = []
@@ -187,20 +173,15 @@ def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextEvaluation:
-    """Held-out figures of one image-text model, or of two with their paired difference.
+    """Held-out figures of one image-text model, or of two with their paired difference."""
 
-    Attributes:
-        models: By name.
-        difference: The last minus the first, where there are two: by sight, then by figure.
-    """
-
-    models: dict[str, PairsEvaluation]
+    models: dict[str, PairsEvaluation]  # By name
+    # The last minus the first, where there are two: by sight, then by figure.
     difference: dict[Condition, dict[str, Interval]] | None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        models = {name: evaluation.to_json() for name, evaluation in self.models.items()}
-        return {"models": models, "difference": self.difference}
+        return asdict(self)
 
 
 def evaluate_image_text(

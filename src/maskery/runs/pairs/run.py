@@ -23,17 +23,26 @@ from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
 from maskery.runs.frame.run_folder import MODEL, default_folder
-from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
-from maskery.runs.image_text.cards import pairs_model_card
+from maskery.runs.frame.run_frame import (
+    card_figure,
+    fingerprint_of,
+    identity,
+    model_card,
+    run_in_folder,
+    save_model_folder,
+)
 from maskery.runs.image_text.prepare import (
+    StartModel,
+    choose_max_length,
     described,
     learnt_anew,
     open_pictures,
     prepare_model,
     read_captions,
+    require_policy,
     save_model,
+    start_model,
 )
-from maskery.runs.image_text.start import StartModel, choose_max_length, start_model
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
 from maskery.tasks.image_text_mlm import ImageTextMLM
@@ -97,6 +106,7 @@ def prepare_pairs(
     terms: Sequence[Any] = (),
 ) -> PairsRun:
     """Read, tokenise and split the pairs, and load or make the initial model."""
+    require_policy(config)
     pairs, own = open_pairs(config, source)
     start, captions, task = prepare_model(
         ImageTextMLM,
@@ -118,6 +128,7 @@ def prepare_pairs(
         judged_captions = read_captions(judged, start.tokenizer, config.reading, longest)
         judged_groups = group_ids(judged)
         train, held = np.arange(len(pairs)), np.arange(len(judged))
+    # The memory for decoded pictures is shared out by the number of pairs.
     cache_bytes = config.image_cache_mb * 2**20
     share = len(held) / (len(train) + len(held))
     train_batches = PairSource(
@@ -152,11 +163,7 @@ def prepare_pairs(
 
 def skipped_lines(run: PairsRun) -> tuple[str, ...]:
     """Return what was left out, one line a kind."""
-    told = (
-        run.train.captions.skipped,
-        run.train.pictures.skipped,
-        run.held_out.pictures.skipped,
-    )
+    told = (run.train.captions.skipped, run.train.pictures.skipped, run.held_out.pictures.skipped)
     return tuple(str(skipped) for skipped in told if skipped.count)
 
 
@@ -298,9 +305,6 @@ def evaluate_pairs_run(
     """Evaluate a run's model on what the run held out, or on other words or pairs.
 
     A run that was trained with a plug-in as reader needs it named again.
-
-    Raises:
-        ConfigError: The run has no model yet.
     """
     config = trained_config(folder)
     config = replace(
@@ -314,11 +318,7 @@ def evaluate_pairs_run(
 
 
 def run_samples(folder: Path) -> dict[str, Any]:
-    """Return a few pictures of a finished run with the words that its model fills in.
-
-    Raises:
-        MaskeryError: Its pairs or its model is no longer there.
-    """
+    """Return a few pictures of a finished run with the words that its model fills in."""
     run = _trained_run(trained_config(folder))
     model, tokenizer = run.start.model.eval(), run.start.tokenizer
     pictures = sample_pictures(model, run.held_out, tokenizer, run.start.view)
@@ -331,11 +331,7 @@ def _trained_run(config: PairsRunConfig) -> PairsRun:
 
 
 def trained_config(folder: Path) -> PairsRunConfig:
-    """Return a run's configuration with its trained model in place of the one it started from.
-
-    Raises:
-        ConfigError: The run has no model yet, or is of another kind.
-    """
+    """Return a run's configuration with its trained model in place of the one it started from."""
     config = open_run(folder).finished(PairsRunConfig)
     return replace(
         config,
@@ -345,3 +341,38 @@ def trained_config(folder: Path) -> PairsRunConfig:
         fusion_layer=None,
         objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
     )
+
+
+def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str:
+    """Return the card of a trained model, in Markdown."""
+    scores = evaluation.scores
+    rows = [
+        f"| {label} | " + " | ".join(card_figure(getattr(s, name)) for s in scores.values()) + " |"
+        for name, label in (("loss", "loss (nats)"), ("top1", "top-1"), ("top5", "top-5"))
+    ]
+    if evaluation.words is not None:
+        shares = (card_figure(share) for share in evaluation.words.accuracy.values())
+        rows.append("| chosen words | " + " | ".join(shares) + " |")
+    right = scores["right"]
+    found = ""
+    if (auc := evaluation.mrtd_auc) is not None:
+        found = f"\nReplaced words are told from original ones with an AUC of {auc:.3f}.\n"
+    table = "\n".join(rows)
+    text = f"""
+# An image-text masked language model trained with Maskery
+
+Starting from `{config.start}`, trained on `{Path(config.pairs).name}` with
+{config.masking.policy} masking at a rate of {config.masking.mask_rate}.
+
+Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same
+model with the right picture, with a wrong one and with none (95% intervals):
+
+| | right | wrong | none |
+| --- | --- | --- | --- |
+{table}
+{found}
+```
+maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg
+```
+"""
+    return model_card(text.lstrip(), tags=("image-text",))

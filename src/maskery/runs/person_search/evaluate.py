@@ -1,26 +1,32 @@
-"""Retrieval figures of person-search runs and image-text models, and their spread over runs."""
+"""Retrieval figures of person-search runs and image-text models, and their spread over runs.
+
+Conditions that several runs must share for a mean over their figures to mean anything come first.
+"""
 
 from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from maskery.core.errors import ConfigError
 from maskery.data.images.drawing import png_uri
+from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.person_search.dataset import PersonSearchData
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.image_text.opening import (
     OpenImageText,
     can_match,
     preprocessing_of,
     require_contrast,
 )
-from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES
 from maskery.evaluation.retrieval.retrieval_set import (
@@ -30,63 +36,128 @@ from maskery.evaluation.retrieval.retrieval_set import (
     spread_queries,
 )
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
-from maskery.runs.person_search.conditions import (
-    Conditions,
-    Datasets,
-    HeldOutSplit,
-    gallery_conditions,
-    need_different,
-    ranking_conditions,
-    seed_of,
-    split_of,
-)
 from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.settings import (
-    known_retrieval,
-    open_for_retrieval,
-)
+from maskery.runs.person_search.settings import known_retrieval, open_for_retrieval, run_config_of
+
+HeldOutSplit = Literal["val", "test"]
+
+
+class Conditions:
+    """Hold every run to the conditions of the first."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, str]] = {}
+
+    def add(self, name: str, conditions: Mapping[str, str]) -> None:
+        """Add conditions under which a run is measured; refuse others than an earlier run's."""
+        for about, value in conditions.items():
+            first, expected = self._first.setdefault(about, (name, value))
+            if value != expected:
+                raise ConfigError(
+                    f"'{first}' and '{name}' are not measured alike ({about}: {expected} and "
+                    f"{value}), so a mean over them would say nothing; measure each for itself, or "
+                    f"make them alike"
+                )
+
+
+def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit, Pairs]:
+    """Return a split, or validation where the dataset has no test split."""
+    if split == "test" and data.test is not None:
+        return "test", data.test
+    return "val", data.val
+
+
+def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
+    """Return the dataset, split, pictures and captions, as conditions."""
+    name, pairs = split_of(data, split)
+    # Eight digits in hexadecimal are enough to tell two datasets apart in a message.
+    persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
+    return {
+        "the dataset": data.title,
+        "the split": name,
+        "pictures": f"{len(pairs):,}",
+        "captions": f"{sum(len(pair.captions) for pair in pairs):,}",
+        "the fingerprint of pictures, captions and persons": f"{fingerprint(pairs)[:8]}{persons}",
+    }
+
+
+def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
+    """Return how pictures are ranked, as conditions."""
+    score: str = settings.score
+    if score == "sum":
+        score += f" with odds at {settings.odds_weight:g}"
+    return {
+        "pictures ranked anew (--rerank)": str(settings.rerank),
+        "the score they are ranked by": score if settings.rerank else "similarity",
+    }
+
+
+class Datasets:
+    """The datasets of runs, each read once; `root` and `images` say where they lie now."""
+
+    def __init__(self, root: Path | None = None, images: Path | None = None) -> None:
+        self._root, self._images = root, images
+        self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
+
+    def of(self, name: str, retrieval: ModelRetrieval) -> PersonSearchData:
+        """Read the dataset of a run folder, its captions prepared as these settings say."""
+        config = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
+        config = replace(
+            config,
+            root=self._root or config.root,
+            images=self._images or config.images,
+            clean_captions=retrieval.clean_captions,
+            max_words=retrieval.max_words,
+        )
+        if config not in self._read:
+            self._read[config] = open_person_search(config)
+        return self._read[config]
+
+
+def need_different(names: Sequence[str]) -> None:
+    """Refuse the same folder twice, however its path is written."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        first = seen.setdefault(Path(name).resolve(), name)
+        if list(names).count(name) > 1:
+            raise ConfigError(f"'{name}' is named twice; name each run once")
+        if first != name:
+            raise ConfigError(f"'{first}' is named twice, also as '{name}'; name each run once")
+
+
+def seed_of(name: str) -> int | None:
+    """Return the seed of the run that a folder, or the model in it, belongs to."""
+    config = run_config_of(Path(name).resolve())
+    return None if config is None else config.training.seed
+
 
 log = logging.getLogger(__name__)
 
 RANKINGS = ("contrastive", "reranked")
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """A figure over several runs."""
 
     mean: float
-    deviation: float
-    """Of the sample: divided by one less than the runs."""
+    deviation: float  # Of the sample: divided by one less than the runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalEvaluation:
-    """Figures of one or several models on the same held-out data.
+    """Figures of one or several models on the same held-out data."""
 
-    Attributes:
-        figures: By the name that each model was given by.
-        seeds: By the same names, what each run was trained with; None where that is not known.
-        spread: By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking
-            is missing where not all models have it.
-    """
-
-    figures: dict[str, RetrievalFigures]
+    figures: dict[str, RetrievalFigures]  # By the name that each model was given by
+    # By the same names, what each run was trained with; None where that is not known.
     seeds: dict[str, int | None]
+    # By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking is
+    # missing where not all models have it.
     spread: dict[str, dict[str, Spread]] | None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
-        spread = None
-        if self.spread is not None:
-            spread = {
-                ranking: {name: found._asdict() for name, found in figures.items()}
-                for ranking, figures in self.spread.items()
-            }
-        return {
-            "figures": {name: asdict(figures) for name, figures in self.figures.items()},
-            "seeds": self.seeds,
-            "spread": spread,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +225,11 @@ def evaluate_retrieval_models(
             figures[name] = _on_pairs(
                 opened, data, reading or PairsConfig(), settings, progress=progress
             )
-        conditions.add(name, _found(figures[name]))
+        found = {  # some cannot be read
+            "pictures that can be read": f"{figures[name].num_images:,}",
+            "captions that can be read": f"{figures[name].num_texts:,}",
+        }
+        conditions.add(name, found)
     return RetrievalEvaluation(
         figures=figures,
         seeds={name: seed_of(name) for name in names},
@@ -185,14 +260,6 @@ def _foreseen(
         ranking = replace(ranking, rerank=0)
     gallery = {} if data is not None else gallery_conditions(datasets.of(name, known), split)
     return gallery | ranking_conditions(ranking)
-
-
-def _found(figures: RetrievalFigures) -> dict[str, str]:
-    """Return how many pictures and captions were measured: some cannot be read."""
-    return {
-        "pictures that can be read": f"{figures.num_images:,}",
-        "captions that can be read": f"{figures.num_texts:,}",
-    }
 
 
 def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:
@@ -247,11 +314,7 @@ def _settings(opened: OpenImageText, overrides: Overrides) -> RetrievalConfig:
 
 
 def run_samples(folder: Path) -> dict[str, Any]:
-    """Return a few captions that a finished run held out, with the pictures that its model finds.
-
-    Raises:
-        MaskeryError: Its dataset or its model is no longer there.
-    """
+    """Return a few captions that a finished run held out, with the pictures its model finds."""
     opened = _opened(str(folder), Overrides())
     settings = _settings(opened, Overrides())
     held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)

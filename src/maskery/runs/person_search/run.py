@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
@@ -17,23 +16,31 @@ from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.evaluation.retrieval.config import save_model_retrieval
+from maskery.evaluation.retrieval.config import LABELS, save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
-from maskery.evaluation.retrieval.metrics import RankingFigures
+from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import MODEL, default_folder
-from maskery.runs.frame.run_frame import fingerprint_of, identity, run_in_folder, save_model_folder
-from maskery.runs.image_text.cards import person_search_card
+from maskery.runs.frame.run_frame import (
+    card_figure,
+    fingerprint_of,
+    identity,
+    model_card,
+    run_in_folder,
+    save_model_folder,
+)
 from maskery.runs.image_text.prepare import (
+    StartModel,
+    choose_max_length,
     described,
     learnt_anew,
     open_pictures,
     prepare_model,
     read_captions,
+    require_policy,
     save_model,
 )
-from maskery.runs.image_text.start import StartModel, choose_max_length
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.settings import retrieval_of
 from maskery.tasks.loss_terms import without_terms
@@ -148,6 +155,7 @@ def _train_measure_save(
         run.task,
         run.train,
         build_optimiser(run.start.model, config.training, learnt_anew(run.start, NEW_HEADS)),
+        # By default every epoch is measured, as in RaSa, which keeps the best one's model.
         replace(config.training, eval_every=config.training.eval_every or run.train.num_steps(0)),
         folder,
         identity=run.identity,
@@ -203,6 +211,7 @@ def prepare_person_search(
     terms: Sequence[Any] = (),
 ) -> PersonSearchRun:
     """Read and tokenise the dataset, and load or make the initial model."""
+    require_policy(config)
     data = open_person_search(config.data)
     start, captions, task = prepare_model(
         PersonSearch,
@@ -291,10 +300,47 @@ def whole_model(model: ImageTextModel) -> ImageTextModel:
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
     copy: ImageTextModel = ImageTextModel(model.config).to(model.device)
-    copy.load_state_dict(without_terms(whole_tensors(model.state_dict())))
+    state = model.state_dict()
+    tensors = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+    copy.load_state_dict(without_terms(tensors))
     return copy
 
 
-def whole_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors that may be sharded, gathered in memory; every process must ask for them."""
-    return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+def person_search_card(
+    config: PersonSearchRunConfig, result: PersonSearchResult, weights: Mapping[str, float]
+) -> str:
+    """Return the card of a trained model, in Markdown; `weights` are those of its loss terms."""
+    split = "the test split" if result.test is not None else "the validation split"
+    figures = result.test or result.val
+    losses = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+    text = f"""
+# A person-search model trained with Maskery
+
+Starting from `{config.start}`, trained on {config.data.dataset} with the losses {losses}. This is
+the model after step {result.best_step:,} of {result.summary.steps:,}, the best by R@1 on validation
+identities.
+
+On {split}: {figures.num_texts:,} captions of {figures.num_persons:,} persons against
+{figures.num_images:,} pictures (95% intervals over persons; R@1 of a random ranking is
+{100 * figures.chance:.2f}%):
+
+{_table(figures)}
+
+```
+maskery search path/of/this/folder --gallery pictures/ "a woman in a red coat"
+```
+"""
+    return model_card(text.lstrip(), tags=("text-based-person-search", "image-text"))
+
+
+def _table(figures: RetrievalFigures) -> str:
+    rankings = {"by similarity": figures.contrastive}
+    if figures.reranked is not None:
+        rankings[f"best {figures.rerank} by matching"] = figures.reranked
+    head = "| | " + " | ".join(LABELS[name] for name in FIGURES) + " |"
+    rows = []
+    for name, found in rankings.items():
+        figures_of = (getattr(found, figure) for figure in FIGURES)
+        shown = (card_figure(figure, ".2f", scale=100.0) for figure in figures_of)
+        rows.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join((head, "| --- " * (len(FIGURES) + 1) + "|", *rows))

@@ -30,10 +30,11 @@ def retrieval_of(
 
 
 def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
-    """Retrieval settings for released ALBEF and RaSa checkpoints.
+    """Return retrieval settings for released ALBEF and RaSa checkpoints.
 
     Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
     of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
+    `missing` are parameters of the model that the checkpoint lacks.
     """
     absent = tuple(missing)
     trained = [
@@ -59,12 +60,7 @@ def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
 
 
 def known_retrieval(name: str) -> ModelRetrieval | None:
-    """Return the retrieval settings in a model's own file or, of older models, of its run.
-
-    Raises:
-        ModelError: The file is damaged.
-        ConfigError: The run's configuration is.
-    """
+    """Return the retrieval settings in a model's own file or, of older models, of its run."""
     found = read_model_retrieval(name)
     if found is not None:
         return found
@@ -79,10 +75,6 @@ def finds_alone(name: str) -> bool:
 
 
 def open_for_retrieval(name: str) -> OpenImageText:
-    """`open_image_text`, with everything that is known of the model.
-
-    Raises:
-        ModelError: It is no image-text model, or cannot be loaded.
-    """
+    """`open_image_text`, with everything that is known of the model."""
     opened = open_image_text(name)
     return replace(opened, retrieval=known_retrieval(name) or opened.retrieval)

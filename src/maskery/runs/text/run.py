@@ -1,33 +1,23 @@
-"""A text run: corpus and encoder in; adapted encoder, figures and a model folder out.
-
-Beside a saved model lies `extra_state.safetensors` if its objective trains more than the model: the
-momentum twin's weights as `twin.*`, and heads such as `mrtd_head.*`. Transformers does not read the
-file, so the model folder stays a plain masked language model.
-"""
+"""A text run: corpus and encoder in; adapted encoder, figures and a model folder out."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from maskery.core.batch import TokenBatch
-from maskery.core.errors import CheckpointError, ConfigError, reason_of
+from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
-from maskery.core.task import EXTRA_STATE, Task
-from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.intervals import Interval, interval_note
+from maskery.core.task import Task
+from maskery.evaluation.intervals import Interval, Verdict, interval_note, judge
 from maskery.evaluation.text.masked import (
-    FROZEN_EPOCH,
     ExampleSums,
     MaskedScores,
     compare,
@@ -35,7 +25,6 @@ from maskery.evaluation.text.masked import (
 )
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
-from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_bytes, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
@@ -46,11 +35,11 @@ from maskery.runs.frame.run_frame import (
 )
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
+from maskery.runs.text.extra_state import load_extra, replaced_words_auc, save_extra
 from maskery.runs.text.prepare import (
     Objective,
     TextRun,
     new_parameters,
-    own_tensors,
     pooling_modules,
     prepare_text,
     report_left_out,
@@ -64,12 +53,10 @@ from maskery.training.optimiser import build_optimiser
 
 if TYPE_CHECKING:
     from maskery.evaluation.probe.probe import ProbeResult
-    from maskery.evaluation.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
 BEFORE, HELD_OUT = "before.safetensors", "held_out.safetensors"
-TWIN = "twin.hf."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +163,6 @@ def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun
 
 def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
-    from maskery.evaluation.verdict import judge
-
     use_fast_dropout(run.model)
     before = first_scores(
         folder,
@@ -374,72 +359,3 @@ def _stored_scores(path: Path, identity: str) -> ExampleSums | None:
     except CheckpointError:
         return None
     return kept if of == identity else None
-
-
-def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -> None:
-    """Write what a model folder holds beyond the masked language model, if there is anything."""
-    tensors = {n: t for n, t in task.extra_state().items() if n.startswith(TWIN)}
-    tensors |= own_tensors(task, model)
-    if tensors:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, folder / EXTRA_STATE)
-
-
-@torch.no_grad()
-def load_extra(
-    task: Task[Any, Any], model: MaskedLanguageModel, folder: Path, *, needed: bool
-) -> None:
-    """Take over the twin and the heads that `save_extra` wrote, where the task has any.
-
-    Args:
-        task: Changed in place.
-        model: What it trains; likewise.
-        folder: A model folder.
-        needed: True if it is an error that the file or a head is missing.
-
-    Raises:
-        CheckpointError: It is missing, damaged or of another model.
-    """
-    path, state = folder / EXTRA_STATE, task.extra_state()
-    own = own_tensors(task, model)
-    if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):
-        return
-    try:
-        tensors = load_file(path)
-        for name, tensor in own.items():
-            if needed or name in tensors:
-                if tensors[name].shape != tensor.shape:  # copying would repeat rows in silence
-                    raise RuntimeError(f"'{name}' has another shape")
-                tensor.copy_(tensors[name])
-    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the momentum twin and heads in '{path}' cannot be read "
-            f"({reason_of(error, most=120)}); restore the file, or train again"
-        ) from error
-    # The twin's own copy of the heads is never read, so it is not saved.
-    twin = {name: tensor for name, tensor in tensors.items() if name.startswith(TWIN)}
-    if twin or needed:
-        task.load_extra_state({**state, **twin})
-
-
-@torch.no_grad()
-def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
-    """Return the area under the ROC curve of replaced against original words on held-out text.
-
-    The twin fills frozen masks by sampling, as in training, and the model judges every token that
-    is not special.
-
-    Returns:
-        None without replaced token detection, and where nothing or everything was replaced.
-    """
-    if "mrtd" not in task.loss_weights:
-        return None
-    from maskery.tasks.momentum_text import MomentumTextMLM
-
-    if not isinstance(task, MomentumTextMLM):
-        return None
-    task.model.eval()
-    task.twin.follow_device()
-    device = next(task.model.parameters()).device
-    prepared = (task.prepare(batch, epoch=FROZEN_EPOCH, progress=0.0) for batch in batches)
-    return judged_auc(task.judge(one.to(device)) for one in prepared)
