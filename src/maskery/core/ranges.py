@@ -75,7 +75,7 @@ class Range:
 
 
 Count: TypeAlias = Annotated[int, Range(1)]
-"""How many of something, at least 1."""
+"""A number of things, at least 1."""
 Share: TypeAlias = Annotated[float, Range(0, 1)]
 """A share of a whole, both ends included."""
 Weight: TypeAlias = Annotated[float, Range(0)]

@@ -109,7 +109,7 @@ Word = Literal["better", "worse", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a run did to filling words and to the encoder's vectors.
+    """The effect of a run on filling words and on the encoder's vectors.
 
     Attributes:
         filling: Better if the held-out loss fell beyond its interval.

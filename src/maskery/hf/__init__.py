@@ -1,1 +1,1 @@
-"""What people use with Hugging Face's Transformers."""
+"""Pieces for Hugging Face's Transformers: the collator, and a ready Trainer."""

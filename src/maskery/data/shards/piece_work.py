@@ -1,4 +1,4 @@
-"""What one process does with one piece: read it, tokenise it, write its shards.
+"""The work of one process on one piece: read it, tokenise it, write its shards.
 
 Each shard is written aside, flushed and renamed, and then a record of it beside; a shard without a
 record is absent. A piece that makes several shards goes on after the last sound one: its text is

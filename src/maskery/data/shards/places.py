@@ -1,4 +1,4 @@
-"""Where shards lie: a folder, or any address that fsspec knows (s3://, gs://, https://).
+"""Places of shards: a folder, or any address that fsspec knows (s3://, gs://, https://).
 
 Files from an address are copied to the local disk, whole or not at all, and the oldest copies go
 when there are more than are wanted, so the space used is bounded. A copy in use may go: its map

@@ -32,7 +32,7 @@ VISION = "visual_encoder."
 VISION_HERE = "visual_encoder.backbone."
 TEXT = "text_encoder.bert."
 MODULES = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-"""What has a momentum twin, under its name with `_m`."""
+"""Modules that have a momentum twin, under their names with `_m`."""
 SAME_AS = {"decoder.weight": "the word embeddings", "decoder.bias": "cls.predictions.bias"}
 """Tensors of the head that repeat another one."""
 QUEUES = {"image_queue": "image", "text_queue": "text"}
@@ -204,7 +204,7 @@ def _queues(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 REPORT = "import_report.txt"
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
-"""What layer normalisation's parameters were called in files converted from TensorFlow."""
+"""Names of layer normalisation's parameters in files converted from TensorFlow."""
 BERT_HEAD = "cls.predictions."
 
 

@@ -1,4 +1,4 @@
-"""What an image-text model is made of, saved as its `config.json`."""
+"""Parts and sizes of an image-text model, saved as its `config.json`."""
 
 from __future__ import annotations
 
