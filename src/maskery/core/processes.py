@@ -7,6 +7,7 @@ that no device is waited for. With one process nothing is sent.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -130,11 +131,16 @@ class Processes:
 
     def _from_main(self, message: tuple[bool, str | None] | None) -> tuple[bool, str | None]:
         """Send the main process's message to all; returns it."""
-        box = [message]
+        # As JSON: PyTorch's own call for objects would unpickle what another process sends.
+        data = bytearray() if message is None else bytearray(json.dumps(message).encode())
+        length = torch.tensor([len(data)])
         with _other_processes():
-            torch.distributed.broadcast_object_list(box, src=0, group=self.group)
-        assert box[0] is not None
-        return box[0]
+            torch.distributed.broadcast(length, 0, group=self.group)
+            sent = data if message is not None else bytearray(int(length))
+            box = torch.frombuffer(sent, dtype=torch.uint8)
+            torch.distributed.broadcast(box, 0, group=self.group)
+        done, result = json.loads(bytes(box.tolist()))
+        return done, result
 
 
 @cache
