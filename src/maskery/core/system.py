@@ -258,13 +258,15 @@ def flush_tree(folder: Path) -> None:
     flush(folder)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
     """Write a file; until it is whole, what was there stays.
+
+    Processes that may write the same file at once each name their own suffix to write it `aside`.
 
     Raises:
         OSError: It cannot be written; nothing is left of it.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{aside}")
     try:
         partial.write_bytes(data)
         flush(partial)
