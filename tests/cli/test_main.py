@@ -9,7 +9,8 @@ import pytest
 
 import maskery
 from maskery.cli import main as main_module
-from maskery.cli.main import COMMANDS, find_command, main, take_config
+from maskery.cli.main import COMMANDS, find_command, main
+from maskery.cli.train import take_config
 from maskery.core import errors
 from maskery.core.errors import ConfigError
 
@@ -74,7 +75,7 @@ def test_an_error_the_user_can_mend_is_one_line(
 ) -> None:
     class Module:
         @staticmethod
-        def main(rest: list[str]) -> int:
+        def Fill(rest: list[str]) -> int:
             raise kind(f"{rest} is wrong; mend it")
 
     monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
@@ -86,7 +87,7 @@ def test_an_error_the_user_can_mend_is_one_line(
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     class Module:
         @staticmethod
-        def main(rest: list[str]) -> int:
+        def Fill(rest: list[str]) -> int:
             raise ZeroDivisionError
 
     monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
@@ -99,7 +100,7 @@ def test_an_interrupt_is_said_and_has_its_own_code(
 ) -> None:
     class Module:
         @staticmethod
-        def main(rest: list[str]) -> int:
+        def Fill(rest: list[str]) -> int:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
