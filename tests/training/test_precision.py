@@ -12,9 +12,9 @@ from torch.utils import deterministic
 from maskery.training import optimiser
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import (
-    cpu_multiplies_bf16,
     exact_sums,
     mean_width,
+    multiplies_bf16,
     resolve_precision,
 )
 
@@ -34,7 +34,7 @@ def test_a_cpu_computes_wide_models_in_bf16_if_it_multiplies_it(
     width: int, multiplies: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(optimiser, "cpu_multiplies_bf16", lambda: multiplies)
+    monkeypatch.setattr(optimiser, "multiplies_bf16", lambda device: multiplies)
     assert resolve_precision(TrainingConfig(), model(width)) == chosen
 
 
@@ -57,7 +57,7 @@ def test_what_is_asked_for_is_done(asked: str) -> None:
 def test_a_torch_without_the_private_questions_means_no(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert not cpu_multiplies_bf16()
+    assert not multiplies_bf16(torch.device("cpu"))
 
 
 def test_mean_width_counts_matrices_by_their_elements() -> None:
