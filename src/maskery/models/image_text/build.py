@@ -119,7 +119,7 @@ def build_from_encoders(
 
 
 def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
-    """Return an encoder's weights with its position table interpolated to the image size of `config`."""
+    """Return an encoder's weights with positions interpolated to the image size of `config`."""
     state = dict(encoder.state_dict())
     patch = pair(config.patch_size)
     old, new = (
