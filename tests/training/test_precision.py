@@ -13,7 +13,6 @@ from torch.utils import deterministic
 from maskery.training import optimiser
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import (
-    cpu_multiplies_bf16,
     exact_sums,
     mean_width,
     multiplies_bf16,
@@ -36,7 +35,7 @@ def test_a_cpu_computes_wide_models_in_bf16_if_it_multiplies_it(
     width: int, multiplies: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(optimiser, "cpu_multiplies_bf16", lambda capabilities: multiplies)
+    monkeypatch.setattr(optimiser, "multiplies_bf16", lambda device: multiplies)
     assert resolve_precision(TrainingConfig(), model(width)) == chosen
 
 

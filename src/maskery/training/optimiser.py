@@ -104,16 +104,9 @@ def exact_sums(device: torch.device) -> Iterator[None]:
 def build_optimiser(
     model: nn.Module, config: BaseTrainingConfig, new_parameters: Collection[str] = ()
 ) -> torch.optim.AdamW:
-    """Group the parameters by decay and learning rate.
+    """Make AdamW, with Muon where the config says so; groups have their peak rate as `peak_lr`.
 
-    Args:
-        model: The model to train; frozen parameters are left out.
-        new_parameters: Names of parameters that start from nothing and learn at
-            `head_learning_rate`.
-
-    Returns:
-        AdamW whose groups carry their peak learning rate under `peak_lr`; with Muon in it where the
-        config says so.
+    Frozen parameters are left out; `new_parameters` names those that learn at `head_learning_rate`.
     """
     rate, head_rate = config.learning_rate, config.head_learning_rate
     if head_rate is None:
@@ -153,18 +146,9 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
 def learning_rate_factor(
     step: int, total: int, *, warmup_share: float, shape: str, floor: float = 0.0
 ) -> float:
-    """Return what the peak learning rate is multiplied by at a step.
+    """Return the share of the peak learning rate at a step from 0; above 0 and at most 1.
 
     It depends on the step alone, so resuming needs no state.
-
-    Args:
-        step: From 0.
-        warmup_share: Share of the steps over which the factor rises to 1.
-        shape: `linear`, `cosine` or `constant` after the warm-up.
-        floor: What the factor falls to, from 0 to 1.
-
-    Returns:
-        Above 0 and at most 1 for every step of the run.
     """
     warmup = round(total * warmup_share)
     if step < warmup:
@@ -219,13 +203,9 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """Return the matrices with all singular values near 1 and the same singular vectors.
+    """Return (K, R, C) matrices with all singular values near 1 and the same singular vectors.
 
-    Args:
-        matrices: (K, R, C); a matrix of zeros stays one.
-
-    Returns:
-        (K, R, C) in their own type; values are good to the two digits of bf16 where that is fast.
+    A matrix of zeros stays one. Values are good to the two digits of bf16 where that is fast.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     near = matrices.mT if tall else matrices
