@@ -3,7 +3,8 @@
     python benchmarks/keep_forms.py --folder DIR --forms nothing token:20 pooled:20 --seeds 3
 
 The run is the quickstart's; only the form and its weight change. For each: held-out loss from the
-start to the end, and the nearest neighbour's topic over all labelled paragraphs, after minus before.
+start to the end, and the nearest neighbour's topic over all labelled paragraphs, after minus
+before.
 One JSON line a run is added to DIR/results.jsonl, and runs that are there are not repeated.
 """
 

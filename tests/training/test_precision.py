@@ -13,6 +13,7 @@ from torch.utils import deterministic
 from maskery.training import optimiser
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import (
+    cpu_multiplies_bf16,
     exact_sums,
     mean_width,
     multiplies_bf16,
