@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """(R, L, D), or (T, D) that are packed, to (R, H, L, d)."""
         spread = projected if packed is None else packed.spread(projected)
-        return spread.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return spread.view(*spread.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
     def project(self, tokens: torch.Tensor, packed: PackedRows | None = None) -> ImageKeys:
         """Project (I, N, W) tokens, or packed ones, to keys and values."""
@@ -173,7 +173,8 @@ class ImageAttention(Attention):
         num_images = len(images.keys)
         if len(query) == num_images:
             return self.self.attend(query, images)
-        folded = query.unflatten(0, (-1, num_images)).permute(1, 2, 0, 3, 4)
+        _, heads, length, width = query.shape
+        folded = query.view(-1, num_images, heads, length, width).permute(1, 2, 0, 3, 4)
         context = self.self.attend(folded.flatten(2, 3), images)
-        unfolded = context.unflatten(2, (-1, query.shape[2]))
+        unfolded = context.view(num_images, heads, -1, length, width)
         return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)
