@@ -74,13 +74,12 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parse(Explain, "explain", arguments)
     set_up_logging(quiet=wanted.json)
     with quick_imports():
-        from maskery.data.images.config import DEFAULT_MAX_PIXELS
-        from maskery.data.pairs.pictures import FileImage
         from maskery.evaluation.image_text.explain import explain
+        from maskery.evaluation.image_text.opening import load_picture
         from maskery.runs.person_search.settings import open_for_retrieval
 
     opened = open_for_retrieval(wanted.model)
-    image = FileImage(wanted.image.name, wanted.image.parent, DEFAULT_MAX_PIXELS).load()
+    image = load_picture(wanted.image)
     prepare_output(wanted.output, "--output")
     explanation = explain(
         opened,

@@ -30,7 +30,7 @@ from maskery.data.tokenise import tokenizer_fingerprint, train_wordpiece
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.masking.config import POLICIES
 from maskery.masking.masker import Masker
-from maskery.models.image_text.build import assemble_encoders, build_from_scratch
+from maskery.models.image_text.build import build_from_encoders, build_from_scratch
 from maskery.models.image_text.config import check_image_size
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import known_as, load_tokenizer, resolve
@@ -138,7 +138,7 @@ def _from_encoders(config: ImageTextRunConfig, text: str, vision: str) -> StartM
     # The run's seed, without moving the random numbers of whoever calls.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        model, new = assemble_encoders(
+        model, new = build_from_encoders(
             text, vision, fusion_layer=config.fusion_layer, image_size=_image_size(config.view)
         )
     return StartModel(
