@@ -61,13 +61,12 @@ class Explain(Command):
     def execute(self) -> None:
         """Write the strip, and print the places."""
         with quick_imports():
-            from maskery.data.images.config import DEFAULT_MAX_PIXELS
-            from maskery.data.pairs.pictures import FileImage
             from maskery.evaluation.image_text.explain import explain
+            from maskery.evaluation.image_text.opening import load_picture
             from maskery.runs.person_search.settings import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
-        image = FileImage(self.image.name, self.image.parent, DEFAULT_MAX_PIXELS).load()
+        image = load_picture(self.image)
         prepare_output(self.output, "--output")
         target = None if self.target == "auto" else self.target
         explanation = explain(opened, image, self.caption, target=target, layer=self.layer)
