@@ -11,6 +11,7 @@ from maskery.core.batch import TokenBatch
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
+from maskery.evaluation.text.fill import Filler
 from maskery.evaluation.text.masked import (
     ExampleSums,
     MaskedScores,
@@ -119,8 +120,8 @@ def saved_task_auc(
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return sample fills and changed words of a finished run, for its report."""
     run = prepare_text(open_run(folder).finished(TextRunConfig), progress=False)
-    after = open_model(str(folder)).model
-    return asdict(sample_text(run.model, after, run.held_out.in_order(), run.loaded.tokenizer))
+    before = Filler(run.model, run.loaded.tokenizer)
+    return asdict(sample_text(before, Filler.of(folder), run.held_out.in_order()))
 
 
 def _both(scored: dict[str, ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
