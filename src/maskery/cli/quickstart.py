@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     result = outcome.result
     if wanted.json:
         fills = [[asdict(before), asdict(after)] for before, after in outcome.fills]
-        print_json({**result.to_json(), "as_loaded": asdict(outcome.as_loaded), "fills": fills})
+        print_json({**result.to_json(), "fills": fills})
     else:
         show(outcome)
     finish_report(result.folder)
@@ -62,15 +62,11 @@ def main(arguments: Sequence[str]) -> int:
 def show(outcome: Any) -> None:
     """Print the figures and fills of a `QuickstartResult`."""
     result = outcome.result
-    columns = {"as loaded": outcome.as_loaded, "before": result.before, "after": result.after}
-    print(scores_table(columns, result.difference))
-    print(
-        "as loaded: with a random prediction head; before: with the head that training starts "
-        "from; difference: after minus before"
-    )
+    print(scores_table(result.columns, result.difference, heads=result.heads))
+    print("difference: after minus before")
     print(f"\n{describe(result.vectors)}\nverdict: {result.verdict}")
     for before, after in outcome.fills:
-        rows = [["before", "", "after", ""]]
+        rows = [["as loaded", "", "after", ""]]
         for one, other in zip(before.masks[0], after.masks[0], strict=True):
             cells = ((fill.token, percent(fill.probability)) for fill in (one, other))
             rows.append([cell for pair in cells for cell in pair])

@@ -216,9 +216,8 @@ def show(kind: str, result: Any) -> None:
 
     folder = result.folder
     if kind == "text":
-        columns = {"before": result.before, "after": result.after}
         judged = None if result.mrtd_auc is None else {"after": result.mrtd_auc}
-        print(figures.scores_table(columns, result.difference, judged))
+        print(figures.scores_table(result.columns, result.difference, judged, result.heads))
         if result.vectors is not None:
             from maskery.cli.probe import describe
 
