@@ -88,11 +88,7 @@ class Stepper:
         return {int(group[STARTS_AT]) for group in self.optimiser.param_groups} - {0}
 
     def prepare(self, number: int, batches: Sequence[Any], *, epoch: int = 0) -> list[Prepared]:
-        """Take the random decisions of a step; may run in another thread than `step`.
-
-        Args:
-            number: The step, from 0.
-        """
+        """Take the random decisions of a step, from 0; may run in another thread than `step`."""
         progress = number / self.total_steps
         return prepare_all(self.task, batches, epoch=epoch, progress=progress)
 
@@ -205,10 +201,8 @@ def step_seed(*numbers: int) -> int:
 
 
 def poison_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
-    """Return a loss whose gradients are all NaN if it is not finite; else the loss, to the bit.
-
-    The gradient's norm, which all processes know, then tells if the step is sound.
-    """
+    """Return a loss whose gradients are all NaN if it is not finite; else the loss, to the bit."""
+    # So the gradient's norm, which all processes know, tells if the step is sound.
     nan = torch.full_like(loss, float("nan")).detach()
     return loss * torch.where(torch.isfinite(loss.detach()), torch.ones_like(nan), nan)
 
@@ -216,10 +210,8 @@ def poison_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
 def update_if_finite(
     optimiser: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], norm: torch.Tensor
 ) -> None:
-    """Update the parameters, unless the gradient's norm is not finite; gradients are cleared.
-
-    Fused AdamW decides on the device, so that nothing waits for the norm; for others it is read.
-    """
+    """Update the parameters, unless the gradient's norm is not finite; gradients are cleared."""
+    # Fused AdamW decides on the device, so that nothing waits for the norm; for others it is read.
     fused: Any = optimiser
     whole = not any(isinstance(parameter, DTensor) for parameter in parameters)
     if (
@@ -236,11 +228,7 @@ def update_if_finite(
 
 
 class BadSteps:
-    """Counts how many of the last steps in a row were skipped.
-
-    Attributes:
-        limit: So many are too many.
-    """
+    """Counts how many of the last steps in a row were skipped; `limit` of them are too many."""
 
     def __init__(self, limit: int, in_a_row: int = 0) -> None:
         self.limit = limit
@@ -270,12 +258,9 @@ class Prefetch(Generic[ItemT]):
     """Iterates over `items` one ahead, in a thread.
 
     An exception of the thread is raised where the item would have come, with a note of where it
-    came from. Use as a context manager, so that the thread ends with the loop.
-
-    Args:
-        items: Prepared one after another in the thread.
-        depth: How many prepared items may wait to be taken.
-        gives_up: Called about once a second while an item is waited for; True ends the iteration.
+    came from. Use as a context manager, so that the thread ends with the loop. At most `depth`
+    items wait to be taken. `gives_up` is called about once a second while an item is waited for,
+    and ends the iteration if it returns True.
     """
 
     def __init__(
@@ -302,14 +287,15 @@ class Prefetch(Generic[ItemT]):
         self._thread.join(PATIENCE)
 
     def _fill(self) -> None:
+        end: BaseException = StopIteration()
         try:
             for item in self._items:
                 if not self._put((item, None)):
                     return
-            self._put((None, StopIteration()))
         except BaseException as error:
             error.add_note("raised in the thread that prepares the next steps")
-            self._put((None, error))
+            end = error
+        self._put((None, end))
 
     def _put(self, entry: tuple[ItemT | None, BaseException | None]) -> bool:
         while not self._stop.is_set():

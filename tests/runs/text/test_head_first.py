@@ -84,10 +84,9 @@ def test_before_is_with_the_trained_head(whole: TextResult) -> None:
     ]
 
 
-def test_every_table_says_which_head(whole: TextResult, capsys: pytest.CaptureFixture[str]) -> None:
-    command.show("text", whole)
-    printed = capsys.readouterr().out.splitlines()
-    heading, heads = (line.split("  ") for line in printed[:2])
+def test_every_table_says_which_head(whole: TextResult) -> None:
+    printed = command.describe("text", whole).splitlines()
+    heading, heads = (line.split("  ") for line in printed[1:3])
     assert [cell.strip() for cell in heading if cell.strip()] == [
         *("held out", "as loaded", "before", "after", "difference"),
     ]
