@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from maskery.cli.main import table
+from maskery.cli.command import table
 from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.retrieval.config import LABELS
 

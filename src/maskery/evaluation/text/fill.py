@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import MaskedTokens
 from maskery.core.errors import DataError
 from maskery.evaluation.text.masked import require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
@@ -148,6 +149,11 @@ class Filler:
                 f"shorten it around the {MASK}"
             )
         return ids
+
+    def predict(self, masked: MaskedTokens) -> torch.Tensor:
+        """Return the logits (M, V) of masked tokens, float32."""
+        logits: torch.Tensor = self.model(self.model.lay_out(masked).to(self.model.hf.device))
+        return logits.float()
 
     @torch.no_grad()
     def log_probabilities(self, sequences: Sequence[list[int]]) -> torch.Tensor:
