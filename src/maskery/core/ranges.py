@@ -75,19 +75,12 @@ class Range:
 
 
 Count: TypeAlias = Annotated[int, Range(1)]
-"""A number of things, at least 1."""
 Share: TypeAlias = Annotated[float, Range(0, 1)]
-"""A share of a whole, both ends included."""
 Weight: TypeAlias = Annotated[float, Range(0)]
-"""A finite number that is 0 or more."""
 
 
 def check_ranges(config: DataclassInstance) -> None:
-    """Check every field of a dataclass that declares a `Range` or is a `Literal`.
-
-    Raises:
-        ConfigError: A field is outside; the message names the value, the rule and the hint.
-    """
+    """Check every field of a dataclass that declares a `Range` or is a `Literal`."""
     for name, allowed in _declared(type(config)):
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
