@@ -66,23 +66,20 @@ class Text(Quickstart):
 
         outcome = run_quickstart(self.output, progress=not self.json)
         fills = [[asdict(before), asdict(after)] for before, after in outcome.fills]
-        document = outcome.result.to_json() | {"as_loaded": asdict(outcome.as_loaded)}
-        self.answer({**document, "fills": fills}, describe(outcome))
+        self.answer({**outcome.result.to_json(), "fills": fills}, describe(outcome))
         finish_report(outcome.result.folder)
 
 
 def describe(outcome: Any) -> str:
     """Return the figures and fills of a `QuickstartResult`."""
     result = outcome.result
-    columns = {"as loaded": outcome.as_loaded, "before": result.before, "after": result.after}
     lines = [
-        scores_table(columns, result.difference),
-        "as loaded: with a random prediction head; before: with the head that training starts "
-        "from; difference: after minus before",
+        scores_table(result.columns, result.difference, heads=result.heads),
+        "difference: after minus before",
         f"\n{describe_vectors(result.vectors)}\nverdict: {result.verdict}",
     ]
     for before, after in outcome.fills:
-        rows = [["before", "", "after", ""]]
+        rows = [["as loaded", "", "after", ""]]
         for one, other in zip(before.masks[0], after.masks[0], strict=True):
             cells = ((fill.token, percent(fill.probability)) for fill in (one, other))
             rows.append([cell for pair in cells for cell in pair])

@@ -219,9 +219,9 @@ def describe(kind: str, result: Any) -> str:
 
     folder, lines = result.folder, length_of(result.summary)
     if kind == "text":
-        columns = {"before": result.before, "after": result.after}
         judged = None if result.mrtd_auc is None else {"after": result.mrtd_auc}
-        lines.append(figures.scores_table(columns, result.difference, judged))
+        table = figures.scores_table(result.columns, result.difference, judged, result.heads)
+        lines.append(table)
         if result.vectors is not None:
             from maskery.cli.probe import describe as describe_vectors
 
