@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from maskery.training.optimiser import cpu_multiplies_bf16
+from maskery.training.optimiser import multiplies_bf16
 
 REPEATS = 5
 
@@ -17,7 +17,7 @@ def matrix_peak() -> float:
     In bf16 on a GPU and on a CPU that multiplies it, else in float32.
     """
     cuda = torch.cuda.is_available()
-    half = cuda or cpu_multiplies_bf16()
+    half = cuda or multiplies_bf16(torch.device("cpu"))
     device = torch.device("cuda" if cuda else "cpu")
     size = 8192 if cuda else 2048
     matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)

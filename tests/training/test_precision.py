@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from maskery.training.optimiser import (
     cpu_multiplies_bf16,
     exact_sums,
     mean_width,
+    multiplies_bf16,
     resolve_precision,
 )
 
@@ -34,7 +36,7 @@ def test_a_cpu_computes_wide_models_in_bf16_if_it_multiplies_it(
     width: int, multiplies: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(optimiser, "cpu_multiplies_bf16", lambda: multiplies)
+    monkeypatch.setattr(optimiser, "multiplies_bf16", lambda device: multiplies)
     assert resolve_precision(TrainingConfig(), model(width)) == chosen
 
 
@@ -54,10 +56,22 @@ def test_what_is_asked_for_is_done(asked: str) -> None:
     assert resolve_precision(config, model(8)) == asked
 
 
-def test_a_torch_without_the_private_questions_means_no(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert not cpu_multiplies_bf16()
+@pytest.mark.parametrize(("capabilities", "fast"), [
+    ({}, False),  # an older torch, or a CPU that it does not know
+    ({"cpu_name": "Intel Xeon", "avx512_f": True}, False),
+    ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_tile": False}, False),
+    ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_tile": True}, True),
+    ({"cpu_name": "AMD EPYC 9R14", "avx512_bf16": True}, True),
+])  # fmt: skip
+def test_bf16_is_for_cpus_that_are_faster_at_it(
+    capabilities: Mapping[str, Any], fast: bool
+) -> None:
+    assert cpu_multiplies_bf16(capabilities) is fast
+
+
+def test_a_torch_that_does_not_tell_means_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not multiplies_bf16(torch.device("cpu"))
 
 
 def test_mean_width_counts_matrices_by_their_elements() -> None:

@@ -44,20 +44,12 @@ class Processes:
         """Sum a few numbers over all processes, each by itself, in float64."""
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        with _other_processes():
-            torch.distributed.all_reduce(total, group=self.group)
-        return [float(value) for value in total]
+        total: list[float] = self.add(torch.tensor(values, dtype=torch.float64)).tolist()
+        return total
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """Return the numbers of each process, equally many, by rank; in float64."""
-        mine = torch.tensor(values, dtype=torch.float64)
-        if self.world_size == 1:
-            return [mine.tolist()]
-        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
-        with _other_processes():
-            torch.distributed.all_gather(rows, mine, group=self.group)
-        return [row.tolist() for row in rows]
+        return [row.tolist() for row in self._each(torch.tensor(values, dtype=torch.float64))]
 
     def add(self, part: torch.Tensor) -> torch.Tensor:
         """Sum a tensor on the CPU over all processes; all of one shape and type."""
@@ -79,15 +71,21 @@ class Processes:
 
     def join(self, part: torch.Tensor) -> torch.Tensor:
         """Concatenate every process's tensor (n, ...), on the CPU, by rank; n may differ."""
-        if self.world_size == 1:
-            return part
-        sizes = [int(size) for (size,) in self.gather([len(part)])]
+        sizes = [int(size) for size in self._each(torch.tensor(len(part)))]
+        # Collectives want equal shapes, so all send as many rows as the largest has.
         padded = part.new_zeros(max(sizes), *part.shape[1:])
         padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in sizes]
+        parts = zip(self._each(padded), sizes, strict=True)
+        return torch.cat([rows[:size] for rows, size in parts])
+
+    def _each(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensor of each process, by rank; all of one shape and type."""
+        if self.world_size == 1:
+            return [mine]
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
         with _other_processes():
-            torch.distributed.all_gather(parts, padded, group=self.group)
-        return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
+            torch.distributed.all_gather(parts, mine, group=self.group)
+        return parts
 
     def on_main(self, work: Callable[[], str | None]) -> str | None:
         """Run a function in the main process; every process gets its result.
@@ -95,19 +93,17 @@ class Processes:
         Raises:
             OtherProcessError: It failed, and this is another process.
         """
-        if self.world_size == 1:
-            return work()
         if not self.is_main:
             done, result = self._from_main(None)
             if not done:
                 raise OtherProcessError("the main process has stopped")
             return result
+        done, result = False, None
         try:
             result = work()
-        except BaseException:
-            self._from_main((False, None))
-            raise
-        self._from_main((True, result))
+            done = True
+        finally:
+            self._from_main((done, result))
         return result
 
     @contextlib.contextmanager
@@ -117,20 +113,21 @@ class Processes:
         Raises:
             OtherProcessError: It failed in the main process, and this is another.
         """
-        if self.world_size > 1 and not self.is_main:
+        if not self.is_main:
             self.on_main(lambda: None)
-        if self.world_size == 1 or not self.is_main:
             yield
             return
+        done = False
         try:
             yield
-        except BaseException:
-            self._from_main((False, None))
-            raise
-        self._from_main((True, None))
+            done = True
+        finally:
+            self._from_main((done, None))
 
     def _from_main(self, message: tuple[bool, str | None] | None) -> tuple[bool, str | None]:
         """Send the main process's message to all; returns it."""
+        if message is not None and self.world_size == 1:
+            return message
         # As JSON: PyTorch's own call for objects would unpickle what another process sends.
         data = bytearray() if message is None else bytearray(json.dumps(message).encode())
         length = torch.tensor([len(data)])

@@ -123,12 +123,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_config(name: str) -> PreTrainedConfig:
-    """Load a model's configuration; families without a masked-language-modelling head fail."""
+def read_config(name: str) -> PreTrainedConfig:
+    """Read the configuration of a model of any family; raises ModelError if it cannot be read."""
     try:
-        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+        return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise unloadable(name, "configuration", error) from error
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """Read a model's configuration; families without a masked-language-modelling head fail."""
+    config = read_config(name)
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ModelError(
             f"'{name}' is of the family '{config.model_type}', which has no masked-language-"

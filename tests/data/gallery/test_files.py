@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.gallery.files import find_pictures, read_picture
+from maskery.data.gallery.files import digest_of, find_pictures, read_picture
 
 
 def test_pictures_are_found_by_suffix_in_order(
@@ -46,6 +46,6 @@ def test_equal_contents_have_equal_digests(tmp_path: Path) -> None:
     for name, colour in (("a.png", "red"), ("b.png", "red"), ("c.png", "blue")):
         Image.new("RGB", (4, 6), colour).save(tmp_path / name)
     first, same, other = (read_picture(tmp_path, f"{name}.png") for name in "abc")
-    assert first.digest == same.digest != other.digest
-    assert len(first.digest) == 16
+    assert digest_of(first) == digest_of(same) != digest_of(other)
+    assert len(digest_of(first)) == 16
     assert first.load().size == (4, 6)

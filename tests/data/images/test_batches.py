@@ -8,21 +8,20 @@ from PIL import Image
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
-from maskery.data.images.loading import Skipped
+from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view, view_batches
-from maskery.data.pairs.pictures import FileImage
 
 VIEW = ViewConfig(height=8, width=4, mean=HALF_MEAN, std=HALF_STD)
 
 
-def refs(folder: Path, broken: tuple[int, ...] = ()) -> list[FileImage]:
+def refs(folder: Path, broken: tuple[int, ...] = ()) -> list[ImageRef]:
     for number in range(7):
         path = folder / f"{number}.png"
         if number in broken:
             path.write_bytes(b"no picture")
         else:
             Image.new("RGB", (9, 9), (number * 30, 0, 0)).save(path)
-    return [FileImage(f"{n}.png", folder, 10_000) for n in range(7)]
+    return [ImageRef.file(f"{n}.png", folder, 10_000) for n in range(7)]
 
 
 def test_batches_hold_the_views_of_evaluation_in_order(tmp_path: Path) -> None:

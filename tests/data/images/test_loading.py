@@ -6,7 +6,6 @@ import io
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.images.loading import Skipped, decode_many, load_image
+from maskery.data.images.loading import ImageRef, Skipped, decode_many, load_image
 
 GRADIENT = np.stack(
     np.broadcast_arrays(
@@ -265,19 +264,13 @@ def test_flipped_bytes_give_a_picture_or_one_line(
     assert "\n" not in outcome(bytes(broken), max_pixels=1_000_000)
 
 
-@dataclass
-class Ref:
-    """A picture as wide as its number; every third is broken."""
-
-    number: int
-
-    def load(self, near: tuple[int, int] | None = None) -> Image.Image:
-        if self.number % 3 == 2:
-            raise DataError(f"image {self.number} is damaged")
-        return Image.new("RGB", (self.number + 1, 1))
+def numbered(number: int) -> ImageRef:
+    """Return a picture as wide as its number; every third is broken."""
+    content = encoded(Image.new("RGB", (number + 1, 1)), "PNG")
+    return ImageRef.held(str(number), b"" if number % 3 == 2 else content)
 
 
-REFS = [Ref(number) for number in range(8)]
+REFS = [numbered(number) for number in range(8)]
 
 
 @pytest.mark.parametrize("threads", [0, 3])
@@ -290,11 +283,14 @@ def test_order_is_kept_and_broken_ones_are_counted(threads: int) -> None:
         images = decode_many(REFS, skipped)
     assert [image and image.width for image in images] == [1, 2, None, 4, 5, None, 7, 8]
     assert skipped.count == 2
-    assert str(skipped) == "2 images skipped; the first: image 2 is damaged"
+    assert (
+        str(skipped)
+        == "2 images skipped; the first: image 2 is empty (0 bytes); restore or remove it"
+    )
 
 
 def test_failing_raises_the_first_in_order() -> None:
-    with ThreadPoolExecutor(3) as pool, pytest.raises(DataError, match="image 2 is damaged"):
+    with ThreadPoolExecutor(3) as pool, pytest.raises(DataError, match="image 2 is empty"):
         decode_many(REFS, Skipped("image", "fail"), pool=pool)
 
 

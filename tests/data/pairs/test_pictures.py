@@ -8,8 +8,9 @@ import pytest
 from tiny_pairs import save_tiny_pairs
 
 from maskery.core.errors import DataError
+from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import BYTES_PER_PIXEL, FileImage, Pictures, StoredImage
+from maskery.data.pairs.pictures import BYTES_PER_PIXEL, Pictures, image_refs
 
 
 def test_what_fits_stays_in_memory_and_the_rest_is_read_again(tmp_path: Path) -> None:
@@ -27,8 +28,8 @@ def test_what_fits_stays_in_memory_and_the_rest_is_read_again(tmp_path: Path) ->
     assert pictures.skipped.count == 2  # told of once
 
 
-def ref(root: Path, name: str, max_pixels: int = 10_000) -> FileImage:
-    return FileImage(name, root, max_pixels)
+def ref(root: Path, name: str, max_pixels: int = 10_000) -> ImageRef:
+    return ImageRef.file(name, root, max_pixels)
 
 
 def test_a_file_is_loaded(root: Path) -> None:
@@ -68,7 +69,7 @@ def test_missing_files_and_loops(root: Path) -> None:
 def test_folders_and_pipes_are_no_images(root: Path) -> None:
     os.mkfifo(root / "pipe.png")
     for name in ("imgs", "pipe.png"):
-        with pytest.raises(DataError, match="is not a file"):
+        with pytest.raises(DataError, match="is no regular file"):
             ref(root, name).load()
 
 
@@ -82,7 +83,7 @@ def test_stored_images_are_read_at_their_place(pictures: list[bytes]) -> None:
         def read(self, place: tuple[int, int, int]) -> bytes:
             return pictures[place[1]]
 
-    image = StoredImage("shard/1.png", Store().read, (0, 1, 0), 10_000)
+    image = image_refs(Path(), 10_000, Store().read)("shard/1.png", (0, 1, 0))
     assert image.load().getpixel((0, 0)) == (0, 250, 0)
     with pytest.raises(DataError, match=r"shard/1\.png has 4 x 3 pixels"):
-        StoredImage("shard/1.png", Store().read, (0, 1, 0), 1).load()
+        image_refs(Path(), 1, Store().read)("shard/1.png", (0, 1, 0)).load()

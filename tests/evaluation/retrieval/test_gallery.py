@@ -11,8 +11,8 @@ from PIL import Image
 from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import DataError, ModelError
+from maskery.data.images.loading import ImageRef
 from maskery.data.images.views import view
-from maskery.data.pairs.pictures import FileImage
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval import gallery as gallery_module
 from maskery.evaluation.retrieval.gallery import Gallery, fingerprint, index_folder, open_gallery
@@ -49,7 +49,9 @@ def test_rows_are_the_features_of_the_pictures(opened: OpenImageText, folder: Pa
     assert (gallery.changes.read, gallery.changes.encoded, len(gallery)) == (8, 8, 8)
     paths = gallery.store.paths(list(range(8)))
     assert paths == [*(f"{n}.png" for n in range(7)), "more/7.png"]
-    pixels = torch.stack([view(FileImage(path, folder, 999).load(), opened.view) for path in paths])
+    pixels = torch.stack(
+        [view(ImageRef.file(path, folder, 999).load(), opened.view) for path in paths]
+    )
     with torch.no_grad():
         expected = opened.model.image_feature(opened.model.encode_image(pixels))
     np.testing.assert_allclose(gallery.matrix, expected.numpy(), atol=1e-3)

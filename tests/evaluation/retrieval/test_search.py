@@ -13,9 +13,9 @@ from tiny_image_text import new_image_text, save_tiny_image_text
 from tiny_pairs import save_tiny_pairs
 
 from maskery.core.errors import DataError
+from maskery.data.images.loading import ImageRef
 from maskery.data.images.views import view
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import FileImage
 from maskery.evaluation.image_text.explain import explain
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval import search as module
@@ -53,7 +53,7 @@ def by_hand(
     hidden = model.text_encoder.encode_text(ids, None)
     for path in gallery.folder.glob("*.png"):
         tokens = model.encode_image(
-            view(FileImage(path.name, path.parent, 999).load(), opened.view)[None]
+            view(ImageRef.file(path.name, path.parent, 999).load(), opened.view)[None]
         )
         fused = model.text_encoder.fuse(hidden, None, model.project_images(tokens))
         similar[path.name] = float(model.text_feature(hidden) @ model.image_feature(tokens).T)

@@ -18,7 +18,6 @@ from transformers import (
 
 from maskery.core.errors import ModelError
 from maskery.models.image_text.build import (
-    assemble_encoders,
     build_from_encoders,
     fit_vision_positions,
 )
@@ -52,7 +51,7 @@ def test_both_sides_keep_their_weights(
     bert: tuple[Path, BertForMaskedLM], tmp_path: Path, family: str
 ) -> None:
     eyes = vision(tmp_path, family)
-    model = build_from_encoders(bert[0], tmp_path).eval()
+    model = build_from_encoders(bert[0], tmp_path)[0].eval()
     ids = torch.randint(0, 50, (2, 5))
     torch.testing.assert_close(model(input_ids=ids).logits, bert[1](ids).logits)
     image = torch.randn(2, 3, 16, 16)
@@ -64,7 +63,7 @@ def test_a_clip_gives_its_vision_tower(bert: tuple[Path, BertForMaskedLM], tmp_p
     towers = {**SIZES, "image_size": 16, "patch_size": 4}
     clip = CLIPModel(CLIPConfig(vision_config=towers, text_config={**SIZES, "vocab_size": 50}))
     clip.eval().save_pretrained(tmp_path)
-    model = build_from_encoders(bert[0], tmp_path).eval()
+    model = build_from_encoders(bert[0], tmp_path)[0].eval()
     image = torch.randn(1, 3, 16, 16)
     expected = clip.vision_model(image).pooler_output
     torch.testing.assert_close(model.encode_image(image)[:, 0], expected)
@@ -76,7 +75,7 @@ def test_another_image_size_resizes_positions(
     bert: tuple[Path, BertForMaskedLM], tmp_path: Path, family: str, size: tuple[int, int]
 ) -> None:
     vision(tmp_path, family)
-    model = build_from_encoders(bert[0], tmp_path, image_size=size).eval()
+    model = build_from_encoders(bert[0], tmp_path, image_size=size)[0].eval()
     tokens = model.encode_image(torch.randn(1, 3, *size))
     patches = size[0] * size[1] // 16
     assert tokens.shape[1] - patches == (family != "siglip_vision_model")
@@ -113,8 +112,8 @@ def test_a_bert_without_a_head_gets_one_that_is_named_as_new(
     headless, eyes = tmp_path / "bert", tmp_path / "eyes"
     bert[1].bert.save_pretrained(headless)
     vision(eyes, "vit")
-    _, new_beside_whole = assemble_encoders(bert[0], eyes)
-    model, new = assemble_encoders(headless, eyes)
+    _, new_beside_whole = build_from_encoders(bert[0], eyes)
+    model, new = build_from_encoders(headless, eyes)
     heads = {name for name in new if name.startswith("text_encoder.cls.")}
     assert new - heads == new_beside_whole
     transform = model.text_encoder.cls.predictions.transform.dense

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import os
 import stat
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from maskery.core.errors import DataError
-from maskery.data.images.config import DEFAULT_MAX_PIXELS
-from maskery.data.images.loading import load_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from maskery.data.images.loading import ImageRef, open_file
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +31,6 @@ class Stamp(NamedTuple):
 
     size: int
     mtime_ns: int
-
-
-@dataclass(frozen=True)
-class PictureBytes:
-    """A picture read from its file, not decoded yet."""
-
-    name: str  # its name in messages
-    content: bytes  # the file's bytes
-
-    @property
-    def digest(self) -> bytes:
-        """A hash of the content, 16 bytes."""
-        return blake2b(self.content, digest_size=DIGEST_BYTES).digest()
-
-    def load(self, near: tuple[int, int] | None = None) -> Image:
-        """Return the RGB picture; see `load_image`."""
-        file = io.BytesIO(self.content)
-        return load_image(file, name=self.name, max_pixels=DEFAULT_MAX_PIXELS, near=near)
 
 
 def find_pictures(folder: Path) -> dict[str, Stamp]:
@@ -81,17 +57,17 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
             path = Path(parent, name)
             if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
+            key = path.relative_to(folder).as_posix()
             try:
                 status = path.stat()
             except OSError as error:
                 if error.errno == errno.ELOOP:
-                    special.append(path.relative_to(folder).as_posix())
+                    special.append(key)
                 continue  # gone since it was listed, or a link to nothing
-            key = path.relative_to(folder).as_posix()
-            if not stat.S_ISREG(status.st_mode):
+            if stat.S_ISREG(status.st_mode):
+                found[key] = Stamp(status.st_size, status.st_mtime_ns)
+            else:
                 special.append(key)  # reading a FIFO or a device may wait for ever
-                continue
-            found[key] = Stamp(status.st_size, status.st_mtime_ns)
     if special:
         log.warning(
             "%d entries of the gallery are no regular files and are passed over, first '%s'",
@@ -101,18 +77,21 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
     return dict(sorted(found.items()))
 
 
-def read_picture(folder: Path, name: str) -> PictureBytes:
-    """Read the bytes of one picture."""
+def read_picture(folder: Path, name: str) -> ImageRef:
+    """Read a picture's bytes, once, to be hashed and decoded."""
     path = folder / name
     try:
-        name.encode("utf-8")
+        name.encode("utf-8")  # the index keeps names as text
     except UnicodeEncodeError as error:
         raise DataError(f"image {path} has a name that is not UTF-8; rename it") from error
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"image {path} is no regular file; replace or remove it")
-        return PictureBytes(str(path), path.read_bytes())
+        with open_file(path) as file:
+            return ImageRef.held(str(path), file.read())
     except OSError as error:
-        raise DataError(
-            f"image {path} cannot be read ({error.strerror}); correct its permissions"
-        ) from error
+        raise DataError(f"image {path} cannot be read ({error.strerror}); restore it") from error
+
+
+def digest_of(picture: ImageRef) -> bytes:
+    """Return a hash of a picture's bytes."""
+    with picture.open() as file:
+        return blake2b(file.read(), digest_size=DIGEST_BYTES).digest()

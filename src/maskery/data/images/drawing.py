@@ -16,7 +16,7 @@ import numpy as np
 
 from maskery.core.errors import DataError
 from maskery.core.random import Float32Array
-from maskery.core.registry import require
+from maskery.data.images.loading import pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +67,7 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
     """
     if not any(row.cells for row in rows):
         raise DataError("there is no picture to put on the sheet")
-    image_module = require("PIL.Image", extra="vision", purpose="draw a contact sheet")
+    image_module = pillow()
     sizes = [_scaled(cell.image, height) for row in rows for cell in row.cells]
     widest = max(width for width, _ in sizes)
     across = min(columns, max(len(row.cells) for row in rows))
@@ -89,8 +89,8 @@ def _scaled(image: Image, height: int) -> tuple[int, int]:
 
 
 def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int) -> Image:
-    image_module = require("PIL.Image", extra="vision", purpose="draw a contact sheet")
-    draw_module = require("PIL.ImageDraw", extra="vision", purpose="draw a contact sheet")
+    image_module = pillow()
+    draw_module = pillow("ImageDraw")
     heading_font, label_font = _font(HEADING_SIZE), _font(LABEL_SIZE)
     # At least eight letters a line, however narrow the sheet is.
     letters = max(8, int((width - 2 * MARGIN) / max(1.0, heading_font.getlength("n"))))
@@ -121,7 +121,7 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
 
 
 def _font(size: int) -> Any:
-    module = require("PIL.ImageFont", extra="vision", purpose="draw a contact sheet")
+    module = pillow("ImageFont")
     return module.load_default(size)
 
 
@@ -140,7 +140,7 @@ def heat_over(image: Image, heat: Float32Array) -> Image:
     The heat is scaled to its own least and largest, so that colours of two words cannot be
     compared; even heat colours nothing.
     """
-    module = require("PIL.Image", extra="vision", purpose="draw heat maps")
+    module = pillow()
     span = float(heat.max() - heat.min())
     scaled = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
     small = module.fromarray(scaled.astype(np.float32))

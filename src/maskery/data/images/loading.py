@@ -5,11 +5,14 @@ Whatever a file holds, the result is an RGB image or one `DataError`.
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -29,10 +32,15 @@ PAPER = (255, 255, 255)
 MAX_WORKERS = 8
 
 
+def pillow(module: str = "Image") -> Any:
+    """Import a module of Pillow, which is an optional package."""
+    return require(f"PIL.{module}", extra="vision", purpose="read and draw pictures")
+
+
 @lru_cache(maxsize=1)
 def _formats() -> list[str]:
     """Return those of `FORMATS` that this build of Pillow can read."""
-    module = require("PIL.Image", extra="vision", purpose="read pictures")
+    module = pillow()
     module.init()
     return [name for name in FORMATS if name in module.OPEN]
 
@@ -59,7 +67,7 @@ def load_image(
         DataError: It is empty, no picture, damaged, too large or of an odd pixel type.
         MissingExtraError: Pillow is not installed.
     """
-    module = require("PIL.Image", extra="vision", purpose="read pictures")
+    module = pillow()
     if not file.seek(0, os.SEEK_END):
         raise DataError(f"image {name} is empty (0 bytes); restore or remove it")
     file.seek(0)
@@ -90,21 +98,22 @@ def load_image(
 
 def _check_pixels(image: Image, name: str, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > max_pixels:
+    if not 0 < width * height <= max_pixels:
         raise DataError(
-            f"image {name} has {width} x {height} pixels, more than the {max_pixels} allowed; "
-            f"shrink it or raise max_pixels"
+            f"image {name} has {width} x {height} pixels, "
+            + (
+                f"more than the {max_pixels} allowed; shrink it or raise max_pixels"
+                if width * height
+                else "none; remove it"
+            )
         )
-    if not width * height:
-        raise DataError(f"image {name} has {width} x {height} pixels; remove it")
 
 
 def _upright(image: Image) -> Image:
     """Turn the picture as its EXIF orientation says; unreadable EXIF data turns nothing."""
-    operations = require("PIL.ImageOps", extra="vision", purpose="read pictures")
     image.load()
     try:
-        turned: Image = operations.exif_transpose(image)
+        turned: Image = pillow("ImageOps").exif_transpose(image)
     except Exception:
         # Cameras and editors write broken EXIF blocks into sound pictures.
         return image
@@ -120,24 +129,70 @@ def _as_rgb(image: Image, name: str) -> Image:
             f"image {name} has floating-point pixels, whose range is unknown; convert it to 8 bits"
         )
     if image.has_transparency_data:
-        module = require("PIL.Image", extra="vision", purpose="read pictures")
         layered = image.convert("RGBA")
-        paper: Image = module.new("RGBA", layered.size, (*PAPER, 255))
-        return module.alpha_composite(paper, layered).convert("RGB")  # type: ignore[no-any-return]
+        paper: Image = pillow().new("RGBA", layered.size, (*PAPER, 255))
+        paper.alpha_composite(layered)
+        return paper.convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
 def _shallow(image: Image, name: str) -> Image:
     """Return 16-bit grey as 8-bit grey, rounded."""
-    module = require("PIL.Image", extra="vision", purpose="read pictures")
     levels = np.asarray(image).astype(np.int64)
     if levels.min() < 0 or levels.max() > 65535:
         raise DataError(
             f"image {name} has grey levels from {levels.min()} to {levels.max()}, outside 16 bits; "
             f"convert it to 8 bits"
         )
-    shallow: Image = module.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    shallow: Image = pillow().fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     return shallow
+
+
+def open_file(path: Path, within: Path | None = None) -> BinaryIO:
+    """Open a picture's file; links may not lead out of the folder `within`."""
+    try:
+        resolved = path.resolve(strict=True)
+        # Opening a FIFO would wait for a writer for ever.
+        if not resolved.is_file():
+            raise DataError(f"image {path} is no regular file; correct its path, or remove it")
+        if within is not None and not resolved.is_relative_to(within.resolve()):
+            raise DataError(
+                f"image {path} is a link that leads out of the image folder, to {resolved}; "
+                f"copy the file into the folder"
+            )
+        return path.open("rb")
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or "cannot be resolved"
+        raise DataError(
+            f"image {path} cannot be read ({reason}); restore it, or correct its path or "
+            f"permissions"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A picture that has not been decoded yet: a file, or bytes from anywhere."""
+
+    name: str  # tells it from others
+    open: Callable[[], BinaryIO]
+    max_pixels: int = DEFAULT_MAX_PIXELS  # larger pictures are refused
+
+    @classmethod
+    def file(cls, name: str, root: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRef:
+        """Refer to a file below a folder, which its links may not lead out of."""
+        return cls(name, partial(open_file, root / name, root), max_pixels)
+
+    @classmethod
+    def held(cls, name: str, content: bytes) -> ImageRef:
+        """Refer to bytes in memory."""
+        return cls(name, partial(io.BytesIO, content))
+
+    def load(self, near: tuple[int, int] | None = None) -> Image:
+        """Return the RGB picture; `near` as in `load_image`."""
+        with self.open() as file:
+            # A file is told by its whole path.
+            name = str(getattr(file, "name", self.name))
+            return load_image(file, name=name, max_pixels=self.max_pixels, near=near)
 
 
 class Skipped:
@@ -148,13 +203,12 @@ class Skipped:
     """
 
     def __init__(self, what: str, policy: Literal["skip", "fail"]) -> None:
-        self.what = what
-        self.policy = policy
+        self.what, self.policy = what, policy
         self.count = 0
         self.first = ""
 
     def report(self, error: DataError) -> None:
-        """Count `error`."""
+        """Count `error`, or raise it."""
         if self.policy == "fail":
             raise error
         self.count += 1
@@ -168,15 +222,8 @@ class Skipped:
         return f"{self.count} {self.what}{plural} skipped; the first: {self.first}"
 
 
-class Loadable(Protocol):
-    """Anything that can be decoded to a picture."""
-
-    def load(self, near: tuple[int, int] | None = None) -> Image:
-        """Return the RGB picture; `near` as in `load_image`."""
-
-
 def decode_many(
-    refs: Sequence[Loadable],
+    refs: Sequence[ImageRef],
     skipped: Skipped,
     *,
     near: tuple[int, int] | None = None,
@@ -184,18 +231,15 @@ def decode_many(
 ) -> list[Image | None]:
     """Decode pictures, None standing for those that were skipped."""
 
-    def decode(ref: Loadable) -> Image | DataError:
+    def decode(ref: ImageRef) -> Image | DataError:
         try:
             return ref.load(near)
         except DataError as error:
             return error
 
-    results = list(map(decode, refs) if pool is None else pool.map(decode, refs))
     images: list[Image | None] = []
-    for result in results:
+    for result in map(decode, refs) if pool is None else pool.map(decode, refs):
         if isinstance(result, DataError):
             skipped.report(result)
-            images.append(None)
-        else:
-            images.append(result)
+        images.append(None if isinstance(result, DataError) else result)
     return images

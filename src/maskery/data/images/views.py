@@ -17,16 +17,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
-from maskery.core.registry import require
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
-from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many
+from maskery.data.images.loading import MAX_WORKERS, ImageRef, Skipped, decode_many, pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +78,7 @@ def view_pixels(
     image: Image, config: ViewConfig, draws: Float32Array | None = None
 ) -> npt.NDArray[np.uint8]:
     """`view` before normalisation: (H, W, 3) uint8, a quarter of the bytes to hand on."""
-    module = _pillow()
+    module = pillow()
     bicubic = module.Resampling.BICUBIC
     if draws is None:
         return np.array(image.resize(config.size, bicubic))
@@ -187,19 +186,15 @@ def augment(image: Image, config: ViewConfig, uniforms: Sequence[float]) -> Imag
     return image
 
 
-def _pillow(module: str = "Image") -> Any:
-    return require(f"PIL.{module}", extra="vision", purpose="prepare pictures")
-
-
 def _enhance(image: Image, enhancer: str, strength: float) -> Image:
     """Change a picture on ALBEF's scale: from a factor of 0.1 at magnitude 0 to 1.9 at 10."""
     factor = 0.1 + 1.8 * abs(strength)
-    enhanced: Image = getattr(_pillow("ImageEnhance"), enhancer)(image).enhance(factor)
+    enhanced: Image = getattr(pillow("ImageEnhance"), enhancer)(image).enhance(factor)
     return enhanced
 
 
 def _affine(image: Image, matrix: tuple[float, float, float, float, float, float]) -> Image:
-    module = _pillow()
+    module = pillow()
     affine, bilinear = module.Transform.AFFINE, module.Resampling.BILINEAR
     return image.transform(image.size, affine, matrix, bilinear, fillcolor=FILL)
 
@@ -207,8 +202,8 @@ def _affine(image: Image, matrix: tuple[float, float, float, float, float, float
 # Their order is part of the trace of a run: a draw chooses by number.
 OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
     "identity": lambda image, _: image,
-    "autocontrast": lambda image, _: _pillow("ImageOps").autocontrast(image),
-    "equalise": lambda image, _: _pillow("ImageOps").equalize(image),
+    "autocontrast": lambda image, _: pillow("ImageOps").autocontrast(image),
+    "equalise": lambda image, _: pillow("ImageOps").equalize(image),
     "brighten": lambda image, strength: _enhance(image, "Brightness", strength),
     "sharpen": lambda image, strength: _enhance(image, "Sharpness", strength),
     "shear_x": lambda image, s: _affine(image, (1, MAX_SHEAR * s, 0, 0, 1, 0)),
@@ -216,13 +211,13 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
     "shift_x": lambda image, s: _affine(image, (1, 0, MAX_SHIFT * image.width * s, 0, 1, 0)),
     "shift_y": lambda image, s: _affine(image, (1, 0, 0, 0, 1, MAX_SHIFT * image.height * s)),
     "rotate": lambda image, s: image.rotate(
-        MAX_ROTATION * s, _pillow().Resampling.BILINEAR, fillcolor=FILL
+        MAX_ROTATION * s, pillow().Resampling.BILINEAR, fillcolor=FILL
     ),
 }
 
 
 def view_batches(
-    refs: Sequence[Loadable], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
+    refs: Sequence[ImageRef], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Decode, resize and normalise pictures, at most `batch_images` at a time.
 

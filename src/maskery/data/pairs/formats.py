@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from maskery.core.errors import DataError, MaskeryError, reason_of
+from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
-from maskery.data.pairs.pictures import IN_FILE, FileImage, Place, image_refs
+from maskery.data.pairs.pictures import Place, image_refs, stored_bytes
 from maskery.data.pairs.records import Columns, Reader, Record, brief, find_columns
-from maskery.data.pairs.tables import METADATA, metadata_files
+from maskery.data.pairs.tables import METADATA, metadata_files, table_folder
 
 # A path or pattern, an iterable of records, or a `datasets` dataset.
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
@@ -33,32 +34,27 @@ SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
 def open_source(source: Source, config: PairsConfig) -> Reader:
     """Find out the format of a source, unless `config.reader` names it, and open it.
 
-    Args:
-        source: A file; a folder with image metadata, Parquet tables or tar shards; several files
-            by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
-
-    Raises:
-        DataError: There is nothing there, or nothing of a known format.
-        PluginError: The reader is none, or breaks its contract.
+    A source is a file; a folder with image metadata, Parquet tables or tar shards; several files
+    by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
     """
     if config.images is not None and not config.images.is_dir():
         raise DataError(f"the image folder {config.images} does not exist; correct images")
     if not isinstance(source, str | Path):
-        return open_records(source, config)
+        return _open_object(source, config)
     paths, root = source_files(source, config)
     choice = config.reader or _format_of(paths, source)
     opener = FORMATS.find(choice)
-    if choice in OURS:
-        reader: Reader = opener(paths, config, root)
-        splits = file_splits(paths, root)
-        if splits is None or len(paths) < 2:
-            return reader
-        named = (
-            record if record.split is not None else replace(record, split=splits[record.place[0]])
-            for record in reader.records
-        )
-        return replace(reader, records=named)
-    return _open_with(opener, choice, paths, config, root)
+    if choice not in OURS:
+        return _open_with(opener, choice, paths, config, root)
+    reader: Reader = opener(paths, config, root)
+    splits = file_splits(paths, root)
+    if splits is None or len(paths) < 2:
+        return reader
+    named = (
+        record if record.split is not None else replace(record, split=splits[record.place[0]])
+        for record in reader.records
+    )
+    return replace(reader, records=named)
 
 
 def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], Path]:
@@ -77,7 +73,8 @@ def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], P
 
 def _format_of(paths: Sequence[Path], source: object) -> str:
     suffixes = sorted({path.suffix.lower() for path in paths})
-    if len({ENDINGS.get(suffix, suffix) for suffix in suffixes}) > 1:
+    first, *others = {ENDINGS.get(suffix, suffix) for suffix in suffixes}
+    if others:
         raise DataError(
             f"{source} names files of several formats ({', '.join(suffixes)}); name one format"
         )
@@ -86,7 +83,7 @@ def _format_of(paths: Sequence[Path], source: object) -> str:
             f"{paths[0]} has the ending {suffixes[0]!r}; pairs are read from {', '.join(ENDINGS)} "
             f"and from folders; for another format add --reader FILE.py:NAME"
         )
-    return ENDINGS[suffixes[0]]
+    return first
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -154,37 +151,6 @@ def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
     return found
 
 
-def _open_with(
-    reader: Callable[[Path], Any],
-    choice: str,
-    paths: Sequence[Path],
-    config: PairsConfig,
-    root: Path,
-) -> Reader:
-    """Open files with a user's reader."""
-    given = GivenRecords(config, root, choice)
-
-    def records() -> Iterator[Record]:
-        for path in paths:
-            if not callable(reader):
-                raise FORMATS.misfit(choice, f"it is of type {type(reader).__name__}")
-            folder = "" if path.is_dir() or config.images else given.below(path.parent)
-            yield from given.read(partial(reader, path), str(path), folder)
-
-    return given.reader(records())
-
-
-def open_records(source: Iterable[Any], config: PairsConfig) -> Reader:
-    """Open records in Python: an iterable of mappings, or a `datasets` dataset.
-
-    Paths of images are relative to `images`, by default to the working folder.
-    """
-    if hasattr(source, "cast_column") and hasattr(source, "features"):
-        return _open_dataset(source, config)
-    given = GivenRecords(config, Path())
-    return given.reader(given.read(lambda: source, "the records", ""))
-
-
 class GivenRecords:
     """Turns mappings into records; images that are bytes wait in a temporary file.
 
@@ -195,28 +161,18 @@ class GivenRecords:
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
         self.config, self.choice = config, choice
         self.root = config.images or root
-        self._spool: Any = None
+        self._spool: Any = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its readers
+        weakref.finalize(self, self._spool.close)
         self._columns: dict[frozenset[str], Columns] = {}
 
-    def below(self, folder: Path) -> str:
-        """Return a folder's path relative to the root."""
-        return folder.relative_to(self.root).as_posix()
-
-    def read(self, rows: Callable[[], Any], source: str, folder: str) -> Iterator[Record]:
+    def read(self, rows: Callable[[], Any], source: str, folder: str = "") -> Iterator[Record]:
         """Yield the records of one file."""
         number = 0
         try:
             for number, row in enumerate(rows(), start=1):
                 if not isinstance(row, Mapping):
                     raise self._misfit(f"record {number} of {source} is {brief(row)}")
-                where = f"{source}, record {number}"
-                keys = frozenset(row)
-                if keys not in self._columns:
-                    try:
-                        self._columns[keys] = find_columns(row, self.config, where)
-                    except DataError as error:
-                        raise self._misfit(str(error)) from error
-                yield self._placed(self._columns[keys], row, where, folder)
+                yield self._record(row, f"{source}, record {number}", folder)
         except MaskeryError:
             raise
         except Exception as error:
@@ -229,27 +185,27 @@ class GivenRecords:
         records = CONTRACT.partition("yields ")[2]
         return DataError(f"the pairs: {found}; they must be an iterable of {records}")
 
-    def _placed(self, columns: Columns, row: Mapping[str, Any], where: str, folder: str) -> Record:
-        record = columns.read(row, where, (0, IN_FILE, 0))
-        image = record.image
+    def _record(self, row: Mapping[str, Any], where: str, folder: str) -> Record:
+        keys = frozenset(row)
+        if keys not in self._columns:
+            try:
+                self._columns[keys] = find_columns(row, self.config, where)
+            except DataError as error:
+                raise self._misfit(str(error)) from error
+        columns = self._columns[keys]
+        image = row.get(str(columns.image))
         if isinstance(image, Mapping):  # as `datasets` has undecoded images
             image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if isinstance(image, bytes | bytearray | memoryview):
-            return replace(record, image=where, place=self._keep(image), is_file=False)
+            return columns.read(row, where, image=where, place=self._keep(image))
         if isinstance(image, Path | str):
-            return replace(record, image=self._relative(image), folder=folder)
+            path, root = Path(image), self.root.absolute()
+            # A path that is not below the root is left for the check.
+            name = path.relative_to(root) if path.is_relative_to(root) else image
+            return columns.read(row, where, image=str(name), folder=folder)
         raise self._misfit(f"{where} has the image {brief(image)}")
 
-    def _relative(self, image: Path | str) -> str:
-        """Return a path below the root relative to it; any other is left for the check."""
-        path = Path(image)
-        root = self.root.absolute()
-        return str(path.relative_to(root)) if path.is_relative_to(root) else str(image)
-
     def _keep(self, content: bytes | bytearray | memoryview) -> Place:
-        if self._spool is None:
-            self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its readers
-            weakref.finalize(self, self._spool.close)
         offset = self._spool.seek(0, os.SEEK_END)
         self._spool.write(content)
         self._spool.flush()
@@ -265,33 +221,59 @@ class GivenRecords:
         return Reader(records, image_refs(self.root, self.config.max_pixels, self.read_bytes))
 
 
-def _open_dataset(dataset: Any, config: PairsConfig) -> Reader:
-    """Open a `datasets` dataset; images that it stores are read when they are needed."""
-    import datasets
+def _open_with(
+    read: Callable[[Path], Any], choice: str, paths: Sequence[Path], config: PairsConfig, root: Path
+) -> Reader:
+    """Open files with a user's reader."""
+    given = GivenRecords(config, root, choice)
 
-    where = "the dataset"
-    columns = find_columns(list(dataset.features), config, where)
-    kind = dataset.features[columns.image]
-    if isinstance(kind, datasets.Image):
-        dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
-    is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
-    if is_path or not hasattr(dataset, "__len__"):  # a stream has no rows to come back to
-        given = GivenRecords(config, Path())
-        return given.reader(given.read(lambda: dataset, where, ""))
+    def records() -> Iterator[Record]:
+        for path in paths:
+            if not callable(read):
+                raise FORMATS.misfit(choice, f"it is of type {type(read).__name__}")
+            # A folder is the root itself.
+            folder = "" if path.is_dir() else table_folder(path, config, root)
+            yield from given.read(partial(read, path), str(path), folder)
+
+    return given.reader(records())
+
+
+def _open_object(source: Any, config: PairsConfig) -> Reader:
+    """Open an iterable of mappings, or a `datasets` dataset, whose images stay where they are.
+
+    Paths of images are relative to `images`, by default to the working folder.
+    """
+    if hasattr(source, "cast_column") and hasattr(source, "features"):
+        import datasets
+
+        where = "the dataset"
+        columns = find_columns(list(source.features), config, where)
+        kind = source.features[columns.image]
+        if isinstance(kind, datasets.Image):
+            source = source.cast_column(columns.image, datasets.Image(decode=False))
+        is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
+        if hasattr(source, "__len__") and not is_path:  # a stream has no rows to come back to
+            return _open_rows(source, columns, config)
+    else:
+        where = "the records"
+    given = GivenRecords(config, Path())
+    return given.reader(given.read(lambda: source, where))
+
+
+def _open_rows(dataset: Any, columns: Columns, config: PairsConfig) -> Reader:
+    """Open a `datasets` dataset with images in it, which are read when they are needed."""
 
     def records() -> Iterator[Record]:
         for number, row in enumerate(dataset.remove_columns(columns.image)):
-            found = columns.read(row, f"{where}, row {number}", (0, number, 0))
-            yield replace(found, image=f"row {number}", is_file=False)
+            name, place = f"row {number}", (0, number, 0)
+            yield columns.read(row, f"the dataset, {name}", image=name, place=place)
 
     def content(place: Place) -> bytes:
         value = dataset[place[1]][columns.image]
-        stored = value if isinstance(value, Mapping) else {"bytes": value}
-        if stored["bytes"] is None and stored.get("path"):
-            path = Path(stored["path"])
-            return FileImage(path.name, path.parent, config.max_pixels).path.read_bytes()
-        if stored["bytes"] is None:
-            raise DataError(f"{where}, row {place[1]}: the image is null; remove the row")
-        return bytes(stored["bytes"])
+        return stored_bytes(
+            value,
+            f"the dataset, row {place[1]}",
+            lambda path: ImageRef.file(Path(path).name, Path(path).parent),
+        )
 
     return Reader(records(), image_refs(Path(), config.max_pixels, content))

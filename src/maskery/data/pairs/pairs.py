@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import pyarrow as pa
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.corpus.examples import is_held_out, mix
-from maskery.data.images.loading import Skipped
+from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.formats import Source, file_splits, open_source, source_files
-from maskery.data.pairs.pictures import ImageRef, Place
+from maskery.data.pairs.pictures import Place
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
     Reader,
@@ -42,6 +43,16 @@ HELD_SPLITS = ("test", "validation", "valid", "val", "dev")
 NOBODY = -1
 # Pairs that wait as Python objects before they become an Arrow array, a tenth of the size.
 CHUNK = 65536
+SCHEMA = pa.schema(
+    {
+        "name": pa.large_string(),
+        "captions": pa.large_list(pa.large_string()),
+        "person": pa.large_string(),
+        "group": pa.large_string(),
+        "id": pa.uint64(),
+        "place": pa.list_(pa.int64(), 3),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -57,17 +68,20 @@ class Pair:
 class Pairs:
     """A sequence of pairs; made by `Pairs.open`."""
 
-    def __init__(self, columns: _Columns, ref: Callable[[str, Place], ImageRef]) -> None:
-        self._names, self._captions = columns.arrow()
-        self._places = np.array(columns.places, np.int64).reshape(-1, 3)
+    def __init__(
+        self, table: pa.Table, ref: Callable[[str, Place], ImageRef], skipped: Skipped
+    ) -> None:
+        self.names, self._captions = (table[c].combine_chunks() for c in ("name", "captions"))
+        self._places = np.array(table["place"].to_pylist(), np.int64)
         self._ref = ref
         self._prepare: Callable[[str], str] = str
         # (N,) each: the id and the number of the person of each pair, `NOBODY` where there is none.
-        self.ids: UInt64Array = np.array(columns.ids, np.uint64)
-        self.persons: Int64Array = np.array(columns.persons, np.int64)
-        self.person_names = tuple(columns.person_numbers)  # by their numbers
-        self.groups = columns.groups  # stay on one side of a split; by pair, most have none
-        self.skipped_captions = columns.skipped  # a pair that has no other is left out too
+        self.ids: UInt64Array = table["id"].to_numpy()
+        persons = table["person"].combine_chunks().dictionary_encode()
+        self.persons: Int64Array = persons.indices.fill_null(NOBODY).to_numpy().astype(np.int64)
+        self.person_names: tuple[str, ...] = tuple(persons.dictionary.to_pylist())
+        self.groups = table["group"]  # names; pairs of one stay on one side of a split
+        self.skipped_captions = skipped  # a pair that has no other is left out too
 
     @classmethod
     def open(cls, source: Source, config: PairsConfig | None = None) -> Pairs:
@@ -116,13 +130,15 @@ class Pairs:
         source: str | Path,
     ) -> Pairs:
         """Check records and make pairs of them; `ref` makes an image of its name and place."""
-        columns = _Columns(config)
-        for record in records:
-            columns.add(record)
-        if not columns.ids:
-            left_out = f" ({columns.skipped})" if columns.skipped.count else ""
+        skipped = Skipped("caption", config.on_bad_caption)
+        rows = _checked(records, config, skipped)
+        tables = []
+        while chunk := list(islice(rows, CHUNK)):
+            tables.append(pa.Table.from_pylist(chunk, SCHEMA))
+        if not tables:
+            left_out = f" ({skipped})" if skipped.count else ""
             raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
-        return cls(columns, ref)
+        return cls(pa.concat_tables(tables), ref, skipped)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,7 +150,7 @@ class Pairs:
         shard, offset, size = self._places[index].tolist()
         person = int(self.persons[index])
         return Pair(
-            image=self._ref(self._names[index].as_py(), (shard, offset, size)),
+            image=self._ref(self.names[index].as_py(), (shard, offset, size)),
             captions=tuple(map(self._prepare, self._captions[index].as_py())),
             id=int(self.ids[index]),
             person=None if person == NOBODY else person,
@@ -183,70 +199,33 @@ def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterat
         )
 
 
-class _Columns:
-    """Pairs as they are collected."""
-
-    def __init__(self, config: PairsConfig) -> None:
-        self.config = config
-        self.skipped = Skipped("caption", config.on_bad_caption)
-        self.ids: list[int] = []
-        self.persons: list[int] = []
-        self.places: list[Place] = []
-        self.person_numbers: dict[str, int] = {}
-        self.groups: dict[int, str] = {}
-        self._names: list[str] = []
-        self._captions: list[Sequence[str]] = []
-        self._done: list[tuple[Any, Any]] = []
-
-    def add(self, record: Record) -> None:
-        """Check a record and keep it with the captions that can be used, if there are any."""
-        name = picture_name(record)
-        person = checked_person(record.person, record.where)
-        group = checked_person(record.group, record.where, "group")
-        captions = checked_captions(
-            record.caption, record.where, self.config.max_caption_chars, self.skipped
-        )
-        if not captions:
-            return
-        if group is not None:
-            self.groups[len(self.ids)] = group
-        numbers = self.person_numbers
-        self.persons.append(NOBODY if person is None else numbers.setdefault(person, len(numbers)))
-        self.ids.append(pair_id(name, captions))
-        self.places.append(record.place)
-        self._names.append(name)
-        self._captions.append(captions)
-        if len(self._names) == CHUNK:
-            self._pack()
-
-    def _pack(self) -> None:
-        self._done.append(
-            (
-                pa.array(self._names, pa.large_string()),
-                pa.array(self._captions, pa.large_list(pa.large_string())),
-            )
-        )
-        self._names, self._captions = [], []
-
-    def arrow(self) -> tuple[Any, Any]:
-        """Return names and captions as two Arrow arrays."""
-        if self._names:
-            self._pack()
-        names, captions = zip(*self._done, strict=True)
-        return pa.concat_arrays(names), pa.concat_arrays(captions)
+def _checked(
+    records: Iterable[Record], config: PairsConfig, skipped: Skipped
+) -> Iterator[dict[str, Any]]:
+    """Check records and yield those with a usable caption, as rows of `SCHEMA`."""
+    for record in records:
+        name, where = picture_name(record), record.where
+        person = checked_person(record.person, where)
+        group = checked_person(record.group, where, "group")
+        captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
+        if captions:
+            row = {"name": name, "captions": captions, "person": person, "group": group}
+            yield row | {"id": pair_id(name, captions), "place": record.place}
 
 
 def group_ids(pairs: Pairs) -> UInt64Array:
     """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture."""
-    names = []
-    for index, (pair, person) in enumerate(zip(pairs, pairs.persons.tolist(), strict=True)):
-        if person != NOBODY:
-            names.append(f"person\0{pairs.person_names[person]}")
-        elif index in pairs.groups:
-            names.append(f"group\0{pairs.groups[index]}")
-        else:
-            names.append(f"image\0{pair.image.name}")
-    return group_ids_of(names)
+    columns = pairs.persons.tolist(), pairs.groups.to_pylist(), pairs.names.to_pylist()
+    return group_ids_of(
+        [
+            f"person\0{pairs.person_names[person]}"
+            if person != NOBODY
+            else f"image\0{name}"
+            if group is None
+            else f"group\0{group}"
+            for person, group, name in zip(*columns, strict=True)
+        ]
+    )
 
 
 def group_ids_of(names: Sequence[str]) -> UInt64Array:
@@ -288,10 +267,10 @@ def wrong_pairs(groups: UInt64Array, among: Int64Array) -> Int64Array:
     order = unique[np.argsort(mix(unique), kind="stable")]
     following = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
     members: dict[int, list[int]] = {}
+    places = []  # of each pair in its group
     for index, group in zip(among.tolist(), own.tolist(), strict=True):
-        members.setdefault(group, []).append(index)
-    wrong = []
-    for index, group in zip(among.tolist(), own.tolist(), strict=True):
-        others = members[following[group]]
-        wrong.append(others[members[group].index(index) % len(others)])
-    return np.array(wrong, np.int64)
+        found = members.setdefault(group, [])
+        places.append(len(found))
+        found.append(index)
+    others = [members[following[group]] for group in own.tolist()]
+    return np.array([o[place % len(o)] for o, place in zip(others, places, strict=True)], np.int64)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 from maskery.core.errors import DataError
-from maskery.data.images.loading import MAX_WORKERS, Loadable, Skipped, decode_many, load_image
+from maskery.data.images.loading import MAX_WORKERS, ImageRef, Skipped, decode_many
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,79 +20,13 @@ if TYPE_CHECKING:
 
 # Three numbers that say where bytes lie; their meaning is up to the reader that made them.
 Place: TypeAlias = tuple[int, int, int]
-# In place of a row or offset: the image is a file of its own.
+# The second number of images that are files of their own, where others have a row or an offset.
 IN_FILE = -1
+FILE: Place = (0, IN_FILE, 0)
 # Pillow's number of the filter that views resize with.
 BICUBIC = 3
 # Pillow pads red, green and blue to a word.
 BYTES_PER_PIXEL = 4
-
-
-class ImageRef(Loadable, Protocol):
-    """An image that has not been decoded."""
-
-    @property
-    def name(self) -> str:
-        """Its name in messages, from which its pair's id is made."""
-
-
-@dataclass(frozen=True)
-class FileImage:
-    """An image file below a root folder."""
-
-    name: str  # path relative to the root
-    root: Path  # the folder that links may not lead out of
-    max_pixels: int  # larger images are refused
-
-    @property
-    def path(self) -> Path:
-        """The file itself, links followed."""
-        path = self.root / self.name
-        try:
-            resolved = path.resolve(strict=True)
-            mode = resolved.stat().st_mode
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "cannot be resolved"
-            raise DataError(
-                f"image {path} cannot be read ({reason}); restore it or correct its path"
-            ) from error
-        if not resolved.is_relative_to(self.root.resolve()):
-            raise DataError(
-                f"image {path} is a link that leads out of the image folder, to {resolved}; "
-                f"copy the file into the folder"
-            )
-        # Opening a FIFO would wait for a writer for ever.
-        if not stat.S_ISREG(mode):
-            raise DataError(f"image {path} is not a file; correct its path")
-        return resolved
-
-    def load(self, near: tuple[int, int] | None = None) -> Image:
-        """See `Loadable.load`."""
-        path = self.path
-        try:
-            file = path.open("rb")
-        except OSError as error:
-            raise DataError(
-                f"image {path} cannot be opened ({error.strerror}); correct its permissions"
-            ) from error
-        with file:
-            name = str(self.root / self.name)
-            return load_image(file, name=name, max_pixels=self.max_pixels, near=near)
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image inside a container."""
-
-    name: str  # of the member or row
-    read: Callable[[Place], bytes]  # reads the bytes at a place of the container
-    place: Place  # its place in the container
-    max_pixels: int  # larger images are refused
-
-    def load(self, near: tuple[int, int] | None = None) -> Image:
-        """See `Loadable.load`."""
-        file = io.BytesIO(self.read(self.place))
-        return load_image(file, name=self.name, max_pixels=self.max_pixels, near=near)
 
 
 def image_refs(
@@ -101,15 +34,34 @@ def image_refs(
 ) -> Callable[[str, Place], ImageRef]:
     """Return the function that makes an image of its name and place.
 
-    Without `read`, and at places `IN_FILE`, it is a file below the root; else `read` has its bytes.
+    At places `IN_FILE` it is a file below the root; elsewhere `read` has its bytes.
     """
 
+    def stored(place: Place) -> BinaryIO:
+        assert read is not None
+        return io.BytesIO(read(place))
+
     def ref(name: str, place: Place) -> ImageRef:
-        if read is None or place[1] == IN_FILE:
-            return FileImage(name, root, max_pixels)
-        return StoredImage(name, read, place, max_pixels)
+        if place[1] == IN_FILE:
+            return ImageRef.file(name, root, max_pixels)
+        return ImageRef(name, partial(stored, place), max_pixels)
 
     return ref
+
+
+def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
+    """Return an image as tables store it: its bytes, or Hugging Face's mapping of bytes and path.
+
+    Where there is a path and no bytes, `file` finds the file.
+    """
+    if isinstance(value, Mapping):
+        path, value = value.get("path"), value.get("bytes")
+        if value is None and path:
+            with file(path).open() as opened:
+                return opened.read()
+    if not isinstance(value, bytes):
+        raise DataError(f"{where}: the image is null; remove the row")
+    return value
 
 
 class Pictures:

@@ -12,9 +12,9 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from maskery.core.errors import DataError
-from maskery.data.images.loading import Skipped
+from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import ImageRef, Place
+from maskery.data.pairs.pictures import FILE, IN_FILE, Place
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,19 @@ PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
 class Record:
     """One record as a reader found it, unchecked."""
 
-    image: Any  # its name; where images are files, their path below `folder`
-    caption: Any  # a string or a list of strings, if all is well
-    person: Any  # an int, a string or None, if all is well
-    split: Any  # a string or None, if all is well
+    image: Any = None  # its name; where images are files, their path below `folder`
+    caption: Any = None  # a string or a list of strings, if all is well
+    person: Any = None  # an int, a string or None, if all is well
+    group: Any = None  # likewise; records of one group stay on one side of a split
+    split: Any = None  # a string or None, if all is well
     where: str  # file and line (or record, row, member), for messages
-    group: Any = None  # a string or None; records of one group stay on one side of a split
-    place: Place = (0, 0, 0)  # place of the image's bytes; the reader's `ref` understands it
-    is_file: bool = True  # True if the image is a file of its own, so that its name is a path
+    place: Place = FILE  # of the image's bytes; the reader's `ref` understands it
     folder: str = ""  # folder of the table that names the image, below the root of all images
+
+    @property
+    def is_file(self) -> bool:
+        """True if the image is a file of its own, so that its name is a path."""
+        return self.place[1] == IN_FILE
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,20 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns that are read; None for those that a file lacks."""
+    """Names of the columns that are read, by the fields of `Record`; None for missing ones."""
 
-    image: str
-    caption: str
+    image: str | None
+    caption: str | None
     person: str | None
     split: str | None
     group: str | None = None
 
-    def read(self, row: Mapping[str, Any], where: str, place: Place = (0, 0, 0)) -> Record:
-        """Return the record in a row; a missing key reads as None."""
-        person, split, group = (
-            row.get(name) if name else None for name in (self.person, self.split, self.group)
-        )
-        return Record(
-            image=row.get(self.image),
-            caption=row.get(self.caption),
-            person=person,
-            split=split,
-            group=group,
-            where=where,
-            place=place,
-        )
+    def read(self, row: Mapping[str, Any], where: str, **found: Any) -> Record:
+        """Return the record in a row; a missing key reads as None, and `found` goes first."""
+        fields: dict[str, Any] = {
+            field: row.get(name) for field, name in vars(self).items() if name is not None
+        }
+        return Record(where=where, **(fields | found))
 
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
@@ -100,10 +96,9 @@ def person_column(available: Collection[str], config: PairsConfig) -> str | None
     wanted = config.person_column or PERSON_COLUMN
     if wanted in available:
         return wanted
-    if config.person_column is not None or "id" not in available:
-        return None
     published = config.id_is_person or any(keys <= set(available) for keys in PUBLISHED)
-    return "id" if published else None
+    named = config.person_column is None and "id" in available
+    return "id" if named and published else None
 
 
 def _shown(names: Collection[str]) -> str:
@@ -137,18 +132,14 @@ def find_column(
     raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
 
 
-def is_text(value: str) -> bool:
-    """Return True if a string can be written as UTF-8; lone surrogates from JSON cannot."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def printable(name: str) -> str:
     """Return a name from inside a container, escaping what is not valid text."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def is_text(value: str) -> bool:
+    """Return True if a string can be written as UTF-8; lone surrogates from JSON cannot."""
+    return printable(value) == value
 
 
 def brief(value: object) -> str:
@@ -158,7 +149,7 @@ def brief(value: object) -> str:
 
 
 def checked_image_name(value: object, where: str) -> str:
-    """Return the name of an image file, which stays below the image root."""
+    """Return the name of an image file; refuse one that leads out of the image root."""
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: the image is {brief(value)}, not the path of a file; give one")
     if "\0" in value or not is_text(value):
@@ -196,17 +187,12 @@ def picture_name(record: Record) -> str:
 def checked_captions(
     value: object, where: str, max_chars: int, skipped: Skipped
 ) -> tuple[str, ...]:
-    """Return the captions of a record that can be used, without white space at their ends.
-
-    `skipped` is told of each caption that is no string, empty or too long, and of a list without
-    any; its policy decides what follows.
-    """
+    """Return the usable captions of a record, stripped; `skipped` is told of each other one."""
     values = value if isinstance(value, list | tuple) else [value]
-    if not values:
-        skipped.report(
-            DataError(f"{where}: the list of captions is empty; give at least one caption")
-        )
     captions: list[str] = []
+    if not values:
+        empty = f"{where}: the list of captions is empty; give at least one caption"
+        skipped.report(DataError(empty))
     for caption in values:
         try:
             captions.append(_checked_caption(caption, where, max_chars))

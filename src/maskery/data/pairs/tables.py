@@ -59,11 +59,9 @@ def metadata_files(folder: Path) -> list[Path]:
     """Return the metadata files in a folder and those below it, sorted."""
     found = sorted(p for name in METADATA for p in folder.rglob(name) if p.is_file())
     folders = [path.parent for path in found]
-    for path in found:
-        if folders.count(path.parent) > 1:
-            raise DataError(
-                f"{path.parent} has both {' and '.join(METADATA)}; remove the one not meant"
-            )
+    for parent in folders:
+        if folders.count(parent) > 1:
+            raise DataError(f"{parent} has both {' and '.join(METADATA)}; remove the one not meant")
     return found
 
 
@@ -85,14 +83,11 @@ def _csv_rows(path: Path, file: TextIO, config: PairsConfig) -> Iterator[Record]
     reader = csv.reader(file, delimiter="\t" if "\t" in start else ",", strict=True)
     try:
         header = next(reader, [])
-        where = f"{path}, line 1"
         if len(set(header)) < len(header):
-            raise DataError(f"{where}: a column name occurs twice; rename one")
-        columns = find_columns(header, config, where)
-        for row in reader:
+            raise DataError(f"{path}, line 1: a column name occurs twice; rename one")
+        columns = find_columns(header, config, f"{path}, line 1")
+        for row in filter(None, reader):
             where = f"{path}, line {reader.line_num}"
-            if not row:
-                continue
             if len(row) != len(header):
                 raise DataError(
                     f"{where}: {len(row)} fields where the header has {len(header)}; quote fields "
@@ -105,12 +100,11 @@ def _csv_rows(path: Path, file: TextIO, config: PairsConfig) -> Iterator[Record]
 
 def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     """Read a `.json` or `.jsonl` file; its content decides which of the two it is."""
-    rows = _list_rows(path) if _first_byte(path) == b"[" else _line_rows(path)
     columns: Columns | None = None
     # The columns of a file are those of its first record. Were the others not held to them, a file
     # whose first record has no split would be trained on whole, its test split included.
     first: dict[str, str | None] = {}
-    for row, where in rows:
+    for row, where in _json_rows(path):
         if not isinstance(row, dict):
             raise DataError(
                 f"{where}: found {brief(row)} where an object with image and caption is expected"
@@ -154,38 +148,29 @@ def read_json(text: bytes, where: str) -> Any:
         raise DataError(f"{where}: not valid JSON ({reason_of(error)}); mend it") from error
 
 
-def _first_byte(path: Path) -> bytes:
+def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    """Yield the values of a list, or one a line, and where each is."""
+    of_lines = False
     try:
         with path.open("rb") as file:
-            for line in file:
-                start = line.removeprefix(BYTE_ORDER_MARK).lstrip(WHITE_SPACE)[:1]
-                if start:
-                    return start
+            for number, line in enumerate(file, start=1):
+                text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+                start = text.strip(WHITE_SPACE)
+                if start[:1] == b"[" and not of_lines:
+                    # Blank lines before it count, for messages about places in it.
+                    whole = b"\n" * (number - 1) + text + file.read()
+                    values = enumerate(read_json(whole, str(path)), start=1)
+                    yield from ((value, f"{path}, record {place}") for place, value in values)
+                elif start:
+                    of_lines, where = True, f"{path}, line {number}"
+                    if start == b"{":
+                        raise DataError(
+                            f"{where}: an object over several lines; expected a list of records, "
+                            f"or one record on each line"
+                        )
+                    yield read_json(text, where), where
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); correct the path") from error
-    return b""
-
-
-def _list_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    rows = read_json(path.read_bytes().removeprefix(BYTE_ORDER_MARK), str(path))
-    # A JSON value that begins with a bracket is a list.
-    for number, row in enumerate(rows, start=1):
-        yield row, f"{path}, record {number}"
-
-
-def _line_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-            if not text.strip(WHITE_SPACE):
-                continue
-            where = f"{path}, line {number}"
-            if text.strip(WHITE_SPACE) == b"{":
-                raise DataError(
-                    f"{where}: an object over several lines; expected a list of records, or one "
-                    f"record on each line"
-                )
-            yield read_json(text, where), where
 
 
 open_json = partial(open_tables, json_records)

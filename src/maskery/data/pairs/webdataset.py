@@ -6,10 +6,11 @@ Shards are indexed once, and images are then read at random by their offset.
 from __future__ import annotations
 
 import logging
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -21,6 +22,7 @@ from maskery.data.pairs.records import (
     CAPTION_COLUMNS,
     GROUP_COLUMN,
     SPLIT_COLUMN,
+    Columns,
     Reader,
     Record,
     find_column,
@@ -73,82 +75,14 @@ Members: TypeAlias = dict[str, tarfile.TarInfo]
 
 
 def _records(paths: Sequence[Path], config: PairsConfig, root: Path) -> Iterator[Record]:
-    for shard, path in enumerate(paths):
-        name = path.relative_to(root).as_posix()
+    for number, path in enumerate(paths):
         try:
             with path.open("rb") as file:
-                for stem, members in _samples(path, file):
-                    where = f"{path}, sample {stem!r}"
-                    record = _record(shard, path, file, members, config, where)
-                    yield replace(record, image=printable(f"{name}/{record.image}"))
+                shard = Shard(number, path, path.relative_to(root).as_posix(), file, config)
+                for stem, members in shard.samples():
+                    yield shard.record(stem, members)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
-
-
-def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a shard; an unsound one is refused, not read in part."""
-    end = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                blocks = -(-member.size // BLOCK) if member.isreg() else 0
-                end = member.offset_data + blocks * BLOCK
-                if member.issparse():
-                    raise DataError(f"{path}: member {member.name!r} is sparse; pack it plainly")
-                if member.isreg():
-                    yield member
-                elif not member.isdir():
-                    raise DataError(
-                        f"{path}: member {member.name!r} is a link or a device; pack the file"
-                    )
-                # The archive would remember every member.
-                archive.members = []  # type: ignore[attr-defined]
-    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not a sound, uncompressed tar file ({reason_of(error)}); "
-            f"restore or decompress it"
-        ) from error
-    _check_end(path, file, end)
-
-
-def _check_end(path: Path, file: BinaryIO, end: int) -> None:
-    """Check that only zeros follow the last member, and at least one block of them.
-
-    `tarfile` ends quietly at a damaged header, where shards were joined, or where one is cut short.
-    """
-    file.seek(0, 2)
-    num_left = file.tell() - end
-    file.seek(min(end, file.tell()))
-    while chunk := file.read(1 << 20):
-        if chunk.count(0) < len(chunk):
-            raise DataError(
-                f"{path} is damaged at byte {end}, or two shards were joined there; restore it"
-            )
-    if num_left < BLOCK:
-        raise DataError(f"{path} is cut short: its end mark is missing; restore it")
-
-
-def _samples(path: Path, file: BinaryIO) -> Iterator[tuple[str, Members]]:
-    """Yield consecutive members of one stem, which ends at the first dot of the file name."""
-    members: Members = {}
-    last, passed_over = "", 0
-    for member in _members(path, file):
-        folder, _, base = posixpath.normpath(member.name).rpartition("/")
-        base, _, suffix = base.partition(".")
-        stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
-        if _is_extra(stem, suffix):
-            passed_over += 1
-            continue
-        if members and stem != last:
-            yield last, members
-            members = {}
-        if suffix in members:
-            raise DataError(f"{path}: member {member.name!r} occurs twice; remove one")
-        last, members[suffix] = stem, member
-    if members:
-        yield last, members
-    if passed_over:
-        log.info("%s: %d members are no samples and are passed over", path, passed_over)
 
 
 def _is_extra(stem: str, suffix: str) -> bool:
@@ -162,61 +96,133 @@ def _is_extra(stem: str, suffix: str) -> bool:
     return hidden or suffix == "md" or base.upper() in NOTES
 
 
-def _text(path: Path, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    if member.size > MAX_TEXT_BYTES:
-        raise DataError(
-            f"{path}: member {member.name!r} has {member.size} bytes, more than the "
-            f"{MAX_TEXT_BYTES} allowed for text; shorten it"
-        )
-    file.seek(member.offset_data)
-    return file.read(member.size)
+@dataclass(frozen=True)
+class Shard:
+    """One tar file, open to be indexed."""
 
+    number: int  # among the shards
+    path: Path
+    name: str  # below the root
+    file: BinaryIO
+    config: PairsConfig
 
-def _record(
-    shard: int, path: Path, file: BinaryIO, members: Members, config: PairsConfig, where: str
-) -> Record:
-    wanted = IMAGE_SUFFIXES if config.image_column is None else {config.image_column}
-    images = [suffix for suffix in members if suffix in wanted]
-    if len(images) != 1:
-        raise DataError(
-            f"{where} has {len(images)} images among its members "
-            f"({', '.join('.' + suffix for suffix in members)}); one is expected, or name "
-            f"the suffix as image_column"
-        )
-    image = members[images[0]]
-    caption, row = _annotation(path, file, members, config, where)
-    person = person_column(row, config)
-    return Record(
-        image=posixpath.normpath(image.name),
-        caption=caption,
-        person=None if person is None else row[person],
-        split=row.get(SPLIT_COLUMN),
-        group=row.get(GROUP_COLUMN),
-        where=where,
-        place=(shard, image.offset_data, image.size),
-        is_file=False,
-    )
-
-
-def _annotation(
-    path: Path, file: BinaryIO, members: Members, config: PairsConfig, where: str
-) -> tuple[Any, dict[str, Any]]:
-    """Return the caption and the `.json` member, empty where there is none.
-
-    The caption is the `.txt` member unless a key is asked for.
-    """
-    row: dict[str, Any] = {}
-    if "json" in members:
-        value = read_json(_text(path, file, members["json"]), f"{where}, .json")
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: its .json member is not an object; write one")
-        row = value
-    if "txt" in members and config.caption_column is None:
+    def members(self) -> Iterator[tarfile.TarInfo]:
+        """Yield the regular files; an unsound shard is refused, not read in part."""
+        end = 0
         try:
-            return _text(path, file, members["txt"]).decode("utf-8-sig"), row
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: its .txt member is not valid UTF-8; mend it") from error
-    if row:
-        key = find_column(row, config.caption_column, CAPTION_COLUMNS, "caption", where)
-        return row[key], row
-    raise DataError(f"{where} has neither a .txt nor a .json member with its caption; add one")
+            with tarfile.open(fileobj=self.file, mode="r:") as archive:
+                for member in archive:
+                    blocks = -(-member.size // BLOCK) if member.isreg() else 0
+                    end = member.offset_data + blocks * BLOCK
+                    if not (member.isreg() or member.isdir()) or member.issparse():
+                        raise DataError(
+                            f"{self.path}: member {member.name!r} is a link, a device or sparse; "
+                            f"pack the file itself"
+                        )
+                    if member.isreg():
+                        yield member
+                    # The archive would remember every member.
+                    archive.members = []  # type: ignore[attr-defined]
+        except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
+            raise DataError(
+                f"{self.path} is not a sound, uncompressed tar file ({reason_of(error)}); "
+                f"restore or decompress it"
+            ) from error
+        self._check_end(end)
+
+    def _check_end(self, end: int) -> None:
+        """Check that only zeros follow the last member, and at least one block of them.
+
+        `tarfile` ends quietly at a damaged header, where shards were joined, or where one is cut
+        short.
+        """
+        size = self.file.seek(0, os.SEEK_END)
+        self.file.seek(min(end, size))
+        while chunk := self.file.read(1 << 20):
+            if chunk.count(0) < len(chunk):
+                raise DataError(
+                    f"{self.path} is damaged at byte {end}, or two shards were joined there; "
+                    f"restore it"
+                )
+        if size - end < BLOCK:
+            raise DataError(f"{self.path} is cut short: its end mark is missing; restore it")
+
+    def samples(self) -> Iterator[tuple[str, Members]]:
+        """Yield consecutive members of one stem, which ends at the first dot of the file name."""
+        members: Members = {}
+        last, passed_over = "", 0
+        for member in self.members():
+            folder, _, base = posixpath.normpath(member.name).rpartition("/")
+            base, _, suffix = base.partition(".")
+            stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
+            if _is_extra(stem, suffix):
+                passed_over += 1
+                continue
+            if members and stem != last:
+                yield last, members
+                members = {}
+            if suffix in members:
+                raise DataError(f"{self.path}: member {member.name!r} occurs twice; remove one")
+            last, members[suffix] = stem, member
+        if members:
+            yield last, members
+        if passed_over:
+            log.info("%s: %d members are no samples and are passed over", self.path, passed_over)
+
+    def record(self, stem: str, members: Members) -> Record:
+        """Return the record of one sample."""
+        where, asked = f"{self.path}, sample {stem!r}", self.config.image_column
+        images = [s for s in members if (s in IMAGE_SUFFIXES if asked is None else s == asked)]
+        if len(images) != 1:
+            raise DataError(
+                f"{where} has {len(images)} images among its members "
+                f"({', '.join('.' + suffix for suffix in members)}); one is expected, or name "
+                f"the suffix as image_column"
+            )
+        image = members[images[0]]
+        caption, row = self._annotation(members, where)
+        columns = Columns(
+            image=None,
+            caption=None,
+            person=person_column(row, self.config),
+            split=SPLIT_COLUMN,
+            group=GROUP_COLUMN,
+        )
+        return columns.read(
+            row,
+            where,
+            image=printable(f"{self.name}/{posixpath.normpath(image.name)}"),
+            caption=caption,
+            place=(self.number, image.offset_data, image.size),
+        )
+
+    def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
+        """Return the caption and the `.json` member, empty where there is none.
+
+        The caption is the `.txt` member unless a key is asked for.
+        """
+        row: Any = {}
+        if "json" in members:
+            row = read_json(self._text(members["json"]), f"{where}, .json")
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: its .json member is not an object; write one")
+        if "txt" in members and self.config.caption_column is None:
+            try:
+                return self._text(members["txt"]).decode("utf-8-sig"), row
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: its .txt member is not valid UTF-8; mend it") from error
+        if not row:
+            raise DataError(
+                f"{where} has neither a .txt nor a .json member with its caption; add one"
+            )
+        wanted = self.config.caption_column
+        return row[find_column(row, wanted, CAPTION_COLUMNS, "caption", where)], row
+
+    def _text(self, member: tarfile.TarInfo) -> bytes:
+        if member.size > MAX_TEXT_BYTES:
+            raise DataError(
+                f"{self.path}: member {member.name!r} has {member.size} bytes, more than the "
+                f"{MAX_TEXT_BYTES} allowed for text; shorten it"
+            )
+        self.file.seek(member.offset_data)
+        return self.file.read(member.size)

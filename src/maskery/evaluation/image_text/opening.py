@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from maskery.core.errors import ModelError
 from maskery.data.images.config import (
     CLIP_MEAN,
     CLIP_STD,
-    DEFAULT_MAX_PIXELS,
     HALF_MEAN,
     HALF_STD,
     IMAGENET_MEAN,
@@ -23,8 +21,7 @@ from maskery.data.images.config import (
     Channels,
     ViewConfig,
 )
-from maskery.data.images.loading import load_image
-from maskery.data.pairs.pictures import FileImage
+from maskery.data.images.loading import ImageRef
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.config import ImageTextConfig
@@ -187,7 +184,5 @@ def _read(name: str, file: str) -> dict[str, Any]:
 def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None) -> Image:
     """Read a picture as RGB, from a file or from its bytes; `near` is as in `load_image`."""
     if isinstance(image, bytes):
-        file = io.BytesIO(image)
-        return load_image(file, name="that was given", max_pixels=DEFAULT_MAX_PIXELS, near=near)
-    path = Path(image)
-    return FileImage(path.name, path.parent, DEFAULT_MAX_PIXELS).load(near)
+        return ImageRef.held("that was given", image).load(near)
+    return ImageRef.file(Path(image).name, Path(image).parent).load(near)

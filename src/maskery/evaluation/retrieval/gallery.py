@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
-from maskery.data.gallery.files import PictureBytes, Stamp, find_pictures, read_picture
+from maskery.data.gallery.files import Stamp, digest_of, find_pictures, read_picture
 from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store, renewed
-from maskery.data.images.loading import Skipped
+from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.opening import OpenImageText, require_contrast
 from maskery.models.image_text.model import ImageTextModel
@@ -140,7 +140,7 @@ class Indexing:
         encoded, lost = 0, Troubles()
         unreadable: list[str] = []
         for batch in self._batches(suspects):
-            pictures: dict[str, PictureBytes] = {}
+            pictures: dict[str, ImageRef] = {}
             for path in batch:
                 try:
                     pictures[path] = read_picture(self.folder, path)
@@ -172,9 +172,9 @@ class Indexing:
                 yield batch
                 bar.update(len(batch))
 
-    def _take_in(self, store: GalleryStore, pictures: Mapping[str, PictureBytes]) -> int:
+    def _take_in(self, store: GalleryStore, pictures: Mapping[str, ImageRef]) -> int:
         """Encode the contents that are new, and return the number that could be."""
-        digests = {path: picture.digest for path, picture in pictures.items()}
+        digests = {path: digest_of(picture) for path, picture in pictures.items()}
         contents = {digests[path]: picture for path, picture in pictures.items()}
         known = store.known(contents, readable=self.rehash)
         new = {digest: picture for digest, picture in contents.items() if digest not in known}
@@ -184,7 +184,7 @@ class Indexing:
         return len(features)
 
     def _encode(
-        self, pictures: Mapping[bytes, PictureBytes]
+        self, pictures: Mapping[bytes, ImageRef]
     ) -> tuple[dict[bytes, npt.NDArray[np.float16]], dict[bytes, str]]:
         """Return features, and the reasons of pictures that have none, by digest."""
         digests, model = list(pictures), self.opened.model

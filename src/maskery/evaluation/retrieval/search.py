@@ -24,8 +24,8 @@ import torch
 
 from maskery.core.errors import DataError
 from maskery.core.random import Float32Array
-from maskery.data.gallery.files import PictureBytes, read_picture
-from maskery.data.images.loading import Skipped
+from maskery.data.gallery.files import read_picture
+from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.captions import encode_query
 from maskery.evaluation.image_text.opening import OpenImageText, can_match
@@ -135,7 +135,7 @@ class Searcher:
 
     def _match(self, read: ReadTexts, hits: list[Hit]) -> list[Hit]:
         """Rank some hits anew; pictures that cannot be read any more come last."""
-        pictures: list[PictureBytes] = []
+        pictures: list[ImageRef] = []
         there: list[Hit] = []
         for hit in hits:
             try:
@@ -158,7 +158,7 @@ class Searcher:
         return matched + [hit for hit in hits if hit not in there]
 
     def _judge(
-        self, read: ReadTexts, pictures: list[PictureBytes]
+        self, read: ReadTexts, pictures: list[ImageRef]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (K,) each: the score, the probability of a match, the similarity."""
         model, config = self.opened.model, self.config

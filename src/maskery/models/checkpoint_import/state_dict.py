@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from maskery.core.errors import ModelError
+from maskery.core.errors import ModelError, reason_of
 
 NESTED_UNDER = ("model", "state_dict")
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file, by name.
+    """Read the tensors of a checkpoint file, by name.
 
     A training checkpoint that keeps its weights under "model" or "state_dict" is entered; the
     prefix "module." of data-parallel training is dropped.
@@ -31,8 +31,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"checkpoint '{path}' is not a file; give a .pth or .safetensors file")
-    load = _load_safetensors if path.suffix == ".safetensors" else _load_pickle
-    content = load(path)
+    content = _load(path)
     for key in NESTED_UNDER:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -55,43 +54,36 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load_safetensors(path: Path) -> object:
+def _load(path: Path) -> object:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"checkpoint '{path}' is not a readable safetensors file ({error}); fetch it again"
-        ) from error
-
-
-def _load_pickle(path: Path) -> object:
-    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with warnings.catch_warnings():
             # An unusual pickle protocol is warned of; what cannot be read is an error below.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ModelError(
+            f"checkpoint '{path}' is not a readable safetensors file ({error}); fetch it again"
+        ) from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"checkpoint '{path}' holds more than tensors, which could run code when read "
-            f"({_first_reason(error)}); save it anew as a plain state_dict, or as safetensors"
+            f"({_refused(error)}); save it anew as a plain state_dict, or as safetensors"
         ) from error
     except Exception as error:  # bytes that are no pickle can fail in any way (struct.error, ...)
         raise ModelError(
-            f"checkpoint '{path}' is damaged or not a PyTorch file ({_first_line(error)}); fetch "
-            f"it again"
+            f"checkpoint '{path}' is damaged or not a PyTorch file ({reason_of(error, most=160)}); "
+            f"fetch it again"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
-
-
-def _first_reason(error: Exception) -> str:
-    """The name PyTorch refused, if its message tells it."""
+def _refused(error: Exception) -> str:
+    """Return the name that PyTorch refused, if its message tells it."""
     for line in str(error).splitlines():
         if "GLOBAL" in line or "Unsupported" in line:
             return line.partition("GLOBAL")[2].strip(" .")[:120] or line.strip()[:120]
-    return _first_line(error)
+    return reason_of(error, most=160)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +99,7 @@ class ImportReport:
     resized: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report as text, one line a fact."""
+        """Write the report as text, one line a fact."""
         lines = [
             f"read as {self.kind}: {len(self.used)} used, {len(self.missing)} missing, "
             f"{len(self.left_over)} left over"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,17 +36,14 @@ HEAD_WIDTH = 64
 
 
 def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Map a timm parameter to its places in `ViTModel`; empty if it has none.
-
-    timm keeps query, key and value as one matrix; Hugging Face keeps three.
-    """
+    """Map a timm parameter to its places in `ViTModel`; empty if it has none."""
     if name in TOP:
         return {TOP[name]: tensor}
     match = BLOCK_NAME.fullmatch(name)
     if match is None:
         return {}
     number, part, kind = match.groups()
-    if part == "attn.qkv":
+    if part == "attn.qkv":  # one matrix there, three here
         parts = zip("qkv", tensor.chunk(3), strict=True)
         return {f"layers.{number}.attention.{c}_proj.{kind}": t for c, t in parts}
     if part in BLOCK:
@@ -61,8 +59,7 @@ def vit_config(
 ) -> Any:
     """Read the `ViTConfig` of a timm vision transformer off its tensors.
 
-    By default there is a head for each 64 of width, as in all published sizes, and the image size
-    is that of the checkpoint, if square.
+    The image size is by default that of the checkpoint, if square.
     """
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
     _, num_positions, _ = shape_of(state, "pos_embed", 3)
@@ -72,7 +69,8 @@ def vit_config(
         image_size = rows * patch_height, columns * patch_width
     return ViTConfig(
         hidden_size=width,
-        num_hidden_layers=count_layers(state, "blocks."),
+        num_hidden_layers=len(layer_numbers(state, "blocks.")),
+        # No tensor tells the heads; all published sizes have one for each 64 of width.
         num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
         intermediate_size=hidden,
         layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
@@ -110,14 +108,10 @@ def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> 
     return shape
 
 
-def count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
-    """Count the numbered layers that follow `prefix` in the names."""
-    numbers = {
-        int(name[len(prefix) :].partition(".")[0])
-        for name in state
-        if name.startswith(prefix) and name[len(prefix) :].partition(".")[0].isdigit()
-    }
-    return max(numbers, default=-1) + 1
+def layer_numbers(names: Iterable[str], prefix: str) -> set[int]:
+    """Return the numbers that follow `prefix` in names."""
+    follow = {n.removeprefix(prefix).partition(".")[0] for n in names if n.startswith(prefix)}
+    return {int(number) for number in follow if number.isdigit()}
 
 
 def square_grid(num_patches: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.bert.modeling_bert import BertSelfOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,12 @@ class PackedRows:
 
     def spread(self, hidden: torch.Tensor) -> torch.Tensor:
         """(T, D) to (R, L, D), with zeros at padding."""
-        size = self.count * self.length
-        flat: torch.Tensor = _Spread.apply(hidden, self.places, size)  # type: ignore[no-untyped-call]
-        return flat.view(self.count, self.length, -1)
+        flat = hidden.new_zeros(self.count * self.length, *hidden.shape[1:])
+        return flat.index_copy_(0, self.places, hidden).view(self.count, self.length, -1)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of a matrix, each at most once, so that the backward pass copies and adds nothing."""
+    """Take rows of a matrix, each at most once, so the backward pass copies and adds nothing."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -62,20 +62,6 @@ class _Gather(torch.autograd.Function):
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, places, grad), None
 
 
-class _Spread(torch.autograd.Function):
-    """The reverse of `_Gather`."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
-        ctx.save_for_backward(places)
-        return values.new_zeros(size, *values.shape[1:]).index_copy_(0, places, values)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageKeys:
     """The keys and values of I images in one fusion layer."""
@@ -84,16 +70,18 @@ class ImageKeys:
     values: torch.Tensor  # (I, H, N, d)
 
     def select(self, rows: torch.Tensor) -> ImageKeys:
-        """Those of the images `rows` (S,), in that order."""
+        """Take the images `rows` (S,), in that order."""
         return ImageKeys(keys=self.keys[rows], values=self.values[rows])
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention without its output projection (BERT's `attention.self`)."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float, key_width: int | None = None):
+    def __init__(self, config: Any, key_width: int | None = None):
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(key_width or width, width)
         self.value = nn.Linear(key_width or width, width)
@@ -103,12 +91,10 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """(R, L, D), or (T, D) that are packed, to (R, H, L, d)."""
         spread = projected if packed is None else packed.spread(projected)
-        rows, length, width = spread.shape
-        split = spread.view(rows, length, self.num_heads, width // self.num_heads)
-        return split.transpose(1, 2)
+        return spread.view(*spread.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
     def project(self, tokens: torch.Tensor, packed: PackedRows | None = None) -> ImageKeys:
-        """Keys and values of (I, N, W) tokens, or of packed ones."""
+        """Project (I, N, W) tokens, or packed ones, to keys and values."""
         return ImageKeys(
             keys=self.split_heads(self.key(tokens), packed),
             values=self.split_heads(self.value(tokens), packed),
@@ -118,28 +104,10 @@ class SelfAttention(nn.Module):
         self, query: torch.Tensor, to: ImageKeys, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(R, H, L, d) queries to (R, H, L, d) contexts; mask (R, 1, 1, N) bool or None."""
+        dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(
-            query,
-            to.keys,
-            to.values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            query, to.keys, to.values, attn_mask=mask, dropout_p=dropout
         )
-
-
-class AttentionOutput(nn.Module):
-    """Projection, dropout, residual and normalisation (BERT's `attention.output`, `output`)."""
-
-    def __init__(self, in_width: int, width: int, dropout: float, eps: float):
-        super().__init__()
-        self.dense = nn.Linear(in_width, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=eps)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """(..., in_width) and (..., D) to (..., D)."""
-        normalised: torch.Tensor = self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
-        return normalised
 
 
 class Attention(nn.Module):
@@ -148,19 +116,10 @@ class Attention(nn.Module):
     Without `key_width` to tokens of their own row, otherwise to those of an image.
     """
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        key_width: int | None = None,
-        *,
-        attention_dropout: float,
-        dropout: float,
-        eps: float,
-    ):
+    def __init__(self, config: Any, key_width: int | None = None):
         super().__init__()
-        self.self = SelfAttention(width, num_heads, attention_dropout, key_width)
-        self.output = AttentionOutput(width, width, dropout, eps)
+        self.self = SelfAttention(config, key_width)
+        self.output = BertSelfOutput(config)
 
     def finish(
         self, context: torch.Tensor, hidden: torch.Tensor, rows: PackedRows | None
@@ -188,10 +147,6 @@ class TextAttention(Attention):
 class ImageAttention(Attention):
     """Text tokens attend to the tokens of an image (ALBEF's `crossattention`)."""
 
-    def project(self, image_tokens: torch.Tensor) -> ImageKeys:
-        """The keys and values of (I, N, W) image tokens, to be reused by every row."""
-        return self.self.project(image_tokens)
-
     def forward(
         self,
         hidden: torch.Tensor,
@@ -213,16 +168,13 @@ class ImageAttention(Attention):
         return self.finish(context, hidden, rows)
 
     def _in_blocks(self, query: torch.Tensor, images: ImageKeys) -> torch.Tensor:
-        """Attend from whole blocks of I rows: rows of one image become one long row of queries.
-
-        So no key or value is copied, however many texts look at an image.
-        """
+        """Attend from whole blocks of I rows: rows of one image become one long row of queries."""
+        # So no key or value is copied, however many texts look at an image.
         num_images = len(images.keys)
-        blocks, length = len(query) // num_images, query.shape[2]
-        if blocks == 1:
+        if len(query) == num_images:
             return self.self.attend(query, images)
-        _, heads, _, head_width = query.shape
-        folded = query.view(blocks, num_images, heads, length, head_width).permute(1, 2, 0, 3, 4)
+        _, heads, length, width = query.shape
+        folded = query.view(-1, num_images, heads, length, width).permute(1, 2, 0, 3, 4)
         context = self.self.attend(folded.flatten(2, 3), images)
-        unfolded = context.view(num_images, heads, blocks, length, head_width)
+        unfolded = context.view(num_images, heads, -1, length, width)
         return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, ViTConfig
+from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 
 from maskery.core.errors import ModelError
 from maskery.models.checkpoint_import.timm_vit import resize_positions
 from maskery.models.image_text.config import ImageTextConfig, check_image_size, image_size_of, pair
 from maskery.models.image_text.model import ImageTextModel, vision_family
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.models.loading import load_weights, resolve, unloadable
+from maskery.models.loading import load_weights, read_config
 
+# Two-tower checkpoints whose vision tower is taken.
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-"""Two-tower checkpoints whose vision tower is taken."""
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
 
 
@@ -65,8 +65,8 @@ def build_from_encoders(
     fusion_layer: int | None = None,
     image_size: tuple[int, int] | None = None,
     embed_dim: int = 256,
-) -> ImageTextModel:
-    """A model whose text side is a BERT and whose vision side is a vision encoder.
+) -> tuple[ImageTextModel, frozenset[str]]:
+    """Make a model whose text side is a BERT and whose vision side is a vision encoder.
 
     Cross-attention, projections and heads are freshly initialised; everything else is theirs.
 
@@ -78,24 +78,13 @@ def build_from_encoders(
             vision encoder's own.
         embed_dim: The width of the contrastive features.
 
+    Returns:
+        The model, and the names of its parameters that neither checkpoint had.
+
     Raises:
         ModelError: A checkpoint is missing, damaged or of another kind.
     """
-    return assemble_encoders(
-        text, vision, fusion_layer=fusion_layer, image_size=image_size, embed_dim=embed_dim
-    )[0]
-
-
-def assemble_encoders(
-    text: str | Path,
-    vision: str | Path,
-    *,
-    fusion_layer: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    embed_dim: int = 256,
-) -> tuple[ImageTextModel, frozenset[str]]:
-    """As `build_from_encoders`, and the names of parameters that neither checkpoint had."""
-    text_config = _load_config(text)
+    text_config = read_config(str(text))
     if text_config.model_type != "bert":
         raise ModelError(
             f"'{text}' is a {text_config.model_type} model: the text side must be a BERT; choose a "
@@ -103,8 +92,8 @@ def assemble_encoders(
         )
     # Dropout inside attention costs half the speed and is not what trains the model.
     text_config.attention_probs_dropout_prob = 0.0
-    bert, missing = _load(BertForMaskedLM, text, text_config)
-    eyes = _load_vision(vision)
+    bert, info = load_weights(BertForMaskedLM, str(text), config=text_config, dtype="float32")
+    eyes = _load_vision(str(vision))
     config = ImageTextConfig(
         text_config=text_config,
         vision_config=_resized(eyes.config, image_size),
@@ -113,26 +102,24 @@ def assemble_encoders(
         embed_dim=embed_dim,
     )
     model = ImageTextModel(config)
-    _copy(model.text_encoder, bert.state_dict(), kept_apart=("cls.predictions.decoder.",))
-    _copy(model.visual_encoder.backbone, fit_vision_positions(eyes, config.vision_config))
+    # What the model does not have belongs to heads that it does without.
+    model.text_encoder.load_state_dict(bert.state_dict(), strict=False)
+    eyes_state = fit_vision_positions(eyes, config.vision_config)
+    model.visual_encoder.backbone.load_state_dict(eyes_state, strict=False)
+    missing = info["missing_keys"]
     theirs = {f"text_encoder.{name}" for name in bert.state_dict() if name not in missing}
-    theirs |= {f"visual_encoder.backbone.{name}" for name in eyes.state_dict()}
+    theirs |= {f"visual_encoder.backbone.{name}" for name in eyes_state}
     new = frozenset(name for name, _ in model.named_parameters() if name not in theirs)
     if any(name.startswith("cls.") for name in missing):
-        _start_head(model)
+        # A new head lets the encoder's states pass through instead of mixing them.
+        dense = model.text_encoder.cls.predictions.transform.dense
+        torch.nn.init.eye_(dense.weight)
+        torch.nn.init.zeros_(dense.bias)
     return model, new
 
 
-@torch.no_grad()
-def _start_head(model: ImageTextModel) -> None:
-    """Let a new head's transform pass the encoder's states through instead of mixing them."""
-    dense = model.text_encoder.cls.predictions.transform.dense
-    torch.nn.init.eye_(dense.weight)
-    torch.nn.init.zeros_(dense.bias)
-
-
 def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
-    """An encoder's weights with its position table interpolated to the image size of `config`."""
+    """Return an encoder's weights with positions interpolated to the image size of `config`."""
     state = dict(encoder.state_dict())
     patch = pair(config.patch_size)
     old, new = (
@@ -150,7 +137,7 @@ def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
 
 
 def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
-    """A copy of a vision configuration for another image size, where its kind allows one."""
+    """Copy a vision configuration for another image size, where its kind allows one."""
     copied = type(config).from_dict(config.to_dict())
     if image_size is None or image_size == image_size_of(config):
         return copied
@@ -163,48 +150,19 @@ def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
     return copied
 
 
-def _load_config(name: str | Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(resolve(str(name)), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(str(name), "configuration", error) from error
-
-
-def _load(kind: Any, name: str | Path, config: Any, **arguments: Any) -> tuple[Any, set[str]]:
-    """A checkpoint's model in float32, and the names of the weights that it did not have."""
-    model, info = load_weights(kind, str(name), config=config, dtype="float32", **arguments)
-    return model, set(info["missing_keys"])
-
-
-def _load_vision(name: str | Path) -> Any:
-    """The vision encoder of a checkpoint, without its pooler."""
-    config = _load_config(name)
+def _load_vision(name: str) -> Any:
+    """Load the vision encoder of a checkpoint, without its pooler."""
+    config = read_config(name)
     model_type = WITHIN.get(config.model_type, config.model_type)
     family = vision_family(model_type)
     if model_type != config.model_type:
         config = config.vision_config
     for setting, value in family.unused_settings.items():
         setattr(config, setting, value)
-    model, missing = _load(AutoModel, name, config, **family.arguments)
-    if missing:
+    model, info = load_weights(AutoModel, name, config=config, dtype="float32", **family.arguments)
+    if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"'{name}' lacks weights of its vision encoder ({sorted(missing)[0]} and "
-            f"{len(missing) - 1} others); use a whole checkpoint"
+            f"'{name}' lacks weights of its vision encoder ({missing[0]} and {len(missing) - 1} "
+            f"others); use a whole checkpoint"
         )
     return model
-
-
-def _copy(
-    module: torch.nn.Module, state: dict[str, torch.Tensor], kept_apart: tuple[str, ...] = ()
-) -> None:
-    """Copy the weights that the module has; those it has not belong to heads it does without."""
-    own = module.state_dict()
-    fitting = {n: t for n, t in state.items() if n in own and not n.startswith(kept_apart)}
-    for name, tensor in fitting.items():
-        if own[name].shape != tensor.shape:
-            raise ModelError(
-                f"'{name}' has shape {list(tensor.shape)} in the checkpoint and "
-                f"{list(own[name].shape)} in the model that its config.json describes; the two do "
-                f"not belong together"
-            )
-    module.load_state_dict(fitting, strict=False)

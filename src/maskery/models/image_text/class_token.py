@@ -55,29 +55,25 @@ def before_looking(
 ) -> torch.Tensor:
     """Run the self-attention of the first fusion layer, which no image has a part in.
 
-    From (R, L, D) of `encode_text`, and (R, L) bool, to the (R, L, D) that `fuse_class_tokens`
-    reads.
+    From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
     """
-    attended: torch.Tensor = fusion_layers(encoder)[0].attention(
-        hidden, attention_mask[:, None, None, :]
-    )
+    attention = fusion_layers(encoder)[0].attention
+    attended: torch.Tensor = attention(hidden, attention_mask[:, None, None, :])
     return attended
 
 
 def fuse_class_tokens(
     encoder: TextFusionEncoder, tokens: torch.Tensor, rows: Rows, image: Sequence[ImageKeys]
 ) -> torch.Tensor:
-    """Let all texts look at one image.
-
-    From (S, D) of `before_looking`, and an entry of `project_images` for each fusion layer, to (R,
-    D): the class tokens that `TextFusionEncoder.fuse` gives.
-    """
+    """Let all texts look at one image: (S, D) of `before_looking` to (R, D) fused class tokens."""
     layers = fusion_layers(encoder)
     hidden = tokens
     for number, (layer, keys) in enumerate(zip(layers, image, strict=True)):
         last = number + 1 == len(layers)
-        if number:
-            hidden = _attend(layer.attention, hidden, rows, class_only=last)
+        if number and last:
+            hidden = _attend_from_class_tokens(layer.attention, hidden, rows)
+        elif number:
+            hidden = layer.attention(hidden, rows.mask, rows)
         elif last:  # the only layer: its self-attention has been run, by `before_looking`
             hidden = hidden[rows.firsts]
         hidden = layer.crossattention(hidden[None], keys)[0]
@@ -85,14 +81,10 @@ def fuse_class_tokens(
     return hidden
 
 
-def _attend(attention: Any, hidden: torch.Tensor, rows: Rows, *, class_only: bool) -> torch.Tensor:
-    """Self-attention of (S, D) within their rows: (S, D), or (R, D) of the class tokens."""
-    core = attention.self
-    to = core.project(hidden, rows)
-    asking = hidden.index_select(0, rows.firsts) if class_only else hidden
-    query = core.query(asking)
-    padded = query[:, None] if class_only else rows.spread(query)
-    context = core.attend(core.split_heads(padded), to, rows.mask).transpose(1, 2).flatten(2)
-    packed = context[:, 0] if class_only else rows.gather(context)
-    attended: torch.Tensor = attention.output(packed, asking)
-    return attended
+def _attend_from_class_tokens(attention: Any, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Run self-attention of (S, D) within their rows for the class tokens alone: (R, D)."""
+    core, asking = attention.self, hidden.index_select(0, rows.firsts)
+    query = core.split_heads(core.query(asking)[:, None])
+    context = core.attend(query, core.project(hidden, rows), rows.mask)
+    attended: torch.Tensor = attention.finish(context, asking[:, None], None)
+    return attended[:, 0]

@@ -10,16 +10,20 @@ V vocabulary, M selected tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import ACT2FN
+from transformers.models.bert.modeling_bert import (
+    BertIntermediate,
+    BertOutput,
+    BertPredictionHeadTransform,
+)
 
 from maskery.models.image_text.attention import (
-    AttentionOutput,
     ImageAttention,
     ImageKeys,
     PackedRows,
@@ -56,20 +60,6 @@ class Embeddings(nn.Module):
         return result
 
 
-class Intermediate(nn.Module):
-    """The widening half of BERT's feed-forward block."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) to (..., intermediate)."""
-        widened: torch.Tensor = self.activation(self.dense(hidden))
-        return widened
-
-
 class Layer(nn.Module):
     """One BERT layer; with `image_width` it has cross-attention."""
 
@@ -78,23 +68,15 @@ class Layer(nn.Module):
 
     def __init__(self, config: Any, image_width: int | None = None):
         super().__init__()
-        width, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
-        options: Any = {
-            "attention_dropout": config.attention_probs_dropout_prob,
-            "dropout": config.hidden_dropout_prob,
-            "eps": eps,
-        }
-        self.attention = TextAttention(width, heads, **options)
+        self.attention = TextAttention(config)
         if image_width is not None:
-            self.crossattention = ImageAttention(width, heads, image_width, **options)
-        self.intermediate = Intermediate(config)
-        self.output = AttentionOutput(
-            config.intermediate_size, width, config.hidden_dropout_prob, eps
-        )
+            self.crossattention = ImageAttention(config, image_width)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
 
     def project_image(self, image_tokens: torch.Tensor) -> ImageKeys:
-        """The cross-attention's keys and values of (I, N, W) image tokens."""
-        return self.crossattention.project(image_tokens)
+        """Project (I, N, W) image tokens to the cross-attention's keys and values."""
+        return self.crossattention.self.project(image_tokens)
 
     def forward(
         self,
@@ -112,36 +94,12 @@ class Layer(nn.Module):
         return result
 
 
-class Named(nn.Module):
-    """Modules under BERT's names, so that its checkpoints load as they are."""
-
-    def __init__(self, **modules: nn.Module):
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-
-class Transform(nn.Module):
-    """The part of the masked language modelling head before its vocabulary projection."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(M, D) to (M, D)."""
-        transformed: torch.Tensor = self.LayerNorm(self.activation(self.dense(hidden)))
-        return transformed
-
-
 class Predictions(nn.Module):
     """BERT's `cls.predictions`; its projection is the word embedding matrix, handed in."""
 
     def __init__(self, config: Any):
         super().__init__()
-        self.transform = Transform(config)
+        self.transform = BertPredictionHeadTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
@@ -162,31 +120,38 @@ class TextFusionEncoder(nn.Module):
     def __init__(self, config: Any, fusion_layer: int, image_width: int):
         super().__init__()
         self.fusion_layer, self.computes_padding = fusion_layer, False
+        # Modules under BERT's names, so that its checkpoints load as they are.
         embeddings = Embeddings(config)
         layers = nn.ModuleList(
             Layer(config, image_width if i >= fusion_layer else None)
             for i in range(config.num_hidden_layers)
         )
-        self.bert: Any = Named(embeddings=embeddings, encoder=Named(layer=layers))
-        self.cls: Any = Named(predictions=Predictions(config))
+        self.bert: Any = nn.ModuleDict(
+            {"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})}
+        )
+        self.cls: Any = nn.ModuleDict({"predictions": Predictions(config)})
 
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Run the text layers (ALBEF's mode "text"): (R, L) int64 to (R, L, D)."""
-        mask, rows = _broadcast(attention_mask), self._rows(attention_mask)
+        mask, rows = self._laid_out(attention_mask)
         hidden: torch.Tensor = self.bert.embeddings(input_ids, rows)
         for layer in self.bert.encoder.layer[: self.fusion_layer]:
             hidden = layer(hidden, mask, rows=rows)
         return hidden if rows is None else rows.spread(hidden)
 
-    def _rows(self, attention_mask: torch.Tensor | None) -> PackedRows | None:
-        if attention_mask is None or self.computes_padding:
-            return None
-        return PackedRows.of(attention_mask)
+    def _laid_out(
+        self, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, PackedRows | None]:
+        """Return the mask (R, 1, 1, L) bool, as attention wants it, and where real tokens lie."""
+        if attention_mask is None:
+            return None, None
+        rows = None if self.computes_padding else PackedRows.of(attention_mask)
+        return attention_mask.bool()[:, None, None, :], rows
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
-        """Keys and values of (I, N, W) image tokens, one entry for each fusion layer."""
+        """Project (I, N, W) image tokens to keys and values, one entry for each fusion layer."""
         layers: Any = self.bert.encoder.layer[self.fusion_layer :]
         return [layer.project_image(image_tokens) for layer in layers]
 
@@ -210,18 +175,18 @@ class TextFusionEncoder(nn.Module):
         Returns:
             (R, L, D).
         """
-        num_blocked = len(hidden) - _count(other_images)
-        if images and num_blocked % len(images[0].keys):
+        num_others, others = _others(images, other_images)
+        if images and (len(hidden) - num_others) % len(images[0].keys):
             raise ValueError(
-                f"{num_blocked} text rows are not whole blocks over {len(images[0].keys)} images"
+                f"{len(hidden) - num_others} text rows are not whole blocks over "
+                f"{len(images[0].keys)} images"
             )
-        mask, rows = _broadcast(attention_mask), self._rows(attention_mask)
+        mask, rows = self._laid_out(attention_mask)
         if rows is not None:
             hidden = rows.gather(hidden)
         layers = self.bert.encoder.layer[self.fusion_layer :]
-        for i, layer in enumerate(layers):
-            keys = None if images is None else images[i]
-            hidden = layer(hidden, mask, keys, _others(keys, other_images, i), rows)
+        for layer, keys, apart in zip(layers, images or repeat(None), others, strict=False):
+            hidden = layer(hidden, mask, keys, apart, rows)
         return hidden if rows is None else rows.spread(hidden)
 
     def forward(
@@ -236,33 +201,22 @@ class TextFusionEncoder(nn.Module):
         return self.fuse(hidden, attention_mask, images, other_images)
 
     def mlm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores over the vocabulary of selected tokens: (M, D) to (M, V)."""
+        """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
         logits: torch.Tensor = self.cls.predictions(
             hidden, self.bert.embeddings.word_embeddings.weight
         )
         return logits
 
 
-def _count(other_images: OtherImages | None) -> int:
-    """S."""
-    if other_images is None:
-        return 0
-    if isinstance(other_images, torch.Tensor):
-        return len(other_images)
-    return len(other_images[0].keys) if other_images else 0
-
-
 def _others(
-    keys: ImageKeys | None, other_images: OtherImages | None, layer: int
-) -> ImageKeys | None:
-    """Return the keys that the last rows attend to in one fusion layer."""
-    if keys is None or other_images is None:
-        return None
+    images: Sequence[ImageKeys] | None, other_images: OtherImages | None
+) -> tuple[int, Iterable[ImageKeys | None]]:
+    """Return S, and by fusion layer the keys that the last S rows attend to."""
     if isinstance(other_images, torch.Tensor):
-        return keys.select(other_images)
-    return other_images[layer]
-
-
-def _broadcast(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(R, L) to (R, 1, 1, L) bool, as attention wants it."""
-    return None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        if images is None:
+            return len(other_images), repeat(None)
+        # Selected when a layer needs them: without gradients, one layer's are held at a time.
+        return len(other_images), (keys.select(other_images) for keys in images)
+    if not other_images:
+        return 0, repeat(None)
+    return len(other_images[0].keys), other_images

@@ -30,14 +30,14 @@ from maskery.data.tokenise import tokenizer_fingerprint, train_wordpiece
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.masking.config import POLICIES
 from maskery.masking.masker import Masker
-from maskery.models.image_text.build import assemble_encoders, build_from_scratch
+from maskery.models.image_text.build import build_from_encoders, build_from_scratch
 from maskery.models.image_text.config import check_image_size
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import known_as, load_tokenizer, resolve
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
-from maskery.tasks.image_text_mlm import CaptionTask
+from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
@@ -138,7 +138,7 @@ def _from_encoders(config: ImageTextRunConfig, text: str, vision: str) -> StartM
     # The run's seed, without moving the random numbers of whoever calls.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        model, new = assemble_encoders(
+        model, new = build_from_encoders(
             text, vision, fusion_layer=config.fusion_layer, image_size=_image_size(config.view)
         )
     return StartModel(
@@ -198,7 +198,7 @@ def save_preprocessing(folder: Path, view: ViewConfig) -> None:
 
 log = logging.getLogger(__name__)
 
-TaskT = TypeVar("TaskT", bound=CaptionTask)
+TaskT = TypeVar("TaskT", bound=ImageTextTask)
 
 
 ReadingConfig: TypeAlias = PairsConfig | PersonSearchDataConfig
@@ -245,7 +245,6 @@ def make_task(
     return kind(
         start.model,
         replace(config.objectives, seed=seed),
-        vocabulary=masker.vocabulary,
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
         masker=masker,
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
@@ -298,7 +297,7 @@ def prepare_model(
     return start, captions, task
 
 
-def save_model(folder: Path, start: StartModel, task: CaptionTask, card: str) -> None:
+def save_model(folder: Path, start: StartModel, task: ImageTextTask, card: str) -> None:
     """Write the model, tokenizer, preprocessing of pictures, momentum twin and model card."""
     start.model.save_pretrained(folder, state_dict=without_terms(start.model.state_dict()))
     start.tokenizer.save_pretrained(folder)
@@ -308,7 +307,7 @@ def save_model(folder: Path, start: StartModel, task: CaptionTask, card: str) ->
     write_text(folder / "README.md", card)
 
 
-def described(config: ImageTextRunConfig, start: StartModel, task: CaptionTask) -> dict[str, Any]:
+def described(config: ImageTextRunConfig, start: StartModel, task: ImageTextTask) -> dict[str, Any]:
     """Return what decides the course of either kind of run; for `identity`."""
     parts = {"text_model": config.text_model, "vision_model": config.vision_model}
     if config.text_model is None:  # otherwise nothing is read of it

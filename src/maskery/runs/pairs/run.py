@@ -45,7 +45,7 @@ from maskery.runs.image_text.prepare import (
 )
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
-from maskery.tasks.image_text_mlm import ImageTextMLM
+from maskery.tasks.image_text import ImageTextTask
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
@@ -58,7 +58,7 @@ class PairsRun:
 
     config: PairsRunConfig
     start: StartModel
-    task: ImageTextMLM
+    task: ImageTextTask
     vocabulary: Vocabulary  # Of the tokenizer
     train: PairSource  # Training batches
     held_out: HeldOutPairs  # Held-out captions with right and wrong pictures
@@ -109,7 +109,7 @@ def prepare_pairs(
     require_policy(config)
     pairs, own = open_pairs(config, source)
     start, captions, task = prepare_model(
-        ImageTextMLM,
+        ImageTextTask,
         config,
         pairs,
         config.reading,
@@ -172,7 +172,7 @@ def identity_of(
     pairs: Pairs,
     judged: Pairs | None,
     start: StartModel,
-    task: ImageTextMLM,
+    task: ImageTextTask,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     reader = config.reading.reader

@@ -43,8 +43,8 @@ from maskery.runs.image_text.prepare import (
 )
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.settings import retrieval_of
+from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.loss_terms import without_terms
-from maskery.tasks.person_search import PersonSearch
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 from maskery.training.parallel import whole
@@ -63,7 +63,7 @@ class PersonSearchRun:
     config: PersonSearchRunConfig
     data: PersonSearchData
     start: StartModel
-    task: PersonSearch
+    task: ImageTextTask
     train: PersonSource  # Training batches
     val: RetrievalSet  # What the best epoch is chosen by
     # What is measured at the end; None where the dataset has no test split.
@@ -214,7 +214,7 @@ def prepare_person_search(
     require_policy(config)
     data = open_person_search(config.data)
     start, captions, task = prepare_model(
-        PersonSearch,
+        ImageTextTask,
         config,
         data.train,
         config.data,
@@ -277,7 +277,7 @@ def skipped_lines(run: PersonSearchRun) -> tuple[str, ...]:
 
 
 def identity_of(
-    config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel, task: PersonSearch
+    config: PersonSearchRunConfig, data: PersonSearchData, start: StartModel, task: ImageTextTask
 ) -> str:
     """Return what decides the course of a run and its best epoch, but not how it is computed."""
     ranking = config.retrieval
