@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from maskery.cli.main import table
+from maskery.cli.command import table
 from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.retrieval.config import LABELS
 
@@ -30,12 +30,16 @@ def scores_table(
     columns: Mapping[str, Any],
     difference: Mapping[str, Any] | None = None,
     mrtd_auc: Mapping[str, float] | None = None,
+    heads: Mapping[str, str] | None = None,
 ) -> str:
     """Return `MaskedScores` by heading, a column each, and their paired difference last.
 
-    `mrtd_auc` says by heading how well replaced words are told from original ones.
+    `mrtd_auc` says by heading how well replaced words are told from original ones, and `heads`
+    which prediction head a column has.
     """
     rows = [["held out", *columns, *(["difference"] if difference else [])]]
+    if heads:
+        rows.append(["head", *heads.values(), *([""] if difference else [])])
     rows += score_rows(columns.values(), difference)
     if mrtd_auc:
         cells = [f"{mrtd_auc[name]:.3f}" if name in mrtd_auc else "" for name in columns]

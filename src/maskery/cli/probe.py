@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from maskery.cli.main import parse, print_json, set_up_logging, table
+from maskery.cli.command import Command, table
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import quick_imports
 from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from maskery.evaluation.intervals import Interval
     from maskery.evaluation.probe.probe import ProbeResult
 
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(Command):
     """Measure how good an encoder's vectors are for your own task.
 
     The encoder stays as it is. Its vectors are pooled as the model's own sentence-transformers
@@ -52,41 +51,29 @@ class Probe:
     """The column of the text, or of the first text of a pair."""
     label_column: str = ""
     """The column of the label, or of the second text of a pair. Default: label, or pair."""
-    json: bool = False
-    """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
         if self.kind == "tokens" and (self.text_column != "text" or self.label_column):
             raise ConfigError("--kind tokens reads the first and the last column; name no columns")
 
+    def execute(self) -> None:
+        """Judge the vectors of one encoder, or of two."""
+        with quick_imports():
+            from maskery.evaluation.probe.encode import Encoder
+            from maskery.evaluation.probe.labels import read_labelled
+            from maskery.evaluation.probe.probe import probe
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, probe, report."""
-    wanted = parse(Probe, "probe", arguments)
-    set_up_logging(quiet=True)
-    with quick_imports():
-        from maskery.evaluation.probe.encode import Encoder
-        from maskery.evaluation.probe.labels import read_labelled
-        from maskery.evaluation.probe.probe import probe
-
-    labelled = read_labelled(
-        wanted.labels,
-        wanted.kind,
-        text_column=wanted.text_column,
-        label_column=wanted.label_column,
-    )
-    result = probe(
-        Encoder.open(wanted.model),
-        labelled,
-        None if wanted.against is None else Encoder.open(wanted.against),
-        seen=trained_on(wanted.model),
-        progress=not wanted.json and sys.stderr.isatty(),
-    )
-    if wanted.json:
-        print_json(result.to_json())
-    else:
-        print(describe(result))
-    return 0
+        labelled = read_labelled(
+            self.labels, self.kind, text_column=self.text_column, label_column=self.label_column
+        )
+        result = probe(
+            Encoder.open(self.model),
+            labelled,
+            None if self.against is None else Encoder.open(self.against),
+            seen=trained_on(self.model),
+            progress=not self.json and sys.stderr.isatty(),
+        )
+        self.answer(result.to_json(), describe(result))
 
 
 def trained_on(model: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from maskery.evaluation.intervals import interval_note
@@ -23,8 +23,8 @@ SHARES = ("top1", "top5", "accuracy", *RANKINGS)
 SPLITS = {"test": "test split", "val": "validation"}
 # Shown elsewhere in the report.
 LEFT_OUT = {
-    *("run", "model", "before", "after", "difference", "scores", "training", "skipped", "notes"),
-    *("best_step", "vectors", "verdict"),
+    *("run", "model", "as_loaded", "before", "after", "heads", "difference", "scores", "training"),
+    *("skipped", "notes", "best_step", "vectors", "verdict"),
     *SPLITS,
 }
 
@@ -56,8 +56,14 @@ def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     A run that is not finished has none.
     """
     if "before" in evaluation and "after" in evaluation:
-        columns = {"before": evaluation["before"], "after": evaluation["after"]}
+        names = {"as loaded": "as_loaded", "before": "before", "after": "after"}
+        # Runs of earlier versions, and those whose head was not trained alone, have two columns.
+        columns = {name: evaluation[key] for name, key in names.items() if evaluation.get(key)}
         table = _table(columns, evaluation.get("difference") or {}, "difference", "examples")
+        heads = evaluation.get("heads") or {}
+        if heads:
+            cells = (*(Figure(value=head) for head in heads.values()), None)
+            table = replace(table, rows=(("head", cells), *table.rows))
         vectors = evaluation.get("vectors")
         return [table, _vectors(vectors)] if vectors else [table]
     if "scores" in evaluation:

@@ -27,7 +27,6 @@ from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, ExampleSums, require_numbers, token_rows
-from maskery.evaluation.text.pseudo_likelihood import Copy
 from maskery.evaluation.text.samples import context, whole_words
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
@@ -234,8 +233,7 @@ def sample_pictures(
     for row, (position, sequence) in enumerate(zip(positions, owners, strict=True)):
         first, last = batch.text.boundaries[sequence], batch.text.boundaries[sequence + 1]
         target = int(batch.text.input_ids[position])
-        copy = Copy(text=row, position=int(position - first), ids=ids[first:last], target=target)
-        left, right = context(copy, tokenizer)
+        left, right = context(ids[first:last], int(position - first), tokenizer)
         rows.append(
             PictureFill(
                 left=left,
