@@ -35,11 +35,13 @@ class Example(NamedTuple):
         text: Stripped of white space at both ends, never blank; line ends are `\n`.
         source: The file, or the hub dataset, it comes from.
         id: Unsigned 64-bit, from `example_id`.
+        group: Its value in the group column, where one is read; empty where there is none.
     """
 
     text: str
     source: str
     id: int
+    group: str = ""
 
 
 def example_id(text: str) -> int:
@@ -165,6 +167,10 @@ class Reading:
     max_record_chars: int = MAX_RECORD_CHARS
     span: tuple[int, int] | None = None
     """The part to read: bytes of text and JSON lines, row groups of Parquet. Default: all."""
+    group_column: str | None = None
+    """Also read by `text_of`; may be nested, as the text column may."""
+    group: str = field(default="", init=False)
+    """What the record at hand has there."""
     first_record: bool = field(default=True, init=False)
 
     def refuse(self, problem: str) -> None:
@@ -175,16 +181,29 @@ class Reading:
             )
         self.report.skipped += 1
 
-    def missing_column(self, columns: list[str]) -> DataError:
-        """Return the error for a table without the text column."""
+    def missing_column(self, columns: list[str], group: str | None = None) -> DataError:
+        """Return the error for a table without the text column, or without the group's."""
         names = ", ".join(repr(name) for name in columns[:20]) + ", ..." * (len(columns) > 20)
+        flag = "--text-column" if group is None else "--group-column"
         return DataError(
-            f"{self.place} has no column {self.config.text_column!r}; there "
-            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by --text-column"
+            f"{self.place} has no column {group or self.config.text_column!r}; there "
+            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by {flag}"
         )
+
+    def read_group(self, record: Mapping[str, object]) -> None:
+        """Take note of a record's group, if groups are read."""
+        if self.group_column is None:
+            return
+        value = _inside(record, self.group_column)
+        if value is MISSING and self.first_record:
+            raise self.missing_column([str(name) for name in record], self.group_column)
+        # NaN, which tables have where nothing is, is not equal to itself.
+        none = value is MISSING or value is None or value != value
+        self.group = "" if none else str(value).strip()
 
     def text_of(self, record: Mapping[str, object]) -> str | None:
         """Return the text of a record, or None if it is skipped."""
+        self.read_group(record)
         column = self.config.text_column
         if column in record:
             return self.value(record[column])
@@ -205,6 +224,12 @@ class Reading:
             root = column if column in names else column.partition(".")[0]
             if root not in names:
                 raise self.missing_column(list(names))
+            roots.append(root)
+        if self.group_column is not None:
+            column = self.group_column
+            root = column if column in names else column.partition(".")[0]
+            if root not in names:
+                raise self.missing_column(list(names), column)
             roots.append(root)
         return list(dict.fromkeys(roots))
 
@@ -337,7 +362,8 @@ def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
         if len(text) > limit:
             for piece in cutter.whole(text):
                 report.examples += 1
-                yield Example(piece, source, example_id(piece))
+                yield Example(piece, source, example_id(piece), reading.group)
             continue
         report.examples += 1
-        yield Example(text, source, from_bytes(hash_of(data, digest_size=8).digest(), "little"))
+        number = from_bytes(hash_of(data, digest_size=8).digest(), "little")
+        yield Example(text, source, number, reading.group)

@@ -56,6 +56,7 @@ class Corpus:
         self.num_bytes = sum(known) if source is None and len(known) == len(self.sizes) else None
         self.bytes_read = 0
         self.report = ReadingReport()
+        self._group_column: str | None = None
 
     @classmethod
     def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Corpus:
@@ -113,6 +114,31 @@ class Corpus:
         yield from self._file_examples() if self._source is None else self._source_examples()
         if not report.examples:
             raise self._no_text(report)
+
+    def groups(self, column: str) -> Iterator[Example]:
+        """Read from the start, each example with its value in a column.
+
+        Raises:
+            DataError: As `__iter__`; or some rows have none, or files have no columns.
+        """
+        for path in self.files:
+            if format_of(path, self.config) == "text":
+                raise DataError(
+                    f"--group-column {column}: {path} is plain text, which has no columns; name "
+                    f"tables or JSON, or leave it out"
+                )
+        self._group_column, empty = column, 0
+        try:
+            for example in self:
+                empty += not example.group
+                yield example
+        finally:
+            self._group_column = None
+        if empty:
+            raise DataError(
+                f"--group-column {column} is empty for {empty:,} of {self.report.examples:,} "
+                f"examples, which could stand on either side; fill it, or leave those rows out"
+            )
 
     def fingerprint(self) -> str:
         """Hash all that the examples depend on: contents and order of the files, and the config.
@@ -195,6 +221,7 @@ class Corpus:
             report=self.report,
             place=Place(source=source),
             on_read=self._advance,
+            group_column=self._group_column,
             block_bytes=self.block_bytes,
         )
 
