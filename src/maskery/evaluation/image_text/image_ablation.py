@@ -240,7 +240,9 @@ def sample_pictures(
                 right=right,
                 picture=data_uri(batch.images[batch.right[sequence]], view),
                 wrong_picture=data_uri(batch.images[batch.wrong[sequence]], view),
-                guesses={name: candidates(log[row], tokenizer, top_k) for name, log in logs.items()},
+                guesses={
+                    name: candidates(log[row], tokenizer, top_k) for name, log in logs.items()
+                },
                 probabilities={name: float(log[row, target].exp()) for name, log in logs.items()},
             )
         )
