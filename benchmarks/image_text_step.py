@@ -36,9 +36,9 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.config import ImageTextConfig
 from maskery.models.image_text.model import ImageTextModel
-from maskery.tasks.image_text_batch import PreparedPersons
+from maskery.tasks.image_text import ImageTextTask
+from maskery.tasks.image_text_batch import PreparedPairs
 from maskery.tasks.image_text_config import PersonSearchConfig
-from maskery.tasks.person_search import PersonSearch
 
 PAD, CLS, SEP, MASK = 0, 101, 102, 103
 PADDED_LENGTH = 58
@@ -98,16 +98,14 @@ def fusion_pass(
     return hidden
 
 
-def released_losses(
-    task: PersonSearch, p: PreparedPersons
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def released_losses(task: ImageTextTask, p: PreparedPairs) -> tuple[dict[str, Any], dict[str, Any]]:
     """The five mean losses of the released step, and the decisions that it drew."""
     model, twin = task.model, task.twin.model
     ids, mask, mask1 = p.text2.input_ids, p.text2.attention_mask, p.text1.attention_mask
     batch, alpha, temp = len(ids), p.alpha, model.temp
-    same = p.person_ids[:, None] == p.person_ids[None, :]
-    everyone = torch.cat((p.person_ids, task.image_queue.ids))
-    positive = (p.person_ids[:, None] == everyone[None, :]).float()
+    same = p.ids[:, None] == p.ids[None, :]
+    everyone = torch.cat((p.ids, task.queues["image_queue"].ids))
+    positive = (p.ids[:, None] == everyone[None, :]).float()
     targets = positive / positive.sum(1, keepdim=True)
 
     image = model.encode_image(p.image1)  # 1
@@ -119,8 +117,8 @@ def released_losses(
         image_m = twin.encode_image(p.image2)  # 3
         text_m = twin.text_feature(text_pass(twin, ids, mask))  # 4
         sides_m = {"i": twin.image_feature(image_m), "t": text_m}
-        images = torch.cat((sides_m["i"].t(), task.image_queue.features.t()), dim=1)
-        texts = torch.cat((sides_m["t"].t(), task.text_queue.features.t()), dim=1)
+        images = torch.cat((sides_m["i"].t(), task.queues["image_queue"].features.t()), dim=1)
+        texts = torch.cat((sides_m["t"].t(), task.queues["text_queue"].features.t()), dim=1)
     losses, similar = {}, {}
     terms = []
     for query, query_m, keys in (
@@ -137,8 +135,8 @@ def released_losses(
         similar[query + keys] = scores[:, :batch].detach()
         terms.append(-(F.log_softmax(scores, dim=1) * goal).sum(dim=1).mean())
     losses["itc"] = torch.stack(terms).mean()
-    task.image_queue.enqueue(sides_m["i"], p.person_ids)
-    task.text_queue.enqueue(sides_m["t"], p.person_ids)
+    task.queues["image_queue"].enqueue(sides_m["i"], p.ids)
+    task.queues["text_queue"].enqueue(sides_m["t"], p.ids)
 
     fused = fusion_pass(model, text, mask, image)  # 5
     for_texts = F.softmax(similar["ti"], dim=1).masked_fill(same, 0)
@@ -185,7 +183,7 @@ def released_losses(
 # --- Maskery's -----------------------------------------------------------------------------------
 
 
-def maskery_losses(task: PersonSearch, prepared: PreparedPersons) -> dict[str, torch.Tensor]:
+def maskery_losses(task: ImageTextTask, prepared: PreparedPairs) -> dict[str, torch.Tensor]:
     """The five mean losses of Maskery's step."""
     task.before_step()
     sums = task.loss_sums(prepared)
@@ -247,7 +245,7 @@ def make_pairs(batch: int, size: int, seed: int) -> Pairs:
     )
 
 
-def padded_to_58(prepared: PreparedPersons) -> PreparedPersons:
+def padded_to_58(prepared: PreparedPairs) -> PreparedPairs:
     """The same decisions, laid out as the released code pads."""
     length = prepared.text1.input_ids.shape[1]
 
@@ -271,7 +269,7 @@ def padded_to_58(prepared: PreparedPersons) -> PreparedPersons:
     )
 
 
-def check_agreement(task: PersonSearch, prepared: PreparedPersons, wide: PreparedPersons) -> float:
+def check_agreement(task: ImageTextTask, prepared: PreparedPairs, wide: PreparedPairs) -> float:
     """The largest relative difference of the five losses, from the same state and decisions."""
     state = {name: tensor.clone() for name, tensor in task.extra_state().items()}
     task.model.eval()
@@ -294,7 +292,7 @@ def check_agreement(task: PersonSearch, prepared: PreparedPersons, wide: Prepare
 
 
 def timed_step(
-    task: PersonSearch, optimizer: torch.optim.Optimizer, losses: Any
+    task: ImageTextTask, optimizer: torch.optim.Optimizer, losses: Any
 ) -> tuple[float, float]:
     """Seconds, and processor seconds, for one step: forward, backward, optimiser."""
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -322,10 +320,9 @@ def main() -> None:
     model = make_model(options.small, options.dropout).train()
     config = PersonSearchConfig(mrtd_sample_at="every", queue_size=1024 if options.small else 65536)
     vocabulary = Vocabulary(size=30522, mask_token_id=MASK, special_ids=(PAD, CLS, SEP, MASK))
-    task = PersonSearch(
+    task = ImageTextTask(
         model,
         config,
-        vocabulary=vocabulary,
         pad_token_id=PAD,
         masker=Masker.of(vocabulary, seed=0),
         mrtd_masker=Masker.of(vocabulary, config=MaskingConfig(mask_rate=0.3), seed=1),

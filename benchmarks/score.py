@@ -23,6 +23,7 @@ import torch
 import transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from maskery.evaluation.text.fill import Filler
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import Scorer
 from maskery.models.loading import resolve
@@ -59,9 +60,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     opened = open_model(arguments.model, trained_head=False)
-    scorer = Scorer.of(
-        opened.model, opened.tokenizer, method="original", batch_tokens=arguments.batch_tokens
-    )
+    filler = Filler(opened.model, opened.tokenizer)
+    scorer = Scorer(filler, method="original", batch_tokens=arguments.batch_tokens)
     plain = AutoModelForMaskedLM.from_pretrained(resolve(arguments.model)).eval()
     # A head that is not in the checkpoint is drawn anew each time.
     plain.load_state_dict(opened.model.hf.state_dict())

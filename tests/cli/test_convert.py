@@ -7,8 +7,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from maskery.cli.convert import main
+from maskery.cli.command import parse
+from maskery.cli.convert import Convert
 from maskery.core.errors import ConfigError, ModelError
+
+
+def convert(*arguments: str) -> None:
+    parse(Convert, "convert", arguments).execute()
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_the_report_names_what_is_left_over(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(checkpoint), str(tmp_path / "out"), "--text-heads", "2"]) == 0
+    convert(str(checkpoint), str(tmp_path / "out"), "--text-heads", "2")
     printed = capsys.readouterr().out
     assert "read as bert" in printed
     assert "left over  extra" in printed
@@ -32,7 +37,7 @@ def test_the_report_names_what_is_left_over(
 def test_json_is_the_whole_report(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(checkpoint), str(tmp_path / "out"), "--text-heads", "2", "--json"]) == 0
+    convert(str(checkpoint), str(tmp_path / "out"), "--text-heads", "2", "--json")
     report = json.loads(capsys.readouterr().out)
     assert report["kind"] == "bert"
     assert report["left_over"] == ["extra"]
@@ -41,11 +46,11 @@ def test_json_is_the_whole_report(
 
 def test_a_wrong_flag_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="text_heads is 0: it must be at least 1"):
-        main([str(checkpoint), str(tmp_path / "out"), "--text-heads", "0"])
+        convert(str(checkpoint), str(tmp_path / "out"), "--text-heads", "0")
 
 
 def test_a_missing_tokenizer_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     arguments = [str(checkpoint), str(tmp_path / "out"), "--text-heads", "2"]
     with pytest.raises(ModelError, match="is not a tokenizer") as caught:
-        main([*arguments, "--tokenizer", str(tmp_path / "none")])
+        convert(*arguments, "--tokenizer", str(tmp_path / "none"))
     assert "\n" not in str(caught.value)

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import maskery
 from maskery.cli import main as main_module
-from maskery.cli.main import COMMANDS, find_command, main, take_config
+from maskery.cli.main import COMMANDS, find_command, main
+from maskery.cli.train import take_config
 from maskery.core import errors
 from maskery.core.errors import ConfigError
 
@@ -72,24 +74,24 @@ def test_an_error_the_user_can_mend_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Module:
-        @staticmethod
-        def main(rest: list[str]) -> int:
-            raise kind(f"{rest} is wrong; mend it")
+    def fail(rest: list[str]) -> None:
+        raise kind(f"{rest} is wrong; mend it")
 
-    monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr(
+        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
+    )
     assert main(["fill", "x"]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", "maskery fill: ['x'] is wrong; mend it\n")
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Module:
-        @staticmethod
-        def main(rest: list[str]) -> int:
-            raise ZeroDivisionError
+    def fail(rest: list[str]) -> None:
+        raise ZeroDivisionError
 
-    monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr(
+        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
+    )
     with pytest.raises(ZeroDivisionError):
         main(["fill", "x"])
 
@@ -97,12 +99,12 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_is_said_and_has_its_own_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Module:
-        @staticmethod
-        def main(rest: list[str]) -> int:
-            raise KeyboardInterrupt
+    def fail(rest: list[str]) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(main_module.importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr(
+        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
+    )
     assert main(["fill", "x"]) == 130
     assert capsys.readouterr().err == "maskery fill: stopped\n"
 

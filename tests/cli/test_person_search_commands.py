@@ -75,12 +75,12 @@ def test_mistakes_are_one_line_each(
 
 
 def test_flags_go_before_presets() -> None:
-    from maskery.cli.main import parse
+    from maskery.cli.command import parse
     from maskery.cli.train import command_class, starting_point
 
     command = command_class("person-search")
     arguments = ["--dataset", "rstpreid", "--root", "r", "--preset", "rasa", "--mrtd-weight", "0"]
-    default = starting_point("person-search", arguments, None)
+    default = starting_point(command, arguments, None)
     wanted = parse(command, "train person-search", arguments, default).run
     assert wanted.objectives.mrtd_weight == 0.0
     assert wanted.objectives.queue_size == 65536

@@ -11,8 +11,7 @@ import pytest
 from tiny_text import save_tiny_model
 
 from maskery.cli.main import main
-from maskery.evaluation.text.opening import open_model
-from maskery.evaluation.text.pseudo_likelihood import Scorer
+from maskery.evaluation.text.pseudo_likelihood import score as score_sentences
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +35,7 @@ def test_json_holds_what_the_library_says(
     model: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     printed = json.loads(run(capsys, model, file, "--json", "--words"))
-    opened = open_model(str(model))
-    scores = list(
-        Scorer.of(opened.model, opened.tokenizer).score(["the river stone", "lanterns thunder"])
-    )
+    scores = score_sentences(model, ["the river stone", "lanterns thunder"])
     assert [row["line"] for row in printed] == [1, 3]
     for row, score in zip(printed, scores, strict=True):
         assert row["log_probability"] == pytest.approx(score.log_probability, abs=1e-5)

@@ -15,7 +15,7 @@ from served import Client, served
 from maskery.cli.main import main
 from maskery.evaluation.text.fill import Filler, saliency
 from maskery.evaluation.text.opening import open_model
-from maskery.evaluation.text.pseudo_likelihood import Scorer
+from maskery.evaluation.text.pseudo_likelihood import score
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.playground.app import QUEUE, Worker, make_app, page_files
 from maskery.playground.requests import BODY_BYTES
@@ -59,9 +59,8 @@ def assert_close(found: object, expected: object) -> None:
 
 
 def test_score_is_the_command(client: Client, models: list[Path]) -> None:
-    opened = open_model(str(models[1]))
     text = "the river foxes, stone"
-    (expected,) = Scorer.of(opened.model, opened.tokenizer, method="original").score([text])
+    (expected,) = score(models[1], text, method="original")
     found = client.ask("score", {"model": 1, "text": text, "method": "original"}).json
     assert found["log_probability"] == pytest.approx(expected.log_probability, rel=1e-5)
     assert [word["word"] for word in found["words"]] == [word.word for word in expected.words]

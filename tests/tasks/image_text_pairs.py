@@ -18,7 +18,6 @@ from maskery.models.image_text.sizes import ImageTextSizes
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
 VOCABULARY = Vocabulary(size=40, mask_token_id=MASK, special_ids=(PAD, CLS, SEP, MASK))
 PARTS: dict[str, Any] = {
-    "vocabulary": VOCABULARY,
     "pad_token_id": PAD,
     "masker": Masker.of(VOCABULARY, config=MaskingConfig(mask_rate=0.3), seed=0),
     "mrtd_masker": Masker.of(VOCABULARY, config=MaskingConfig(mask_rate=0.3), seed=1),

@@ -13,10 +13,9 @@ from torch import nn
 
 from maskery.core.errors import PluginError
 from maskery.objectives.terms import LossTerm
+from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
-from maskery.tasks.image_text_mlm import ImageTextMLM
 from maskery.tasks.loss_terms import TermInputs
-from maskery.tasks.person_search import PersonSearch
 
 HELPER = Path(__file__).with_name("image_text_pairs.py")
 spec = importlib.util.spec_from_file_location(HELPER.stem, HELPER)
@@ -29,9 +28,9 @@ spec.loader.exec_module(tiny)
 
 def task(kind: str, *terms: Any, **changes: Any) -> Any:
     if kind == "pairs":
-        return ImageTextMLM(tiny.model(), ImageTextMLMConfig(**changes), terms=terms, **tiny.PARTS)
+        return ImageTextTask(tiny.model(), ImageTextMLMConfig(**changes), terms=terms, **tiny.PARTS)
     config = PersonSearchConfig(queue_size=4, **changes)
-    return PersonSearch(tiny.model(), config, terms=terms, **tiny.PARTS)
+    return ImageTextTask(tiny.model(), config, terms=terms, **tiny.PARTS)
 
 
 def run(of: Any) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from maskery.core.errors import CheckpointError, ConfigError
+from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import PersonSearchConfig
-from maskery.tasks.person_search import PersonSearch
 
 HELPER = Path(__file__).with_name("image_text_pairs.py")
 spec = importlib.util.spec_from_file_location(HELPER.stem, HELPER)
@@ -22,12 +22,12 @@ sys.modules[spec.name] = tiny  # dataclasses look their module up
 spec.loader.exec_module(tiny)
 
 
-def task(**changes: Any) -> PersonSearch:
+def task(**changes: Any) -> ImageTextTask:
     config = PersonSearchConfig(**{"queue_size": 10, **changes})
-    return PersonSearch(tiny.model(), config, **tiny.PARTS)
+    return ImageTextTask(tiny.model(), config, **tiny.PARTS)
 
 
-def prepared_for(of: PersonSearch, ids: list[int], persons: list[int] | None = None) -> Any:
+def prepared_for(of: ImageTextTask, ids: list[int], persons: list[int] | None = None) -> Any:
     return of.prepare(tiny.pairs(ids, persons), epoch=2, progress=0.5)
 
 
@@ -113,11 +113,15 @@ def test_queues_take_in_the_twins_features() -> None:
     with torch.no_grad():
         twin = of.twin.model
         images = twin.image_feature(twin.encode_image(prepared.image2))
-    torch.testing.assert_close(of.image_queue.features[:3], images)
-    assert of.image_queue.ids[:4].tolist() == of.text_queue.ids[:4].tolist() == [5, 6, 5, -100]
+    torch.testing.assert_close(of.queues["image_queue"].features[:3], images)
+    assert (
+        of.queues["image_queue"].ids[:4].tolist()
+        == of.queues["text_queue"].ids[:4].tolist()
+        == [5, 6, 5, -100]
+    )
     for _ in range(4):
         of.loss_sums(prepared)
-    assert of.image_queue.pointer == 5
+    assert of.queues["image_queue"].pointer == 5
 
 
 def test_data_parallel_training_reduces_every_gradient(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch.distributed
 import torch.multiprocessing
 
 from maskery.models.gather import Crowd
+from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import PersonSearchConfig
-from maskery.tasks.person_search import PersonSearch
 
 IDS, PERSONS = [1, 2, 3, 4, 5, 6, 7], [7, 8, 8, 7, 9, 10, 7]
 WORLD = 2
@@ -36,7 +36,7 @@ def one_step(rank: int, world_size: int, *, ddp: bool = False) -> dict[str, torc
     """Two steps of one process on its share: sums, counts, gradients, queues and negatives."""
     helper = tiny()
     # A queue that the batches do not fill evenly, so that its order counts.
-    task = PersonSearch(helper.model(), PersonSearchConfig(queue_size=10), **helper.PARTS)
+    task = ImageTextTask(helper.model(), PersonSearchConfig(queue_size=10), **helper.PARTS)
     model = task.model
     if ddp:
         task.model = torch.nn.parallel.DistributedDataParallel(model)

@@ -19,10 +19,9 @@ from maskery.core.batch import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.checkpoint_import.convert import Imported, import_albef
 from maskery.objectives.itm import has_negative
-from maskery.tasks.caption_steps import Step
-from maskery.tasks.image_text_batch import MaskedText, MRTDPlan, PaddedText, PreparedPersons
+from maskery.tasks.image_text import ImageTextTask, Step
+from maskery.tasks.image_text_batch import MaskedText, MRTDPlan, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import PersonSearchConfig
-from maskery.tasks.person_search import PersonSearch
 
 # Another record in the same layout, of any size and batch, can be tried in its place.
 OURS = Path(__file__).parents[1] / "golden" / "rasa_tiny"
@@ -35,19 +34,19 @@ LOSSES = {"itc": "cl", "itm": "pitm", "mlm": "mlm", "prd": "prd", "mrtd": "mrtd"
 @dataclass
 class Replay:
     record: dict[str, torch.Tensor]
-    task: PersonSearch
+    task: ImageTextTask
     imported: Imported
-    result: Step[PreparedPersons]
+    result: Step
     total: torch.Tensor
     sizes: dict[str, Any]
 
 
-def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> PreparedPersons:
+def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> PreparedPairs:
     labels = record["mlm_labels"]
     positions = (labels.flatten() != -100).nonzero().squeeze(-1)
     real = record["text1.attention_mask"].bool()
     everywhere = real.flatten().nonzero().squeeze(-1)
-    return PreparedPersons(
+    return PreparedPairs(
         image1=record["image1"],
         image2=record["image2"],
         text1=PaddedText(input_ids=record["text1.input_ids"], attention_mask=real),
@@ -55,7 +54,6 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
             input_ids=record["text2.input_ids"],
             attention_mask=record["text2.attention_mask"].bool(),
         ),
-        pair_ids=record["idx"],
         mlm=MaskedText(
             input_ids=record["mlm_input_ids"],
             positions=positions,
@@ -71,7 +69,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
         alpha=sizes["alpha"],
         num_tokens=int(real.sum()),
         terms=frozenset({"itc", "itm", "mlm", "prd", "mrtd"}),
-        person_ids=record["idx"],
+        ids=record["idx"],
         replaced=record["replace"],
         negative_uniforms=torch.full((2, len(record["idx"])), float("nan")),
         num_negatives=2 * int(has_negative(record["idx"], record["idx"]).sum()),
@@ -109,10 +107,9 @@ def replay() -> Replay:
         special_ids=tuple(sizes[name] for name in names),
     )
     masker = Masker.of(vocabulary)  # not asked: the record's masks are handed in
-    task = PersonSearch(
+    task = ImageTextTask(
         imported.model,
         config,
-        vocabulary=vocabulary,
         pad_token_id=sizes["pad_token_id"],
         masker=masker,
         mrtd_masker=masker,
@@ -206,11 +203,15 @@ def test_every_trained_parameter_has_a_recorded_norm(replay: Replay) -> None:
 
 def test_queues_after_the_step(replay: Replay) -> None:
     task, record = replay.task, replay.record
-    close(task.image_queue.features.T, record["after.image_queue"])
-    close(task.text_queue.features.T, record["after.text_queue"])
-    assert torch.equal(task.image_queue.ids.view(1, -1), record["after.idx_queue"])
-    assert torch.equal(task.text_queue.ids.view(1, -1), record["after.idx_queue"])
-    assert task.image_queue.pointer == task.text_queue.pointer == int(record["after.queue_ptr"])
+    close(task.queues["image_queue"].features.T, record["after.image_queue"])
+    close(task.queues["text_queue"].features.T, record["after.text_queue"])
+    assert torch.equal(task.queues["image_queue"].ids.view(1, -1), record["after.idx_queue"])
+    assert torch.equal(task.queues["text_queue"].ids.view(1, -1), record["after.idx_queue"])
+    assert (
+        task.queues["image_queue"].pointer
+        == task.queues["text_queue"].pointer
+        == int(record["after.queue_ptr"])
+    )
 
 
 def test_momentum_twin_after_the_step(replay: Replay) -> None:
@@ -228,7 +229,7 @@ def test_replaying_the_returned_decisions_gives_the_same_losses(replay: Replay) 
     with torch.no_grad():
         first = task.step(replay.result.prepared)
     batch = len(replay.record["idx"])
-    for queue in (task.image_queue, task.text_queue):
+    for queue in (task.queues["image_queue"], task.queues["text_queue"]):
         assert queue.pointer == (int(replay.record["after.queue_ptr"]) + batch) % len(queue)
     # The queue has moved on, so the contrast differs; nothing else does.
     for name in ("itm", "mlm", "prd", "mrtd"):

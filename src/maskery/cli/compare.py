@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.main import parse, prepare_output, print_json, set_up_logging, table
+from maskery.cli.command import Command, as_text, prepare_output
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_text
 
@@ -20,25 +20,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outputs:
+class Comparing(Command):
     """The forms of a comparison."""
 
     csv: Path | None = None
     """Also write the figures into this file, one line a row of the table."""
     page: Path | None = None
     """Also write one self-contained page, with the runs' held-out curves over one another."""
-    json: bool = False
-    """Print JSON on standard output."""
 
-    def check(self) -> None:
-        """Refuse files that cannot be written, before anything is computed."""
+    def execute(self) -> None:
+        """Compare; files that cannot be written are refused before anything is computed."""
         for flag, path in (("--csv", self.csv), ("--page", self.page)):
             if path is not None:
                 prepare_output(path, flag)
+        self.report(self.compare())
+
+    def compare(self) -> Sequence[Row]:
+        """Return the rows of the comparison."""
+        raise NotImplementedError
+
+    def report(self, rows: Sequence[Row]) -> None:
+        """Print a comparison, and write it into the files that were named."""
+        from maskery.evaluation.text.comparison import reference
+        from maskery.report.comparison import comparison_page, comparison_table
+
+        if self.csv is not None:
+            write_text(self.csv, as_csv(rows))
+        if self.page is not None:
+            write_text(self.page, comparison_page(rows))
+        data = {"against": reference(rows).name, "rows": [asdict(row) for row in rows]}
+        self.answer(data, as_text(comparison_table(rows)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Outputs):
+class Compare(Comparing):
     """Compare text runs that were measured on the same held-out text and masks.
 
     Shows the settings that differ, held-out figures with 95% intervals, and each run's difference
@@ -55,38 +70,41 @@ class Compare(Outputs):
     against: Path | None = None
     """The run that the others are compared with. Default: that of the lowest held-out loss."""
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Parse, compare, report."""
-    wanted = parse(Compare, "compare", arguments)
-    set_up_logging(quiet=True)
-    wanted.check()
-    with quick_imports():
-        from maskery.runs.text.compare import compare_folders
-    show(compare_folders(wanted.runs, wanted.against), wanted)
-    return 0
+    def compare(self) -> Sequence[Row]:
+        """Compare the runs that were named."""
+        with quick_imports():
+            from maskery.runs.text.compare import compare_folders
+        return compare_folders(self.runs, self.against)
 
 
-def show(rows: Sequence[Row], outputs: Outputs) -> None:
-    """Print a comparison, and write it into the files that were named."""
-    from maskery.evaluation.text.comparison import reference
-    from maskery.report.comparison import comparison_page, comparison_table
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Comparing):
+    """Train a text run with several values of its settings, one after the other, and compare.
 
-    if outputs.csv is not None:
-        write_text(outputs.csv, as_csv(rows))
-    if outputs.page is not None:
-        write_text(outputs.page, comparison_page(rows))
-    if outputs.json:
-        print_json({"against": reference(rows).name, "rows": [asdict(row) for row in rows]})
-        return
-    shown = comparison_table(rows)
-    lines = [[shown.corner, *shown.columns]]
-    for name, cells in shown.rows:
-        texts = (
-            f"{one.value} [{one.interval}]" if one.interval else one.value for one in cells if one
-        )
-        lines.append([name, *texts, *([""] * cells.count(None))])
-    print("\n".join([table(lines), *shown.note.split("; ")]))
+    Every combination of the values is a run in a folder of its own, SWEEP/NAME-VALUE. The same
+    command goes on after an interruption: finished runs are kept, an interrupted one resumes.
+
+    Examples:
+      maskery sweep runs/notes-minilm/config.yaml --over learning_rate=1e-4,3e-4
+      maskery sweep notes.yaml --over mask_rate=0.15,0.3 --over seed=0,1 --output runs/rates
+    """
+
+    quiet = False
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+    """The config.yaml of a text run."""
+    over: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """A setting and its values, as mask_rate=0.15,0.3; may be given several times."""
+    output: Path | None = None
+    """The folder of the runs' folders. Default: that of CONFIG's run, with -sweep after its
+    name."""
+
+    def compare(self) -> Sequence[Row]:
+        """Train what is missing, and compare all runs."""
+        with quick_imports():
+            from maskery.runs.text.compare import compare_folders
+            from maskery.runs.text.sweep import plan_sweep, run_sweep
+        runs = plan_sweep(self.config, self.over, self.output)
+        return compare_folders(run_sweep(runs, progress=not self.json))
 
 
 def as_csv(rows: Sequence[Row]) -> str:

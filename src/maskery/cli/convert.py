@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from maskery.cli.main import parse, print_json, set_up_logging
+from maskery.cli.command import Command
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.ranges import Count, check_ranges
 from maskery.core.system import quick_imports
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert:
+class Convert(Command):
     """Turn an ALBEF, RaSa, BERT or timm ViT checkpoint into a model folder.
 
     Every key of the file is reported as used, missing or left over. Nothing in the file is run.
@@ -38,8 +37,6 @@ class Convert:
     """Attention heads of the vision encoder. Default: width / 64."""
     tokenizer: str | None = None
     """A tokenizer to put into the folder: its folder or hub name. ALBEF's: bert-base-uncased."""
-    json: bool = False
-    """Print the whole report as JSON on standard output."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -47,33 +44,25 @@ class Convert:
             height, width = self.image_size
             raise ConfigError(f"image_size is {height} x {width}: both must be at least 1")
 
+    def execute(self) -> None:
+        """Write the model folder."""
+        with quick_imports():
+            from maskery.evaluation.retrieval.config import save_model_retrieval
+            from maskery.models.checkpoint_import.convert import import_checkpoint
+            from maskery.runs.person_search.settings import released_retrieval
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, convert, report."""
-    wanted = parse(Convert, "convert", arguments)
-    set_up_logging(quiet=True)
-    with quick_imports():
-        from maskery.evaluation.retrieval.config import save_model_retrieval
-        from maskery.models.checkpoint_import.convert import import_checkpoint
-        from maskery.runs.person_search.settings import released_retrieval
-
-    report = import_checkpoint(
-        wanted.checkpoint,
-        wanted.out,
-        image_size=wanted.image_size,
-        num_text_heads=wanted.text_heads,
-        num_vision_heads=wanted.vision_heads,
-    )
-    if report.kind == "albef":
-        save_model_retrieval(wanted.out, released_retrieval(report.missing))
-    if wanted.tokenizer is not None:
-        save_tokenizer(wanted.tokenizer, wanted.out)
-    if wanted.json:
-        print_json(asdict(report))
-    else:
-        print("\n".join(report.lines()))
-        print(f"written to {wanted.out}")
-    return 0
+        report = import_checkpoint(
+            self.checkpoint,
+            self.out,
+            image_size=self.image_size,
+            num_text_heads=self.text_heads,
+            num_vision_heads=self.vision_heads,
+        )
+        if report.kind == "albef":
+            save_model_retrieval(self.out, released_retrieval(report.missing))
+        if self.tokenizer is not None:
+            save_tokenizer(self.tokenizer, self.out)
+        self.answer(asdict(report), "\n".join([*report.lines(), f"written to {self.out}"]))
 
 
 def save_tokenizer(name: str, out: Path) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli import figures
-from maskery.cli.main import parse, print_json, set_up_logging
+from maskery.cli.command import Command, as_text, as_texts, parse, set_up_logging
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, Weight, check_ranges
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig
+from maskery.report.tables import (
+    models_tables,
+    rankings_table,
+    scores_table,
+    sights_table,
+    spread_table,
+)
 from maskery.runs.frame.config_file import run_kind
 
 USAGE = """usage: maskery evaluate RUN_OR_MODEL ...
@@ -41,22 +48,40 @@ examples:
   maskery evaluate runs/search-0 runs/search-1 runs/search-2
   maskery evaluate models/rasa --data persons.jsonl --rerank 128
 """
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
 BatchTokens = Annotated[int, Range(8)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateText:
+class Way(Command):
+    """One of the ways to evaluate, with the flags that it has."""
+
+    about: ClassVar[str]  # The models that it is for, in messages
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    """A run folder, a model folder, a hub name or minilm."""
+    data: tuple[str, ...] = ()
+    """Held-out text: files, folders, globs or a hub id. Default: what the run held out."""
+
+    @property
+    def source(self) -> str | None:
+        """Return the one source that `--data` names, or None; several are an error."""
+        if len(self.data) > 1:
+            raise ConfigError(
+                f"--data names {len(self.data)} sources, and a model with pictures is evaluated on "
+                f"one; give a pattern"
+            )
+        return self.data[0] if self.data else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateText(Way):
     """Held-out loss, perplexity and accuracy with 95% intervals.
 
     The masks are frozen: the same text gets the same masks at any batch size and for any model with
     the same tokenizer, so two models are compared token by token.
     """
 
-    model: Model
-    """A run folder, a model folder, a hub name or minilm."""
-    data: tuple[str, ...] = ()
-    """Held-out text: files, folders, globs or a hub id. Default: what the run held out."""
+    about = "text models"
     against: str | None = None
     """Another model with the same tokenizer, for the paired difference."""
     batch_tokens: BatchTokens | None = None
@@ -65,8 +90,6 @@ class EvaluateText:
     """Of the frozen masks, with --data."""
     cache_dir: Path | None = None
     """The folder of tokenised text. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
-    json: bool = False
-    """Print JSON on standard output."""
     reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=CorpusConfig
     )
@@ -79,6 +102,42 @@ class EvaluateText:
         if self.against is not None and not self.data:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
 
+    def execute(self) -> None:
+        """Evaluate a text run, or one or two models on any text."""
+        with quick_imports():
+            from maskery.evaluation.image_text.opening import is_image_text
+            from maskery.runs.text.evaluate import evaluate_model, evaluate_run
+
+        if self.against is not None and is_image_text(self.against):
+            raise ConfigError(
+                f"'{self.against}' reads pictures and '{self.model}' text alone, so they cannot be "
+                f"compared; name two of a kind"
+            )
+        if self.data:
+            result = evaluate_model(
+                self.model,
+                self.data,
+                against=self.against,
+                reading=self.reading,
+                masking=self.masking,
+                cache_dir=self.cache_dir,
+                batch_tokens=self.batch_tokens or 4096,
+                seed=self.mask_seed,
+                progress=not self.json,
+            )
+        elif run_kind(self.model) is not None:
+            result = evaluate_run(Path(self.model), batch_tokens=self.batch_tokens)
+        else:
+            if "/" in self.model and not Path(self.model).exists():
+                raise ConfigError(f"there is no folder '{self.model}'; name a run or model folder")
+            raise ConfigError(
+                f"'{self.model}' is no run folder, so there is no held-out text of its own; "
+                f"name some with --data FILE"
+            )
+        found = asdict(result)
+        table = scores_table(found["scores"], found["difference"], mrtd_auc=found["mrtd_auc"])
+        self.answer(found, as_text(table))
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnReader:
@@ -89,26 +148,34 @@ class OwnReader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatePairs:
+class EvaluatePairs(Way):
     """Held-out figures of a run of train pairs, with the right picture, a wrong one and none."""
 
-    model: Model
-    """The run folder."""
+    about = "runs of train pairs"
     data: tuple[str, ...] = ()
     """Other pairs than those that the run held out."""
     score_words: tuple[str, ...] = ()
     """Words scored one at a time, as in train pairs. Default: the run's."""
-    json: bool = False
-    """Print JSON on standard output."""
     pairs: OwnReader = field(default_factory=OwnReader)
+
+    def execute(self) -> None:
+        """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
+        from maskery.runs.pairs.run import evaluate_pairs_run
+
+        result = evaluate_pairs_run(
+            Path(self.model),
+            score_words=self.score_words,
+            eval_pairs=self.source,
+            reader=self.pairs.reader,
+        )
+        self.answer(result.to_json(), as_text(sights_table(result.to_json())))
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateImageText:
+class EvaluateImageText(Way):
     """Masked words of captions with the right picture, a wrong one and none: one model or two."""
 
-    model: Model
-    """A folder of an image-text model, or of a run."""
+    about = "image-text models with --data"
     data: tuple[str, ...] = ()
     """Pairs, as for train pairs; all count as held out."""
     against: str | None = None
@@ -117,20 +184,43 @@ class EvaluateImageText:
     """Words scored one at a time, as in train pairs."""
     mask_seed: int = 0
     """Of the frozen masks."""
-    json: bool = False
-    """Print JSON on standard output."""
     masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MaskingConfig
     )
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
+    def execute(self) -> None:
+        """Evaluate an image-text model, or two, on pairs of the user's."""
+        from maskery.runs.pairs.evaluate import evaluate_image_text
+
+        data = self.source
+        if data is None:
+            raise ConfigError(
+                f"'{self.model}' is no run folder, so there are no held-out pairs of its own; name "
+                f"some with --data PAIRS"
+            )
+        result = evaluate_image_text(
+            self.model,
+            data,
+            against=self.against,
+            reading=self.pairs,
+            masking=self.masking,
+            seed=self.mask_seed,
+            words=self.score_words,
+        )
+        found = result.to_json()
+        if result.difference is None:
+            text = as_text(sights_table(*found["models"].values()))
+        else:
+            text = as_texts(models_tables(found["models"], found["difference"]))
+        self.answer(found, text)
+
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSearch:
+class EvaluateSearch(Way):
     """Captions find their pictures: R@1, R@5, R@10, mAP and mINP with 95% intervals."""
 
-    model: Model
-    """A run folder, or with --data a model folder."""
+    about = "person search"
     more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
     """Other runs on the same pictures: all are measured, and their mean and spread are given, with
     their seeds."""
@@ -158,8 +248,6 @@ class EvaluateSearch:
     memory_mb: Count | None = None
     """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); the
     figures do not depend on it. Default: the run's, or 1024."""
-    json: bool = False
-    """Print JSON on standard output."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
@@ -176,220 +264,118 @@ class EvaluateSearch:
                     f"run's; leave one out"
                 )
 
+    def execute(self) -> None:
+        """Evaluate person-search runs, or any image-text models on pairs."""
+        from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models
 
+        clean = None if self.clean_captions == "auto" else self.clean_captions == "yes"
+        names = ("rerank", "score", "odds_weight", "batch_tokens", "memory_mb", "root", "images")
+        asked = Overrides(clean_captions=clean, **{name: getattr(self, name) for name in names})
+        result = evaluate_retrieval_models(
+            [self.model, *self.more],
+            data=self.source,
+            reading=self.pairs,
+            split=self.held_out,
+            overrides=asked,
+            progress=not self.json,
+        )
+        found = result.to_json()
+        tables = []
+        for name, seed in result.seeds.items():
+            heading = name if seed is None else f"{name} (seed {seed})"
+            table = rankings_table(found["figures"][name])
+            tables.append(replace(table, title=heading if len(result.seeds) > 1 else ""))
+        if result.spread is not None:
+            tables.append(spread_table(found["spread"], list(result.seeds.values())))
+        self.answer(found, as_texts(tables))
+
+
+WAYS: tuple[type[Way], ...] = (EvaluateText, EvaluatePairs, EvaluateImageText, EvaluateSearch)
 SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--held-out"}
 
 
-def split_arguments(
-    arguments: Sequence[str], commands: Iterable[type[Any]]
-) -> tuple[list[str], set[str]]:
-    """Return positional arguments and flags without values, for any of some commands."""
-    sizes: dict[str, int | None] = {}
-    for command in commands:
-        sizes |= flags_of(command)
-    positional: list[str] = []
-    flags: set[str] = set()
-    skip: int | None = 0
-    for word in arguments:
-        if word.startswith("-") and word != "-":
-            name, equals, _ = word.partition("=")
-            flag = name.replace("_", "-")
-            flags.add(flag)
-            skip = 0 if equals else sizes.get(flag, 0)
-        elif skip == 0:
-            positional.append(word)
-        elif skip is not None:
-            skip -= 1
-    return positional, flags
-
-
-def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, int | None]:
-    """Return the flags of a dataclass and how many words each takes; None for any number."""
-    found: dict[str, int | None] = {}
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for one in fields(kind):
-        hint, marks = hints[one.name], ()
-        if typing.get_origin(hint) is Annotated:
-            hint, *marks = typing.get_args(hint)  # type: ignore[assignment]
-        name = one.name.replace("_", "-")
-        if is_dataclass(hint):
-            inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
-            found |= flags_of(hint, inner)  # type: ignore[arg-type]
-        elif tyro.conf.Positional not in marks:
-            found[prefix + name] = words_of(hint)
-            if hint is bool:
-                found[f"{prefix}no-{name}"] = 0
-    return found
-
-
-def words_of(hint: Any) -> int | None:
-    """Return how many words a value of a type is; None for any number."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    tuples = [option for option in options if typing.get_origin(option) is tuple]
-    if not tuples:
-        return 0 if hint is bool else 1
-    parts = typing.get_args(tuples[0])
-    return None if Ellipsis in parts else len(parts)
-
-
-def only(data: Sequence[str]) -> str | None:
-    """Return the one source that `--data` names, or None; several are an error."""
-    if len(data) > 1:
-        raise ConfigError(
-            f"--data names {len(data)} sources, and a model with pictures is evaluated on one; "
-            f"give a pattern"
-        )
-    return data[0] if data else None
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Find out what is measured, parse its flags, evaluate, report."""
-    models, flags = split_arguments(arguments, [way[0] for way in WAYS.values()])
+def evaluate(arguments: Sequence[str]) -> Command:
+    """Find out what is measured, and parse the flags of that."""
+    models, flags = split_arguments(arguments)
     if not models:
         if {"-h", "--help"} & flags:
             print(USAGE, end="")
             raise SystemExit(0)
         raise ConfigError("no run or model is named; see maskery evaluate --help")
     set_up_logging(quiet=True)
-    command, about, report = WAYS[way_of(models, flags)]
-    for flag in sorted(flags - flags_of(command).keys()):
-        others = [name for other, name, _ in WAYS.values() if flag in flags_of(other)]
+    way = way_of(models, flags)
+    for flag in sorted(flags - flags_of(way).keys()):
+        others = [other.about for other in WAYS if flag in flags_of(other)]
         if others:
             raise ConfigError(
-                f"{flag} is for {' and '.join(others)}, and '{models[0]}' is evaluated as {about}; "
-                f"leave it out (maskery evaluate {models[0]} --help lists its flags)"
+                f"{flag} is for {' and '.join(others)}, and '{models[0]}' is evaluated as "
+                f"{way.about}; leave it out (maskery evaluate {models[0]} --help lists its flags)"
             )
-    report(parse(command, "evaluate", arguments))
-    return 0
+    return parse(way, "evaluate", arguments)
 
 
-def way_of(models: Sequence[str], flags: Iterable[str]) -> str:
-    """Return what is measured, a key of `WAYS`: by the kind of the run, or by the model."""
-    model, kind = models[0], run_kind(models[0])
+def way_of(models: Sequence[str], flags: set[str]) -> type[Way]:
+    """Choose by the kind of the run, or by the model."""
+    kind = run_kind(models[0])
     searches = len(models) > 1 or not SEARCH_FLAGS.isdisjoint(flags)
     if kind == "text":
-        return "text"
+        return EvaluateText
     if kind == "person-search":
-        return "search"
+        return EvaluateSearch
     if kind == "pairs" and not searches:
-        return "image-text" if "--against" in flags else "pairs"
+        return EvaluateImageText if "--against" in flags else EvaluatePairs
     with quick_imports():
         from maskery.evaluation.image_text.opening import is_image_text
         from maskery.runs.person_search.settings import finds_alone
 
-    if not is_image_text(model):
-        return "text"
-    return "search" if searches or finds_alone(model) else "image-text"
+    if not is_image_text(models[0]):
+        return EvaluateText
+    return EvaluateSearch if searches or finds_alone(models[0]) else EvaluateImageText
 
 
-def report_text(wanted: EvaluateText) -> None:
-    """Evaluate a text run, or one or two models on any text."""
-    with quick_imports():
-        from maskery.evaluation.image_text.opening import is_image_text
-        from maskery.runs.text.evaluate import evaluate_model, evaluate_run
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return positional arguments, and flags without their values, of any way to evaluate.
 
-    if wanted.against is not None and is_image_text(wanted.against):
-        raise ConfigError(
-            f"'{wanted.against}' reads pictures and '{wanted.model}' text alone, so they cannot be "
-            f"compared; name two of a kind"
-        )
-    if wanted.data:
-        result = evaluate_model(
-            wanted.model,
-            wanted.data,
-            against=wanted.against,
-            reading=wanted.reading,
-            masking=wanted.masking,
-            cache_dir=wanted.cache_dir,
-            batch_tokens=wanted.batch_tokens or 4096,
-            seed=wanted.mask_seed,
-            progress=not wanted.json,
-        )
-    elif run_kind(wanted.model) is not None:
-        result = evaluate_run(Path(wanted.model), batch_tokens=wanted.batch_tokens)
-    else:
-        if "/" in wanted.model and not Path(wanted.model).exists():
-            raise ConfigError(f"there is no folder '{wanted.model}'; name a run or model folder")
-        raise ConfigError(
-            f"'{wanted.model}' is no run folder, so there is no held-out text of its own; "
-            f"name some with --data FILE"
-        )
-    if wanted.json:
-        print_json(asdict(result))
-    else:
-        print(figures.scores_table(result.scores, result.difference, result.mrtd_auc))
+    The flags decide which parser reads them, so they are looked at before there is one.
+    """
+    sizes = {flag: size for way in WAYS for flag, size in flags_of(way).items()}
+    positional: list[str] = []
+    flags: set[str] = set()
+    values: float = 0
+    for word in arguments:
+        if word.startswith("-") and word != "-":
+            name, equals, _ = word.partition("=")
+            flags.add(flag := name.replace("_", "-"))
+            values = 0 if equals else sizes.get(flag, 0)
+        elif values:
+            values -= 1
+        else:
+            positional.append(word)
+    return positional, flags
 
 
-def report_pairs(wanted: EvaluatePairs) -> None:
-    """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
-    from maskery.runs.pairs.run import evaluate_pairs_run
-
-    result = evaluate_pairs_run(
-        Path(wanted.model),
-        score_words=wanted.score_words,
-        eval_pairs=only(wanted.data),
-        reader=wanted.pairs.reader,
-    )
-    if wanted.json:
-        print_json(result.to_json())
-    else:
-        print(figures.sights_table(result))
-
-
-def report_image_text(wanted: EvaluateImageText) -> None:
-    """Evaluate an image-text model, or two, on pairs of the user's."""
-    from maskery.runs.pairs.evaluate import evaluate_image_text
-
-    data = only(wanted.data)
-    if data is None:
-        raise ConfigError(
-            f"'{wanted.model}' is no run folder, so there are no held-out pairs of its own; name "
-            f"some with --data PAIRS"
-        )
-    result = evaluate_image_text(
-        wanted.model,
-        data,
-        against=wanted.against,
-        reading=wanted.pairs,
-        masking=wanted.masking,
-        seed=wanted.mask_seed,
-        words=wanted.score_words,
-    )
-    if wanted.json:
-        print_json(result.to_json())
-    else:
-        print(figures.models_table(result))
+def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, float]:
+    """Return the flags of a dataclass and the most values that each takes."""
+    found: dict[str, float] = {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for one in fields(kind):
+        hint, marks = hints[one.name], getattr(hints[one.name], "__metadata__", ())
+        hint = getattr(hint, "__origin__", hint) if marks else hint
+        name = one.name.replace("_", "-")
+        if is_dataclass(hint):
+            inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
+            found |= flags_of(hint, inner)  # type: ignore[arg-type]
+        elif tyro.conf.Positional not in marks:
+            found[prefix + name] = values_of(hint)
+            if hint is bool:
+                found[f"{prefix}no-{name}"] = 0
+    return found
 
 
-def report_search(wanted: EvaluateSearch) -> None:
-    """Evaluate person-search runs, or any image-text models on pairs: captions find pictures."""
-    from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models
-
-    clean = None if wanted.clean_captions == "auto" else wanted.clean_captions == "yes"
-    names = ("rerank", "score", "odds_weight", "batch_tokens", "memory_mb", "root", "images")
-    asked = Overrides(clean_captions=clean, **{name: getattr(wanted, name) for name in names})
-    result = evaluate_retrieval_models(
-        [wanted.model, *wanted.more],
-        data=only(wanted.data),
-        reading=wanted.pairs,
-        split=wanted.held_out,
-        overrides=asked,
-        progress=not wanted.json,
-    )
-    if wanted.json:
-        print_json(result.to_json())
-        return
-    for name, found in result.figures.items():
-        heading = f"{figures.run_heading(name, result.seeds[name])}\n"
-        print(f"{heading if len(result.figures) > 1 else ''}{figures.retrieval_table(found)}\n")
-    if result.spread is not None:
-        print(figures.spread_table(result.spread, list(result.seeds.values())))
-
-
-# By what is measured: its flags, what they are for, in messages, and what measures and prints.
-WAYS: dict[str, tuple[type[Any], str, Any]] = {
-    "text": (EvaluateText, "text models", report_text),
-    "pairs": (EvaluatePairs, "runs of train pairs", report_pairs),
-    "image-text": (EvaluateImageText, "image-text models with --data", report_image_text),
-    "search": (EvaluateSearch, "person search", report_search),
-}
+def values_of(hint: Any) -> float:
+    """Return the most values of a flag of some type."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    tuples = [typing.get_args(one) for one in options if typing.get_origin(one) is tuple]
+    if not tuples:
+        return 0 if hint is bool else 1
+    return math.inf if Ellipsis in tuples[0] else len(tuples[0])

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.main import (
-    parse,
-    percent,
-    prepare_output,
-    print_json,
-    set_up_logging,
-    shown,
-    table,
-)
+from maskery.cli.command import Command, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
 from maskery.core.system import quick_imports
 
@@ -32,7 +23,7 @@ WHOLE = "all words"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain:
+class Explain(Command):
     """Show where a model looks for each word of a caption.
 
     Writes a strip of pictures, one for each word, with the places coloured that speak for the word:
@@ -43,6 +34,7 @@ class Explain:
       maskery explain runs/people --image photo.jpg "a red coat" --output coat.png --target words
     """
 
+    quiet = False
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder or a model folder, of an image-text model."""
     caption: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTION")]
@@ -57,8 +49,6 @@ class Explain:
     by one picture for all words; words needs a model trained with --mlm-weight."""
     layer: int | None = None
     """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
-    json: bool = False
-    """Print the heat of every word as JSON on standard output, too."""
 
     def __post_init__(self) -> None:
         if not self.caption.strip():
@@ -68,33 +58,23 @@ class Explain:
                 f"--output is '{self.output}': it is written as PNG; end it with .png"
             )
 
+    def execute(self) -> None:
+        """Write the strip, and print the places."""
+        with quick_imports():
+            from maskery.evaluation.image_text.explain import explain
+            from maskery.evaluation.image_text.opening import load_picture
+            from maskery.runs.person_search.settings import open_for_retrieval
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, explain, draw."""
-    wanted = parse(Explain, "explain", arguments)
-    set_up_logging(quiet=wanted.json)
-    with quick_imports():
-        from maskery.evaluation.image_text.explain import explain
-        from maskery.evaluation.image_text.opening import load_picture
-        from maskery.runs.person_search.settings import open_for_retrieval
-
-    opened = open_for_retrieval(wanted.model)
-    image = load_picture(wanted.image)
-    prepare_output(wanted.output, "--output")
-    explanation = explain(
-        opened,
-        image,
-        wanted.caption,
-        target=None if wanted.target == "auto" else wanted.target,
-        layer=wanted.layer,
-    )
-    draw(explanation, image).save(wanted.output)
-    if wanted.json:
-        print_json(as_json(explanation, wanted.output))
-    else:
-        print(describe(explanation))
-        print(f"strip: {shown(wanted.output)}")
-    return 0
+        opened = open_for_retrieval(self.model)
+        image = load_picture(self.image)
+        prepare_output(self.output, "--output")
+        target = None if self.target == "auto" else self.target
+        explanation = explain(opened, image, self.caption, target=target, layer=self.layer)
+        draw(explanation, image).save(self.output)
+        self.answer(
+            as_json(explanation, self.output),
+            f"{describe(explanation)}\nstrip: {shown(self.output)}",
+        )
 
 
 def draw(explanation: Explanation, image: Image) -> Image:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.main import parse, percent, print_json, set_up_logging, table
+from maskery.cli.command import Command, percent, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, check_ranges
 from maskery.core.system import quick_imports
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fill:
+class Fill(Command):
     """Fill the [MASK]s of a sentence.
 
     Examples:
@@ -42,32 +41,23 @@ class Fill:
     """Words whose probability in place of the first mask is wanted."""
     beams: Count = 10
     """Partial fillings that the joint search of several masks keeps."""
-    json: bool = False
-    """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
         if not self.text:
             raise ConfigError('no sentence is given: add one, such as "The [MASK] is red."')
         check_ranges(self)
 
+    def execute(self) -> None:
+        """Fill every sentence."""
+        with quick_imports():
+            from maskery.runs.shortcuts import open_filler
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, fill, report."""
-    wanted = parse(Fill, "fill", arguments)
-    set_up_logging(quiet=True)
-    with quick_imports():
-        from maskery.runs.shortcuts import open_filler
-
-    filler = open_filler(wanted.model, wanted.image)
-    fillings = [
-        filler.fill(text, top_k=wanted.top_k, words=wanted.words, beams=wanted.beams)
-        for text in wanted.text
-    ]
-    if wanted.json:
-        print_json([asdict(filling) for filling in fillings])
-    else:
-        print("\n\n".join(describe(filling) for filling in fillings))
-    return 0
+        filler = open_filler(self.model, self.image)
+        fillings = [
+            filler.fill(text, top_k=self.top_k, words=self.words, beams=self.beams)
+            for text in self.text
+        ]
+        self.answer([asdict(one) for one in fillings], "\n\n".join(map(describe, fillings)))
 
 
 def describe(filling: Filling) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.main import parse, print_json, set_up_logging, table
+from maskery.cli.command import Command, table
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports
 from maskery.runs.text.config import TextRunConfig
@@ -20,7 +19,7 @@ BAR = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect:
+class Inspect(Command):
     """Look before a long run: lengths, waste, broken words, batches, time and memory.
 
     Takes the flags of maskery train text, and tells what that run would meet. Trains a few steps to
@@ -37,28 +36,19 @@ class Inspect:
     """Steps to time for the estimate; 0 for none."""
     words: Annotated[int, Range(0)] = 15
     """Words on each list."""
-    json: bool = False
-    """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    def execute(self) -> None:
+        """Look at the corpus as the run would."""
+        with quick_imports():
+            from maskery.runs.text.inspect import inspect_corpus
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, look, report."""
-    wanted = parse(Inspect, "inspect", arguments)
-    set_up_logging(quiet=True)
-    with quick_imports():
-        from maskery.runs.text.inspect import inspect_corpus
-
-    found = inspect_corpus(
-        wanted.run, timed_steps=wanted.timed_steps, listed=wanted.words, progress=not wanted.json
-    )
-    if wanted.json:
-        print_json(asdict(found))
-    else:
-        print(describe(found))
-    return 0
+        found = inspect_corpus(
+            self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
+        )
+        self.answer(asdict(found), describe(found))
 
 
 def describe(found: Inspection) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from maskery.cli.main import parse, set_up_logging
+from maskery.cli.command import Command
 from maskery.core.system import quick_imports
 from maskery.playground.serve import PlaygroundConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Playground:
+class Playground(Command):
     """Try a model in the browser: mask words, read predictions, compare two models.
 
     Serves a page on this machine alone, which asks for nothing outside of it. Ctrl-C ends it.
@@ -38,21 +37,19 @@ class Playground:
         default_factory=PlaygroundConfig
     )
 
+    def execute(self) -> None:
+        """Open the models, and serve the page until Ctrl-C."""
+        with quick_imports():
+            from maskery.data.tokenise import default_cache_dir
+            from maskery.playground.serve import serve
+            from maskery.playground.session import Session
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, open, serve."""
-    wanted = parse(Playground, "playground", arguments)
-    set_up_logging(quiet=True)
-    with quick_imports():
-        from maskery.data.tokenise import default_cache_dir
-        from maskery.playground.serve import serve
-        from maskery.playground.session import Session
-
-    names = [wanted.model] if wanted.against is None else [wanted.model, wanted.against]
-    cache_dir = wanted.cache_dir or default_cache_dir()
-    serve(
-        Session(*names, gallery=wanted.gallery, cache_dir=cache_dir),
-        wanted.serving,
-        lambda address: print(f"the playground is at {address} (Ctrl-C ends it)", flush=True),
-    )
-    return 0
+        names = [self.model] if self.against is None else [self.model, self.against]
+        cache_dir = self.cache_dir or default_cache_dir()
+        serve(
+            Session(*names, gallery=self.gallery, cache_dir=cache_dir),
+            self.serving,
+            lambda address: self.answer(
+                {"address": address}, f"the playground is at {address} (Ctrl-C ends it)"
+            ),
+        )

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from maskery.cli.figures import retrieval_before_after, scores_table
-from maskery.cli.main import parse, percent, print_json, set_up_logging, table
-from maskery.cli.probe import describe
+from maskery.cli.command import Command, as_text, percent, table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports
 from maskery.people.config import PeopleConfig
+from maskery.report.tables import before_after_table, run_tables
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quickstart:
+class Quickstart(Command):
+    """A run on data that comes with Maskery."""
+
+    quiet = False
+    mark: ClassVar[str]  # A file that only an earlier quickstart leaves
+    output: Path
+    overwrite: bool = False
+    """Replace an earlier quickstart in that folder."""
+
+    def clear(self) -> None:
+        """Remove an earlier quickstart; refuse other full folders."""
+        output = self.output
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return
+        ours = (output / self.mark).is_file()
+        if not (self.overwrite and ours):
+            fix = "replace it with --overwrite" if ours else "name another --output"
+            raise CheckpointError(f"the folder '{output}' is in use; {fix}")
+        shutil.rmtree(output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Quickstart):
     """Adapt all-MiniLM-L6-v2 to the Python language reference: about three minutes on two cores.
 
     Needs the `quickstart` extra and no network. Prints held-out figures and sample fills before and
@@ -32,56 +53,45 @@ class Quickstart:
       maskery quickstart --output /tmp/quickstart --overwrite
     """
 
+    mark = "python_reference.txt"
     output: Path = Path("runs/quickstart")
     """The folder for the corpus and the run."""
-    overwrite: bool = False
-    """Replace an earlier quickstart in that folder."""
-    json: bool = False
-    """Print the result as JSON on standard output."""
 
+    def execute(self) -> None:
+        """Train, and show what changed."""
+        self.clear()
+        with quick_imports():
+            from maskery.runs.text.quickstart import run_quickstart
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `maskery quickstart`."""
-    wanted = parse(Quickstart, "quickstart", arguments)
-    set_up_logging(quiet=wanted.json)
-    clear_folder(wanted.output, overwrite=wanted.overwrite)
-    with quick_imports():
-        from maskery.runs.text.quickstart import run_quickstart
-
-    outcome = run_quickstart(wanted.output, progress=not wanted.json)
-    result = outcome.result
-    if wanted.json:
+        outcome = run_quickstart(self.output, progress=not self.json)
         fills = [[asdict(before), asdict(after)] for before, after in outcome.fills]
-        print_json({**result.to_json(), "as_loaded": asdict(outcome.as_loaded), "fills": fills})
-    else:
-        show(outcome)
-    finish_report(result.folder)
-    return 0
+        self.answer({**outcome.result.to_json(), "fills": fills}, describe(outcome))
+        finish_report(outcome.result.folder)
 
 
-def show(outcome: Any) -> None:
-    """Print the figures and fills of a `QuickstartResult`."""
+def describe(outcome: Any) -> str:
+    """Return the figures and fills of a `QuickstartResult`."""
     result = outcome.result
-    columns = {"as loaded": outcome.as_loaded, "before": result.before, "after": result.after}
-    print(scores_table(columns, result.difference))
-    print(
-        "as loaded: with a random prediction head; before: with the head that training starts "
-        "from; difference: after minus before"
-    )
-    print(f"\n{describe(result.vectors)}\nverdict: {result.verdict}")
+    lines = [
+        *map(as_text, run_tables(result.to_json())),
+        f"verdict: {result.verdict}",
+    ]
     for before, after in outcome.fills:
-        rows = [["before", "", "after", ""]]
+        rows = [["as loaded", "", "after", ""]]
         for one, other in zip(before.masks[0], after.masks[0], strict=True):
             cells = ((fill.token, percent(fill.probability)) for fill in (one, other))
             rows.append([cell for pair in cells for cell in pair])
-        print(f"\n{before.text}\n{table(rows)}")
-    print(f"\nthe model is in {result.folder / 'model'}; try it:")
-    print(f'  maskery fill {result.folder} "The [MASK] of a function is its name."')
-    print(f"  maskery evaluate {result.folder}")
+        lines.append(f"\n{before.text}\n{table(rows)}")
+    lines += [
+        f"\nthe model is in {result.folder / 'model'}; try it:",
+        f'  maskery fill {result.folder} "The [MASK] of a function is its name."',
+        f"  maskery evaluate {result.folder}",
+    ]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartPersonSearch:
+class People(Quickstart):
     """Draw people and learn to find them by their descriptions: ten minutes on two cores.
 
     Needs the `vision` extra and no network. Prints R@1 on people never seen in training, before
@@ -92,46 +102,37 @@ class QuickstartPersonSearch:
       maskery quickstart person-search --output /tmp/people --overwrite
     """
 
+    mark = "people/drawn_people.json"
     output: Path = Path("runs/quickstart-person-search")
     """The folder for the people and the run."""
-    overwrite: bool = False
-    """Replace an earlier quickstart in that folder."""
-    json: bool = False
-    """Print the result as JSON on standard output."""
 
+    def execute(self) -> None:
+        """Draw, train, and show what is found."""
+        self.clear()
+        with quick_imports():
+            from maskery.runs.person_search.quickstart import run_person_search_quickstart
 
-def person_search(arguments: Sequence[str]) -> int:
-    """Run `maskery quickstart person-search`."""
-    wanted = parse(QuickstartPersonSearch, "quickstart person-search", arguments)
-    set_up_logging(quiet=wanted.json)
-    clear_folder(wanted.output, overwrite=wanted.overwrite, mark="people/drawn_people.json")
-    with quick_imports():
-        from maskery.runs.person_search.quickstart import run_person_search_quickstart
-
-    with drawing_bar(quiet=wanted.json) as draw_progress:
-        outcome = run_person_search_quickstart(
-            wanted.output, draw_progress=draw_progress, progress=not wanted.json
-        )
-    before, after = outcome.before.figures, outcome.after.figures
-    if wanted.json:
+        with drawing_bar(quiet=self.json) as draw_progress:
+            outcome = run_person_search_quickstart(
+                self.output, draw_progress=draw_progress, progress=not self.json
+            )
+        before, after = outcome.before.figures, outcome.after.figures
         document: dict[str, Any] = outcome.result.to_json()
         document |= {"before": asdict(before), "after": asdict(after)}
-        print_json({**document, "picture": str(outcome.picture), "seconds": outcome.seconds})
-        return 0
-    print(retrieval_before_after(before, after))
-    minutes = outcome.seconds / 60
-    print(f"{minutes:.1f} minutes in all; five searches are drawn in {outcome.picture}")
-    folder = outcome.result.folder
-    print(f"the model is in {folder / 'model'}; try it:")
-    print(
-        f"  maskery search {folder} --gallery {wanted.output / 'people' / 'imgs'} "
-        f'"a woman in a red coat"'
-    )
-    return 0
+        folder = outcome.result.folder
+        self.answer(
+            {**document, "picture": str(outcome.picture), "seconds": outcome.seconds},
+            f"{as_text(before_after_table(asdict(before), asdict(after)))}\n"
+            f"{outcome.seconds / 60:.1f} minutes in all; five searches are drawn in "
+            f"{outcome.picture}\n"
+            f"the model is in {folder / 'model'}; try it:\n"
+            f"  maskery search {folder} --gallery {self.output / 'people' / 'imgs'} "
+            f'"a woman in a red coat"',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawPeople:
+class DrawPeople(Command):
     """Draw people with captions, in the layout of CUHK-PEDES and as pairs.
 
     The same settings give the same pictures; a call that was interrupted is continued by the next.
@@ -141,32 +142,27 @@ class DrawPeople:
       maskery train pairs people/pairs_train.jsonl --score-words drawn-people
     """
 
+    quiet = False
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The folder to draw into: new, empty, or begun with the same settings."""
     people: Annotated[PeopleConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PeopleConfig)
-    json: bool = False
-    """Print the summary as JSON on standard output."""
 
+    def execute(self) -> None:
+        """Draw the pictures that are not there."""
+        from maskery.people.dataset import draw_people
 
-def draw_people(arguments: Sequence[str]) -> int:
-    """Run `maskery data draw-people`."""
-    wanted = parse(DrawPeople, "data draw-people", arguments)
-    set_up_logging(quiet=wanted.json)
-    from maskery.people import dataset
-
-    with drawing_bar(quiet=wanted.json) as draw_progress:
-        summary = dataset.draw_people(wanted.out, wanted.people, draw_progress)
-    if wanted.json:
-        print_json({**asdict(summary), "folder": str(summary.folder)})
-        return 0
-    for split, count in summary.num_people.items():
-        print(
+        with drawing_bar(quiet=self.json) as draw_progress:
+            summary = draw_people(self.out, self.people, draw_progress)
+        lines = [
             f"{split}: {count:,} people, {summary.num_images[split]:,} pictures, "
             f"{summary.num_captions[split]:,} captions"
-        )
-    print(f"{summary.num_drawn:,} pictures drawn now; train on them:")
-    print(f"  maskery train pairs {wanted.out / 'pairs_train.jsonl'} --score-words drawn-people")
-    return 0
+            for split, count in summary.num_people.items()
+        ]
+        lines += [
+            f"{summary.num_drawn:,} pictures drawn now; train on them:",
+            f"  maskery train pairs {self.out / 'pairs_train.jsonl'} --score-words drawn-people",
+        ]
+        self.answer({**asdict(summary), "folder": str(summary.folder)}, "\n".join(lines))
 
 
 @contextmanager
@@ -183,15 +179,3 @@ def drawing_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
                 bar.close()
 
         yield show
-
-
-def clear_folder(output: Path, *, overwrite: bool, mark: str = "python_reference.txt") -> None:
-    """Remove an earlier quickstart, which has left the file `mark`; refuse other full folders."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    ours = (output / mark).is_file()
-    if overwrite and ours:
-        shutil.rmtree(output)
-        return
-    fix = "replace it with --overwrite" if ours else "name another --output"
-    raise CheckpointError(f"the folder '{output}' is in use; {fix}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.main import parse, print_json, set_up_logging, table
+from maskery.cli.command import Command, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports
@@ -29,7 +29,7 @@ TEXT_WIDTH = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Command):
     """Score sentences by how likely a model finds them: pseudo-log-likelihood, in nats.
 
     Each token is masked in turn; the log-probabilities of the true tokens are summed. With
@@ -62,8 +62,6 @@ class Score:
     """The character encoding of the file."""
     tsv: bool = False
     """Tab-separated values with a heading, exact figures."""
-    json: bool = False
-    """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -72,58 +70,102 @@ class Score:
         if self.pairs and self.words:
             raise ConfigError("--pairs compares whole sentences; leave out --words")
 
+    def execute(self) -> None:
+        """Score every line."""
+        from tqdm import tqdm
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, score, report."""
-    wanted = parse(Score, "score", arguments)
-    set_up_logging(quiet=True)
-    from tqdm import tqdm
+        from maskery.data.corpus.sentences import name_of, read_sentence_pairs, read_sentences
 
-    from maskery.data.corpus.sentences import name_of, read_sentence_pairs, read_sentences
-
-    if wanted.pairs:
-        pairs = list(read_sentence_pairs(wanted.file, encoding=wanted.encoding))
-        lines = [line for pair in pairs for line in pair]
-    else:
-        lines = list(read_sentences(wanted.file, encoding=wanted.encoding))
-    scorer = open_scorer(wanted)
-    refuse_masks(scorer, lines, name_of(wanted.file))
-    scored = scorer.score(
-        (line.text for line in lines),
-        lambda index: f"{name_of(wanted.file)}: line {lines[index].number}",
-    )
-    # No bar where standard error is no terminal.
-    scores = list(tqdm(scored, desc="scoring", total=len(lines), leave=False, disable=None))
-    warn_of_unknown_words(scorer, scores)
-    numbers = [line.number for line in lines]
-    if wanted.pairs:
-        report_pairs(wanted, numbers[::2], scores)
-    else:
-        report(wanted, numbers, scores)
-    return 0
-
-
-def open_scorer(wanted: Score) -> Scorer:
-    """Open a text model, or an image-text model with or without a picture, for scoring."""
-    with quick_imports():
-        from maskery.evaluation.image_text.opening import is_image_text, open_image_text
-        from maskery.evaluation.text.pseudo_likelihood import Scorer
-
-    settings: dict[str, Any] = {"method": wanted.method, "batch_tokens": wanted.batch_tokens}
-    if is_image_text(wanted.model):
-        from maskery.evaluation.image_text.image_fill import ImageFiller
-
-        filler = ImageFiller(open_image_text(wanted.model), wanted.image)
-        return Scorer(filler.tokenizer, filler.predict, limit=filler.limit, **settings)
-    from maskery.evaluation.text.opening import open_model
-
-    if wanted.image is not None:
-        raise ConfigError(
-            f"--image {wanted.image}: '{wanted.model}' reads text alone; leave the picture out, "
-            f"or name a model of maskery train pairs"
+        if self.pairs:
+            pairs = read_sentence_pairs(self.file, encoding=self.encoding)
+            lines = [line for pair in pairs for line in pair]
+        else:
+            lines = list(read_sentences(self.file, encoding=self.encoding))
+        file, numbers = name_of(self.file), [line.number for line in lines]
+        scorer = self.scorer()
+        refuse_masks(scorer, lines, file)
+        scored = scorer.score(
+            (line.text for line in lines), lambda index: f"{file}: line {numbers[index]}"
         )
-    opened = open_model(wanted.model)
-    return Scorer.of(opened.model, opened.tokenizer, **settings)
+        # No bar where standard error is no terminal.
+        scores = list(tqdm(scored, desc="scoring", total=len(lines), leave=False, disable=None))
+        warn_of_unknown_words(scorer, scores)
+        if self.pairs:
+            self.report_pairs(list(zip(numbers[::2], scores[::2], scores[1::2], strict=True)))
+        else:
+            self.report(list(zip(numbers, scores, strict=True)))
+
+    def scorer(self) -> Scorer:
+        """Open a text model, or an image-text model with or without a picture."""
+        with quick_imports():
+            from maskery.evaluation.text.pseudo_likelihood import Scorer
+            from maskery.runs.shortcuts import open_filler
+
+        filler = open_filler(self.model, self.image)
+        return Scorer(filler, method=self.method, batch_tokens=self.batch_tokens)
+
+    def report(self, scored: Sequence[tuple[int, TextScore]]) -> None:
+        """Print sentences, or their words if these are asked for."""
+        data = [as_json(number, score, self.words) for number, score in scored]
+        if self.words:
+            rows = [
+                (number, word.word, word.log_probability, " ".join(word.pieces))
+                for number, score in scored
+                for word in score.words
+            ]
+            shown = self.rows(WORD_COLUMNS, rows)
+        else:
+            shown = self.rows(
+                TEXT_COLUMNS,
+                [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in scored],
+            )
+        total = sum(score.log_probability for _, score in scored)
+        tokens = sum(score.tokens for _, score in scored)
+        note = (
+            f"{len(scored):,} sentences, {tokens:,} tokens: {total:,.1f} nats, "
+            f"{total / tokens:.3f} a token ({self.method})"
+        )
+        self.answer(data, shown if self.tsv else f"{shown}\n{note}")
+
+    def report_pairs(self, pairs: Sequence[tuple[int, TextScore, TextScore]]) -> None:
+        """Print which sentence of each pair is likelier; a tie counts half."""
+        differences = [one.log_probability - other.log_probability for _, one, other in pairs]
+        right = sum(0.5 if d == 0 else float(d > 0) for d in differences)
+        rows = [
+            (number, likelier(difference), difference, first.text, second.text)
+            for difference, (number, first, second) in zip(differences, pairs, strict=True)
+        ]
+        listed = [
+            dict(zip(PAIR_COLUMNS, row, strict=True))
+            | {"first": as_json(number, first, False), "second": as_json(number, second, False)}
+            for row, (number, first, second) in zip(rows, pairs, strict=True)
+        ]
+        share = right / len(pairs)
+        shown = self.rows(PAIR_COLUMNS, rows)
+        note = (
+            f"{right:g} of {len(pairs):,} pairs have the likelier sentence first: "
+            f"{100 * share:.1f}% ({self.method})"
+        )
+        self.answer(
+            {"accuracy": share, "method": self.method, "pairs": listed},
+            shown if self.tsv else f"{shown}\n{note}",
+        )
+
+    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+        """Return rows as a table for people, or as tab-separated values."""
+        if self.tsv:
+            stream = io.StringIO()
+            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+            writer.writerows([columns, *rows])
+            return stream.getvalue().rstrip("\n")
+        heading = [column.replace("_", " ") for column in columns]
+        cells = [heading, *[[cell(value) for value in row] for row in rows]]
+        for index, value in enumerate(rows[0]):
+            if isinstance(value, str):  # numbers stand to the right, texts to the left
+                width = max(len(row[index]) for row in cells)
+                for row in cells:
+                    row[index] = row[index].ljust(width)
+        return table(cells)
 
 
 def refuse_masks(scorer: Scorer, lines: Iterable[Any], file: str) -> None:
@@ -147,57 +189,6 @@ def warn_of_unknown_words(scorer: Scorer, scores: Iterable[TextScore]) -> None:
         )
 
 
-def report(wanted: Score, numbers: Sequence[int], scores: Sequence[TextScore]) -> None:
-    """Print sentences, and their words if these are asked for."""
-    lines = list(zip(numbers, scores, strict=True))
-    if wanted.json:
-        print_json([as_json(n, s, wanted.words) for n, s in lines])
-    elif wanted.words:
-        words = [
-            (n, w.word, w.log_probability, " ".join(w.pieces)) for n, s in lines for w in s.words
-        ]
-        print_rows(wanted, WORD_COLUMNS, words)
-    else:
-        rows = [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in lines]
-        print_rows(wanted, TEXT_COLUMNS, rows)
-    if not (wanted.json or wanted.tsv):
-        total, tokens = sum(s.log_probability for s in scores), sum(s.tokens for s in scores)
-        print(
-            f"{len(scores):,} sentences, {tokens:,} tokens: {total:,.1f} nats, "
-            f"{total / tokens:.3f} a token ({wanted.method})"
-        )
-
-
-def report_pairs(wanted: Score, numbers: Sequence[int], scores: Sequence[TextScore]) -> None:
-    """Print which sentence of each pair is likelier; a tie counts half."""
-    pairs = list(zip(numbers, scores[::2], scores[1::2], strict=True))
-    differences = [one.log_probability - other.log_probability for _, one, other in pairs]
-    right = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences)
-    if wanted.json:
-        listed = [
-            {
-                "line": number,
-                "likelier": likelier(difference),
-                "difference": difference,
-                "first": as_json(number, first, False),
-                "second": as_json(number, second, False),
-            }
-            for difference, (number, first, second) in zip(differences, pairs, strict=True)
-        ]
-        print_json({"accuracy": right / len(pairs), "method": wanted.method, "pairs": listed})
-        return
-    rows = [
-        (number, likelier(difference), difference, first.text, second.text)
-        for difference, (number, first, second) in zip(differences, pairs, strict=True)
-    ]
-    print_rows(wanted, PAIR_COLUMNS, rows)
-    if not wanted.tsv:
-        print(
-            f"{right:g} of {len(pairs):,} pairs have the likelier sentence first: "
-            f"{100 * right / len(pairs):.1f}% ({wanted.method})"
-        )
-
-
 def likelier(difference: float) -> str:
     """Return in a word which of two sentences is likelier."""
     return "first" if difference > 0 else "second" if difference < 0 else "tie"
@@ -209,23 +200,6 @@ def as_json(number: int, score: TextScore, words: bool) -> dict[str, Any]:
     if not words:
         del described["words"]
     return described
-
-
-def print_rows(wanted: Score, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows as a table for people, or as tab-separated values."""
-    if wanted.tsv:
-        writer = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        return
-    heading = [column.replace("_", " ") for column in columns]
-    cells = [heading, *[[cell(value) for value in row] for row in rows]]
-    for index, value in enumerate(rows[0]):
-        if isinstance(value, str):  # numbers stand to the right, texts to the left
-            width = max(len(row[index]) for row in cells)
-            for row in cells:
-                row[index] = row[index].ljust(width)
-    print(table(cells))
 
 
 def cell(value: Any) -> str:

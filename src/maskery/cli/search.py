@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.main import (
-    parse,
-    percent,
-    prepare_output,
-    print_json,
-    set_up_logging,
-    shown,
-    table,
-)
+from maskery.cli.command import Command, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, check_ranges
 from maskery.core.system import quick_imports
@@ -26,9 +18,11 @@ if TYPE_CHECKING:
     from maskery.evaluation.retrieval.gallery import Gallery
     from maskery.evaluation.retrieval.search import Hit
 
+    Found = tuple[str, Sequence[Hit]]  # A query and its pictures
+
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(Command):
     """Find pictures in a folder by describing them.
 
     The folder is indexed first, which is kept: later searches encode only what is new or changed.
@@ -39,6 +33,7 @@ class Search:
       maskery search runs/people --gallery photos "a red coat" "a blue hat" --top 5 --json
     """
 
+    quiet = False
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder or a model folder, of an image-text model."""
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUERY ...")]
@@ -58,8 +53,6 @@ class Search:
     """Pictures encoded at once."""
     cache_dir: Path | None = None
     """The folder of the index. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
-    json: bool = False
-    """Print JSON on standard output."""
 
     def __post_init__(self) -> None:
         if not self.text:
@@ -68,53 +61,39 @@ class Search:
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise ConfigError(f"--sheet is '{self.sheet}': it is written as PNG; end it with .png")
 
+    def execute(self) -> None:
+        """Index the folder, search it, and draw the sheet."""
+        with quick_imports():
+            from maskery.data.tokenise import default_cache_dir
+            from maskery.evaluation.image_text.captions import encode_query
+            from maskery.evaluation.retrieval.gallery import open_gallery
+            from maskery.evaluation.retrieval.search import Searcher
+            from maskery.runs.person_search.settings import open_for_retrieval
 
-class Found(NamedTuple):
-    """One query's pictures. A query may be given twice."""
-
-    text: str
-    hits: Sequence[Hit]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Parse, index, search, report."""
-    wanted = parse(Search, "search", arguments)
-    set_up_logging(quiet=wanted.json)
-    with quick_imports():
-        from maskery.data.tokenise import default_cache_dir
-        from maskery.evaluation.image_text.captions import encode_query
-        from maskery.evaluation.retrieval.gallery import open_gallery
-        from maskery.evaluation.retrieval.search import Searcher
-        from maskery.runs.person_search.settings import open_for_retrieval
-
-    opened = open_for_retrieval(wanted.model)
-    for text in wanted.text:
-        encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
-    if wanted.sheet is not None:
-        prepare_output(wanted.sheet, "--sheet")
-    gallery = open_gallery(
-        opened,
-        wanted.gallery,
-        cache_dir=wanted.cache_dir or default_cache_dir(),
-        batch_images=wanted.batch_images,
-        rehash=wanted.rehash,
-        progress=not wanted.json,
-    )
-    ranking = opened.retrieval.ranking
-    if wanted.rerank is not None:
-        ranking = replace(ranking, rerank=wanted.rerank)
-    searcher = Searcher(opened, gallery, ranking)
-    found = [Found(text, searcher.search(text, top=wanted.top)) for text in wanted.text]
-    if wanted.sheet is not None:
-        save_sheet(wanted.sheet, wanted.gallery, found)
-    if wanted.json:
-        print_json(as_json(wanted, gallery, found))
-    else:
-        print(f"{describe(gallery)}\n")
-        print("\n\n".join(listing(text, hits) for text, hits in found))
-        if wanted.sheet is not None:
-            print(f"\ncontact sheet: {shown(wanted.sheet)}")
-    return 0
+        opened = open_for_retrieval(self.model)
+        for text in self.text:
+            encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
+        if self.sheet is not None:
+            prepare_output(self.sheet, "--sheet")
+        gallery = open_gallery(
+            opened,
+            self.gallery,
+            cache_dir=self.cache_dir or default_cache_dir(),
+            batch_images=self.batch_images,
+            rehash=self.rehash,
+            progress=not self.json,
+        )
+        ranking = opened.retrieval.ranking
+        if self.rerank is not None:
+            ranking = replace(ranking, rerank=self.rerank)
+        searcher = Searcher(opened, gallery, ranking)
+        # Pairs, since a query may be given twice.
+        found = [(text, searcher.search(text, top=self.top)) for text in self.text]
+        blocks = [describe(gallery), *(listing(text, hits) for text, hits in found)]
+        if self.sheet is not None:
+            save_sheet(self.sheet, self.gallery, found)
+            blocks.append(f"contact sheet: {shown(self.sheet)}")
+        self.answer(as_json(self, gallery, found), "\n\n".join(blocks))
 
 
 def describe(gallery: Gallery) -> str:
@@ -132,16 +111,14 @@ def describe(gallery: Gallery) -> str:
 
 def listing(text: str, hits: Sequence[Hit]) -> str:
     """Return one query's pictures for people."""
-    rows = [["", "match", "similarity", "picture"]]
+    rows = [["", "match", "similarity"]]
     for number, hit in enumerate(hits, 1):
-        rows.append([f"{number}", percent(hit.match), f"{hit.similarity:.3f}", hit.path])
-    # Paths are read from the left.
-    aligned = table([row[:3] for row in rows]).splitlines()
-    lines = [
-        f"{line:<{max(map(len, aligned))}}  {row[3]}"
-        for line, row in zip(aligned, rows, strict=True)
-    ]
-    return "\n".join([text, *lines])
+        rows.append([f"{number}", percent(hit.match), f"{hit.similarity:.3f}"])
+    # Paths are read from the left, and a table's last column is not.
+    lines = table(rows).splitlines()
+    paths = ["picture", *(hit.path for hit in hits)]
+    width = max(map(len, lines))
+    return "\n".join([text, *map("{:{}}  {}".format, lines, [width] * len(lines), paths)])
 
 
 def as_json(wanted: Search, gallery: Gallery, found: Sequence[Found]) -> dict[str, object]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from maskery.cli.main import parse, print_json, set_up_logging
+from maskery.cli.command import Command
 from maskery.core.system import signals_stop
 from maskery.runs.text.tokenize import TokenizeConfig, tokenize_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenize:
+class Tokenize(Command):
     """Prepare token shards of a corpus, in parallel, for training that streams them.
 
     Every shard is complete or absent: a run that was killed is simply repeated, does what is
@@ -30,34 +29,28 @@ class Tokenize:
       maskery train text s3://bucket/shards --model minilm
     """
 
+    quiet = False
     run: Annotated[TokenizeConfig, tyro.conf.OmitArgPrefixes]
-    json: bool = False
-    """Print the result as JSON on standard output."""
 
+    def execute(self) -> None:
+        """Tokenise what is missing."""
+        with signals_stop("what is complete is kept: repeat the command to go on"):
+            from maskery.data.shards.making import summary
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, tokenise, report."""
-    wanted = parse(Tokenize, "tokenize", arguments)
-    set_up_logging(quiet=wanted.json)
-    with signals_stop("what is complete is kept: repeat the command to go on"):
-        from maskery.data.shards.making import summary
-
-        made = tokenize_corpus(wanted.run, progress=not wanted.json)
-        about = summary(made)
-    if wanted.json:
-        print_json(about)
-        return 0
-    if made.manifest is None:
-        print(
-            f"this part is done: {made.mine} of {made.pieces} pieces, {made.tokens_made:,} tokens "
-            f"made now; {made.missing} pieces are still to come from the other parts. If none is "
-            "at work any more, repeat the command without --shard-rank to finish"
-        )
-        return 0
-    print(
-        f"{about['shards']:,} shards with {about['documents']:,} examples and {about['tokens']:,} "
-        f"tokens, {about['held_out_tokens']:,} tokens held out; {made.tokens_made:,} made now"
-    )
-    print(f"the shards are in {made.folder}; train on them:")
-    print(f"  maskery train text {made.folder} --model {wanted.run.model}")
-    return 0
+            made = tokenize_corpus(self.run, progress=not self.json)
+            about = summary(made)
+        if made.manifest is None:
+            text = (
+                f"this part is done: {made.mine} of {made.pieces} pieces, {made.tokens_made:,} "
+                f"tokens made now; {made.missing} pieces are still to come from the other parts. "
+                f"If none is at work any more, repeat the command without --shard-rank to finish"
+            )
+        else:
+            text = (
+                f"{about['shards']:,} shards with {about['documents']:,} examples and "
+                f"{about['tokens']:,} tokens, {about['held_out_tokens']:,} tokens held out; "
+                f"{made.tokens_made:,} made now\n"
+                f"the shards are in {made.folder}; train on them:\n"
+                f"  maskery train text {made.folder} --model {self.run.model}"
+            )
+        self.answer(about, text)

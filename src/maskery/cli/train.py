@@ -9,11 +9,11 @@ from dataclasses import dataclass, make_dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.main import parse, print_json, set_up_logging, take_config
+from maskery.cli.command import Command, as_text, parse
 from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
@@ -77,104 +77,135 @@ Examples:
   torchrun --nproc-per-node 4 -m maskery train person-search --dataset rstpreid --root RSTPReid --preset rasa --model models/albef
   maskery train person-search --dataset jsonl --root mine.jsonl --mrtd-weight 0 --resume auto
 """  # noqa: E501
+EXAMPLES = {
+    "text": 'fill {folder} "The [MASK] of the matter."',
+    "pairs": 'fill {folder} "A picture of a [MASK]." --image PICTURE',
+    "person-search": 'search {folder} --gallery PICTURES "a woman in a red coat"',
+}
 ABOUT = {"text": TEXT, "pairs": PAIRS, "person-search": PERSON_SEARCH}
 PRESET = """Settings to start from: small trains from scratch in minutes; rasa is RaSa as released;
 albef is ALBEF's pre-training objective."""
 Preset = Literal["small", "rasa", "albef"]
 
 
-def text(arguments: Sequence[str]) -> int:
-    """Run `maskery train text`."""
-    return train("text", arguments)
+def text(arguments: Sequence[str]) -> Command:
+    """Parse `maskery train text`."""
+    return training("text", arguments)
 
 
-def pairs(arguments: Sequence[str]) -> int:
-    """Run `maskery train pairs`."""
-    return train("pairs", arguments)
+def pairs(arguments: Sequence[str]) -> Command:
+    """Parse `maskery train pairs`."""
+    return training("pairs", arguments)
 
 
-def person_search(arguments: Sequence[str]) -> int:
-    """Run `maskery train person-search`."""
-    return train("person-search", arguments)
+def person_search(arguments: Sequence[str]) -> Command:
+    """Parse `maskery train person-search`."""
+    return training("person-search", arguments)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Repeat the run of `--config FILE`, whatever its kind."""
-    if not {"-h", "--help"}.isdisjoint(arguments) and take_config(arguments)[1] is None:
+def repeat(arguments: Sequence[str]) -> Command:
+    """Parse `maskery train --config FILE`, whatever the kind of the run."""
+    path = take_config(arguments)[1]
+    if path is None and not {"-h", "--help"}.isdisjoint(arguments):
         print(USAGE, end="")
         raise SystemExit(0)
-    path = take_config(arguments)[1]
     if path is None:
         raise ConfigError(
             f"name what to train: {', '.join(KINDS)}, or --config RUN/config.yaml to repeat a run"
         )
-    return train(kind_of(read_settings(path), path), arguments)
+    return training(kind_of(read_settings(path), path), arguments)
 
 
-def train(kind: str, arguments: Sequence[str]) -> int:
-    """Parse, train, report."""
+@dataclass(frozen=True, kw_only=True)
+class Train(Command):
+    """A run of any kind; `command_class` adds its settings and its help."""
+
+    quiet = False
+    kind: ClassVar[str]
+    run: Any
+    # The folder of the run that is repeated.
+    repeated: tyro.conf.Suppress[tyro.conf.Fixed[Path | None]] = None
+
+    def execute(self) -> None:
+        """Train, print the result, and draw the report."""
+        config, beside = self.run, None
+        if self.repeated is not None and config.output is None:
+            if config.resume == "auto":
+                config = replace(config, output=self.repeated)
+            else:
+                beside = repeated_folder(self.repeated)
+        with quick_imports():
+            train_run = KINDS[self.kind].load("train")
+        result = train_run(config, progress=not self.json, beside=beside)
+        if is_main_process():
+            self.answer(result.to_json(), describe(self.kind, result))
+            finish_report(result.folder)
+
+
+def training(kind: str, arguments: Sequence[str]) -> Command:
+    """Parse the flags of a kind of run, on top of those of `--config FILE`."""
     rest, path = take_config(arguments)
-    saved = None if path is None else saved_config(path, kind)
-    wanted = parse(command_class(kind), f"train {kind}", rest, starting_point(kind, rest, saved))
-    set_up_logging(quiet=wanted.json)
-    config, beside = wanted.run, None
-    if saved is not None and config.output is None:
-        if config.resume == "auto":
-            config = replace(config, output=saved.output)
-        elif saved.output is not None:
-            beside = repeated_folder(saved.output)
-    with quick_imports():
-        train_run = KINDS[kind].load("train")
-    result = train_run(config, progress=not wanted.json, beside=beside)
-    if is_main_process():
-        report(kind, result, as_json=wanted.json)
-    return 0
+    command = command_class(kind)
+    wanted: Command = parse(command, f"train {kind}", rest, starting_point(command, rest, path))
+    return wanted
 
 
-def saved_config(path: Path, kind: str) -> Any:
-    """Read the configuration of a run; a run folder that was moved is its own output.
+def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands.
 
     Raises:
-        ConfigError: It cannot be read, or is of another kind.
+        ConfigError: No file is named.
     """
-    config = load_config(path, KINDS[kind].load("config"))
-    if (path.parent / "metrics.jsonl").is_file():
-        config = replace(config, output=path.parent)
-    return config
+    rest: list[str] = []
+    path = None
+    words = iter(arguments)
+    for word in words:
+        flag, _, file = word.partition("=")
+        if flag != "--config":
+            rest.append(word)
+            continue
+        file = file or next(words, "")
+        if not file:
+            raise ConfigError("--config names no file; give the config.yaml of a run")
+        path = Path(file)
+    return rest, path
 
 
 @cache
 def command_class(kind: str) -> type[Any]:
     """Make the dataclass whose fields are the flags of a kind of run."""
     config = Annotated[KINDS[kind].load("config"), tyro.conf.OmitArgPrefixes]  # type: ignore[valid-type]
-    as_json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output.")]
-    fields: list[Any] = [("run", config), ("json", as_json, False)]
+    fields: list[Any] = [("run", config)]
     if kind == "person-search":
         preset = Annotated[Preset, tyro.conf.arg(help=PRESET)]
-        fields.insert(1, ("preset", preset, "small"))
-    made = make_dataclass("Train", fields, frozen=True, kw_only=True)
-    made.__doc__ = ABOUT[kind]
-    return made
+        fields.append(("preset", preset, "small"))
+    namespace = {"kind": kind, "__doc__": ABOUT[kind]}
+    return make_dataclass(
+        "Train", fields, bases=(Train,), namespace=namespace, frozen=True, kw_only=True
+    )
 
 
-def starting_point(kind: str, arguments: Sequence[str], saved: Any) -> Any:
+def starting_point(command: type[Any], arguments: Sequence[str], path: Path | None) -> Any:
     """Return the values of flags that are not given: a saved run's, a preset's, or None.
 
     Raises:
-        ConfigError: A preset is named beside a saved run.
+        ConfigError: A preset is named beside a saved run, which cannot be read or is of another
+            kind.
     """
-    command = command_class(kind)
-    named = any(argument.partition("=")[0] == "--preset" for argument in arguments)
-    if saved is not None:
-        if named:
+    kind = KINDS[command.kind]
+    if path is not None:
+        saved = load_config(path, kind.load("config"))
+        # A run folder that was moved is its own output.
+        output = path.parent if (path.parent / "metrics.jsonl").is_file() else saved.output
+        if any(argument.partition("=")[0] == "--preset" for argument in arguments):
             raise ConfigError(
                 "--preset and --config do not go together: the file has every setting"
             )
-        return command(run=replace(saved, output=None))
-    if kind != "person-search":
+        return command(run=replace(saved, output=None), repeated=output)
+    if command.kind != "person-search":
         return None
     preset = chosen_preset(arguments)
-    return command(run=KINDS[kind].load("preset")(preset, tyro.MISSING), preset=preset)
+    return command(run=kind.load("preset")(preset, tyro.MISSING), preset=preset)
 
 
 def chosen_preset(arguments: Sequence[str]) -> Preset:
@@ -187,15 +218,20 @@ def chosen_preset(arguments: Sequence[str]) -> Preset:
     return "small"
 
 
-def report(kind: str, result: Any, *, as_json: bool) -> None:
-    """Print a result, then draw the report of its run."""
-    if as_json:
-        print_json(result.to_json())
-    else:
-        for line in length_of(result.summary):
-            print(line)
-        show(kind, result)
-    finish_report(result.folder)
+def describe(kind: str, result: Any) -> str:
+    """Return the figures of a run's result, and what to do with its model."""
+    from maskery.report.tables import run_tables
+
+    folder, found, lines = result.folder, result.to_json(), length_of(result.summary)
+    lines += [*found.get("skipped", ()), *found.get("notes", ())]
+    if kind == "person-search":
+        best = "the best model by R@1 on validation identities is that after step"
+        lines.append(f"{best} {result.best_step:,}")
+    lines += map(as_text, run_tables(found))
+    if kind == "text":
+        lines.append(f"verdict: {result.verdict}")
+    example = EXAMPLES[kind].format(folder=folder)
+    return "\n".join([*lines, f"the model is in {folder / 'model'}; try it:\n  maskery {example}"])
 
 
 def length_of(summary: Any) -> list[str]:
@@ -208,32 +244,6 @@ def length_of(summary: Any) -> list[str]:
         f"{summary.steps} steps; {summary.tokens:,} tokens in {summary.seconds:,.0f} s, "
         f"{summary.tokens / summary.seconds:,.0f} tokens/s"
     ]
-
-
-def show(kind: str, result: Any) -> None:
-    """Print the figures of a run's result, and what to do with its model."""
-    from maskery.cli import figures
-
-    folder = result.folder
-    if kind == "text":
-        columns = {"before": result.before, "after": result.after}
-        judged = None if result.mrtd_auc is None else {"after": result.mrtd_auc}
-        print(figures.scores_table(columns, result.difference, judged))
-        if result.vectors is not None:
-            from maskery.cli.probe import describe
-
-            print(describe(result.vectors))
-        print(f"verdict: {result.verdict}")
-        example = f'fill {folder} "The [MASK] of the matter."'
-    elif kind == "pairs":
-        print("\n".join([*result.skipped, figures.sights_table(result.evaluation)]))
-        example = f'fill {folder} "A picture of a [MASK]." --image PICTURE'
-    else:
-        best = "the best model by R@1 on validation identities is that after step"
-        print("\n".join([*result.notes, f"{best} {result.best_step:,}"]))
-        print(figures.retrieval_table(result.test or result.val))
-        example = f'search {folder} --gallery PICTURES "a woman in a red coat"'
-    print(f"the model is in {folder / 'model'}; try it:\n  maskery {example}")
 
 
 def finish_report(folder: Path) -> None:
@@ -251,7 +261,7 @@ def finish_report(folder: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Command):
     """Draw the report of a run again: report.html and curves.png in its folder.
 
     Examples:
@@ -264,15 +274,12 @@ class Report:
     resample: bool = False
     """Also compute the sample fills and changed words again, as after a change of the corpus."""
 
+    def execute(self) -> None:
+        """Write the page and the picture."""
+        from maskery.report.page import write_report
 
-def redraw(arguments: Sequence[str]) -> int:
-    """Run `maskery report`."""
-    wanted = parse(Report, "report", arguments)
-    set_up_logging(quiet=True)
-    from maskery.report.page import write_report
-
-    run = open_run(wanted.run)
-    if has_model(run.folder) and (wanted.resample or not (run.folder / SAMPLES).is_file()):
-        run.save_samples()
-    print(f"the report is {write_report(run.folder)}")
-    return 0
+        run = open_run(self.run)
+        if has_model(run.folder) and (self.resample or not (run.folder / SAMPLES).is_file()):
+            run.save_samples()
+        path = write_report(run.folder)
+        self.answer({"report": str(path)}, f"the report is {path}")

@@ -16,6 +16,7 @@ Shapes: N draws, C counters (four words each).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -28,6 +29,7 @@ from maskery.core.errors import ConfigError
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
+UInt32Array: TypeAlias = npt.NDArray[np.uint32]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
 ROUNDS = 10
@@ -42,40 +44,23 @@ BLOCK = 16384
 class Stream(IntEnum):
     """Purposes of draws; draws of different streams are independent."""
 
-    SELECT = 0
-    """Which tokens (or words, or spans) are masked."""
-    CORRUPT = 1
-    """The fate of a masked token: `[MASK]`, a random token or itself."""
-    REPLACE = 2
-    """Which random token replaces it."""
-    SPAN = 3
-    """The gaps and lengths of masked spans."""
-    ORDER = 4
-    """The order of the examples of an epoch."""
-    SAMPLE = 5
-    """Tokens sampled from a generator's distribution (MRTD)."""
-    NEGATIVE = 6
-    """Hard negatives of a matching loss."""
-    VIEW = 7
-    """Augmented views of an image."""
-    CAPTION = 8
-    """Which caption of a picture or a person is read."""
-    EVALUATE = 9
-    """Frozen decisions of an evaluation."""
+    SELECT = 0  # Which tokens (or words, or spans) are masked
+    CORRUPT = 1  # The fate of a masked token: `[MASK]`, a random token or itself
+    REPLACE = 2  # Which random token replaces it
+    SPAN = 3  # The gaps and lengths of masked spans
+    ORDER = 4  # The order of the examples of an epoch
+    SAMPLE = 5  # Tokens sampled from a generator's distribution (MRTD)
+    NEGATIVE = 6  # Hard negatives of a matching loss
+    VIEW = 7  # Augmented views of an image
+    CAPTION = 8  # Which caption of a picture or a person is read
+    EVALUATE = 9  # Frozen decisions of an evaluation
 
 
-def philox4x32(
-    counter: tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array], key: tuple[int, int]
-) -> tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array]:
-    """Ten rounds of Philox4x32 over arrays of counters.
+Words: TypeAlias = tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array]
 
-    Args:
-        counter: Four arrays (C,) uint64 with values below 2**32; not modified.
-        key: Two 32-bit words.
 
-    Returns:
-        Four arrays (C,) uint64 with values below 2**32.
-    """
+def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
+    """Run ten rounds of Philox4x32 over counters, four arrays (C,) of values below 2**32."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     multiplier_0, multiplier_1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
@@ -96,27 +81,26 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def key_of(seed: int) -> tuple[int, int]:
-    """Split a 64-bit seed into Philox's two key words, low word first."""
+def _blocks(
+    seed: int, stream: Stream, epoch: int, example_ids: UInt64Array, counters: Int64Array
+) -> Iterator[tuple[slice, Words]]:
+    """Yield a slice of the counters (C,) and their four words, block by block."""
     if not 0 <= seed < 1 << 64:
         raise ConfigError(f"the seed is {seed}: it must be from 0 to 2**64 - 1; choose another")
-    return seed & WORD, seed >> 32
-
-
-def last_word(stream: Stream, epoch: int) -> int:
-    """Return the fourth counter word: 24 bits of epoch under 8 bits of stream."""
     if not 0 <= epoch <= MAX_EPOCH:
         raise ConfigError(f"the epoch is {epoch}: it must be from 0 to {MAX_EPOCH}")
-    return epoch | int(stream) << 24
+    low, high = np.uint64(WORD), np.uint64(32)
+    last_word = np.uint64(epoch | int(stream) << 24)
+    for start in range(0, len(counters), BLOCK):
+        chosen = slice(start, start + BLOCK)
+        ids, index = example_ids[chosen], counters[chosen].astype(np.uint64)
+        counter = (index, ids & low, ids >> high, np.full(len(ids), last_word))
+        yield chosen, philox4x32(counter, (seed & WORD, seed >> 32))
 
 
 def random_words(
-    seed: int,
-    stream: Stream,
-    epoch: int,
-    example_ids: UInt64Array,
-    positions: npt.NDArray[np.int64],
-) -> npt.NDArray[np.uint32]:
+    seed: int, stream: Stream, epoch: int, example_ids: UInt64Array, positions: Int64Array
+) -> UInt32Array:
     """Return a 32-bit word for each (example id, position), in any order, with repetitions.
 
     Args:
@@ -128,22 +112,9 @@ def random_words(
     Returns:
         (N,) uint32.
     """
-    key, epoch_and_stream = key_of(seed), np.uint64(last_word(stream, epoch))
     words = np.empty(len(positions), np.uint32)
-    for start in range(0, len(positions), BLOCK):
-        chosen = slice(start, start + BLOCK)
-        ids, block_positions = example_ids[chosen], positions[chosen].astype(np.uint64)
-        block = philox4x32(
-            (
-                block_positions >> np.uint64(2),
-                ids & np.uint64(WORD),
-                ids >> np.uint64(32),
-                np.full(len(ids), epoch_and_stream),
-            ),
-            key,
-        )
-        lane = (block_positions & np.uint64(3)).astype(np.intp)
-        words[chosen] = np.choose(lane, block)
+    for chosen, block in _blocks(seed, stream, epoch, example_ids, positions >> 2):
+        words[chosen] = np.choose(positions[chosen] & 3, block)
     return words
 
 
@@ -152,9 +123,9 @@ def random_rows(
     stream: Stream,
     epoch: int,
     example_ids: UInt64Array,
-    starts: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-) -> npt.NDArray[np.uint32]:
+    starts: Int64Array,
+    lengths: Int64Array,
+) -> UInt32Array:
     """`random_words` for runs of consecutive positions, four positions for each counter.
 
     Args:
@@ -167,27 +138,14 @@ def random_rows(
     Returns:
         (sum of lengths,) uint32: the words of run 0, then of run 1, and so on.
     """
-    key, epoch_and_stream = key_of(seed), np.uint64(last_word(stream, epoch))
     first = starts >> 2
     counts = np.where(lengths > 0, ((starts + lengths + 3) >> 2) - first, 0)
     num_counters = int(counts.sum())
     offsets = np.cumsum(counts) - counts
     # Every run takes whole counters; `within` numbers the counters of each run from its first.
     within = np.arange(num_counters) - np.repeat(offsets - first, counts)
-    low = np.repeat(example_ids & np.uint64(WORD), counts)
-    high = np.repeat(example_ids >> np.uint64(32), counts)
     words = np.empty((num_counters, 4), np.uint32)
-    for start in range(0, num_counters, BLOCK):
-        chosen = slice(start, start + BLOCK)
-        block = philox4x32(
-            (
-                within[chosen].astype(np.uint64),
-                low[chosen],
-                high[chosen],
-                np.full(len(low[chosen]), epoch_and_stream),
-            ),
-            key,
-        )
+    for chosen, block in _blocks(seed, stream, epoch, np.repeat(example_ids, counts), within):
         for lane in range(4):
             words[chosen, lane] = block[lane]
     flat = words.reshape(-1)
@@ -196,38 +154,29 @@ def random_rows(
     gaps = 4 * offsets + (starts & 3) - run_starts
     if not gaps.any() and len(flat) == int(lengths.sum()):
         return flat
-    kept: npt.NDArray[np.uint32] = flat[np.arange(int(lengths.sum())) + np.repeat(gaps, lengths)]
+    kept: UInt32Array = flat[np.arange(int(lengths.sum())) + np.repeat(gaps, lengths)]
     return kept
 
 
-def to_uniforms(words: npt.NDArray[np.uint32]) -> Float32Array:
+def to_uniforms(words: UInt32Array) -> Float32Array:
     """Turn 32-bit words into float32 uniforms in [0, 1), exact multiples of 2**-24."""
     return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def to_integers(words: npt.NDArray[np.uint32], bound: int) -> npt.NDArray[np.int64]:
-    """Turn 32-bit words into integers in [0, bound), by multiply and shift.
-
-    Each value's probability differs from 1 / bound by at most 2**-32.
-    """
+def to_integers(words: UInt32Array, bound: int) -> Int64Array:
+    """Turn 32-bit words into integers in [0, bound), each as likely to within 2**-32."""
     products = words.astype(np.uint64) * np.uint64(bound)
     return (products >> np.uint64(32)).astype(np.int64)
 
 
 def uniforms(
-    seed: int,
-    stream: Stream,
-    epoch: int,
-    example_ids: UInt64Array,
-    positions: npt.NDArray[np.int64],
+    seed: int, stream: Stream, epoch: int, example_ids: UInt64Array, positions: Int64Array
 ) -> Float32Array:
     """`random_words` as float32 uniforms in [0, 1): (N,)."""
     return to_uniforms(random_words(seed, stream, epoch, example_ids, positions))
 
 
-def token_uniforms(
-    batch: TokenBatch, tokens: npt.NDArray[np.int64], *, seed: int, epoch: int
-) -> torch.Tensor:
+def token_uniforms(batch: TokenBatch, tokens: Int64Array, *, seed: int, epoch: int) -> torch.Tensor:
     """Return one uniform for each of the given tokens (N,), to sample replacements with."""
     rows = np.searchsorted(batch.boundaries, tokens, side="right") - 1
     positions = batch.starts[rows] + tokens - batch.boundaries[rows]

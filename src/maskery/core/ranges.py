@@ -75,19 +75,12 @@ class Range:
 
 
 Count: TypeAlias = Annotated[int, Range(1)]
-"""A number of things, at least 1."""
 Share: TypeAlias = Annotated[float, Range(0, 1)]
-"""A share of a whole, both ends included."""
 Weight: TypeAlias = Annotated[float, Range(0)]
-"""A finite number that is 0 or more."""
 
 
 def check_ranges(config: DataclassInstance) -> None:
-    """Check every field of a dataclass that declares a `Range` or is a `Literal`.
-
-    Raises:
-        ConfigError: A field is outside; the message names the value, the rule and the hint.
-    """
+    """Check every field of a dataclass that declares a `Range` or is a `Literal`."""
     for name, allowed in _declared(type(config)):
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
@@ -101,6 +94,26 @@ def check_ranges(config: DataclassInstance) -> None:
             rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
         subject = "each" if isinstance(value, tuple) else "it"
         raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
+
+
+def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:
+    """Return the number that a setting holds as text; None where it is one of some words.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if value in words:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan  # which is in no range
+    if number not in allowed:
+        raise ConfigError(
+            f"{name} is '{value}': it must be {', '.join(words)} or a number "
+            f"{allowed.rule.removeprefix('be ')}; {allowed.hint}"
+        )
+    return number
 
 
 def _stands_in(value: object) -> bool:

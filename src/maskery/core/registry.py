@@ -51,21 +51,13 @@ class Registry(Generic[T]):
         return tuple(self._things)
 
     def register(self, name: str, thing: T) -> None:
-        """Add a thing under a name of its own.
-
-        Raises:
-            PluginError: The name is taken.
-        """
+        """Add a thing under a name of its own; a name that is taken is a PluginError."""
         if name in self._things:
             raise PluginError(f"{self.flag} '{name}' is registered already; choose another name")
         self._things[name] = thing
 
     def check(self, choice: str) -> None:
-        """Check a name without loading anything.
-
-        Raises:
-            PluginError: It is neither registered nor of the form `FILE.py:NAME`.
-        """
+        """Check that a name is registered or of the form `FILE.py:NAME`; nothing is loaded."""
         if choice not in self._things and not is_plugin(choice):
             raise PluginError(
                 f"{self.flag} is '{choice}': it must be {', '.join(self._things)}, or FILE.py:NAME "
@@ -90,12 +82,7 @@ class Registry(Generic[T]):
         return found  # type: ignore[no-any-return]
 
     def misfit(self, choice: object, found: str) -> PluginError:
-        """Return the error of a plug-in that breaks its contract.
-
-        Args:
-            choice: The plug-in, as the user named it.
-            found: What it did instead, such as "select returned a list".
-        """
+        """Return the error of a plug-in that did `found`, such as "select returned a list"."""
         name = choice if isinstance(choice, str) else type(choice).__name__
         return PluginError(f"{self.flag} {name}: {found}; it must be {self.contract}")
 
@@ -107,11 +94,7 @@ def from_file(text: str) -> str:
 
 
 def split_weight(choice: str, default: float = 1.0) -> tuple[str, float]:
-    """Split `NAME=WEIGHT` into both; without a weight it is the default.
-
-    Raises:
-        PluginError: The weight is no number of 0 or more.
-    """
+    """Split `NAME=WEIGHT` into both; without a weight it is the default."""
     weighted = WEIGHTED.fullmatch(choice)
     if weighted is None:
         return choice, default
@@ -130,12 +113,7 @@ def is_plugin(choice: object) -> bool:
 
 
 def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
-    """Load the object that `FILE.py:NAME` names; the file runs once in a process.
-
-    Raises:
-        PluginError: The choice comes from a file, or the plug-in's file is missing, fails when it
-            runs, or has no such name.
-    """
+    """Load the object that `FILE.py:NAME` names; the file runs once in a process."""
     match = PLUGIN.fullmatch(choice)
     assert match is not None, choice
     path, name = Path(match["file"]), match["name"]
@@ -191,10 +169,9 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 
 def plugin_identity(choice: str) -> str:
-    """Return what tells a choice apart in a run's identity: a plug-in's name and its file's hash.
+    """Return a plug-in's name with its file's hash, for a run's identity; other names stay.
 
-    A run that is resumed with a changed plug-in is another run. Names of ours are returned as they
-    are, and so is a plug-in whose file cannot be read: loading it says why.
+    So a run that is resumed with a changed plug-in is another run.
     """
     match = PLUGIN.fullmatch(choice)
     if match is None:
@@ -202,7 +179,7 @@ def plugin_identity(choice: str) -> str:
     try:
         code = Path(match["file"]).read_bytes()
     except OSError:
-        return choice
+        return choice  # loading it says why
     digest = hashlib.blake2b(code, digest_size=8).hexdigest()
     return f"{Path(match['file']).name}:{match['name']}@{digest}"
 
@@ -220,16 +197,7 @@ def anchored_choice(choice: str) -> str:
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
-
-    Args:
-        module: The importable name, for example `"PIL.Image"`.
-        extra: The extra of the `maskery` distribution that installs it.
-        purpose: Completes "... is needed to <purpose>" in the message.
-
-    Raises:
-        MissingExtraError: The module is not installed.
-    """
+    """Import `module`, or say which extra of Maskery brings it, and that it is needed to ..."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -62,14 +62,11 @@ def is_main_process() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Let large tensors come from memory that this process has had before.
+    """Let large tensors come from memory that this process has had before, if glibc allocates it.
 
     By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
     step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
     grow.
-
-    Returns:
-        True if the allocator took the settings; only glibc does.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -108,8 +105,7 @@ class Interrupted(BaseException):
 class StopSignals:
     """Remembers the first signal; a second one ends the process at once.
 
-    Use as a context manager around the steps. Outside the main thread, where Python allows no
-    handlers, it does nothing.
+    Use as a context manager around the steps.
 
     Attributes:
         received: The number of the first signal, or None.
@@ -118,18 +114,16 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._at = 0.0
-        self._before: dict[int, Any] = {}
         self._interrupts = False
 
     def __enter__(self) -> Self:
-        if _in_main_thread():
-            taken = [n for n in SIGNALS if n != signal.SIGHUP or not _is_ignored(n)]
-            self._before = {number: signal.signal(number, self.handle) for number in taken}
+        taken = [n for n in SIGNALS if n != signal.SIGHUP or not _is_ignored(n)]
+        self._handled = _handled(taken, self.handle)
+        self._handled.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handled.__exit__(None, None, None)
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -146,9 +140,8 @@ class StopSignals:
         finally:
             self._interrupts = False
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal; Python calls this between two instructions."""
-        del frame
         now = time.monotonic()
         if self.received is None:
             self.received, self._at = number, now
@@ -161,45 +154,29 @@ class StopSignals:
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, raised so that whatever Ctrl-C undoes is undone by them too.
-
-    Attributes:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+    """A signal's number, raised so that whatever Ctrl-C undoes is undone by SIGTERM too."""
 
 
 @contextmanager
 def signals_stop(how_to_go_on: str) -> Iterator[None]:
     """Unwind the block at a signal, as Ctrl-C does, and end it with a `StoppedError`.
 
-    Args:
-        how_to_go_on: Ends the message: what is kept, and what the user does next.
-
-    Raises:
-        StoppedError: A signal came.
+    `how_to_go_on` ends the message: what is kept, and what the user does next.
     """
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        raise TerminatedError(number)
+
     # Somebody else's handler stays, and a signal that is ignored stays so.
-    own = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if _in_main_thread() and signal.getsignal(number) == signal.SIG_DFL
-    ]
-    for number in own:
-        signal.signal(number, _unwind)
+    terms = (signal.SIGTERM, signal.SIGHUP)
     try:
-        yield
+        with _handled([n for n in terms if signal.getsignal(n) == signal.SIG_DFL], unwind):
+            yield
     except KeyboardInterrupt as stop:
-        number = signal.Signals(getattr(stop, "number", signal.SIGINT))
+        number = stop.args[0] if isinstance(stop, TerminatedError) else signal.SIGINT
         raise StoppedError(
-            f"stopped by {number.name}; {how_to_go_on}", exit_code=128 + number
+            f"stopped by {signal.Signals(number).name}; {how_to_go_on}", exit_code=128 + number
         ) from None
-    finally:
-        for number in own:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -209,34 +186,33 @@ def signals_held() -> Iterator[None]:
     Whoever starts such a process must end it with SIGKILL, or it must end by itself.
     """
     held: list[int] = []
-    before: dict[signal.Signals, Any] = {}
-    if _in_main_thread():
-        # Blocking alone would not do: any other thread may get the signal, and this one act on it.
-        taken = [number for number in SIGNALS if not _is_ignored(number)]
-        before = {n: signal.signal(n, lambda number, _: held.append(number)) for n in taken}
-    # A process inherits what is blocked, so it is protected from its first instruction on.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for one, handler in before.items():
-            signal.signal(one, handler)
+    # Blocking alone would not do: any other thread may get the signal, and this one act on it.
+    taken = [number for number in SIGNALS if not _is_ignored(number)]
+    with _handled(taken, lambda number, _frame: held.append(number)):
+        # A process inherits what is blocked, so it is protected from its first instruction on.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if held:
         signal.raise_signal(held[0])
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+@contextmanager
+def _handled(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let `handler` take signals in the block; Python allows that in the main thread alone."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, handler) for n in numbers if in_main_thread}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _is_ignored(number: int) -> bool:
     return signal.getsignal(number) == signal.SIG_IGN
-
-
-def _unwind(number: int, frame: FrameType | None) -> None:
-    del frame
-    raise TerminatedError(number)
 
 
 def flush(path: Path) -> None:
@@ -258,13 +234,12 @@ def flush_tree(folder: Path) -> None:
     flush(folder)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file; until it is whole, what was there stays.
+def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
+    """Write a file; until it is whole, what was there stays. After an OSError nothing is left.
 
-    Raises:
-        OSError: It cannot be written; nothing is left of it.
+    Processes that may write the same file at once each name a suffix of their own as `aside`.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{aside}")
     try:
         partial.write_bytes(data)
         flush(partial)
@@ -276,11 +251,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put a folder in its place; the one that was there goes only when the new one stands.
-
-    Raises:
-        OSError: It cannot be done.
-    """
+    """Put a folder in its place; the one that was there goes only when the new one stands."""
     flush_tree(new)
     old = final.with_name(f"{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -292,14 +263,7 @@ def replace_folder(new: Path, final: Path) -> None:
 
 
 def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl`; those that were cut short or damaged are left out.
-
-    Args:
-        tell: True to warn of damaged lines.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return the lines of a `metrics.jsonl` but damaged ones, which `tell` warns of."""
     lines, damaged = [], []
     for number, text in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
         try:
@@ -325,7 +289,5 @@ def _is_metric(line: Any) -> bool:
     """Return True if a line has a kind, a step, and nothing but numbers beside them."""
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         return False
-    numbers = [value for name, value in line.items() if name != "kind"]
-    return isinstance(line.get("step"), int) and all(
-        isinstance(number, int | float) for number in numbers
-    )
+    numbers = all(isinstance(line[name], int | float) for name in line if name != "kind")
+    return numbers and isinstance(line.get("step"), int)

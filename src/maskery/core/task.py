@@ -56,11 +56,9 @@ class Prepared(Protocol):
 
 @dataclass(frozen=True)
 class StandIn(Generic[BatchT]):
-    """A batch that is computed and counts for nothing.
+    """A batch that counts for nothing: a process computes it when a step is too small for all."""
 
-    A process gets one when a step is too small for all, because every process must take part in
-    every forward and backward pass.
-    """
+    # Every process must take part in every forward and backward pass.
 
     batch: BatchT
 
@@ -134,11 +132,7 @@ class Task(Protocol[BatchT_contra, PreparedT]):
 def prepare_all(
     task: Task[Any, Any], batches: Sequence[Any], *, epoch: int, progress: float
 ) -> list[Prepared]:
-    """Prepare the micro-batches of a step, stand-ins too.
-
-    Raises:
-        PluginError: The task returns something that is no `Prepared`.
-    """
+    """Prepare the micro-batches of a step, stand-ins too; what is no `Prepared` is refused."""
     prepared: list[Prepared] = []
     for batch in batches:
         stands_in = isinstance(batch, StandIn)
@@ -153,19 +147,12 @@ def prepare_all(
 
 
 def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch.Tensor]:
-    """Return the loss terms of a micro-batch; those of a stand-in are 0, with gradients of 0.
-
-    Raises:
-        PluginError: They are no scalar tensors, or lack a weight or a count.
-    """
+    """Return the loss terms of a micro-batch; those of a stand-in are 0, with gradients of 0."""
     inner = prepared.prepared if isinstance(prepared, Uncounted) else prepared
     sums = task.loss_sums(inner)
     for name, value in sums.items():
-        missing = [
-            where
-            for where, names in (("loss_weights", task.loss_weights), ("counts", inner.counts))
-            if name not in names
-        ]
+        places = {"loss_weights": task.loss_weights, "counts": inner.counts}
+        missing = [place for place, names in places.items() if name not in names]
         if missing or not isinstance(value, torch.Tensor) or value.numel() != 1:
             shape = tuple(getattr(value, "shape", ()))
             found = f"is not in {missing[0]}" if missing else f"has shape {shape}"

@@ -253,11 +253,7 @@ class Session:
 
     def _scorer(self, filler: Filler) -> Scorer:
         if filler not in self._scorers:
-            if isinstance(filler, ImageFiller):
-                scorer = Scorer(filler.tokenizer, filler.predict, limit=filler.limit)
-            else:
-                scorer = Scorer.of(filler.model, filler.tokenizer)
-            self._scorers[filler] = scorer
+            self._scorers[filler] = Scorer(filler)
         return self._scorers[filler]
 
 

@@ -1,7 +1,7 @@
-"""The losses of captions, masked words and replaced words: the nine steps but for the models.
+"""Masked and replaced words of captions: RaSa's nine steps without the task's other losses.
 
-RaSa's sensitivity-aware learning (Bai et al., IJCAI 2023, section 3.3). `ImageTextMLM` and
-`PersonSearch` run these steps; which passes they share with other losses is theirs to decide.
+RaSa's sensitivity-aware learning (Bai et al., IJCAI 2023, section 3.3). `ImageTextTask` decides
+which passes of the encoder these steps share with the contrast and with matching.
 
 Shapes: B pairs, L caption length, D text width, V vocabulary, M masked tokens, N sampled tokens,
 P judged tokens.
@@ -9,18 +9,15 @@ P judged tokens.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from maskery.core.batch import MaskedTokens, Vocabulary
+from maskery.core.batch import TokenBatch
 from maskery.core.random import token_uniforms
-from maskery.data.pairs.batches import ViewedPairs
 from maskery.masking.masker import Masker
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
@@ -39,6 +36,7 @@ from maskery.objectives.mrtd import (
     sample_tokens,
 )
 from maskery.tasks.image_text_batch import (
+    MaskedText,
     MRTDPlan,
     PaddedText,
     PreparedPairs,
@@ -47,8 +45,6 @@ from maskery.tasks.image_text_batch import (
     padded_places,
 )
 from maskery.tasks.image_text_config import ImageTextMLMConfig
-
-PreparedT = TypeVar("PreparedT", bound=PreparedPairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +61,14 @@ class Replacements:
 class CaptionTargets:
     """Targets that the momentum twin makes for the trained model."""
 
-    # (M, V), its probabilities at the masked words; None where alpha is 0.
-    soft_labels: torch.Tensor | None
-    replacements: Replacements | None  # None where MRTD is off
+    soft_labels: torch.Tensor | None = None  # (M, V), its probabilities; None where alpha is 0
+    replacements: Replacements | None = None  # None where MRTD is off
+
+    def replayable(self, prepared: PreparedPairs) -> PreparedPairs:
+        """Return the batch with the sampled replacements filled in."""
+        if self.replacements is None or prepared.mrtd is None:
+            return prepared
+        return replace(prepared, mrtd=replace(prepared.mrtd, sampled=self.replacements.sampled))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +78,11 @@ class Block:
     hidden: torch.Tensor  # (B, L, D)
     mask: torch.Tensor  # (B, L) bool
 
-
-@dataclass(frozen=True, kw_only=True)
-class Step(Generic[PreparedT]):
-    """The results of one step."""
-
-    # By loss term, its sum over the prepared batch's `counts`.
-    loss_sums: Mapping[str, torch.Tensor]
-    lesson: CaptionTargets  # The twin's part
-    prepared: PreparedT  # The batch with every random decision filled in: the same step again
+    def lengthened(self, length: int) -> Block:
+        """Return the rows with padding up to a length."""
+        missing = length - self.mask.shape[1]
+        hidden = F.pad(self.hidden, (0, 0, 0, missing))
+        return Block(hidden=hidden, mask=F.pad(self.mask, (0, missing))) if missing else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,45 +90,26 @@ class CaptionSteps:
     """Masked language modelling and replaced token detection on captions."""
 
     config: ImageTextMLMConfig
-    vocabulary: Vocabulary  # From `Vocabulary.of(tokenizer)`
-    pad_token_id: int  # The tokenizer's
+    pad_token_id: int
     masker: Masker  # Masks captions for masked language modelling
-    # Masks them again for the generator; another seed makes its masks independent.
-    mrtd_masker: Masker
-    own: frozenset[str] = frozenset()  # Names of the user's own loss terms, whose sums count pairs
-
-    @property
-    def terms(self) -> Mapping[str, float]:
-        """By loss term, its weight; terms that are off are not in it."""
-        return self.config.weights
+    mrtd_masker: Masker  # Masks them again for the twin to fill, with another seed
 
     def prepare(
-        self, batch: ViewedPairs, length: int, *, epoch: int, progress: float
-    ) -> PreparedPairs:
+        self, batch: TokenBatch, length: int, *, epoch: int, progress: float
+    ) -> tuple[MaskedText, MRTDPlan | None]:
         """Step 2: mask the captions, padded to `length`, once for each use."""
-        text1 = pad_text(batch.text1, length, self.pad_token_id)
-        masked = self.masker.mask(batch.text1, epoch=epoch, progress=progress)
+        masked = self.masker.mask(batch, epoch=epoch, progress=progress)
         plan = None
-        if "mrtd" in self.terms and progress >= self.config.mrtd_start:
-            generator = self.mrtd_masker.mask(batch.text1, epoch=epoch, progress=progress)
-            plan = self._plan_mrtd(generator, length, epoch)
-        return PreparedPairs(
-            image1=batch.image1,
-            image2=batch.image2,
-            text1=text1,
-            pair_ids=torch.from_numpy(batch.text1.example_ids.view(np.int64)),
-            mlm=pad_masked(masked, length, self.pad_token_id),
-            mrtd=plan,
-            alpha=self.config.alpha_at(progress),
-            num_tokens=batch.text1.num_tokens,
-            terms=frozenset(self.terms) | self.own,
-        )
+        if "mrtd" in self.config.weights and progress >= self.config.mrtd_start:
+            plan = self._plan_mrtd(batch, length, epoch, progress)
+        return pad_masked(masked, length, self.pad_token_id), plan
 
-    def _plan_mrtd(self, masked: MaskedTokens, length: int, epoch: int) -> MRTDPlan:
-        batch, everywhere = masked.batch, self.config.mrtd_sample_at == "every"
+    def _plan_mrtd(self, batch: TokenBatch, length: int, epoch: int, progress: float) -> MRTDPlan:
+        masked = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
+        everywhere = self.config.mrtd_sample_at == "every"
         tokens = np.arange(batch.num_tokens) if everywhere else masked.positions
         text = pad_text(batch, length, self.pad_token_id)
-        special_ids = () if everywhere else self.vocabulary.special_ids
+        special_ids = () if everywhere else self.masker.vocabulary.special_ids
         judged = labelled(text.input_ids, text.attention_mask, special_ids)
         return MRTDPlan(
             masked_ids=pad_masked(masked, length, self.pad_token_id).input_ids,
@@ -141,27 +119,24 @@ class CaptionSteps:
         )
 
     def generator_inputs(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
-        """Step 3: what the twin reads, by loss term; the mask is the original caption's."""
-        mask = prepared.text1.attention_mask
-        inputs: dict[str, PaddedText] = {}
-        if "mlm" in self.terms and self.config.alpha > 0:
-            inputs["mlm"] = PaddedText(input_ids=prepared.mlm.input_ids, attention_mask=mask)
-        if "mrtd" in self.terms and prepared.mrtd is not None:
-            inputs["mrtd"] = PaddedText(input_ids=prepared.mrtd.masked_ids, attention_mask=mask)
-        return inputs
+        """Step 3: return the captions that the twin reads, by loss term."""
+        inputs: dict[str, torch.Tensor] = {}
+        if "mlm" in self.config.weights and self.config.alpha > 0:
+            inputs["mlm"] = prepared.mlm.input_ids
+        if "mrtd" in self.config.weights and prepared.mrtd is not None:
+            inputs["mrtd"] = prepared.mrtd.masked_ids
+        return _masked_as(prepared.text1, inputs)
 
     def learner_inputs(
         self, prepared: PreparedPairs, lesson: CaptionTargets
     ) -> dict[str, PaddedText]:
-        """Return the captions that the trained model reads, by loss term."""
-        mask = prepared.text1.attention_mask
-        inputs: dict[str, PaddedText] = {}
-        if "mlm" in self.terms:
-            inputs["mlm"] = PaddedText(input_ids=prepared.mlm.input_ids, attention_mask=mask)
+        """Steps 3 and 8: return the captions that the trained model reads, by loss term."""
+        inputs: dict[str, torch.Tensor] = {}
+        if "mlm" in self.config.weights:
+            inputs["mlm"] = prepared.mlm.input_ids
         if lesson.replacements is not None:
-            ids = lesson.replacements.input_ids
-            inputs["mrtd"] = PaddedText(input_ids=ids, attention_mask=mask)
-        return inputs
+            inputs["mrtd"] = lesson.replacements.input_ids
+        return _masked_as(prepared.text1, inputs)
 
     def fuse(
         self,
@@ -189,29 +164,24 @@ class CaptionSteps:
     def lesson(
         self, twin: ImageTextModel, fused: Mapping[str, torch.Tensor], prepared: PreparedPairs
     ) -> CaptionTargets:
-        """Steps 4, 6 and 7: the twin's soft labels and replacements, from its fused captions.
-
-        The vocabulary projection runs where something is learnt from it, in one call.
-        """
+        """Steps 4, 6 and 7: make soft labels and replacements from the twin's fused captions."""
         places = {"mlm": prepared.mlm.positions}
         if prepared.mrtd is not None:
             places["mrtd"] = prepared.mrtd.sampled_at
+        # The vocabulary projection runs where something is learnt from it, in one call.
         rows = [fused[name].flatten(0, 1)[places[name]] for name in fused]
         if not rows:
-            return CaptionTargets(soft_labels=None, replacements=None)
+            return CaptionTargets()
         logits = twin.text_encoder.mlm_logits(torch.cat(rows))
         probabilities = torch.split(F.softmax(logits.float(), dim=-1), [len(r) for r in rows])
         by_term = dict(zip(fused, probabilities, strict=True))
         replacements = None
         if "mrtd" in by_term and prepared.mrtd is not None:
-            replacements = self.replace(prepared, prepared.mrtd, by_term["mrtd"])
+            replacements = self.replace(prepared.text1, prepared.mrtd, by_term["mrtd"])
         return CaptionTargets(soft_labels=by_term.get("mlm"), replacements=replacements)
 
-    def replace(
-        self, prepared: PreparedPairs, plan: MRTDPlan, weights: torch.Tensor
-    ) -> Replacements:
+    def replace(self, text: PaddedText, plan: MRTDPlan, weights: torch.Tensor) -> Replacements:
         """Step 7: sample words from the twin's probabilities (N, V)."""
-        text = prepared.text1
         if self.config.mrtd_sample_at == "every":
             sampled = (
                 sample_tokens(weights, plan.uniforms) if plan.sampled is None else plan.sampled
@@ -232,7 +202,7 @@ class CaptionSteps:
                 positions=plan.sampled_at,
                 uniforms=plan.uniforms,
                 sampled=plan.sampled,
-                special_ids=self.vocabulary.special_ids,
+                special_ids=self.masker.vocabulary.special_ids,
             )
             sampled = ids.flatten()[plan.sampled_at]
         return Replacements(weights=weights, sampled=sampled, input_ids=ids, labels=labels)
@@ -244,13 +214,14 @@ class CaptionSteps:
         prepared: PreparedPairs,
         lesson: CaptionTargets,
     ) -> dict[str, torch.Tensor]:
-        """Steps 5 and 9: the losses of the fused captions that are there."""
+        """Steps 5 and 9: compute the losses of the fused captions that are there."""
         sums: dict[str, torch.Tensor] = {}
         if "mlm" in fused:
-            sums["mlm"] = self.mlm_sum(model, fused["mlm"], prepared, lesson)
-        if "mrtd" in fused and lesson.replacements is not None:
-            sums["mrtd"] = mrtd_sum(model, fused["mrtd"], prepared, lesson.replacements)
-        elif "mrtd" in self.terms:
+            sums["mlm"] = self.mlm_sum(model, fused["mlm"], prepared, lesson.soft_labels)
+        if lesson.replacements is not None:
+            labels = lesson.replacements.labels
+            sums["mrtd"] = mrtd_sum(model, fused["mrtd"], prepared, labels)
+        elif "mrtd" in self.config.weights:
             # Not started: its head takes part without learning, for data parallelism waits for it.
             weights = [weight.sum() for weight in model.mrtd_head.parameters()]
             sums["mrtd"] = 0.0 * torch.stack(weights).sum()
@@ -261,10 +232,10 @@ class CaptionSteps:
         model: ImageTextModel,
         fused: torch.Tensor,
         prepared: PreparedPairs,
-        lesson: CaptionTargets,
+        soft_labels: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Step 5: the MLM loss of the fused masked caption (B, L, D), over the masked words."""
-        masked, soft_labels = prepared.mlm, lesson.soft_labels
+        """Step 5: sum the MLM loss of the fused masked caption (B, L, D) over the masked words."""
+        masked = prepared.mlm
         if soft_labels is not None and self.config.distill_over == "sequence":
             logits = model.text_encoder.mlm_logits(fused)
             return soft_mlm_loss_sum_over_sequence(
@@ -276,9 +247,9 @@ class CaptionSteps:
         return soft_mlm_loss_sum(logits, masked.targets, soft_labels, prepared.alpha)
 
 
-def project(model: ImageTextModel, image: torch.Tensor | None) -> list[ImageKeys] | None:
-    """The keys and values of (B, 3, H, W) images, or None for no images."""
-    return None if image is None else model.project_images(model.encode_image(image))
+def _masked_as(text: PaddedText, inputs: Mapping[str, torch.Tensor]) -> dict[str, PaddedText]:
+    # Masking and replacing leave the lengths: the attention mask is the original caption's.
+    return {name: replace(text, input_ids=ids) for name, ids in inputs.items()}
 
 
 def encode_captions(model: ImageTextModel, inputs: Mapping[str, PaddedText]) -> dict[str, Block]:
@@ -294,36 +265,22 @@ def encode_captions(model: ImageTextModel, inputs: Mapping[str, PaddedText]) -> 
     }
 
 
-def lengthened(block: Block, length: int) -> Block:
-    """The rows of a block with padding up to a length."""
-    missing = length - block.mask.shape[1]
-    if not missing:
-        return block
-    return Block(
-        hidden=F.pad(block.hidden, (0, 0, 0, missing)), mask=F.pad(block.mask, (0, missing))
-    )
+def mrtd_logits(
+    model: ImageTextModel, fused: torch.Tensor, prepared: PreparedPairs
+) -> torch.Tensor:
+    """Judge the words of the fused replaced caption (B, L, D): (P, 2)."""
+    assert prepared.mrtd is not None
+    logits: torch.Tensor = model.mrtd_head(fused.flatten(0, 1)[prepared.mrtd.labelled_at])
+    return logits
 
 
 def mrtd_sum(
-    model: ImageTextModel,
-    fused: torch.Tensor,
-    prepared: PreparedPairs,
-    replacements: Replacements,
+    model: ImageTextModel, fused: torch.Tensor, prepared: PreparedPairs, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Step 9: the MRTD loss of the fused replaced caption (B, L, D), over the judged words."""
+    """Step 9: sum the MRTD loss of the fused replaced caption (B, L, D) over the judged words."""
     assert prepared.mrtd is not None
-    judged = prepared.mrtd.labelled_at
-    labels = replacements.labels.flatten()[judged]
-    logits: torch.Tensor = model.mrtd_head(fused.flatten(0, 1)[judged])
+    judged = labels.flatten()[prepared.mrtd.labelled_at]
     # Sampling everywhere leaves out the words that became padding or class tokens; which ones is
     # known only now, so the mean over the others stands for all.
-    counted = (labels != IGNORE).sum().clamp(min=1)
-    return mrtd_loss_sum(logits, labels) * (len(judged) / counted)
-
-
-def replayable(prepared: PreparedT, lesson: CaptionTargets) -> PreparedT:
-    """The batch with the sampled replacements filled in."""
-    if lesson.replacements is None or prepared.mrtd is None:
-        return prepared
-    plan = dataclasses.replace(prepared.mrtd, sampled=lesson.replacements.sampled)
-    return dataclasses.replace(prepared, mrtd=plan)
+    counted = (judged != IGNORE).sum().clamp(min=1)
+    return mrtd_loss_sum(mrtd_logits(model, fused, prepared), judged) * (len(judged) / counted)

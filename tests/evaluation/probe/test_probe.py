@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_text import lines, save_tiny_model
 
-from maskery.cli.probe import main
+from maskery.cli.main import main
 from maskery.core.errors import DataError, ModelError
 from maskery.evaluation.probe.encode import Encoder
 from maskery.evaluation.probe.labels import Labelled
@@ -120,14 +120,14 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "labels.jsonl"
     path.write_text("\n".join(json.dumps({"text": t, "label": c}) for t, c in rows), "utf-8")
     flags = [str(folder), "--labels", str(path), "--against", str(folder)]
-    assert main([*flags, "--json"]) == 0
+    assert main(["probe", *flags, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["figures"][0]["difference"] == [0.0, 0.0, 0.0]
-    assert main(flags) == 0
+    assert main(["probe", *flags]) == 0
     shown = capsys.readouterr().out
     assert "nearest neighbour" in shown
     assert "0.0 [0.0, 0.0]" in shown
     conll = tmp_path / "tags.conll"
     conll.write_text("\n\n".join(f"the\tD\ncat{n}\tN" for n in range(12)), "utf-8")
-    assert main([str(folder), "--labels", str(conll), "--kind", "tokens"]) == 0
+    assert main(["probe", str(folder), "--labels", str(conll), "--kind", "tokens"]) == 0
     assert "24 words, 2 classes" in capsys.readouterr().out

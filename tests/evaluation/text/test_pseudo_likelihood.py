@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from maskery.core.errors import DataError
+from maskery.evaluation.text.fill import Filler
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.pseudo_likelihood import Copy, Method, Scorer, cut, score
 
@@ -76,7 +77,9 @@ def plain_score(folder: Path, text: str, *, within_word: bool) -> list[tuple[str
 def test_scores_are_those_of_the_plain_definition(
     folder: Path, opened: OpenModel, method: Method, batch_tokens: int
 ) -> None:
-    scorer = Scorer.of(opened.model, opened.tokenizer, method=method, batch_tokens=batch_tokens)
+    scorer = Scorer(
+        Filler(opened.model, opened.tokenizer), method=method, batch_tokens=batch_tokens
+    )
     for text, own in zip(SENTENCES, scorer.score(SENTENCES), strict=True):
         expected = plain_score(folder, text, within_word=method == "within-word")
         assert own.text == text
@@ -92,7 +95,7 @@ def test_scores_are_those_of_the_plain_definition(
 
 def test_the_definitions_differ_where_words_have_several_pieces(opened: OpenModel) -> None:
     both = [
-        next(Scorer.of(opened.model, opened.tokenizer, method=method).score(["river foxes"]))
+        next(Scorer(Filler(opened.model, opened.tokenizer), method=method).score(["river foxes"]))
         for method in ("original", "within-word")
     ]
     (river, foxes), (river_too, foxes_too) = (score.words for score in both)
@@ -120,7 +123,7 @@ def test_the_definitions_differ_where_words_have_several_pieces(opened: OpenMode
 def test_scores_depend_on_neither_neighbours_nor_batches(
     opened: OpenModel, texts: list[str], batch_tokens: int
 ) -> None:
-    scorer = Scorer.of(opened.model, opened.tokenizer, batch_tokens=batch_tokens)
+    scorer = Scorer(Filler(opened.model, opened.tokenizer), batch_tokens=batch_tokens)
     together = [score.log_probability for score in scorer.score(texts)]
     alone = [next(scorer.score([text])).log_probability for text in texts]
     assert together == pytest.approx(alone, abs=1e-4)
@@ -164,7 +167,7 @@ def test_a_byte_level_tokenizer_and_positions_after_padding(tmp_path: Path) -> N
     tokenizer.save_pretrained(tmp_path)
     opened = open_model(str(tmp_path))
     text = "a red tree"
-    (own,) = Scorer.of(opened.model, opened.tokenizer, method="original").score([text])
+    (own,) = Scorer(Filler(opened.model, opened.tokenizer), method="original").score([text])
     assert [word.word for word in own.words] == ["a", "red", "tree"]
     assert own.words[1].pieces == ("Ġred",)
     ids = tokenizer(text)["input_ids"]
@@ -182,7 +185,7 @@ def test_a_byte_level_tokenizer_and_positions_after_padding(tmp_path: Path) -> N
 
 
 def test_masks_in_a_text_stay_hidden_and_are_not_scored(folder: Path, opened: OpenModel) -> None:
-    scorer = Scorer.of(opened.model, opened.tokenizer)
+    scorer = Scorer(Filler(opened.model, opened.tokenizer))
     (own,) = scorer.score(["the [MASK] stone"])
     assert [word.word for word in own.words] == ["the", "stone"]
     tokenizer = opened.tokenizer
@@ -200,7 +203,7 @@ def test_masks_in_a_text_stay_hidden_and_are_not_scored(folder: Path, opened: Op
 )
 def test_texts_that_cannot_be_scored(opened: OpenModel, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        list(Scorer.of(opened.model, opened.tokenizer).score(["river", text]))
+        list(Scorer(Filler(opened.model, opened.tokenizer)).score(["river", text]))
 
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 60), st.integers(1, 9))
@@ -218,9 +221,9 @@ def test_batches_keep_order_and_budget(lengths: list[int], budget: int, most: in
 
 
 def test_sentences_are_scored_by_the_models_name(folder: Path, opened: OpenModel) -> None:
-    expected = list(Scorer.of(opened.model, opened.tokenizer).score(SENTENCES))
+    expected = list(Scorer(Filler(opened.model, opened.tokenizer)).score(SENTENCES))
     assert score(folder, SENTENCES) == expected
     (alone,) = score(opened, SENTENCES[0])
     assert alone.log_probability == pytest.approx(expected[0].log_probability, abs=1e-5)
-    original = Scorer.of(opened.model, opened.tokenizer, method="original").score(SENTENCES)
+    original = Scorer(Filler(opened.model, opened.tokenizer), method="original").score(SENTENCES)
     assert score(opened, SENTENCES, method="original") == list(original)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig, ViTModel
 
-from maskery.cli.convert import main as convert
+from maskery.cli.main import main
 from maskery.core.errors import ConfigError, ModelError
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.models.checkpoint_import.convert import import_checkpoint
@@ -128,7 +128,7 @@ def test_the_folder_says_how_rasa_was_evaluated(
     state = {k: v for k, v in albef_state(model).items() if not k.startswith(lacks)}
     torch.save(state, tmp_path / "rasa.pth")
     heads = ["--text-heads", "2", "--vision-heads", "2"]
-    assert convert([str(tmp_path / "rasa.pth"), str(tmp_path / "out"), *heads]) == 0
+    assert main(["convert", str(tmp_path / "rasa.pth"), str(tmp_path / "out"), *heads]) == 0
     # RaSa's Retrieval.py and configs/PS_cuhk_pedes.yaml.
     assert read_model_retrieval(str(tmp_path / "out")) == ModelRetrieval(
         clean_captions=True,

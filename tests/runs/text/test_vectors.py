@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny_text import lines, save_tiny_model
 
-from maskery.cli.probe import main as probe_command
+from maskery.cli.main import main
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.intervals import Interval, judge
@@ -186,5 +186,5 @@ def test_labelled_texts_of_the_corpus_are_counted(
     texts = [*(text.upper() for text in trained), *lines(9, seed=8)]
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["text,label", *(f"{t},{n % 2}" for n, t in enumerate(texts))]))
-    assert probe_command([str(result.folder), "--labels", str(labels)]) == 0
+    assert main(["probe", str(result.folder), "--labels", str(labels)]) == 0
     assert "3 of 12 labelled texts stand in the training corpus" in capsys.readouterr().out

@@ -31,7 +31,7 @@ from maskery.data.rows import hash_rows
 
 @dataclass(frozen=True, kw_only=True)
 class ViewedPersons(ViewedPairs):
-    """B captions with their pictures, as the `PersonSearch` task reads them."""
+    """B captions with their pictures, as `ImageTextTask` reads them."""
 
     text2: TokenBatch  # The same captions, some replaced by another caption of the same person
     person_ids: torch.Tensor  # (B,) int64

@@ -27,7 +27,6 @@ from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, ExampleSums, require_numbers, token_rows
-from maskery.evaluation.text.pseudo_likelihood import Copy
 from maskery.evaluation.text.samples import context, whole_words
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
@@ -231,8 +230,7 @@ def sample_pictures(
         sequence = int(sequences(batch.text, position))
         first, last = batch.text.boundaries[sequence : sequence + 2].tolist()
         target = int(batch.text.input_ids[position])
-        copy = Copy(text=row, position=position - first, ids=ids[first:last], target=target)
-        left, right = context(copy, tokenizer)
+        left, right = context(ids[first:last], position - first, tokenizer)
         found.append(
             PictureFill(
                 left=left,

@@ -19,18 +19,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch, vocabulary_size
+from maskery.core.batch import MaskedTokens, vocabulary_size
 from maskery.core.errors import DataError
-from maskery.evaluation.text.masked import require_numbers
-from maskery.evaluation.text.opening import OpenModel, open_model
+from maskery.evaluation.text.fill import Filler, end_to_end
+from maskery.evaluation.text.masked import require_numbers, true_log_probabilities
+from maskery.evaluation.text.opening import OpenModel
 from maskery.evaluation.text.words_of_text import EncodedText, TextReader
-from maskery.models.layout import max_positions
-from maskery.models.masked_lm import MaskedLanguageModel
 
 Method = Literal["original", "within-word"]
-Predict = Callable[[MaskedTokens], torch.Tensor]
 # Texts that are sorted by length together: enough to fill batches with copies of like length.
 CHUNK = 1_000
 # Logits in memory at once, whatever the vocabulary: 128 MB of float32.
@@ -60,8 +57,7 @@ def score(
         ModelError: The model cannot be loaded, or predicts values that are not numbers.
     """
     texts = [sentences] if isinstance(sentences, str) else sentences
-    opened = open_model(model)
-    scorer = Scorer.of(opened.model, opened.tokenizer, method=method, batch_tokens=batch_tokens)
+    scorer = Scorer(Filler.of(model), method=method, batch_tokens=batch_tokens)
     return list(scorer.score(texts))
 
 
@@ -103,49 +99,17 @@ class Scorer:
     """Scores texts with one model.
 
     Args:
-        predict: From a masked batch to the logits (M, V) of its masked tokens, float32.
-        limit: The most tokens a text may have; None for any number.
-        method: Which pieces of a word are hidden while one is predicted.
+        filler: The model, as it fills masks.
+        method: The pieces of a word that are hidden while one is predicted.
         batch_tokens: Tokens computed at once; the scores do not depend on it.
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        predict: Predict,
-        *,
-        limit: int | None,
-        method: Method = "within-word",
-        batch_tokens: int = 4096,
+        self, filler: Filler, *, method: Method = "within-word", batch_tokens: int = 4096
     ) -> None:
-        self.reader = TextReader(tokenizer)
-        self.mask_id = int(tokenizer.mask_token_id)
-        self.predict, self.limit = predict, limit
+        self.filler, self.reader = filler, TextReader(filler.tokenizer)
         self.method, self.batch_tokens = method, batch_tokens
-        self.batch_copies = max(1, LOGITS // vocabulary_size(tokenizer))
-
-    @classmethod
-    def of(
-        cls,
-        model: MaskedLanguageModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        method: Method = "within-word",
-        batch_tokens: int = 4096,
-    ) -> Scorer:
-        """Score with a text model."""
-
-        def predict(masked: MaskedTokens) -> torch.Tensor:
-            logits: torch.Tensor = model(model.lay_out(masked).to(model.hf.device))
-            return logits.float()
-
-        return cls(
-            tokenizer,
-            predict,
-            limit=max_positions(model.eval().hf.config),
-            method=method,
-            batch_tokens=batch_tokens,
-        )
+        self.batch_copies = max(1, LOGITS // vocabulary_size(filler.tokenizer))
 
     def score(
         self, texts: Iterable[str], name: Callable[[int], str] = by_number
@@ -181,10 +145,10 @@ class Scorer:
         encoded = self.reader.read(text)
         if not encoded.words:
             raise DataError(f"{name} ({text!r:.60}) has no words to score; give it some")
-        if self.limit is not None and len(encoded.ids) > self.limit:
+        if self.filler.limit is not None and len(encoded.ids) > self.filler.limit:
             raise DataError(
                 f"{name} ({text!r:.60}) has {len(encoded.ids)} tokens, and the model has "
-                f"{self.limit} positions; cut it into sentences"
+                f"{self.filler.limit} positions; cut it into sentences"
             )
         return encoded
 
@@ -195,18 +159,23 @@ class Scorer:
                 ids = encoded.ids.copy()
                 hidden_end = word.last if self.method == "within-word" else position + 1
                 target = int(ids[position])
-                ids[position:hidden_end] = self.mask_id
+                ids[position:hidden_end] = self.filler.mask_id
                 yield Copy(text=text, position=position, ids=ids, target=target)
 
     @torch.no_grad()
     def _log_probabilities(self, copies: Sequence[Copy]) -> list[float]:
-        masked = masked_tokens(copies)
-        logits = self.predict(masked)
-        targets = torch.from_numpy(masked.targets).to(logits.device)
-        chosen = logits.gather(1, targets[:, None]).squeeze(1)
-        logs = chosen - logits.logsumexp(dim=1)
-        require_numbers(logs)
-        values: list[float] = logs.double().cpu().tolist()
+        batch = end_to_end([copy.ids for copy in copies])
+        places = np.array([copy.position for copy in copies], np.int64)
+        targets = np.array([copy.target for copy in copies], np.int64)
+        masked = MaskedTokens(
+            batch=batch,
+            input_ids=batch.input_ids,
+            positions=batch.boundaries[:-1] + places,
+            targets=targets,
+        )
+        logs = true_log_probabilities(self.filler.predict(masked), targets)
+        require_numbers(torch.from_numpy(logs))
+        values: list[float] = logs.tolist()
         return values
 
     def _text_score(
@@ -257,23 +226,3 @@ def cut(copies: Iterable[Copy], budget: int, most: int) -> Iterator[list[Copy]]:
         batch.append(copy)
     if batch:
         yield batch
-
-
-def masked_tokens(copies: Sequence[Copy]) -> MaskedTokens:
-    """Lay copies end to end, each with its token to predict as the one masked token."""
-    boundaries = np.concatenate(([0], np.cumsum([len(copy.ids) for copy in copies])))
-    ids = np.concatenate([copy.ids for copy in copies])
-    none = np.zeros(len(copies), np.int64)
-    batch = TokenBatch(
-        input_ids=ids,
-        boundaries=boundaries.astype(np.int64),
-        example_ids=none.astype(np.uint64),
-        starts=none,
-        word_starts=np.ones(len(ids), np.bool_),
-    )
-    return MaskedTokens(
-        batch=batch,
-        input_ids=ids,
-        positions=boundaries[:-1] + np.array([copy.position for copy in copies], np.int64),
-        targets=np.array([copy.target for copy in copies], np.int64),
-    )

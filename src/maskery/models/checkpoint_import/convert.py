@@ -50,7 +50,7 @@ class Imported:
 
     model: Any  # With the checkpoint's weights, in evaluation mode
     report: ImportReport  # What became of every key
-    # What `PersonSearch.load_extra_state` reads: the momentum twin as `twin.*` and the queues as
+    # What `ImageTextTask.load_extra_state` reads: the momentum twin as `twin.*` and the queues as
     # `image_queue.*`, `text_queue.*`; empty where the checkpoint has none.
     extra_state: State = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ def import_checkpoint(
 
     The folder holds the model as `save_pretrained` writes it, `import_report.txt`, and for ALBEF
     and RaSa `extra_state.safetensors`: the momentum twin and the queues, which
-    `PersonSearch.load_extra_state` reads to go on training.
+    `ImageTextTask.load_extra_state` reads to go on training.
 
     Args:
         path: A `.pth` or `.safetensors` file.

@@ -44,8 +44,8 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import resolve
 from maskery.runs.image_text.prepare import read_captions
 from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
+from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
-from maskery.tasks.image_text_mlm import ImageTextMLM
 
 log = logging.getLogger(__name__)
 # Pictures stay decoded, for each is seen with its own caption and with others'.
@@ -76,7 +76,7 @@ def summarise_pairs(
     held_out: HeldOutPairs,
     *,
     words: tuple[str, ...],
-    task: ImageTextMLM | None,
+    task: ImageTextTask | None,
 ) -> PairsEvaluation:
     """Compute every held-out figure of a model from its sums.
 
@@ -99,7 +99,7 @@ def summarise_pairs(
     )
 
 
-def mrtd_auc(task: ImageTextMLM, held_out: HeldOutPairs, device: torch.device) -> float | None:
+def mrtd_auc(task: ImageTextTask, held_out: HeldOutPairs, device: torch.device) -> float | None:
     """Return the area under the ROC curve of replaced against original words.
 
     The momentum twin fills frozen masks by sampling, as in training, and the model judges every
@@ -113,7 +113,7 @@ def mrtd_auc(task: ImageTextMLM, held_out: HeldOutPairs, device: torch.device) -
 
 
 def judgements(
-    task: ImageTextMLM, batches: Iterable[JudgedPairs], device: torch.device
+    task: ImageTextTask, batches: Iterable[JudgedPairs], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of each batch, with the right pictures: what the model thinks of the words, and the truth."""
     for batch in batches:
@@ -244,7 +244,7 @@ def held_out_pairs(
     return HeldOutPairs(pairs, captions, pictures, opened.view, group_ids(pairs), everything)
 
 
-def _task_beside(opened: OpenImageText) -> ImageTextMLM | None:
+def _task_beside(opened: OpenImageText) -> ImageTextTask | None:
     """Return a task with the momentum twin that lies beside a model; None without one.
 
     It replaces words as `train pairs` does by default.
@@ -254,10 +254,9 @@ def _task_beside(opened: OpenImageText) -> ImageTextMLM | None:
         return None
     vocabulary, defaults = Vocabulary.of(opened.tokenizer), PairsRunConfig(pairs="any")
     masker = Masker.of(vocabulary, defaults.masking)
-    task = ImageTextMLM(
+    task = ImageTextTask(
         opened.model,
         ImageTextMLMConfig(alpha=0.0),
-        vocabulary=vocabulary,
         pad_token_id=int(opened.tokenizer.pad_token_id or 0),
         masker=masker,
         mrtd_masker=masker.for_generator(defaults.mrtd_mask_rate),

@@ -1,0 +1,184 @@
+"""The base of all commands, and what they share: flags, logging, JSON and tables.
+
+Nothing heavy is imported here, so that `maskery --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from urllib.parse import urlparse
+
+from maskery.core.errors import ConfigError
+from maskery.core.system import is_main_process
+
+if TYPE_CHECKING:
+    from maskery.report.tables import Table
+
+# Seconds to wait for a name server; one that is there answers in far less.
+LOOKUP_SECONDS = 3.0
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command: its fields are its flags, and its docstring is its help."""
+
+    # False: messages of progress are shown, unless --json is given.
+    quiet: ClassVar[bool] = True
+
+    json: bool = False
+    """Print JSON on standard output."""
+
+    def execute(self) -> None:
+        """Do what the flags say, and print the result."""
+        raise NotImplementedError
+
+    def answer(self, data: Any, text: str) -> None:
+        """Print a result: its data with --json, else its text."""
+        if self.json:
+            print_json(data)
+        else:
+            print(text)
+        # A page may be served, or a report drawn, while somebody waits for this in a pipe.
+        sys.stdout.flush()
+
+
+def parse(
+    kind: type[ConfigT],
+    command: str,
+    arguments: Sequence[str],
+    default: ConfigT | None = None,
+    *,
+    program: str = "maskery",
+) -> ConfigT:
+    """Turn flags into a config; `--help` prints and ends the program.
+
+    Raises:
+        ConfigError: A flag is unknown or missing, or its value is wrong.
+    """
+    import tyro  # `maskery --help` does without it
+
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(report):
+            parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
+                kind, prog=f"{program} {command}", args=list(arguments), default=default
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ConfigError(one_line(report.getvalue())) from end
+    return parsed
+
+
+def one_line(report: str) -> str:
+    """Return the flag parser's boxed report as one line."""
+    # Where its stream has no encoding, as here, the parser draws in ASCII.
+    boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
+    words = " ".join(boxes.sub(" ", report).split())
+    return words.replace("For full helptext, see", "see").replace("For full helptext, run", "see")
+
+
+def go_offline_without_a_network() -> None:
+    """Tell the hub's library where no network answers; it would try for half a minute."""
+    if "HF_HUB_OFFLINE" in os.environ:
+        return
+    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    found = threading.Event()
+
+    def look_up() -> None:
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(endpoint.hostname, endpoint.port or 443)
+            found.set()
+
+    # A name server that never answers would keep everyone waiting, local folders or not.
+    asking = threading.Thread(target=look_up, daemon=True)
+    asking.start()
+    asking.join(LOOKUP_SECONDS)
+    if not found.is_set():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def set_up_logging(*, quiet: bool = False) -> None:
+    """Write Maskery's messages as plain lines to standard error, and silence other libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("maskery")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    # Every process warns of the same things; one of them says so.
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not is_main_process():
+        logger.setLevel(logging.ERROR)
+    go_offline_without_a_network()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.filterwarnings("ignore", module=r"(transformers|torch|accelerate|datasets)\b")
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document; numbers that JSON lacks become null."""
+    from maskery.runs.frame.run_folder import without_nan
+
+    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows with aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+
+def as_text(shown: Table, *, titled: bool = False) -> str:
+    """Return a table of figures with its notes below, and if wanted with its title above."""
+    heading = [shown.title] if titled and shown.title else []
+    return "\n".join([*heading, table(shown.lines()), *shown.notes])
+
+
+def as_texts(tables: Iterable[Table]) -> str:
+    """Return several tables with their titles."""
+    return "\n\n".join(as_text(one, titled=True) for one in tables)
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent; nothing where it is not known."""
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def prepare_output(path: Path, flag: str) -> None:
+    """Make the folder of a file that a flag names, and check that the file can be written.
+
+    Raises:
+        ConfigError: It is a folder, or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} is '{path}', and no file can be written there ({error.strerror}); name another"
+        ) from error
+
+
+def shown(path: Path) -> str:
+    """Return a path for print and JSON, with bytes that are no UTF-8 escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

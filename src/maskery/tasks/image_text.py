@@ -1,0 +1,333 @@
+"""The image-text task: masked words found with the picture's help, and ALBEF's and RaSa's losses.
+
+Masked language modelling with a momentum twin's soft labels and momentum-based replaced token
+detection (RaSa, Bai et al., IJCAI 2023, section 3.3), on ALBEF (Li et al., NeurIPS 2021). With
+`ImageTextMLMConfig` images may also be contrasted with the captions of the batch (ALBEF, section
+3.2, without its queues). `PersonSearchConfig` has all five of RaSa's losses: `text1`, the caption
+written for the picture, is masked; `text2`, which may be another caption of the same person, is
+contrasted with the pictures (ITC, section 3.1), matched against hard negatives (ITM) and tested for
+being another picture's caption (PRD, section 3.2).
+
+The nine steps of masked and replaced words are in `caption_steps.py`, what is done with whole pairs
+in `pair_steps.py`. The ten encoder passes of the released step are six here: each
+model reads its images once, its captions once and fuses once. Contrast and hard negatives see the
+batch of all processes in the order in which it was dealt out, so a step is the same however many
+share it.
+
+Shapes: B pairs of this process, P judged tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from maskery.core.errors import ConfigError
+from maskery.core.registry import split_weight
+from maskery.core.task import part_of
+from maskery.data.pairs.batches import ViewedPairs
+from maskery.data.person_search.batches import ViewedPersons
+from maskery.masking.masker import Masker
+from maskery.models.image_text.model import ImageTextModel
+from maskery.models.momentum import FeatureQueue, MomentumTwin
+from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Features
+from maskery.objectives.itm import has_negative, prd_loss_sum
+from maskery.objectives.terms import TERMS, Term, load_terms, trained_terms
+from maskery.tasks.caption_steps import (
+    CaptionSteps,
+    CaptionTargets,
+    encode_captions,
+    mrtd_logits,
+)
+from maskery.tasks.image_text_batch import (
+    PaddedText,
+    PreparedPairs,
+    negative_uniforms,
+    pad_text,
+)
+from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
+from maskery.tasks.loss_terms import (
+    TermInputs,
+    attach_terms,
+    freeze_unused_heads,
+    own_sums,
+    without_terms,
+)
+from maskery.tasks.pair_steps import Candidates, Negatives, itm_sum, with_negatives
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The results of one step."""
+
+    loss_sums: Mapping[str, torch.Tensor]  # By loss term, its sum over the batch's `counts`
+    lesson: CaptionTargets  # The twin's soft labels and replacements
+    prepared: PreparedPairs  # The batch with every random decision filled in: the same step again
+
+
+class ImageTextTask:
+    """The task of pairs and of person search; the terms of its settings decide what is computed.
+
+    Attributes:
+        model: The trained model, or what the loop wrapped it in.
+        twin: Its momentum twin.
+        captions: Steps 2 to 9.
+        queues: The twin's features of earlier pictures, and those of their captions; empty without
+            persons.
+        loss_weights: By loss term, its weight in the total.
+        temperature: The learnt one of the contrast.
+    """
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        config: ImageTextMLMConfig,
+        *,
+        pad_token_id: int,
+        masker: Masker,
+        mrtd_masker: Masker,
+        terms: Sequence[Any] = (),
+    ) -> None:
+        """Make the twin, attach the user's loss terms, and freeze heads that no term reads.
+
+        The loss terms of the user's own are those that `config` names, and functions, modules or
+        `LossTerm`s as `terms`. `mrtd_masker` masks captions again for the twin to fill, with
+        another seed.
+
+        Raises:
+            PluginError: A term of the user's own breaks its contract.
+        """
+        self.config, self.pad_token_id = config, pad_token_id
+        self.own_terms = load_terms(config.term, terms, model)
+        self.captions = CaptionSteps(
+            config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
+        )
+        attach_terms(model, self.own_terms)
+        # The released soft-label loss over the sequence reads what comes of padding.
+        model.text_encoder.computes_padding = config.distill_over == "sequence"
+        self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
+        own_weights = {term.name: term.weight for term in self.own_terms}
+        self.loss_weights: Mapping[str, float] = {**config.weights, **own_weights}
+        freeze_unused_heads(model, self.terms)
+        self.temperature, self.model = model.temp, cast(nn.Module, model)
+        self.directions, self.queues = ALBEF_DIRECTIONS, dict[str, FeatureQueue]()
+        # ALBEF's bounds; RaSa's release has none.
+        self.temperature_range = (0.001, 0.5)
+        if isinstance(config, PersonSearchConfig):
+            if config.within_modality:
+                self.directions = RASA_DIRECTIONS
+            self.temperature_range = (config.min_temperature, config.max_temperature)
+            generator = torch.Generator().manual_seed(config.seed)
+            for name in ("image_queue", "text_queue"):
+                width = model.config.embed_dim
+                self.queues[name] = FeatureQueue(width, config.queue_size, generator=generator)
+
+    @property
+    def terms(self) -> list[Term]:
+        """The terms that are on, the user's own last."""
+        return [TERMS[name] for name in self.loss_weights if name in TERMS] + [*self.own_terms]
+
+    def described_objects(self) -> list[str]:
+        """Return the terms that were given as objects, for the identity of a run."""
+        named = {str(split_weight(choice)[0]) for choice in self.config.term}
+        return [f"{t.name}={t.weight:g}" for t in self.own_terms if t.choice not in named]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The built-in terms whose heads are trained: what a model of this task is good for."""
+        return trained_terms(self.terms)
+
+    def prepare(self, batch: ViewedPairs, *, epoch: int, progress: float) -> PreparedPairs:
+        """Mask the captions; draw what replacements and negatives will be sampled with."""
+        persons = cast(ViewedPersons, batch) if self.queues else None
+        text1, text2 = batch.text1, batch.text1 if persons is None else persons.text2
+        # Both captions are padded alike, so that they are read in one pass.
+        length = int(max(text1.lengths.max(), text2.lengths.max()))
+        mlm, mrtd = self.captions.prepare(text1, length, epoch=epoch, progress=progress)
+        padded = pad_text(text1, length, self.pad_token_id)
+        prepared = PreparedPairs(
+            image1=batch.image1,
+            image2=batch.image2,
+            text1=padded,
+            text2=padded,
+            ids=torch.from_numpy(text1.example_ids.view("int64")),
+            mlm=mlm,
+            mrtd=mrtd,
+            alpha=self.config.alpha_at(progress),
+            num_tokens=text1.num_tokens,
+            terms=frozenset(self.loss_weights),
+        )
+        if persons is None:
+            return prepared
+        return replace(
+            prepared,
+            text2=pad_text(text2, length, self.pad_token_id),
+            ids=persons.person_ids,
+            replaced=persons.replaced,
+            negative_uniforms=negative_uniforms(text2, seed=self.config.seed, epoch=epoch),
+            num_negatives=2 * int(has_negative(persons.person_ids, persons.crowd_ids).sum()),
+        )
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Move the twin and keep the temperature in bounds: once per optimiser step."""
+        self.twin.update()
+        self.temperature.clamp_(*self.temperature_range)
+
+    def loss_sums(self, prepared: PreparedPairs) -> Mapping[str, torch.Tensor]:
+        """Return each loss term as a sum over `prepared.counts`; queues take the batch in."""
+        return self.step(prepared).loss_sums
+
+    def step(self, prepared: PreparedPairs) -> Step:
+        """Let the twin teach and the model learn; then the queues move on."""
+        with torch.no_grad():
+            teach = partial(self._teach, prepared=prepared)
+            lesson, candidates = self.twin.model(compute=teach)
+        learn = partial(self._learn, prepared=prepared, lesson=lesson, candidates=candidates)
+        loss_sums, negatives = self.model(compute=learn)
+        # After the loss, or every pair would be among its own candidates twice.
+        if candidates is not None:
+            candidates.enqueue(self.queues)
+        decided = lesson.replayable(prepared)
+        if negatives is not None:
+            images, texts = negatives
+            decided = replace(decided, image_negatives=images, text_negatives=texts)
+        return Step(loss_sums=loss_sums, lesson=lesson, prepared=decided)
+
+    @torch.no_grad()
+    def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Judge, in evaluation mode, which words the twin replaced.
+
+        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+
+        Raises:
+            ConfigError: The task has no replaced token detection.
+        """
+        lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
+        if lesson.replacements is None or prepared.mrtd is None:
+            raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
+        text = self.captions.learner_inputs(prepared, lesson)["mrtd"]
+
+        def read(model: ImageTextModel) -> torch.Tensor:
+            blocks = encode_captions(model, {"mrtd": text})
+            images = model.project_images(model.encode_image(prepared.image1))
+            fused = self.captions.fuse(model, blocks, images)["mrtd"]
+            return mrtd_logits(model, fused, prepared).float()
+
+        logits = self.model(compute=read)
+        labels = lesson.replacements.labels.flatten()[prepared.mrtd.labelled_at]
+        return logits[:, 1] - logits[:, 0], labels
+
+    def _pair_text(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
+        """Return the unmasked captions, where a term reads them."""
+        wanted = self.own_terms or not self.loss_weights.keys() <= {"mlm", "mrtd"}
+        return {"pair": prepared.text2} if wanted else {}
+
+    def _teach(
+        self, twin: ImageTextModel, *, prepared: PreparedPairs
+    ) -> tuple[CaptionTargets, Candidates | None]:
+        """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
+        inputs = self._pair_text(prepared) | self.captions.generator_inputs(prepared)
+        if not inputs:  # nobody asks the twin
+            return CaptionTargets(), None
+        tokens = twin.encode_image(prepared.image2)
+        blocks = encode_captions(twin, inputs)
+        pair = blocks.pop("pair", None)
+        candidates = None
+        if pair is not None:
+            candidates = Candidates.of(twin, tokens, pair, prepared.ids, self.queues)
+        images = twin.project_images(tokens) if blocks else None
+        fused = self.captions.fuse(twin, blocks, images)
+        return self.captions.lesson(twin, fused, prepared), candidates
+
+    def _learn(
+        self,
+        model: ImageTextModel,
+        *,
+        prepared: PreparedPairs,
+        lesson: CaptionTargets,
+        candidates: Candidates | None,
+    ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
+        """Steps 3, 5, 8 and 9, and all other terms: one pass of images, captions and fusion."""
+        tokens = model.encode_image(prepared.image1)
+        inputs = self._pair_text(prepared) | self.captions.learner_inputs(prepared, lesson)
+        blocks = encode_captions(model, inputs)
+        pair = blocks.pop("pair", None)
+        if pair is None or candidates is None:
+            fused = self.captions.fuse(model, blocks, model.project_images(tokens))
+            return self.captions.sums(model, fused, prepared, lesson), None
+        student = contrast = negatives = None
+        if not self.loss_weights.keys().isdisjoint(("itc", "itm")):
+            student = Features(
+                image=model.image_feature(tokens), text=model.text_feature(pair.hidden)
+            )
+            contrast = candidates.contrast(model, student, prepared, self.directions)
+            if "itm" in self.loss_weights:
+                negatives = candidates.draw(contrast, prepared)
+        if "itm" in self.loss_weights or "prd" in self.loss_weights:
+            blocks["match"] = pair
+        images = model.project_images(tokens)
+        if negatives is None:
+            fused = self.captions.fuse(model, blocks, images)
+        else:
+            blocks, others = with_negatives(model, blocks, tokens, negatives, candidates.crowd)
+            fused = self.captions.fuse(model, blocks, images, others)
+            # Captions were lengthened for the exchange; losses need it not.
+            fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
+        sums = self.captions.sums(model, fused, prepared, lesson)
+        if negatives is not None:
+            sums["itm"] = itm_sum(model, fused, prepared, candidates.crowd_ids)
+        if "prd" in self.loss_weights and prepared.replaced is not None:
+            sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
+        if contrast is not None and "itc" in self.loss_weights:
+            sums["itc"] = contrast.loss_sum
+        parts = TermInputs(
+            model=model,
+            image_tokens=tokens,
+            caption=pair.hidden,
+            caption_mask=pair.mask,
+            ids=prepared.ids,
+            teacher=candidates.own,
+            candidates=candidates.everyone,
+            candidate_ids=candidates.ids,
+            temperature=model.temp,
+            alpha=prepared.alpha,
+            by_use=fused,
+            prepared=prepared,
+            fuse=lambda: (  # matching has them already
+                fused["match"]
+                if "match" in fused
+                else self.captions.fuse(model, {"pair": pair}, images)["pair"]
+            ),
+            # Heads that no term trains must be seen to be read: see `_frozen_heads_refuse`.
+            student=student if "itc" in self.loss_weights else None,
+        )
+        return sums | own_sums(self.own_terms, parts), negatives
+
+    def extra_state(self) -> Mapping[str, torch.Tensor]:
+        """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`.
+
+        The twin goes without the user's terms, which it does not read.
+        """
+        twin = without_terms(self.twin.state_dict())
+        state = {f"twin.{name}": tensor for name, tensor in twin.items()}
+        for name, queue in self.queues.items():
+            state |= {f"{name}.{key}": value for key, value in queue.state_dict().items()}
+        return state
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `extra_state` gave."""
+        self.load_twin(part_of(state, "twin."))
+        for name, queue in self.queues.items():
+            queue.load_state_dict(part_of(state, f"{name}."))
+
+    def load_twin(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Restore the twin's weights; the user's terms in it, which are never read, may lack."""
+        own = self.twin.state_dict()
+        unread = {name: own[name] for name in own.keys() - without_terms(own).keys()}
+        self.twin.load_state_dict({**weights, **unread})
