@@ -35,13 +35,11 @@ class Example(NamedTuple):
         text: Stripped of white space at both ends, never blank; line ends are `\n`.
         source: The file, or the hub dataset, it comes from.
         id: Unsigned 64-bit, from `example_id`.
-        group: Its value in the group column, where one is read; empty where there is none.
     """
 
     text: str
     source: str
     id: int
-    group: str = ""
 
 
 def example_id(text: str) -> int:
@@ -220,16 +218,13 @@ class Reading:
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
         roots = []
-        for column in self.config.columns_of(names) or [self.config.text_column]:
+        group_columns = [] if self.group_column is None else [self.group_column]
+        columns = self.config.columns_of(names) or [self.config.text_column]
+        for column in [*columns, *group_columns]:
             root = column if column in names else column.partition(".")[0]
             if root not in names:
-                raise self.missing_column(list(names))
-            roots.append(root)
-        if self.group_column is not None:
-            column = self.group_column
-            root = column if column in names else column.partition(".")[0]
-            if root not in names:
-                raise self.missing_column(list(names), column)
+                group = column if column == self.group_column else None
+                raise self.missing_column(list(names), group)
             roots.append(root)
         return list(dict.fromkeys(roots))
 
@@ -362,8 +357,7 @@ def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
         if len(text) > limit:
             for piece in cutter.whole(text):
                 report.examples += 1
-                yield Example(piece, source, example_id(piece), reading.group)
+                yield Example(piece, source, example_id(piece))
             continue
         report.examples += 1
-        number = from_bytes(hash_of(data, digest_size=8).digest(), "little")
-        yield Example(text, source, number, reading.group)
+        yield Example(text, source, from_bytes(hash_of(data, digest_size=8).digest(), "little"))

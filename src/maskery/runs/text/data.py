@@ -132,8 +132,7 @@ class StoredText:
             if config.group_column is None:
                 sides = split(*whole)
             else:
-                read = corpus.groups(config.group_column)
-                sides = split_by_value(*whole, ((one.id, one.group) for one in read))
+                sides = split_by_value(*whole, corpus.groups(config.group_column))
             self.train_documents, self.held_documents = sides
 
     def _add_words(self, path: Path | None) -> AddedWords | None:
