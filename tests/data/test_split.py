@@ -122,7 +122,7 @@ def test_rows_of_one_value_stand_on_one_side(folder: Path, kind: str) -> None:
     corpus, column = corpus_in(folder, kind, rows)
     tokenizer = load_tokenizer(str(folder / "model"))
     store = tokenise(corpus, tokenizer, folder / "cache")
-    together = [(example.id, example.group) for example in corpus.groups(column)]
+    together = list(corpus.groups(column))
     assert [name for _, name in together] == [str(n % 30) for n in range(120)]
     train, held = split_by_value(store, tokenizer, 0.3, together)
     assert len(train) + len(held) == 120
@@ -140,7 +140,7 @@ def test_what_has_a_copy_on_the_other_side_is_left_out(
     corpus = Corpus.of([*rows, *common, *same], CorpusConfig())
     tokenizer = load_tokenizer(str(folder / "model"))
     store = tokenise(corpus, tokenizer, folder / "cache")
-    together = [(example.id, example.group) for example in corpus.groups("patient")]
+    together = list(corpus.groups("patient"))
     train, held = split_by_value(store, tokenizer, 0.3, together)
     assert {together[n][1] for n in held}.isdisjoint(together[n][1] for n in train)
     # Texts of many values stand on neither side.
@@ -153,7 +153,7 @@ def test_one_value_is_nothing_to_split_by(folder: Path) -> None:
     corpus = Corpus.of(rows, CorpusConfig())
     tokenizer = load_tokenizer(str(folder / "model"))
     store = tokenise(corpus, tokenizer, folder / "cache")
-    together = [(example.id, example.group) for example in corpus.groups("patient")]
+    together = list(corpus.groups("patient"))
     with pytest.raises(DataError, match="--group-column has 1 value"):
         split_by_value(store, tokenizer, 0.3, together)
 

@@ -203,8 +203,8 @@ def _checked(
     records: Iterable[Record], config: PairsConfig, skipped: Skipped
 ) -> Iterator[dict[str, Any]]:
     """Check records and yield those with a usable caption, as rows of `SCHEMA`."""
-    empty = count = 0
-    for count, record in enumerate(records, 1):
+    empty = 0
+    for record in records:
         name, where = picture_name(record), record.where
         person = checked_person(record.person, where)
         group = checked_person(record.group, where, "group")
@@ -220,8 +220,8 @@ def _checked(
             yield row | {"id": pair_id(name, captions), "place": record.place}
     if config.group_column is not None and empty:
         raise DataError(
-            f"--group-column {config.group_column} is empty for {empty:,} of {count:,} pairs, which "
-            f"could stand on either side; fill it, or leave those pairs out"
+            f"--group-column {config.group_column} is empty for {empty:,} pairs, which could stand "
+            f"on either side; fill it, or leave those pairs out"
         )
 
 
