@@ -163,7 +163,6 @@ def load_masked_lm(
     Raises:
         ModelError: It cannot be loaded, or a part of its encoder would start from noise.
     """
-    attention.register()
     config = load_config(name)
     dropouts = {} if attention_dropout else turn_off_attention_dropout(config)
     if hidden_dropout is not None:
@@ -312,7 +311,6 @@ def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -
     """Make a BERT of random weights for a tokenizer; `size` is one of `SIZES`."""
     if size not in SIZES:
         raise ModelError(f"scratch:{size} is no size; choose scratch:{', scratch:'.join(SIZES)}")
-    attention.register()
     layers, width, heads = SIZES[size]
     config = BertConfig(
         vocab_size=vocabulary_size(tokenizer),

@@ -138,7 +138,6 @@ def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
             f"{hf.config.vocab_size} rows; give the model as many rows as the tokenizer has ids"
         )
     if hf.config.model_type in PACKABLE:
-        attention.register()
         hf.set_attn_implementation(attention.NAME)
     return Loaded(model=hf.eval(), tokenizer=tokenizer)
 
