@@ -34,7 +34,7 @@ def position(step: int, identity: str = "run") -> Position:
 
 def trained(task: Any, steps: int = 3) -> torch.optim.Optimizer:
     optimiser = build_optimiser(task.model, CONFIG)
-    set_learning_rate(optimiser, 1.0)
+    set_learning_rate(optimiser, lambda _: 1.0)
     for step in range(steps):
         torch.manual_seed(step)
         task.before_step()
@@ -62,7 +62,7 @@ def test_what_is_saved_is_restored_to_the_last_bit(tmp_path: Path, make_task: Ma
             assert torch.equal(saved, read)
             assert saved.dtype == read.dtype
     # And the next step is the same.
-    set_learning_rate(fresh, 1.0)
+    set_learning_rate(fresh, lambda _: 1.0)
     for model, chosen in ((task.model, optimiser), (other.model, fresh)):
         model(torch.ones(2, 6)).sum().backward()
         chosen.step()

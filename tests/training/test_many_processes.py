@@ -249,6 +249,27 @@ def test_processes_agree_on_the_best_after_a_resume(server: ForkServer, text: Pa
     assert_same_run(whole, text / "resumed")
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_head_that_is_trained_first(server: ForkServer, text: Path, sharding: str) -> None:
+    """Alone on one process, and on two that were stopped while it was."""
+    encoder = text / "encoder"
+    if not encoder.is_dir():
+        save_tiny_model(encoder, head=False)
+        described = json.loads((text / "model" / "config.json").read_text())
+        (encoder / "config.json").write_text(json.dumps(described))
+    names = {ranks: f"head-first-{sharding}-{ranks}" for ranks in (1, 2)}
+    more = ("--model", str(encoder), "--head-first", "0.4", "--sharding", sharding)
+    for ranks, name in names.items():
+        server.run(train_text(text, name, *more), text / f"log-{name}", ranks=ranks)
+    copied_back_to(text / names[2], f"{names[2]}-again", 5)
+    again = train_text(text, f"{names[2]}-again", *more, "--resume", "auto")
+    server.run(again, text / "log-head-first-again", ranks=2)
+    for name in (names[2], f"{names[2]}-again"):
+        assert_same_run(text / names[1], text / name)
+        scores = [load_file(text / one / "with_head.safetensors") for one in (names[1], name)]
+        torch.testing.assert_close(scores[1]["sums"], scores[0]["sums"], rtol=1e-4, atol=1e-5)
+
+
 def test_a_small_step_leaves_a_process_a_stand_in(server: ForkServer, text: Path) -> None:
     """Two sequences a step, four processes."""
     for ranks in (1, 4):

@@ -94,7 +94,7 @@ def test_a_head_learns_at_its_rate_even_if_it_is_the_lower() -> None:
 def test_the_factor_scales_every_peak() -> None:
     optimiser = build_optimiser(Model(), TrainingConfig(learning_rate=1e-4), NEW)
     assert {group["lr"] for group in optimiser.param_groups} == {0.0}
-    set_learning_rate(optimiser, 0.5)
+    set_learning_rate(optimiser, lambda _: 0.5)
     for group in optimiser.param_groups:
         assert group["lr"] == 0.5 * group[PEAK]
 
@@ -104,7 +104,7 @@ def test_a_step_is_adamw() -> None:
     torch.manual_seed(0)
     model = Model()
     optimiser = build_optimiser(model, TrainingConfig(learning_rate=1e-2, weight_decay=0.1))
-    set_learning_rate(optimiser, 1.0)
+    set_learning_rate(optimiser, lambda _: 1.0)
     before = model.dense.weight.detach().clone()
     gradient = torch.randn(4, 4)
     model.dense.weight.grad = gradient.clone()
@@ -211,7 +211,7 @@ def test_steps_are_those_of_pytorch() -> None:
     ours, theirs = EveryKind(), EveryKind()
     theirs.load_state_dict(ours.state_dict())
     optimiser = build_optimiser(ours, CONFIG)
-    set_learning_rate(optimiser, 1.0)
+    set_learning_rate(optimiser, lambda _: 1.0)
     named = dict(theirs.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
     matrices = [p for n, p in named.items() if n.startswith("hidden") and p.dim() == 2]
@@ -286,7 +286,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
     def step(task: Task, optimiser: torch.optim.Optimizer, seed: int) -> None:
         give_gradients(task.model, seed)
-        set_learning_rate(optimiser, 1.0)
+        set_learning_rate(optimiser, lambda _: 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 

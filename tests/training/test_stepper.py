@@ -178,3 +178,27 @@ def test_bad_steps_in_a_row() -> None:
         counts.append((bad.in_a_row, bad.too_many))
     assert counts == [(2, False), (0, False), (1, False), (2, False), (3, True), (0, False)]
     assert bad.free_to_ask
+
+
+def test_parameters_that_start_later_wait_and_then_warm_up_of_their_own(make_task: Make) -> None:
+    task, total, start = make_task(), 20, 5
+    config = replace(CONFIG, warmup_share=0.2)
+    optimiser = build_optimiser(task.model, config, {"1.bias"}, others_start_at=start)
+    stepper = Stepper(task, config, total_steps=total, optimiser=optimiser)
+    assert stepper.starts == {start}
+    first = task.model[1].weight.detach().clone()
+    for number in range(8):
+        bias = task.model[1].bias.detach().clone()
+        rows = task.prepare(np.arange(12), epoch=0, progress=0.0)
+        stepper.step(number, [rows])
+        assert not torch.equal(task.model[1].bias, bias)
+        assert torch.equal(task.model[1].weight, first) == (number < start)
+        rates = {g["starts_at"]: g["lr"] / g["peak_lr"] for g in optimiser.param_groups}
+        assert rates[0] == pytest.approx(
+            (number + 1) / 4 if number < 4 else (total - number) / (total - 4)
+        )
+        if number >= start:  # 3 of its own 15 steps are its warm-up
+            assert rates[start] == pytest.approx((number - start + 1) / 3)
+    assert all(parameter.requires_grad for parameter in task.model.parameters())
+    # Adam's corrections count its own steps.
+    assert int(optimiser.state[task.model[1].weight]["step"]) == 3

@@ -11,13 +11,12 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from maskery.cli.command import Command, percent, table
-from maskery.cli.figures import retrieval_before_after, scores_table
-from maskery.cli.probe import describe as describe_vectors
+from maskery.cli.command import Command, as_text, percent, table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports
 from maskery.people.config import PeopleConfig
+from maskery.report.tables import before_after_table, run_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +65,19 @@ class Text(Quickstart):
 
         outcome = run_quickstart(self.output, progress=not self.json)
         fills = [[asdict(before), asdict(after)] for before, after in outcome.fills]
-        document = outcome.result.to_json() | {"as_loaded": asdict(outcome.as_loaded)}
-        self.answer({**document, "fills": fills}, describe(outcome))
+        self.answer({**outcome.result.to_json(), "fills": fills}, describe(outcome))
         finish_report(outcome.result.folder)
 
 
 def describe(outcome: Any) -> str:
     """Return the figures and fills of a `QuickstartResult`."""
     result = outcome.result
-    columns = {"as loaded": outcome.as_loaded, "before": result.before, "after": result.after}
     lines = [
-        scores_table(columns, result.difference),
-        "as loaded: with a random prediction head; before: with the head that training starts "
-        "from; difference: after minus before",
-        f"\n{describe_vectors(result.vectors)}\nverdict: {result.verdict}",
+        *map(as_text, run_tables(result.to_json())),
+        f"verdict: {result.verdict}",
     ]
     for before, after in outcome.fills:
-        rows = [["before", "", "after", ""]]
+        rows = [["as loaded", "", "after", ""]]
         for one, other in zip(before.masks[0], after.masks[0], strict=True):
             cells = ((fill.token, percent(fill.probability)) for fill in (one, other))
             rows.append([cell for pair in cells for cell in pair])
@@ -127,7 +122,7 @@ class People(Quickstart):
         folder = outcome.result.folder
         self.answer(
             {**document, "picture": str(outcome.picture), "seconds": outcome.seconds},
-            f"{retrieval_before_after(before, after)}\n"
+            f"{as_text(before_after_table(asdict(before), asdict(after)))}\n"
             f"{outcome.seconds / 60:.1f} minutes in all; five searches are drawn in "
             f"{outcome.picture}\n"
             f"the model is in {folder / 'model'}; try it:\n"

@@ -96,6 +96,26 @@ def check_ranges(config: DataclassInstance) -> None:
         raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
 
 
+def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:
+    """Return the number that a setting holds as text; None where it is one of some words.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if value in words:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan  # which is in no range
+    if number not in allowed:
+        raise ConfigError(
+            f"{name} is '{value}': it must be {', '.join(words)} or a number "
+            f"{allowed.rule.removeprefix('be ')}; {allowed.hint}"
+        )
+    return number
+
+
 def _stands_in(value: object) -> bool:
     """Return True for `tyro.MISSING`, which a preset has where the user must give a flag."""
     return type(value).__module__.partition(".")[0] == "tyro"

@@ -57,18 +57,28 @@ class KeepEmbedding(TextMLM):
         model: The encoder with its head, as the run starts from it: a copy is kept.
         masker: Draws the masks.
         weight: Of the mean distance, 1 - cosine, beside the loss of a masked token in nats.
+        frozen_share: The share of the run, from its start, in which the encoder is frozen.
         pin_memory: Prepare batches in page-locked memory, for a GPU.
     """
 
     def __init__(
-        self, model: MaskedLanguageModel, masker: Masker, weight: float, *, pin_memory: bool = False
+        self,
+        model: MaskedLanguageModel,
+        masker: Masker,
+        weight: float,
+        *,
+        frozen_share: float = 0.0,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__(model, masker, pin_memory=pin_memory)
+        self.frozen_share = frozen_share
         self.loss_weights = {**self.loss_weights, KEEP: weight}
         self._start = copy.deepcopy(model.base).eval().requires_grad_(False)
 
-    def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedKeep:
+    def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch; lay it out with all tokens as rows, and unmasked with the kept ones."""
+        if progress < self.frozen_share:  # nothing can drift yet
+            return super().prepare(batch, epoch=epoch, progress=progress)
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
         tokens = np.arange(batch.num_tokens)
         kept = np.setdiff1d(tokens, masked.positions, assume_unique=True)
@@ -85,7 +95,8 @@ class KeepEmbedding(TextMLM):
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
         """Return the cross-entropy of the masked tokens and the distance of the others, summed."""
-        assert isinstance(prepared, PreparedKeep)
+        if not isinstance(prepared, PreparedKeep):
+            return super().loss_sums(prepared)
         self.num_predicted += prepared.counts["mlm"]
 
         def read(model: MaskedLanguageModel, rows: torch.Tensor) -> tuple[Any, torch.Tensor]:
@@ -122,4 +133,10 @@ def keep_embedding(parts: TextParts, weight: float) -> KeepEmbedding:
             "--compile and --keep-embedding do not go together yet; leave out one of them "
             "(--keep-embedding off)"
         )
-    return KeepEmbedding(parts.model, parts.masker, weight, pin_memory=parts.pin_memory)
+    return KeepEmbedding(
+        parts.model,
+        parts.masker,
+        weight,
+        frozen_share=parts.frozen_share,
+        pin_memory=parts.pin_memory,
+    )

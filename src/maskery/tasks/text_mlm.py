@@ -46,6 +46,7 @@ class TextParts:
     shapes: StaticShapes | None = None
     compile_backend: str | None = None  # Of `torch.compile`; None for steps that are not compiled
     pin_memory: bool = False  # Prepare batches in page-locked memory, for a GPU
+    frozen_share: float = 0.0  # Share of the run, from its start, in which the encoder is frozen
 
 
 def make_text_task(

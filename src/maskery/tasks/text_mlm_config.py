@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, Share, check_ranges
+from maskery.core.ranges import Range, Share, check_ranges, number_or_word
 from maskery.core.registry import Registry, anchored_choice, is_plugin, plugin_identity
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MOMENTUM = 0.995
 MRTD = "mlm+mrtd"
+AUTO_OFF = ("auto", "off")
 
 OBJECTIVES: Registry[Callable[[TextParts], Task[Any, Any]]] = Registry(
     "--objective",
@@ -94,18 +95,8 @@ class TextMLMConfig:
         Raises:
             ConfigError: It is neither auto, off nor a number above 0.
         """
-        if self.keep_embedding in ("auto", "off"):
-            return 0.0
-        try:
-            weight = float(self.keep_embedding)
-        except ValueError:
-            weight = 0.0
-        if not 0.0 < weight < float("inf"):
-            raise ConfigError(
-                f"keep_embedding is '{self.keep_embedding}': it must be auto, off or a number "
-                f"above 0; try 20"
-            )
-        return weight
+        above_0 = Range(0, above=True, hint="try 20")
+        return number_or_word("keep_embedding", self.keep_embedding, AUTO_OFF, above_0) or 0.0
 
     @property
     def detects(self) -> bool:

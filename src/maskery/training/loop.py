@@ -50,6 +50,12 @@ class Summary:
     resumed_from: int  # The step it went on from; 0 for a fresh run
 
 
+def planned_steps(source: BatchSource[Any], config: BaseTrainingConfig) -> tuple[list[int], int]:
+    """Return the optimiser steps of each epoch, and those of the run, which may end before."""
+    epochs = [source.num_steps(epoch) for epoch in range(config.epochs)]
+    return epochs, min(sum(epochs), config.max_steps or sum(epochs))
+
+
 class TrainingLoop:
     """Trains a task from its first or its last saved step to the end.
 
@@ -80,8 +86,7 @@ class TrainingLoop:
         progress: bool = True,
     ) -> None:
         check_callbacks(callbacks)
-        self.epoch_steps = [source.num_steps(epoch) for epoch in range(config.epochs)]
-        self.total_steps = min(sum(self.epoch_steps), config.max_steps or sum(self.epoch_steps))
+        self.epoch_steps, self.total_steps = planned_steps(source, config)
         self.task, self.source, self.config = task, source, config
         self.stepper = Stepper(task, config, total_steps=self.total_steps, optimiser=optimiser)
         self.processes = self.stepper.processes
@@ -321,9 +326,14 @@ class TrainingLoop:
         bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s", refresh=False)
 
     def _due(self, step: int) -> bool:
-        """Return True if held-out figures are due: first, last and every `eval_every` steps."""
+        """Return True if held-out figures are due.
+
+        They are at the first and the last step, every `eval_every` steps, and before parameters
+        begin to be trained that were held back.
+        """
         every = self.config.eval_every
-        return step in (0, self.total_steps) or bool(every and step % every == 0)
+        fixed = {0, self.total_steps, *self.stepper.starts}
+        return step in fixed or bool(every and step % every == 0)
 
     def _evaluate(self, step: int) -> bool:
         """Write held-out figures; returns True if they are the best so far."""

@@ -13,7 +13,7 @@ CPU without such products that takes 18 to 28 times as long, so it is not used.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,9 @@ from maskery.training.parallel import laid_out_like, whole
 NARROW = 256
 # Its attribute is made at run time, so type checkers do not know of it.
 UNINITIALIZED: Any = torch.utils.deterministic
-# Keys of parameter groups: the peak learning rate, and True for groups that Muon moves.
-PEAK, ORTHOGONAL = "peak_lr", "orthogonal"
+# Keys of parameter groups: the peak learning rate, True for groups that Muon moves, and the step
+# before which a group stays as it is.
+PEAK, ORTHOGONAL, STARTS_AT = "peak_lr", "orthogonal", "starts_at"
 BUFFER = "momentum_buffer"
 MOMENTUM = 0.95
 # Quintic iteration of the paper: its slope at zero is as steep as possible, so that five rounds
@@ -102,11 +103,16 @@ def exact_sums(device: torch.device) -> Iterator[None]:
 
 
 def build_optimiser(
-    model: nn.Module, config: BaseTrainingConfig, new_parameters: Collection[str] = ()
+    model: nn.Module,
+    config: BaseTrainingConfig,
+    new_parameters: Collection[str] = (),
+    *,
+    others_start_at: int = 0,
 ) -> torch.optim.AdamW:
     """Make AdamW, with Muon where the config says so; groups have their peak rate as `peak_lr`.
 
     Frozen parameters are left out; `new_parameters` names those that learn at `head_learning_rate`.
+    The others stay as they are before a step, which every group has as `starts_at`.
     """
     rate, head_rate = config.learning_rate, config.head_learning_rate
     if head_rate is None:
@@ -128,6 +134,7 @@ def build_optimiser(
                 PEAK: config.muon_learning_rate if matrix else head_rate if new else rate,
                 "weight_decay": config.weight_decay if decays else 0.0,
                 ORTHOGONAL: matrix,
+                STARTS_AT: 0 if new else others_start_at,
             }
             for (matrix, new, decays), parameters in groups.items()
         ],
@@ -137,10 +144,10 @@ def build_optimiser(
     )
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group `factor` times its peak."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor_of: Callable[[int], float]) -> None:
+    """Give every group its peak times the factor of a group that starts at its first step."""
     for group in optimiser.param_groups:
-        group["lr"] = factor * group[PEAK]
+        group["lr"] = factor_of(group[STARTS_AT]) * group[PEAK]
 
 
 def learning_rate_factor(

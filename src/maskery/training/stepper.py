@@ -12,6 +12,7 @@ over every micro-batch of every process, so it does not depend on how the step i
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from maskery.core.processes import join_processes
 from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.config import BaseTrainingConfig, TrainingConfig
 from maskery.training.optimiser import (
+    STARTS_AT,
     build_optimiser,
     exact_sums,
     learning_rate_factor,
@@ -51,7 +53,8 @@ class Stepper:
             own defaults.
         total_steps: Optimiser steps of the run, which the learning rate's schedule ends with.
         optimiser: Made by `build_optimiser`, or any whose groups have their peak learning rate
-            under `peak_lr`. Default: the one that `config` describes.
+            under `peak_lr`, and under `starts_at` the step before which they stay as they are.
+            Default: the one that `config` describes.
         new_parameters: Names of parameters that start from nothing; only for the default optimiser.
     """
 
@@ -67,6 +70,8 @@ class Stepper:
         self.task, self.total_steps = task, total_steps
         self.config: BaseTrainingConfig = config or TrainingConfig()
         self.optimiser = optimiser or build_optimiser(task.model, self.config, new_parameters)
+        for group in self.optimiser.param_groups:
+            group.setdefault(STARTS_AT, 0)
         self.processes = join_processes()
         self.device: torch.device = PartialState().device
         self.half = resolve_precision(self.config, task.model) == "bf16"
@@ -76,6 +81,11 @@ class Stepper:
     def parameters(self) -> list[nn.Parameter]:
         """Parameters that are trained."""
         return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    @property
+    def starts(self) -> set[int]:
+        """Steps after the first at which groups of parameters begin to be trained."""
+        return {int(group[STARTS_AT]) for group in self.optimiser.param_groups} - {0}
 
     def prepare(self, number: int, batches: Sequence[Any], *, epoch: int = 0) -> list[Prepared]:
         """Take the random decisions of a step, from 0; may run in another thread than `step`."""
@@ -110,24 +120,44 @@ class Stepper:
         self.task.model.train()
         # Dropout follows from (seed, step, process) alone, so that resuming repeats it.
         torch.manual_seed(step_seed(self.config.seed, number, self.processes.rank))
-        set_learning_rate(self.optimiser, self._learning_rate_factor(number))
+        set_learning_rate(self.optimiser, lambda start: self._learning_rate_factor(number, start))
         self.task.before_step()
         counts = self._global_counts(prepared, flags)
         losses: dict[str, torch.Tensor] = {}
-        for index, micro in enumerate(prepared):
-            with last_backward(self.task.model, last=index + 1 == len(prepared)):
-                terms = self._micro_step(micro, counts)
-            for name, term in terms.items():
-                losses[name] = losses.get(name, torch.zeros_like(term)) + term
+        with self._holding_back(number):
+            for index, micro in enumerate(prepared):
+                with last_backward(self.task.model, last=index + 1 == len(prepared)):
+                    terms = self._micro_step(micro, counts)
+                for name, term in terms.items():
+                    losses[name] = losses.get(name, torch.zeros_like(term)) + term
         limit = self.config.clip_norm or float("inf")
         losses["grad_norm"] = clip_gradients(self.parameters, limit)
         update_if_finite(self.optimiser, self.parameters, losses["grad_norm"])
         return losses
 
-    def _learning_rate_factor(self, number: int) -> float:
+    @contextlib.contextmanager
+    def _holding_back(self, number: int) -> Iterator[None]:
+        """Give no gradients to the parameters of groups that start at a later step."""
+        groups = [group for group in self.optimiser.param_groups if number < group[STARTS_AT]]
+        waiting: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        # Without gradients the backward pass ends early. DDP and FSDP have counted the parameters
+        # that get some when they wrapped the model, so there gradients are computed and dropped.
+        frozen = waiting if self.processes.world_size == 1 else []
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            for parameter in waiting:
+                parameter.grad = None
+
+    def _learning_rate_factor(self, number: int, start: int) -> float:
+        """Return the factor of a group that starts at a step, which its warm-up is counted from."""
         return learning_rate_factor(
-            number,
-            self.total_steps,
+            max(number - start, 0),
+            self.total_steps - start,
             warmup_share=self.config.warmup_share,
             shape=self.config.lr_schedule,
             floor=self.config.lr_floor,

@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM
 from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.data.batching import Template, assemble
 from maskery.data.tokenise import encode_texts
+from maskery.evaluation.text.fill import Filler
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.samples import rank_changes, sample_text, whole_words
 
@@ -32,6 +33,10 @@ def batch_of(texts: list[str], opened: OpenModel) -> TokenBatch:
     )
 
 
+def filler(opened: OpenModel) -> Filler:
+    return Filler(opened.model, opened.tokenizer)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
@@ -45,7 +50,7 @@ def test_a_planted_change_of_two_words_tops_both_lists(folder: Path) -> None:
         bias = after.model.hf.cls.predictions.decoder.bias
         bias[tokenizer.convert_tokens_to_ids("ember")] += 3.0
         bias[tokenizer.convert_tokens_to_ids("violet")] -= 3.0
-    found = sample_text(before.model, after.model, [batch], tokenizer, fills=5)
+    found = sample_text(filler(before), filler(after), [batch], fills=5)
     assert found.improved[0].word == "ember"
     assert found.worsened[0].word == "violet"
     assert found.improved[0].after > found.improved[0].before + 1.0
@@ -56,9 +61,7 @@ def test_a_planted_change_of_two_words_tops_both_lists(folder: Path) -> None:
 def test_the_fills_are_those_of_the_models(folder: Path) -> None:
     opened = open_model(str(folder))
     texts = ["the and the thunder and", "the and harbour and the", "the and"]
-    found = sample_text(
-        opened.model, opened.model, [batch_of(texts, opened)], opened.tokenizer, top_k=3
-    )
+    found = sample_text(filler(opened), filler(opened), [batch_of(texts, opened)], top_k=3)
     # The last has too few words to hide one.
     assert [fill.word for fill in found.fills] == ["thunder", "harbour"]
     assert (found.fills[0].left, found.fills[0].right) == ("the and the", "and")
@@ -79,9 +82,7 @@ def test_the_fills_are_those_of_the_models(folder: Path) -> None:
 def test_long_sentences_are_shown_around_the_word(folder: Path) -> None:
     opened = open_model(str(folder))
     text = " ".join(["the"] * 20 + ["lantern"] + ["and"] * 8)
-    (fill,) = sample_text(
-        opened.model, opened.model, [batch_of([text], opened)], opened.tokenizer
-    ).fills
+    (fill,) = sample_text(filler(opened), filler(opened), [batch_of([text], opened)]).fills
     assert fill.word == "lantern"
     assert fill.left == "… " + " ".join(["the"] * 16)
     assert fill.right == " ".join(["and"] * 8)

@@ -111,7 +111,7 @@ def test_a_run_learns_to_find_people_and_leaves_what_it_promises(
     # The twin goes along, for runs that start from here.
     saved = load_file(folder / "model" / "extra_state.safetensors")
     name = "text_proj.weight"
-    assert torch.equal(again.task.twin.state_dict()[name], saved[f"twin.{name}"])
+    assert torch.equal(again.prepared.task.twin.state_dict()[name], saved[f"twin.{name}"])
 
 
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(

@@ -43,14 +43,6 @@ class ImageFiller(Filler):
         module: torch.nn.Module = embeddings.word_embeddings
         return module
 
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """See `Filler.logits`; every sequence looks at the picture."""
-        ids = ids.to(self._model.device)
-        rows = (ids == self.mask_id).flatten().nonzero().flatten()
-        hidden = self.read(ids)
-        logits: torch.Tensor = self._model.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows])
-        return logits
-
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fused states (B, L, D) of texts (B, L) that look at the picture.
 
@@ -63,9 +55,8 @@ class ImageFiller(Filler):
         hidden: torch.Tensor = self._model.text_encoder(ids, mask, keys)
         return hidden
 
-    @torch.no_grad()
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
-        """Return the logits (M, V) of masked tokens; every sequence looks at the picture."""
+        """See `Filler.predict`; every sequence looks at the picture."""
         ids, real, places = side_by_side(masked.batch, masked.input_ids)
         device = self._model.device
         hidden = self.read(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device))

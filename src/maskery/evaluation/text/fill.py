@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens
+from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
-from maskery.evaluation.text.masked import require_numbers
+from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import TextReader, Word
-from maskery.models.layout import EncoderInputs, max_positions
+from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
 
 MASK = "[MASK]"
@@ -151,12 +153,11 @@ class Filler:
         return ids
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
-        """Return the logits (M, V) of masked tokens, float32."""
-        logits: torch.Tensor = self.model(self.model.lay_out(masked).to(self.model.hf.device))
-        return logits.float()
+        """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
+        return predict(self.model, masked)
 
     @torch.no_grad()
-    def log_probabilities(self, sequences: Sequence[list[int]]) -> torch.Tensor:
+    def log_probabilities(self, sequences: Sequence[npt.ArrayLike]) -> torch.Tensor:
         """Return log-probabilities of the vocabulary at the masks of equally long sequences.
 
         Args:
@@ -168,33 +169,21 @@ class Filler:
         Raises:
             ModelError: The model predicts values that are not numbers.
         """
-        logs = self.logits(torch.tensor(sequences)).float().cpu().log_softmax(dim=-1)
+        logs = self.predict(self.hidden(sequences)).cpu().log_softmax(dim=-1)
         # The likeliest of each: a vocabulary may have entries at minus infinity, which is a number.
         require_numbers(logs.amax(dim=-1))
         return logs.view(len(sequences), -1, logs.shape[-1])
+
+    def hidden(self, sequences: Sequence[npt.ArrayLike]) -> MaskedTokens:
+        """Return a batch of token ids whose masks are to be predicted."""
+        batch = end_to_end(sequences)
+        return MaskedTokens.unmasked(batch, np.flatnonzero(batch.input_ids == self.mask_id))
 
     @property
     def embeddings(self) -> torch.nn.Module:
         """Return the module that turns token ids into vectors."""
         module: torch.nn.Module = self.model.hf.get_input_embeddings()
         return module
-
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the scores of the vocabulary at the masks of equally long sequences.
-
-        Args:
-            ids: (B, L) int64, without padding.
-
-        Returns:
-            (B * M, V), on the model's device, with gradients where they are asked for.
-        """
-        inputs = EncoderInputs(
-            input_ids=ids,
-            rows=(ids == self.mask_id).flatten().nonzero().flatten(),
-            arguments={"attention_mask": torch.ones_like(ids)},
-        )
-        logits: torch.Tensor = self.model(inputs.to(self.model.hf.device))
-        return logits
 
     def _joint(self, ids: list[int], top_k: int, beams: int) -> tuple[Completion, ...]:
         """Search with beams from left to right; each step sees the masks already filled."""
@@ -254,6 +243,20 @@ class Filler:
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
 
+def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
+    """Return texts, as token ids with special tokens, as a batch that nothing is drawn for."""
+    arrays = [np.asarray(text, np.int64) for text in texts]
+    none = np.zeros(len(arrays), np.int64)
+    ids = np.concatenate(arrays)
+    return TokenBatch(
+        input_ids=ids,
+        boundaries=np.concatenate(([0], np.cumsum([len(one) for one in arrays]))),
+        example_ids=none.astype(np.uint64),
+        starts=none,
+        word_starts=np.ones(len(ids), np.bool_),
+    )
+
+
 def candidates(
     logs: torch.Tensor, tokenizer: PreTrainedTokenizerBase, top_k: int
 ) -> tuple[Candidate, ...]:
@@ -281,7 +284,7 @@ def saliency(filler: Filler, reader: TextReader, text: str, *, mask: int = 0) ->
         DataError: There are fewer masks, or the text is too long.
         ModelError: The model predicts values that are not numbers.
     """
-    logs, vectors, gradient = _gradient(filler, torch.tensor([filler.encode(text)]), mask)
+    logs, vectors, gradient = _gradient(filler, filler.encode(text), mask)
     token = int(logs.argmax())
     norms = (gradient * vectors).norm(dim=-1).flatten().cpu()
     words = reader.read(text).words
@@ -296,7 +299,7 @@ def saliency(filler: Filler, reader: TextReader, text: str, *, mask: int = 0) ->
 
 
 def _gradient(
-    filler: Filler, ids: torch.Tensor, mask: int
+    filler: Filler, ids: list[int], mask: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return log-probabilities (V,), and token vectors (1, L, D) with the top one's gradient."""
     held: list[torch.Tensor] = []
@@ -309,7 +312,7 @@ def _gradient(
     hook = filler.embeddings.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            logits = filler.logits(ids).float()
+            logits = filler.predict(filler.hidden([ids]))
             if mask >= len(logits):
                 raise DataError(
                     f"mask {mask + 1} is asked for and the text has {len(logits)}; name another"

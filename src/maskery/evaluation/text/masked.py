@@ -118,7 +118,7 @@ def score_examples(
     ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
     for masked, counts in _shares(batches, masker, processes):
         batch, targets = masked.batch, torch.from_numpy(masked.targets).to(device)
-        logits = model(model.lay_out(masked).to(device)).float()
+        logits = predict(model, masked)
         sequence = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
         if counts:
             ids.append(batch.example_ids[sequence])
@@ -135,6 +135,21 @@ def score_examples(
     sums = np.zeros((len(unique), len(COLUMNS)))
     np.add.at(sums, inverse, all_rows.numpy())
     return ExampleSums(ids=unique, sums=sums)
+
+
+def predict(model: MaskedLanguageModel, masked: MaskedTokens) -> torch.Tensor:
+    """Return the logits (M, V) of a batch's masked tokens, float32."""
+    logits: torch.Tensor = model(model.lay_out(masked).to(model.hf.device))
+    return logits.float()
+
+
+def true_log_probabilities(
+    logits: torch.Tensor, targets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Return the log-probabilities (M,) of the true tokens (M,), from logits (M, V)."""
+    losses = F.cross_entropy(logits, torch.from_numpy(targets).to(logits.device), reduction="none")
+    values: npt.NDArray[np.float64] = -losses.double().cpu().numpy()
+    return values
 
 
 def token_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

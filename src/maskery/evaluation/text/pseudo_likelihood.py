@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.batch import MaskedTokens, TokenBatch, vocabulary_size
+from maskery.core.batch import MaskedTokens, vocabulary_size
 from maskery.core.errors import DataError
-from maskery.evaluation.text.fill import Filler
-from maskery.evaluation.text.masked import require_numbers
+from maskery.evaluation.text.fill import Filler, end_to_end
+from maskery.evaluation.text.masked import require_numbers, true_log_probabilities
 from maskery.evaluation.text.opening import OpenModel
 from maskery.evaluation.text.words_of_text import EncodedText, TextReader
 
@@ -164,13 +164,18 @@ class Scorer:
 
     @torch.no_grad()
     def _log_probabilities(self, copies: Sequence[Copy]) -> list[float]:
-        masked = masked_tokens(copies)
-        logits = self.filler.predict(masked)
-        targets = torch.from_numpy(masked.targets).to(logits.device)
-        chosen = logits.gather(1, targets[:, None]).squeeze(1)
-        logs = chosen - logits.logsumexp(dim=1)
-        require_numbers(logs)
-        values: list[float] = logs.double().cpu().tolist()
+        batch = end_to_end([copy.ids for copy in copies])
+        places = np.array([copy.position for copy in copies], np.int64)
+        targets = np.array([copy.target for copy in copies], np.int64)
+        masked = MaskedTokens(
+            batch=batch,
+            input_ids=batch.input_ids,
+            positions=batch.boundaries[:-1] + places,
+            targets=targets,
+        )
+        logs = true_log_probabilities(self.filler.predict(masked), targets)
+        require_numbers(torch.from_numpy(logs))
+        values: list[float] = logs.tolist()
         return values
 
     def _text_score(
@@ -221,23 +226,3 @@ def cut(copies: Iterable[Copy], budget: int, most: int) -> Iterator[list[Copy]]:
         batch.append(copy)
     if batch:
         yield batch
-
-
-def masked_tokens(copies: Sequence[Copy]) -> MaskedTokens:
-    """Lay copies end to end, each with its token to predict as the one masked token."""
-    boundaries = np.concatenate(([0], np.cumsum([len(copy.ids) for copy in copies])))
-    ids = np.concatenate([copy.ids for copy in copies])
-    none = np.zeros(len(copies), np.int64)
-    batch = TokenBatch(
-        input_ids=ids,
-        boundaries=boundaries.astype(np.int64),
-        example_ids=none.astype(np.uint64),
-        starts=none,
-        word_starts=np.ones(len(ids), np.bool_),
-    )
-    return MaskedTokens(
-        batch=batch,
-        input_ids=ids,
-        positions=boundaries[:-1] + np.array([copy.position for copy in copies], np.int64),
-        targets=np.array([copy.target for copy in copies], np.int64),
-    )

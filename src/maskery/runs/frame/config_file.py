@@ -328,6 +328,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         except (ValueError, OverflowError) as error:
             raise ConfigError(f"{where} is {shown}: it must be a number") from error
+    # YAML reads the words on and off as true and false, and 20 as a number.
+    if hint is str and isinstance(value, bool | int | float):
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} is {shown}: it must be of type {hint.__name__}")
     return value

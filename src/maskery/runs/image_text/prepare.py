@@ -1,4 +1,4 @@
-"""The model that an image-text run starts from, its parts, and what it saves."""
+"""The model that an image-text run starts from, its task, and what it saves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.tokenise import tokenizer_fingerprint, train_wordpiece
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
-from maskery.masking.config import POLICIES
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import build_from_encoders, build_from_scratch
 from maskery.models.image_text.config import check_image_size
@@ -36,11 +35,15 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.loading import known_as, load_tokenizer, resolve
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
+from maskery.runs.frame.run_frame import identity
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 
+log = logging.getLogger(__name__)
+
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
+ReadingConfig: TypeAlias = PairsConfig | PersonSearchDataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +53,7 @@ class StartModel:
     model: ImageTextModel
     tokenizer: PreTrainedTokenizerBase
     view: ViewConfig  # The run's settings with the encoder's size and normalisation filled in
-    new_parameters: frozenset[str]  # Names of parameters that start from nothing
-    from_scratch: bool = False  # True if all of them do
-
-    @property
-    def has_new_head(self) -> bool:
-        """True if the vocabulary projection has learnt nothing yet."""
-        return OUTPUT_BIAS in self.new_parameters
+    new_parameters: frozenset[str] = frozenset()  # Names of parameters that start from nothing
 
 
 def start_model(
@@ -73,7 +70,6 @@ def start_model(
             model=opened.model,
             tokenizer=opened.tokenizer,
             view=_fitted(config.view, opened.model, opened.name),
-            new_parameters=frozenset(),
         )
     vocabulary, pieces = start.model.config.text_config.vocab_size, len(start.tokenizer)
     if pieces > vocabulary:
@@ -91,7 +87,7 @@ def _image_size(view: ViewConfig) -> tuple[int, int] | None:
 def _own_tokenizer(
     config: ImageTextRunConfig, pairs: Pairs, folder: Path | None, progress: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that the run folder keeps, or one trained on the captions now."""
+    """Return the tokenizer that the run folder keeps, or train one on the captions."""
     # Trained again, it might number its pieces differently, and the run could not be resumed.
     kept = None if folder is None else folder / TOKENIZER
     if kept is not None and kept.is_dir():
@@ -129,7 +125,6 @@ def _from_scratch(config: ImageTextRunConfig, tokenizer: PreTrainedTokenizerBase
         tokenizer=tokenizer,
         view=config.view.for_encoder(height=height, width=width, mean=HALF_MEAN, std=HALF_STD),
         new_parameters=frozenset(name for name, _ in model.named_parameters()),
-        from_scratch=True,
     )
 
 
@@ -169,41 +164,6 @@ def start_at_frequencies(model: ImageTextModel, counts: npt.NDArray[np.int64]) -
     bias[: len(known)] = torch.from_numpy(np.log(frequencies)).to(bias)
 
 
-def choose_max_length(config: ImageTextRunConfig, model: ImageTextModel) -> int:
-    """Return the most tokens of a caption; a ConfigError if the model has fewer positions."""
-    limit = int(model.config.text_config.max_position_embeddings)
-    if config.max_length is not None and config.max_length > limit:
-        raise ConfigError(
-            f"--max-length is {config.max_length}, and the model has {limit} positions; "
-            f"lower it to {limit} or less"
-        )
-    return config.max_length or limit
-
-
-def save_preprocessing(folder: Path, view: ViewConfig) -> None:
-    """Write `preprocessor_config.json`, as Hugging Face image processors have it."""
-    mean, std = view.normalisation
-    described = {
-        "do_resize": True,
-        "size": {"height": view.height, "width": view.width},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(described, indent=1), "utf-8")
-
-
-log = logging.getLogger(__name__)
-
-TaskT = TypeVar("TaskT", bound=ImageTextTask)
-
-
-ReadingConfig: TypeAlias = PairsConfig | PersonSearchDataConfig
-
-
 def read_captions(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase, reading: ReadingConfig, max_length: int
 ) -> CaptionTokens:
@@ -218,31 +178,114 @@ def read_captions(
     return captions
 
 
-def open_pictures(
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The model of a run with its task, and how it reads pairs."""
+
+    config: ImageTextRunConfig
+    reading: ReadingConfig
+    start: StartModel
+    max_length: int  # Most tokens of a caption
+    captions: CaptionTokens  # Of the training pairs
+    task: ImageTextTask
+
+    def read(self, pairs: Pairs) -> CaptionTokens:
+        """Return the tokens of other pairs' captions."""
+        return read_captions(pairs, self.start.tokenizer, self.reading, self.max_length)
+
+    def pictures(self, pairs: Pairs, share: float) -> Pictures:
+        """Open the pictures of pairs, to be decoded when they are read.
+
+        They get that share of the memory for decoded pictures.
+        """
+        # A crop takes its part of the whole picture, so it is decoded whole.
+        near = None if self.config.view.crop_scale else self.start.view.size
+        cache_bytes = int(self.config.image_cache_mb * 2**20 * share)
+        return Pictures(pairs, self.reading.on_bad_image, near=near, cache_bytes=cache_bytes)
+
+    @property
+    def batching(self) -> dict[str, Any]:
+        """The sizes of training batches and the seed of their order."""
+        training = self.config.training
+        sizes = {"batch_pairs": training.batch_pairs, "micro_pairs": training.micro_batch_pairs}
+        return {**sizes, "seed": training.seed}
+
+    def learnt_anew(self, heads: Sequence[str]) -> frozenset[str]:
+        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads.
+
+        Heads count as new although a checkpoint may have them; so do the user's loss terms.
+        """
+        names = (name for name, _ in self.start.model.named_parameters())
+        anew = (name for name in names if belongs(name, (ATTRIBUTE, *heads)))
+        return self.start.new_parameters.union(anew)
+
+    def identity(self, **data: Any) -> str:
+        """Return all that decides the course of a run, with what tells its data apart."""
+        config, objects = self.config, self.task.described_objects()
+        parts = {"text_model": config.text_model, "vision_model": config.vision_model}
+        if config.text_model is None:  # otherwise nothing is read of it
+            parts["model"] = config.model
+        described = {
+            **{part: None if name is None else known_as(name) for part, name in parts.items()},
+            "fusion_layer": config.fusion_layer,
+            "tokenizer_fingerprint": tokenizer_fingerprint(self.start.tokenizer),
+            "max_length": self.max_length,
+            "view": asdict(self.start.view),
+            "masking": config.masking.described(),
+            "mrtd_mask_rate": config.mrtd_mask_rate,
+            "objectives": config.objectives.described(),
+            **({"terms": objects} if objects else {}),
+        }
+        return identity(config.training, described | data)
+
+    def save_model(self, folder: Path, card: str) -> None:
+        """Write the model, tokenizer, preprocessing of pictures, momentum twin and model card."""
+        model, view = self.start.model, self.start.view
+        model.save_pretrained(folder, state_dict=without_terms(model.state_dict()))
+        self.start.tokenizer.save_pretrained(folder)
+        mean, std = view.normalisation
+        processing = {  # as Hugging Face image processors have it
+            "do_resize": True,
+            "size": {"height": view.height, "width": view.width},
+            "resample": 3,  # bicubic
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(mean),
+            "image_std": list(std),
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(processing, indent=1), "utf-8")
+        # Queues hold this dataset's persons and are of no use to another run.
+        twin = {n: t for n, t in self.task.extra_state().items() if n.startswith("twin.")}
+        save_file({n: t.contiguous().cpu() for n, t in twin.items()}, folder / EXTRA_STATE)
+        write_text(folder / "README.md", card)
+
+
+def prepare_model(
     config: ImageTextRunConfig,
-    reading: ReadingConfig,
     pairs: Pairs,
-    start: StartModel,
-    cache_bytes: int,
-) -> Pictures:
-    """Open the pictures of pairs, to be decoded when they are read."""
-    # A crop takes its part of the whole picture, so it is decoded whole.
-    near = None if config.view.crop_scale else start.view.size
-    return Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=cache_bytes)
-
-
-def require_policy(config: ImageTextRunConfig) -> None:
-    """Load the policy before anything is read: a plug-in that cannot be is told at once."""
-    POLICIES.find(config.masking.policy)
-
-
-def make_task(
-    kind: type[TaskT], config: ImageTextRunConfig, start: StartModel, terms: Sequence[Any] = ()
-) -> TaskT:
-    """Make the task of a run; its twin starts as a copy of the model."""
-    seed = config.training.seed
+    reading: ReadingConfig,
+    *,
+    folder: Path | None,
+    progress: bool,
+    terms: Sequence[Any],
+) -> Prepared:
+    """Load or make the initial model, tokenise the captions, and make the task."""
+    start = start_model(config, pairs, folder=folder, progress=progress)
+    limit = int(start.model.config.text_config.max_position_embeddings)
+    if config.max_length is not None and config.max_length > limit:
+        raise ConfigError(
+            f"--max-length is {config.max_length}, and the model has {limit} positions; "
+            f"lower it to {limit} or less"
+        )
+    max_length, seed = config.max_length or limit, config.training.seed
+    captions = read_captions(pairs, start.tokenizer, reading, max_length)
+    # Before the task is made, whose twin starts as a copy.
+    if OUTPUT_BIAS in start.new_parameters:
+        counts = captions.token_counts(start.model.config.text_config.vocab_size)
+        start_at_frequencies(start.model, counts)
     masker = Masker.of(start.tokenizer, config.masking, seed=seed)
-    return kind(
+    task = ImageTextTask(
         start.model,
         replace(config.objectives, seed=seed),
         pad_token_id=int(start.tokenizer.pad_token_id or 0),
@@ -250,76 +293,15 @@ def make_task(
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
         terms=terms,
     )
-
-
-def learnt_anew(start: StartModel, heads: Sequence[str] = ()) -> frozenset[str]:
-    """Return the parameters that learn at `head_learning_rate`: new ones, and these heads.
-
-    Heads count as new although a checkpoint may have them; so do the user's loss terms.
-    """
-    heads = (ATTRIBUTE, *heads)
-    names = (name for name, _ in start.model.named_parameters())
-    return start.new_parameters | {name for name in names if belongs(name, heads)}
-
-
-def twin_of(config: ImageTextRunConfig, start: StartModel) -> dict[str, torch.Tensor]:
-    """Return the momentum twin in the model folder that a run starts from; empty without one."""
-    if start.from_scratch or config.text_model is not None:
-        return {}
-    path = Path(resolve(config.model)) / EXTRA_STATE
-    return part_of(load_file(path), "twin.") if path.is_file() else {}
-
-
-def prepare_model(
-    kind: type[TaskT],
-    config: ImageTextRunConfig,
-    pairs: Pairs,
-    reading: ReadingConfig,
-    *,
-    start: StartModel | None,
-    folder: Path | None,
-    progress: bool,
-    terms: Sequence[Any],
-) -> tuple[StartModel, CaptionTokens, TaskT]:
-    """Load or make the initial model, tokenise the captions, and make the task."""
-    start = start or start_model(config, pairs, folder=folder, progress=progress)
-    longest = choose_max_length(config, start.model)
-    captions = read_captions(pairs, start.tokenizer, reading, longest)
-    # Before the task is made, whose twin starts as a copy.
-    if start.has_new_head:
-        counts = captions.token_counts(start.model.config.text_config.vocab_size)
-        start_at_frequencies(start.model, counts)
-    task = make_task(kind, config, start, terms)
-    # Queues, which may lie beside the twin, hold another dataset's persons: they start anew.
-    twin = twin_of(config, start)
-    if twin:
-        task.load_twin(twin)
-    return start, captions, task
-
-
-def save_model(folder: Path, start: StartModel, task: ImageTextTask, card: str) -> None:
-    """Write the model, tokenizer, preprocessing of pictures, momentum twin and model card."""
-    start.model.save_pretrained(folder, state_dict=without_terms(start.model.state_dict()))
-    start.tokenizer.save_pretrained(folder)
-    save_preprocessing(folder, start.view)
-    twin = {n: t for n, t in task.extra_state().items() if n.startswith("twin.")}
-    save_file({n: t.contiguous().cpu() for n, t in twin.items()}, folder / EXTRA_STATE)
-    write_text(folder / "README.md", card)
-
-
-def described(config: ImageTextRunConfig, start: StartModel, task: ImageTextTask) -> dict[str, Any]:
-    """Return what decides the course of either kind of run; for `identity`."""
-    parts = {"text_model": config.text_model, "vision_model": config.vision_model}
-    if config.text_model is None:  # otherwise nothing is read of it
-        parts["model"] = config.model
-    return {
-        **{part: None if name is None else known_as(name) for part, name in parts.items()},
-        "fusion_layer": config.fusion_layer,
-        "tokenizer_fingerprint": tokenizer_fingerprint(start.tokenizer),
-        "max_length": choose_max_length(config, start.model),
-        "view": asdict(start.view),
-        "masking": config.masking.described(),
-        "mrtd_mask_rate": config.mrtd_mask_rate,
-        "objectives": config.objectives.described(),
-        **({"terms": objects} if (objects := task.described_objects()) else {}),
-    }
+    if config.text_model is None and not config.model.startswith(SCRATCH):
+        twin = Path(resolve(config.model)) / EXTRA_STATE
+        if twin.is_file():
+            task.load_twin(part_of(load_file(twin), "twin."))
+    return Prepared(
+        config=config,
+        reading=reading,
+        start=start,
+        max_length=max_length,
+        captions=captions,
+        task=task,
+    )

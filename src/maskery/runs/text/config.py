@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, check_ranges, take_text_as_paths
+from maskery.core.ranges import Range, check_ranges, number_or_word, take_text_as_paths
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig
 from maskery.masking.config import MaskingConfig
-from maskery.tasks.text_mlm_config import TextMLMConfig
+from maskery.tasks.text_mlm_config import AUTO_OFF, TextMLMConfig
 from maskery.training.config import TrainingConfig
 
 SCRATCH = "scratch:"
@@ -40,6 +40,9 @@ class TextRunConfig:
     """Held-out text of its own, read like the corpus. Default: a share of the corpus."""
     held_out_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.05")] = 0.05
     """Share of the examples that is held out, chosen by a hash of their content."""
+    head_first: str = "auto"
+    """Share of the steps in which a new head is trained alone, the encoder frozen; what it fills
+    then is "before". off: none. auto: 0.2 where the head is new and the start not scratch."""
     probe: Path | None = None
     """A label file: how well the encoder's vectors tell its classes apart, before and after, and at
     every evaluation (--best-metric probe). Default: halves of held-out texts find each other."""
@@ -89,6 +92,11 @@ class TextRunConfig:
             value = getattr(self, name)
             if isinstance(value, str):  # else it would count as a list of letters
                 object.__setattr__(self, name, (value,))
+        if self.head_share and self.model.startswith(SCRATCH):
+            raise ConfigError(
+                f"--head-first {self.head_first} and --model {self.model}: nothing of it is "
+                f"trained yet, so no head comes first; leave out --head-first"
+            )
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
         if self.add_words is not None and self.model.startswith(SCRATCH):
@@ -106,6 +114,16 @@ class TextRunConfig:
                 "--masked-capacity needs --compile: other steps predict as many tokens as are "
                 "masked; leave it out"
             )
+
+    @property
+    def head_share(self) -> float:
+        """The share of `--head-first`; 0 for off, and for auto until a run has chosen.
+
+        Raises:
+            ConfigError: It is neither auto, off nor a number from 0 to below 1.
+        """
+        share = Range(0, 1, below=True, hint="try 0.2")
+        return number_or_word("head_first", self.head_first, AUTO_OFF, share) or 0.0
 
     def anchored(self) -> TextRunConfig:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""

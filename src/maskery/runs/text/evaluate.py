@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from maskery.core.batch import TokenBatch
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
+from maskery.evaluation.text.fill import Filler
 from maskery.evaluation.text.masked import (
     ExampleSums,
     MaskedScores,
@@ -33,6 +34,7 @@ from maskery.runs.frame.config_file import open_run, run_kind
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.extra_state import load_extra, replaced_words_auc
 from maskery.runs.text.prepare import prepare_text, text_parts
+from maskery.runs.text.run import AS_LOADED, WITH_HEAD, kept_scores
 from maskery.tasks.text_mlm import make_text_task
 
 
@@ -41,7 +43,7 @@ class Evaluation:
     """Held-out figures of one model, or of two with their paired difference.
 
     Attributes:
-        scores: By heading; `before` and `after` of a run, or model names.
+        scores: By heading, those of a run's result in order of time, or model names.
         difference: The last minus the first, where there are two.
         mrtd_auc: How well replaced words are told from original ones, by the heading of each model
             that was trained to.
@@ -55,14 +57,17 @@ class Evaluation:
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
     """Compare a run's model with the model it started from, on what the run held out."""
     config = open_run(folder).finished(TextRunConfig)
-    if batch_tokens is not None:
-        config = replace(config, training=replace(config.training, batch_tokens=batch_tokens))
     run = prepare_text(config, progress=False)
-    before = run.score()
+    if batch_tokens is not None:
+        run.held_out.batch_tokens = batch_tokens
+    scored = {"before": run.score()}
+    with_head = kept_scores(Path(folder) / WITH_HEAD, run.identity)
+    if with_head is not None:
+        scored = {AS_LOADED: scored["before"], "before": with_head}
     trained = open_model(str(folder))
-    after = run.score(trained.model)
+    scored["after"] = run.score(trained.model)
     judged = {"after": saved_task_auc(trained, config, run.held_out.in_order())}
-    return _both({"before": before, "after": after}, judged)
+    return _both(scored, judged)
 
 
 def evaluate_model(
@@ -119,14 +124,14 @@ def saved_task_auc(
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return sample fills and changed words of a finished run, for its report."""
     run = prepare_text(open_run(folder).finished(TextRunConfig), progress=False)
-    after = open_model(str(folder)).model
-    return asdict(sample_text(run.model, after, run.held_out.in_order(), run.loaded.tokenizer))
+    before = Filler(run.model, run.loaded.tokenizer)
+    return asdict(sample_text(before, Filler.of(folder), run.held_out.in_order()))
 
 
 def _both(scored: dict[str, ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
-    first, *rest = scored.values()
+    sums = list(scored.values())
     return Evaluation(
         scores={name: summarise(sums) for name, sums in scored.items()},
-        difference=compare(rest[0], first) if rest else None,
+        difference=compare(sums[-1], sums[-2]) if len(sums) > 1 else None,
         mrtd_auc={name: value for name, value in judged.items() if value is not None},
     )

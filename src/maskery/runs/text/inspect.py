@@ -27,6 +27,7 @@ from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import TextRun, new_parameters, prepare_text, text_task
+from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -184,7 +185,6 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     config, limit = run.config, source.max_length
     documents = source.store.lengths() + source.template.num_special
     lengths, training = source.lengths, config.training
-    steps = sum(source.num_steps(epoch) for epoch in range(training.epochs))
     masker = Masker.of(run.loaded.tokenizer, config.masking, seed=training.seed)
     masked = []
     for step in range(min(COUNTED_BATCHES, source.num_steps(0))):
@@ -197,7 +197,7 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
         truncated_tokens=int(np.maximum(documents - limit, 0).sum()),
         layout=source.layout,
         real_share=real_shares(source, limit),
-        steps=min(steps, training.max_steps or steps),
+        steps=planned_steps(source, training)[1],
         tokens=float(lengths.sum() / max(1, source.num_steps(0))),
         masked_tokens=statistics.fmean(masked) if masked else 0.0,
     )
@@ -226,8 +226,7 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     training = run.config.training
     task = text_task(run.config, run.model, run.loaded.tokenizer, source)
     new = new_parameters(task, run.model, run.loaded.new_parameters)
-    steps = [source.num_steps(epoch) for epoch in range(training.epochs)]
-    total = min(sum(steps), training.max_steps or sum(steps))
+    steps, total = planned_steps(source, training)
     stepper = Stepper(task, training, total_steps=total, new_parameters=new)
     cuda = torch.cuda.is_available()
     speeds = []

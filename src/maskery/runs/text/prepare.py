@@ -40,6 +40,7 @@ from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, TextData, open_text
 from maskery.tasks.text_mlm import TextMLM, TextParts, make_text_task
 from maskery.tasks.text_mlm_config import TextMLMConfig
+from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ Objective = Callable[[TextParts], Task[Any, Any]]
 DEFAULT_MAX_LENGTH = 512
 # Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
 KEEP_WEIGHT = "20"
+# Enough for a head to learn most of what it can from a frozen encoder, and most of the steps are
+# left for both (benchmarks/RESULTS.md).
+HEAD_FIRST = "0.2"
 COMPILE_BACKEND = "inductor"
 # Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
 EVALUATION_MASKING = MaskingConfig()
@@ -62,12 +66,15 @@ class TextRun:
     """Everything a text run consists of, before its first step.
 
     Attributes:
-        config: All settings of the run.
+        config: All settings of the run; of those that were `auto`, the objectives' and
+            `head_first` are decided.
         model: The initial model.
         loaded: The initial model as it was loaded, with its tokenizer.
         vocabulary: Of the tokenizer.
         train: Training batches.
         held_out: Held-out batches.
+        head_steps: The steps in which the new head is trained alone.
+        frozen_share: Their share of all steps.
         identity: Everything that a continuation must share, as JSON.
         about: How much there is to train and to be measured on, in words.
         given: Objects in the place of what the configuration names.
@@ -79,6 +86,8 @@ class TextRun:
     vocabulary: Vocabulary
     train: TextSource | ShardSource
     held_out: TextSource
+    head_steps: int
+    frozen_share: float
     identity: str
     about: str
     given: Given
@@ -113,6 +122,7 @@ def prepare_text(
     config = replace(config, objectives=with_keep(config, given))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
+    config = replace(config, head_first=head_first(config, loaded))
     layout = choose_layout(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
     model = MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token)
@@ -126,6 +136,7 @@ def prepare_text(
         "seed": config.training.seed,
     }
     train, held_out = data.sources(settings)
+    alone, steps = head_steps(config, train)
     return TextRun(
         config=config,
         model=model,
@@ -133,6 +144,8 @@ def prepare_text(
         vocabulary=Vocabulary.of(data.tokenizer),
         train=train,
         held_out=held_out,
+        head_steps=alone,
+        frozen_share=alone / steps,
         identity=identity_of(config, data, given, layout=layout, max_length=max_length),
         about=data.describe(),
         given=given,
@@ -154,6 +167,32 @@ def with_keep(config: TextRunConfig, given: Given) -> TextMLMConfig:
         log.info("the start is a sentence encoder: its vectors are kept (--keep-embedding off)")
         return replace(settings, keep_embedding=KEEP_WEIGHT)
     return replace(settings, keep_embedding="off")
+
+
+def head_first(config: TextRunConfig, loaded: Loaded) -> str:
+    """Return `--head-first` with `auto` decided.
+
+    Raises:
+        ConfigError: A share is named, and the head is not new.
+    """
+    new = bool(loaded.new_parameters) and not config.model.startswith(SCRATCH)
+    if config.head_first == "auto":
+        return HEAD_FIRST if new else "off"
+    if config.head_share and not new and config.objectives.objective == "mlm":
+        raise ConfigError(
+            f"--head-first {config.head_first}: '{config.model}' has a trained head, so none comes "
+            f"first; leave out --head-first"
+        )
+    return config.head_first
+
+
+def head_steps(config: TextRunConfig, source: TextSource | ShardSource) -> tuple[int, int]:
+    """Return the steps in which the new head is trained alone, and of how many."""
+    if not config.head_share:  # every epoch would be planned for nothing
+        return 0, 1
+    _, total = planned_steps(source, config.training)
+    # The encoder has at least the last step.
+    return max(0, min(round(config.head_share * total), total - 1)), max(total, 1)
 
 
 def pooling_modules(run: TextRun) -> Path | None:
@@ -272,6 +311,8 @@ def identity_of(
             "hidden_dropout": config.hidden_dropout,
             "masking": config.masking.described(),
             "objectives": config.objectives.described(given.objective),
+            # Not named where there is none, as by versions that knew of none.
+            **({"head_first": config.head_share} if config.head_share else {}),
         },
     )
 
@@ -291,13 +332,15 @@ def text_task(
     tokenizer: PreTrainedTokenizerBase,
     source: TextSource | ShardSource,
     objective: Objective | None = None,
+    *,
+    frozen_share: float = 0.0,
 ) -> Task[Any, Any]:
     """Make the task that a configuration names, or that an objective makes.
 
     Raises:
         PluginError: An objective of the user's own breaks its contract.
     """
-    parts = text_parts(config, model, tokenizer)
+    parts = replace(text_parts(config, model, tokenizer), frozen_share=frozen_share)
     return make_text_task(compiled(parts, config, source), objective)
 
 

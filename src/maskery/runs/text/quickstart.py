@@ -9,11 +9,8 @@ from pathlib import Path
 
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.text.fill import Filler, Filling
-from maskery.evaluation.text.masked import MaskedScores, summarise
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.masking.config import MaskingConfig
-from maskery.models.loading import load_masked_lm
-from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_folder import write_text
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import prepare_text
@@ -32,14 +29,11 @@ class QuickstartResult:
     """The figures of the run, and those of the start beside them.
 
     Attributes:
-        fills: For each sentence, the fillings before and after.
-        as_loaded: Held-out figures of the encoder with the prediction head that Transformers gives
-            it: random, before Maskery starts a better one.
+        fills: For each sentence, the fillings of the start as it is loaded, and those afterwards.
     """
 
     result: TextResult
     fills: tuple[tuple[Filling, Filling], ...]
-    as_loaded: MaskedScores
 
 
 def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
@@ -104,22 +98,11 @@ def run_quickstart(folder: Path, *, progress: bool = True) -> QuickstartResult:
     config = quickstart_config(write_corpus(folder), folder / "run")
     result = train_text(config, progress=progress)
     initial = prepare_text(config, progress=False)
-    as_loaded = initial.score(
-        MaskedLanguageModel(
-            load_masked_lm(config.model, seed=config.training.seed).model,
-            packed=initial.model.packed,
-            pad_token_id=initial.model.pad_token_id,
-        )
-    )
     before = fill_samples(
         OpenModel(name=config.model, model=initial.model, tokenizer=initial.loaded.tokenizer)
     )
     after = fill_samples(open_model(str(result.folder)))
-    return QuickstartResult(
-        result=result,
-        fills=tuple(zip(before, after, strict=True)),
-        as_loaded=summarise(as_loaded),
-    )
+    return QuickstartResult(result=result, fills=tuple(zip(before, after, strict=True)))
 
 
 def fill_samples(opened: OpenModel) -> list[Filling]:

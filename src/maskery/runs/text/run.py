@@ -56,7 +56,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BEFORE, HELD_OUT = "before.safetensors", "held_out.safetensors"
+# Held-out sums of the start as it was loaded, of the start with its head trained alone, and of the
+# trained model.
+BEFORE, WITH_HEAD, HELD_OUT = "before.safetensors", "with_head.safetensors", "held_out.safetensors"
+AS_LOADED = "as loaded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +68,11 @@ class TextResult:
 
     Attributes:
         folder: The run folder.
-        before: Held-out figures of the initial model.
-        after: Held-out figures of the trained one.
+        as_loaded: Held-out figures of the initial model where its head was new and was then trained
+            alone; else None.
+        before: Those of the initial model, with the head that was trained alone where there is one.
+        after: Those of the trained model.
+        heads: The head that each of these has, in words.
         difference: Paired, after minus before: loss, top1, top5, each (value, low, high).
         mrtd_auc: How well replaced words are told from original ones; None without MRTD.
         vectors: How well the encoder's vectors do, after and before; None where nothing was asked.
@@ -75,21 +81,31 @@ class TextResult:
     """
 
     folder: Path
+    as_loaded: MaskedScores | None
     before: MaskedScores
     after: MaskedScores
+    heads: dict[str, str]
     difference: dict[str, Interval]
     mrtd_auc: float | None
     summary: Summary
     vectors: ProbeResult | None
     verdict: Verdict
 
+    @property
+    def columns(self) -> dict[str, MaskedScores]:
+        """Return the figures by heading, in order of time."""
+        loaded = {} if self.as_loaded is None else {AS_LOADED: self.as_loaded}
+        return {**loaded, "before": self.before, "after": self.after}
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json` and of `--json`."""
         return {
             "run": str(self.folder),
             "model": str(self.folder / MODEL),
+            "as_loaded": None if self.as_loaded is None else asdict(self.as_loaded),
             "before": asdict(self.before),
             "after": asdict(self.after),
+            "heads": self.heads,
             "difference": self.difference,
             "mrtd_auc": self.mrtd_auc,
             "vectors": None if self.vectors is None else self.vectors.to_json(),
@@ -164,19 +180,21 @@ def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun
 def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
-    before = first_scores(
-        folder,
-        run.identity,
-        run.score,
-        resume=run.config.resume == "auto",
-    )
-    scored = [before]
+    resume = run.config.resume == "auto"
+    loaded = first_scores(folder, run.identity, run.score, resume=resume)
+    with_head = kept_scores(folder / WITH_HEAD, run.identity) if resume else None
+    scored = [loaded]
     # Before the loop restores a checkpoint: the start's vectors are compared with.
     check = vector_check(run)
 
     def evaluate(step: int) -> dict[str, float]:
+        nonlocal with_head
         if step > 0:
             scored.append(run.score())
+        if step and step == run.head_steps:
+            with_head = scored[-1]
+            if is_main_process():
+                write_bytes(folder / WITH_HEAD, with_head.to_bytes(run.identity))
         figures = held_out_figures(scored[-1])
         return figures if check is None else {**figures, "probe": check.figure()}
 
@@ -185,12 +203,17 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
     if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
         scored.append(run.score())
     vectors = None if check is None else check.result()
-    difference = compare(scored[-1], scored[0])
+    if run.head_steps and with_head is None:
+        log.warning("'%s' is lost: 'before' has the head as it was loaded", folder / WITH_HEAD)
+    before = with_head or loaded
+    difference = compare(scored[-1], before)
     keeps = bool(run.config.objectives.keep_weight)
     result = TextResult(
         folder=folder,
-        before=summarise(scored[0]),
+        as_loaded=None if with_head is None else summarise(loaded),
+        before=summarise(before),
         after=summarise(scored[-1]),
+        heads=heads_of(run, alone=with_head is not None),
         difference=difference,
         vectors=vectors,
         verdict=judge(difference["loss"], _first_difference(vectors), keeps=keeps),
@@ -201,6 +224,21 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
         write_bytes(folder / HELD_OUT, scored[-1].to_bytes(run.identity))
         save_model_folder(folder / MODEL, lambda path: save_model(run, task, path, result))
     return result
+
+
+def heads_of(run: TextRun, *, alone: bool) -> dict[str, str]:
+    """Return the head that each column of figures has, in words.
+
+    Args:
+        run: Before or after its training.
+        alone: True if the figures before are those with a head that was trained alone.
+    """
+    if not run.loaded.new_parameters:
+        return {"before": "its own", "after": "trained on"}
+    if not alone:
+        return {"before": "new, untrained", "after": "trained"}
+    steps = f"trained alone, {run.head_steps:,} steps"
+    return {AS_LOADED: "new, untrained", "before": steps, "after": "trained with the encoder"}
 
 
 def vector_check(run: TextRun) -> Any:
@@ -218,7 +256,14 @@ def _first_difference(vectors: ProbeResult | None) -> Interval | None:
 def make_task(run: TextRun) -> Task[Any, Any]:
     """Make the task of a run; a model folder that holds a twin or heads goes on with them."""
     config = run.config
-    task = text_task(config, run.model, run.loaded.tokenizer, run.train, run.given.objective)
+    task = text_task(
+        config,
+        run.model,
+        run.loaded.tokenizer,
+        run.train,
+        run.given.objective,
+        frozen_share=run.frozen_share,
+    )
     if run.given.model is None and not config.model.startswith(SCRATCH):
         load_extra(task, run.model, Path(resolve(config.model)), needed=False)
     return task
@@ -238,7 +283,7 @@ def fit(
     loop = TrainingLoop(
         task,
         run.train,
-        build_optimiser(task.model, training, new),
+        build_optimiser(task.model, training, new, others_start_at=run.head_steps),
         training,
         folder,
         identity=run.identity,
@@ -277,16 +322,17 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
 
 def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     """Return the card of a trained model, in Markdown."""
-    before, after = result.before, result.after
-    rows = "\n".join(
-        f"| {label} | {card_figure(getattr(before, name))} | {card_figure(getattr(after, name))} |"
-        for name, label in (
-            ("loss", "loss (nats)"),
-            ("perplexity", "perplexity"),
-            ("top1", "top-1 accuracy"),
-            ("top5", "top-5 accuracy"),
-        )
-    )
+    columns, after = result.columns, result.after
+    labels = {"loss": "loss (nats)", "perplexity": "perplexity"}
+    labels |= {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+    rows = [["", *columns], ["---"] * (1 + len(columns)), ["head", *result.heads.values()]]
+    for name, label in labels.items():
+        rows.append([label, *(card_figure(getattr(scores, name)) for scores in columns.values())])
+    for figure in result.vectors.figures if result.vectors else ():
+        cells = [card_figure(figure.models[name]) for name in ("before", "after")]
+        # The encoder is the same as it was loaded and before.
+        rows.append([f"vectors: {figure.name}", *cells[: len(columns) - 2], *cells])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     corpus = ", ".join(f"`{public_name(name)}`" for name in config.corpus)
     text = f"""
 # A masked language model adapted with Maskery
@@ -297,10 +343,8 @@ Starting from `{public_name(config.model)}`, trained on {corpus} with
 Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
 ({interval_note(after.examples)}):
 
-| | before | after |
-| --- | --- | --- |
-{rows}
-{_vector_rows(result.vectors)}
+{table}
+
 Verdict: {result.verdict}
 
 ```python
@@ -310,15 +354,6 @@ pipeline("fill-mask", model="path/of/this/folder")
 ```
 """
     return model_card(text.lstrip(), pipeline_tag="fill-mask")
-
-
-def _vector_rows(vectors: ProbeResult | None) -> str:
-    """Return the rows of a card that say how good the vectors are."""
-    return "".join(
-        f"| vectors: {figure.name} | {card_figure(figure.models['before'])} | "
-        f"{card_figure(figure.models['after'])} |\n"
-        for figure in (vectors.figures if vectors else ())
-    )
 
 
 def first_scores(
@@ -337,25 +372,32 @@ def first_scores(
     Raises:
         CheckpointError: They could not be written, or the main process alone can read them.
     """
-    path, processes = folder / BEFORE, join_processes()
-    kept = _stored_scores(path, identity) if resume else None
-    if resume and processes.on_main(lambda: None if kept is None else "sound"):
-        if kept is None:
-            raise CheckpointError(
-                f"'{path}' can be read by the main process and not by process {processes.rank}; "
-                f"put the run folder where all processes see it"
-            )
+    kept = kept_scores(folder / BEFORE, identity) if resume else None
+    if kept is not None:
         return kept
     scored = score()
-    if processes.is_main:
-        write_bytes(path, scored.to_bytes(identity))
+    if is_main_process():
+        write_bytes(folder / BEFORE, scored.to_bytes(identity))
     return scored
 
 
-def _stored_scores(path: Path, identity: str) -> ExampleSums | None:
-    """Return the sums of a file; None if it is missing, damaged or of another run."""
+def kept_scores(path: Path, identity: str) -> ExampleSums | None:
+    """Return the sums in a file; None if it is missing, damaged or of another run.
+
+    Raises:
+        CheckpointError: The main process alone can read them.
+    """
+    processes = join_processes()
     try:
         kept, of = ExampleSums.read(path)
+        found = kept if of == identity else None
     except CheckpointError:
+        found = None
+    if processes.on_main(lambda: None if found is None else "sound") is None:
         return None
-    return kept if of == identity else None
+    if found is None:
+        raise CheckpointError(
+            f"'{path}' can be read by the main process and not by process {processes.rank}; put "
+            f"the run folder where all processes see it"
+        )
+    return found

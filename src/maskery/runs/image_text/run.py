@@ -1,0 +1,131 @@
+"""An image-text run of either kind: pairs in; a trained model and its held-out figures out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from maskery.core.system import is_main_process
+from maskery.data.images.loading import Skipped
+from maskery.data.pairs.batches import PairSource
+from maskery.data.person_search.batches import PersonSource
+from maskery.masking.config import POLICIES
+from maskery.runs.frame.run_folder import MODEL, default_folder
+from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
+from maskery.runs.image_text.config import ImageTextRunConfig, PairsTrainingConfig
+from maskery.runs.image_text.prepare import Prepared
+from maskery.training.loop import Summary, TrainingLoop
+from maskery.training.optimiser import build_optimiser
+
+ConfigT = TypeVar("ConfigT", bound=ImageTextRunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextResult(ABC):
+    """The result of a run.
+
+    Attributes:
+        folder: The run folder.
+        summary: Steps, tokens and time.
+    """
+
+    folder: Path
+    summary: Summary
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and `evaluation.json`."""
+
+    def framed(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Return figures between what every run tells."""
+        named = {"run": str(self.folder), "model": str(self.folder / MODEL)}
+        return {**named, **figures, "training": asdict(self.summary)}
+
+
+ResultT = TypeVar("ResultT", bound=ImageTextResult)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextRun(ABC, Generic[ResultT]):
+    """A run before its first step; a kind of run adds its held-out data and their figures."""
+
+    config: ImageTextRunConfig
+    prepared: Prepared
+    train: PairSource | PersonSource  # Training batches
+    identity: str  # What a continuation must share, as JSON
+
+    # Heads that learn at the rate of new ones although a checkpoint may have them.
+    NEW_HEADS: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def training(self) -> PairsTrainingConfig:
+        """The settings of training."""
+        return self.config.training
+
+    @property
+    @abstractmethod
+    def skips(self) -> Iterable[Skipped]:
+        """Counts what is left out of the held-out data."""
+
+    @abstractmethod
+    def held_out_figures(self) -> dict[str, float]:
+        """Compute figures for the log; the first tells the best checkpoint."""
+
+    @abstractmethod
+    def result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> ResultT:
+        """Measure the trained model."""
+
+    @abstractmethod
+    def save(self, folder: Path, result: ResultT) -> None:
+        """Write the model folder."""
+
+    def skipped(self) -> tuple[str, ...]:
+        """Return what was left out while training and measuring, one line a kind."""
+        told = (self.train.captions.skipped, self.train.pictures.skipped, *self.skips)
+        return tuple(str(skipped) for skipped in told if skipped.count)
+
+    def train_measure_save(self, folder: Path, *, progress: bool) -> ResultT:
+        """Train in a run folder, measure, and save the model."""
+        model = self.prepared.start.model
+        loop = TrainingLoop(
+            self.prepared.task,
+            self.train,
+            build_optimiser(model, self.training, self.prepared.learnt_anew(self.NEW_HEADS)),
+            self.training,
+            folder,
+            identity=self.identity,
+            evaluate=lambda _step: self.held_out_figures(),
+            progress=progress,
+        )
+        summary = loop.train(resume=self.config.resume == "auto")
+        model.eval()
+        result = self.result(folder, loop, summary)
+        if is_main_process():
+            save_model_folder(folder / MODEL, lambda path: self.save(path, result))
+        return result
+
+
+def train_image_text(
+    config: ConfigT,
+    prepare: Callable[..., ImageTextRun[ResultT]],
+    data: str,
+    *,
+    progress: bool,
+    beside: Path | None,
+    terms: Sequence[Any],
+) -> ResultT:
+    """Prepare a run in its folder, named after `data` by default, and train it there."""
+    # A policy that cannot be loaded is told before anything is read.
+    POLICIES.find(config.masking.policy)
+    result: ResultT = run_in_folder(
+        config,
+        beside or default_folder(data, config.start),
+        prepare=lambda folder: prepare(
+            config, folder=folder, progress=progress and is_main_process(), terms=terms
+        ),
+        train=lambda run, folder: run.train_measure_save(folder, progress=progress),
+    )
+    return result
