@@ -128,12 +128,12 @@ def segment_attention(
     outputs = []
     for (length, count), *parts in zip(runs, *splits, strict=True):
         # (n, H, L, E) each
-        three = [t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts]
+        q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
         mask = window_mask(length, reach, query.device)
         if dropout > 0.0:
-            output = _attend_with_dropout(*three, mask, scale, dropout)
+            output = _attend_with_dropout(q, k, v, mask, scale, dropout)
         else:
-            output = F.scaled_dot_product_attention(*three, attn_mask=mask, scale=scale)
+            output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).to(dtype) if outputs else query.new_empty(query.shape)
 
