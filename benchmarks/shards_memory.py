@@ -34,7 +34,7 @@ from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.making import claim_folder, make_shards, write_manifest
-from maskery.data.shards.piece_work import Job, write_record, write_stretch
+from maskery.data.shards.piece_work import Job, PieceRecord, write_record, write_stretch
 from maskery.data.shards.pieces import Piece
 from maskery.data.shards.places import open_place
 from maskery.data.shards.source import ShardSource, TokenShards
@@ -93,13 +93,10 @@ def write_shards(folder: Path, tokenizer: BertTokenizer, num_bytes: int) -> None
     bytes_a_line = LINE_WORDS * (float(np.mean([len(word) for word in words()])) + 1)
     lines = int(config.shard_bytes / bytes_a_line)
     job = Job(
-        files=(),
-        sizes=(),
-        reading=CorpusConfig(),
+        corpus=Corpus(config=CorpusConfig()),
+        config=config,
         folder=folder,
         fingerprint="0" * 32,
-        shard_bytes=config.shard_bytes,
-        held_out_share=config.held_out_share,
         vocab_size=vocabulary_size(tokenizer),
     )
     claim_folder(job, tokenizer)
@@ -115,8 +112,8 @@ def write_shards(folder: Path, tokenizer: BertTokenizer, num_bytes: int) -> None
             return tokens, np.ones(len(tokens), np.bool_), np.full(len(texts), LINE_WORDS)
 
         write_stretch(f"{number:06d}-0000", batches(), job, encode)
-        write_record(f"{number:06d}", {"shards": 1, "report": {}}, job)
-    pieces = [Piece(number=n, spans=(), size=0) for n in range(count)]
+        write_record(f"{number:06d}", PieceRecord(shards=1, report={}), job)
+    pieces = [Piece(number=n, spans=()) for n in range(count)]
     write_manifest(pieces, job, tokenizer)
 
 

@@ -13,7 +13,7 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.task import StandIn
 from maskery.data.batching import Layout, Template, TextSource, assemble, cut_windows
-from maskery.data.store import TokenStore, TokenStoreWriter
+from maskery.data.store import TokenStore, write_store
 
 BERT = Template(prefix=(1,), suffix=(2,))
 TEMPLATES = [BERT, Template(prefix=(), suffix=()), Template(prefix=(1, 3), suffix=(2, 2, 4))]
@@ -27,10 +27,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     lengths = generator.integers(1, 90, 60)
     total = int(lengths.sum())
     folder = tmp_path_factory.mktemp("source") / "store"
-    with TokenStoreWriter(folder, vocab_size=100_000, about={}) as writer:
-        ids = generator.integers(0, 2**63, 60).astype(np.uint64) * np.uint64(2)
-        writer.append(np.arange(10, 10 + total), generator.random(total) < 0.7, lengths, ids)
-        writer.finish()
+    ids = generator.integers(0, 2**63, 60).astype(np.uint64) * np.uint64(2)
+    part = np.arange(10, 10 + total), generator.random(total) < 0.7, lengths, ids
+    write_store(folder, [part], vocab_size=100_000, about={})
     return TokenStore.open(folder)
 
 

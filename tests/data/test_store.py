@@ -22,11 +22,12 @@ from maskery.data import store as partials
 from maskery.data import store as store_module
 from maskery.data.store import (
     MANIFEST,
+    Part,
     TokenStore,
-    TokenStoreWriter,
     create_owned,
     ownerless,
     partial_of,
+    write_store,
 )
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
@@ -35,16 +36,13 @@ DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 def write(
     folder: Path, documents: list[list[int]] = DOCUMENTS, *, vocab_size: int = 1000, cut: int = 2
 ) -> TokenStore:
-    with TokenStoreWriter(folder, vocab_size=vocab_size, about={"tokenizer": "t"}) as writer:
-        for part in (documents[:cut], documents[cut:]):
-            tokens = np.array([token for document in part for token in document], np.int64)
-            writer.append(
-                tokens,
-                tokens % 2 == 0,
-                np.array([len(document) for document in part], np.int64),
-                np.array([2**63 + sum(document) for document in part], np.uint64),
-            )
-        writer.finish()
+    parts = []
+    for part in (documents[:cut], documents[cut:]):
+        tokens = np.array([token for document in part for token in document], np.int64)
+        lengths = np.array([len(document) for document in part], np.int64)
+        ids = np.array([2**63 + sum(document) for document in part], np.uint64)
+        parts.append((tokens, tokens % 2 == 0, lengths, ids))
+    write_store(folder, parts, vocab_size=vocab_size, about={"tokenizer": "t"})
     return TokenStore.open(folder)
 
 
@@ -100,24 +98,24 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     class StoppedError(Exception):
         pass
 
-    def interrupted() -> None:
-        with TokenStoreWriter(tmp_path / "store", vocab_size=9, about={}) as writer:
-            writer.append(np.array([1]), np.array([True]), np.array([1]), np.array([1], np.uint64))
-            raise StoppedError
+    def interrupted() -> Iterator[Part]:
+        yield np.array([1]), np.array([True]), np.array([1]), np.array([1], np.uint64)
+        raise StoppedError
 
     with pytest.raises(StoppedError):
-        interrupted()
+        write_store(tmp_path / "store", interrupted(), vocab_size=9, about={})
     assert list(tmp_path.iterdir()) == []
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from maskery.data.store import TokenStoreWriter
-with TokenStoreWriter(Path(sys.argv[1]), vocab_size=9, about={}) as writer:
+from maskery.data.store import write_store
+def nothing():
     print("begun", flush=True)
     sys.stdin.read()
-    writer.finish()
+    yield from ()
+write_store(Path(sys.argv[1]), nothing(), vocab_size=9, about={})
 """
 
 
@@ -223,11 +221,8 @@ def test_a_damaged_manifest_gives_one_kind_of_error(finished: Path, data: st.Dat
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(DataError, match=r"could not be written to .*--cache-dir"),
-        TokenStoreWriter(tmp_path / "file" / "store", vocab_size=9, about={}),
-    ):
-        pass
+    with pytest.raises(DataError, match=r"could not be written to .*--cache-dir"):
+        write_store(tmp_path / "file" / "store", [], vocab_size=9, about={})
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

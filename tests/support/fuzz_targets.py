@@ -46,12 +46,12 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import load_image
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest, ShardEntry
-from maskery.data.shards.pieces import PieceReader, plan_pieces
+from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest
+from maskery.data.shards.pieces import plan_pieces, read_piece
 from maskery.data.shards.places import LocalPlace
 from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards
-from maskery.data.store import TokenStore, TokenStoreWriter
+from maskery.data.store import TokenStore, write_store
 from maskery.evaluation.retrieval.config import FILE, ModelRetrieval, read_model_retrieval
 from maskery.runs.frame.config_file import load_config, to_plain
 from maskery.runs.pairs.config import PairsRunConfig
@@ -150,9 +150,7 @@ def read_text(case: tuple[str, bytes, dict[str, Any]], folder: Path) -> None:
     corpus = Corpus.open([str(folder / name)], config)
     whole = [example.id for example in corpus]
     assert whole
-    files, sizes = [folder / name], [len(data)]
-    pieces = plan_pieces(files, sizes, config, 50)
-    readers = (PieceReader(piece, files, sizes, config) for piece in pieces)
+    readers = (read_piece(piece, corpus) for piece in plan_pieces(corpus, 50))
     assert [example.id for example in chain.from_iterable(readers)] == whole
 
 
@@ -304,10 +302,9 @@ def store_files() -> Files:
     """A sound token store."""
     with TemporaryDirectory() as folder:
         about = {"tokenizer": "t", "vocab_size": 50}
-        with TokenStoreWriter(Path(folder) / "s", vocab_size=50, about=about) as writer:
-            lengths, ids = np.array([3, 1]), np.array([7, 8], np.uint64)
-            writer.append(np.arange(5, 9), np.ones(4, np.bool_), lengths, ids)
-            writer.finish()
+        lengths, ids = np.array([3, 1]), np.array([7, 8], np.uint64)
+        part = np.arange(5, 9), np.ones(4, np.bool_), lengths, ids
+        write_store(Path(folder) / "s", [part], vocab_size=50, about=about)
         return files_of(Path(folder) / "s")
 
 
@@ -316,15 +313,9 @@ def shard_files() -> Files:
     """A sound folder of one shard."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        num_bytes, sha256 = write_shard(
-            folder / "shard",
-            tokens=np.arange(5, 11),
-            word_starts=np.ones(6, np.bool_),
-            lengths=np.array([2, 4]),
-            ids=np.array([7, 8], np.uint64),
-            vocab_size=50,
-        )
-        entry = ShardEntry(file="shard", bytes=num_bytes, sha256=sha256, documents=2, tokens=6)
+        ids = np.array([7, 8], np.uint64)
+        part = np.arange(5, 11), np.ones(6, np.bool_), np.array([2, 4]), ids
+        entry = write_shard(folder / "shard", part, vocab_size=50)
         lengths = DocumentLengths.gather([[[2, 1], [4, 1]]]).to_bytes()
         (folder / "lengths.safetensors").write_bytes(lengths)
         manifest = Manifest(

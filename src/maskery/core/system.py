@@ -234,9 +234,12 @@ def flush_tree(folder: Path) -> None:
     flush(folder)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file; until it is whole, what was there stays. After an OSError nothing is left."""
-    partial = path.with_name(f"{path.name}.partial")
+def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
+    """Write a file; until it is whole, what was there stays. After an OSError nothing is left.
+
+    Processes that may write the same file at once each name a suffix of their own as `aside`.
+    """
+    partial = path.with_name(f"{path.name}.{aside}")
     try:
         partial.write_bytes(data)
         flush(partial)

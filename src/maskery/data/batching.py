@@ -98,12 +98,16 @@ def over_budget(longest: int, batch_tokens: int) -> ConfigError:
 
 
 def cut_by_sum(lengths: Ints, budget: int) -> Ints:
-    """Cut where the next example would exceed the budget: (S + 1,) boundaries."""
+    """Cut where the next example would exceed the budget: (S + 1,) boundaries.
+
+    One that exceeds it alone is a part by itself.
+    """
     ends = np.cumsum(lengths)
     cuts = [0]
     while cuts[-1] < len(lengths):
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
-        cuts.append(int(np.searchsorted(ends, done + budget, side="right")))
+        fitting = int(np.searchsorted(ends, done + budget, side="right"))
+        cuts.append(max(fitting, cuts[-1] + 1))
     return np.array(cuts, np.int64)
 
 
@@ -182,7 +186,7 @@ class PlannedSource(ABC):
         self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
         self.layout: Layout = layout
         self.seed = seed
-        self._plan: tuple[int, Plan] | None = None
+        self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
 
     @abstractmethod
     def assemble(self, chosen: Ints) -> TokenBatch:
@@ -190,7 +194,7 @@ class PlannedSource(ABC):
 
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
+        if self.kept_plan is None or self.kept_plan[0] != epoch:
             plan = plan_epoch(
                 self.lengths,
                 seed=self.seed,
@@ -198,8 +202,8 @@ class PlannedSource(ABC):
                 batch_tokens=self.batch_tokens,
                 layout=self.layout,
             )
-            self._plan = (epoch, plan)
-        return self._plan[1]
+            self.kept_plan = (epoch, plan)
+        return self.kept_plan[1]
 
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch."""

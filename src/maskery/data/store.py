@@ -21,12 +21,10 @@ import platform
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -34,6 +32,17 @@ import numpy.typing as npt
 from filelock import lock_descriptor
 
 from maskery.core.errors import DataError, reason_of
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+BLOCK_BYTES = 1 << 22
+# Documents end to end: token ids (t,), word starts (t,), lengths (n,) that sum to t, ids (n,).
+Part = tuple[
+    npt.NDArray[np.integer[Any]],
+    npt.NDArray[np.bool_],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.uint64],
+]
 
 
 def partial_of(path: Path) -> Path:
@@ -78,39 +87,33 @@ def _machine() -> str:
     return blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-BLOCK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreFile:
-    """One file of a store, as the manifest describes it."""
-
-    dtype: str
-    items: int
-    crc32: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size on disk."""
-        return self.items * np.dtype(self.dtype).itemsize
-
-
 class Documents:
-    """Tokenised documents end to end: a token store, a shard, or several shards.
+    """Tokenised documents end to end: a token store, shards, or texts in memory.
 
     Attributes:
-        tokens: (T,) uint16 or uint32, without special tokens; read by slices or index arrays.
+        tokens: (T,) integers, without special tokens; read by slices or index arrays.
         word_starts: (T,) bool: True at the first token of each word.
         boundaries: (N + 1,) int64: document n is `tokens[boundaries[n]:boundaries[n + 1]]`.
         ids: (N,) uint64: stable document ids.
     """
 
-    tokens: Any
-    word_starts: Any
-    boundaries: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.uint64]
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.integer[Any]],
+        word_starts: npt.NDArray[np.bool_],
+        boundaries: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.uint64],
+    ) -> None:
+        self.tokens, self.word_starts = tokens, word_starts
+        self.boundaries, self.ids = boundaries, ids
+
+    @classmethod
+    def gather(cls, parts: Iterable[Part]) -> Documents:
+        """Join parts, at least one, in memory."""
+        columns = zip(*parts, strict=True)
+        tokens, word_starts, lengths, ids = (np.concatenate(column) for column in columns)
+        boundaries = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        return Documents(tokens, word_starts, boundaries, ids)
 
     @property
     def num_documents(self) -> int:
@@ -135,40 +138,38 @@ class Documents:
         return counts
 
 
-class TokenStore(Documents):
-    """A tokenised corpus, read through memory maps.
+def token_type(vocab_size: int) -> type[np.uint16 | np.uint32]:
+    """Return the narrowest type that holds all token ids."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
-    Attributes:
-        folder: Where it lies.
-        about: What the writer was told of the corpus and the tokenizer.
+
+class TokenStore(Documents):
+    """A tokenised corpus in a `folder`, read through memory maps.
+
+    `about` is what the writer was told of the corpus and the tokenizer.
     """
 
-    def __init__(self, folder: Path, files: dict[str, StoreFile], about: dict[str, Any]) -> None:
-        self.folder = folder
-        self.about = about
-        self.tokens = _map(folder, "tokens", files)
-        self.word_starts = _map(folder, "word_starts", files)
-        self.boundaries = _map(folder, "boundaries", files)
-        self.ids = _map(folder, "ids", files)
+    def __init__(
+        self, folder: Path, files: dict[str, npt.NDArray[Any]], about: dict[str, Any]
+    ) -> None:
+        super().__init__(**files)
+        self.folder, self.about = folder, about
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> TokenStore:
-        """Open a finished store.
-
-        Args:
-            folder: Where it lies.
-            verify: Read every byte once and compare checksums (about 1 GB/s).
+        """Open a finished store; to `verify` reads every byte once (about 1 GB/s).
 
         Raises:
             DataError: It is not a store, or its files are not what the manifest says.
         """
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-            files = {name: StoreFile(**entry) for name, entry in manifest["files"].items()}
             if manifest["format"] != FORMAT:
                 raise DataError(f"the token store '{folder}' has format {manifest['format']}")
-            for name, file in files.items():
-                _check(folder / f"{name}.bin", file, verify)
+            files = {
+                name: _map(folder / f"{name}.bin", **entry, verify=verify)
+                for name, entry in manifest["files"].items()
+            }
             return cls(folder, files, manifest["about"])
         except (
             OSError,
@@ -182,125 +183,89 @@ class TokenStore(Documents):
             raise DataError(f"'{folder}' holds no complete token store ({why})") from error
 
 
-class TokenStoreWriter:
-    """Writes a store beside its place and moves it there when it is whole.
-
-    A context manager: leaving it by an exception removes what was written, and entering it what
-    writers that were killed have left beside it.
-    """
-
-    def __init__(self, folder: Path, *, vocab_size: int, about: dict[str, Any]) -> None:
-        self.folder = folder
-        self.about = about
-        self._partial = partial_of(folder)
-        self._dtypes = {
-            "tokens": np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32),
-            "word_starts": np.dtype(np.bool_),
-            "boundaries": np.dtype(np.int64),
-            "ids": np.dtype(np.uint64),
-        }
-        self._items = dict.fromkeys(self._dtypes, 0)
-        self._crcs = dict.fromkeys(self._dtypes, 0)
-        self._streams: dict[str, IO[bytes]] = {}
-
-    def __enter__(self) -> TokenStoreWriter:
-        try:
-            for left in ownerless(self.folder.parent, "tokens.bin"):
-                shutil.rmtree(left, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-            for name in self._dtypes:
-                self._streams[name] = create_owned(self._partial / f"{name}.bin")
-            self._write("boundaries", np.zeros(1, np.int64))
-        except OSError as error:
-            self.__exit__(type(error), error, None)
-            raise DataError(_unwritable(self.folder, error)) from error
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for stream in self._streams.values():
-            stream.close()
-        if kind is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-
-    def append(
-        self,
-        tokens: npt.NDArray[np.integer[Any]],
-        word_starts: npt.NDArray[np.bool_],
-        lengths: npt.NDArray[np.int64],
-        ids: npt.NDArray[np.uint64],
-    ) -> None:
-        """Add documents.
-
-        Args:
-            tokens: (t,) ids of these documents end to end.
-            word_starts: (t,) bool.
-            lengths: (n,) int64, summing to t.
-            ids: (n,) uint64.
-        """
-        try:
-            boundaries = self._items["tokens"] + np.cumsum(lengths)
-            self._write("tokens", tokens)
-            self._write("word_starts", word_starts)
-            self._write("boundaries", boundaries)
-            self._write("ids", ids)
-        except OSError as error:
-            raise DataError(_unwritable(self.folder, error)) from error
-
-    def finish(self) -> None:
-        """Flush to disk, write the manifest and move the store to its place."""
-        try:
-            for stream in self._streams.values():
-                stream.flush()
-                os.fsync(stream.fileno())
-            files = {
-                name: asdict(
-                    StoreFile(dtype=dtype.name, items=self._items[name], crc32=self._crcs[name])
-                )
-                for name, dtype in self._dtypes.items()
-            }
-            manifest = {"format": FORMAT, "files": files, "about": self.about}
-            (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self._partial.rename(self.folder)
-        except OSError as error:
-            raise DataError(_unwritable(self.folder, error)) from error
-
-    def _write(self, name: str, values: npt.NDArray[Any]) -> None:
-        data = np.ascontiguousarray(values.astype(self._dtypes[name], copy=False)).tobytes()
-        self._streams[name].write(data)
-        self._items[name] += len(values)
-        self._crcs[name] = zlib.crc32(data, self._crcs[name])
-
-
-def _map(folder: Path, name: str, files: dict[str, StoreFile]) -> npt.NDArray[Any]:
-    file = files[name]
-    if file.items == 0:  # an empty file cannot be mapped
-        return np.empty(0, file.dtype)
-    return np.memmap(folder / f"{name}.bin", dtype=file.dtype, mode="r", shape=(file.items,))
-
-
-def _check(path: Path, file: StoreFile, verify: bool) -> None:
+def _map(path: Path, *, dtype: str, items: int, crc32: int, verify: bool) -> npt.NDArray[Any]:
+    """Map one file of a store, after comparing it with its entry in the manifest."""
+    expected = items * np.dtype(dtype).itemsize
     size = path.stat().st_size if path.exists() else -1
-    if size != file.num_bytes:
-        raise DataError(f"the token store file '{path}' has {size} of {file.num_bytes} bytes")
-    if not verify:
-        return
-    crc = 0
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            crc = zlib.crc32(block, crc)
-    if crc != file.crc32:
-        raise DataError(f"the token store file '{path}' does not match its checksum")
+    if size != expected:
+        raise DataError(f"the token store file '{path}' has {size} of {expected} bytes")
+    if verify:
+        crc = 0
+        with path.open("rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                crc = zlib.crc32(block, crc)
+        if crc != crc32:
+            raise DataError(f"the token store file '{path}' does not match its checksum")
+    if items == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=(items,))
 
 
-def _unwritable(folder: Path, error: OSError) -> str:
-    return (
-        f"the token store could not be written to '{folder.parent}' ({error.strerror}); free some "
-        f"space there, or choose another place with --cache-dir"
-    )
+class _Column:
+    """A file of a store that is being written, and its entry in the manifest."""
+
+    def __init__(self, stream: IO[bytes], dtype: type[np.generic]) -> None:
+        self.stream, self.dtype = stream, np.dtype(dtype)
+        self.items = self.crc32 = 0
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        data = np.ascontiguousarray(values.astype(self.dtype, copy=False)).tobytes()
+        self.stream.write(data)
+        self.items += len(values)
+        self.crc32 = zlib.crc32(data, self.crc32)
+
+    def finish(self) -> dict[str, Any]:
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        return {"dtype": self.dtype.name, "items": self.items, "crc32": self.crc32}
+
+
+def write_store(
+    folder: Path, parts: Iterable[Part], *, vocab_size: int, about: dict[str, Any]
+) -> None:
+    """Write a store beside its place, and move it there when it is whole.
+
+    An exception removes what was written; what killed writers have left beside it goes first.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    partial = partial_of(folder)
+    try:
+        for left in ownerless(folder.parent, "tokens.bin"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with ExitStack() as stack:  # the files are owned until the store is in its place
+            _write_files(partial, parts, vocab_size, about, stack)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+    except OSError as error:
+        raise DataError(
+            f"the token store could not be written to '{folder.parent}' ({error.strerror}); free "
+            f"some space there, or choose another place with --cache-dir"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_files(
+    partial: Path, parts: Iterable[Part], vocab_size: int, about: dict[str, Any], stack: ExitStack
+) -> None:
+    def create(name: str, dtype: type[np.generic]) -> _Column:
+        return _Column(stack.enter_context(create_owned(partial / f"{name}.bin")), dtype)
+
+    tokens = create("tokens", token_type(vocab_size))
+    word_starts = create("word_starts", np.bool_)
+    boundaries = create("boundaries", np.int64)
+    ids = create("ids", np.uint64)
+    boundaries.append(np.zeros(1, np.int64))
+    for part_tokens, part_starts, lengths, part_ids in parts:
+        boundaries.append(tokens.items + np.cumsum(lengths))
+        tokens.append(part_tokens)
+        word_starts.append(part_starts)
+        ids.append(part_ids)
+    columns = {"tokens": tokens, "word_starts": word_starts, "boundaries": boundaries, "ids": ids}
+    files = {name: column.finish() for name, column in columns.items()}
+    manifest = {"format": FORMAT, "files": files, "about": about}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")

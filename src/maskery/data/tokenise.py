@@ -19,7 +19,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.data.store import FORMAT, TokenStore, TokenStoreWriter
+from maskery.data.store import FORMAT, Part, TokenStore, write_store
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTINUING = "##"
 # Rarer characters are left to [UNK]; the trainer's own default.
 MAX_ALPHABET = 1000
+
+
+Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
+Encode = Callable[[list[str]], Encoded]
+Batch = tuple[list[str], list[int]]
 
 
 class Example(Protocol):
@@ -84,7 +89,6 @@ def tokenise(
     Raises:
         DataError: The corpus holds no tokens, or the store cannot be written.
     """
-    backend = plain_backend(tokenizer)
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
     folder = cache_dir / "tokens" / key.hexdigest()
@@ -95,22 +99,21 @@ def tokenise(
             log.warning("%s; tokenising again", error)
     vocab_size = vocabulary_size(tokenizer)
     about = {"tokenizer": tokenizer.name_or_path, "vocab_size": vocab_size}
-    with TokenStoreWriter(folder, vocab_size=vocab_size, about=about) as writer:
+
+    def parts() -> Iterator[Part]:
+        num_tokens = 0
         with byte_bar(corpus.num_bytes, "tokenising", progress) as bar:
-            encode = encoder(tokenizer, backend)
-            num_tokens = 0
-            for texts, ids in batched(corpus):
-                tokens, starts, lengths = encode(texts)
-                kept = lengths > 0
-                writer.append(tokens, starts, lengths[kept], np.array(ids, np.uint64)[kept])
-                num_tokens += len(tokens)
+            for part in encode_batches(batched(corpus), encoder(tokenizer)):
+                num_tokens += len(part[0])
+                yield part
                 bar.update(corpus.bytes_read - bar.n)
         if num_tokens == 0:
             raise DataError(
                 f"the corpus holds no tokens for the tokenizer of '{tokenizer.name_or_path}'; name "
                 f"a corpus with text in a script that it knows"
             )
-        writer.finish()
+
+    write_store(folder, parts(), vocab_size=vocab_size, about=about)
     return TokenStore.open(folder, verify=False)
 
 
@@ -148,21 +151,23 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(described.encode("utf-8"), digest_size=16).hexdigest()
 
 
-Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
-
-
-def encoder(
-    tokenizer: PreTrainedTokenizerBase, backend: Tokenizer | None
-) -> Callable[[list[str]], Encoded]:
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     """Return a function from texts to (ids (t,), word starts (t,), lengths (n,))."""
-    if backend is None:
-        # Tokenizers in Python know no word ids; each token counts as a word.
-        def encode_slowly(texts: list[str]) -> Encoded:
-            rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            ids = np.fromiter(chain.from_iterable(rows), np.int64)
-            return ids, np.ones(len(ids), np.bool_), np.array([len(r) for r in rows], np.int64)
+    backend = plain_backend(tokenizer)
+    if backend is not None:
+        return encoder_of(backend)
 
-        return encode_slowly
+    def encode(texts: list[str]) -> Encoded:
+        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = np.fromiter(chain.from_iterable(rows), np.int64)
+        # Tokenizers in Python know no word ids; each token counts as a word.
+        return ids, np.ones(len(ids), np.bool_), np.array([len(r) for r in rows], np.int64)
+
+    return encode
+
+
+def encoder_of(backend: Tokenizer) -> Encode:
+    """Return the function of `encoder` for a Rust tokenizer, from `plain_backend`."""
     always = starts_word_table(backend)
 
     def encode(texts: list[str]) -> Encoded:
@@ -179,17 +184,15 @@ def encoder(
 
 def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """Tokenise a few texts as a store would: (ids, word starts, lengths)."""
-    return encoder(tokenizer, plain_backend(tokenizer))(list(texts))
+    return encoder(tokenizer)(list(texts))
 
 
-def batched(
-    corpus: Examples, max_chars: int = BATCH_CHARS
-) -> Iterator[tuple[list[str], list[int]]]:
-    """Yield examples in batches of about `max_chars` characters."""
+def batched(examples: Iterable[Example], max_chars: int = BATCH_CHARS) -> Iterator[Batch]:
+    """Yield the texts and ids of examples in batches of about `max_chars` characters."""
     texts: list[str] = []
     ids: list[int] = []
     chars = 0
-    for example in corpus:
+    for example in examples:
         texts.append(example.text)
         ids.append(example.id)
         chars += len(example.text)
@@ -198,6 +201,14 @@ def batched(
             texts, ids, chars = [], [], 0
     if texts:
         yield texts, ids
+
+
+def encode_batches(batches: Iterable[Batch], encode: Encode) -> Iterator[Part]:
+    """Tokenise batches; examples of which the tokenizer keeps nothing are left out."""
+    for texts, ids in batches:
+        tokens, starts, lengths = encode(texts)
+        kept = lengths > 0
+        yield tokens, starts, lengths[kept], np.array(ids, np.uint64)[kept]
 
 
 def byte_level_alphabet() -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from maskery.core.errors import DataError, MissingExtraError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.files import RemoteFile, find_files
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.pieces import PieceReader, plan_pieces
+from maskery.data.shards.pieces import plan_pieces, read_piece
 
 ROOT = "memory://corpus"
 
@@ -76,12 +75,13 @@ def test_a_piece_reads_its_own_part_of_an_address(remote: Any) -> None:
     for name in ("a.txt", "d.parquet"):
         corpus = Corpus.open([f"{ROOT}/{name}"])
         assert corpus.num_bytes is not None
-        pieces = plan_pieces(corpus.files, corpus.sizes, CorpusConfig(), corpus.num_bytes // 3)
+        pieces = plan_pieces(corpus, corpus.num_bytes // 3)
         assert len(pieces) >= 3
-        read = [PieceReader(p, corpus.files, corpus.sizes, CorpusConfig()) for p in pieces]
-        parts = [texts(reader) for reader in read]
-        assert list(chain.from_iterable(parts)) == texts(corpus)
-        assert all(reader.bytes_read < corpus.num_bytes for reader in read)
+        parts = []
+        for piece in pieces:
+            parts += texts(read_piece(piece, corpus))
+            assert corpus.bytes_read < corpus.num_bytes
+        assert parts == texts(corpus)
 
 
 def test_shards_of_an_address_are_those_of_the_file(
@@ -169,8 +169,8 @@ def test_what_a_file_system_tells_of_the_content_is_not_read(remote: Any) -> Non
     unknown = at(None, size=None)
     assert unknown.num_bytes is None
     assert len(texts(unknown)) == 200
-    (piece,) = plan_pieces(unknown.files, unknown.sizes, CorpusConfig(), 100)
-    assert texts(PieceReader(piece, unknown.files, unknown.sizes, CorpusConfig())) == texts(unknown)
+    (piece,) = plan_pieces(unknown, 100)
+    assert texts(read_piece(piece, unknown)) == texts(unknown)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from maskery.data.corpus.examples import example_id, is_held_out
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards import making, piece_work
 from maskery.data.shards.manifest import DocumentLengths, Manifest
-from maskery.data.shards.shard_file import TokenShard
+from maskery.data.shards.shard_file import read_shards
 from maskery.data.tokenise import encode_texts, tokenizer_fingerprint
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -60,7 +60,7 @@ def test_every_text_is_in_one_shard(corpus: Path, undisturbed: Path) -> None:
     held: dict[int, list[int]] = {}
     for entries, into in ((manifest.shards, found), (manifest.held_out, held)):
         for entry in entries:
-            opened = TokenShard(undisturbed / entry.file, vocab_size=manifest.vocab_size)
+            opened = read_shards([undisturbed / entry.file], vocab_size=manifest.vocab_size)
             assert (opened.num_documents, opened.num_tokens) == (entry.documents, entry.tokens)
             for n, number in enumerate(opened.ids.tolist()):
                 stretch = slice(opened.boundaries[n], opened.boundaries[n + 1])
@@ -76,7 +76,7 @@ def test_every_text_is_in_one_shard(corpus: Path, undisturbed: Path) -> None:
     assert held
     lengths = DocumentLengths.open(undisturbed / "lengths.safetensors", manifest)
     values, counts = lengths.of(0)
-    opened = TokenShard(undisturbed / manifest.shards[0].file, vocab_size=99)
+    opened = read_shards([undisturbed / manifest.shards[0].file], vocab_size=99)
     assert np.repeat(values, counts).tolist() == sorted(np.diff(opened.boundaries).tolist())
     assert manifest.tokenizer_fingerprint == tokenizer_fingerprint(word_tokenizer())
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.pieces import PieceReader, line_boundary, plan_fingerprint, plan_pieces
+from maskery.data.shards.config import ShardingConfig
+from maskery.data.shards.pieces import line_boundary, plan_fingerprint, plan_pieces, read_piece
 
 TEXTS = ["river stone", "a", "ember " * 30, "", " ", "\ufeffmark", "ünïcödé", "ÿþ", "the end"]
 
@@ -29,12 +30,11 @@ def whole(files: list[Path], config: CorpusConfig) -> list[tuple[str, int]]:
 def in_pieces(
     files: list[Path], config: CorpusConfig, shard_bytes: int
 ) -> list[list[tuple[str, int]]]:
-    sizes = [path.stat().st_size for path in files]
-    pieces = plan_pieces(files, sizes, config, shard_bytes)
+    corpus = Corpus(config=config, files=files)
+    pieces = plan_pieces(corpus, shard_bytes)
     assert [piece.number for piece in pieces] == list(range(len(pieces)))
     return [
-        [(example.text, example.id) for example in PieceReader(piece, files, sizes, config)]
-        for piece in pieces
+        [(example.text, example.id) for example in read_piece(piece, corpus)] for piece in pieces
     ]
 
 
@@ -86,14 +86,14 @@ def test_large_files_are_cut_small_ones_put_together_and_some_left_whole(tmp_pat
     for path in files[4:]:
         path.write_text("small\n" * 10)
     config = CorpusConfig()
-    sizes = [path.stat().st_size for path in files]
-    pieces = plan_pieces(files, sizes, config, 600)
+    corpus = Corpus(config=config, files=files)
+    pieces = plan_pieces(corpus, 600)
     kinds: dict[int, list[str]] = {}
     for piece in pieces:
         for span in piece.spans:
             kinds.setdefault(span.file, []).append(span.kind)
     assert kinds[0] == ["bytes"] * len(kinds[0])
-    assert len(kinds[0]) == -(-sizes[0] // 600)
+    assert len(kinds[0]) == -(-files[0].stat().st_size // 600)
     assert kinds[1] == kinds[2] == ["whole"]
     assert set(kinds[3]) == {"row groups"}
     assert len(kinds[3]) > 5
@@ -123,7 +123,7 @@ def test_a_damaged_table_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1" + b"x" * 1000)
     with pytest.raises(DataError, match="no whole Parquet file"):
-        plan_pieces([path], [1004], CorpusConfig(), 100)
+        plan_pieces(Corpus(config=CorpusConfig(), files=[path]), 100)
 
 
 @given(data=st.binary(max_size=80).map(lambda b: b.replace(b"a", b"\n")), paragraphs=st.booleans())
@@ -153,17 +153,28 @@ def test_boundaries_are_found_across_blocks(
     assert edges == [0, *[7] * 5, *[18] * 12, *[22] * 5]
 
 
-def test_the_fingerprint_changes_with_what_decides_the_shards() -> None:
-    base = ([Path("x/a.txt")], [5], CorpusConfig(), 10, 0.1, "t")
+def test_the_fingerprint_changes_with_what_decides_the_shards(tmp_path: Path) -> None:
+    def fingerprint(
+        name: str = "x/a.txt",
+        size: int = 5,
+        tokenizer: str = "t",
+        unit: str = "line",
+        **more: float,
+    ) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"a" * size)
+        corpus = Corpus(config=CorpusConfig(unit=unit), files=[path])  # type: ignore[arg-type]
+        settings = {"shard_mb": 1e-5, "held_out_share": 0.1, **more}
+        return plan_fingerprint(corpus, ShardingConfig(**settings), tokenizer)  # type: ignore[arg-type]
+
     others = [
-        ([Path("x/b.txt")], [5], CorpusConfig(), 10, 0.1, "t"),
-        ([Path("x/a.txt")], [6], CorpusConfig(), 10, 0.1, "t"),
-        ([Path("x/a.txt")], [5], CorpusConfig(unit="document"), 10, 0.1, "t"),
-        ([Path("x/a.txt")], [5], CorpusConfig(), 11, 0.1, "t"),
-        ([Path("x/a.txt")], [5], CorpusConfig(), 10, 0.2, "t"),
-        ([Path("x/a.txt")], [5], CorpusConfig(), 10, 0.1, "u"),
+        fingerprint(name="x/b.txt"),
+        fingerprint(size=6),
+        fingerprint(unit="document"),
+        fingerprint(shard_mb=1.1e-5),
+        fingerprint(held_out_share=0.2),
+        fingerprint(tokenizer="u"),
     ]
-    prints = {plan_fingerprint(*arguments) for arguments in (base, *others)}
-    assert len(prints) == len(others) + 1
-    moved = ([Path("y/a.txt")], *base[1:])
-    assert plan_fingerprint(*moved) == plan_fingerprint(*base)
+    assert len({fingerprint(), *others}) == len(others) + 1
+    assert fingerprint(name="y/a.txt") == fingerprint()

@@ -56,6 +56,7 @@ class Corpus:
         self.num_bytes = sum(known) if source is None and len(known) == len(self.sizes) else None
         self.bytes_read = 0
         self.report = ReadingReport()
+        self._group_column: str | None = None
 
     @classmethod
     def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Corpus:
@@ -108,11 +109,42 @@ class Corpus:
             DataError: A file cannot be read as the config says, or there is no text at all.
             PluginError: A reader of the user's own fails.
         """
-        self.bytes_read, self.report = 0, ReadingReport()
+        self.begin()
         report = self.report
-        yield from self._file_examples() if self._source is None else self._source_examples()
+        source = self._source
+        yield from self._file_examples() if source is None else self._source_examples(source)
         if not report.examples:
             raise self._no_text(report)
+
+    def begin(self) -> None:
+        """Count anew what is read and come upon."""
+        self.bytes_read, self.report = 0, ReadingReport()
+
+    def groups(self, column: str) -> Iterator[tuple[int, str]]:
+        """Read from the start, and yield each example's id with its value in a column.
+
+        Raises:
+            DataError: As `__iter__`; or some rows have none, or files have no columns.
+        """
+        for path in self.files:
+            if format_of(path, self.config) == "text":
+                raise DataError(
+                    f"--group-column {column}: {path} is plain text, which has no columns; name "
+                    f"tables or JSON, or leave it out"
+                )
+        self._group_column, empty = column, 0
+        try:
+            for example in self:
+                # Readers go from record to record: the one at hand is that of the example.
+                empty += not self._now.group
+                yield example.id, self._now.group
+        finally:
+            self._group_column = None
+        if empty:
+            raise DataError(
+                f"--group-column {column} is empty for {empty:,} of {self.report.examples:,} "
+                f"examples, which could stand on either side; fill it, or leave those rows out"
+            )
 
     def fingerprint(self) -> str:
         """Hash all that the examples depend on: contents and order of the files, and the config.
@@ -171,32 +203,42 @@ class Corpus:
             raise cannot_read(path, error) from error
         return digest.digest()
 
+    def read_file(self, number: int, span: tuple[int, int] | None = None) -> Iterator[Example]:
+        """Yield the examples of one file, or of a part of it as `Reading.span` says."""
+        path = self.files[number]
+        source = str(path)
+        if span and span[0] and format_of(path, self.config) != "parquet":
+            source += f" from byte {span[0]} on"
+        reading = self._reading(source, path, span)
+        yield from examples(read_texts(reading), reading)
+
     def _file_examples(self) -> Iterator[Example]:
         before = 0
-        for path, size in zip(self.files, self.sizes, strict=True):
-            reading = self._reading(str(path), path)
+        for number, size in enumerate(self.sizes):
             if size == 0:
                 self.report.empty_files += 1
                 continue
-            yield from examples(read_texts(reading), reading)
+            yield from self.read_file(number)
             # Parquet reads some bytes twice and others never; at the end the sum is right.
             before = before + size if size is not None else self.bytes_read
             self.bytes_read = before
 
-    def _source_examples(self) -> Iterator[Example]:
-        assert self._source is not None
-        reading = self._reading(self._source.label, Path())
-        yield from examples(self._source.texts(reading), reading)
+    def _source_examples(self, source: TextSource) -> Iterator[Example]:
+        reading = self._reading(source.label, Path())
+        yield from examples(source.texts(reading), reading)
 
-    def _reading(self, source: str, path: Path) -> Reading:
-        return Reading(
+    def _reading(self, source: str, path: Path, span: tuple[int, int] | None = None) -> Reading:
+        self._now = Reading(
             path=path,
             config=self.config,
             report=self.report,
             place=Place(source=source),
             on_read=self._advance,
+            group_column=self._group_column,
             block_bytes=self.block_bytes,
+            span=span,
         )
+        return self._now
 
     def _advance(self, num_bytes: int) -> None:
         self.bytes_read += num_bytes

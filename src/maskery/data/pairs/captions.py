@@ -22,7 +22,7 @@ from maskery.data.batching import Template, assemble
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
-from maskery.data.tokenise import encoder, plain_backend
+from maskery.data.tokenise import encoder
 
 # Tokenizers work on lists in parallel; larger ones gain nothing.
 CAPTIONS_AT_ONCE = 4096
@@ -115,7 +115,7 @@ def _encoded(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[tuple[int, int, str], Int64Array, npt.NDArray[np.bool_]]]:
     """Yield (pair, number of the caption, caption) with ids and word starts, in order."""
-    encode = encoder(tokenizer, plain_backend(tokenizer))
+    encode = encoder(tokenizer)
     captions = (
         (n, place, c) for n, pair in enumerate(pairs) for place, c in enumerate(pair.captions)
     )

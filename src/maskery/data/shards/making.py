@@ -7,7 +7,6 @@ leaves the same bytes. The rank that finds all pieces finished writes `shards.js
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -15,11 +14,12 @@ import os
 import secrets
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -34,35 +34,33 @@ from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.formats import is_portable
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, FileEntry, Manifest
-from maskery.data.shards.piece_work import RECORDS, Encode, Job, do_piece, load_piece, load_shard
+from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, Manifest
+from maskery.data.shards.piece_work import RECORDS, Job, do_piece, load_piece, load_shard
 from maskery.data.shards.pieces import Piece, plan_fingerprint, plan_pieces
-from maskery.data.shards.shard_file import file_sha256, write_bytes, write_first
-from maskery.data.tokenise import byte_bar, encoder, plain_backend, tokenizer_fingerprint
+from maskery.data.shards.shard_file import entry_of, write_bytes, write_first
+from maskery.data.tokenise import (
+    Encode,
+    byte_bar,
+    encoder,
+    encoder_of,
+    plain_backend,
+    tokenizer_fingerprint,
+)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """The result of a call of `make_shards`.
-
-    Attributes:
-        pieces: How many the corpus has.
-        mine: How many of them belong to this rank.
-        tokens_made: Tokens that were made now; what was there before is not among them.
-        damaged: Files that were found damaged and made anew.
-        missing: Pieces that other ranks have not finished.
-        manifest: Once nothing is missing.
-    """
+    """The result of a call of `make_shards`."""
 
     folder: Path
-    pieces: int
-    mine: int
-    tokens_made: int
-    damaged: tuple[str, ...]
-    missing: int
-    manifest: Manifest | None
+    pieces: int  # of the corpus
+    mine: int  # that belong to this rank
+    tokens_made: int  # now; those that were there before do not count
+    damaged: tuple[str, ...]  # files that were found damaged and made anew
+    missing: int  # pieces that other ranks have not finished
+    manifest: Manifest | None  # once nothing is missing
 
 
 def make_shards(
@@ -75,12 +73,7 @@ def make_shards(
 ) -> Made:
     """Make the shards of a corpus that this rank is to make, and the manifest if it is the last.
 
-    Args:
-        corpus: Files; a hub dataset cannot be cut.
-        tokenizer: Of the model that will be trained.
-        folder: Shards of the same corpus and settings that it holds are kept.
-        config: Size of the shards, and who makes which.
-        progress: Draw a progress bar.
+    Shards of the same corpus and settings that the folder holds are kept.
 
     Raises:
         DataError: The corpus cannot be read, the folder holds shards of something else or cannot
@@ -91,34 +84,20 @@ def make_shards(
             "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
             "lines files and name their folder"
         )
-    sizes = corpus.sizes
-    pieces = plan_pieces(corpus.files, sizes, corpus.config, config.shard_bytes)
-    fingerprint = plan_fingerprint(
-        corpus.files,
-        sizes,
-        corpus.config,
-        config.shard_bytes,
-        config.held_out_share,
-        tokenizer_fingerprint(tokenizer),
-    )
+    pieces = plan_pieces(corpus, config.shard_bytes)
     job = Job(
-        files=corpus.files,
-        sizes=tuple(sizes),
-        reading=corpus.config,
+        corpus=corpus,
+        config=config,
         folder=folder,
-        fingerprint=fingerprint,
-        shard_bytes=config.shard_bytes,
-        held_out_share=config.held_out_share,
+        fingerprint=plan_fingerprint(corpus, config, tokenizer_fingerprint(tokenizer)),
         vocab_size=vocabulary_size(tokenizer),
     )
     claim_folder(job, tokenizer)
-    if config.shard_count == 1:  # nobody else is at work here
-        remove_remains(folder)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
     bar = byte_bar(sum(piece.size for piece in mine), "tokenising", progress, leave=True)
     # Closed whatever ends the loop, since that is what ends the processes.
-    with bar, closing(do_pieces(mine, job, tokenizer, config.workers)) as results:
+    with bar, closing(do_pieces(mine, job, tokenizer)) as results:
         for number, tokens, broken in results:
             tokens_made += tokens
             damaged += broken
@@ -137,15 +116,6 @@ def make_shards(
     )
 
 
-def remove_remains(folder: Path) -> None:
-    """Remove what a process that was killed had begun to write."""
-    for path in folder.glob("*.partial-*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings.
 
@@ -157,7 +127,12 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
         # Listed before the plan is read: where there is no plan then, no rank had got further.
         names = [path.name for path in job.folder.iterdir()]
         if not plan.is_file():
-            refuse_others(job.folder, names)
+            others = [n for n in names if n != PLAN and not n.startswith(f"{PLAN}.partial-")]
+            if others:
+                raise DataError(
+                    f"the folder '{job.folder}' holds other things ({min(others)}); name an empty "
+                    "or new one"
+                )
             write_first(plan, (json.dumps({"fingerprint": job.fingerprint}) + "\n").encode())
         if job.fingerprint.encode() not in plan.read_bytes():
             raise DataError(
@@ -170,15 +145,9 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
             f"the folder '{job.folder}' cannot be used ({error.strerror}); name another"
         ) from error
     save_tokenizer(job.folder, tokenizer)
-
-
-def refuse_others(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder without a plan that is not empty."""
-    others = [name for name in names if name != PLAN and not name.startswith(f"{PLAN}.partial-")]
-    if others:
-        raise DataError(
-            f"the folder '{folder}' holds other things ({min(others)}); name an empty or new one"
-        )
+    if job.config.shard_count == 1:  # nobody else is at work here, so these were left by the killed
+        for path in job.folder.glob("*.partial-*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -203,49 +172,37 @@ def write_manifest(
     pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase
 ) -> Manifest:
     """List all shards, now that every piece is finished."""
-    shards, held_out, histograms = [], [], []
-    total = ReadingReport()
+    records, total = [], Counter[str]()
     for piece in pieces:
         finished = load_piece(piece.number, job)
         assert finished is not None
-        for name, value in finished.report.items():
-            setattr(total, name, getattr(total, name) + value)
-        for number in range(finished.shards):
-            record = load_shard(piece.number, number, job)
-            if record is None:
-                raise DataError(
-                    f"a record of '{job.folder}' is damaged; repeat maskery tokenize without "
-                    f"--shard-rank to mend it"
-                )
-            if record.train is not None:
-                shards.append(record.train)
-                histograms.append(record.lengths)
-            if record.held_out is not None:
-                held_out.append(record.held_out)
-    if not shards:
+        total.update(finished.report)
+        records += [load_shard(piece.number, number, job) for number in range(finished.shards)]
+    sound = [record for record in records if record is not None]
+    if len(sound) < len(records):
+        raise DataError(
+            f"a record of '{job.folder}' is damaged; repeat maskery tokenize without "
+            f"--shard-rank to mend it"
+        )
+    if not any(record.train for record in sound):
         raise DataError(
             "the corpus holds no tokens to train on; name a corpus with text in a script that the "
             "tokenizer knows"
         )
-    unusual = total.describe()
+    unusual = ReadingReport(**total).describe()
     if unusual:
         log.warning("%s", unusual)
-    data = DocumentLengths.gather(histograms).to_bytes()
-    write_bytes(job.folder / LENGTHS, data)
-    folder = job.folder / TOKENIZER
+    lengths = DocumentLengths.gather([record.lengths for record in sound if record.train])
     manifest = Manifest(
         fingerprint=job.fingerprint,
         tokenizer=tokenizer.name_or_path,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        tokenizer_files=tuple(
-            FileEntry(file=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
-            for path in sorted(folder.iterdir())
-        ),
+        tokenizer_files=tuple(map(entry_of, sorted((job.folder / TOKENIZER).iterdir()))),
         vocab_size=job.vocab_size,
-        held_out_share=job.held_out_share,
-        lengths=FileEntry(file=LENGTHS, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
-        shards=tuple(shards),
-        held_out=tuple(held_out),
+        held_out_share=job.config.held_out_share,
+        lengths=write_bytes(job.folder / LENGTHS, lengths.to_bytes()),
+        shards=tuple(record.train for record in sound if record.train),
+        held_out=tuple(record.held_out for record in sound if record.held_out),
     )
     write_bytes(job.folder / MANIFEST, manifest.to_json())
     return manifest
@@ -263,13 +220,12 @@ def summary(made: Made) -> dict[str, object]:
         "complete": made.manifest is not None,
     }
     if made.manifest is not None:
-        listed = asdict(made.manifest)
         about |= {
             "shards": len(made.manifest.shards),
             "documents": made.manifest.documents,
             "tokens": made.manifest.tokens,
-            "held_out_documents": sum(e["documents"] for e in listed["held_out"]),
-            "held_out_tokens": sum(e["tokens"] for e in listed["held_out"]),
+            "held_out_documents": sum(entry.documents for entry in made.manifest.held_out),
+            "held_out_tokens": sum(entry.tokens for entry in made.manifest.held_out),
             "tokenizer_fingerprint": made.manifest.tokenizer_fingerprint,
         }
     return about
@@ -279,21 +235,21 @@ Done = tuple[int, int, list[str]]
 
 
 def do_pieces(
-    pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase, workers: int | None
+    pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase
 ) -> Generator[Done]:
-    """Do pieces here, or in processes; what `do_piece` returns, as each is finished.
+    """Do pieces here, or in processes; yields what `do_piece` returns, as each is finished.
 
     Close it where it is not used up: that ends the processes in the middle of their pieces.
     """
     backend = plain_backend(tokenizer)
-    count = min(workers or len(os.sched_getaffinity(0)), len(pieces))
+    count = min(job.config.workers or len(os.sched_getaffinity(0)), len(pieces))
     # A tokenizer in Python is not sent to other processes, nor is a reader that was registered.
     portable = all(
-        is_portable(path, job.reading) and not getattr(path, "in_memory", False)
-        for path in job.files
+        is_portable(path, job.corpus.config) and not getattr(path, "in_memory", False)
+        for path in job.corpus.files
     )
     if count <= 1 or backend is None or not portable:
-        encode = encoder(tokenizer, backend)
+        encode = encoder(tokenizer)
         for piece in pieces:
             yield do_piece(piece, job, encode)
         return
@@ -333,8 +289,7 @@ def _start_worker(job: Job, backend: str) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    # With a backend, the encoder asks nothing of the tokenizer itself.
-    _worker = job, encoder(None, Tokenizer.from_str(backend))
+    _worker = job, encoder_of(Tokenizer.from_str(backend))
 
 
 def _end_with(sentinel: int) -> None:

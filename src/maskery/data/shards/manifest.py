@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
 MAX_MANIFEST_BYTES = 1 << 30
 # No folders: nothing that a manifest names may lie outside its own.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256, HASH = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,61 +37,45 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.file, str) and bool(FILE_NAME.fullmatch(self.file)), "file name")
-        _check(is_count(self.bytes), "size")
-        _check(isinstance(self.sha256, str) and bool(SHA256.fullmatch(self.sha256)), "checksum")
+        check_sound(_fits(FILE_NAME, self.file), "file name")
+        check_sound(is_count(self.bytes), "size")
+        check_sound(_fits(SHA256, self.sha256), "checksum")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry(FileEntry):
-    """A shard as it was written.
-
-    Attributes:
-        documents: How many it has.
-        tokens: How many they have together.
-    """
+    """A shard as it was written, and its number of documents and of their tokens."""
 
     documents: int
     tokens: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(is_count(self.documents) and is_count(self.tokens), "count")
+        check_sound(is_count(self.documents) and is_count(self.tokens), "count")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Contents of a folder of shards.
+    """Contents of a folder of shards."""
 
-    Attributes:
-        fingerprint: Of the plan they were made by.
-        tokenizer: What `--model` named.
-        tokenizer_fingerprint: From `tokenizer_fingerprint`.
-        tokenizer_files: In the folder `tokenizer/`.
-        vocab_size: All ids are below.
-        held_out_share: The share of examples that was set aside.
-        lengths: The file of document lengths.
-        shards: For training.
-        held_out: For evaluation.
-    """
-
-    fingerprint: str
-    tokenizer: str
+    fingerprint: str  # of the plan they were made by
+    tokenizer: str  # the name that --model gave
     tokenizer_fingerprint: str
-    tokenizer_files: tuple[FileEntry, ...]
-    vocab_size: int
+    tokenizer_files: tuple[FileEntry, ...]  # in the folder `tokenizer/`
+    vocab_size: int  # all ids are below
     held_out_share: float
-    lengths: FileEntry
-    shards: tuple[ShardEntry, ...]
+    lengths: FileEntry  # of `DocumentLengths`
+    shards: tuple[ShardEntry, ...]  # for training
     held_out: tuple[ShardEntry, ...]
 
     def __post_init__(self) -> None:
-        for value in (self.fingerprint, self.tokenizer_fingerprint):
-            _check(isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{32}", value)), "hash")
-        _check(isinstance(self.tokenizer, str), "tokenizer")
-        _check(is_count(self.vocab_size) and 0 < self.vocab_size < 1 << 31, "vocabulary size")
+        hashes = (self.fingerprint, self.tokenizer_fingerprint)
+        check_sound(all(_fits(HASH, value) for value in hashes), "hash")
+        check_sound(isinstance(self.tokenizer, str), "tokenizer")
+        # Tokens are stored in 32 bits at most.
+        check_sound(is_count(self.vocab_size) and 0 < self.vocab_size < 1 << 31, "vocabulary size")
         share = self.held_out_share
-        _check(isinstance(share, float) and 0.0 < share < 1.0, "held-out share")
+        check_sound(isinstance(share, float) and 0.0 < share < 1.0, "held-out share")
 
     @property
     def documents(self) -> int:
@@ -134,27 +117,26 @@ class Manifest:
 
 
 def is_count(value: object) -> bool:
-    """Return True for an `int` from 0 to 2**62."""
+    """Return True for an `int` from 0 to 2**62, whose sums stay below the limit of int64."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def _check(sound: bool, what: str) -> None:
+def check_sound(sound: bool, what: str) -> None:
+    """Raise a ValueError that names the part of a file that is not valid."""
     if not sound:
         raise ValueError(f"a {what} in it is not valid")
 
 
+def _fits(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and bool(pattern.fullmatch(value))
+
+
 @dataclass(frozen=True, kw_only=True)
 class DocumentLengths:
-    """Counts of documents by length, for each shard.
+    """Counts of documents by length, for each shard."""
 
-    Attributes:
-        offsets: (number of shards + 1,) int64, into the other two.
-        lengths: uint32, ascending within a shard.
-        counts: uint32.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.uint32]
+    offsets: npt.NDArray[np.int64]  # (number of shards + 1,), into the other two
+    lengths: npt.NDArray[np.uint32]  # ascending within a shard
     counts: npt.NDArray[np.uint32]
 
     @classmethod
@@ -177,12 +159,7 @@ class DocumentLengths:
         """Return the bytes of a safetensors file."""
         from safetensors.numpy import save
 
-        arrays: Mapping[str, npt.NDArray[Any]] = {
-            "offsets": self.offsets,
-            "lengths": self.lengths,
-            "counts": self.counts,
-        }
-        return save(dict(arrays))
+        return save(dict(vars(self)))
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest) -> DocumentLengths:
@@ -192,21 +169,26 @@ class DocumentLengths:
 
         try:
             found = cls(**load_file(path))
-            sound = (
-                found.offsets.dtype == np.int64
-                and found.lengths.dtype == found.counts.dtype == np.uint32
-                and len(found.offsets) == len(manifest.shards) + 1
-                and len(found.lengths) == len(found.counts) == found.offsets[-1]
-                and found.offsets[0] == 0
-                and bool((np.diff(found.offsets) >= 0).all())
-            )
-            if sound:
-                for number, shard in enumerate(manifest.shards):
-                    lengths, counts = found.of(number)
-                    sound &= int(counts.sum()) == shard.documents
-                    sound &= int(lengths @ counts) == shard.tokens
+            fits = found._fits_to(manifest)
         except (OSError, SafetensorError, TypeError, ValueError) as error:
             raise DataError(f"'{path}' cannot be read ({error}); restore it") from error
-        if not sound:
+        if not fits:
             raise DataError(f"'{path}' does not fit to {MANIFEST}; repeat maskery tokenize")
         return found
+
+    def _fits_to(self, manifest: Manifest) -> bool:
+        """Return True if the arrays fit together, and their sums are those of the manifest."""
+        if not (
+            self.offsets.dtype == np.int64
+            and self.lengths.dtype == self.counts.dtype == np.uint32
+            and len(self.offsets) == len(manifest.shards) + 1
+            and len(self.lengths) == len(self.counts) == self.offsets[-1]
+            and self.offsets[0] == 0
+            and bool((np.diff(self.offsets) >= 0).all())
+        ):
+            return False
+        for number, shard in enumerate(manifest.shards):
+            lengths, counts = self.of(number)
+            if counts.sum() != shard.documents or lengths @ counts != shard.tokens:
+                return False
+        return True

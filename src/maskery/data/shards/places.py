@@ -1,8 +1,7 @@
 """Places of shards: a folder, or any address that fsspec knows (s3://, gs://, https://).
 
 Files from an address are copied to the local disk, whole or not at all, and the oldest copies go
-when there are more than are wanted, so the space used is bounded. A copy in use may go: its map
-stays readable until it is let go.
+when there are more than are wanted, so the space used is bounded.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO, TypeVar
 
-from maskery.core.errors import DataError, MaskeryError
+from maskery.core.errors import DataError
 from maskery.data.corpus.files import MANIFEST, is_address, open_address, unreadable
 from maskery.data.corpus.streams import cannot_read
 from maskery.data.shards.manifest import MAX_MANIFEST_BYTES
@@ -25,16 +25,18 @@ from maskery.data.store import create_owned, ownerless, partial_of
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 COPY_BYTES = 1 << 22
 # Seconds between attempts to read from an address.
 PAUSES = (1.0, 5.0, 25.0)
 
 
-class Place(Protocol):
+class Place(ABC):
     """Source of the files of a folder of shards."""
 
     name: str
 
+    @abstractmethod
     def manifest(self) -> bytes:
         """Return the bytes of `shards.json`.
 
@@ -42,6 +44,7 @@ class Place(Protocol):
             DataError: There is none, or it cannot be read.
         """
 
+    @abstractmethod
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
         """Return the path of a local file whose checksum is right: a shard, or one beside it.
 
@@ -49,7 +52,7 @@ class Place(Protocol):
             DataError: It is missing, damaged or cannot be read.
         """
 
-    def trim(self, keep: int) -> None:
+    def trim(self, keep: int) -> None:  # noqa: B027  a folder has no copies
         """Let go of all but the `keep` local copies used last."""
 
 
@@ -60,7 +63,7 @@ def open_place(source: str, cache_dir: Path) -> Place:
     return LocalPlace(Path(source).expanduser())
 
 
-class LocalPlace:
+class LocalPlace(Place):
     """A folder on this machine; nothing is copied."""
 
     def __init__(self, folder: Path) -> None:
@@ -90,16 +93,8 @@ class LocalPlace:
             )
         return path
 
-    def trim(self, keep: int) -> None:
-        """Do nothing: nothing is copied."""
-        del keep
 
-
-class _DamagedError(Exception):
-    """A copy differs from its checksum; the network may be at fault, so try again."""
-
-
-class RemotePlace:
+class RemotePlace(Place):
     """An address; its files are copied to a folder of the cache."""
 
     def __init__(
@@ -108,27 +103,16 @@ class RemotePlace:
         self.name = address.rstrip("/")
         self.cache = cache_dir / "shards" / blake2b(self.name.encode(), digest_size=8).hexdigest()
         self.sleep = sleep
-        self.pauses = PAUSES
-        self._filesystem: Any = None
 
     def manifest(self) -> bytes:
         """See `Place.manifest`."""
-
-        def read() -> bytes:
-            with self._open(MANIFEST) as stream:
-                return bytes(stream.read(MAX_MANIFEST_BYTES + 1))
-
         try:
-            data: bytes = self._tried(read)
-        except MaskeryError:
-            raise
+            data = self._tried(MANIFEST, lambda stream: stream.read(MAX_MANIFEST_BYTES + 1))
         except FileNotFoundError as error:
             raise DataError(
                 f"'{self.name}' has no {MANIFEST}: there are no complete shards of maskery "
                 "tokenize; check the address"
             ) from error
-        except Exception as error:
-            raise unreadable(f"{self.name}/{MANIFEST}", error) from error
         if len(data) > MAX_MANIFEST_BYTES:
             raise DataError(f"'{self.name}/{MANIFEST}' is larger than a gigabyte; it is no list")
         return data
@@ -141,15 +125,8 @@ class RemotePlace:
                 os.utime(path)  # the copies used last are kept
                 return path
         try:
-            self._tried(lambda: self._copy(file, path, num_bytes, sha256))
-        except _DamagedError as error:
-            raise DataError(
-                f"'{self.name}/{file}' is damaged ({error}); upload it again, or make it anew "
-                "with maskery tokenize"
-            ) from error
-        except MaskeryError:
-            raise
-        except Exception as error:
+            self._tried(file, lambda stream: self._copy(stream, path, num_bytes, sha256))
+        except FileNotFoundError as error:
             raise unreadable(f"{self.name}/{file}", error) from error
         return path
 
@@ -157,49 +134,50 @@ class RemotePlace:
         """See `Place.trim`."""
         used = []
         for path in self.cache.glob("*.safetensors"):
-            try:
+            with suppress(OSError):  # another process was first
                 used.append((path.stat().st_mtime_ns, path))
-            except OSError:  # another process was first
-                continue
         for _, path in sorted(used)[: max(0, len(used) - keep)]:
             path.unlink(missing_ok=True)
 
-    def _open(self, file: str) -> Any:
-        if self._filesystem is None:
-            self._filesystem, self._root = open_address(self.name)
-        return self._filesystem.open(f"{self._root}/{file}", "rb")
-
-    def _copy(self, file: str, path: Path, num_bytes: int, sha256: str) -> None:
-        """Copy a file aside, check it and rename it; no more than it should have is read.
-
-        Copies that runs of this machine have begun and were killed over go first.
-        """
+    def _copy(self, stream: BinaryIO, path: Path, num_bytes: int, sha256: str) -> None:
+        """Copy a file aside, check it and rename it; no more than it should have is read."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_behind in ownerless(path.parent):  # by a run that was killed
+        for left_behind in ownerless(path.parent):  # by a run of this machine that was killed
             left_behind.unlink(missing_ok=True)
         partial = partial_of(path)
         try:
-            left = num_bytes + 1
-            with self._open(file) as stream, create_owned(partial) as out:
+            left = num_bytes + 1  # one more, to tell a file that is too long
+            with create_owned(partial) as out:
                 while left and (block := stream.read(min(left, COPY_BYTES))):
                     out.write(block)
                     left -= len(block)
                 out.flush()
                 damage = find_damage(partial, num_bytes, sha256)
                 if damage is not None:
-                    raise _DamagedError(damage)
+                    raise DataError(
+                        f"'{self.name}/{path.relative_to(self.cache)}' is damaged ({damage}); "
+                        "upload it again, or make it anew with maskery tokenize"
+                    )
                 partial.replace(path)  # while it is owned: else another run may remove it
         finally:
             partial.unlink(missing_ok=True)
 
-    def _tried(self, action: Callable[[], Any]) -> Any:
-        """Try again after a pause where the network may be at fault."""
-        for pause in self.pauses:
+    def _tried(self, file: str, read: Callable[[BinaryIO], T]) -> T:
+        """Read a file of the address, again after a pause where the network may be at fault."""
+        filesystem, root = open_address(self.name)
+        pauses = iter(PAUSES)
+        while True:
             try:
-                return action()
-            except (FileNotFoundError, PermissionError, ImportError, ValueError, MaskeryError):
+                with filesystem.open(f"{root}/{file}", "rb") as stream:
+                    return read(stream)
+            except FileNotFoundError:
                 raise
             except Exception as error:  # every file system has its own
+                lasting = isinstance(error, PermissionError | ImportError | ValueError)
+                pause = None if lasting else next(pauses, None)
+                if pause is None:
+                    if isinstance(error, DataError):  # of `read`
+                        raise
+                    raise unreadable(f"{self.name}/{file}", error) from error
                 log.warning("reading '%s' failed (%s); trying again", self.name, error)
                 self.sleep(pause)
-        return action()

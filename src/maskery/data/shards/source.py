@@ -5,10 +5,10 @@ Shapes: W windows, S steps.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,15 @@ from maskery.data.corpus.files import MANIFEST
 from maskery.data.shards import epoch as epochs
 from maskery.data.shards.manifest import TOKENIZER, DocumentLengths, FileEntry, Manifest, ShardEntry
 from maskery.data.shards.places import Place
-from maskery.data.shards.shard_file import JoinedShards, TokenShard
-
-log = logging.getLogger(__name__)
+from maskery.data.shards.shard_file import read_shards
+from maskery.data.store import Documents
 
 # Of the held-out shards that are scored; the same in every run.
 HELD_OUT_POSITION = 20
 
 
 class TokenShards:
-    """The shards of a place: its manifest, and each shard opened when it is needed.
+    """The shards of a place: its manifest, and each shard read when it is needed.
 
     Attributes:
         place: A folder or an address.
@@ -54,13 +53,19 @@ class TokenShards:
         """Return a local copy of a file, its checksum checked."""
         return self.place.fetch(f"{folder}{entry.file}", entry.bytes, entry.sha256)
 
-    def open(self, entries: Sequence[ShardEntry]) -> JoinedShards:
-        """Fetch, check and map some shards."""
-        vocab_size = self.manifest.vocab_size
-        return JoinedShards([TokenShard(self.fetch(e), vocab_size=vocab_size) for e in entries])
+    def open(self, entries: Sequence[ShardEntry]) -> Documents:
+        """Fetch, check and read some shards."""
+        paths = [self.fetch(entry) for entry in entries]
+        documents = read_shards(paths, vocab_size=self.manifest.vocab_size)
+        if documents.num_documents != sum(entry.documents for entry in entries):
+            raise DataError(
+                f"the shards of '{self.place.name}' have not as many documents as {MANIFEST} says; "
+                "repeat the maskery tokenize command that made them"
+            )
+        return documents
 
-    def held_out(self, max_tokens: int) -> JoinedShards:
-        """Open held-out shards up to a number of tokens, chosen at random if there are more."""
+    def held_out(self, max_tokens: int) -> Documents:
+        """Read held-out shards up to a number of tokens, chosen at random if there are more."""
         entries = self.manifest.held_out
         if not entries:
             raise DataError(
@@ -71,12 +76,10 @@ class TokenShards:
         numbers = np.arange(len(entries), dtype=np.uint64)
         places = np.full(len(entries), HELD_OUT_POSITION, np.int64)
         order = np.argsort(random_words(0, Stream.ORDER, 0, numbers, places), kind="stable")
-        chosen: list[ShardEntry] = []
-        for number in order.tolist():
-            if chosen and sum(e.tokens for e in chosen) + entries[number].tokens > max_tokens:
-                break
-            chosen.append(entries[number])
-        return self.open(chosen)
+        tokens = np.cumsum([entries[number].tokens for number in order])
+        # One is read whole, however many tokens it has.
+        count = max(1, int(np.searchsorted(tokens, max_tokens, side="right")))
+        return self.open([entries[number] for number in order[:count]])
 
     def tokenizer_folder(self) -> Path:
         """Return a local folder with the tokenizer that the shards were made with."""
@@ -84,26 +87,6 @@ class TokenShards:
         if not paths:
             raise DataError(f"'{self.place.name}' holds no tokenizer; name a --model with its own")
         return paths[0].parent
-
-    def block_histogram(self, shards: Sequence[int], *, room: int, special: int) -> epochs.Counts:
-        """Return how many windows of each length some shards become."""
-        rows = [self.document_lengths.of(shard) for shard in shards]
-        lengths, counts = (np.concatenate(column) for column in zip(*rows, strict=True))
-        return epochs.window_histogram(lengths, counts, room=room, special=special)
-
-
-class BlockSource(TextSource):
-    """The windows of a block of shards, with a plan that is made beforehand."""
-
-    def plan(self, epoch: int) -> Plan:
-        """Return the steps of the block."""
-        if self._plan is None or self._plan[0] != epoch:
-            raise AssertionError("the plan of a block belongs to one epoch")
-        return self._plan[1]
-
-    def take_plan(self, epoch: int, plan: Plan) -> None:
-        """Give the block its plan."""
-        self._plan = (epoch, plan)
 
 
 class ShardSource:
@@ -140,8 +123,7 @@ class ShardSource:
         exclude: npt.NDArray[np.uint64] | None = None,
     ) -> None:
         self.shards, self.template, self.seed = shards, template, seed
-        self.max_length = max_length
-        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
+        self.max_length, self.batch_tokens = max_length, batch_tokens
         self.layout: Layout = layout
         self.shuffle_shards, self.cache_shards = shuffle_shards, cache_shards
         self.exclude = exclude
@@ -150,9 +132,16 @@ class ShardSource:
                 f"a window would hold {max_length - template.num_special} tokens besides the "
                 f"special ones; raise --max-length"
             )
+        self._settings: dict[str, Any] = {
+            "max_length": max_length,
+            "batch_tokens": batch_tokens,
+            "micro_tokens": micro_tokens,
+            "layout": layout,
+            "seed": seed,
+        }
         self._epoch: tuple[int, epochs.Epoch] | None = None
-        self._block: tuple[tuple[int, int], BlockSource] | None = None
-        self._next: tuple[tuple[int, int], Future[BlockSource]] | None = None
+        # The block in use and the next one, by (epoch, block).
+        self._blocks: dict[tuple[int, int], Future[TextSource]] = {}
         self._thread = ThreadPoolExecutor(1, "shards")
 
     def epoch(self, number: int) -> epochs.Epoch:
@@ -161,17 +150,7 @@ class ShardSource:
             blocks = epochs.shard_blocks(
                 len(self.shards.manifest.shards), self.shuffle_shards, seed=self.seed, epoch=number
             )
-            special = self.template.num_special
-            counts = [
-                epochs.count_steps(
-                    self.shards.block_histogram(
-                        block, room=self.max_length - special, special=special
-                    ),
-                    batch_tokens=self.batch_tokens,
-                    layout=self.layout,
-                )
-                for block in blocks
-            ]
+            counts = [self._count_steps(block) for block in blocks]
             firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
             self._epoch = number, epochs.Epoch(blocks=blocks, firsts=firsts)
         return self._epoch[1]
@@ -185,60 +164,45 @@ class ShardSource:
     ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
         """Return one process's share of a step; reads the shards of its block if need be."""
         block, index = self.epoch(epoch).find(step)
-        source = self._take(epoch, block)
+        source = self._block(epoch, block)
         return source.micro_batches(epoch, index, rank=rank, world_size=world_size)
 
     def close(self) -> None:
         """End the thread that fetches."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _take(self, epoch: int, block: int) -> BlockSource:
-        """Return a block (open, being fetched, or loaded now), and begin to fetch the next."""
-        if self._block is None or self._block[0] != (epoch, block):
-            self._block = None  # let go before the next one comes
-            if self._next is not None and self._next[0] == (epoch, block):
-                source = self._next[1].result()
-            else:
-                source = self.load(epoch, block)
-            self._block = (epoch, block), source
-            self._next = None
-            if block + 1 < len(self.epoch(epoch).blocks):
-                future = self._thread.submit(self.load, epoch, block + 1, self.epoch(epoch))
-                self._next = (epoch, block + 1), future
-            self.shards.place.trim(2 * self.shuffle_shards + self.cache_shards)
-        return self._block[1]
+    def _count_steps(self, block: list[int]) -> int:
+        special = self.template.num_special
+        rows = [self.shards.document_lengths.of(shard) for shard in block]
+        lengths, counts = (np.concatenate(column) for column in zip(*rows, strict=True))
+        room = self.max_length - special
+        histogram = epochs.window_histogram(lengths, counts, room=room, special=special)
+        return epochs.count_steps(histogram, batch_tokens=self.batch_tokens, layout=self.layout)
 
-    def load(self, epoch: int, block: int, known: epochs.Epoch | None = None) -> BlockSource:
+    def _block(self, epoch: int, block: int) -> TextSource:
+        """Return a block that is loaded, being loaded or loaded now; begins to load the next."""
+        known = self.epoch(epoch)
+        wanted = [(epoch, n) for n in (block, block + 1) if n < len(known.blocks)]
+        # Others are let go before more come.
+        kept = {key: future for key, future in self._blocks.items() if key in wanted}
+        if kept.keys() != set(wanted):
+            self._blocks = kept
+            for key in wanted:
+                if key not in kept:
+                    kept[key] = self._thread.submit(self._load, *key, known)
+            self.shards.place.trim(2 * self.shuffle_shards + self.cache_shards)
+        return self._blocks[epoch, block].result()
+
+    def _load(self, epoch: int, block: int, known: epochs.Epoch) -> TextSource:
         """Fetch the shards of a block and plan its steps."""
-        known = known or self.epoch(epoch)
         numbers = known.blocks[block]
-        joined = self.shards.open([self.shards.manifest.shards[n] for n in numbers])
+        entries = [self.shards.manifest.shards[number] for number in numbers]
+        joined = self.shards.open(entries)
         documents = np.arange(joined.num_documents)
         if self.exclude is not None:
             documents = documents[~np.isin(joined.ids, self.exclude)]
-        source = BlockSource(
-            joined,
-            documents,
-            self.template,
-            max_length=self.max_length,
-            batch_tokens=self.batch_tokens,
-            micro_tokens=self.micro_tokens,
-            layout=self.layout,
-            seed=self.seed,
-        )
-        source.take_plan(epoch, self._plan(source, joined, numbers, known, epoch, block))
-        return source
-
-    def _plan(
-        self,
-        source: BlockSource,
-        joined: JoinedShards,
-        numbers: list[int],
-        known: epochs.Epoch,
-        epoch: int,
-        block: int,
-    ) -> Plan:
-        ends = np.cumsum([shard.num_documents for shard in joined.shards])
+        source = TextSource(joined, documents, self.template, **self._settings)
+        ends = np.cumsum([entry.documents for entry in entries])
         owners = np.searchsorted(ends, source.windows.documents, side="right")
         num_windows = np.bincount(owners, minlength=len(numbers)).tolist()
         order = epochs.window_order(numbers, num_windows, seed=self.seed, epoch=epoch)
@@ -251,8 +215,9 @@ class ShardSource:
             layout=self.layout,
         )
         plan = Plan(order=order, boundaries=boundaries)
-        if self.layout == "padded":
+        if self.layout == "padded":  # steps of like length are neighbours until then
             first = int(known.firsts[block])
             steps = epochs.step_order(first, plan.num_steps, seed=self.seed, epoch=epoch)
-            return plan.in_order(steps)
-        return plan
+            plan = plan.in_order(steps)
+        source.kept_plan = epoch, plan
+        return source

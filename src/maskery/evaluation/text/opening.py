@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +16,14 @@ from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
-from maskery.data.tokenise import default_cache_dir, encode_texts, tokenise, tokenizer_fingerprint
+from maskery.data.tokenise import (
+    batched,
+    default_cache_dir,
+    encode_batches,
+    encoder,
+    tokenise,
+    tokenizer_fingerprint,
+)
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import MaskedScores, compare, score_examples, summarise
 from maskery.masking.config import MaskingConfig
@@ -101,16 +107,13 @@ def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> 
     Raises:
         DataError: There is no text, or one is no string.
     """
-    examples = list(Corpus.of(texts, name="the texts"))
-    tokens, starts, lengths = encode_texts((one.text for one in examples), opened.tokenizer)
-    # A text of which the tokenizer keeps nothing is no example, as in a token store.
-    ids = np.array([one.id for one in examples], np.uint64)[lengths > 0]
-    if not len(ids):
+    batches = batched(Corpus.of(texts, name="the texts"))
+    documents = Documents.gather(encode_batches(batches, encoder(opened.tokenizer)))
+    if not documents.num_documents:
         raise DataError(
             f"the texts hold no tokens for the tokenizer of '{opened.name}'; bring text in a "
             f"script that it knows"
         )
-    documents = TextsInMemory(tokens, starts, lengths[lengths > 0], ids)
     return _source(opened, documents, batch_tokens)
 
 
@@ -167,27 +170,6 @@ def evaluate(
         against=summarise(scored[1]) if len(scored) == 2 else None,
         difference=compare(*scored) if len(scored) == 2 else None,
     )
-
-
-class TextsInMemory(Documents):
-    """Tokenised texts, as a token store has them; see `Documents`.
-
-    Args:
-        tokens: (T,) int64, all texts end to end.
-        word_starts: (T,) bool, True at the first token of each word.
-        lengths: (N,) int64, the tokens of each text.
-        ids: (N,) uint64, stable ids.
-    """
-
-    def __init__(
-        self,
-        tokens: npt.NDArray[np.int64],
-        word_starts: npt.NDArray[np.bool_],
-        lengths: npt.NDArray[np.int64],
-        ids: npt.NDArray[np.uint64],
-    ) -> None:
-        self.tokens, self.word_starts, self.ids = tokens, word_starts, ids
-        self.boundaries = np.concatenate(([0], np.cumsum(lengths)))
 
 
 def require_same_tokenizer(

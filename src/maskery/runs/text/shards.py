@@ -16,9 +16,8 @@ from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import open_place
-from maskery.data.shards.shard_file import JoinedShards
 from maskery.data.shards.source import ShardSource, TokenShards
-from maskery.data.store import TokenStore
+from maskery.data.store import Documents
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.models.loading import load_tokenizer
 from maskery.runs.frame.run_frame import fingerprint_of
@@ -102,7 +101,7 @@ class ShardedText:
             )
         return tokenizer
 
-    def _held_out(self, cache_dir: Path, progress: bool) -> TokenStore | JoinedShards:
+    def _held_out(self, cache_dir: Path, progress: bool) -> Documents:
         config = self.config
         if not config.eval_data:
             return self.shards.held_out(config.streaming.held_out_tokens)
