@@ -16,7 +16,7 @@ from maskery.cli import train as cli_train
 from maskery.cli.main import main
 from maskery.core.errors import CheckpointError, MissingExtraError
 from maskery.report.page import percent, write_report
-from maskery.report.tables import figure, main_tables
+from maskery.report.tables import figure, run_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -212,7 +212,7 @@ def test_differences_are_good_or_bad_only_where_their_interval_leaves_out_0() ->
     assert figure([-0.1, -0.2, -0.05], share=True, signed=True).better is False
     assert figure([0.1, -0.1, 0.2], share=True, signed=True).better is None
     assert figure([0.5, 0.4, 0.6], share=True).interval == "40.0% to 60.0%".replace("%", "")
-    assert main_tables({}) == []
+    assert run_tables({}) == []
 
 
 @pytest.mark.parametrize(

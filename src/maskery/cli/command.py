@@ -15,14 +15,17 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlparse
 
 from maskery.core.errors import ConfigError
 from maskery.core.system import is_main_process
+
+if TYPE_CHECKING:
+    from maskery.report.tables import Table
 
 # Seconds to wait for a name server; one that is there answers in far less.
 LOOKUP_SECONDS = 3.0
@@ -139,6 +142,17 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+
+def as_text(shown: Table, *, titled: bool = False) -> str:
+    """Return a table of figures with its notes below, and if wanted with its title above."""
+    heading = [shown.title] if titled and shown.title else []
+    return "\n".join([*heading, table(shown.lines()), *shown.notes])
+
+
+def as_texts(tables: Iterable[Table]) -> str:
+    """Return several tables with their titles."""
+    return "\n\n".join(as_text(one, titled=True) for one in tables)
 
 
 def percent(share: float | None) -> str:

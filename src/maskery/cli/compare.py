@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.command import Command, prepare_output, table
+from maskery.cli.command import Command, as_text, prepare_output
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_text
 
@@ -48,19 +48,8 @@ class Comparing(Command):
             write_text(self.csv, as_csv(rows))
         if self.page is not None:
             write_text(self.page, comparison_page(rows))
-        shown = comparison_table(rows)
-        lines = [[shown.corner, *shown.columns]]
-        for name, cells in shown.rows:
-            texts = (
-                f"{one.value} [{one.interval}]" if one.interval else one.value
-                for one in cells
-                if one
-            )
-            lines.append([name, *texts, *([""] * cells.count(None))])
-        self.answer(
-            {"against": reference(rows).name, "rows": [asdict(row) for row in rows]},
-            "\n".join([table(lines), *shown.note.split("; ")]),
-        )
+        data = {"against": reference(rows).name, "rows": [asdict(row) for row in rows]}
+        self.answer(data, as_text(comparison_table(rows)))
 
 
 @dataclass(frozen=True, kw_only=True)

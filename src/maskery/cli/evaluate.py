@@ -6,20 +6,26 @@ import math
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli import figures
-from maskery.cli.command import Command, parse, set_up_logging
+from maskery.cli.command import Command, as_text, as_texts, parse, set_up_logging
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, Weight, check_ranges
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.masking.config import MaskingConfig
+from maskery.report.tables import (
+    models_tables,
+    rankings_table,
+    scores_table,
+    sights_table,
+    spread_table,
+)
 from maskery.runs.frame.config_file import run_kind
 
 USAGE = """usage: maskery evaluate RUN_OR_MODEL ...
@@ -128,9 +134,9 @@ class EvaluateText(Way):
                 f"'{self.model}' is no run folder, so there is no held-out text of its own; "
                 f"name some with --data FILE"
             )
-        self.answer(
-            asdict(result), figures.scores_table(result.scores, result.difference, result.mrtd_auc)
-        )
+        found = asdict(result)
+        table = scores_table(found["scores"], found["difference"], mrtd_auc=found["mrtd_auc"])
+        self.answer(found, as_text(table))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +168,7 @@ class EvaluatePairs(Way):
             eval_pairs=self.source,
             reader=self.pairs.reader,
         )
-        self.answer(result.to_json(), figures.sights_table(result))
+        self.answer(result.to_json(), as_text(sights_table(result.to_json())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +208,12 @@ class EvaluateImageText(Way):
             seed=self.mask_seed,
             words=self.score_words,
         )
-        self.answer(result.to_json(), figures.models_table(result))
+        found = result.to_json()
+        if result.difference is None:
+            text = as_text(sights_table(*found["models"].values()))
+        else:
+            text = as_texts(models_tables(found["models"], found["difference"]))
+        self.answer(found, text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,13 +279,15 @@ class EvaluateSearch(Way):
             overrides=asked,
             progress=not self.json,
         )
-        several, blocks = len(result.figures) > 1, []
-        for name, found in result.figures.items():
-            heading = f"{figures.run_heading(name, result.seeds[name])}\n" if several else ""
-            blocks.append(f"{heading}{figures.retrieval_table(found)}\n")
+        found = result.to_json()
+        tables = []
+        for name, seed in result.seeds.items():
+            heading = name if seed is None else f"{name} (seed {seed})"
+            table = rankings_table(found["figures"][name])
+            tables.append(replace(table, title=heading if len(result.seeds) > 1 else ""))
         if result.spread is not None:
-            blocks.append(figures.spread_table(result.spread, list(result.seeds.values())))
-        self.answer(result.to_json(), "\n".join(blocks))
+            tables.append(spread_table(found["spread"], list(result.seeds.values())))
+        self.answer(found, as_texts(tables))
 
 
 WAYS: tuple[type[Way], ...] = (EvaluateText, EvaluatePairs, EvaluateImageText, EvaluateSearch)

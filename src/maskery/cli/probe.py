@@ -7,18 +7,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from maskery.cli.command import Command, table
+from maskery.cli.command import Command, as_text
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import quick_imports
-from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
-
-if TYPE_CHECKING:
-    from maskery.evaluation.intervals import Interval
-    from maskery.evaluation.probe.probe import ProbeResult
+from maskery.report.tables import vectors_table
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +69,8 @@ class Probe(Command):
             seen=trained_on(self.model),
             progress=not self.json and sys.stderr.isatty(),
         )
-        self.answer(result.to_json(), describe(result))
+        found = result.to_json()
+        self.answer(found, as_text(vectors_table(found)))
 
 
 def trained_on(model: str) -> Iterator[str]:
@@ -86,32 +83,3 @@ def trained_on(model: str) -> Iterator[str]:
         yield from (example.text for example in Corpus.open(config.corpus, config.reading))
     except (MaskeryError, AttributeError) as error:  # no run, none of text, or its corpus is gone
         log.info("labelled texts are not looked for in a corpus: %s", error)
-
-
-def describe(result: ProbeResult) -> str:
-    """Return the figures as a table, with a line for each note."""
-    names = list(result.figures[0].models)
-    both = len(names) == 2
-    heading = [result.kind, "chance", "counted words", *names, *(["difference"] if both else [])]
-    rows = [heading]
-    for figure in result.figures:
-        cells = [percent(interval) for interval in (figure.lexical, *figure.models.values())]
-        row = [figure.name, f"{100 * figure.chance:.1f}%", *cells]
-        if figure.difference is not None:
-            row.append(percent(figure.difference, signed=True))
-        rows.append(row)
-    over = {"labels": "texts", "tokens": "words", "pairs": "pairs"}[result.kind]
-    lines = [table(rows), f"{result.examples:,} {over}, "]
-    lines[-1] += f"{result.classes:,} classes; " if result.classes else ""
-    lines[-1] += interval_note(max(result.examples, LEAST_EXAMPLES), over)
-    if both:
-        lines.append(f"difference: {names[0]} minus {names[1]}, in points")
-    return "\n".join([*lines, *result.notes])
-
-
-def percent(interval: Interval, *, signed: bool = False) -> str:
-    """Return a share, or a difference of shares, in percent with its interval."""
-    # A difference that is exactly nothing has no sign.
-    value, low, high = (f"{100 * n:{'+' if signed and n else ''}.1f}" for n in interval)
-    shown = value if signed else f"{value}%"
-    return f"{shown} [{low}, {high}]" if interval.known else shown

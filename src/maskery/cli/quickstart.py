@@ -11,13 +11,12 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from maskery.cli.command import Command, percent, table
-from maskery.cli.figures import retrieval_before_after, scores_table
-from maskery.cli.probe import describe as describe_vectors
+from maskery.cli.command import Command, as_text, percent, table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports
 from maskery.people.config import PeopleConfig
+from maskery.report.tables import before_after_table, run_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +73,8 @@ def describe(outcome: Any) -> str:
     """Return the figures and fills of a `QuickstartResult`."""
     result = outcome.result
     lines = [
-        scores_table(result.columns, result.difference, heads=result.heads),
-        "difference: after minus before",
-        f"\n{describe_vectors(result.vectors)}\nverdict: {result.verdict}",
+        *map(as_text, run_tables(result.to_json())),
+        f"verdict: {result.verdict}",
     ]
     for before, after in outcome.fills:
         rows = [["as loaded", "", "after", ""]]
@@ -124,7 +122,7 @@ class People(Quickstart):
         folder = outcome.result.folder
         self.answer(
             {**document, "picture": str(outcome.picture), "seconds": outcome.seconds},
-            f"{retrieval_before_after(before, after)}\n"
+            f"{as_text(before_after_table(asdict(before), asdict(after)))}\n"
             f"{outcome.seconds / 60:.1f} minutes in all; five searches are drawn in "
             f"{outcome.picture}\n"
             f"the model is in {folder / 'model'}; try it:\n"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.command import Command, parse
+from maskery.cli.command import Command, as_text, parse
 from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
@@ -77,6 +77,11 @@ Examples:
   torchrun --nproc-per-node 4 -m maskery train person-search --dataset rstpreid --root RSTPReid --preset rasa --model models/albef
   maskery train person-search --dataset jsonl --root mine.jsonl --mrtd-weight 0 --resume auto
 """  # noqa: E501
+EXAMPLES = {
+    "text": 'fill {folder} "The [MASK] of the matter."',
+    "pairs": 'fill {folder} "A picture of a [MASK]." --image PICTURE',
+    "person-search": 'search {folder} --gallery PICTURES "a woman in a red coat"',
+}
 ABOUT = {"text": TEXT, "pairs": PAIRS, "person-search": PERSON_SEARCH}
 PRESET = """Settings to start from: small trains from scratch in minutes; rasa is RaSa as released;
 albef is ALBEF's pre-training objective."""
@@ -215,29 +220,18 @@ def chosen_preset(arguments: Sequence[str]) -> Preset:
 
 def describe(kind: str, result: Any) -> str:
     """Return the figures of a run's result, and what to do with its model."""
-    from maskery.cli import figures
+    from maskery.report.tables import run_tables
 
-    folder, lines = result.folder, length_of(result.summary)
-    if kind == "text":
-        judged = None if result.mrtd_auc is None else {"after": result.mrtd_auc}
-        table = figures.scores_table(result.columns, result.difference, judged, result.heads)
-        lines.append(table)
-        if result.vectors is not None:
-            from maskery.cli.probe import describe as describe_vectors
-
-            lines.append(describe_vectors(result.vectors))
-        lines.append(f"verdict: {result.verdict}")
-        example = f'fill {folder} "The [MASK] of the matter."'
-    elif kind == "pairs":
-        lines += [*result.skipped, figures.sights_table(result.evaluation)]
-        example = f'fill {folder} "A picture of a [MASK]." --image PICTURE'
-    else:
+    folder, found, lines = result.folder, result.to_json(), length_of(result.summary)
+    lines += [*found.get("skipped", ()), *found.get("notes", ())]
+    if kind == "person-search":
         best = "the best model by R@1 on validation identities is that after step"
-        lines += [*result.notes, f"{best} {result.best_step:,}"]
-        lines.append(figures.retrieval_table(result.test or result.val))
-        example = f'search {folder} --gallery PICTURES "a woman in a red coat"'
-    lines.append(f"the model is in {folder / 'model'}; try it:\n  maskery {example}")
-    return "\n".join(lines)
+        lines.append(f"{best} {result.best_step:,}")
+    lines += map(as_text, run_tables(found))
+    if kind == "text":
+        lines.append(f"verdict: {result.verdict}")
+    example = EXAMPLES[kind].format(folder=folder)
+    return "\n".join([*lines, f"the model is in {folder / 'model'}; try it:\n  maskery {example}"])
 
 
 def length_of(summary: Any) -> list[str]:

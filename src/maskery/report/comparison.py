@@ -10,18 +10,18 @@ from typing import Any
 from maskery.core.system import METRICS
 from maskery.evaluation.intervals import interval_note
 from maskery.evaluation.text.comparison import Row, reference
-from maskery.report.tables import LABELS, SHARES, Figure, Table, figure
+from maskery.report.tables import SCORES, SHARES, Figure, Table, named_figure
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
     """Return one line for each row: settings that differ, seeds, figures, differences."""
     scores, seeds = rows[0].scores, any(row.deviation for row in rows)
-    note = (
-        f"{scores.masked_tokens:,} masked tokens of {scores.examples:,} examples; "
-        f"{interval_note(scores.examples)}; "
-        f"difference: each row minus {reference(rows).name}, paired by example"
+    notes = (
+        f"{scores.masked_tokens:,} masked tokens of {scores.examples:,} examples",
+        interval_note(scores.examples),
+        f"difference: each row minus {reference(rows).name}, paired by example",
+        *["±: standard deviation over seeds, whose mean stands before it"] * seeds,
     )
-    note += "; ±: standard deviation over seeds, whose mean stands before it" if seeds else ""
     names, changes = ("loss", "top1", "top5"), ("loss", "top1")
     return Table(
         title="Figures",
@@ -29,8 +29,8 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         columns=(
             *rows[0].settings,
             "seed",
-            *(LABELS[name] for name in names),
-            *(f"difference in {LABELS[name]}" for name in changes),
+            *(SCORES[name] for name in names),
+            *(f"difference in {SCORES[name]}" for name in changes),
         ),
         rows=tuple(
             (
@@ -44,12 +44,12 @@ def comparison_table(rows: Sequence[Row]) -> Table:
             )
             for row in rows
         ),
-        note=note,
+        notes=notes,
     )
 
 
 def _figure(row: Row, name: str) -> Figure:
-    one = figure(getattr(row.scores, name), share=name in SHARES)
+    one = named_figure(name, getattr(row.scores, name))
     if not row.deviation:
         return one
     scale, digits = (100, 1) if name in SHARES else (1, 3)
@@ -57,10 +57,8 @@ def _figure(row: Row, name: str) -> Figure:
 
 
 def _change(row: Row, name: str) -> Figure | None:
-    share, change = name in SHARES, row.difference.get(name)
-    if change is None:
-        return None
-    return figure(change, share=share, signed=True, lower_is_better=not share)
+    change = row.difference.get(name)
+    return None if change is None else named_figure(name, change, signed=True)
 
 
 def _setting(value: Any) -> str:

@@ -18,6 +18,7 @@ from maskery.core.registry import require
 from maskery.core.system import write_whole
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.objectives.terms import TERMS
+from maskery.report.tables import RANKED_BY, SIGHTS
 
 LABELS = {name: term.label for name, term in TERMS.items()} | {
     "grad_norm": "Gradient norm",
@@ -26,8 +27,6 @@ LABELS = {name: term.label for name, term in TERMS.items()} | {
 }
 # Shown by another chart, or of no interest by itself.
 LEFT_OUT = {"kind", "step", "epoch", "perplexity"}
-SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
-RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 # Of the picture: four curves, then the grid and the numbers; and the page's names for the same.
 COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
 VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")

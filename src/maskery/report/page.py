@@ -12,8 +12,8 @@ from typing import Any
 from maskery.core.errors import CheckpointError
 from maskery.core.registry import require
 from maskery.core.system import METRICS, read_metrics, write_whole
-from maskery.report.curves import SIGHTS, Chart, charts_of, draw_picture, draw_svg
-from maskery.report.tables import main_tables, other_figures
+from maskery.report.curves import Chart, charts_of, draw_picture, draw_svg
+from maskery.report.tables import SIGHTS, other_figures, run_tables
 
 EVALUATION = "evaluation.json"
 SAMPLES, CONFIG = "samples.json", "config.yaml"
@@ -73,7 +73,7 @@ def render(run: RunData, charts: Sequence[Chart]) -> str:
         training=run.evaluation.get("training", {}),
         best_step=run.evaluation.get("best_step"),
         skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
-        tables=main_tables(run.evaluation),
+        tables=run_tables(run.evaluation),
         others=other_figures(run.evaluation),
         charts=charts,
         samples={**NO_SAMPLES, **run.samples},

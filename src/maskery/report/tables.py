@@ -1,32 +1,30 @@
-"""Turn held-out figures into tables of text."""
+"""Held-out figures as tables of text, for the terminal and for the page.
+
+Figures come as plain data: as `evaluation.json` and `--json` have them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maskery.evaluation.intervals import interval_note
+from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 
-LABELS = {
-    "loss": "loss (nats)",
-    "perplexity": "perplexity",
-    "top1": "top-1",
-    "top5": "top-5",
-    "right": "right picture",
-    "wrong": "wrong picture",
-    "none": "no picture",
-    "mrtd_auc": "replaced against original words (AUC)",
-}
-SHARES = ("top1", "top5", "accuracy", *RANKINGS)
+SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
+SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
+RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
+SHARES = (*("top1", "top5", "accuracy"), *RANKINGS)
 SPLITS = {"test": "test split", "val": "validation"}
 # Shown elsewhere in the report.
 LEFT_OUT = {
     *("run", "model", "as_loaded", "before", "after", "heads", "difference", "scores", "training"),
-    *("skipped", "notes", "best_step", "vectors", "verdict"),
+    *("skipped", "notes", "best_step", "vectors", "verdict", "words", "mrtd_auc"),
     *SPLITS,
 }
+Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class Figure:
     """A value with its interval, as text."""
 
     value: str  # The figure
-    interval: str = ""  # Empty if none is known
+    interval: str = ""  # Its ends with " to " between them; empty if none is known
     better: bool | None = None  # True for a difference for the better; None if its interval holds 0
 
 
@@ -45,13 +43,24 @@ class Table:
     title: str  # The question that the table answers
     corner: str  # The heading of the labels, such as "held out"
     columns: tuple[str, ...]  # The other headings
-    # A label and one figure a column, or None
+    # A label and one figure a column, or None; None may be left out at the end of a row
     rows: tuple[tuple[str, tuple[Figure | None, ...]], ...]
-    note: str  # The number of things that the figures are averages over
+    notes: tuple[str, ...]  # The first: the number of things that the figures are averages over
+
+    def lines(self) -> list[list[str]]:
+        """Return the heading and the rows as texts, all equally long."""
+        lines = [[self.corner, *self.columns]]
+        for label, cells in self.rows:
+            texts = ["" if cell is None else cell.value for cell in cells]
+            for index, cell in enumerate(cells):
+                if cell is not None and cell.interval:
+                    texts[index] += f" [{cell.interval.replace(' to ', ', ')}]"
+            lines.append([label, *texts, *[""] * (len(self.columns) - len(texts))])
+        return lines
 
 
-def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
-    """Return the main tables of a run: before and after, the sights, or each split's rankings.
+def run_tables(evaluation: Data) -> list[Table]:
+    """Return the tables of a run: before and after, the sights, or each split's rankings.
 
     A run that is not finished has none.
     """
@@ -59,27 +68,24 @@ def main_tables(evaluation: Mapping[str, Any]) -> list[Table]:
         names = {"as loaded": "as_loaded", "before": "before", "after": "after"}
         # Runs of earlier versions, and those whose head was not trained alone, have two columns.
         columns = {name: evaluation[key] for name, key in names.items() if evaluation.get(key)}
-        table = _table(columns, evaluation.get("difference") or {}, "difference", "examples")
-        heads = evaluation.get("heads") or {}
-        if heads:
-            cells = (*(Figure(value=head) for head in heads.values()), None)
-            table = replace(table, rows=(("head", cells), *table.rows))
-        vectors = evaluation.get("vectors")
-        return [table, _vectors(vectors)] if vectors else [table]
+        auc, vectors = evaluation.get("mrtd_auc"), evaluation.get("vectors")
+        table = scores_table(
+            columns,
+            evaluation.get("difference"),
+            heads=evaluation.get("heads"),
+            mrtd_auc=None if auc is None else {"after": auc},
+        )
+        return [table, vectors_table(vectors)] if vectors else [table]
     if "scores" in evaluation:
-        difference = (evaluation.get("difference") or {}).get("wrong") or {}
-        return [_table(evaluation["scores"], difference, "right − wrong", "pictures or persons")]
-    return [
-        _rankings(evaluation[split], name)
-        for split, name in SPLITS.items()
-        if evaluation.get(split)
-    ]
+        return [sights_table(evaluation)]
+    splits = [(evaluation.get(split), name) for split, name in SPLITS.items()]
+    return [rankings_table(figures, name) for figures, name in splits if figures]
 
 
-def other_figures(evaluation: Mapping[str, Any]) -> list[tuple[str, Figure]]:
+def other_figures(evaluation: Data) -> list[tuple[str, Figure]]:
     """Return whatever else was measured, each with its path of names."""
     return [
-        (" · ".join(LABELS.get(name, name.replace("_", " ")) for name in path), value)
+        (" · ".join(SCORES.get(name, name.replace("_", " ")) for name in path), value)
         for path, value in _flatten(evaluation, ())
         if path[0] not in LEFT_OUT
     ]
@@ -91,115 +97,217 @@ def figure(
     """Return a number, or (value, low, high), as text."""
     numbers = value if isinstance(value, list | tuple) else [value]
     scale, unit = (100.0, "%") if share else (1.0, "")
-    first = scale * float(numbers[0])
+    first, *ends = (math.nan if number is None else scale * float(number) for number in numbers)
     digits = 1 if share or abs(first) >= 100 else 3
-    sign = "+" if signed else ""
-    shown = f"{first:{sign},.{digits}f}{unit}"
-    if len(numbers) != 3:
-        return Figure(value=shown)
-    if numbers[1] is None:  # too few examples for an interval
-        return Figure(value=shown)
-    low, high = (scale * float(number) for number in numbers[1:])
-    better = None if not signed or low <= 0 <= high else (first < 0) == lower_is_better
-    return Figure(
-        value=shown,
-        interval=f"{low:{sign},.{digits}f} to {high:{sign},.{digits}f}",
-        better=better,
-    )
+    # A difference that is exactly nothing has no sign.
+    shown, *limits = (f"{n:{'+' if signed and n else ''},.{digits}f}" for n in (first, *ends))
+    if not ends or math.isnan(ends[0]):  # too few examples for an interval
+        return Figure(value=f"{shown}{unit}")
+    better = None if not signed or ends[0] <= 0 <= ends[1] else (first < 0) == lower_is_better
+    return Figure(value=f"{shown}{unit}", interval=" to ".join(limits), better=better)
 
 
-def _table(
-    columns: Mapping[str, Any], difference: Mapping[str, Any], last: str, over: str
+def named_figure(name: str, value: Any, *, signed: bool = False) -> Figure:
+    """Return a figure in percent if it is a share by its name, which is better the more it is."""
+    share = name in SHARES
+    return figure(value, share=share, signed=signed, lower_is_better=not share)
+
+
+def scores_table(
+    columns: Data,
+    difference: Data | None = None,
+    *,
+    over: str = "examples",
+    last: str = "difference",
+    heads: Data | None = None,
+    mrtd_auc: Data | None = None,
 ) -> Table:
+    """Return a column for each `MaskedScores`, and their paired difference last.
+
+    Args:
+        columns: Scores by heading.
+        over: The examples in plain words.
+        last: The heading of the difference.
+        heads: The prediction head of each column, in words.
+        mrtd_auc: How well replaced words are told from original ones, by heading, where known.
+    """
     first = next(iter(columns.values()))
-    rows = []
-    for name in ("loss", "perplexity", "top1", "top5"):
-        share = name in SHARES
-        cells: list[Figure | None] = [figure(c[name], share=share) for c in columns.values()]
-        if difference:
-            change = difference.get(name)
-            cells.append(
-                None
-                if change is None
-                else figure(change, share=share, signed=True, lower_is_better=not share)
-            )
-        rows.append((LABELS[name], tuple(cells)))
+    rows: list[tuple[str, tuple[Figure | None, ...]]] = []
+    if heads:
+        rows.append(("head", tuple(Figure(value=head) for head in heads.values())))
+    for name, label in SCORES.items():
+        cells = [named_figure(name, scores[name]) for scores in columns.values()]
+        if difference and name in difference:
+            cells.append(named_figure(name, difference[name], signed=True))
+        rows.append((label, tuple(cells)))
+    if mrtd_auc:
+        found = (mrtd_auc.get(name) for name in columns)
+        cells_or_none = tuple(None if f is None else figure(f, share=False) for f in found)
+        rows.append(("MRTD AUC", cells_or_none))
     return Table(
         title="Did it get better?",
         corner="held out",
-        columns=(*(LABELS.get(name, name) for name in columns), *((last,) if difference else ())),
+        columns=(*columns, *((last,) if difference else ())),
         rows=tuple(rows),
-        note=f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
-        f"{interval_note(first['examples'], over)}",
+        notes=(
+            f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
+            f"{interval_note(first['examples'], over)}",
+        ),
     )
 
 
-def _vectors(probe: Mapping[str, Any]) -> Table:
-    """Return how good the encoder's vectors are, beside counted words and chance."""
-    figures = probe["figures"]
-    over = {"labels": "texts", "tokens": "words", "pairs": "pairs"}[probe["kind"]]
+def sights_table(evaluation: Data) -> Table:
+    """Return a `PairsEvaluation`: the model with the right picture, a wrong one and none."""
+    columns = {SIGHTS[sight]: scores for sight, scores in evaluation["scores"].items()}
+    difference = evaluation.get("difference") or {}
+    table = scores_table(
+        columns, difference.get("wrong"), over="pictures or persons", last="right − wrong"
+    )
+    rows, notes, words = table.rows, table.notes, evaluation.get("words")
+    if words is not None:
+        cells = [named_figure("accuracy", share) for share in words["accuracy"].values()]
+        cells.append(named_figure("accuracy", words["difference"]["wrong"], signed=True))
+        rows += (("chosen words", tuple(cells)),)
+        notes += (f"chosen words: {words['words']:,}, masked one at a time; synonyms count",)
+    if evaluation.get("mrtd_auc") is not None:
+        notes += (f"replaced against original words: AUC {evaluation['mrtd_auc']:.3f}",)
+    return replace(table, rows=rows, notes=notes)
+
+
+def models_tables(models: Mapping[str, Data], difference: Mapping[str, Data]) -> list[Table]:
+    """Return a table for each of two image-text models, and what the last has over the first."""
+    first, last = models
     rows = tuple(
-        (
-            found["name"],
-            (
-                figure(found["chance"], share=True),
-                figure(found["lexical"], share=True),
-                *(figure(found["models"][name], share=True) for name in ("before", "after")),
-                figure(found["difference"], share=True, signed=True),
-            ),
-        )
-        for found in figures
+        (label, tuple(named_figure(name, o[name], signed=True) for o in difference.values()))
+        for name, label in SCORES.items()
+        if all(name in over for over in difference.values())
     )
+    return [
+        *(replace(sights_table(found), title=name) for name, found in models.items()),
+        Table(
+            title=f"{last} minus {first}, paired",
+            corner="difference",
+            columns=tuple(SIGHTS[sight] for sight in difference),
+            rows=rows,
+            notes=(),
+        ),
+    ]
+
+
+def vectors_table(probe: Data) -> Table:
+    """Return a `ProbeResult`: how good vectors are, beside counted words and chance."""
+    over = {"labels": "texts", "tokens": "words", "pairs": "pairs"}[probe["kind"]]
+    rows = []
+    for found in probe["figures"]:
+        values = (found["chance"], found["lexical"], *found["models"].values())
+        cells = [figure(value, share=True) for value in values]
+        if found["difference"] is not None:
+            change = figure(found["difference"], share=True, signed=True)
+            cells.append(replace(change, value=change.value.removesuffix("%")))
+        rows.append((found["name"], tuple(cells)))
+    names = list(probe["figures"][0]["models"])
+    classes = f"{probe['classes']:,} classes; " if probe["classes"] else ""
+    # Each figure says by itself where it has no interval.
+    counted = interval_note(max(probe["examples"], LEAST_EXAMPLES), over)
+    notes = [f"{probe['examples']:,} {over}, {classes}{counted}", *probe["notes"]]
+    if len(names) == 2:
+        notes.insert(1, f"difference: {names[0]} minus {names[1]}, in points")
     return Table(
         title="Are its vectors still good?",
-        corner="held out" if probe["kind"] == "pairs" else probe["kind"],
-        columns=("chance", "counted words", "before", "after", "difference"),
-        rows=rows,
-        note=f"{probe['examples']:,} {over}; {interval_note(probe['examples'], over)}",
+        corner=probe["kind"],
+        columns=("chance", "counted words", *names, *["difference"] * (len(names) == 2)),
+        rows=tuple(rows),
+        notes=tuple(notes),
     )
 
 
-def _rankings(figures: Mapping[str, Any], split: str) -> Table:
-    """Return the recall of persons from captions, by chance and by every ranking."""
-    names = {
-        "contrastive": "by similarity",
-        "reranked": f"best {figures['rerank']} by matching",
-        "image_to_text": "pictures to captions",
-    }
-    found = {name: figures[key] for key, name in names.items() if figures[key] is not None}
-    chance = figure(figures["chance"], share=True)
+def rankings_table(figures: Data, corner: str = "held out") -> Table:
+    """Return `RetrievalFigures`: by chance and by every ranking."""
+    found = _rankings(figures)
+    if figures["image_to_text"] is not None:
+        found["pictures to captions"] = figures["image_to_text"]
     rows = tuple(
         (
             label,
             (
-                chance if name == "r1" else None,
-                *(figure(ranking[name], share=True) for ranking in found.values()),
+                _chance(figures) if name == "r1" else None,
+                *(named_figure(name, ranking[name]) for ranking in found.values()),
             ),
         )
         for name, label in RANKINGS.items()
     )
     return Table(
         title="Are the right people found?",
-        corner=split,
+        corner=corner,
         columns=("chance", *found),
         rows=rows,
-        note=f"{figures['num_texts']:,} captions of {figures['num_persons']:,} persons against "
-        f"{figures['num_images']:,} pictures; {interval_note(figures['num_persons'], 'persons')}",
+        notes=(_searched(figures),),
+    )
+
+
+def before_after_table(before: Data, after: Data) -> Table:
+    """Return R@1, R@5 and mAP from `RetrievalFigures` before and after, by both rankings."""
+    names = ("r1", "r5", "map")
+    rows = tuple(
+        (f"{when}, {ranking}", tuple(named_figure(name, found[name]) for name in names))
+        for when, figures in (("before", before), ("after", after))
+        for ranking, found in _rankings(figures).items()
+    )
+    return Table(
+        title="Are the right people found?",
+        corner="",
+        columns=tuple(RANKINGS[name] for name in names),
+        rows=(("chance", (_chance(after),)), *rows),
+        notes=(_searched(after, " never seen in training"),),
+    )
+
+
+def spread_table(spread: Mapping[str, Data], seeds: Sequence[int | None]) -> Table:
+    """Return mean and standard deviation over runs, from a `Spread` by ranking and figure."""
+    rows = []
+    for name, label in RANKINGS.items():
+        found = (figures[name] for figures in spread.values())
+        cells = (f"{100 * f['mean']:.1f}% +- {100 * f['deviation']:.1f}" for f in found)
+        rows.append((label, tuple(Figure(value=cell) for cell in cells)))
+    known = ", ".join("unknown" if seed is None else str(seed) for seed in seeds)
+    return Table(
+        title="",
+        corner=f"mean of {len(seeds)} runs",
+        columns=tuple(RANKED_BY[ranking] for ranking in spread),
+        rows=tuple(rows),
+        notes=(f"+- one standard deviation over the runs; their seeds: {known}",),
+    )
+
+
+def _rankings(figures: Data) -> dict[str, Any]:
+    found = {"by similarity": figures["contrastive"]}
+    if figures["reranked"] is not None:
+        found[f"best {figures['rerank']} by matching"] = figures["reranked"]
+    return found
+
+
+def _chance(figures: Data) -> Figure:
+    return Figure(value=f"{100 * figures['chance']:.2f}%")
+
+
+def _searched(figures: Data, seen: str = "") -> str:
+    return (
+        f"{figures['num_texts']:,} captions of {figures['num_persons']:,} persons{seen} against "
+        f"{figures['num_images']:,} pictures; {interval_note(figures['num_persons'], 'persons')}"
     )
 
 
 def _flatten(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Figure]]:
+    """Return every number and interval within plain data, by its path of names."""
     if isinstance(value, Mapping):
         return [
             found for name, item in value.items() for found in _flatten(item, (*path, str(name)))
         ]
-    interval = isinstance(value, list | tuple) and len(value) == 3
-    numbers = value if interval else [value]
-    if interval and numbers[1:] == [None, None]:
-        numbers = numbers[:1]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
-        return []
-    if not interval and isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return [(path, Figure(value=f"{value:,}"))]
+    number, *ends = value if isinstance(value, list | tuple) and len(value) == 3 else [value]
+    known = all(isinstance(end, float | int | None) for end in ends)
+    if not known or isinstance(number, bool) or not isinstance(number, float | int):
+        return []
     share = any(part in SHARES for part in path)
     return [(path, figure(value, share=share, signed="difference" in path))]

@@ -133,7 +133,7 @@ def test_a_picture_of_two_persons_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(tmp_path, lines)
     message = str(caught.value)
-    assert "'./cam_a/000_0.png' is said to show person 1" in message
+    assert "'cam_a/000_0.png' is said to show person 1" in message
     assert "line 1) and person 77 (" in message
     assert "\n" not in message
 

@@ -195,7 +195,7 @@ def test_heads_that_learnt_nothing_are_not_explained(
         explain(matches, picture, CAPTION, target="words")
     fills = learnt(opened, "itc", "mlm")
     assert explain(fills, picture, CAPTION).target == "words"
-    with pytest.raises(ModelError, match=r"matching head of .* was never trained"):
+    with pytest.raises(ModelError, match="has a matching head that was never trained"):
         explain(fills, picture, CAPTION, target="matching")
     for target in (None, "matching", "words"):
         with pytest.raises(ModelError, match="learnt neither to match nor to fill words"):

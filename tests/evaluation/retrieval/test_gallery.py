@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from PIL import Image
 from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import DataError, ModelError
+from maskery.data.gallery.store import GalleryStore
 from maskery.data.images.loading import ImageRef
 from maskery.data.images.views import view
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.retrieval import gallery as gallery_module
 from maskery.evaluation.retrieval.gallery import Gallery, fingerprint, index_folder, open_gallery
 
 
@@ -47,7 +48,7 @@ def look(opened: OpenImageText, folder: Path, *, rehash: bool = False) -> Galler
 def test_rows_are_the_features_of_the_pictures(opened: OpenImageText, folder: Path) -> None:
     gallery = look(opened, folder)
     assert (gallery.changes.read, gallery.changes.encoded, len(gallery)) == (8, 8, 8)
-    paths = gallery.store.paths(list(range(8)))
+    paths = gallery.paths
     assert paths == [*(f"{n}.png" for n in range(7)), "more/7.png"]
     pixels = torch.stack(
         [view(ImageRef.file(path, folder, 999).load(), opened.view) for path in paths]
@@ -71,7 +72,7 @@ def test_only_what_is_new_is_encoded(opened: OpenImageText, folder: Path) -> Non
     changed = look(opened, folder)
     assert changed.changes.encoded == 2
     assert changed.changes.removed == 2
-    paths = changed.store.paths(list(range(len(changed))))
+    paths = changed.paths
     assert paths == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
     rows = dict(zip(paths, changed.matrix.tolist(), strict=True))
     assert rows["one.png"] == first.matrix[1].tolist()
@@ -94,15 +95,15 @@ def test_a_change_that_size_and_time_hide_is_found_by_rehash(
 def test_an_interrupted_run_is_continued(
     opened: OpenImageText, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_in, calls = gallery_module.Indexing._take_in, []
+    save, calls = GalleryStore.save, []
 
-    def interrupted(self: object, store: object, pictures: object) -> int:
+    def interrupted(self: GalleryStore, *batch: Any) -> None:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return take_in(self, store, pictures)  # type: ignore[arg-type]
+        save(self, *batch)
 
-    monkeypatch.setattr(gallery_module.Indexing, "_take_in", interrupted)
+    monkeypatch.setattr(GalleryStore, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         look(opened, folder)
     monkeypatch.undo()

@@ -134,6 +134,8 @@ class Reading:
     max_record_chars: int = MAX_RECORD_CHARS
     # The part to read: bytes of text and JSON lines, row groups of Parquet. Default: all.
     span: tuple[int, int] | None = None
+    group_column: str | None = None  # also read by `text_of`; may be nested, as the text's may
+    group: str = field(default="", init=False)  # of the record at hand
     unit: str = field(default="line", init=False)
     number: int = field(default=0, init=False)  # of the line or row at hand, from 1
     first_record: bool = field(default=True, init=False)
@@ -151,16 +153,29 @@ class Reading:
             )
         self.report.skipped += 1
 
-    def missing_column(self, columns: list[str]) -> DataError:
-        """Return the error for a table without the text column."""
+    def missing_column(self, columns: list[str], group: str | None = None) -> DataError:
+        """Return the error for a table without the text column, or without the group's."""
         names = ", ".join(repr(name) for name in columns[:20]) + ", ..." * (len(columns) > 20)
+        flag = "--text-column" if group is None else "--group-column"
         return DataError(
-            f"{self.place} has no column {self.config.text_column!r}; there "
-            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by --text-column"
+            f"{self.place} has no column {group or self.config.text_column!r}; there "
+            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by {flag}"
         )
+
+    def read_group(self, record: Mapping[str, object]) -> None:
+        """Take note of a record's group, if groups are read."""
+        if self.group_column is None:
+            return
+        value = _inside(record, self.group_column)
+        if value is MISSING and self.first_record:
+            raise self.missing_column([str(name) for name in record], self.group_column)
+        # NaN, which tables have where nothing is, is not equal to itself.
+        none = value is MISSING or value is None or value != value
+        self.group = "" if none else str(value).strip()
 
     def text_of(self, record: Mapping[str, object]) -> str | None:
         """Return the text of a record, or None if it is skipped."""
+        self.read_group(record)
         values = [_inside(record, name) for name in self.config.columns_of(record)]
         if not any(value is MISSING for value in values):
             return self._joined(values)
@@ -173,10 +188,12 @@ class Reading:
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
         roots = []
-        for column in self.config.columns_of(names):
+        groups = [] if self.group_column is None else [self.group_column]
+        for column in [*self.config.columns_of(names), *groups]:
             root = column if column in names else column.partition(".")[0]
             if root not in names:
-                raise self.missing_column(list(names))
+                group = column if column == self.group_column else None
+                raise self.missing_column(list(names), group)
             roots.append(root)
         return list(dict.fromkeys(roots))
 

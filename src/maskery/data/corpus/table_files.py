@@ -64,6 +64,8 @@ def read_table(reading: Reading, kind: str) -> Iterator[str]:
                     f"{delimiter!r} or a line end {fix}"
                 )
                 continue
+            if reading.group_column is not None:
+                reading.read_group(dict(zip(header, row, strict=True)))
             reading.first_record = False
             texts = [row[column] for column in columns]
             yield texts[0] if len(texts) == 1 else reading.config.joined(texts)
@@ -197,7 +199,7 @@ def _seekable(reading: Reading) -> Iterator[Any]:
 def _check_columns(schema: Any, reading: Reading) -> list[str]:
     """Return the columns to read: one of strings, or those that records are made of."""
     name = reading.config.text_column
-    if name not in schema.names:
+    if name not in schema.names or reading.group_column is not None:
         return reading.roots_of(schema.names)
     kind = schema.field(name).type
     kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind

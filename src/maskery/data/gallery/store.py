@@ -1,49 +1,47 @@
-"""The index of a gallery: an SQLite file, and a matrix of features made from it.
+"""The index of a gallery: an SQLite file, and a snapshot of the features in it.
 
 SQLite holds what was found out about each file: path, stamp, digest; and for each content, its
 feature or why there is none. Every batch is a transaction, so an interrupted run loses at most one.
-The matrix (float16, one row a readable picture, in the order of the paths) is derived: it is
-written beside under a new name whenever the rows have changed, and made again if it is lost.
+The snapshot (paths and float16 features of the readable pictures, in the order of the paths) is
+derived: it is written anew whenever the database has changed, or if it is lost.
 
-Several programs may index and search one gallery at once. A matrix is made and older ones are
-removed under the database's lock, and who has opened one keeps it, with its paths, whatever others
-do.
+Several programs may index and search one gallery at once: a snapshot replaces the last one whole,
+and who has opened one keeps it, whatever others do.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, reason_of
 from maskery.data.gallery.files import Stamp
 
 log = logging.getLogger(__name__)
 
-DATABASE = "index.sqlite"
+DATABASE, SNAPSHOT = "index.sqlite", "features.safetensors"
 # Version of the tables; files of another are made again.
 LAYOUT = 1
 SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE files (
-    path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-    digest BLOB NOT NULL, row INTEGER
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, digest BLOB NOT NULL
 );
-CREATE INDEX files_by_row ON files (row);
 CREATE INDEX files_by_digest ON files (digest);
 CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 """
-MATRIX = "matrix"
-# Tries to open a matrix before another program has made the next one.
-ATTEMPTS = 5
 # Errors after which the index is made anew; others, as of a full disk, leave it alone.
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 ResultT = TypeVar("ResultT")
@@ -53,13 +51,19 @@ class DamagedIndex(Exception):  # noqa: N818
     """The index cannot be trusted; it has to be made anew."""
 
 
+class Snapshot(NamedTuple):
+    """The readable pictures of a gallery at one moment."""
+
+    features: npt.NDArray[np.float16]  # (I, E), memory-mapped copy-on-write
+    paths: list[str]  # of each row
+
+
 class GalleryStore:
     """One gallery's index, under one model whose features are `width` (E) wide."""
 
     def __init__(self, folder: Path, width: int) -> None:
         """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
-        self._paths: Sequence[str] = ()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,10 +81,8 @@ class GalleryStore:
             database.execute("INSERT INTO about VALUES ('width', ?)", (self.width,))
         elif layout != LAYOUT:
             raise DamagedIndex(f"layout {layout}, and {LAYOUT} is expected")
-        else:
-            width = database.execute("SELECT value FROM about WHERE name = 'width'").fetchall()
-            if width != [(str(self.width),)]:
-                raise DamagedIndex(f"features of {width}, not of {self.width}")
+        elif (width := _about(database, "width")) != str(self.width):
+            raise DamagedIndex(f"features of {width}, not of {self.width}")
 
     def files(self) -> dict[str, Stamp]:
         """Return the known files: by path, the stamp at which the content was read."""
@@ -100,14 +102,11 @@ class GalleryStore:
 
     def save(
         self,
-        files: Mapping[str, tuple[Stamp, bytes]],
-        features: Mapping[bytes, npt.NDArray[np.float16]],
-        troubles: Mapping[bytes, str],
+        files: Mapping[str, tuple[Stamp, bytes]],  # stamp and digest, by path
+        features: Mapping[bytes, npt.NDArray[np.float16]],  # (E,), by digest
+        troubles: Mapping[bytes, str],  # why there is no feature, by digest
     ) -> None:
-        """Take in one batch, whole or not at all.
-
-        `features` (E,) and `troubles` (why there is no feature) are by digest.
-        """
+        """Take in one batch, whole or not at all."""
         contents: list[tuple[bytes, bytes | None, str | None]] = [
             (digest, feature.astype("<f2").tobytes(), None) for digest, feature in features.items()
         ]
@@ -116,8 +115,9 @@ class GalleryStore:
 
         def write(database: sqlite3.Connection) -> None:
             database.executemany("REPLACE INTO contents VALUES (?, ?, ?)", contents)
-            database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, NULL)", rows)
-            database.execute("DELETE FROM about WHERE name = ?", (MATRIX,))
+            columns = "path, size, mtime_ns, digest"  # older indices have one more
+            database.executemany(f"REPLACE INTO files ({columns}) VALUES (?, ?, ?, ?)", rows)
+            _changed(database)
 
         self._run(write)
 
@@ -128,7 +128,7 @@ class GalleryStore:
             gone = [(path,) for path in paths]
             database.executemany("DELETE FROM files WHERE path = ?", gone)
             database.execute("DELETE FROM contents WHERE digest NOT IN (SELECT digest FROM files)")
-            database.execute("DELETE FROM about WHERE name = ?", (MATRIX,))
+            _changed(database)
 
         self._run(write)
 
@@ -140,74 +140,53 @@ class GalleryStore:
         )
         return [str(trouble) for (trouble,) in rows]
 
-    def paths(self, rows: Sequence[int]) -> list[str]:
-        """Return the paths of rows of the matrix that was opened last."""
-        return [self._paths[row] for row in rows]
+    def snapshot(self) -> Snapshot:
+        """Return features and paths as the database has them now."""
+        version = str(self._run(lambda database: _about(database, "version")))
+        try:
+            with safe_open(self.folder / SNAPSHOT, "pt") as file:
+                found = file.metadata()
+                if found and found["version"] == version:
+                    features = file.get_tensor("features").numpy()
+                    return Snapshot(
+                        features, json.loads(file.get_tensor("paths").numpy().tobytes())
+                    )
+        except (OSError, SafetensorError, LookupError, ValueError):
+            log.info("the snapshot of the gallery's features was lost; it is made again")
+        version, snapshot = self._run(self._read_snapshot)
+        self._write_snapshot(version, snapshot)
+        return snapshot
 
-    def matrix(self) -> npt.NDArray[np.float16]:
-        """Return (I, E) features, memory-mapped copy-on-write; row i belongs to `paths([i])`."""
-        for _ in range(ATTEMPTS):
-            # Another program may replace the matrix between looking and opening it.
-            named, paths = self._run(_numbered)
-            if named is not None:
-                try:
-                    matrix = self._mapped(self.folder / named, len(paths))
-                except (OSError, ValueError):
-                    log.info("the matrix of the gallery's features was lost; it is made again")
-                else:
-                    self._paths = paths
-                    return matrix
-            self._make_matrix(lost=named)
-        raise DataError(
-            f"the index '{self.folder}' is being changed by other programs; wait for them to end"
-        )
-
-    def _mapped(self, path: Path, count: int) -> npt.NDArray[np.float16]:
-        matrix: npt.NDArray[np.float16] = np.load(path, mmap_mode="c", allow_pickle=False)
-        if matrix.shape != (count, self.width) or matrix.dtype != np.float16:
-            raise ValueError(f"{path} has shape {matrix.shape}")
-        return matrix
-
-    def _make_matrix(self, lost: str | None) -> None:
-        """Number the readable pictures and write their features in that order.
-
-        Does nothing where another program has made a matrix since `lost` was found missing.
-        """
+    def _read_snapshot(self, database: sqlite3.Connection) -> tuple[str, Snapshot]:
         readable = "FROM files JOIN contents USING (digest) WHERE feature IS NOT NULL"
-        path = self.folder / f"features-{uuid.uuid4().hex}.npy"
+        database.execute("BEGIN")  # version, count and rows are of one moment
+        version = str(_about(database, "version"))
+        (count,) = database.execute(f"SELECT count(*) {readable}").fetchone()
+        features = np.empty((count, self.width), "<f2")
+        paths: list[str] = []
+        for path, feature in database.execute(f"SELECT path, feature {readable} ORDER BY path"):
+            if len(feature) != 2 * self.width:
+                raise DamagedIndex(f"a feature of {len(feature)} bytes")
+            features[len(paths)] = np.frombuffer(feature, "<f2")
+            paths.append(path)
+        return version, Snapshot(features, paths)
 
-        def write(database: sqlite3.Connection) -> None:
-            database.execute("BEGIN IMMEDIATE")
-            if _about(database, MATRIX) not in (None, lost):
-                return
-            (count,) = database.execute(f"SELECT count(*) {readable}").fetchone()
-            rows = database.execute(f"SELECT files.rowid, feature {readable} ORDER BY path")
-            ids = self._write_features(rows, path, count)
-            database.execute("UPDATE files SET row = NULL")
-            numbered = enumerate(ids)
-            database.executemany("UPDATE files SET row = ? WHERE rowid = ?", numbered)
-            database.execute("REPLACE INTO about VALUES (?, ?)", (MATRIX, path.name))
-            # Under the lock no other program is writing one.
-            for old in self.folder.glob("features-*.npy"):
-                if old != path:
-                    old.unlink(missing_ok=True)
-
-        self._run(write)
-
-    def _write_features(
-        self, rows: Iterable[tuple[int, bytes]], path: Path, count: int
-    ) -> list[int]:
-        """Write (count, E) to an .npy file; returns the ids of the rows."""
-        ids: list[int] = []
-        with path.open("wb") as file:
-            header = {"descr": "<f2", "fortran_order": False, "shape": (count, self.width)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for number, feature in rows:
-                if len(feature) != 2 * self.width:
-                    raise DamagedIndex(f"a feature of {len(feature)} bytes")
-                ids.append(number)
-                file.write(feature)
-        return ids
+    def _write_snapshot(self, version: str, snapshot: Snapshot) -> None:
+        named = torch.frombuffer(bytearray(json.dumps(snapshot.paths), "utf-8"), dtype=torch.uint8)
+        tensors = {"features": torch.from_numpy(snapshot.features), "paths": named}
+        # Who reads the last one keeps it: the new one is another file, which takes its place.
+        made = self.folder / f"features-{uuid.uuid4().hex}"
+        try:
+            save_file(tensors, made, {"version": version})
+            made.replace(self.folder / SNAPSHOT)
+            for old in self.folder.glob("features-*.npy"):  # as it used to be kept
+                old.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            made.unlink(missing_ok=True)
+            raise DataError(
+                f"the features cannot be written to '{self.folder}' ({reason_of(error)}); free "
+                f"some space there, or name another folder with --cache-dir"
+            ) from error
 
     def _all(self, query: str) -> list[Any]:
         return self._run(lambda database: database.execute(query).fetchall())
@@ -236,11 +215,9 @@ def _about(database: sqlite3.Connection, name: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _numbered(database: sqlite3.Connection) -> tuple[str | None, list[str]]:
-    """Return the name of the matrix and the paths of its rows, as of one moment."""
-    database.execute("BEGIN")
-    rows = database.execute("SELECT path FROM files WHERE row IS NOT NULL ORDER BY row")
-    return _about(database, MATRIX), [str(path) for (path,) in rows]
+def _changed(database: sqlite3.Connection) -> None:
+    """Give the database a new version, of which there is no snapshot yet."""
+    database.execute("REPLACE INTO about VALUES ('version', ?)", (uuid.uuid4().hex,))
 
 
 def open_store(folder: Path, width: int) -> GalleryStore:
@@ -254,6 +231,6 @@ def open_store(folder: Path, width: int) -> GalleryStore:
 def renewed(folder: Path, width: int, reason: Exception) -> GalleryStore:
     """Remove a damaged index, saying so, and begin one."""
     log.warning("the index in '%s' is damaged (%s); it is made anew", folder, reason)
-    for path in [folder / DATABASE, folder / f"{DATABASE}-journal", *folder.glob("features-*")]:
+    for path in [folder / DATABASE, folder / f"{DATABASE}-journal", *folder.glob("features*")]:
         path.unlink(missing_ok=True)
     return GalleryStore(folder, width)

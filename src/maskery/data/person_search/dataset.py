@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
 from maskery.data.pairs.pictures import image_refs
-from maskery.data.pairs.records import Record, brief, checked_captions, checked_person, picture_name
+from maskery.data.pairs.records import Record, brief, checked_captions
 from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig, clean_caption
 from maskery.data.person_search.layouts import IMAGES, LAYOUTS, read_annotations
 
@@ -53,48 +52,32 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     notes.append(missing)
     by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
     _need_expected_splits(config, by_split)
-    held_out = "val" not in annotated
-    by_split, told = _by_picture(by_split, config)
-    notes += told
-    for split in SPLITS:
+    skipped = Skipped("caption", config.on_bad_caption)
+    for split, found in by_split.items():
+        by_split[split], note = merge_pictures(found, partial(_captions, config, skipped))
+        notes.append(note and f"{split}: {note}")
         if split in annotated or split == "train":
             _need_two_persons(by_split[split], f"the {split} split of '{root}'")
-    if held_out:
+    notes = [note for note in (*notes, str(skipped)) if note]
+    if "val" not in annotated:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
-    reading = PairsConfig(on_bad_image=config.on_bad_image, on_bad_caption=config.on_bad_caption)
-
     ref = image_refs(images, DEFAULT_MAX_PIXELS)
+    reading = PairsConfig(on_bad_caption=config.on_bad_caption)
     splits = {
-        name: Pairs.of(found, ref, reading, f"the {name} split of '{root}'") if found else None
+        name: Pairs.of(found, ref, reading, f"the {name} split of '{root}'")
         for name, found in by_split.items()
+        if found
     }
-    train, val = splits["train"], splits["val"]
-    assert train is not None
-    assert val is not None
-    notes = [note for note in notes if note]
     for note in notes:
         log.warning("%s", note)
     return PersonSearchData(
         title=title,
-        train=train,
-        val=val,
-        test=splits["test"],
-        val_held_out=held_out,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits.get("test"),
+        val_held_out="val" not in annotated,
         notes=tuple(notes),
     )
-
-
-def _by_picture(
-    by_split: dict[str, list[Record]], config: PersonSearchDataConfig
-) -> tuple[dict[str, list[Record]], list[str]]:
-    """Return one record for each picture of each split, its captions checked, and notes."""
-    skipped = Skipped("caption", config.on_bad_caption)
-    merged: dict[str, list[Record]] = {}
-    notes: list[str] = []
-    for split, found in by_split.items():
-        merged[split], note = merge_pictures(found, partial(_captions, config, skipped))
-        notes += [f"{split}: {note}"] if note else []
-    return merged, [*notes, str(skipped)]
 
 
 def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) -> tuple[str, ...]:
@@ -123,16 +106,10 @@ def _image_folder(config: PersonSearchDataConfig) -> Path:
 
 
 def refuse_leaks(records: Sequence[Record]) -> None:
-    """Make sure that every image is a path below the image folder, and none is in two splits."""
-    split_of: dict[str, str] = {}
-    leaks: dict[str, tuple[str, str]] = {}
-    for record in records:
-        name = picture_name(record)
-        first = split_of.setdefault(name, record.split)
-        if first != record.split:
-            leaks.setdefault(name, (first, record.split))
+    """Refuse images that are in two splits."""
+    leaks = _in_several_splits((record.image, record.split) for record in records)
     if leaks:
-        name, (one, other) = next(iter(leaks.items()))
+        name, (one, other, *_) = next(iter(leaks.items()))
         raise DataError(
             f"{len(leaks)} images are in two splits, first {brief(name)} in {one} and {other}: "
             f"what is measured on would be trained on; remove it from one of them"
@@ -141,30 +118,33 @@ def refuse_leaks(records: Sequence[Record]) -> None:
 
 def shared_ids(records: Sequence[Record]) -> str:
     """Return a warning where splits share ids (they may be numbered anew in each), else ""."""
-    splits_of: dict[str, set[str]] = {}
-    for record in records:
-        person = checked_person(record.person, record.where)
-        splits_of.setdefault(str(person), set()).add(record.split)
-    shared = [person for person, splits in splits_of.items() if len(splits) > 1]
+    shared = _in_several_splits((record.person, record.split) for record in records)
     if not shared:
         return ""
     return (
-        f"{len(shared):,} ids occur in more than one split, first {shared[0]}: they count as "
-        f"different persons, as in datasets that number each split anew; where they are the same "
-        f"persons, figures on held-out people would be too good"
+        f"{len(shared):,} ids occur in more than one split, first {next(iter(shared))}: they count "
+        f"as different persons, as in datasets that number each split anew; where they are the "
+        f"same persons, figures on held-out people would be too good"
     )
+
+
+def _in_several_splits(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the names that are in more than one split, with these, in their order."""
+    splits: dict[str, list[str]] = {}
+    for name, split in dict.fromkeys(found):
+        splits.setdefault(name, []).append(split)
+    return {name: among for name, among in splits.items() if len(among) > 1}
 
 
 def without_missing(
     records: list[Record], images: Path, config: PersonSearchDataConfig
 ) -> tuple[list[Record], str]:
     """Return the records whose image is on disk, and a note about the others."""
-    names = [picture_name(record) for record in records]
-    found = {name: (images / name).exists() for name in dict.fromkeys(names)}
-    count = list(found.values()).count(False)
-    if not count:
+    found = {name: (images / name).exists() for name in dict.fromkeys(r.image for r in records)}
+    absent = [record for record in records if not found[record.image]]
+    if not absent:
         return records, ""
-    first = next(r for r, name in zip(records, names, strict=True) if not found[name])
+    first, count = absent[0], list(found.values()).count(False)
     note = f"{count:,} of {len(found):,} annotated images are not in '{images}'"
     if count == len(found):
         raise DataError(f"{note}; name the folder that {brief(first.image)} lies in as --images")
@@ -173,17 +153,17 @@ def without_missing(
             f"{note}, first {brief(first.image)} ({first.where}); bring them, or go on without "
             f"them with --missing-images skip"
         )
-    kept = [record for record, name in zip(records, names, strict=True) if found[name]]
+    kept = [record for record in records if found[record.image]]
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
 def _need_two_persons(records: Sequence[Record], what: str) -> None:
     """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
-    persons = {checked_person(record.person, record.where) for record in records}
-    if len(persons) < 2:
+    count = len({record.person for record in records})
+    if count < 2:
         raise DataError(
-            f"{what} shows {len(persons)} different person{'' if len(persons) == 1 else 's'}: "
-            f"nobody to tell anyone from; bring at least 2"
+            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
+            f"anyone from; bring at least 2"
         )
 
 
@@ -204,31 +184,14 @@ def _need_expected_splits(
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
     """Cut training identities into those to train on and those that choose the epoch."""
-    groups = group_ids_of([f"person\0{checked_person(r.person, r.where)}" for r in records])
-    if len(np.unique(groups)) < 4:
+    groups = group_ids_of([f"person\0{record.person}" for record in records])
+    if (count := len(np.unique(groups))) < 4:
         raise DataError(
-            f"the training split shows {len(np.unique(groups))} persons, and there is no "
-            f"validation split: at least 4 are needed, two to learn from and two to choose the "
-            f"best epoch by"
+            f"the training split shows {count} persons, and there is no validation split: at "
+            f"least 4 are needed, two to learn from and two to choose the best epoch by"
         )
     train, held = split_pairs(groups, share)
     return [records[i] for i in train], [records[i] for i in held]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """Person and captions of one picture, collected over its records."""
-
-    first: Record  # Its first record
-    person: str | None  # The person it shows
-    listed: set[str]  # Its captions as the annotations have them
-    captions: list[str]  # Usable ones, prepared and checked, in order
-
-    def fresh(self, captions: list[Any]) -> list[Any]:
-        """Return captions that no record listed yet; what is no string is left for the check."""
-        new = [text for text in captions if not (isinstance(text, str) and text in self.listed)]
-        self.listed.update(text for text in new if isinstance(text, str))
-        return new
 
 
 def merge_pictures(
@@ -241,33 +204,33 @@ def merge_pictures(
     for word is left out; what a single record lists twice is left alone, so that a dataset with one
     record for each picture stays as it was published.
     """
-    pictures: dict[str, _Picture] = {}
+    firsts: dict[str, Record] = {}  # by picture, its first record
+    listed: dict[str, set[str]] = {}  # its captions as the annotations have them
+    captions: dict[str, list[str]] = {}  # those that can be used, prepared
     joined = repeated = 0
     for record in records:
-        captions = record.caption if isinstance(record.caption, list) else [record.caption]
-        name, person = picture_name(record), checked_person(record.person, record.where)
-        known = pictures.setdefault(name, _Picture(record, person, set(), []))
-        fresh = known.fresh(captions)
-        if known.first is not record:
-            if person != known.person:
+        own = record.caption if isinstance(record.caption, list) else [record.caption]
+        first = firsts.setdefault(record.image, record)
+        known = listed.setdefault(record.image, set())
+        # What is no string is left for the check.
+        fresh = [text for text in own if not (isinstance(text, str) and text in known)]
+        known.update(text for text in fresh if isinstance(text, str))
+        if first is not record:
+            if record.person != first.person:
                 raise DataError(
-                    f"image {brief(record.image)} is said to show person {known.person} "
-                    f"({known.first.where}) and person {person} ({record.where}); correct the one "
-                    f"that is wrong"
+                    f"image {brief(record.image)} is said to show person {first.person} "
+                    f"({first.where}) and person {record.person} ({record.where}); correct the "
+                    f"one that is wrong"
                 )
-            joined, repeated = joined + 1, repeated + len(captions) - len(fresh)
-            if captions and not fresh:
+            joined, repeated = joined + 1, repeated + len(own) - len(fresh)
+            if own and not fresh:
                 continue
-        known.captions.extend(prepare(replace(record, caption=fresh)))
-    merged = [replace(p.first, caption=p.captions) for p in pictures.values() if p.captions]
-    return merged, _note(joined, repeated)
-
-
-def _note(joined: int, repeated: int) -> str:
-    if not joined:
-        return ""
+        prepared = prepare(replace(record, caption=fresh))
+        captions.setdefault(record.image, []).extend(prepared)
+    merged = [replace(firsts[name], caption=own) for name, own in captions.items() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
-    return (
+    note = (
         f"records that name the picture of an earlier one: {joined:,}; each picture counts once, "
         f"with the captions of all its records{left_out}"
     )
+    return merged, note if joined else ""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.records import Record, brief
+from maskery.data.pairs.records import Record, brief, checked_person, picture_name
 from maskery.data.pairs.tables import json_records
 from maskery.data.person_search.config import SPLITS, DatasetName
 
@@ -30,11 +29,6 @@ class Layout:
     files: tuple[str, ...]
     image_key: str  # Key of the image in its records
     splits: tuple[str, ...] = SPLITS  # Those it has
-
-    @property
-    def by_split(self) -> bool:
-        """True if each split has a file of its own."""
-        return "{split}" in self.files[0]
 
 
 LAYOUTS: dict[DatasetName, Layout] = {
@@ -65,60 +59,45 @@ class AnnotationConfig(PairsConfig):
 
 
 def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
-    """Yield every record of a dataset with its split, unchecked otherwise."""
+    """Yield every record of a dataset with its split; image and person are names, and checked."""
     layout = LAYOUTS[dataset]
     if dataset == "jsonl" and root.is_file():
-        return _records(layout, root, split=None)
-    if not root.is_dir():
+        files: list[tuple[str | None, Path]] = [(None, root)]
+    elif root.is_dir():
+        files = _files(dataset, root)
+    else:
         raise DataError(f"there is no folder '{root}'; give the folder of {layout.title} as --root")
-    if not layout.by_split:
-        return _records(layout, _only_file(dataset, root), split=None)
-    return chain.from_iterable(
-        _records(layout, path, split) for split, path in _split_files(dataset, root).items()
-    )
+    for split, path in files:
+        settings = AnnotationConfig(image_column=layout.image_key)
+        try:
+            for record in json_records(path, settings):
+                yield _checked(layout, record, split)
+        except DataError as error:
+            raise _explained(error, layout, path) from error
 
 
-def _only_file(dataset: DatasetName, root: Path) -> Path:
-    layout = LAYOUTS[dataset]
-    for name in layout.files:
-        if (root / name).is_file():
-            return root / name
-    raise DataError(_missing(dataset, root, " or ".join(layout.files)))
-
-
-def _split_files(dataset: DatasetName, root: Path) -> dict[str, Path]:
-    """Return the file of each split that has one; there is always one to train on."""
+def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
+    """Return each annotation file with its split, None where the records name it."""
     for pattern in LAYOUTS[dataset].files:
-        paths = {split: root / pattern.format(split=split) for split in SPLITS}
-        found = {split: path for split, path in paths.items() if path.is_file()}
-        if "train" in found:
+        splits = SPLITS if "{split}" in pattern else (None,)
+        paths = [(split, root / pattern.format(split=split)) for split in splits]
+        found = [(split, path) for split, path in paths if path.is_file()]
+        if found and found[0] == paths[0]:  # there is always one to train on
             return found
-    wanted = " or ".join(pattern.format(split="train") for pattern in LAYOUTS[dataset].files)
-    raise DataError(_missing(dataset, root, wanted))
+    named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
+    message = (
+        f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of "
+        f"{LAYOUTS[dataset].title}"
+    )
+    for other, names in named.items():
+        for name in names:
+            if other != dataset and (root / name).is_file():
+                title = LAYOUTS[other].title
+                raise DataError(f"{message}, but {name}, those of {title}; give --dataset {other}")
+    raise DataError(f"{message}; correct --root")
 
 
-def _missing(dataset: DatasetName, root: Path, wanted: str) -> str:
-    """Return the message for missing annotations; it names another dataset that lies there."""
-    message = f"'{root}' holds no {wanted}, the annotations of {LAYOUTS[dataset].title}"
-    for other, layout in LAYOUTS.items():
-        names = [name.format(split="train") for name in layout.files]
-        found = next((name for name in names if (root / name).is_file()), None)
-        if found is not None and other != dataset:
-            return f"{message}, but {found}, those of {layout.title}; give --dataset {other}"
-    return f"{message}; correct --root"
-
-
-def _records(layout: Layout, path: Path, split: str | None) -> Iterator[Record]:
-    """Yield the records of one file, with its split if the file is for one."""
-    settings = AnnotationConfig(image_column=layout.image_key)
-    try:
-        for record in json_records(path, settings):
-            yield _in_split(layout, record, split)
-    except DataError as error:
-        raise _explained(error, layout, path) from error
-
-
-def _in_split(layout: Layout, record: Record, split: str | None) -> Record:
+def _checked(layout: Layout, record: Record, split: str | None) -> Record:
     named = record.split if split is None else split
     if layout.image_key == "image" and named is None:
         named = "train"
@@ -131,11 +110,12 @@ def _in_split(layout: Layout, record: Record, split: str | None) -> Record:
             f"{record.where}: the split is {brief(record.split)} in the file of {split}; move the "
             f"record to the file of its split"
         )
-    if record.person in (None, ""):
+    person = checked_person(record.person, record.where)
+    if person is None:
         raise DataError(
             f"{record.where}: no person is named; person search needs an id for each image"
         )
-    return replace(record, split=named)
+    return replace(record, split=named, person=person, image=picture_name(record))
 
 
 def _explained(error: DataError, layout: Layout, path: Path) -> DataError:

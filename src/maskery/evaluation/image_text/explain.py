@@ -156,26 +156,17 @@ def word_heat(
 
 
 def fuse_with_map(
-    model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys], layer: int
+    model: ImageTextModel,  # in evaluation mode
+    ids: torch.Tensor,  # (R, L) int64, all real
+    keys: Sequence[ImageKeys],  # of one image
+    layer: int,  # of the fusion layers, counted from 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fuse texts (R, L) of equal length with one image, and keep a layer's attention to it.
-
-    Args:
-        model: In evaluation mode.
-        ids: (R, L) int64, all real.
-        keys: From `project_images`, of one image.
-        layer: Of the fusion layers, counted from 0.
-
-    Returns:
-        The fused text (R, L, D), and the map (R, H, L, N) that its gradient can be asked for.
-    """
+    """Fuse texts with an image: (R, L, D), and a layer's map (R, H, L, N) that has a gradient."""
     with torch.no_grad():
         hidden = model.text_encoder.encode_text(ids.to(model.device), None)
-    attention: torch.Tensor | None = None
+    layers = fusion_layers(model.text_encoder)
     with torch.enable_grad():
-        for number, (block, image) in enumerate(
-            zip(fusion_layers(model.text_encoder), keys, strict=True)
-        ):
+        for number, (block, image) in enumerate(zip(layers, keys, strict=True)):
             if number == layer:
                 before = block.attention(hidden, None).detach()
                 attention = _attention_map(block.crossattention.self, before, image)
@@ -184,15 +175,11 @@ def fuse_with_map(
                 hidden = block.output(block.intermediate(seen), seen)
             else:
                 hidden = block(hidden, None, image)
-    assert attention is not None
     return hidden, attention
 
 
 def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """Return the mean over heads of ReLU(gradient * map): (R, L, N), 0 or more.
-
-    The output is a scalar that was computed from `attention` (R, H, L, N).
-    """
+    """Return the mean over heads of ReLU(gradient * map): (R, L, N), 0 or more."""
     (gradient,) = torch.autograd.grad(output, attention)
     return (gradient * attention.detach()).relu().mean(dim=1)
 
@@ -216,27 +203,27 @@ def _attention_map(core: Any, hidden: torch.Tensor, image: ImageKeys) -> torch.T
 
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     """Return the target; a head that was never trained explains nothing."""
-    if not fusion_layers(opened.model.text_encoder):
-        raise ModelError(
-            f"'{opened.name}' has no fusion layers: its words never look at the picture; use "
-            f"another model"
-        )
     matches, fills = can_match(opened), can_fill(opened)
-    if not matches and not fills:
-        raise ModelError(
-            f"'{opened.name}' learnt neither to match nor to fill words, so it says nothing that "
-            f"could be explained; train with --itm-weight or --mlm-weight above 0"
+    problem = ""
+    if not fusion_layers(opened.model.text_encoder):
+        problem = "has no fusion layers: its words never look at the picture; use another model"
+    elif not matches and not fills:
+        problem = (
+            "learnt neither to match nor to fill words, so it says nothing that could be "
+            "explained; train with --itm-weight or --mlm-weight above 0"
         )
-    if target == "matching" and not matches:
-        raise ModelError(
-            f"the matching head of '{opened.name}' was never trained, so it says nothing; explain "
-            f"the words instead: --target words"
+    elif target == "matching" and not matches:
+        problem = (
+            "has a matching head that was never trained, so it says nothing; explain the words "
+            "instead: --target words"
         )
-    if target == "words" and not fills:
-        raise ModelError(
-            f"'{opened.name}' never learnt to fill words, so what it says of each is noise; "
-            f"explain the match instead: --target matching, or train with --mlm-weight above 0"
+    elif target == "words" and not fills:
+        problem = (
+            "never learnt to fill words, so what it says of each is noise; explain the match "
+            "instead: --target matching, or train with --mlm-weight above 0"
         )
+    if problem:
+        raise ModelError(f"'{opened.name}' {problem}")
     return target or ("matching" if matches else "words")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, UInt64Array
-from maskery.core.registry import require
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
+from maskery.data.images.loading import pillow
 from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, candidates
@@ -57,15 +57,13 @@ def score_pairs(
     def questions() -> Iterator[Question]:
         for batch in batches:
             masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
-            if len(masked.positions):
-                yield batch, masked.input_ids, masked.positions
+            yield batch, masked.input_ids, masked.positions
 
     def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
         return token_rows(logits, torch.from_numpy(originals).to(model.device)).cpu().numpy()
 
-    scored = _score(model, questions(), measure)
-    if scored is None:
-        raise DataError("no held-out caption has a token that can be masked; bring more pairs")
+    none = "no held-out caption has a token that can be masked; bring more pairs"
+    scored = _score(model, questions(), measure, none)
     for sums in scored.values():
         require_numbers(torch.from_numpy(sums.sums))
     return scored
@@ -96,18 +94,17 @@ def score_words(
         hits = [f in accepted[o] for f, o in zip(filled, originals.tolist(), strict=True)]
         return np.column_stack((np.ones(len(hits)), np.array(hits, float)))
 
-    scored = _score(model, questions(), measure)
-    if scored is None:
-        raise DataError("none of the words to score stands in a held-out caption; name others")
-    count, right = scored["right"].sums[:, 0], scored["right"].sums[:, 1]
-    hits = [scored[condition].sums[:, 1] for condition in CONDITIONS]
-    shares = [ratio_interval(hit, count, "share") for hit in hits]
-    over_wrong, over_none = (
-        ratio_interval(right - hit, count, "difference of shares") for hit in hits[1:]
-    )
+    none = "none of the words to score stands in a held-out caption; name others"
+    scored = _score(model, questions(), measure, none)
+    count = scored["right"].sums[:, 0]
+    hits = {condition: sums.sums[:, 1] for condition, sums in scored.items()}
     return WordScores(
-        accuracy=dict(zip(CONDITIONS, shares, strict=True)),
-        difference={"wrong": over_wrong, "none": over_none},
+        accuracy={name: ratio_interval(hit, count, "share") for name, hit in hits.items()},
+        difference={
+            name: ratio_interval(hits["right"] - hit, count, "difference of shares")
+            for name, hit in hits.items()
+            if name != "right"
+        },
         words=int(count.sum()),
         examples=len(count),
     )
@@ -116,21 +113,21 @@ def score_words(
 def _score(
     model: ImageTextModel,
     questions: Iterable[Question],
+    # Turns logits (M, V) and original ids (M,) into one row a token.
     measure: Callable[[torch.Tensor, Int64Array], npt.NDArray[np.float64]],
-) -> dict[Condition, ExampleSums] | None:
-    """Ask questions under each condition; None if there are none.
-
-    `measure` turns logits (M, V) and original ids (M,) into one row a token, which are summed by
-    picture or person.
-    """
+    none: str,
+) -> dict[Condition, ExampleSums]:
+    """Ask questions under each condition and sum by picture or person; `none` is told of none."""
     groups: list[UInt64Array] = []
     rows: dict[Condition, list[npt.NDArray[np.float64]]] = {name: [] for name in CONDITIONS}
     for batch, ids, positions in questions:
+        if not len(positions):
+            continue
         groups.append(batch.groups[sequences(batch.text, positions)])
         for condition, logits in logits_by_condition(model, batch, ids, positions).items():
             rows[condition].append(measure(logits, batch.text.input_ids[positions]))
     if not groups:
-        return None
+        raise DataError(none)
     unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
     scored = {}
     for condition, parts in rows.items():
@@ -228,13 +225,13 @@ def sample_pictures(
         condition: logits.log_softmax(dim=-1).cpu()
         for condition, logits in logits_by_condition(model, batch, ids, positions).items()
     }
-    rows = []
-    owners = sequences(batch.text, positions).tolist()
-    for row, (position, sequence) in enumerate(zip(positions, owners, strict=True)):
-        first, last = batch.text.boundaries[sequence], batch.text.boundaries[sequence + 1]
+    found = []
+    for row, position in enumerate(positions.tolist()):
+        sequence = int(sequences(batch.text, position))
+        first, last = batch.text.boundaries[sequence : sequence + 2].tolist()
         target = int(batch.text.input_ids[position])
-        left, right = context(ids[first:last], int(position - first), tokenizer)
-        rows.append(
+        left, right = context(ids[first:last], position - first, tokenizer)
+        found.append(
             PictureFill(
                 left=left,
                 word=tokenizer.decode([target]).strip(),
@@ -242,39 +239,30 @@ def sample_pictures(
                 picture=data_uri(batch.images[batch.right[sequence]], view),
                 wrong_picture=data_uri(batch.images[batch.wrong[sequence]], view),
                 guesses={
-                    condition: candidates(log[row], tokenizer, top_k)
-                    for condition, log in logs.items()
+                    name: candidates(log[row], tokenizer, top_k) for name, log in logs.items()
                 },
-                probabilities={
-                    condition: float(log[row, target].exp()) for condition, log in logs.items()
-                },
+                probabilities={name: float(log[row, target].exp()) for name, log in logs.items()},
             )
         )
-    return tuple(rows)
+    return tuple(found)
 
 
-def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Any:
+def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Int64Array:
     """Choose one position in each of a few captions: a random whole word, the same every time."""
-    whole = whole_words(batch.text, vocabulary)
+    places = np.flatnonzero(whole_words(batch.text, vocabulary))
+    edges = np.searchsorted(places, batch.text.boundaries)
     generator = np.random.default_rng(0)
-    found, groups = [], set()
-    for sequence in range(len(batch.text.lengths)):
-        group = int(batch.groups[sequence])
-        first, last = batch.text.boundaries[sequence], batch.text.boundaries[sequence + 1]
-        places = np.flatnonzero(whole[first:last])
-        if group in groups or len(places) < 3:
-            continue
-        groups.add(group)
-        found.append(int(first + generator.choice(places)))
-        if len(found) == count:
-            break
-    return np.array(found, np.int64)
+    found: dict[int, int] = {}  # by picture or person, each shown once
+    for group, first, last in zip(batch.groups.tolist(), edges[:-1], edges[1:], strict=True):
+        # In shorter captions nothing is left to tell the word by.
+        if group not in found and last - first >= 3 and len(found) < count:
+            found[group] = int(generator.choice(places[first:last]))
+    return np.array(list(found.values()), np.int64)
 
 
 def data_uri(pixels: torch.Tensor, view: ViewConfig) -> str:
     """Return a prepared picture (3, H, W) as it looked, as a PNG in a data URI."""
-    pillow = require("PIL.Image", extra="vision", purpose="draw pictures into the report")
     mean, std = (np.array(c, np.float32)[:, None, None] for c in view.normalisation)
     shown = (pixels.float().cpu().numpy() * std + mean).clip(0, 1)
     array = (shown.transpose(1, 2, 0) * 255).round().astype(np.uint8)
-    return png_uri(pillow.fromarray(array))
+    return png_uri(pillow().fromarray(array))

@@ -74,10 +74,7 @@ def is_image_text(name: str) -> bool:
 
 
 def open_image_text(name: str) -> OpenImageText:
-    """Load an image-text model with its tokenizer, from a run folder or a model folder.
-
-    Raises ModelError if it is none, or cannot be loaded.
-    """
+    """Load an image-text model with its tokenizer, from a run folder or a model folder."""
     if not is_image_text(name):
         resolve(name)  # says what is wrong with the path, if anything is
         raise ModelError(
@@ -160,7 +157,7 @@ def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> View
 def _channels(found: Any, default: Channels) -> Channels:
     if not isinstance(found, list) or len(found) != 3:
         return default
-    red, green, blue = (float(value) for value in found)
+    red, green, blue = map(float, found)
     return red, green, blue
 
 
@@ -169,13 +166,8 @@ def _read(name: str, file: str) -> dict[str, Any]:
     from transformers.utils import cached_file
 
     try:
-        path = Path(resolve(name)) / file
-        if not path.is_file():
-            found = cached_file(resolve(name), file, _raise_exceptions_for_missing_entries=False)
-            if found is None:
-                return {}
-            path = Path(found)
-        read = json.loads(path.read_text("utf-8"))
+        found = cached_file(resolve(name), file, _raise_exceptions_for_missing_entries=False)
+        read = {} if found is None else json.loads(Path(found).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from maskery.evaluation.retrieval.metrics import (
     summarise_texts,
     text_figures,
 )
-from maskery.evaluation.retrieval.rerank import match_logits
+from maskery.evaluation.retrieval.rerank import match_scores
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 
@@ -96,7 +96,7 @@ def evaluate_retrieval(
         texts: T captions.
         image_persons: (I,) int64, the person that each image shows.
         text_persons: (T,) int64, the person that each caption describes.
-        processes: They share the matching out, as in `match_logits`.
+        processes: They share the matching out, as in `match_scores`.
 
     Raises:
         ModelError: The model predicts values that are not numbers.
@@ -104,145 +104,139 @@ def evaluate_retrieval(
             images show the same person.
     """
     config = config or RetrievalConfig()
-    num_images, num_texts = len(image_persons), len(text_persons)
-    if not num_images or not num_texts:
-        raise DataError(
-            f"there are {num_texts} texts and {num_images} images; at least one of each is needed"
-        )
-    if len(texts.lengths) != num_texts:
-        raise DataError(f"{len(texts.lengths)} texts come with {num_texts} persons; name one each")
-    _require_persons(image_persons, text_persons)
-    count = min(config.rerank, num_images)
+    _require_persons(image_persons, text_persons, len(texts.lengths))
+    num_images = len(image_persons)
     if config.rerank > num_images:
         log.info(
             "rerank is %d and there are %d images: all of them are ranked anew",
             config.rerank,
             num_images,
         )
-    if count:
+        config = replace(config, rerank=num_images)
+    matched = config.rerank > 0
+    if matched:
         require_fusion(model)
     was_training = model.training
     model.eval()
     try:
         read = read_images(
-            model, images, num_images, tokens=count > 0, memory_bytes=config.memory_bytes
+            model, images, num_images, tokens=matched, memory_bytes=config.memory_bytes
         )
-        encoded = read_texts(model, texts, states=count > 0, batch_tokens=config.batch_tokens)
-        persons = Persons(
-            *(torch.from_numpy(p).to(model.device) for p in (text_persons, image_persons))
-        )
-        return _rank_all(model, read, encoded, persons, count, config, processes, progress)
+        encoded = read_texts(model, texts, states=matched, batch_tokens=config.batch_tokens)
+        for features in (read.features, encoded.features):
+            require_numbers(features)
+        contrast = _contrast(encoded, read, text_persons, image_persons, config)
+        reranked = None
+        if matched:
+            reranked = _rerank(model, encoded, read, contrast, config, processes, progress)
     finally:
         model.train(was_training)
+    measured = [
+        summarise_texts(text_figures(one.matches), text_persons)
+        for one in (contrast, reranked)
+        if one is not None
+    ]
+    # A ranking at random starts with one of a text's right images: their share of the gallery.
+    persons, counts = np.unique(image_persons, return_counts=True)
+    right = counts[np.searchsorted(persons, text_persons)]
+    figures = RetrievalFigures(
+        contrastive=measured[0],
+        reranked=measured[1] if reranked else None,
+        image_to_text=_image_to_text(read, encoded, image_persons, text_persons),
+        chance=float(right.mean() / num_images),
+        rerank=config.rerank,
+        num_texts=len(text_persons),
+        num_images=num_images,
+        num_persons=len(np.unique(text_persons)),
+    )
+    return Retrieval(
+        figures=figures,
+        contrastive=contrast.order,
+        reranked=reranked.order if reranked else None,
+        scores=reranked.scores if reranked else None,
+    )
 
 
 @dataclass(frozen=True)
-class Persons:
-    """Persons that are described and shown: (T,) and (I,) int64."""
+class _Ranking:
+    """The best images of each text, best first."""
 
-    texts: torch.Tensor
-    images: torch.Tensor
-
-
-def _rank_all(
-    model: ImageTextModel,
-    images: ReadImages,
-    texts: ReadTexts,
-    persons: Persons,
-    count: int,
-    config: RetrievalConfig,
-    processes: Processes | None,
-    progress: bool,
-) -> Retrieval:
-    for features in (images.features, texts.features):
-        require_numbers(features)
-    kept = min(max(count, KEPT), len(images.features))
-    order, similar, matches = _contrast(texts, images, persons, kept, config.memory_bytes)
-    text_persons = persons.texts.cpu().numpy()
-    num_texts, num_images = len(text_persons), len(persons.images)
-    contrastive = summarise_texts(text_figures(matches), text_persons)
-    reranked = chosen = scores = None
-    if count:
-        if processes is not None:  # another's last digits may differ, and so its candidates
-            order, similar = processes.agree(order), processes.agree(similar)
-        logits = match_logits(
-            model,
-            texts,
-            images,
-            order[:, :count],
-            config=config,
-            processes=processes,
-            progress=progress,
-        )
-        require_numbers(logits)
-        scores = combine(logits, similar[:, :count], float(model.temp), config)
-        sorting = rank(scores)
-        chosen = order[:, :count].gather(1, sorting)
-        scores = scores.gather(1, sorting)
-        matches[:, :count] = matches[:, :count].gather(1, sorting.to(matches.device))
-        reranked = summarise_texts(text_figures(matches), text_persons)
-    # A ranking at random starts with one of a text's right images: their share of the gallery.
-    right = (persons.images[:, None] == persons.texts.unique()[None]).sum(dim=0)
-    per_text = dict(zip(persons.texts.unique().tolist(), right.tolist(), strict=True))
-    figures = RetrievalFigures(
-        contrastive=contrastive,
-        reranked=reranked,
-        image_to_text=_image_to_text(images, texts, persons),
-        chance=sum(per_text[p] for p in text_persons.tolist()) / num_texts / num_images,
-        rerank=count,
-        num_texts=num_texts,
-        num_images=num_images,
-        num_persons=len(per_text),
-    )
-    return Retrieval(figures=figures, contrastive=order, reranked=chosen, scores=scores)
-
-
-def combine(
-    logits: torch.Tensor, similarities: torch.Tensor, temperature: float, config: RetrievalConfig
-) -> torch.Tensor:
-    """Compute the scores that candidates are sorted by.
-
-    Takes logits (T, K, 2) of mismatch and match, and the similarities (T, K) of the features.
-    """
-    if config.score == "matching":
-        return logits[..., 1]
-    odds = logits[..., 1] - logits[..., 0]
-    if config.score == "odds":
-        return odds
-    return config.odds_weight * odds + similarities / temperature
+    order: torch.Tensor  # (T, k) int64
+    scores: torch.Tensor  # (T, k), that they are sorted by
+    matches: torch.Tensor  # (T, I) bool: True where the image at a rank of the gallery is right
 
 
 def _contrast(
-    texts: ReadTexts, images: ReadImages, persons: Persons, kept: int, memory_bytes: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the best images (T, kept), their similarities, and matches by rank (T, I)."""
+    texts: ReadTexts,
+    images: ReadImages,
+    text_persons: Int64Array,
+    image_persons: Int64Array,
+    config: RetrievalConfig,
+) -> _Ranking:
+    """Rank by similarity, as many texts at a time as fit the memory."""
+    described, shown = (
+        torch.from_numpy(p).to(images.features.device) for p in (text_persons, image_persons)
+    )
+    kept = min(max(config.rerank, KEPT), len(shown))
     # About 32 bytes a similarity at the peak: scores, sorting and its indices, matches.
-    rows = max(1, memory_bytes // (32 * len(images.features)))
-    best, similar, matches = [], [], []
-    for first in range(0, len(texts.features), rows):
-        block = slice(first, first + rows)
-        similarities = texts.features[block] @ images.features.T
+    rows = max(1, config.memory_bytes // (32 * len(shown)))
+    parts = []
+    for features, persons in zip(texts.features.split(rows), described.split(rows), strict=True):
+        similarities = features @ images.features.T
         order = rank(similarities)
-        matches.append(matches_of(order, persons.texts[block], persons.images))
-        best.append(order[:, :kept].cpu())
-        similar.append(similarities.gather(1, order[:, :kept]).cpu())
-    return torch.cat(best), torch.cat(similar), torch.cat(matches)
+        best = order[:, :kept]
+        matches = matches_of(order, persons, shown)
+        parts.append((best.cpu(), similarities.gather(1, best).cpu(), matches))
+    return _Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _image_to_text(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
-    if not bool(torch.isin(persons.images, persons.texts).all()):
+def _rerank(
+    model: ImageTextModel,
+    texts: ReadTexts,
+    images: ReadImages,
+    contrast: _Ranking,
+    config: RetrievalConfig,
+    processes: Processes | None,
+    progress: bool,
+) -> _Ranking:
+    """Rank the best of each text anew by matching; the others stay where they are."""
+    order, similar = (part[:, : config.rerank] for part in (contrast.order, contrast.scores))
+    if processes is not None:  # another's last digits may differ, and so its candidates
+        order, similar = processes.agree(order), processes.agree(similar)
+    scores, _ = match_scores(
+        model, texts, images, order, similar, config, processes=processes, progress=progress
+    )
+    sorting = rank(scores)
+    matches = contrast.matches.clone()
+    matches[:, : config.rerank] = matches.gather(1, sorting.to(matches.device))
+    return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), matches)
+
+
+def _image_to_text(
+    images: ReadImages, texts: ReadTexts, image_persons: Int64Array, text_persons: Int64Array
+) -> RankingFigures | None:
+    if not np.isin(image_persons, text_persons).all():
         return None
+    described, shown = (
+        torch.from_numpy(p).to(images.features.device) for p in (text_persons, image_persons)
+    )
+    # A thousand images at a time bound the memory.
     parts = [
-        text_figures(matches_of(rank(features @ texts.features.T), shown, persons.texts))
-        for features, shown in zip(
-            images.features.split(1024), persons.images.split(1024), strict=True
-        )
+        text_figures(matches_of(rank(features @ texts.features.T), persons, described))
+        for features, persons in zip(images.features.split(1024), shown.split(1024), strict=True)
     ]
-    return summarise_texts(np.concatenate(parts), persons.images.cpu().numpy())
+    return summarise_texts(np.concatenate(parts), image_persons)
 
 
-def _require_persons(image_persons: Int64Array, text_persons: Int64Array) -> None:
+def _require_persons(image_persons: Int64Array, text_persons: Int64Array, num_texts: int) -> None:
     """Refuse texts without a right image, and images among which none is wrong."""
+    if not len(image_persons) or not len(text_persons):
+        raise DataError(
+            f"there are {len(text_persons)} texts and {len(image_persons)} images; at least one "
+            f"of each is needed"
+        )
+    if num_texts != len(text_persons):
+        raise DataError(f"{num_texts} texts come with {len(text_persons)} persons; name one each")
     lost = ~np.isin(text_persons, image_persons)
     if lost.any():
         raise DataError(

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,28 +172,22 @@ def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
 
 def _need_space(size: int) -> None:
     """Refuse what will not fit before anything is written; some file systems do not tell."""
-    try:
+    with suppress(OSError):
         usage = shutil.disk_usage(tempfile.gettempdir())
-    except OSError:
-        return
-    if usage.total and usage.free < size:
-        raise _too_little(size, f"{usage.free // 1_000_000:,} MB are free")
+        if usage.total and usage.free < size:
+            raise _too_little(size, f"{usage.free // 1_000_000:,} MB are free")
 
 
 def _reserve(file: int, size: int) -> None:
     """Give a file its whole size on the disk, not only in name."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file, 0, size)
-        except OSError as error:
-            if error.errno not in NOT_OFFERED:
-                raise
-        else:
-            return
-    zeros = memoryview(bytes(CHUNK_BYTES))
-    done = 0
-    while done < size:
-        done += os.write(file, zeros[: size - done])
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:  # macOS does not have it
+        if getattr(error, "errno", errno.ENOSYS) not in NOT_OFFERED:
+            raise
+        zeros = memoryview(bytes(CHUNK_BYTES))
+        while size > 0:
+            size -= os.write(file, zeros[:size])
 
 
 def _too_little(size: int, why: str) -> DataError:
@@ -203,7 +198,6 @@ def _too_little(size: int, why: str) -> DataError:
         folder = "there is no room"
     return DataError(
         f"the image tokens take {megabytes:,} MB in a temporary file, for which {folder} "
-        f"({why}); set TMPDIR to a folder with room, raise "
-        f"--memory-mb to {megabytes} to keep them in memory, or turn the "
-        f"re-ranking off with --rerank 0"
+        f"({why}); set TMPDIR to a folder with room, raise --memory-mb to {megabytes} to keep "
+        f"them in memory, or turn the re-ranking off with --rerank 0"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -44,13 +44,13 @@ class Gallery:
     """A folder of pictures whose features are known."""
 
     folder: Path  # the pictures
-    store: GalleryStore  # their index
     matrix: npt.NDArray[np.float16]  # (I, E) float16, memory-mapped
+    paths: Sequence[str]  # of its rows, below the folder
     changes: Changes  # since the last look
     troubles: Sequence[str]  # one line for each file that was left out
 
     def __len__(self) -> int:
-        return len(self.matrix)
+        return len(self.paths)
 
 
 def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
@@ -134,55 +134,56 @@ class Indexing:
 
     def bring_up_to_date(self, store: GalleryStore) -> Gallery:
         """Encode what is new, forget what is gone; DamagedIndex if the index turns out to be so."""
+        from tqdm import tqdm
+
         before = store.files()
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
-        encoded, lost = 0, Troubles()
-        unreadable: list[str] = []
-        for batch in self._batches(suspects):
-            pictures: dict[str, ImageRef] = {}
-            for path in batch:
-                try:
-                    pictures[path] = read_picture(self.folder, path)
-                except DataError as error:
-                    lost.report(error)  # the next run tries it again
-            unreadable += [path for path in batch if path not in pictures]
-            encoded += self._take_in(store, pictures)
-        gone = [path for path in before if path not in self.found]
-        gone += [path for path in unreadable if path in before]
+        encoded = 0
+        unread: dict[str, str] = {}
+        bar = tqdm(
+            total=len(suspects),
+            desc="indexing",
+            unit="image",
+            leave=False,
+            disable=not self.progress,
+        )
+        with bar:
+            for first in range(0, len(suspects), self.batch_images):
+                batch = suspects[first : first + self.batch_images]
+                encoded += self._take_in(store, batch, unread)
+                bar.update(len(batch))
+        gone = [path for path in before if path not in self.found or path in unread]
         if gone:
             store.forget(gone)
-        changes = Changes(read=len(suspects) - len(unreadable), encoded=encoded, removed=len(gone))
+        snapshot = store.snapshot()
         return Gallery(
             folder=self.folder,
-            store=store,
-            matrix=store.matrix(),
-            changes=changes,
-            troubles=[*lost.reasons, *store.troubles()],
+            matrix=snapshot.features,
+            paths=snapshot.paths,
+            changes=Changes(read=len(suspects) - len(unread), encoded=encoded, removed=len(gone)),
+            troubles=[*unread.values(), *store.troubles()],
         )
 
-    def _batches(self, paths: Sequence[str]) -> Iterator[list[str]]:
-        from tqdm import tqdm
-
-        with tqdm(
-            total=len(paths), desc="indexing", unit="image", leave=False, disable=not self.progress
-        ) as bar:
-            for first in range(0, len(paths), self.batch_images):
-                batch = list(paths[first : first + self.batch_images])
-                yield batch
-                bar.update(len(batch))
-
-    def _take_in(self, store: GalleryStore, pictures: Mapping[str, ImageRef]) -> int:
+    def _take_in(self, store: GalleryStore, batch: list[str], unread: dict[str, str]) -> int:
         """Encode the contents that are new, and return the number that could be."""
-        digests = {path: digest_of(picture) for path, picture in pictures.items()}
-        contents = {digests[path]: picture for path, picture in pictures.items()}
-        known = store.known(contents, readable=self.rehash)
-        new = {digest: picture for digest, picture in contents.items() if digest not in known}
-        features, troubles = self._encode(new)
-        files = {path: (self.found[path], digest) for path, digest in digests.items()}
+        files: dict[str, tuple[Stamp, bytes]] = {}
+        contents: dict[bytes, ImageRef] = {}
+        for path in batch:
+            try:
+                picture = read_picture(self.folder, path)
+            except DataError as error:
+                unread[path] = str(error)  # the next run tries it again
+                continue
+            digest = digest_of(picture)
+            files[path], contents[digest] = (self.found[path], digest), picture
+        for digest in store.known(contents, readable=self.rehash):
+            del contents[digest]
+        features, troubles = self._encode(contents)
         store.save(files, features, troubles)
         return len(features)
 
+    @torch.no_grad()
     def _encode(
         self, pictures: Mapping[bytes, ImageRef]
     ) -> tuple[dict[bytes, npt.NDArray[np.float16]], dict[bytes, str]]:
@@ -194,9 +195,8 @@ class Indexing:
             list(pictures.values()), self.opened.view, troubles, batch_images=self.batch_images
         )
         for indices, pixels in batches:
-            with torch.no_grad():
-                tokens = model.encode_image(pixels.to(model.device))
-                encoded = model.image_feature(tokens).float().cpu().numpy().astype(np.float16)
+            tokens = model.encode_image(pixels.to(model.device))
+            encoded = model.image_feature(tokens).float().cpu().numpy().astype(np.float16)
             features |= {digests[i]: row for i, row in zip(indices, encoded, strict=True)}
         left = [digest for digest in digests if digest not in features]
         return features, dict(zip(left, troubles.reasons, strict=True))

@@ -19,6 +19,7 @@ from maskery.core.processes import Processes
 from maskery.core.random import Int64Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.features import ReadImages, ReadTexts, by_length, tokens_of
+from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.class_token import Rows, fuse_class_tokens, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
@@ -37,28 +38,21 @@ class ImageTexts:
 
 
 @torch.no_grad()
-def match_logits(
-    model: ImageTextModel,
-    texts: ReadTexts,
-    images: ReadImages,
-    candidates: torch.Tensor,
-    *,
+def match_scores(
+    model: ImageTextModel,  # in evaluation mode, with fusion layers
+    texts: ReadTexts,  # with states
+    images: ReadImages,  # with tokens
+    candidates: torch.Tensor,  # (T, K) int64, images of each text
+    similarities: torch.Tensor,  # (T, K), of their features
     config: RetrievalConfig,
+    *,
     processes: Processes | None = None,
     progress: bool = False,
-) -> torch.Tensor:
-    """Compute the matching logits of each text with each of its candidates.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
 
-    Args:
-        model: In evaluation mode, with fusion layers.
-        texts: With states.
-        images: With tokens.
-        candidates: (T, K) int64, images of each text.
-        config: `batch_tokens` and `memory_bytes` bound what is computed at once.
-        processes: They share the images out and all get the whole result; all of them must ask.
-
-    Returns:
-        (T, K, 2) float32 on the CPU: mismatch, match.
+    The logits, of mismatch and match, are float32 on the CPU. `processes` share the images out and
+    all get the whole result; all of them must ask.
     """
     from tqdm import tqdm
 
@@ -70,7 +64,15 @@ def match_logits(
         for one, judged in match_images(model, texts, images, mine, config):
             logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
             bar.update(len(one.texts))
-    return processes.add(logits)  # what is another's is 0 here
+    logits = processes.add(logits)  # what is another's is 0 here
+    require_numbers(logits)
+    if config.score == "matching":
+        return logits[..., 1], logits
+    odds = logits[..., 1] - logits[..., 0]
+    if config.score == "odds":
+        return odds, logits
+    temperature = float(model.temp.detach())
+    return config.odds_weight * odds + similarities / temperature, logits
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ class RetrievalSet:
         unique = np.flatnonzero(self._first == np.arange(len(self.pairs)))
         sound = [
             index
-            for members in self._members(unique)
+            for members in self._batches(unique)
             for index, image in zip(members, self.pictures.load(members), strict=True)
             if image is not None
         ]
@@ -109,11 +109,6 @@ class RetrievalSet:
         return np.flatnonzero(np.isin(self._first[self.captions.owners], self.gallery))
 
     @property
-    def _owners(self) -> Int64Array:
-        """The pair of each query: (T,) int64."""
-        return self.captions.owners[self.queries]
-
-    @property
     def image_persons(self) -> Int64Array:
         """The person that each picture shows: (I,) int64."""
         return self._persons[self.gallery]
@@ -121,13 +116,8 @@ class RetrievalSet:
     @property
     def text_persons(self) -> Int64Array:
         """The person that each caption describes: (T,) int64."""
-        persons: Int64Array = self._persons[self._first[self._owners]]
+        persons: Int64Array = self._persons[self._first[self.captions.owners[self.queries]]]
         return persons
-
-    @property
-    def text_images(self) -> Int64Array:
-        """The picture that each caption was written for: (T,) int64, places in the gallery."""
-        return np.searchsorted(self.gallery, self._first[self._owners])
 
     def texts_of(self, queries: Int64Array) -> TokenBatch:
         """Return some of the T captions."""
@@ -144,12 +134,12 @@ class RetrievalSet:
         """Yield the I pictures in order: (B, 3, H, W) float32, normalised."""
         from tqdm import tqdm
 
-        batches = list(self._members(self.gallery))
+        batches = list(self._batches(self.gallery))
         for members in tqdm(batches, desc="images", leave=False, disable=not progress):
             loaded = self.pictures.load(members)
             yield view_stack([image for image in loaded if image is not None], self.view)
 
-    def _members(self, indices: Int64Array) -> Iterator[list[int]]:
+    def _batches(self, indices: Int64Array) -> Iterator[list[int]]:
         for first in range(0, len(indices), self.batch_images):
             yield indices[first : first + self.batch_images].tolist()
 
@@ -165,13 +155,11 @@ class RetrievalSet:
         persons = self.pairs.persons
         named = (persons != NOBODY) & (persons != persons[self._first])
         for index in np.flatnonzero(named)[:1].tolist():
-            one, other = (
-                "nobody" if number == NOBODY else self.pairs.person_names[number]
-                for number in (int(persons[index]), int(persons[self._first[index]]))
-            )
+            names = [*self.pairs.person_names, "nobody"]  # the last is `NOBODY`'s
             raise DataError(
-                f"image {self.pairs[index].image.name} is said to show person {one} and person "
-                f"{other}; correct the one that is wrong"
+                f"image {self.pairs[index].image.name} is said to show person "
+                f"{names[persons[index]]} and person {names[persons[self._first[index]]]}; "
+                f"correct the one that is wrong"
             )
 
 
@@ -180,14 +168,11 @@ def evaluate_set(
     data: RetrievalSet,
     config: RetrievalConfig,
     *,
-    queries: Int64Array | None = None,
+    queries: Int64Array | None = None,  # (Q,) of the T captions; by default all
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Retrieval:
-    """Let captions find their persons among all pictures; see `evaluate_retrieval`.
-
-    `queries` (Q,) int64 chooses some of the T captions. Default: all.
-    """
+    """Let captions find their persons among all pictures; see `evaluate_retrieval`."""
     chosen = np.arange(len(data.queries)) if queries is None else queries
     return evaluate_retrieval(
         model,

@@ -30,11 +30,10 @@ from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.captions import encode_query
 from maskery.evaluation.image_text.opening import OpenImageText, can_match
 from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.evaluate import combine
 from maskery.evaluation.retrieval.features import ReadTexts, read_images, read_texts
 from maskery.evaluation.retrieval.gallery import Gallery, open_gallery
 from maskery.evaluation.retrieval.metrics import rank
-from maskery.evaluation.retrieval.rerank import match_logits
+from maskery.evaluation.retrieval.rerank import match_scores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,10 +119,9 @@ class Searcher:
         read = read_texts(self.opened.model, words, states=self.rerank > 0)
         wanted = min(max(top, self.rerank), len(self.gallery))
         rows, similar = nearest(self.gallery.matrix, read.features[0].cpu().numpy(), wanted)
-        paths = self.gallery.store.paths(rows.tolist())
         hits = [
-            Hit(path=path, similarity=float(value))
-            for path, value in zip(paths, similar, strict=True)
+            Hit(path=self.gallery.paths[row], similarity=float(value))
+            for row, value in zip(rows.tolist(), similar, strict=True)
         ]
         if self.rerank:
             hits = self._match(read, hits[: self.rerank]) + hits[self.rerank :]
@@ -135,35 +133,20 @@ class Searcher:
 
     def _match(self, read: ReadTexts, hits: list[Hit]) -> list[Hit]:
         """Rank some hits anew; pictures that cannot be read any more come last."""
-        pictures: list[ImageRef] = []
-        there: list[Hit] = []
+        pictures: dict[str, ImageRef] = {}
         for hit in hits:
             try:
-                pictures.append(read_picture(self.gallery.folder, hit.path))
-                there.append(hit)
+                pictures[hit.path] = read_picture(self.gallery.folder, hit.path)
             except DataError as error:
                 log.warning("%s", error)
-        if not there:
+        if not pictures:
             return hits
-        scores, chances, similarities = self._judge(read, pictures)
-        matched = [
-            Hit(
-                path=there[i].path,
-                similarity=float(similarities[i]),
-                match=float(chances[i]),
-                score=float(scores[i]),
-            )
-            for i in rank(scores[None])[0].tolist()
-        ]
-        return matched + [hit for hit in hits if hit not in there]
-
-    def _judge(
-        self, read: ReadTexts, pictures: list[ImageRef]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (K,) each: the score, the probability of a match, the similarity."""
         model, config = self.opened.model, self.config
         batches = view_batches(
-            pictures, self.opened.view, Skipped("image", "fail"), batch_images=config.batch_images
+            list(pictures.values()),
+            self.opened.view,
+            Skipped("image", "fail"),
+            batch_images=config.batch_images,
         )
         images = read_images(
             model,
@@ -173,11 +156,20 @@ class Searcher:
             memory_bytes=config.memory_bytes,
         )
         # The index keeps features in half precision; here they are at hand as they were computed.
-        similarities = (read.features @ images.features.T).cpu()
+        similar = (read.features @ images.features.T).cpu()
         candidates = torch.arange(len(pictures))[None]
-        logits = match_logits(model, read, images, candidates, config=config)
-        scores = combine(logits, similarities, float(model.temp.detach()), config)
-        return scores[0], logits[0].softmax(dim=-1)[:, 1], similarities[0]
+        scores, logits = match_scores(model, read, images, candidates, similar, config)
+        chances = logits[0].softmax(dim=-1)[:, 1]
+        matched = [
+            Hit(
+                path=list(pictures)[i],
+                similarity=float(similar[0, i]),
+                match=float(chances[i]),
+                score=float(scores[0, i]),
+            )
+            for i in rank(scores)[0].tolist()
+        ]
+        return matched + [hit for hit in hits if hit.path not in pictures]
 
 
 def nearest(
