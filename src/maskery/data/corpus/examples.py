@@ -165,6 +165,10 @@ class Reading:
     max_record_chars: int = MAX_RECORD_CHARS
     span: tuple[int, int] | None = None
     """The part to read: bytes of text and JSON lines, row groups of Parquet. Default: all."""
+    group_column: str | None = None
+    """Also read by `text_of`; may be nested, as the text column may."""
+    group: str = field(default="", init=False)
+    """What the record at hand has there."""
     first_record: bool = field(default=True, init=False)
 
     def refuse(self, problem: str) -> None:
@@ -175,16 +179,29 @@ class Reading:
             )
         self.report.skipped += 1
 
-    def missing_column(self, columns: list[str]) -> DataError:
-        """Return the error for a table without the text column."""
+    def missing_column(self, columns: list[str], group: str | None = None) -> DataError:
+        """Return the error for a table without the text column, or without the group's."""
         names = ", ".join(repr(name) for name in columns[:20]) + ", ..." * (len(columns) > 20)
+        flag = "--text-column" if group is None else "--group-column"
         return DataError(
-            f"{self.place} has no column {self.config.text_column!r}; there "
-            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by --text-column"
+            f"{self.place} has no column {group or self.config.text_column!r}; there "
+            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by {flag}"
         )
+
+    def read_group(self, record: Mapping[str, object]) -> None:
+        """Take note of a record's group, if groups are read."""
+        if self.group_column is None:
+            return
+        value = _inside(record, self.group_column)
+        if value is MISSING and self.first_record:
+            raise self.missing_column([str(name) for name in record], self.group_column)
+        # NaN, which tables have where nothing is, is not equal to itself.
+        none = value is MISSING or value is None or value != value
+        self.group = "" if none else str(value).strip()
 
     def text_of(self, record: Mapping[str, object]) -> str | None:
         """Return the text of a record, or None if it is skipped."""
+        self.read_group(record)
         column = self.config.text_column
         if column in record:
             return self.value(record[column])
@@ -201,10 +218,13 @@ class Reading:
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
         roots = []
-        for column in self.config.columns_of(names) or [self.config.text_column]:
+        group_columns = [] if self.group_column is None else [self.group_column]
+        columns = self.config.columns_of(names) or [self.config.text_column]
+        for column in [*columns, *group_columns]:
             root = column if column in names else column.partition(".")[0]
             if root not in names:
-                raise self.missing_column(list(names))
+                group = column if column == self.group_column else None
+                raise self.missing_column(list(names), group)
             roots.append(root)
         return list(dict.fromkeys(roots))
 

@@ -56,6 +56,7 @@ class Corpus:
         self.num_bytes = sum(known) if source is None and len(known) == len(self.sizes) else None
         self.bytes_read = 0
         self.report = ReadingReport()
+        self._group_column: str | None = None
 
     @classmethod
     def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Corpus:
@@ -118,6 +119,32 @@ class Corpus:
     def begin(self) -> None:
         """Count anew what is read and come upon."""
         self.bytes_read, self.report = 0, ReadingReport()
+
+    def groups(self, column: str) -> Iterator[tuple[int, str]]:
+        """Read from the start, and yield each example's id with its value in a column.
+
+        Raises:
+            DataError: As `__iter__`; or some rows have none, or files have no columns.
+        """
+        for path in self.files:
+            if format_of(path, self.config) == "text":
+                raise DataError(
+                    f"--group-column {column}: {path} is plain text, which has no columns; name "
+                    f"tables or JSON, or leave it out"
+                )
+        self._group_column, empty = column, 0
+        try:
+            for example in self:
+                # Readers go from record to record: the one at hand is that of the example.
+                empty += not self._now.group
+                yield example.id, self._now.group
+        finally:
+            self._group_column = None
+        if empty:
+            raise DataError(
+                f"--group-column {column} is empty for {empty:,} of {self.report.examples:,} "
+                f"examples, which could stand on either side; fill it, or leave those rows out"
+            )
 
     def fingerprint(self) -> str:
         """Hash all that the examples depend on: contents and order of the files, and the config.
@@ -201,15 +228,17 @@ class Corpus:
         yield from examples(source.texts(reading), reading)
 
     def _reading(self, source: str, path: Path, span: tuple[int, int] | None = None) -> Reading:
-        return Reading(
+        self._now = Reading(
             path=path,
             config=self.config,
             report=self.report,
             place=Place(source=source),
             on_read=self._advance,
+            group_column=self._group_column,
             block_bytes=self.block_bytes,
             span=span,
         )
+        return self._now
 
     def _advance(self, num_bytes: int) -> None:
         self.bytes_read += num_bytes

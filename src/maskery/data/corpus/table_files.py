@@ -63,6 +63,8 @@ def read_table(reading: Reading, kind: str) -> Iterator[str]:
                     f"{delimiter!r} or a line end {fix}"
                 )
                 continue
+            if reading.group_column is not None:
+                reading.read_group(dict(zip(header, row, strict=True)))
             reading.first_record = False
             if len(columns) == 1:
                 yield row[columns[0]]
@@ -192,7 +194,7 @@ def _check_columns(schema: Any, reading: Reading) -> list[str]:
     import pyarrow.types as types
 
     name = reading.config.text_column
-    if name not in schema.names:
+    if name not in schema.names or reading.group_column is not None:
         return reading.roots_of(schema.names)
     kind = schema.field(name).type
     if types.is_dictionary(kind):
