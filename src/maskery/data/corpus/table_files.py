@@ -147,11 +147,7 @@ def read_parquet(reading: Reading) -> Iterator[str]:
             columns=columns,
             use_threads=False,
         ):
-            for value in _values(batch, reading):
-                reading.number += 1
-                text = _text(value, reading)
-                if text is not None:
-                    yield text
+            yield from reading.texts(_values(batch, reading))
             if not packed:  # else it was counted when it was unpacked
                 reading.on_read(size * batch.num_rows // max(1, table.metadata.num_rows))
 
@@ -240,22 +236,3 @@ def _values(batch: Any, reading: Reading) -> list[object]:
     except UnicodeDecodeError:  # some writers do not check what they write
         values = array.cast(pa.large_binary()).to_pylist()
     return values
-
-
-def _text(value: object, reading: Reading) -> str | None:
-    """Return the text of a value, or None if it is skipped."""
-    if isinstance(value, dict):
-        return reading.text_of(value)
-    if not isinstance(value, bytes):
-        return reading.value(value)
-    try:
-        return reading.value(value.decode())
-    except UnicodeDecodeError as error:
-        if reading.config.on_bad_text == "replace":
-            reading.report.replaced += 1
-            return reading.value(value.decode("utf-8", "replace"))
-        reading.refuse(
-            f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
-            "which is not valid utf-8"
-        )
-        return None
