@@ -198,10 +198,13 @@ class Reading:
         return list(dict.fromkeys(roots))
 
     def _joined(self, values: list[object]) -> str | None:
+        if len(values) == 1:
+            return self.value(values[0])
         texts = [value for value in values if isinstance(value, str)]
         others = [value for value in values if value is not None and not isinstance(value, str)]
-        if len(values) == 1 or others or not texts:  # a value of another type is refused
-            return self.value(others[0] if others else values[0])
+        if others or not texts:
+            self._refuse_type(others[0] if others else None)
+            return None
         return self.value(self.config.joined(texts))
 
     def texts(self, items: Iterable[Any]) -> Iterator[str]:
@@ -222,9 +225,13 @@ class Reading:
         if isinstance(value, str):
             # The same text has the same id whatever the line ends of the system it comes from.
             return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+        self._refuse_type(value)
+        return None
+
+    def _refuse_type(self, value: object) -> None:
+        self.first_record = False
         kind = "null" if value is None else type(value).__name__
         self.refuse(f"has a value of type {kind} in {self.config.text_column!r}, not a string")
-        return None
 
     def _decoded(self, value: bytes) -> str | None:
         try:
