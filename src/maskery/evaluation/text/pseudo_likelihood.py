@@ -61,11 +61,6 @@ def score(
     return list(scorer.score(texts))
 
 
-def by_number(index: int) -> str:
-    """Return the name that messages give a text."""
-    return f"text {index + 1}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class WordScore:
     """One word of a text."""
@@ -112,7 +107,9 @@ class Scorer:
         self.batch_copies = max(1, LOGITS // vocabulary_size(filler.tokenizer))
 
     def score(
-        self, texts: Iterable[str], name: Callable[[int], str] = by_number
+        self,
+        texts: Iterable[str],
+        name: Callable[[int], str] = lambda index: f"text {index + 1}",
     ) -> Iterator[TextScore]:
         """Score texts, in their order.
 

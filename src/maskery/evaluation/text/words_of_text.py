@@ -61,10 +61,13 @@ class TextReader:
         for first, last in zip(places.tolist(), ends.tolist(), strict=True):
             if self.special[ids[first:last]].any():
                 continue
-            start, end = self._trim(text, offsets[first][0], offsets[last - 1][1])
+            start, end = offsets[first][0], offsets[last - 1][1]
+            # Some tokenizers count the space before a word to it.
+            while 0 <= start < end and text[start].isspace():
+                start += 1
             words.append(
                 Word(
-                    text=text[start:end] if start >= 0 else self._pieces(ids[first:last]),
+                    text=text[start:end] if start >= 0 else "".join(self.pieces(ids[first:last])),
                     start=start,
                     end=end,
                     first=first + len(prefix),
@@ -94,12 +97,3 @@ class TextReader:
         starts = starts | special
         starts[1:] |= special[:-1]
         return ids, starts, encoding.offsets
-
-    def _trim(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """Drop the space before a word that some tokenizers count to it."""
-        while 0 <= start < end and text[start].isspace():
-            start += 1
-        return start, end
-
-    def _pieces(self, ids: npt.NDArray[np.int64]) -> str:
-        return "".join(self.pieces(ids))
