@@ -12,6 +12,7 @@ Shapes: M masked tokens, N examples, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -203,10 +204,11 @@ def summarise(scored: ExampleSums) -> MaskedScores:
     count, losses, top1, top5 = scored.sums.T
     loss = ratio_interval(losses, count)
     with np.errstate(over="ignore"):  # a loss beyond 709.8 nats is a perplexity of infinity
-        perplexity = Interval(*np.exp(loss).tolist())
+        # One NaN for all, so that figures without an interval still equal one another.
+        ends = [math.nan if math.isnan(end) else end for end in np.exp(loss).tolist()]
     return MaskedScores(
         loss=loss,
-        perplexity=perplexity,
+        perplexity=Interval(*ends),
         top1=ratio_interval(top1, count, "share"),
         top5=ratio_interval(top5, count, "share"),
         masked_tokens=int(count.sum()),

@@ -5,6 +5,7 @@ Shapes: L tokens of a text, special tokens included.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,9 +78,9 @@ class TextReader:
         whole = np.concatenate((prefix, ids, suffix)).astype(np.int64)
         return EncodedText(ids=whole, words=tuple(words))
 
-    def pieces(self, ids: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    def pieces(self, ids: Iterable[int]) -> tuple[str, ...]:
         """Return tokens as the vocabulary spells them."""
-        return tuple(map(str, self.tokenizer.convert_ids_to_tokens(ids.tolist())))
+        return tuple(map(str, self.tokenizer.convert_ids_to_tokens([int(token) for token in ids])))
 
     def _tokens(
         self, text: str
