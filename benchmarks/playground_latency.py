@@ -21,8 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from maskery.evaluation.text import opening
-from maskery.playground import session as session_module
+from maskery.evaluation.text import fill, opening
 from maskery.playground.serve import listen, make_server
 from maskery.playground.session import Session
 
@@ -104,7 +103,7 @@ def measure(model: str, requests: int, words: int) -> dict[str, Any]:
     """Milliseconds of each request, after three that are not counted."""
     transformers.logging.set_verbosity_error()
     # Speed does not depend on the weights: a model without a trained head is taken as it is.
-    session_module.open_model = lambda name: opening.open_model(name, trained_head=False)
+    fill.open_model = lambda name: opening.open_model(name, trained_head=False)
     listener = listen(0)
     server = make_server(Session(model))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

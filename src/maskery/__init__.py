@@ -7,6 +7,8 @@ first used, so that `import maskery` costs nothing.
 from __future__ import annotations
 
 import importlib
+import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,65 +63,6 @@ if TYPE_CHECKING:
     from maskery.training.stepper import Stepper
 
 __version__ = "0.1.0"
-
-# The module of each public name; after a colon, its name there.
-_HOMES = {
-    "Callback": "maskery.training.journal",
-    "CheckpointError": "maskery.core.errors",
-    "ConfigError": "maskery.core.errors",
-    "Corpus": "maskery.data.corpus.reader",
-    "CorpusConfig": "maskery.data.corpus.config",
-    "DataError": "maskery.core.errors",
-    "Filler": "maskery.evaluation.text.fill",
-    "ImageTextModel": "maskery.models.image_text.model",
-    "Interval": "maskery.evaluation.intervals",
-    "MaskCollator": "maskery.hf.collator",
-    "MaskedLanguageModel": "maskery.models.masked_lm",
-    "Masker": "maskery.masking.masker",
-    "MaskeryError": "maskery.core.errors",
-    "MaskingConfig": "maskery.masking.config",
-    "MissingExtraError": "maskery.core.errors",
-    "ModelError": "maskery.core.errors",
-    "OtherProcessError": "maskery.core.errors",
-    "PairsConfig": "maskery.data.pairs.config",
-    "PairsRunConfig": "maskery.runs.pairs.config",
-    "PersonSearchRunConfig": "maskery.runs.person_search.config",
-    "PluginError": "maskery.core.errors",
-    "Policy": "maskery.masking.policies",
-    "Selection": "maskery.masking.policies",
-    "Stepper": "maskery.training.stepper",
-    "StoppedError": "maskery.core.errors",
-    "Task": "maskery.core.task",
-    "TextMLM": "maskery.tasks.text_mlm",
-    "TextParts": "maskery.tasks.text_mlm",
-    "TextRunConfig": "maskery.runs.text.config",
-    "TrainingConfig": "maskery.training.config",
-    "TrainingError": "maskery.core.errors",
-    "TrainingLoop": "maskery.training.loop",
-    "Vocabulary": "maskery.core.batch",
-    "convert": "maskery.models.checkpoint_import.convert:import_checkpoint",
-    "evaluate": "maskery.evaluation.text.opening",
-    "evaluate_model": "maskery.runs.text.evaluate",
-    "evaluate_run": "maskery.runs.text.evaluate",
-    "explain": "maskery.runs.shortcuts",
-    "mask": "maskery.masking.mask",
-    "open_filler": "maskery.runs.shortcuts",
-    "open_image_text": "maskery.runs.shortcuts:open_image_text_model",
-    "open_model": "maskery.evaluation.text.opening",
-    "open_run": "maskery.runs.frame.config_file",
-    "register_objective": "maskery.tasks.text_mlm_config",
-    "register_pairs_reader": "maskery.data.pairs.config:register_format",
-    "register_policy": "maskery.masking.config",
-    "register_reader": "maskery.data.corpus.formats:register",
-    "retrieval_figures": "maskery.evaluation.retrieval.metrics",
-    "score": "maskery.evaluation.text.pseudo_likelihood",
-    "search": "maskery.runs.shortcuts",
-    "texts_source": "maskery.evaluation.text.opening",
-    "train": "maskery.runs.train",
-    "train_pairs": "maskery.runs.pairs.run",
-    "train_person_search": "maskery.runs.person_search.run",
-    "train_text": "maskery.runs.text.run",
-}
 
 __all__ = [
     "Callback",
@@ -181,11 +124,30 @@ __all__ = [
 ]
 
 
+@cache
+def _homes() -> dict[str, tuple[str, str]]:
+    """Return the module of each public name, and its name there, from the imports above.
+
+    Nobody runs those imports, but they are written once and type checkers read them too.
+    """
+    # Not at the top: `import maskery` costs nothing.
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(sys.modules[__name__]))
+    return {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("maskery.")
+        for alias in node.names
+    }
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'maskery' has no attribute '{name}'")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute or name)
+    module, attribute = _homes()[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import importlib.resources
 import logging
-import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,21 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from maskery.core.errors import MaskeryError
 from maskery.core.registry import require
-from maskery.playground.requests import (
-    BODY_BYTES,
-    PICTURE_BYTES,
-    SCHEMAS,
-    RequestError,
-    parse,
-)
+from maskery.playground.requests import BODY_BYTES, PICTURE_BYTES, SCHEMAS, RequestError, parse
 from maskery.playground.session import Session
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
-
-    Handler = Callable[[Request], Awaitable[Response]]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +53,8 @@ QUEUE = 8
 SECONDS = 30.0
 
 ResultT = TypeVar("ResultT")
+# JSON, or bytes and their content type.
+Content = dict[str, Any] | tuple[bytes, str]
 
 
 def make_app(session: Session, worker: Worker | None = None) -> Starlette:
@@ -75,28 +68,43 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
     from starlette.routing import Route
 
     worker = worker or Worker()
-    calls: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "fill": session.fill,
-        "score": session.score,
-        "saliency": session.saliency,
-        "replaced": session.replaced,
-        "explain": session.explain,
-        "search": session.search,
-    }
-    routes = [Route("/api/info", guarded(partial(_info, session=session)), methods=["GET"])]
-    for name, call in calls.items():
-        handler = guarded(partial(_call, call=call, worker=worker, schema=SCHEMAS[name]))
-        routes.append(Route(f"/api/{name}", handler, methods=["POST"]))
-    handler = guarded(partial(_picture, session=session, worker=worker))
-    routes.append(Route("/api/picture", handler, methods=["PUT"]))
-    handler = guarded(partial(_thumbnail, session=session, worker=worker))
-    routes.append(Route("/api/thumbnail/{number}", handler, methods=["GET"]))
-    for path, (content, kind) in page_files().items():
-        handler = guarded(partial(_file, content=content, kind=kind))
-        routes.append(Route(path, handler, methods=["GET"]))
+
+    def route(method: str, path: str, answer: Callable[[Request], Awaitable[Content]]) -> Route:
+        async def handle(request: Request) -> Response:
+            check_host(request)
+            return respond(await answer(request))
+
+        return Route(path, handle, methods=[method])
+
+    async def info(request: Request) -> Content:
+        del request
+        return session.info()
+
+    async def ask(request: Request, name: str) -> Content:
+        values = parse(await read_body(request, BODY_BYTES, "application/json"), SCHEMAS[name])
+        return await worker.run(lambda: getattr(session, name)(values))
+
+    async def picture(request: Request) -> Content:
+        data = await read_body(request, PICTURE_BYTES, "image/")
+        return await worker.run(lambda: session.add_picture(data))
+
+    async def thumbnail(request: Request) -> Content:
+        name = request.path_params["name"]
+        return await worker.run(lambda: session.thumbnail(name)), "image/jpeg"
+
+    async def file(request: Request, content: Content) -> Content:
+        del request
+        return content
+
     return Starlette(
-        routes=routes,
-        exception_handlers={404: _refused, 405: _refused, 500: _failed},
+        routes=[
+            route("GET", "/api/info", info),
+            *(route("POST", f"/api/{name}", partial(ask, name=name)) for name in SCHEMAS),
+            route("PUT", "/api/picture", picture),
+            route("GET", "/api/thumbnail/{name}", thumbnail),
+            *(route("GET", path, partial(file, content=c)) for path, c in page_files().items()),
+        ],
+        exception_handlers={404: refuse, 405: refuse, MaskeryError: refuse, 500: fail},
     )
 
 
@@ -112,85 +120,33 @@ def page_files() -> dict[str, tuple[bytes, str]]:
     return files
 
 
-def guarded(handler: Handler) -> Handler:
-    """Wrap a handler: refuse strangers, turn errors into answers and add the headers."""
+def respond(content: Content, status: int = 200) -> Response:
+    """Return an answer that tells the browser what to refuse."""
+    from starlette.responses import JSONResponse, Response
 
-    async def handle(request: Request) -> Response:
-        try:
-            check_host(request)
-            response = await handler(request)
-        except RequestError as error:
-            response = _answer({"error": str(error)}, error.status)
-            if error.status == 503:
-                response.headers["Retry-After"] = "1"
-        except MaskeryError as error:
-            response = _answer({"error": str(error)}, 422)
-        response.headers.update(HEADERS)
-        return response
-
-    return handle
+    if isinstance(content, dict):
+        return JSONResponse(content, status, headers=HEADERS)
+    return Response(content[0], status, headers=HEADERS, media_type=content[1])
 
 
-async def _info(request: Request, *, session: Session) -> Response:
+async def refuse(request: Request, error: Exception) -> Response:
+    """Answer a request that is wrong, at an address that is not there, or too early."""
     del request
-    return _answer(session.info())
-
-
-async def _call(
-    request: Request,
-    *,
-    call: Callable[[dict[str, Any]], dict[str, Any]],
-    worker: Worker,
-    schema: Any,
-) -> Response:
-    values = parse(await read_body(request, BODY_BYTES, "application/json"), schema)
-    return _answer(await worker.run(partial(call, values)))
-
-
-async def _picture(request: Request, *, session: Session, worker: Worker) -> Response:
-    data = await read_body(request, PICTURE_BYTES, "image/")
-    return _answer(await worker.run(partial(session.add_picture, data)))
-
-
-async def _thumbnail(request: Request, *, session: Session, worker: Worker) -> Response:
-    from starlette.responses import Response
-
-    number = request.path_params["number"]
-    if not re.fullmatch("[0-9]{1,9}", number):
-        raise RequestError("no such picture; search again", 404)
-    image = await worker.run(partial(session.thumbnail, int(number)))
-    return Response(image, media_type="image/jpeg")
-
-
-async def _file(request: Request, *, content: bytes, kind: str) -> Response:
-    from starlette.responses import Response
-
-    del request
-    return Response(content, media_type=kind)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    del request
-    status = int(getattr(error, "status_code", 404))
-    response = _answer({"error": "there is nothing here under that address or method"}, status)
-    response.headers.update(HEADERS)
+    if isinstance(error, MaskeryError):
+        response = respond({"error": str(error)}, getattr(error, "status", 422))
+    else:
+        message = "there is nothing here under that address or method"
+        response = respond({"error": message}, int(getattr(error, "status_code", 404)))
+    if response.status_code == 503:
+        response.headers["Retry-After"] = "1"
     return response
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def fail(request: Request, error: Exception) -> Response:
+    """Answer where the fault is ours."""
     del request
     log.error("a request failed", exc_info=error)
-    response = _answer(
-        {"error": "this should not have happened; the terminal has the details"}, 500
-    )
-    response.headers.update(HEADERS)
-    return response
-
-
-def _answer(data: dict[str, Any], status: int = 200) -> Response:
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(data, status_code=status)
+    return respond({"error": "this should not have happened; the terminal has the details"}, 500)
 
 
 def check_host(request: Request) -> None:
@@ -215,34 +171,29 @@ def check_host(request: Request) -> None:
 
 
 async def read_body(request: Request, most: int, kind: str) -> bytes:
-    """Read the body, if it is of the right kind, not too large and arrives in time.
-
-    Args:
-        request: The request.
-        most: The most bytes of the body.
-        kind: The start that its content type must have.
+    """Read a body of at most `most` bytes, whose content type must start with `kind`.
 
     Raises:
-        RequestError: With status 408, 413 or 415.
+        RequestError: It is too large (413), of another kind (415) or too slow (408).
     """
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not found.startswith(kind):
         raise RequestError(f"the content type must be {kind}", 415)
+    too_large = RequestError(f"the body may have at most {most:,} bytes", 413)
     declared = request.headers.get("content-length", "0")
+    # Cut, since Python refuses to read numbers of thousands of digits.
     if not declared.isdigit() or int(declared[:12]) > most:
-        raise RequestError(f"the body may have at most {most:,} bytes", 413)
+        raise too_large
+    data = bytearray()
     try:
-        return await asyncio.wait_for(_read(request, most), BODY_SECONDS)
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                data += part
+                # A body may also come in chunks, and announce nothing.
+                if len(data) > most:
+                    raise too_large
     except TimeoutError as error:
         raise RequestError("the body did not arrive in time", 408) from error
-
-
-async def _read(request: Request, most: int) -> bytes:
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise RequestError(f"the body may have at most {most:,} bytes", 413)
     return bytes(data)
 
 

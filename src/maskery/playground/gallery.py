@@ -1,12 +1,14 @@
 """Search a folder of pictures from the page.
 
-A picture is named by a number that a search has given out, never by a path; it is decoded and drawn
+A picture is named by a hash that a search has given out, never by its path; it is decoded and drawn
 anew in small, so that nothing of a file but its look reaches the page.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -37,51 +39,35 @@ class GallerySearch:
         # Somebody waits for the page, so it looks again at fewer pictures than the command line.
         ranking = replace(ranking, rerank=min(ranking.rerank, RERANK, len(gallery)))
         self.searcher = Searcher(opened, gallery, ranking)
-        self._paths: OrderedDict[int, str] = OrderedDict()
-        self._numbers: dict[str, int] = {}
-        self._next = 0
+        self._paths: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.searcher.gallery)
 
     def search(self, text: str, top: int) -> dict[str, Any]:
-        """Find pictures, as `maskery search`, with a number for each."""
-        hits = self.searcher.search(text, top=top)
-        return {
-            "hits": [
-                {
-                    "picture": self._number(hit.path),
-                    "name": Path(hit.path).name,
-                    "similarity": hit.similarity,
-                    "match": hit.match,
-                }
-                for hit in hits
-            ]
-        }
+        """Find pictures, as `maskery search`, each named by a hash."""
+        hits = []
+        for hit in self.searcher.search(text, top=top):
+            name = hashlib.blake2b(os.fsencode(hit.path), digest_size=8).hexdigest()
+            self._paths[name] = hit.path
+            self._paths.move_to_end(name)
+            found = {"similarity": hit.similarity, "match": hit.match}
+            hits.append({"picture": name, "name": Path(hit.path).name, **found})
+        while len(self._paths) > REMEMBERED:
+            self._paths.popitem(last=False)
+        return {"hits": hits}
 
-    def thumbnail(self, number: int) -> bytes:
+    def thumbnail(self, name: str) -> bytes:
         """Return a picture that was found, as a small JPEG.
 
         Raises:
-            RequestError: No search has given out that number, or long ago.
+            RequestError: No search has given out that name, or long ago.
             DataError: The picture is gone.
         """
-        if number not in self._paths:
+        if name not in self._paths:
             raise RequestError("no such picture; search again", 404)
-        image = self.searcher.picture(self._paths[number])
+        image = self.searcher.picture(self._paths[name])
         image.thumbnail((SIDE, SIDE))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
-
-    def _number(self, path: str) -> int:
-        if path not in self._numbers:
-            self._numbers[path] = self._next
-            self._next += 1
-        number = self._numbers[path]
-        self._paths[number] = path
-        self._paths.move_to_end(number)
-        while len(self._paths) > REMEMBERED:
-            _, dropped = self._paths.popitem(last=False)
-            del self._numbers[dropped]
-        return number

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from maskery.core.errors import MaskeryError
@@ -33,16 +32,6 @@ class RequestError(MaskeryError):
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One key of a request."""
-
-    # Turns a JSON value into a checked one, or raises `RequestError`
-    check: Callable[[str, Any], Any]
-    default: Any = None  # The value of a key that is missing
-    required: bool = False  # True if the key must not be missing
 
 
 def text(name: str, value: Any) -> str:
@@ -91,27 +80,27 @@ def whole(low: int, high: int) -> Callable[[str, Any], int]:
     return check
 
 
-MODEL = Field(check=whole(0, 1), default=0)
-PICTURE = Field(check=picture)
-TEXT = Field(check=text, required=True)
-ABOUT_A_TEXT = {"model": MODEL, "text": TEXT, "picture": PICTURE}
-SCHEMAS: dict[str, Mapping[str, Field]] = {
-    "fill": ABOUT_A_TEXT
-    | {
-        "top_k": Field(check=whole(1, TOP_K), default=10),
-        "words": Field(check=words, default=()),
-        "together": Field(check=flag, default=False),
+# The check of each key of a request, and its value where it is missing.
+Schema = Mapping[str, tuple[Callable[[str, Any], Any], Any]]
+REQUIRED = object()
+TEXT = (text, REQUIRED)
+ABOUT_A_TEXT: Schema = {"model": (whole(0, 1), 0), "text": TEXT, "picture": (picture, None)}
+SCHEMAS: dict[str, Schema] = {
+    "fill": {
+        **ABOUT_A_TEXT,
+        "top_k": (whole(1, TOP_K), 10),
+        "words": (words, ()),
+        "together": (flag, False),
     },
-    "score": ABOUT_A_TEXT
-    | {"method": Field(check=choice("within-word", "original"), default="within-word")},
-    "saliency": ABOUT_A_TEXT | {"mask": Field(check=whole(0, MASKS - 1), default=0)},
+    "score": {**ABOUT_A_TEXT, "method": (choice("within-word", "original"), "within-word")},
+    "saliency": {**ABOUT_A_TEXT, "mask": (whole(0, MASKS - 1), 0)},
     "explain": ABOUT_A_TEXT,
     "replaced": ABOUT_A_TEXT,
-    "search": {"text": TEXT, "top": Field(check=whole(1, FOUND), default=12)},
+    "search": {"text": TEXT, "top": (whole(1, FOUND), 12)},
 }
 
 
-def parse(body: bytes, schema: Mapping[str, Field]) -> dict[str, Any]:
+def parse(body: bytes, schema: Schema) -> dict[str, Any]:
     """Parse a request's body into checked values.
 
     Raises:
@@ -126,12 +115,13 @@ def parse(body: bytes, schema: Mapping[str, Field]) -> dict[str, Any]:
     unknown = sorted(set(data) - set(schema))
     if unknown:
         raise RequestError(f"unknown key {ascii(unknown[0])[:40]}; known are {', '.join(schema)}")
-    values = {}
-    for name, field in schema.items():
-        if name not in data and field.required:
+    for name, (_, default) in schema.items():
+        if default is REQUIRED and name not in data:
             raise RequestError(f"{name} is missing")
-        values[name] = field.check(name, data[name]) if name in data else field.default
-    return values
+    return {
+        name: check(name, data[name]) if name in data else default
+        for name, (check, default) in schema.items()
+    }
 
 
 def _string(name: str, value: Any, longest: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,6 @@ from maskery.evaluation.image_text.opening import (
     open_image_text,
 )
 from maskery.evaluation.text.fill import MASK, Filler, saliency
-from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import Scorer, WordScore
 from maskery.evaluation.text.words_of_text import Word
 from maskery.playground import requests
@@ -58,20 +58,12 @@ class Session:
 
     def info(self) -> dict[str, Any]:
         """Return the models, the limits and the size of the gallery."""
-        models = [self._described(index) for index in range(len(self.names))]
-        limits = {
-            "characters": requests.CHARACTERS,
-            "masks": requests.MASKS,
-            "top_k": requests.TOP_K,
-            "words": requests.WORDS,
-            "scored_tokens": requests.SCORED_TOKENS,
-            "picture_bytes": requests.PICTURE_BYTES,
-        }
+        names = ("characters", "masks", "top_k", "words", "scored_tokens", "picture_bytes")
         return {
             "version": __version__,
             "mask": MASK,
-            "models": models,
-            "limits": limits,
+            "models": [self._described(index) for index in range(len(self.names))],
+            "limits": {name: getattr(requests, name.upper()) for name in names},
             "gallery": 0 if self.gallery is None else len(self.gallery),
         }
 
@@ -101,22 +93,14 @@ class Session:
         masks = values["text"].count(MASK)
         if masks > requests.MASKS:
             raise RequestError(f"there are {masks} masks; at most {requests.MASKS} are filled")
-        filling = filler.fill(
-            values["text"],
-            top_k=values["top_k"],
-            words=values["words"],
-            together=values["together"],
-        )
-        return {
-            "masks": [[asdict(candidate) for candidate in mask] for mask in filling.masks],
-            "completions": [asdict(completion) for completion in filling.completions],
-            "words": [asdict(word) for word in filling.words],
-        }
+        settings = {name: values[name] for name in ("text", "top_k", "words", "together")}
+        filling = asdict(filler.fill(**settings))
+        del filling["text"]
+        return filling
 
     def score(self, values: dict[str, Any]) -> dict[str, Any]:
         """Score words, as `maskery score`; masks in the text stay hidden."""
-        scorer = self._scorer(self._asked(values))
-        read = Shifted(values["text"], scorer.reader.mask_token)
+        scorer, read = self._read(values)
         tokens = len(scorer.reader.read(read.text).ids)
         if tokens > requests.SCORED_TOKENS:
             raise RequestError(
@@ -130,10 +114,8 @@ class Session:
 
     def saliency(self, values: dict[str, Any]) -> dict[str, Any]:
         """Weigh the words that a mask's likeliest token depends on."""
-        filler = self._asked(values)
-        reader = self._scorer(filler).reader
-        read = Shifted(values["text"], reader.mask_token)
-        found = saliency(filler, reader, read.text, mask=values["mask"])
+        scorer, read = self._read(values)
+        found = saliency(scorer.filler, scorer.reader, read.text, mask=values["mask"])
         words = [
             {"word": word.text, **read.place(word), "weight": weight}
             for word, weight in zip(found.words, found.weights, strict=True)
@@ -146,13 +128,12 @@ class Session:
         Raises:
             RequestError: The model reads text alone.
         """
-        filler = self._asked(values)
+        scorer, read = self._read(values)
+        filler = scorer.filler
         if not isinstance(filler, ImageFiller):
             raise RequestError("this model reads text alone and detects no replaced words")
-        reader = self._scorer(filler).reader
-        read = Shifted(values["text"], reader.mask_token)
-        encoded = reader.read(read.text)
-        if len(encoded.ids) > filler.limit:  # type: ignore[operator]
+        encoded = scorer.reader.read(read.text)
+        if filler.limit is not None and len(encoded.ids) > filler.limit:
             raise RequestError(
                 f"the text has {len(encoded.ids)} tokens, and the model has {filler.limit} "
                 f"positions; shorten it"
@@ -197,21 +178,20 @@ class Session:
             raise RequestError("there is no gallery; start the playground with --gallery DIR")
         return self.gallery.search(values["text"], values["top"])
 
-    def thumbnail(self, number: int) -> bytes:
+    def thumbnail(self, name: str) -> bytes:
         """Return a picture that a search has found, in small."""
         if self.gallery is None:
             raise RequestError("there is no gallery", 404)
-        return self.gallery.thumbnail(number)
+        return self.gallery.thumbnail(name)
 
     def _described(self, index: int) -> dict[str, Any]:
         filler = self._filler(index, None)
-        seeing = isinstance(filler, ImageFiller)
         shown = [_shown(name) for name in self.names]
         again = shown[index] in shown[:index]
         return {
             "name": f"{shown[index]} (2)" if again else shown[index],
             "positions": filler.limit,
-            "pictures": seeing,
+            "pictures": isinstance(filler, ImageFiller),
             "detects": isinstance(filler, ImageFiller) and filler.detects,
         }
 
@@ -251,10 +231,13 @@ class Session:
             self._scorers.pop(dropped, None)
         return self._fillers[key]
 
-    def _scorer(self, filler: Filler) -> Scorer:
+    def _read(self, values: dict[str, Any]) -> tuple[Scorer, Shifted]:
+        """Return the scorer of the model that is asked, and the text as its tokenizer takes it."""
+        filler = self._asked(values)
         if filler not in self._scorers:
             self._scorers[filler] = Scorer(filler)
-        return self._scorers[filler]
+        scorer = self._scorers[filler]
+        return scorer, Shifted(values["text"], scorer.reader.mask_token)
 
 
 class Shifted:
@@ -263,12 +246,9 @@ class Shifted:
     def __init__(self, text: str, mask_token: str) -> None:
         self.text = text.replace(MASK, mask_token)
         self._step = len(mask_token) - len(MASK)
-        self._starts: list[int] = []
-        place = text.find(MASK)
-        while place >= 0:
-            # Where each mask starts in the text that the tokenizer reads.
-            self._starts.append(place + self._step * len(self._starts))
-            place = text.find(MASK, place + len(MASK))
+        places = [found.start() for found in re.finditer(re.escape(MASK), text)]
+        # Where each mask starts in the text that the tokenizer reads.
+        self._starts = [place + self._step * before for before, place in enumerate(places)]
 
     def place(self, word: Word | WordScore) -> dict[str, int]:
         """Return where a word starts and ends in the original."""
@@ -284,8 +264,7 @@ class Shifted:
 def _open(name: str) -> Filler | OpenImageText:
     if is_image_text(name):
         return open_image_text(name)
-    opened = open_model(name)
-    return Filler(opened.model, opened.tokenizer)
+    return Filler.of(name)
 
 
 def _shown(name: str) -> str:
