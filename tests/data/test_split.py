@@ -7,14 +7,16 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+from datasets import Dataset
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import is_held_out
 from maskery.data.corpus.reader import Corpus
-from maskery.data.split import split, without_held_out
+from maskery.data.split import split, split_by_value, without_held_out
 from maskery.data.store import TokenStore
 from maskery.data.tokenise import tokenise
 from maskery.models.loading import load_tokenizer
@@ -76,3 +78,97 @@ def test_one_text_in_many_forms_cannot_be_split(folder: Path) -> None:
     store = stored(folder, [text, text.upper(), f" {text} "])
     with pytest.raises(DataError, match="1 distinct example"):
         split(store, load_tokenizer(str(folder / "model")), 0.5)
+
+
+def rows_of_patients(num: int = 120, patients: int = 30) -> list[dict[str, object]]:
+    """Texts without near-copies, four of each patient."""
+    generator = np.random.default_rng(0)
+    words = sorted({word for line in lines(200) for word in line.split()})
+    texts = [" ".join(generator.choice(words, 12)) for _ in range(num)]
+    return [
+        {"note": {"body": text, "by": {"patient": n % patients}}, "text": text}
+        for n, text in enumerate(texts)
+    ]
+
+
+def corpus_in(folder: Path, kind: str, rows: list[dict[str, object]]) -> tuple[Corpus, str]:
+    """A corpus of rows in a format, and the name of its column of patients."""
+    path, flat = folder / f"notes.{kind}", [row["note"]["by"]["patient"] for row in rows]
+    if kind in ("csv", "tsv"):
+        between = "," if kind == "csv" else "\t"
+        cells = [
+            ["patient", "text"],
+            *([p, row["text"]] for p, row in zip(flat, rows, strict=True)),
+        ]
+        path.write_text("\n".join(between.join(map(str, row)) for row in cells), "utf-8")
+        return Corpus.open([str(path)], CorpusConfig()), "patient"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows), "utf-8")
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    config = CorpusConfig(text_column="note.body")
+    if kind == "rows":
+        return Corpus.of(rows, config), "note.by.patient"
+    if kind == "dataset":
+        return Corpus.of(Dataset.from_list(rows), config), "note.by.patient"
+    return Corpus.open([str(path)], config), "note.by.patient"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "rows", "dataset"])
+def test_rows_of_one_value_stand_on_one_side(folder: Path, kind: str) -> None:
+    rows = rows_of_patients()
+    corpus, column = corpus_in(folder, kind, rows)
+    tokenizer = load_tokenizer(str(folder / "model"))
+    store = tokenise(corpus, tokenizer, folder / "cache")
+    together = list(corpus.groups(column))
+    assert [name for _, name in together] == [str(n % 30) for n in range(120)]
+    train, held = split_by_value(store, tokenizer, 0.3, together)
+    assert len(train) + len(held) == 120
+    assert {n % 30 for n in held}.isdisjoint(n % 30 for n in train)
+    assert 3 <= len({n % 30 for n in held}) <= 18
+
+
+def test_what_has_a_copy_on_the_other_side_is_left_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Notes of many patients are alike: those of a held-out one are not trained on."""
+    rows = [{"text": row["text"], "patient": n % 30} for n, row in enumerate(rows_of_patients())]
+    common = [{"text": f"{'  ' * n}Nothing was found here.", "patient": n} for n in range(30)]
+    same = [{"text": rows[0]["text"], "patient": n} for n in range(1, 30)]
+    corpus = Corpus.of([*rows, *common, *same], CorpusConfig())
+    tokenizer = load_tokenizer(str(folder / "model"))
+    store = tokenise(corpus, tokenizer, folder / "cache")
+    together = list(corpus.groups("patient"))
+    train, held = split_by_value(store, tokenizer, 0.3, together)
+    assert {together[n][1] for n in held}.isdisjoint(together[n][1] for n in train)
+    # Texts of many values stand on neither side.
+    assert set(held.tolist()) | set(train.tolist()) == set(range(1, 120))
+    assert "60 examples have copies in held-out groups and are left out" in caplog.text
+
+
+def test_one_value_is_nothing_to_split_by(folder: Path) -> None:
+    rows = [{"text": row["text"], "patient": "a"} for row in rows_of_patients()]
+    corpus = Corpus.of(rows, CorpusConfig())
+    tokenizer = load_tokenizer(str(folder / "model"))
+    store = tokenise(corpus, tokenizer, folder / "cache")
+    together = list(corpus.groups("patient"))
+    with pytest.raises(DataError, match="--group-column has 1 value"):
+        split_by_value(store, tokenizer, 0.3, together)
+
+
+def test_rows_without_a_value_are_counted_in_one_line(folder: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": text, "patient": value}
+        for text, value in zip(lines(6), ["a", None, "", "  ", float("nan"), 0], strict=True)
+    ]
+    told = "--group-column patient is empty for 4 of 6 examples"
+    with pytest.raises(DataError, match=told):
+        list(Corpus.of(rows, CorpusConfig()).groups("patient"))
+    with pytest.raises(DataError, match=r"no column 'doctor'; .*name one by --group-column"):
+        list(Corpus.of(rows, CorpusConfig()).groups("doctor"))
+    path = folder / "plain.txt"
+    path.write_text("\n".join(lines(6)), "utf-8")
+    with pytest.raises(DataError, match=r"plain\.txt is plain text, which has no columns"):
+        list(Corpus.open([str(path)], CorpusConfig()).groups("patient"))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
-from maskery.models import attention
 from maskery.models.loading import implementation
 
 VOCAB = 99
@@ -67,7 +66,6 @@ SPECIFIC: dict[str, dict[str, Any]] = {
 
 def tiny(family: str, *, seed: int = 0) -> PreTrainedModel:
     """A model of a family, in evaluation mode; weights large enough to matter."""
-    attention.register()
     settings = {**SMALL, **SPECIFIC.get(family, {})}
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)

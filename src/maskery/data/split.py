@@ -16,7 +16,7 @@ import logging
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.examples import is_held_out
+from maskery.data.corpus.examples import example_id, is_held_out
 from maskery.data.store import Documents, TokenStore
 
 log = logging.getLogger(__name__)
@@ -48,18 +48,66 @@ def split(store: TokenStore, tokenizer: PreTrainedTokenizerBase, share: float) -
     groups = _groups(tokenizer, store)
     names = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(names, groups, ids)
-    if len(names) < 2:
+    held = _chosen(
+        names,
+        share,
+        f"the corpus has {len(names)} distinct example, and some text must be held out to measure "
+        f"on; cut it finer with --unit line or paragraph, or pass --eval-data FILE",
+    )[groups]
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def split_by_value(
+    store: TokenStore,
+    tokenizer: PreTrainedTokenizerBase,
+    share: float,
+    values: Iterable[tuple[int, str]],
+) -> tuple[Ints, Ints]:
+    """Return training and held-out documents, so that those of one value are on one side.
+
+    What has a copy on the other side is left out, and counted: notes of many patients are alike.
+
+    Args:
+        store: The corpus.
+        tokenizer: What it was tokenised by.
+        share: Of the values.
+        values: The id of each document with its value, by a hash of which the sides are chosen.
+
+    Raises:
+        DataError: There are fewer than two values, or nothing to train or to measure on.
+    """
+    numbers: dict[str, int] = {}
+    rows = [(number, numbers.setdefault(value, len(numbers))) for number, value in values]
+    known, of_value = np.array([n for n, _ in rows], np.uint64), np.array([n for _, n in rows])
+    too_few = f"--group-column has {len(numbers)} value, and a split needs two; name another column"
+    held_values = _chosen(np.array([*map(example_id, numbers)], np.uint64), share, too_few)
+    held_rows, ids = held_values[of_value], np.asarray(store.ids)
+    # Equal texts have one id, and may be of several values.
+    held, trained = np.isin(ids, known[held_rows]), np.isin(ids, known[~held_rows])
+    copies = _groups(tokenizer, store)
+    train = np.flatnonzero(~np.isin(copies, copies[held]))
+    measured = np.flatnonzero(held & ~trained)
+    if not len(train) or not len(measured):
         raise DataError(
-            f"the corpus has {len(names)} distinct example, and some text must be held out to "
-            f"measure on; cut it finer with --unit line or paragraph, or pass --eval-data FILE"
+            "--group-column: texts of one side all have copies on the other; name another column, "
+            "or remove the copies"
         )
-    held_groups = is_held_out(names, share)
-    if held_groups.all() or not held_groups.any():
+    left_out = len(ids) - len(train) - len(measured)
+    if left_out:
+        log.warning("%s examples have copies in held-out groups and are left out", f"{left_out:,}")
+    return train, measured
+
+
+def _chosen(names: npt.NDArray[np.uint64], share: float, too_few: str) -> npt.NDArray[np.bool_]:
+    """Return which groups of these names are held out; at least one is, and one is not."""
+    if len(names) < 2:
+        raise DataError(too_few)
+    held = is_held_out(names, share)
+    if held.all() or not held.any():
         # Too few groups for the share: the hash still decides, with one on the other side.
         first = int(np.argmin(names))
-        held_groups[first] = not held_groups[first]
-    held = held_groups[groups]
-    return np.flatnonzero(~held), np.flatnonzero(held)
+        held[first] = not held[first]
+    return held
 
 
 def without_held_out(
@@ -121,19 +169,25 @@ def as_read(text: str) -> str:
 
 def copy_groups(texts: Sequence[str]) -> Ints:
     """Return the group of each text, (N,) from 0; copies and near-copies share one."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     read = [as_read(text) for text in texts]
     first: dict[str, int] = {}
     of_text = np.array([first.setdefault(text, len(first)) for text in read], np.int64)
     if len(first) < 2 or len(first) > MOST_TEXTS:
         return of_text
-    pairs = list(_near_pairs(list(first)))
-    rows, columns = np.array(pairs or np.zeros((0, 2)), np.int64).T
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(first), len(first)))
+    every = np.arange(len(first))
+    pairs = np.array([*_near_pairs(list(first)), *zip(every, every, strict=True)], np.int64)
+    return connected(*pairs.T)[of_text]
+
+
+def connected(one: Ints, other: Ints) -> Ints:
+    """Return the group of each number, from 0, in which pairs of numbers, (K,) each, are joined."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(max(one.max(), other.max())) + 1
+    graph = coo_matrix((np.ones(len(one)), (one, other)), shape=(size, size))
     groups: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
-    return groups[of_text]
+    return groups
 
 
 def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:

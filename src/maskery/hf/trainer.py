@@ -58,7 +58,6 @@ def masked_lm_trainer(
     """
     pad_token_id = int(tokenizer.pad_token_id or 0)
     if model.config.model_type in PACKABLE:
-        attention.register()
         model.set_attn_implementation(attention.NAME)
     packed, reason = can_pack(model, pad_token_id)
     if args.n_gpu > 1:  # its threads would cut a packed row in two

@@ -4,9 +4,8 @@ Packed batches come with `cu_seq_lens_q` among the forward arguments; everything
 to the stock SDPA attention with its own masks, so that a model can be used either way. There are
 two ways to compute a packed batch:
 
-- `segment_attention`, on the CPU: each sequence is a slice of the flat tensors, neighbours of equal
-  length run as one batch, and the backward passes are written out, because autograd's, for slices,
-  fills a tensor of the full length with zeros for every sequence.
+- `segment_attention`, on the CPU: one sequence after another, neighbours of equal length as one
+  batch.
 - `varlen_attention`, on GPUs and in compiled steps: boundaries stay on the device, so nothing waits
   for them. PyTorch's variable-length flash attention takes half precision on recent NVIDIA GPUs;
   `padded_attention` computes the same elsewhere, with ordinary operations.
@@ -19,9 +18,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -31,7 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from maskery.core.errors import ConfigError
-from maskery.models.dropout import apply, keep_mask, thin
+from maskery.models.dropout import fast_dropout
 
 NAME = "maskery"
 # The limits of PyTorch's flash attention.
@@ -53,23 +51,11 @@ def attention_forward(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend, with Transformers' signature of attention functions.
+    """Attend, with Transformers' signature of attention functions; returns (B, L, H, E) and None.
 
-    Args:
-        module: The layer that calls.
-        query: (B, H, L, E); (1, H, T, E) when packed. Keys and values have G heads, dividing H.
-        key: (B, G, L, E).
-        value: (B, G, L, E).
-        attention_mask: None when packed.
-        dropout: Chance of an attention weight to be dropped.
-        scaling: Factor of the scores. Default: 1 / sqrt(E).
-        sliding_window: Attend where |i - j| < sliding_window.
-        cu_seq_lens_q: (S + 1,) int32 when packed, with the longest segment as `max_length_q`.
-        max_length_q: See above.
-        kwargs: Passed on to SDPA when not packed.
-
-    Returns:
-        (B, L, H, E) and None.
+    Queries are (B, H, L, E), keys and values (B, G, L, E), G dividing H. When packed, they are (1,
+    H, T, E), `cu_seq_lens_q` is (S + 1,) int32 and `max_length_q` the length of the longest
+    segment. A sliding window attends where |i - j| < `sliding_window`.
     """
     if cu_seq_lens_q is None:
         output, _ = sdpa_attention_forward(
@@ -96,10 +82,8 @@ def _repeated(query: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
 
 
 def stays_on_device(query: torch.Tensor) -> bool:
-    """Return True where boundaries are kept on the device: on GPUs, and in compiled steps.
-
-    Elsewhere they are read back and each segment is computed by itself, which a CPU does faster.
-    """
+    """Return True where boundaries are kept on the device: on GPUs, and in compiled steps."""
+    # Elsewhere they are read back and each segment is computed by itself: a CPU does that faster.
     return query.is_cuda or torch.compiler.is_compiling()
 
 
@@ -111,37 +95,14 @@ def attention_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     return mask
 
 
-def register() -> None:
-    """Make `attn_implementation="maskery"` known to Transformers; may be called again."""
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, attention_mask)
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, attention_mask)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentRun:
-    """`count` neighbouring segments of `length` tokens each, from token `start` on."""
-
-    start: int
-    length: int
-    count: int
-
-    def slice(self, tensor: torch.Tensor) -> torch.Tensor:
-        """View (T, H, E) as this run's (n, H, L, E)."""
-        part = tensor[self.start : self.start + self.length * self.count]
-        shape = (self.count, self.length, *part.shape[1:])
-        return part.view(shape).transpose(1, 2)
-
-
-def runs_of(boundaries: Sequence[int]) -> list[SegmentRun]:
-    """Group neighbouring segments of equal length; empty ones are left out."""
-    runs: list[SegmentRun] = []
-    for start, end in pairwise(boundaries):
-        if runs and runs[-1].length == end - start:
-            last = runs.pop()
-            runs.append(SegmentRun(start=last.start, length=last.length, count=last.count + 1))
-        elif end > start:
-            runs.append(SegmentRun(start=start, length=end - start, count=1))
-    return runs
+def runs_of(boundaries: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (length, how many) of neighbouring segments of equal length; empty ones left out."""
+    lengths = (end - start for start, end in pairwise(boundaries) if end > start)
+    return [(length, len(list(same))) for length, same in groupby(lengths)]
 
 
 def segment_attention(
@@ -158,121 +119,46 @@ def segment_attention(
 
     `boundaries` go from 0 to T; `reach` is the furthest |i - j| of a sliding window.
     """
-    runs = runs_of(boundaries)
-    if dropout > 0.0:
-        return apply(_DropoutAttention, query, key, value, runs, scale, dropout, reach)
-    return apply(_FlashAttention, query, key, value, runs, scale, reach)
+    runs, dtype = runs_of(boundaries), query.dtype
+    sizes = [length * count for length, count in runs]
+    # In bfloat16, PyTorch's backward takes 3 times as long as with the conversion to float32.
+    wide = torch.promote_types(dtype, torch.float32)
+    # Split, not sliced: the gradients of slices would each fill a tensor of the full length.
+    splits = (t.to(wide).split(sizes) for t in (query, key, value))
+    outputs = []
+    for (length, count), *parts in zip(runs, *splits, strict=True):
+        # (n, H, L, E) each
+        q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
+        mask = window_mask(length, reach, query.device)
+        if dropout > 0.0:
+            output = _attend_with_dropout(q, k, v, mask, scale, dropout)
+        else:
+            output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).to(dtype) if outputs else query.new_empty(query.shape)
 
 
-def window_mask(run: SegmentRun, reach: int | None, like: torch.Tensor) -> torch.Tensor | None:
-    """Return (1, 1, L, L), 0 within reach and -inf beyond; None if everything is within reach."""
-    if reach is None or run.length - 1 <= reach:
+def window_mask(length: int, reach: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return (L, L) bool, True within reach; None if everything is within reach."""
+    if reach is None or length - 1 <= reach:
         return None
-    index = torch.arange(run.length, device=like.device)
-    far = (index[:, None] - index[None, :]).abs() > reach
-    return torch.zeros_like(far, dtype=like.dtype).masked_fill_(far, float("-inf"))[None, None]
+    index = torch.arange(length, device=device)
+    return (index[:, None] - index[None, :]).abs() <= reach
 
 
-class _FlashAttention(torch.autograd.Function):
-    """Run PyTorch's CPU flash attention run by run, forward and backward into whole tensors."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        runs: list[SegmentRun],
-        scale: float,
-        reach: int | None,
-    ) -> torch.Tensor:
-        dtype = query.dtype
-        # In bfloat16, PyTorch's backward takes 3 times as long as with the conversion to float32.
-        wide = torch.promote_types(dtype, torch.float32)
-        query, key, value = query.to(wide), key.to(wide), value.to(wide)
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        sums = []
-        for run in runs:
-            part, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                run.slice(query),
-                run.slice(key),
-                run.slice(value),
-                attn_mask=window_mask(run, reach, query),
-                scale=scale,
-            )
-            run.slice(out).copy_(part)
-            sums.append(log_sum)
-        ctx.save_for_backward(query, key, value, out, *sums)
-        ctx.runs, ctx.scale, ctx.reach, ctx.dtype = runs, scale, reach, dtype
-        return out.to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, *sums = ctx.saved_tensors
-        grad_out = grad_out.to(query.dtype)
-        grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)]
-        for run, log_sum in zip(ctx.runs, sums, strict=True):
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                run.slice(grad_out),
-                run.slice(query),
-                run.slice(key),
-                run.slice(value),
-                run.slice(out),
-                log_sum,
-                0.0,
-                False,
-                attn_mask=window_mask(run, ctx.reach, query),
-                scale=ctx.scale,
-            )
-            for grad, part in zip(grads, parts, strict=True):
-                run.slice(grad).copy_(part)
-        return *(grad.to(ctx.dtype) for grad in grads), None, None, None
-
-
-class _DropoutAttention(torch.autograd.Function):
+def _attend_with_dropout(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    dropout: float,
+) -> torch.Tensor:
     """Write the softmax out, since the CPU's flash attention knows no dropout."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        runs: list[SegmentRun],
-        scale: float,
-        dropout: float,
-        reach: int | None,
-    ) -> torch.Tensor:
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        saved = []
-        for run in runs:
-            scores = torch.matmul(run.slice(query) * scale, run.slice(key).transpose(2, 3))
-            mask = window_mask(run, reach, query)
-            if mask is not None:
-                scores += mask
-            weights = torch.softmax(scores, dim=-1)
-            keep, gain = keep_mask(weights.shape, dropout, weights.device)
-            run.slice(out).copy_(torch.matmul(thin(weights, keep), run.slice(value)).mul_(gain))
-            saved += [weights, keep]
-        ctx.save_for_backward(query, key, value, *saved)
-        ctx.runs, ctx.scale, ctx.gain = runs, scale, gain if runs else 1.0
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, *saved = ctx.saved_tensors
-        grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)]
-        for index, run in enumerate(ctx.runs):
-            weights, keep = saved[2 * index : 2 * index + 2]
-            grad = run.slice(grad_out) * ctx.gain
-            dropped = thin(weights, keep)
-            run.slice(grads[2]).copy_(torch.matmul(dropped.transpose(2, 3), grad))
-            # The softmax's backward: w * (g - sum(w * g)), with g zero where dropped.
-            inner = torch.matmul(grad, run.slice(value).transpose(2, 3)).mul_(dropped)
-            scores = inner.sub_(weights * inner.sum(dim=-1, keepdim=True)).mul_(ctx.scale)
-            run.slice(grads[0]).copy_(torch.matmul(scores, run.slice(key)))
-            run.slice(grads[1]).copy_(torch.matmul(scores.transpose(2, 3), run.slice(query)))
-        return *grads, None, None, None, None
+    scores = torch.matmul(query * scale, key.transpose(2, 3))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), dropout), value)
 
 
 def varlen_attention(
@@ -288,15 +174,8 @@ def varlen_attention(
 ) -> torch.Tensor:
     """Attend within each segment as `segment_attention` does, with boundaries on the device.
 
-    Args:
-        query: (T, H, E); keys and values are (T, G, E), G dividing H.
-        key: See above.
-        value: See above.
-        boundaries: (S + 1,) int32, from 0 to T; segments may be empty.
-        longest: At least the tokens of the longest segment.
-        scale: Factor of the scores.
-        dropout: Must be 0, else a ConfigError: neither kernel has any.
-        reach: The furthest distance |i - j| of a sliding window.
+    Queries are (T, H, E), keys and values (T, G, E), G dividing H; `boundaries` (S + 1,) int32
+    from 0 to T, of segments that may be empty and have at most `longest` tokens.
     """
     if dropout > 0.0:
         raise ConfigError(

@@ -15,21 +15,17 @@ import torch.distributed
 
 @torch.no_grad()
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Collect (B, ...) of each process, in the order of their ranks, to (G, ...) on every one.
-
-    B may differ between processes. Gradients do not pass.
-    """
-    if num_processes() == 1:
+    """Collect (B, ...) of each process, B its own, by rank to (G, ...); gradients do not pass."""
+    if trains_alone():
         return rows
     sizes = [int(c) for c in _everyones(torch.tensor([len(rows)], device=rows.device))]
     return _gathered(rows, sizes)
 
 
-def num_processes() -> int:
-    """Return the number of processes that train together."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return 1
-    return torch.distributed.get_world_size()
+def trains_alone() -> bool:
+    """Return True if no other processes train with this one."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_world_size() == 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,36 +35,27 @@ class Crowd:
     A step's examples are dealt one to each process in turn, so the first rows of all processes come
     before the second ones. In that order, what is computed from the crowd is the same, bit for bit
     but for rounding, however many processes there are.
-
-    Attributes:
-        sizes: The rows of each process.
-        longest: The greatest length of a row on any process.
-        order: (G,) int64: the place of each row of the crowd among the rows process after process.
-        mine: (B,) int64: where this process's rows stand in the crowd.
     """
 
-    sizes: tuple[int, ...]
-    longest: int
-    order: torch.Tensor
-    mine: torch.Tensor
+    sizes: tuple[int, ...]  # The rows of each process
+    longest: int  # The greatest length of a row on any process
+    order: torch.Tensor  # (G,): the place of each row of the crowd among those by process
+    mine: torch.Tensor  # (B,): where this process's rows stand in the crowd
 
     @classmethod
     def of(cls, num_rows: int, length: int, device: torch.device) -> Crowd:
         """Agree with the other processes on B and on the length of rows (padded text)."""
-        if num_processes() == 1:
-            places = torch.arange(num_rows, device=device)
-            return cls(sizes=(num_rows,), longest=length, order=places, mine=places)
-        told = _everyones(torch.tensor([num_rows, length], device=device))
+        mine = torch.tensor([num_rows, length], device=device)
+        told = [mine] if trains_alone() else _everyones(mine)
+        me = 0 if trains_alone() else torch.distributed.get_rank()
         sizes = tuple(int(size) for size, _ in told)
         turns = [(row, process) for process, size in enumerate(sizes) for row in range(size)]
         order = sorted(range(len(turns)), key=turns.__getitem__)
-        me = torch.distributed.get_rank()
-        mine = [place for place, row in enumerate(order) if turns[row][1] == me]
         return cls(
             sizes=sizes,
             longest=max(int(length) for _, length in told),
             order=torch.tensor(order, device=device),
-            mine=torch.tensor(mine, device=device),
+            mine=torch.tensor([i for i, row in enumerate(order) if turns[row][1] == me]).to(device),
         )
 
     @property

@@ -117,16 +117,11 @@ def pack(
     first_position: int = 0,
     longest: int | None = None,
 ) -> EncoderInputs:
-    """Lay sequences end to end in one row, told apart by their boundaries.
+    """Lay sequences, (T,) ids with (B + 1,) boundaries, end to end in one row.
 
-    Args:
-        input_ids: (T,) int64.
-        boundaries: (B + 1,) int64.
-        positions: (M,) int64, indices into the T.
-        first_position: The position id of a sequence's first token; RoBERTa-like models number
-            from `padding_idx + 1`.
-        longest: Tokens of the longest sequence, where the figure must not change from batch to
-            batch. Default: counted.
+    `positions` (M,) are indices into the T, `first_position` is the position id of a sequence's
+    first token, and `longest` the tokens of the longest sequence where the figure must not change
+    from batch to batch.
     """
     lengths = np.diff(boundaries)
     position_ids = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths) + first_position
@@ -184,11 +179,7 @@ class StaticInputs:
 def pack_static(
     masked: MaskedTokens, shapes: StaticShapes, *, pad_token_id: int, first_position: int = 0
 ) -> StaticInputs:
-    """Pack a batch, then padding in sequences of its own, then empty sequences.
-
-    The batch must fit in `shapes`. Where more tokens are masked than there are rows, those that are
-    left out of the loss are spread evenly over the batch; they stay corrupted in the input.
-    """
+    """Pack a batch that fits in `shapes`, then padding in sequences of its own, then empty ones."""
     real, size = masked.batch.num_tokens, shapes.num_tokens
     ids = np.full(size, pad_token_id, np.int64)
     ids[:real] = masked.input_ids
@@ -228,6 +219,7 @@ def masked_rows(
     """Return (M,) positions and (M,) targets; unused rows point anywhere and have no target."""
     count, room = len(masked.positions), shapes.num_masked
     if count > room:
+        # Those left out of the loss are spread evenly over the batch; they stay corrupted there.
         kept = np.arange(room) * count // room
         return masked.positions[kept], masked.targets[kept]
     # Different rows, so that adding their zero gradients does not pile up on one; and in order,
@@ -241,9 +233,8 @@ def masked_rows(
 
 def first_position(config: PreTrainedConfig) -> int:
     """Return the position id of a sequence's first token."""
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        return int(config.pad_token_id) + 1
-    return 0
+    after = config.model_type in POSITIONS_AFTER_PADDING
+    return int(config.pad_token_id) + 1 if after else 0
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -256,10 +247,7 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 
 @torch.no_grad()
 def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
-    """Return the largest difference between packed and padded logits on a few random sequences.
-
-    It is relative to the largest logit. The model is in evaluation mode while it is checked.
-    """
+    """Return the largest difference of packed from padded logits, as a share of the largest one."""
     generator = np.random.default_rng(seed)
     limit = max_positions(hf.config) or 64
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)

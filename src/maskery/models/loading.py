@@ -151,7 +151,7 @@ def load_masked_lm(
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
 ) -> Loaded:
-    """Load a masked language model in float32.
+    """Load a masked language model in float32; raises ModelError if it cannot be trained on.
 
     Args:
         name: `minilm`, a model folder, a run folder or a hub name.
@@ -159,11 +159,7 @@ def load_masked_lm(
         hidden_dropout: Dropout of hidden states; None for the model's own.
         tokenizer: If it is already there.
         seed: Of the weights that the checkpoint does not have.
-
-    Raises:
-        ModelError: It cannot be loaded, or a part of its encoder would start from noise.
     """
-    attention.register()
     config = load_config(name)
     dropouts = {} if attention_dropout else turn_off_attention_dropout(config)
     if hidden_dropout is not None:
@@ -191,17 +187,15 @@ def load_masked_lm(
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
-        new_parameters=frozenset(_own_missing(model, info)),
+        new_parameters=frozenset(
+            key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}.")
+        ),
         attention_dropouts=dropouts,
     )
 
 
 def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """Call `kind.from_pretrained` without its reports; returns the model and what was missing.
-
-    Raises:
-        ModelError: Weights are missing, damaged, a pickle that asks to run code, or misshapen.
-    """
+    """Call `kind.from_pretrained` without its reports; returns the model and what was missing."""
     try:
         with quiet_transformers():
             model, info = kind.from_pretrained(
@@ -253,11 +247,6 @@ def turn_off_attention_dropout(config: PreTrainedConfig) -> dict[str, float]:
     return before
 
 
-def _own_missing(model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
-    prefix = f"{model.base_model_prefix}."
-    return [key for key in info["missing_keys"] if not key.startswith(prefix)]
-
-
 def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Refuse weights that leave a part of the encoder at random, except a head or a pooler."""
     prefix = f"{model.base_model_prefix}."
@@ -296,7 +285,7 @@ def unloadable(name: str, part: str, error: Exception) -> ModelError:
             f"family that Transformers has, or load it yourself and pass the object in Python"
         )
     if Path(resolve(name)).is_dir():
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return ModelError(f"the {part} in '{name}' cannot be loaded: {reason}")
     return ModelError(
         f"the {part} of '{name}' is not a local folder and could not be fetched from the model "
@@ -312,7 +301,6 @@ def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -
     """Make a BERT of random weights for a tokenizer; `size` is one of `SIZES`."""
     if size not in SIZES:
         raise ModelError(f"scratch:{size} is no size; choose scratch:{', scratch:'.join(SIZES)}")
-    attention.register()
     layers, width, heads = SIZES[size]
     config = BertConfig(
         vocab_size=vocabulary_size(tokenizer),
@@ -336,8 +324,7 @@ def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -
 def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_size: int) -> None:
     """Grow the embeddings and the head to `vocab_size` rows, in place.
 
-    `pieces` has, by the id of each new word, the ids it was cut into before. It starts as their
-    mean; where there are none, as that of the whole vocabulary.
+    By `pieces`, a new word starts as the mean of the ids it was cut into before, or of all.
     """
     old = int(hf.config.vocab_size)
     if vocab_size > old:
@@ -357,14 +344,14 @@ def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_siz
 
 @torch.no_grad()
 def start_new_head(
-    model: PreTrainedModel, new: Collection[str], token_counts: npt.NDArray[np.int64]
+    model: PreTrainedModel,
+    new: Collection[str],  # names of parameters that no checkpoint had
+    token_counts: npt.NDArray[np.int64],  # (V,)
 ) -> None:
     """Set the output bias to log frequencies and square transforms to the identity, in place.
 
     With both, the untrained head already predicts the corpus' unigram distribution sharpened by
     the encoder's similarity to its own input embeddings, and no layer starts from noise.
-
-    `new` names the parameters that no checkpoint had; `token_counts` is (V,) int64.
     """
     output = model.get_output_embeddings()
     for name, module in model.named_modules():

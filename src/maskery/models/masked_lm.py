@@ -116,27 +116,18 @@ class MaskedLanguageModel(nn.Module):
     def lay_out_static(self, masked: MaskedTokens, shapes: StaticShapes) -> StaticInputs:
         """Turn a masked batch into forward arguments of constant shapes; for packed models."""
         assert self.packed
-        return pack_static(
-            masked,
-            shapes,
-            pad_token_id=self.pad_token_id,
-            first_position=first_position(self.hf.config),
-        )
+        start, pad_id = first_position(self.hf.config), self.pad_token_id
+        return pack_static(masked, shapes, pad_token_id=pad_id, first_position=start)
 
     def forward(
         self,
         inputs: EncoderInputs,
         read: Callable[[MaskedLanguageModel, torch.Tensor], Any] | None = None,
     ) -> Any:
-        """Encode, and read the rows.
+        """Encode, and read the M rows: their logits (M, V), or what `read` returns.
 
-        Args:
-            inputs: The text, and the M rows that are asked for.
-            read: A function of this model and its hidden rows (M, D). It returns tensors, or a
-                tuple, list or dict of them, so that FSDP finds them. Default: `logits`.
-
-        Returns:
-            (M, V), the logits of the rows, or what `read` returns.
+        `read` is a function of this model and its hidden rows (M, D). It returns tensors, or a
+        tuple, list or dict of them, so that FSDP finds them.
         """
         rows = self.hidden(inputs)
         return self.logits(rows) if read is None else read(self, rows)
@@ -153,9 +144,8 @@ class MaskedLanguageModel(nn.Module):
                 self._pruning.rows = None
         hidden: torch.Tensor = output[0]
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        if self._pruning is not None and self._pruning.done:
-            return hidden
-        return hidden.index_select(0, inputs.rows)
+        pruned = self._pruning is not None and self._pruning.done
+        return hidden if pruned else hidden.index_select(0, inputs.rows)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Run the model's own head; (M, D) hidden states to (M, V) logits."""
@@ -210,15 +200,11 @@ class LastLayerPruning:
 
     Exact, because everything after attention works row by row: in a BERT-like layer the
     attention's output projection receives (context, residual), and both can be gathered there.
-
-    Attributes:
-        rows: (M,) int64 during a forward pass that may be pruned, else None.
-        done: True if the last pass was pruned.
     """
 
     def __init__(self, output: nn.Module) -> None:
-        self.rows: torch.Tensor | None = None
-        self.done = False
+        self.rows: torch.Tensor | None = None  # (M,) during a pass that may be pruned
+        self.done = False  # True if the last pass was pruned
         output.register_forward_pre_hook(self._gather)
 
     @classmethod
@@ -231,12 +217,8 @@ class LastLayerPruning:
 
     def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
         del module
-        self.done = self.rows is not None and len(args) == 2
-        if self.rows is None or not self.done:
+        rows = self.rows
+        self.done = rows is not None and len(args) == 2
+        if rows is None or not self.done:
             return None
-        context, residual = args
-        width, wide = context.shape[-1], residual.shape[-1]
-        return (
-            context.reshape(-1, width).index_select(0, self.rows).unsqueeze(0),
-            residual.reshape(-1, wide).index_select(0, self.rows).unsqueeze(0),
-        )
+        return tuple(t.reshape(-1, t.shape[-1]).index_select(0, rows).unsqueeze(0) for t in args)

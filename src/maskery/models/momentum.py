@@ -48,13 +48,13 @@ class MomentumTwin(Generic[ModelT]):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move every weight: `twin = momentum * twin + (1 - momentum) * online`.
-
-        Where both are sharded over processes, each moves its own part.
-        """
+        """Move every weight: `twin = momentum * twin + (1 - momentum) * online`."""
         self.follow_device()
-        twin = [_own_part(parameter) for parameter in self.model.parameters()]
-        online = [_own_part(parameter) for parameter in self._online.parameters()]
+        # Where both are sharded over processes, each moves its own part.
+        twin, online = (
+            [p.to_local() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
+            for model in (self.model, self._online)
+        )
         torch._foreach_lerp_(twin, online, 1 - self.momentum)
         for twin_buffer, buffer in zip(self.model.buffers(), self._online.buffers(), strict=True):
             twin_buffer.copy_(buffer)
@@ -67,10 +67,8 @@ class MomentumTwin(Generic[ModelT]):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the twin's weights, by the model's own names; tied ones once."""
-        everything = self.model.state_dict()
-        own = {name for name, _ in self.model.named_parameters()}
-        own |= {name for name, _ in self.model.named_buffers()}
-        return {name: tensor for name, tensor in everything.items() if name in own}
+        own = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
+        return {name: t for name, t in self.model.state_dict().items() if name in own}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state_dict` gave; that of another model is a CheckpointError."""
@@ -84,11 +82,6 @@ class MomentumTwin(Generic[ModelT]):
                 f"the checkpoint's momentum twin does not fit this model ({reason_of(error)}); "
                 f"resume with the model and settings of the checkpoint's run"
             ) from error
-
-
-def _own_part(parameter: nn.Parameter) -> torch.Tensor:
-    """Return the part of a parameter that this process holds."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 class FeatureQueue:
@@ -114,7 +107,6 @@ class FeatureQueue:
         self.pointer = 0
 
     def __len__(self) -> int:
-        """K."""
         return len(self.ids)
 
     def to(self, device: torch.device) -> None:
@@ -123,16 +115,13 @@ class FeatureQueue:
 
     @torch.no_grad()
     def enqueue(self, features: torch.Tensor, ids: torch.Tensor) -> None:
-        """Write a batch, (B, E) of unit length and (B,) int64, over the oldest features.
-
-        Features that are not finite are left out, and the old one stays in its place: the loop
-        skips a spoilt step, and its features would spoil every step after it.
-        """
+        """Write a batch, (B, E) of unit length and (B,) int64, over the oldest features."""
         size, num_new = len(self), len(ids)
         kept = min(size, num_new)
         first = self.pointer + num_new - kept
         places = torch.arange(first, first + kept, device=self.ids.device) % size
         new = features[num_new - kept :].to(self.features)
+        # The loop skips a spoilt step, whose features would spoil every step after it.
         sound = new.isfinite().all(dim=1)
         self.features[places] = torch.where(sound[:, None], new, self.features[places])
         self.ids[places] = torch.where(sound, ids[num_new - kept :].to(self.ids), self.ids[places])

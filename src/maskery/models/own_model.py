@@ -102,10 +102,8 @@ class _Encoder(nn.Module):
 def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> MaskedLanguageModel:
     """Make a model object trainable, packed where its family can be packed.
 
-    Args:
-        model: A Hugging Face masked language model, a plain module with the parts that this file's
-            docstring names, or a `MaskedLanguageModel`, which is returned as it is.
-        tokenizer: Its tokenizer, with a mask token.
+    It is a Hugging Face masked language model, a plain module with the parts that this file's
+    docstring names, or a `MaskedLanguageModel`, which is returned as it is.
 
     Raises:
         ModelError: The model lacks a part, a part returns another shape, or the tokenizer has ids
@@ -138,17 +136,12 @@ def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
             f"{hf.config.vocab_size} rows; give the model as many rows as the tokenizer has ids"
         )
     if hf.config.model_type in PACKABLE:
-        attention.register()
         hf.set_attn_implementation(attention.NAME)
     return Loaded(model=hf.eval(), tokenizer=tokenizer)
 
 
 def load_own_weights(module: nn.Module, folder: str | Path) -> None:
-    """Read the weights of a plain module that a run has saved in a model folder, in place.
-
-    Raises:
-        ModelError: There are none, or they are of another module.
-    """
+    """Read the weights of a plain module that a run has saved in a model folder, in place."""
     path = Path(folder) / WEIGHTS
     try:
         weights = load_file(path)

@@ -36,27 +36,16 @@ SETTINGS = (MODULES, "sentence_bert_config.json", "config_sentence_transformers.
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """Makes one vector of each sequence.
+    """Makes one vector of each sequence."""
 
-    Attributes:
-        modes: One or several of `MODES`; the vectors of several are joined.
-        normalise: Scale the vector to length 1.
-        max_length: The most tokens that are read, special ones included; None for no such limit.
-        own: True if the model's folder says so, False for the default.
-    """
-
-    modes: tuple[str, ...] = ("mean",)
-    normalise: bool = False
-    max_length: int | None = None
-    own: bool = False
+    modes: tuple[str, ...] = ("mean",)  # Some of `MODES`; the vectors of several are joined
+    normalise: bool = False  # Scale the vector to length 1
+    max_length: int | None = None  # The most tokens that are read, special ones included
+    own: bool = False  # True if the model's folder says so, False for the default
 
     @classmethod
     def of(cls, folder: Path) -> Pooling:
-        """Read the pooling of a model folder; the mean where it has no `modules.json`.
-
-        Raises:
-            ModelError: Its modules are damaged, or of a kind that is not known here.
-        """
+        """Read the pooling of a model folder; the mean where it has no `modules.json`."""
         if not (folder / MODULES).is_file():
             return cls()
         try:
@@ -85,10 +74,7 @@ class Pooling:
         return cls(**settings)
 
     def pool(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Pool hidden states (T, D), special tokens included, to (B, D * number of modes) float32.
-
-        `lengths` is (B,) int64, the tokens of each sequence; none is 0.
-        """
+        """Pool (T, D), with (B,) lengths above 0, to (B, D * number of modes) float32."""
         hidden = hidden.float()
         ends = lengths.cumsum(0)
         parts = [self._one(mode, hidden, lengths, ends) for mode in self.modes]
@@ -132,10 +118,7 @@ def _read_json(path: Path) -> Any:
 
 
 def copy_modules(source: Path, target: Path) -> None:
-    """Copy a sentence encoder's modules beside a trained model, so that it stays one.
-
-    `SentenceTransformer(target)` then pools, normalises, cuts and prompts as the start did.
-    """
+    """Copy a sentence encoder's modules beside a trained model, so that it stays one."""
     if not (source / MODULES).is_file():
         return
     for name in SETTINGS:

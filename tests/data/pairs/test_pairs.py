@@ -392,6 +392,40 @@ def test_records_of_one_picture_stay_together(tmp_path: Path) -> None:
     assert not {n % 10 for n in train.tolist()} & {n % 10 for n in held.tolist()}
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_pairs_of_one_value_in_a_column_stay_together(tmp_path: Path, kind: str) -> None:
+    rows = [{"image": f"{n}.png", "caption": f"words {n}", "patient": n % 10} for n in range(30)]
+    path = tmp_path / f"flat.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        cells = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
+        path.write_text("\n".join(",".join(row) for row in cells), "utf-8")
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    config = PairsConfig(group_column="patient")
+    train, held = split_pairs(group_ids(Pairs.open(path, config)), 0.3)
+    assert len(train)
+    assert len(held) >= 6
+    assert not {n % 10 for n in train.tolist()} & {n % 10 for n in held.tolist()}
+
+
+def test_groups_that_decide_nothing_are_refused_in_one_line(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"image": f"{n}.png", "caption": f"words {n}", "patient": "" if n in (3, 5) else n}
+        for n in range(8)
+    ]
+    path = tmp_path / "flat.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    with pytest.raises(DataError, match="--group-column patient is empty for 2 pairs"):
+        Pairs.open(path, PairsConfig(group_column="patient"))
+    with pytest.raises(DataError, match=r"no column 'doctor'.*name one of them as group_column"):
+        Pairs.open(path, PairsConfig(group_column="doctor"))
+    path.write_text("\n".join(json.dumps({**row, "person": 1}) for row in rows), "utf-8")
+    with pytest.raises(DataError, match=r"names a person, .*leave out --group-column patient"):
+        Pairs.open(path, PairsConfig(group_column="patient"))
+
+
 def test_the_choice_does_not_depend_on_the_other_pairs() -> None:
     groups = np.random.default_rng(0).integers(0, 2**63, 5000).astype(np.uint64)
     _, held = split_pairs(groups, 0.1)

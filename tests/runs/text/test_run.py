@@ -387,3 +387,26 @@ def test_attention_dropout_on_a_gpu_is_padded_or_refused(
     with pytest.raises(ConfigError, match="do not go together"):
         choose_layout(forced, loaded)
     assert choose_layout(TextRunConfig(**settings), loaded) == "packed"
+
+
+def test_rows_of_a_group_are_held_out_together(model: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "by": {"author": n % 12}} for n, text in enumerate(lines(150))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    config = config_of(path, model, tmp_path / "run", max_steps=1)
+    grouped = replace(config, group_column="by.author", held_out_share=0.3)
+    run = prepare_text(grouped, progress=False)
+    sides = [
+        {int(n) % 12 for n in source.windows.documents}  # type: ignore[union-attr]
+        for source in (run.train, run.held_out)
+    ]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    assert json.loads(run.identity)["group_column"] == "by.author"
+    assert "group_column" not in json.loads(prepare_text(config, progress=False).identity)
+    for wrong, told in (
+        ({"group_column": ""}, "--group-column is empty"),
+        ({"group_column": "a", "eval_data": (str(path),)}, "and --eval-data do not go together"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            replace(config, **wrong)  # type: ignore[arg-type]

@@ -67,6 +67,9 @@ class PairsConfig:
     person_column: str | None = None
     """Column or key of the person shown. Default: person, and id in the records of a published
     person-search dataset; elsewhere an id numbers captions or pictures."""
+    group_column: str | None = None
+    """Column or key of which pairs of one value stand on one side of the split, such as patient_id.
+    Default: group, where there is one; pairs that name a person go by that."""
     split: str | None = None
     """Read only records of this split; needed where a source holds several."""
     on_bad_image: Literal["skip", "fail"] = "skip"

@@ -203,14 +203,26 @@ def _checked(
     records: Iterable[Record], config: PairsConfig, skipped: Skipped
 ) -> Iterator[dict[str, Any]]:
     """Check records and yield those with a usable caption, as rows of `SCHEMA`."""
+    empty = 0
     for record in records:
         name, where = picture_name(record), record.where
         person = checked_person(record.person, where)
         group = checked_person(record.group, where, "group")
+        empty += group is None
+        if config.group_column is not None and person is not None:
+            raise DataError(
+                f"{where} names a person, and persons are never split; leave out --group-column "
+                f"{config.group_column}, or name another --person-column"
+            )
         captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
         if captions:
             row = {"name": name, "captions": captions, "person": person, "group": group}
             yield row | {"id": pair_id(name, captions), "place": record.place}
+    if config.group_column is not None and empty:
+        raise DataError(
+            f"--group-column {config.group_column} is empty for {empty:,} pairs, which could stand "
+            f"on either side; fill it, or leave those pairs out"
+        )
 
 
 def group_ids(pairs: Pairs) -> UInt64Array:

@@ -78,12 +78,15 @@ def find_columns(available: Collection[str], config: PairsConfig, where: str) ->
         raise _no_column(available, config.person_column, "person", where)
     if person is None and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
+    group = config.group_column or GROUP_COLUMN
+    if config.group_column is not None and group not in available:
+        raise _no_column(available, group, "group", where)
     return Columns(
         image=find_column(available, config.image_column, IMAGE_COLUMNS, "image", where),
         caption=find_column(available, config.caption_column, CAPTION_COLUMNS, "caption", where),
         person=person,
         split=SPLIT_COLUMN if SPLIT_COLUMN in available else None,
-        group=GROUP_COLUMN if GROUP_COLUMN in available else None,
+        group=group if group in available else None,
     )
 
 

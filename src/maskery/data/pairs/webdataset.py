@@ -186,7 +186,7 @@ class Shard:
             caption=None,
             person=person_column(row, self.config),
             split=SPLIT_COLUMN,
-            group=GROUP_COLUMN,
+            group=self.config.group_column or GROUP_COLUMN,
         )
         return columns.read(
             row,

@@ -10,13 +10,14 @@ Shapes: N examples, D width, C classes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from maskery.data.corpus.examples import example_id
+from maskery.data.split import as_read, connected
 from maskery.evaluation.intervals import Interval, ratio_interval
 
 Ints = npt.NDArray[np.int64]
@@ -32,14 +33,8 @@ MOST_PROBE_CLASSES = 1000
 
 
 def folds_of(texts: Sequence[str], num: int, *, salt: str = "") -> Ints:
-    """Return the fold of each text, (N,) from 0 to `num` - 1: a hash of its words in lower case."""
-    hashes = (hashlib.blake2b((salt + same_text(text)).encode(), digest_size=8) for text in texts)
-    return np.array([int.from_bytes(h.digest(), "little") % num for h in hashes], np.int64)
-
-
-def same_text(text: str) -> str:
-    """Return a text without what no reader would call a difference: case and white space."""
-    return " ".join(text.split()).casefold()
+    """Return the fold of each text, (N,) from 0 to `num` - 1: a hash of its words."""
+    return np.array([example_id(salt + as_read(text)) % num for text in texts], np.int64)
 
 
 def nearest(vectors: Any) -> Ints:
@@ -132,19 +127,10 @@ def mutual_groups(*neighbours: Ints) -> Ints:
     Two texts that are each other's nearest neighbour are right or wrong together, so they count as
     one for an interval. Groups join such pairs of all rankings given.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    num = len(neighbours[0])
-    first, second = [], []
-    for nearest_of in neighbours:
-        mutual = np.flatnonzero(nearest_of[nearest_of] == np.arange(num))
-        first.append(mutual)
-        second.append(nearest_of[mutual])
-    rows, columns = np.concatenate(first), np.concatenate(second)
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(num, num))
-    groups: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
-    return groups
+    every = np.arange(len(neighbours[0]))
+    # Each is paired with itself where it has no mutual neighbour, so that all have a group.
+    pairs = [np.where(of[of] == every, of, every) for of in neighbours]
+    return connected(np.tile(every, len(pairs)), np.concatenate(pairs))
 
 
 def grouped_interval(values: npt.NDArray[Any], groups: Ints, *, difference: bool) -> Interval:

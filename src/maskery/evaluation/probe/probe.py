@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from maskery.core.errors import DataError
 from maskery.core.registry import require
+from maskery.data.split import as_read
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.probe import classify
 from maskery.evaluation.probe.encode import Encoder, Vectors
@@ -225,8 +226,8 @@ class Task:
 
 
 def _seen_note(texts: Sequence[str], seen: Iterable[str]) -> list[str]:
-    known = {classify.same_text(text) for text in seen}
-    count = sum(classify.same_text(text) in known for text in texts) if known else 0
+    known = {as_read(text) for text in seen}
+    count = sum(as_read(text) in known for text in texts) if known else 0
     if not count:
         return []
     share = f"{count:,} of {len(texts):,} labelled texts stand in the training corpus"
@@ -244,7 +245,7 @@ class ClassTask(Task):
     def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
         first: dict[str, int] = {}
         for place, text in enumerate(labelled.texts):
-            first.setdefault(classify.same_text(text), place)
+            first.setdefault(as_read(text), place)
         counts = Counter(labelled.labels[place] for place in first.values())
         kept = [place for place in first.values() if counts[labelled.labels[place]] > 1]
         alone = sum(count == 1 for count in counts.values())

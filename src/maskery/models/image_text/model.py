@@ -31,13 +31,10 @@ ResultT = TypeVar("ResultT")
 class VisionFamily:
     """Differences of one architecture from a plain ViT."""
 
-    # True if token 0 stands for the whole image; otherwise the mean of all does.
-    class_token: bool = True
-    # The attribute of a normalisation that the architecture keeps for its pooled token and that
-    # is put on all tokens here.
+    class_token: bool = True  # Token 0 stands for the whole image; otherwise the mean of all
+    # A normalisation that is kept for the pooled token, and is put on all tokens here.
     token_norm: str | None = None
-    # True if its position table may be of an image that is not square; others are interpolated in
-    # every pass.
+    # Positions may be of an image that is not square; others are interpolated in every pass.
     oblong: bool = False
     # Settings that leave out parts which nothing reads.
     unused_settings: dict[str, Any] = field(default_factory=dict)
@@ -83,10 +80,8 @@ class VisionEncoder(nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, height, width), normalised, to (B, N, W).
-
-        Positions are interpolated where the images are not of the encoder's own size.
-        """
+        """(B, 3, height, width), normalised, to (B, N, W)."""
+        # Positions are interpolated where the images are not of the encoder's own size.
         other_size = tuple(pixel_values.shape[-2:]) != self.image_size
         options = {"interpolate_pos_encoding": True} if other_size else {}
         if self.backbone.config.model_type.startswith("dinov2"):
@@ -103,30 +98,14 @@ class VisionEncoder(nn.Module):
 
 @dataclass
 class ImageTextOutput(ModelOutput):  # type: ignore[misc]
-    """Results of a plain forward pass.
+    """Results of a plain forward pass."""
 
-    Attributes:
-        last_hidden_state: (B, L, D), text that has seen the image.
-        logits: (B, L, V), scores over the vocabulary at every token.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None  # (B, L, D), text that has seen the image
+    logits: torch.Tensor | None = None  # (B, L, V), scores over the vocabulary at every token
 
 
 class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
-    """Reads an image and a text, apart and together.
-
-    Attributes:
-        visual_encoder: Images to tokens.
-        text_encoder: Text alone, text with an image, and the masked language modelling head.
-        vision_proj: (W to E) of the image's contrastive feature.
-        text_proj: (D to E) of the text's.
-        itm_head: Whether image and text belong together, from the fused class token.
-        prd_head: Whether a matching pair is weak, from the fused class token.
-        mrtd_head: Whether a token was replaced, from its fused state.
-        temp: The contrastive temperature.
-    """
+    """Reads an image and a text, apart and together."""
 
     config_class = ImageTextConfig
     base_model_prefix = "image_text"
@@ -138,13 +117,17 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         text: Any = config.text_config
         self.visual_encoder = VisionEncoder(config.vision_config)
         width = self.visual_encoder.width
+        # Text alone, text with an image, and the masked language modelling head.
         self.text_encoder = TextFusionEncoder(text, config.fusion_layer, width)
+        # Contrastive features, of the image and of the text.
         self.vision_proj = nn.Linear(width, config.embed_dim)
         self.text_proj = nn.Linear(text.hidden_size, config.embed_dim)
+        # From the fused class token: do image and text belong together; is a matching pair weak.
         self.itm_head = nn.Linear(text.hidden_size, 2)
         self.prd_head = nn.Linear(text.hidden_size, 2)
+        # From the fused state of a token: was it replaced.
         self.mrtd_head = nn.Linear(text.hidden_size, 2)
-        self.temp = nn.Parameter(torch.tensor(config.temperature))
+        self.temp = nn.Parameter(torch.tensor(config.temperature))  # the contrastive temperature
         self.post_init()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -178,9 +161,8 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
             pixel_values: (B, 3, height, width), normalised; or None.
             input_ids: (B, L) int64.
             attention_mask: (B, L), 0 at padding; or None.
-            compute: A function of this model to run instead. Wrappers such as
-                DistributedDataParallel reduce gradients once for each forward call, so a training
-                step of several passes goes through here as one.
+            compute: A function of this model to run instead. DistributedDataParallel reduces
+                gradients once for each forward call, so a step of several passes goes through here.
 
         Returns:
             The fused text and its vocabulary scores, or what `compute` returns.

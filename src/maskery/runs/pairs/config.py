@@ -47,6 +47,11 @@ class PairsRunConfig(ImageTextRunConfig):
         if not self.pairs:
             raise ConfigError("no pairs are named: give a file, a pattern or a folder")
         super().__post_init__()
+        if self.reading.group_column is not None and self.eval_pairs is not None:
+            raise ConfigError(
+                f"--group-column {self.reading.group_column} and --eval-pairs do not go together: "
+                f"with held-out pairs of their own nothing is split; leave out one of them"
+            )
 
     def anchored(self) -> Self:
         """Return the same with absolute paths, which mean the same from any folder."""

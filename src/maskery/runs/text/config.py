@@ -43,6 +43,9 @@ class TextRunConfig:
     head_first: str = "auto"
     """Share of the steps in which a new head is trained alone, the encoder frozen; what it fills
     then is "before". off: none. auto: 0.2 where the head is new and the start not scratch."""
+    group_column: str | None = None
+    """Rows with one value in this column, such as patient_id, stand on one side of the split; may
+    be nested, as --text-column."""
     probe: Path | None = None
     """A label file: how well the encoder's vectors tell its classes apart, before and after, and at
     every evaluation (--best-metric probe). Default: halves of held-out texts find each other."""
@@ -103,6 +106,15 @@ class TextRunConfig:
             raise ConfigError(
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
                 f"is learnt from the corpus; raise --vocab-size instead"
+            )
+        if self.group_column == "":
+            raise ConfigError(
+                "--group-column is empty: it must be a name; leave it out or name one"
+            )
+        if self.group_column is not None and self.eval_data:
+            raise ConfigError(
+                f"--group-column {self.group_column} and --eval-data do not go together: with "
+                f"held-out text of its own the corpus is not split; leave out one of them"
             )
         if self.objectives.has_twin and self.training.compile:
             raise ConfigError(

@@ -18,7 +18,7 @@ from maskery.core.errors import ConfigError
 from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
-from maskery.data.split import split, without_held_out
+from maskery.data.split import split, split_by_value, without_held_out
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint, train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
@@ -79,6 +79,11 @@ def open_text(
                 f"--add-words {config.add_words}: the shards were cut without these words; train "
                 f"on the text itself"
             )
+        if config.group_column is not None:
+            raise ConfigError(
+                f"--group-column {config.group_column}: shards were split when they were made; "
+                f"train on the text itself, or on an --eval-data of your own"
+            )
         # By name: a run on text imports nothing of shards.
         shards = importlib.import_module("maskery.runs.text.shards")
         data: TextData = shards.ShardedText(config, cache_dir, progress=progress)
@@ -111,7 +116,7 @@ class StoredText:
         else:
             self.tokenizer = load_tokenizer(config.model)
         self.added = self._add_words(config.add_words)
-        self.held_out_share = config.held_out_share
+        self.held_out_share, self.group_column = config.held_out_share, config.group_column
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
         unusual = corpus.report.describe()
         if unusual:
@@ -123,9 +128,12 @@ class StoredText:
             self.held_documents = np.arange(self.held_store.num_documents)
         else:
             self.held_store = self.store
-            self.train_documents, self.held_documents = split(
-                self.store, self.tokenizer, config.held_out_share
-            )
+            whole = self.store, self.tokenizer, config.held_out_share
+            if config.group_column is None:
+                sides = split(*whole)
+            else:
+                sides = split_by_value(*whole, corpus.groups(config.group_column))
+            self.train_documents, self.held_documents = sides
 
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
@@ -148,6 +156,8 @@ class StoredText:
             "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
             "eval_data_fingerprint": self.held_store.folder.name if own else None,
             "held_out_share": None if own else self.held_out_share,
+            # Not named where there is none, as by versions that knew of none.
+            **({"group_column": self.group_column} if self.group_column else {}),
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
