@@ -137,19 +137,21 @@ def _series(lines: Iterable[dict[str, Any]]) -> Series:
 
 def _loss_curves(train: Series, held_out: Series) -> tuple[Curve, ...]:
     training = (Curve(name="training", points=train["loss"]),) if "loss" in train else ()
-    return training + _marked(held_out, {"loss": "held out"} | _by_sight("loss"))
+    return training + _marked(held_out, {"loss": "held out"} | _by_text(held_out, "loss"))
 
 
 def _accuracy_curves(held_out: Series) -> tuple[Curve, ...]:
-    return _marked(held_out, {"top1": "top-1", "top5": "top-5"} | _by_sight("top1"))
+    return _marked(held_out, {"top1": "top-1", "top5": "top-5"} | _by_text(held_out, "top1"))
 
 
 def _ranking_curves(held_out: Series, figure: str) -> tuple[Curve, ...]:
     return _marked(held_out, {f"{ranking}_{figure}": name for ranking, name in RANKED_BY.items()})
 
 
-def _by_sight(figure: str) -> dict[str, str]:
-    return {f"{sight}_{figure}": label for sight, label in SIGHTS.items()}
+def _by_text(held_out: Series, figure: str) -> dict[str, str]:
+    """Return the names of a figure of other texts or sights, with what these are called."""
+    found = {name: name.removesuffix(f"_{figure}") for name in held_out}
+    return {name: SIGHTS.get(text, text) for name, text in found.items() if text != name}
 
 
 def _marked(held_out: Series, names: dict[str, str]) -> tuple[Curve, ...]:
