@@ -43,7 +43,6 @@ def task_of(loaded: Loaded, *, packed: bool = True, **settings: Any) -> Momentum
     task = MomentumTextMLM(
         MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=0),
         TextMLMConfig(**settings),
-        vocabulary=vocabulary,
         masker=Masker.of(vocabulary, seed=5),
         mrtd_masker=Masker.of(vocabulary, config=everything, seed=6),
     )
@@ -75,7 +74,7 @@ def softmax(logits: Array) -> Array:
 def by_hand(task: MomentumTextMLM, batch: TokenBatch, alpha: float) -> dict[str, float]:
     """Every sentence alone, through the Hugging Face modules, with the formulas written out."""
     online: Any = task.model
-    special = list(task.vocabulary.special_ids)
+    special = list(task.masker.vocabulary.special_ids)
     masked = task.masker.mask(batch, epoch=EPOCH, progress=PROGRESS)
     anew = task.mrtd_masker.mask(batch, epoch=EPOCH, progress=PROGRESS)
     sums = {"mlm": 0.0, "mrtd": 0.0}
@@ -121,7 +120,7 @@ def test_one_step_is_the_formula(loaded: Loaded, packed: bool, alpha: float) -> 
     sums = task.loss_sums(prepared)
     expected = by_hand(task, batch, alpha)
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(expected, rel=1e-5)
-    words = int((~task.vocabulary.protected[batch.input_ids]).sum())
+    words = int((~task.masker.vocabulary.protected[batch.input_ids]).sum())
     assert prepared.counts == {"mlm": len(prepared.targets), "mrtd": words}
 
 

@@ -1,16 +1,14 @@
 """Batches of text: the examples of each step, a pure function of (seed, epoch, lengths, budget).
 
 A step holds at most `batch_tokens` tokens over all processes and micro-batches together, so the
-order of the data does not depend on how many there are. `PlannedSource` is the base of the sources
-of text batches: a plan for each epoch, cut into micro-batches. `TextSource` is the one over
-tokenised documents, which are cut into windows, in special tokens, not padded.
+order of the data does not depend on how many there are. `TextSource` makes a plan for each epoch
+and cuts its steps into micro-batches. Documents are cut into windows in special tokens, not padded.
 
 Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T tokens.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +29,8 @@ Layout = Literal["packed", "padded"]
 # Padded batches are cut from pools of this many budgets, sorted by length: large enough that
 # neighbours are of like length, small enough that an epoch is still well mixed.
 POOL_BUDGETS = 64
+# The positions of the draws; 8 to 20 belong to `data.shards`.
+EXAMPLE_ORDER, STEP_ORDER = 0, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +76,26 @@ def plan_epoch(
     longest = int(lengths.max(initial=0))
     if longest > batch_tokens:
         raise over_budget(longest, batch_tokens)
-    index = np.arange(len(lengths), dtype=np.int64)
-    keys = random_words(seed, Stream.ORDER, epoch, index.astype(np.uint64), np.zeros_like(index))
-    order = np.argsort(keys, kind="stable")
+    names = np.arange(len(lengths), dtype=np.uint64)
+    order = random_order(names, position=EXAMPLE_ORDER, seed=seed, epoch=epoch)
     if layout == "packed":
         return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
     order = sort_in_pools(order, lengths, batch_tokens)
     boundaries = cut_by_padded_size(lengths[order], batch_tokens)
     plan = Plan(order=order, boundaries=boundaries)
-    steps = np.arange(plan.num_steps, dtype=np.int64)
-    keys = random_words(seed, Stream.ORDER, epoch, steps.astype(np.uint64), np.full_like(steps, 4))
-    return plan.in_order(np.argsort(keys, kind="stable"))
+    # Else the steps of a pool would come in order of length.
+    names = np.arange(plan.num_steps, dtype=np.uint64)
+    return plan.in_order(random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch))
+
+
+def random_order(names: npt.NDArray[np.uint64], *, position: int, seed: int, epoch: int) -> Ints:
+    """Return the order of some things by a number drawn for the name of each: (N,) int64.
+
+    `position`, a multiple of four, tells the uses of this apart.
+    """
+    positions = np.full(len(names), position, np.int64)
+    keys = random_words(seed, Stream.ORDER, epoch, names, positions)
+    return np.argsort(keys, kind="stable")
 
 
 def over_budget(longest: int, batch_tokens: int) -> ConfigError:
@@ -162,82 +171,6 @@ class Bounds:
     num_tokens: int
     num_sequences: int
     longest: int
-
-
-class PlannedSource(ABC):
-    """Batches of sequences whose lengths are known; implements `core.task.BatchSource`.
-
-    Args:
-        lengths: (W,) int64: the tokens of each sequence, special ones included.
-        batch_tokens: The most tokens of a step.
-        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
-    """
-
-    def __init__(
-        self,
-        lengths: Ints,
-        *,
-        batch_tokens: int,
-        micro_tokens: int | None,
-        layout: Layout,
-        seed: int,
-    ) -> None:
-        self.lengths = lengths
-        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
-        self.layout: Layout = layout
-        self.seed = seed
-        self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
-
-    @abstractmethod
-    def assemble(self, chosen: Ints) -> TokenBatch:
-        """Return the batch of some sequences, in the order given."""
-
-    def plan(self, epoch: int) -> Plan:
-        """Return the steps of an epoch; the latest is kept."""
-        if self.kept_plan is None or self.kept_plan[0] != epoch:
-            plan = plan_epoch(
-                self.lengths,
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_tokens,
-                layout=self.layout,
-            )
-            self.kept_plan = (epoch, plan)
-        return self.kept_plan[1]
-
-    def num_steps(self, epoch: int) -> int:
-        """Return the number of steps of an epoch."""
-        return self.plan(epoch).num_steps
-
-    def micro_batches(
-        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
-        """Return one process's share of a step."""
-        chosen = self.plan(epoch).step(step)
-        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
-        return [
-            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
-            for part in parts[rank::world_size]
-        ]
-
-    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
-        """Return limits that hold for the first epochs on every process."""
-        tokens = sequences = 0
-        for epoch in range(epochs):
-            plan = self.plan(epoch)
-            ends = np.concatenate(([0], np.cumsum(self.lengths[plan.order])))[plan.boundaries]
-            tokens = max(tokens, int(np.diff(ends).max(initial=0)))
-            sequences = max(sequences, int(np.diff(plan.boundaries).max(initial=0)))
-        longest = int(self.lengths.max(initial=1))
-        if num_processes > 1:
-            # The longest goes to the emptiest part, so none is above the mean by more than one.
-            tokens = min(tokens, -(-tokens // num_processes) + longest)
-        tokens = min(tokens, max(self.micro_tokens, longest))
-        return Bounds(num_tokens=tokens, num_sequences=sequences, longest=longest)
-
-    def batch(self, chosen: Ints) -> TokenBatch:
-        """Return the batch of some sequences, shortest first: equal lengths are neighbours."""
-        return self.assemble(chosen[np.argsort(self.lengths[chosen], kind="stable")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,10 +284,20 @@ def assemble(
     )
 
 
-class TextSource(PlannedSource):
-    """The batches of a run over some documents of a store.
+class TextSource:
+    """The batches of a run over some documents, cut into windows and put in special tokens.
 
-    Sequences have at most `max_length` tokens, special ones included; see `PlannedSource`.
+    Implements `core.task.BatchSource`.
+
+    Args:
+        store: Tokenised documents.
+        documents: Those that are read, as indices.
+        template: Special tokens of a sequence.
+        max_length: The most tokens of a sequence, special ones included.
+        batch_tokens: The most tokens of a step.
+        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
+        layout: Packed or padded.
+        seed: Of the order.
     """
 
     def __init__(
@@ -371,17 +314,59 @@ class TextSource(PlannedSource):
     ) -> None:
         self.store, self.template, self.max_length = store, template, max_length
         room = max_length - template.num_special
-        self.windows: Windows = cut_windows(store.lengths(), documents, room)
-        super().__init__(
-            self.windows.lengths + template.num_special,
-            batch_tokens=batch_tokens,
-            micro_tokens=micro_tokens,
-            layout=layout,
-            seed=seed,
-        )
+        self.windows = cut_windows(store.lengths(), documents, room)
+        self.lengths = self.windows.lengths + template.num_special  # (W,)
+        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
+        self.layout: Layout = layout
+        self.seed = seed
+        self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
 
-    def assemble(self, chosen: Ints) -> TokenBatch:
-        """Return the batch of some windows, in the order given."""
+    def plan(self, epoch: int) -> Plan:
+        """Return the steps of an epoch; the latest is kept."""
+        if self.kept_plan is None or self.kept_plan[0] != epoch:
+            plan = plan_epoch(
+                self.lengths,
+                seed=self.seed,
+                epoch=epoch,
+                batch_tokens=self.batch_tokens,
+                layout=self.layout,
+            )
+            self.kept_plan = (epoch, plan)
+        return self.kept_plan[1]
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch."""
+        return self.plan(epoch).num_steps
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
+        """Return one process's share of a step."""
+        chosen = self.plan(epoch).step(step)
+        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
+        return [
+            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
+            for part in parts[rank::world_size]
+        ]
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """Return limits that hold for the first epochs on every process."""
+        tokens = sequences = 0
+        for epoch in range(epochs):
+            plan = self.plan(epoch)
+            ends = np.concatenate(([0], np.cumsum(self.lengths[plan.order])))[plan.boundaries]
+            tokens = max(tokens, int(np.diff(ends).max(initial=0)))
+            sequences = max(sequences, int(np.diff(plan.boundaries).max(initial=0)))
+        longest = int(self.lengths.max(initial=1))
+        if num_processes > 1:
+            # The longest goes to the emptiest part, so none is above the mean by more than one.
+            tokens = min(tokens, -(-tokens // num_processes) + longest)
+        tokens = min(tokens, max(self.micro_tokens, longest))
+        return Bounds(num_tokens=tokens, num_sequences=sequences, longest=longest)
+
+    def batch(self, chosen: Ints) -> TokenBatch:
+        """Return the batch of some windows, shortest first: equal lengths are neighbours."""
+        chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
         return assemble(
             self.store.tokens,

@@ -137,12 +137,9 @@ class WordPolicy:
 
 
 def words_of(batch: TokenBatch) -> tuple[IntArray, IntArray]:
-    """Return the words of a batch; a word never crosses a sequence's start.
-
-    Returns:
-        (W,) int64, the first token of each word; (T,) int64, the word of each token.
-    """
+    """Return the first token of each word (W,), and the word of each token (T,)."""
     starts = batch.word_starts.copy()
+    # A word never crosses a sequence's start.
     starts[batch.boundaries[:-1][batch.lengths > 0]] = True
     return np.flatnonzero(starts), np.cumsum(starts) - 1
 
@@ -184,7 +181,7 @@ class SpanPolicy:
 
 
 def span_lengths(p: float, longest: int) -> npt.NDArray[np.float64]:
-    """(longest,) float64: P(length = 1), ..., P(length = longest), SpanBERT's distribution."""
+    """Return P(length = 1), ..., P(length = longest), SpanBERT's distribution."""
     weights = p * (1.0 - p) ** np.arange(longest)
     chances: npt.NDArray[np.float64] = weights / weights.sum()
     return chances
@@ -193,14 +190,9 @@ def span_lengths(p: float, longest: int) -> npt.NDArray[np.float64]:
 def walk_spans(
     batch: TokenBatch, first: IntArray, rate: float, draws: Draws, p: float, longest: int
 ) -> tuple[IntArray, IntArray]:
-    """Walk every sequence in gaps and spans.
+    """Walk every sequence in gaps and spans, from the first tokens (W,) of the words.
 
-    Args:
-        first: (W,) int64, the first token of each word.
-        rate: Expected share of words in spans.
-
-    Returns:
-        (W,) int64, the span of each word or -1; (S,) int64, the first word of each span.
+    Returns (W,) int64, the span of each word or -1; and (S,) int64, the first word of each span.
     """
     chances = span_lengths(p, longest)
     mean_span = float(np.arange(1, longest + 1) @ chances)
@@ -230,12 +222,9 @@ def walk_spans(
 
 
 def _first_that_fit(starts: IntArray, ends: IntArray, bounds: IntArray) -> IntArray:
-    """Return the spans that are left where each leaves out those it covers or touches.
+    """Return the candidates that are left where each leaves out those it covers or touches.
 
-    Args:
-        starts: (C,) int64, ascending: where a span may start.
-        ends: (C,) int64, behind its last word.
-        bounds: (B + 1,) int64, the first candidate of each sequence.
+    They start at (C,) ascending words; `bounds` (B + 1,) has the first of each sequence.
     """
     following = np.searchsorted(starts, ends + 1)
     current, last = bounds[:-1], bounds[1:]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 Direction: TypeAlias = Literal["i2t", "t2i", "i2i", "t2t"]
 ALBEF_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
 RASA_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i", "i2i", "t2t")
+NAMES = {"i": "image", "t": "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def identity_targets(ids: torch.Tensor, candidate_ids: torch.Tensor) -> torch.Te
 def soft_targets(
     similarities: torch.Tensor, hard_targets: torch.Tensor, alpha: float
 ) -> torch.Tensor:
-    """`alpha * softmax(teacher similarities) + (1 - alpha) * hard targets` (ALBEF, equation 6)."""
+    """Return `alpha * softmax(teacher's similarities) + (1 - alpha) * hard` (ALBEF, equation 6)."""
     return alpha * F.softmax(similarities.float(), dim=1) + (1 - alpha) * hard_targets
 
 
@@ -74,30 +75,23 @@ def itc_loss(
     Args:
         student: (B, E) each, with gradients.
         teacher: (B, E) each, of the momentum twin on the other view.
-        candidates: (C, E) each: the teacher's features of the batch (of all processes) and the
-            queues.
+        candidates: (C, E) each, the teacher's: of the batch of all processes, then of the queues.
         ids: (B,) int64, who is shown.
         candidate_ids: (C,) int64.
         temperature: Scalar, positive; may be learnt.
         alpha: The weight of the teacher's similarities in the targets, in [0, 1].
         directions: Which contrasts are averaged; `i2t` asks each image for its text.
-        crowd_size: G: how many of the candidates, from the first, are the batch of all processes.
-            Default: B.
-
-    Returns:
-        The loss and the batch's similarities.
+        crowd_size: G. Default: B.
     """
     hard = identity_targets(ids, candidate_ids)
-    sides = {"i": (student.image, teacher.image, candidates.image)}
-    sides["t"] = (student.text, teacher.text, candidates.text)
     loss_sum = torch.zeros((), device=ids.device)
     for direction in directions:
-        query, query_m, _ = sides[direction[0]]
-        keys = sides[direction[2]][2]
+        asked, asked_of = (NAMES[letter] for letter in (direction[0], direction[2]))
+        keys: torch.Tensor = getattr(candidates, asked_of)
         with torch.no_grad():
-            targets = soft_targets(query_m @ keys.T / temperature, hard, alpha)
-        log_probabilities = F.log_softmax((query @ keys.T / temperature).float(), dim=1)
-        loss_sum = loss_sum - torch.sum(log_probabilities * targets)
+            targets = soft_targets(getattr(teacher, asked) @ keys.T / temperature, hard, alpha)
+        scores = (getattr(student, asked) @ keys.T / temperature).float()
+        loss_sum = loss_sum - torch.sum(F.log_softmax(scores, dim=1) * targets)
     with torch.no_grad():
         crowd = slice(len(ids) if crowd_size is None else crowd_size)
         image_to_text = student.image @ candidates.text[crowd].T / temperature

@@ -22,7 +22,7 @@ def draw_hard_negatives(
     uniforms: torch.Tensor,
     own: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """For each row draw a column that is not the same, the more similar the likelier.
+    """Draw for each row a column that is not the same, the more similar the likelier: (B,) int64.
 
     The probabilities are the softmax of the similarities over the columns that are allowed. A row
     in which none is allowed gives its own index; the caller leaves it out of the loss
@@ -33,27 +33,23 @@ def draw_hard_negatives(
         same: (B, G) bool, True where row and column show the same person (itself included).
         uniforms: (B,) in [0, 1).
         own: (B,) int64, the column of each row itself. Default: the diagonal.
-
-    Returns:
-        (B,) int64.
     """
-    allowed = ~same
     # Masking before the softmax, not after: a similar positive cannot underflow the negatives.
     scores = similarities.float().masked_fill(same, float("-inf"))
     places = torch.arange(len(same), device=same.device) if own is None else own
     itself = F.one_hot(places, same.shape[1]).bool()
-    none_allowed = ~allowed.any(dim=1, keepdim=True)
+    none_allowed = same.all(dim=1, keepdim=True)
     weights = F.softmax(scores.masked_fill(none_allowed & itself, 0.0), dim=1)
     return sample_tokens(weights, uniforms)
 
 
 def has_negative(ids: torch.Tensor, crowd_ids: torch.Tensor) -> torch.Tensor:
-    """(B,) bool: True where someone else is in the crowd; from ids (B,) and (G,)."""
+    """Return (B,) bool, True where someone else is in the crowd; from ids (B,) and (G,)."""
     return (ids.unsqueeze(1) != crowd_ids.unsqueeze(0)).any(dim=1)
 
 
 def itm_labels(num_positive: int, num_negative: int, device: torch.device) -> torch.Tensor:
-    """(R,) int64: 1 for matching pairs, then 0 for the others."""
+    """Return (R,) int64: 1 for matching pairs, then 0 for the others."""
     return (torch.arange(num_positive + num_negative, device=device) < num_positive).long()
 
 

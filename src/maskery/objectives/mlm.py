@@ -44,19 +44,10 @@ def mlm_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def soft_mlm_loss_sum(
     logits: torch.Tensor, targets: torch.Tensor, soft_labels: torch.Tensor, alpha: float
 ) -> torch.Tensor:
-    """`(1 - alpha) * hard + alpha * soft`, each a sum over the masked tokens (ALBEF, equation 7).
+    """Return `(1 - alpha) * hard + alpha * soft`, each a sum over the masked tokens.
 
     The soft part is the cross-entropy of the model against the teacher's distribution over the
-    vocabulary.
-
-    Args:
-        logits: (M, V), the masked rows alone; any floating dtype.
-        targets: (M,) int64, the original ids.
-        soft_labels: (M, V), the teacher's probabilities at the same rows.
-        alpha: The weight of the soft part, in [0, 1].
-
-    Returns:
-        Scalar float32; 0 with a gradient when nothing is masked.
+    vocabulary, `soft_labels` (M, V) (ALBEF, equation 7); the rest is as for `mlm_loss_sum`.
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1)
     hard = F.nll_loss(log_probabilities, targets, reduction="sum")
@@ -118,6 +109,6 @@ class CrossEntropySum(torch.autograd.Function):
 
 
 def _blocks(logits: torch.Tensor) -> Iterator[slice]:
-    """Slices of rows that cover the logits."""
+    """Yield slices of rows that cover the logits."""
     size = max(1, BLOCK_LOGITS // max(logits.shape[1], 1))
     return (slice(first, first + size) for first in range(0, len(logits), size))

@@ -90,8 +90,7 @@ def mrtd_mask_modeling_everywhere(
 
     The release draws at masked and unmasked positions alike, restores the first token (the class
     token) and the padding, and ignores positions where the draw is one of these two. `sampled`, (B,
-    L) int64, is one draw at every position; arguments and results otherwise as
-    `mrtd_mask_modeling`.
+    L) int64, is one draw at every position; the rest is as for `mrtd_mask_modeling`.
     """
     real, first = attention_mask.bool(), input_ids[:, :1]
     replaced = torch.cat((first, sampled[:, 1:]), dim=1).masked_fill(~real, pad_token_id)
@@ -104,7 +103,7 @@ def labelled(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, special_ids: Sequence[int]
 ) -> torch.Tensor:
     """Return (B, L) bool, True at tokens that MRTD judges: real and not special."""
-    special = torch.tensor(list(special_ids), dtype=torch.int64, device=input_ids.device)
+    special = torch.tensor(special_ids, dtype=torch.int64, device=input_ids.device)
     return attention_mask.bool() & ~torch.isin(input_ids, special)
 
 
@@ -118,8 +117,6 @@ def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _without(weights: torch.Tensor, special_ids: Sequence[int]) -> torch.Tensor:
-    """The weights with those of special tokens set to zero; (N, V)."""
-    if not special_ids:
-        return weights
-    special = torch.tensor(list(special_ids), dtype=torch.int64, device=weights.device)
+    """Set the weights (N, V) of special tokens to zero."""
+    special = torch.tensor(special_ids, dtype=torch.int64, device=weights.device)
     return weights.index_fill(1, special, 0.0)

@@ -32,19 +32,12 @@ CONTRACT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """A loss term.
+    """A loss term."""
 
-    Attributes:
-        name: In flags, configurations and `metrics.jsonl`.
-        label: For people.
-        counts: The things that its sum runs over.
-        heads: Parts of the model that nothing trains unless such a term is on; other terms may
-            share them. Names of modules or parameters of `ImageTextModel`.
-    """
-
-    name: str
-    label: str
-    counts: str
+    name: str  # In flags, configurations and `metrics.jsonl`
+    label: str  # For people
+    # Parts of the model that nothing trains unless such a term is on; other terms may share them.
+    # Names of modules or parameters of `ImageTextModel`.
     heads: tuple[str, ...]
 
     @property
@@ -58,33 +51,13 @@ class Term:
 
 
 TERMS: Mapping[str, Term] = {
-    term.name: term
-    for term in (
-        Term(
-            name="itc",
-            label="Contrastive loss (ITC)",
-            counts="pairs",
-            heads=(*PROJECTIONS, TEMPERATURE),
-        ),
-        Term(
-            name="itm",
-            label="Matching loss (ITM)",
-            counts="pairs and their hard negatives",
-            heads=("itm_head",),
-        ),
-        Term(
-            name="mlm",
-            label="Masked-word loss (MLM)",
-            counts="masked tokens",
-            heads=("text_encoder.cls",),
-        ),
-        Term(name="prd", label="Relation loss (PRD)", counts="pairs", heads=("prd_head",)),
-        Term(
-            name="mrtd",
-            label="Replaced-token loss (MRTD)",
-            counts="judged tokens",
-            heads=("mrtd_head",),
-        ),
+    name: Term(name=name, label=label, heads=heads)
+    for name, label, heads in (
+        ("itc", "Contrastive loss (ITC)", (*PROJECTIONS, TEMPERATURE)),
+        ("itm", "Matching loss (ITM)", ("itm_head",)),
+        ("mlm", "Masked-word loss (MLM)", ("text_encoder.cls",)),
+        ("prd", "Relation loss (PRD)", ("prd_head",)),
+        ("mrtd", "Replaced-token loss (MRTD)", ("mrtd_head",)),
     )
 }
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
@@ -95,28 +68,19 @@ CHOICES: Registry[Any] = Registry("--term", CONTRACT, TERMS)
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerm(Term):
-    """A term of the user's own.
+    """A term of the user's own."""
 
-    Attributes:
-        weight: In the total loss.
-        compute: The function or module; see the module's docstring.
-        choice: How the user named it, for messages.
-    """
-
-    weight: float
-    compute: Callable[[Any], Any]
-    choice: str
+    weight: float  # In the total loss
+    compute: Callable[[Any], Any]  # The function or module; see the module's docstring
+    choice: str  # How the user named it, for messages
 
     @classmethod
     def of(cls, thing: Any, *, weight: float = 1.0, choice: str = "") -> LossTerm:
         """Describe a function or module by its attributes.
 
-        Args:
-            thing: A function or module. Its attribute `name` is the term's name (default: its own,
-                or its class's), `label` the one for people, and `heads` says what it trains
-                (default: the projections that features come from).
-            weight: In the total loss.
-            choice: How the user named it.
+        Its attribute `name` is the term's name (default: its own, or its class's), `label` the one
+        for people, and `heads` says what it trains (default: the projections that features come
+        from). `choice` is how the user named it.
 
         Raises:
             PluginError: It is no such thing.
@@ -137,7 +101,6 @@ class LossTerm(Term):
         return cls(
             name=name,
             label=str(getattr(thing, "label", name)),
-            counts="what it returns",
             heads=tuple(heads),
             weight=weight,
             compute=thing,

@@ -21,7 +21,7 @@ import torch
 
 from maskery.core.batch import StaticShapes
 from maskery.core.task import StandIn
-from maskery.data.batching import PlannedSource
+from maskery.data.batching import TextSource
 from maskery.masking.masker import Masker
 from maskery.models.attention import FLASH_CAPABILITY
 
@@ -40,13 +40,7 @@ DEVIATIONS = 6.0
 
 
 def compile_obstacle(*, device: torch.device, packed: bool, half_precision: bool) -> str | None:
-    """Return the reason why a text step that should be compiled is not, or None.
-
-    Args:
-        device: Where the model is trained.
-        packed: False for padded batches, which change their shape from step to step.
-        half_precision: True if it is computed in bf16 or fp16.
-    """
+    """Return the reason why a text step that should be compiled is not, or None."""
     if device.type != "cuda":
         return f"on '{device.type}' a compiled step is slower than an uncompiled one"
     if not packed:
@@ -61,12 +55,7 @@ def compile_obstacle(*, device: torch.device, packed: bool, half_precision: bool
 
 
 class Compiled(Generic[Arguments, ResultT]):
-    """A function that is compiled at its first call, or called as it is if that fails.
-
-    Args:
-        function: Compiled with its backward pass.
-        backend: Of `torch.compile`.
-    """
+    """A function that is compiled at its first call, or called as it is if that fails."""
 
     def __init__(
         self, function: Callable[Arguments, ResultT], *, backend: str = "inductor"
@@ -107,28 +96,22 @@ def reason(error: Exception) -> str:
 
 
 def static_shapes(
-    source: PlannedSource,
+    source: TextSource,
     masker: Masker,
     *,
     epochs: int,
     num_processes: int = 1,
     masked_capacity: float | None = None,
 ) -> StaticShapes:
-    """Return shapes that hold every micro-batch of a run.
+    """Return shapes that hold every micro-batch of a run on packed batches.
 
-    Args:
-        source: The run's batches, packed.
-        masker: Draws the run's masks.
-        epochs: How many the run has.
-        num_processes: How many share each step.
-        masked_capacity: Rows for masked tokens as a share of the tokens. Default: estimated from
-            the masks of some steps.
+    `masked_capacity` is the rows for masked tokens as a share of the tokens; by default it is
+    estimated from the masks of some steps.
     """
     bounds = source.bounds(epochs, num_processes)
-    num_tokens = round_up(bounds.num_tokens)
-    share = expected_share(source, masker, bounds.num_tokens)
-    if masked_capacity is not None:
-        share = masked_capacity
+    num_tokens, share = round_up(bounds.num_tokens), masked_capacity
+    if share is None:
+        share = expected_share(source, masker, bounds.num_tokens)
     num_masked = min(round_up(math.ceil(share * num_tokens)), num_tokens)
     return StaticShapes(
         num_tokens=num_tokens,
@@ -138,7 +121,7 @@ def static_shapes(
     )
 
 
-def expected_share(source: PlannedSource, masker: Masker, num_tokens: int) -> float:
+def expected_share(source: TextSource, masker: Masker, num_tokens: int) -> float:
     """Return the share of tokens that is masked, six standard deviations above its mean."""
     progress = max((0.0, 1.0), key=masker.config.rate_at)
     lengths, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

@@ -150,9 +150,7 @@ class TextMLM:
         pin_memory: bool = False,
     ) -> None:
         self.model: torch.nn.Module = model
-        self.masker = masker
-        self.shapes = shapes
-        self.pin_memory = pin_memory
+        self.masker, self.shapes, self.pin_memory = masker, shapes, pin_memory
         self.loss_weights: Mapping[str, float] = {"mlm": 1.0}
         self.num_predicted = self.num_left_out = 0
         self.lay_out, self._lay_out_static = model.lay_out, model.lay_out_static
@@ -165,33 +163,22 @@ class TextMLM:
     @classmethod
     def of(cls, parts: TextParts) -> Self:
         """Make the task from the parts of a run: an objective, of subclasses too."""
-        return cls(
-            parts.model,
-            parts.masker,
-            shapes=parts.shapes,
-            compile_backend=parts.compile_backend,
-            pin_memory=parts.pin_memory,
-        )
+        names = ("shapes", "compile_backend", "pin_memory")
+        return cls(parts.model, parts.masker, **{name: getattr(parts, name) for name in names})
 
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
+        counts = {"mlm": len(masked.targets)}
         if self.shapes is None:
-            prepared = PreparedText(
-                inputs=self.lay_out(masked),
-                targets=torch.from_numpy(masked.targets),
-                counts={"mlm": len(masked.targets)},
-                num_tokens=batch.num_tokens,
-            )
+            inputs, targets = self.lay_out(masked), torch.from_numpy(masked.targets)
         else:
             static = self._lay_out_static(masked, self.shapes)
-            left_out = static.num_left_out
-            prepared = PreparedText(
-                inputs=static.inputs,
-                targets=static.targets,
-                counts={"mlm": len(masked.targets) - left_out, LEFT_OUT: left_out},
-                num_tokens=batch.num_tokens,
-            )
+            inputs, targets, left_out = static.inputs, static.targets, static.num_left_out
+            counts = {"mlm": counts["mlm"] - left_out, LEFT_OUT: left_out}
+        prepared = PreparedText(
+            inputs=inputs, targets=targets, counts=counts, num_tokens=batch.num_tokens
+        )
         return prepared.pin_memory() if self.pin_memory else prepared
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
@@ -216,7 +203,6 @@ class TextMLM:
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take nothing over: all state is in the model."""
-        del state
 
 
 def masked_loss_sum(

@@ -108,9 +108,9 @@ class GivenTexts:
         """Return None: what is in memory may have been changed since it was named."""
 
     def _items(self, reading: Reading) -> Iterator[str]:
-        reading.place.unit = "text"
+        reading.unit = "text"
         for item in self.data:
-            reading.place.number += 1
+            reading.number += 1
             text = reading.text_of(item) if hasattr(item, "keys") else reading.value(item)
             if text is not None:
                 reading.on_read(len(text))
@@ -121,11 +121,11 @@ def read_dataset(dataset: Any, reading: Reading) -> Iterator[str]:
     """Yield the texts of a `Dataset` or `IterableDataset`."""
     if dataset.column_names is not None:
         dataset = dataset.select_columns(reading.roots_of(dataset.column_names))
-    reading.place.unit = "row"
+    reading.unit = "row"
     for batch in dataset.iter(batch_size=BATCH_ROWS):
         columns = reading.roots_of(list(batch))
         for values in zip(*(batch[column] for column in columns), strict=True):
-            reading.place.number += 1
+            reading.number += 1
             text = reading.text_of(dict(zip(columns, values, strict=True)))
             if text is not None:
                 reading.on_read(len(text))

@@ -72,11 +72,7 @@ def register(suffix: str, reader: UserReader) -> None:
     Raises:
         PluginError: The suffix is read already or is none, or the reader cannot be called.
     """
-    if (
-        not suffix.startswith(".")
-        or suffix != suffix.lower()
-        or Path(f"a{suffix}").suffix != suffix
-    ):
+    if not suffix or suffix != suffix.lower() or Path(f"a{suffix}").suffix != suffix:
         raise PluginError(f"'{suffix}' is no suffix; give one like '.conllu', in lower case")
     if suffix in SUFFIXES or suffix in COMPRESSIONS:
         raise PluginError(f"files that end in '{suffix}' are read already; choose another suffix")
@@ -101,9 +97,13 @@ def supported_suffixes() -> str:
     return f"{', '.join(SUFFIXES)} (each may be packed: {packed})"
 
 
+def _choice(path: Path, config: CorpusConfig) -> Any:
+    return SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
+
+
 def format_of(path: Path, config: CorpusConfig) -> str:
     """Return the name of a file's format: one of `OURS`, or "" for a reader of the user's own."""
-    choice = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
+    choice = _choice(path, config)
     return choice if isinstance(choice, str) and choice in OURS else ""
 
 
@@ -115,21 +115,17 @@ def is_portable(path: Path, config: CorpusConfig) -> bool:
     return bool(format_of(path, config)) or is_plugin(config.reader)
 
 
-def reader_for(path: Path, config: CorpusConfig) -> TextReader:
-    """Return the function that reads the texts of a file."""
-    choice: Any = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
-    found: Any = READERS.find(choice)
-    if format_of(path, config):
-        return found  # type: ignore[no-any-return]
-    if not callable(found):
-        raise READERS.misfit(choice, f"it is of type {type(found).__name__}")
-    return lambda reading: read_by(found, choice, reading)
-
-
 def read_texts(reading: Reading) -> Iterator[str]:
     """Yield the texts of a file by the reader of its format."""
+    choice = _choice(reading.path, reading.config)
+    reader: Any = READERS.find(choice)
+    if not callable(reader):
+        raise READERS.misfit(choice, f"it is of type {type(reader).__name__}")
     try:
-        yield from reader_for(reading.path, reading.config)(reading)
+        if format_of(reading.path, reading.config):
+            yield from reader(reading)
+        else:
+            yield from read_by(reader, choice, reading)
     except MaskeryError:
         raise
     except Exception as error:
@@ -137,40 +133,34 @@ def read_texts(reading: Reading) -> Iterator[str]:
             raise
         # At an address, every file system has errors of its own.
         raise DataError(
-            f"{reading.place.source} cannot be read ({type(error).__name__}: {reason_of(error)}); "
+            f"{reading.source} cannot be read ({type(error).__name__}: {reason_of(error)}); "
             "check the address and the network"
         ) from error
 
 
 def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:
     """Yield the texts that a reader of the user's own finds in a file."""
-    reading.place.unit = "example"
+    reading.unit = "example"
     with CorpusFile(reading) as file:
         try:
-            for item in _iterate(reader(file), reader, choice):
-                reading.place.number += 1
-                if isinstance(item, str):
-                    text = reading.value(item)
-                elif isinstance(item, Mapping):
-                    text = reading.text_of(item)
-                else:
+            found: Any = reader(file)
+            if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+                name = getattr(reader, "__name__", type(reader).__name__)
+                raise READERS.misfit(choice, f"{name} returned a {type(found).__name__}")
+            for item in found:
+                reading.number += 1
+                if not isinstance(item, str | Mapping):
                     kind = type(item).__name__
                     raise READERS.misfit(choice, f"it yielded a {kind} at {reading.place}")
+                text = reading.value(item) if isinstance(item, str) else reading.text_of(item)
                 if text is not None:
                     yield text
         except MaskeryError:
             raise
         except Exception as error:  # a user's code raises anything
             line = traceback.extract_tb(error.__traceback__)[-1].lineno
-            found = f"it fails on {reading.path} (line {line}: {type(error).__name__}: "
-            raise READERS.misfit(choice, f"{found}{reason_of(error)})") from error
-
-
-def _iterate(found: Any, reader: UserReader, choice: object) -> Iterator[object]:
-    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
-        name = getattr(reader, "__name__", type(reader).__name__)
-        raise READERS.misfit(choice, f"{name} returned a {type(found).__name__}")
-    return iter(found)
+            where = f"it fails on {reading.path} (line {line}: {type(error).__name__}: "
+            raise READERS.misfit(choice, f"{where}{reason_of(error)})") from error
 
 
 class CorpusFile(io.TextIOBase):
@@ -185,7 +175,7 @@ class CorpusFile(io.TextIOBase):
     """
 
     def __init__(self, reading: Reading) -> None:
-        self.path, self.name = reading.path, reading.place.source
+        self.path, self.name = reading.path, reading.source
         self._reading, self._stack = reading, ExitStack()
         self._blocks = self._stack.enter_context(open_blocks(reading))
         self._text, self._position = "", 0
@@ -296,17 +286,18 @@ def documents(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
 
 def _units(units: list[str], cutter: Cutter) -> Iterator[str]:
     """Yield the units of a block: the first ends what is held, the last goes on in the next."""
-    yield from cutter.add(units[0])
-    if len(units) == 1:
+    first, *complete = units
+    yield from cutter.add(first)
+    if not complete:
         return
     yield from cutter.finish()
-    complete = units[1:-1]
+    last = complete.pop()
     if max(map(len, complete), default=0) <= cutter.limit:
-        yield from complete
+        yield from complete  # the common case, in which nothing is cut
     else:
         for unit in complete:
             yield from cutter.whole(unit)
-    yield from cutter.add(units[-1])
+    yield from cutter.add(last)
 
 
 UNITS = {"line": lines, "paragraph": paragraphs, "document": documents}
@@ -328,7 +319,7 @@ def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
         parts.append(first)
         size += len(first)
         if size > reading.max_record_chars:
-            reading.place.number = number + 1
+            reading.number = number + 1
             raise too_long(reading)
         if not others:
             continue

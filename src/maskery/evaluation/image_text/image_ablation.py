@@ -154,7 +154,7 @@ def logits_by_condition(
     model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
-    ids, real, places = side_by_side(batch.text, input_ids)
+    ids, real, places = side_by_side(batch.text.lengths, input_ids)
     pictures = {"right": batch.right, "wrong": batch.wrong}
 
     def compute(model: ImageTextModel) -> dict[Condition, torch.Tensor]:
@@ -178,11 +178,10 @@ def logits_by_condition(
 
 
 def side_by_side(
-    batch: TokenBatch, input_ids: Int64Array
+    lengths: Int64Array, input_ids: Int64Array
 ) -> tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]:
     """Return padded ids (B, L), their mask (B, L), and each token's place in B * L."""
-    length = int(batch.lengths.max())
-    real = np.arange(length) < batch.lengths[:, None]
+    real = np.arange(lengths.max()) < lengths[:, None]
     ids = np.zeros(real.shape, np.int64)
     ids[real] = input_ids
     return ids, real, np.flatnonzero(real)

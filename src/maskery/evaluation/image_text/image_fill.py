@@ -57,7 +57,7 @@ class ImageFiller(Filler):
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """See `Filler.predict`; every sequence looks at the picture."""
-        ids, real, places = side_by_side(masked.batch, masked.input_ids)
+        ids, real, places = side_by_side(masked.batch.lengths, masked.input_ids)
         device = self._model.device
         hidden = self.read(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device))
         rows = torch.from_numpy(places[masked.positions]).to(device)

@@ -125,7 +125,7 @@ def _judge(
     lengths = texts.lengths[one.texts]
     judged = torch.empty(len(lengths), 2)
     for chosen in by_length(lengths, batch_tokens):
-        places = tokens_of(texts.boundaries, one.texts[chosen]).to(model.device)
+        places = torch.from_numpy(tokens_of(texts.boundaries, one.texts[chosen])).to(model.device)
         rows = Rows.of_lengths(lengths[chosen], model.device)
         states = texts.states.index_select(0, places)
         tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)

@@ -13,15 +13,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from maskery.core.errors import ConfigError, ModelError
+from maskery.core.errors import CheckpointError, ConfigError, ModelError, reason_of
 from maskery.core.system import replace_folder
 from maskery.core.task import EXTRA_STATE, part_of
+from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import CaptionCorpus, CaptionTokens, tokenise_captions
+from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
@@ -97,7 +99,9 @@ def _own_tokenizer(
             raise ModelError(
                 f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
             ) from error
-    tokenizer = train_wordpiece(CaptionCorpus(pairs), config.vocab_size, progress=progress)
+    captions = [caption for pair in pairs for caption in pair.captions]
+    corpus = Corpus.of(captions, name="the captions")
+    tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
     if kept is not None:
         partial = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -278,25 +282,17 @@ def prepare_model(
             f"--max-length is {config.max_length}, and the model has {limit} positions; "
             f"lower it to {limit} or less"
         )
-    max_length, seed = config.max_length or limit, config.training.seed
+    max_length = config.max_length or limit
     captions = read_captions(pairs, start.tokenizer, reading, max_length)
     # Before the task is made, whose twin starts as a copy.
     if OUTPUT_BIAS in start.new_parameters:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         start_at_frequencies(start.model, counts)
-    masker = Masker.of(start.tokenizer, config.masking, seed=seed)
-    task = ImageTextTask(
-        start.model,
-        replace(config.objectives, seed=seed),
-        pad_token_id=int(start.tokenizer.pad_token_id or 0),
-        masker=masker,
-        mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
-        terms=terms,
-    )
+    task = make_task(config, start.model, start.tokenizer, terms)
     if config.text_model is None and not config.model.startswith(SCRATCH):
-        twin = Path(resolve(config.model)) / EXTRA_STATE
-        if twin.is_file():
-            task.load_twin(part_of(load_file(twin), "twin."))
+        twin = twin_beside(config.model)
+        if twin is not None:
+            task.load_twin(twin)
     return Prepared(
         config=config,
         reading=reading,
@@ -305,3 +301,36 @@ def prepare_model(
         captions=captions,
         task=task,
     )
+
+
+def make_task(
+    config: ImageTextRunConfig,
+    model: ImageTextModel,
+    tokenizer: PreTrainedTokenizerBase,
+    terms: Sequence[Any] = (),
+) -> ImageTextTask:
+    """Make the task of a run; its twin starts as a copy of the model."""
+    seed = config.training.seed
+    masker = Masker.of(tokenizer, config.masking, seed=seed)
+    return ImageTextTask(
+        model,
+        replace(config.objectives, seed=seed),
+        pad_token_id=int(tokenizer.pad_token_id or 0),
+        masker=masker,
+        mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
+        terms=terms,
+    )
+
+
+def twin_beside(name: str) -> dict[str, torch.Tensor] | None:
+    """Read the momentum twin in a model folder; None without one."""
+    path = Path(resolve(name)) / EXTRA_STATE
+    if not path.is_file():
+        return None
+    try:
+        return part_of(load_file(path), "twin.")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the momentum twin in '{path}' cannot be read ({reason_of(error, most=120)}); "
+            f"restore the file, or remove it to do without the twin"
+        ) from error

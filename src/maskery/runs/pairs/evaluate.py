@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
-from maskery.core.errors import CheckpointError, ConfigError, reason_of
-from maskery.core.task import EXTRA_STATE
+from maskery.core.errors import ConfigError
 from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
@@ -41,14 +37,12 @@ from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.loading import resolve
-from maskery.runs.image_text.prepare import read_captions
+from maskery.runs.image_text.prepare import make_task, read_captions, twin_beside
 from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 log = logging.getLogger(__name__)
-# Pictures stay decoded, for each is seen with its own caption and with others'.
 CACHE_BYTES = 2**30
 # Evaluation masks as BERT does, whatever the run trains with.
 EVALUATION_MASKING = MaskingConfig()
@@ -78,28 +72,24 @@ def summarise_pairs(
     words: tuple[str, ...],
     task: ImageTextTask | None,
 ) -> PairsEvaluation:
-    """Compute every held-out figure of a model from its sums.
-
-    The twin of `task` replaces words, for the model to detect.
-    """
+    """Compute every held-out figure; the twin of `task` replaces words, for the model to detect."""
     found = None
     if words:
-        accepted = accepted_ids(words, tokenizer)
         mask_token_id = Vocabulary.of(tokenizer).mask_token_id
-        found = score_words(model.eval(), held_out, accepted, mask_token_id)
+        found = score_words(model.eval(), held_out, accepted_ids(words, tokenizer), mask_token_id)
+    right = scored["right"]
+    others = {name: sums for name, sums in scored.items() if name != "right"}
     return PairsEvaluation(
         scores={condition: summarise(sums) for condition, sums in scored.items()},
-        difference={
-            condition: compare(scored["right"], sums)
-            for condition, sums in scored.items()
-            if condition != "right"
-        },
+        difference={condition: compare(right, sums) for condition, sums in others.items()},
         words=found,
         mrtd_auc=None if task is None else mrtd_auc(task, held_out, model.device),
     )
 
 
-def mrtd_auc(task: ImageTextTask, held_out: HeldOutPairs, device: torch.device) -> float | None:
+def mrtd_auc(
+    task: ImageTextTask, batches: Iterable[JudgedPairs], device: torch.device
+) -> float | None:
     """Return the area under the ROC curve of replaced against original words.
 
     The momentum twin fills frozen masks by sampling, as in training, and the model judges every
@@ -109,27 +99,23 @@ def mrtd_auc(task: ImageTextTask, held_out: HeldOutPairs, device: torch.device) 
     if "mrtd" not in task.loss_weights:
         return None
     task.model.eval()
-    return judged_auc(judgements(task, held_out, device))
 
-
-def judgements(
-    task: ImageTextTask, batches: Iterable[JudgedPairs], device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each batch, with the right pictures: what the model thinks of the words, and the truth."""
-    for batch in batches:
+    def judge(batch: JudgedPairs) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch.images[batch.right]
         viewed = ViewedPairs(image1=images, image2=images, text1=batch.text)
         prepared = task.prepare(viewed, epoch=FROZEN_EPOCH, progress=1.0)
-        yield task.judge(prepared.to(device))
+        return task.judge(prepared.to(device))
+
+    return judged_auc(map(judge, batches))
 
 
 def accepted_ids(
     words: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, frozenset[int]]:
-    """From the id of each word to score to the ids that are right in its place.
+    """Return, by the id of each word to score, the ids that are right in its place.
 
-    Alternatives are joined by `|`; `drawn-people` stands for all of its words. Words that are
-    several pieces of the tokenizer, or unknown to it, are left out and named; one must be left.
+    Words that are several pieces of the tokenizer, or unknown to it, are left out and named; one
+    must be left.
     """
     accepted: dict[int, frozenset[int]] = {}
     left_out: list[str] = []
@@ -151,6 +137,7 @@ def accepted_ids(
 
 
 def _synonyms(words: tuple[str, ...]) -> Mapping[str, frozenset[str]]:
+    """Return each word with its alternatives, joined by `|`; `drawn-people` has its own."""
     chosen: dict[str, frozenset[str]] = {}
     for entry in words:
         if entry == DRAWN_PEOPLE:
@@ -166,7 +153,7 @@ def _synonyms(words: tuple[str, ...]) -> Mapping[str, frozenset[str]]:
 
 
 def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of a word that is one known token within a sentence."""
+    """Return the id of a word that is one known token within a sentence."""
     ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
     return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
@@ -194,16 +181,7 @@ def evaluate_image_text(
     seed: int = 0,
     words: tuple[str, ...] = (),
 ) -> ImageTextEvaluation:
-    """Score one model, or two, on every caption of some pairs.
-
-    Args:
-        model: A folder of an image-text model, or of a run.
-        reading: How the pairs are read.
-        masking: How their captions are masked.
-        seed: Of the masks.
-        words: Words masked one at a time, as in `train pairs`.
-        data: Pairs, as for `train pairs`; all count as held out.
-        against: Another model with the same tokenizer.
+    """Score one model, or two with the same tokenizer, on every caption of some pairs.
 
     Raises:
         MaskeryError: A model cannot be opened, the pairs cannot be read, or the models cut text
@@ -217,8 +195,13 @@ def evaluate_image_text(
     longest = min(int(one.model.config.text_config.max_position_embeddings) for one in opened)
     models: dict[str, PairsEvaluation] = {}
     scored: list[dict[Condition, ExampleSums]] = []
+    groups, everything = group_ids(pairs), np.arange(len(pairs))
     for one in opened:
-        held_out = held_out_pairs(one, pairs, reading, longest)
+        captions = read_captions(pairs, one.tokenizer, reading, longest)
+        # Pictures stay decoded, for each is seen with its own caption and with others'.
+        near = one.view.size
+        pictures = Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=CACHE_BYTES)
+        held_out = HeldOutPairs(pairs, captions, pictures, one.view, groups, everything)
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_pairs(one.model, held_out, masker))
         heading = one.name if one.name not in models else f"{one.name} (again)"
@@ -234,38 +217,12 @@ def evaluate_image_text(
     return ImageTextEvaluation(models=models, difference=difference)
 
 
-def held_out_pairs(
-    opened: OpenImageText, pairs: Pairs, reading: PairsConfig, max_length: int
-) -> HeldOutPairs:
-    """All of some pairs as a model reads them."""
-    captions = read_captions(pairs, opened.tokenizer, reading, max_length)
-    pictures = Pictures(pairs, reading.on_bad_image, near=opened.view.size, cache_bytes=CACHE_BYTES)
-    everything = np.arange(len(pairs))
-    return HeldOutPairs(pairs, captions, pictures, opened.view, group_ids(pairs), everything)
-
-
 def _task_beside(opened: OpenImageText) -> ImageTextTask | None:
-    """Return a task with the momentum twin that lies beside a model; None without one.
-
-    It replaces words as `train pairs` does by default.
-    """
-    path = Path(resolve(opened.name)) / EXTRA_STATE
-    if not path.is_file():
+    """Return a task with the momentum twin beside a model, as `train pairs` has it; or None."""
+    twin = twin_beside(opened.name)
+    if twin is None:
         return None
-    vocabulary, defaults = Vocabulary.of(opened.tokenizer), PairsRunConfig(pairs="any")
-    masker = Masker.of(vocabulary, defaults.masking)
-    task = ImageTextTask(
-        opened.model,
-        ImageTextMLMConfig(alpha=0.0),
-        pad_token_id=int(opened.tokenizer.pad_token_id or 0),
-        masker=masker,
-        mrtd_masker=masker.for_generator(defaults.mrtd_mask_rate),
-    )
-    try:
-        task.load_extra_state(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the momentum twin in '{path}' cannot be read ({reason_of(error, most=120)}); "
-            f"restore the file, or remove it to do without replaced words"
-        ) from error
+    defaults = PairsRunConfig(pairs="any", objectives=ImageTextMLMConfig(alpha=0.0))
+    task = make_task(defaults, opened.model, opened.tokenizer)
+    task.load_twin(twin)
     return task

@@ -1,7 +1,4 @@
-"""Retrieval figures of person-search runs and image-text models, and their spread over runs.
-
-Conditions that several runs must share for a mean over their figures to mean anything come first.
-"""
+"""Retrieval figures of person-search runs and image-text models, and their spread over runs."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -35,104 +33,13 @@ from maskery.evaluation.retrieval.retrieval_set import (
     sample_searches,
     spread_queries,
 )
-from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
+from maskery.runs.frame.config_file import open_run, run_kind
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.settings import known_retrieval, open_for_retrieval, run_config_of
 
-HeldOutSplit = Literal["val", "test"]
-
-
-class Conditions:
-    """Hold every run to the conditions of the first."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, tuple[str, str]] = {}
-
-    def add(self, name: str, conditions: Mapping[str, str]) -> None:
-        """Add conditions under which a run is measured; refuse others than an earlier run's."""
-        for about, value in conditions.items():
-            first, expected = self._first.setdefault(about, (name, value))
-            if value != expected:
-                raise ConfigError(
-                    f"'{first}' and '{name}' are not measured alike ({about}: {expected} and "
-                    f"{value}), so a mean over them would say nothing; measure each for itself, or "
-                    f"make them alike"
-                )
-
-
-def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit, Pairs]:
-    """Return a split, or validation where the dataset has no test split."""
-    if split == "test" and data.test is not None:
-        return "test", data.test
-    return "val", data.val
-
-
-def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
-    """Return the dataset, split, pictures and captions, as conditions."""
-    name, pairs = split_of(data, split)
-    # Eight digits in hexadecimal are enough to tell two datasets apart in a message.
-    persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
-    return {
-        "the dataset": data.title,
-        "the split": name,
-        "pictures": f"{len(pairs):,}",
-        "captions": f"{sum(len(pair.captions) for pair in pairs):,}",
-        "the fingerprint of pictures, captions and persons": f"{fingerprint(pairs)[:8]}{persons}",
-    }
-
-
-def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
-    """Return how pictures are ranked, as conditions."""
-    score: str = settings.score
-    if score == "sum":
-        score += f" with odds at {settings.odds_weight:g}"
-    return {
-        "pictures ranked anew (--rerank)": str(settings.rerank),
-        "the score they are ranked by": score if settings.rerank else "similarity",
-    }
-
-
-class Datasets:
-    """The datasets of runs, each read once; `root` and `images` say where they lie now."""
-
-    def __init__(self, root: Path | None = None, images: Path | None = None) -> None:
-        self._root, self._images = root, images
-        self._read: dict[PersonSearchDataConfig, PersonSearchData] = {}
-
-    def of(self, name: str, retrieval: ModelRetrieval) -> PersonSearchData:
-        """Read the dataset of a run folder, its captions prepared as these settings say."""
-        config = load_config(Path(name) / CONFIG, PersonSearchRunConfig).data
-        config = replace(
-            config,
-            root=self._root or config.root,
-            images=self._images or config.images,
-            clean_captions=retrieval.clean_captions,
-            max_words=retrieval.max_words,
-        )
-        if config not in self._read:
-            self._read[config] = open_person_search(config)
-        return self._read[config]
-
-
-def need_different(names: Sequence[str]) -> None:
-    """Refuse the same folder twice, however its path is written."""
-    seen: dict[Path, str] = {}
-    for name in names:
-        first = seen.setdefault(Path(name).resolve(), name)
-        if list(names).count(name) > 1:
-            raise ConfigError(f"'{name}' is named twice; name each run once")
-        if first != name:
-            raise ConfigError(f"'{first}' is named twice, also as '{name}'; name each run once")
-
-
-def seed_of(name: str) -> int | None:
-    """Return the seed of the run that a folder, or the model in it, belongs to."""
-    config = run_config_of(Path(name).resolve())
-    return None if config is None else config.training.seed
-
-
 log = logging.getLogger(__name__)
 
+HeldOutSplit = Literal["val", "test"]
 RANKINGS = ("contrastive", "reranked")
 
 
@@ -173,11 +80,39 @@ class Overrides:
     root: Path | None = None  # Where the runs' dataset lies now
     images: Path | None = None  # Where its images lie now
 
-    def of_model(self) -> dict[str, Any]:
-        """Return the overrides that replace settings of the model."""
-        names = ("rerank", "score", "odds_weight", "clean_captions")
+    def of(self, *names: str) -> dict[str, Any]:
+        """Return the overrides of these names that are set."""
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
+
+    def of_model(self, retrieval: ModelRetrieval) -> ModelRetrieval:
+        """Return a model's settings with the overrides."""
+        return replace(retrieval, **self.of("rerank", "score", "odds_weight", "clean_captions"))
+
+    def of_data(
+        self, data: PersonSearchDataConfig, retrieval: ModelRetrieval
+    ) -> PersonSearchDataConfig:
+        """Return where a run's dataset lies now, its captions prepared as a model reads them."""
+        clean, words = retrieval.clean_captions, retrieval.max_words
+        return replace(data, **self.of("root", "images"), clean_captions=clean, max_words=words)
+
+
+class Conditions:
+    """Hold every run to the conditions of the first: else a mean over them would say nothing."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, str]] = {}
+
+    def add(self, name: str, conditions: Mapping[str, str]) -> None:
+        """Add conditions under which a run is measured; refuse others than an earlier run's."""
+        for about, value in conditions.items():
+            first, expected = self._first.setdefault(about, (name, value))
+            if value != expected:
+                raise ConfigError(
+                    f"'{first}' and '{name}' are not measured alike ({about}: {expected} and "
+                    f"{value}), so a mean over them would say nothing; measure each for itself, or "
+                    f"make them alike"
+                )
 
 
 def evaluate_retrieval_models(
@@ -192,44 +127,48 @@ def evaluate_retrieval_models(
     """Measure models, each on the split of its own run, or all on the same pairs.
 
     Args:
-        overrides: Settings to use instead of the models' own.
-        progress: Draw progress bars.
         names: Run folders, or model folders where `data` is given.
         data: A source of pairs that name persons; None for what each run held out.
         reading: How `data` is read; by default `PairsConfig()`.
         split: Of the runs' datasets; `val` where a dataset has no test split.
+        overrides: Settings to use instead of the models' own.
+        progress: Draw progress bars.
 
     Raises:
         ConfigError: A model is named twice, has no data of its own, or is not finished; or several
-            are not measured conditions.
+            are not measured under the same conditions.
         ModelError: It cannot be loaded, or was trained without the contrastive loss.
         DataError: The data cannot be used.
     """
     need_different(names)
     overrides = overrides or Overrides()
-    conditions, datasets = Conditions(), Datasets(overrides.root, overrides.images)
-    if len(names) > 1:  # said before the first is measured, which may take an hour
-        for name in names:
-            conditions.add(name, _foreseen(name, data, split, overrides, datasets))
+    conditions, read = Conditions(), cache(open_person_search)
+    runs = {name: _own_run(name, needed=data is None) for name in names}
+    for name, run in runs.items() if len(names) > 1 else ():
+        # Told before the first is measured, which may take an hour.
+        conditions.add(name, _ranking_foreseen(name, overrides))
+        known = known_retrieval(name)
+        if run is not None and data is None and known is not None:
+            dataset = read(overrides.of_data(run.data, overrides.of_model(known)))
+            conditions.add(name, gallery_conditions(dataset, split))
     figures = {}
-    for name in names:
-        _need_pictures(name, data)
-        opened = _opened(name, overrides)
-        settings = _settings(opened, overrides)
+    for name, run in runs.items():
+        opened, settings = _opened(name, run, overrides)
         conditions.add(name, ranking_conditions(settings))
-        if data is None:
-            figures[name] = _on_its_split(
-                opened, datasets.of(name, opened.retrieval), split, settings
-            )
+        if run is not None and data is None:
+            dataset = read(overrides.of_data(run.data, opened.retrieval))
+            gallery = _held_out(opened, run, dataset, split, settings)
         else:
-            figures[name] = _on_pairs(
-                opened, data, reading or PairsConfig(), settings, progress=progress
-            )
-        found = {  # some cannot be read
-            "pictures that can be read": f"{figures[name].num_images:,}",
-            "captions that can be read": f"{figures[name].num_texts:,}",
+            gallery = _pairs_read_by(opened, str(data), reading or PairsConfig(), settings)
+        found = evaluate_set(opened.model, gallery, settings, progress=progress).figures
+        for line in gallery.skipped:
+            log.warning("%s", line)
+        readable = {  # some cannot be read
+            "pictures that can be read": f"{found.num_images:,}",
+            "captions that can be read": f"{found.num_texts:,}",
         }
-        conditions.add(name, found)
+        conditions.add(name, readable)
+        figures[name] = found
     return RetrievalEvaluation(
         figures=figures,
         seeds={name: seed_of(name) for name in names},
@@ -237,33 +176,71 @@ def evaluate_retrieval_models(
     )
 
 
-def _need_pictures(name: str, data: str | None) -> None:
-    """Refuse a model that is no run, where no data is named."""
-    if data is None and run_kind(name) != PersonSearchRunConfig.kind:
+def need_different(names: Sequence[str]) -> None:
+    """Refuse the same folder twice, however its path is written."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        first = seen.setdefault(Path(name).resolve(), name)
+        if list(names).count(name) > 1:
+            raise ConfigError(f"'{name}' is named twice; name each run once")
+        if first != name:
+            raise ConfigError(f"'{first}' is named twice, also as '{name}'; name each run once")
+
+
+def _own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
+    """Return the configuration of a finished run; None of another model, if none is needed."""
+    if run_kind(name) == PersonSearchRunConfig.kind:
+        return open_run(name).finished(PersonSearchRunConfig)
+    if needed:
         raise ConfigError(
             f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
             f"its own; name some with --data PAIRS"
         )
+    return None
 
 
-def _foreseen(
-    name: str, data: str | None, split: HeldOutSplit, overrides: Overrides, datasets: Datasets
-) -> dict[str, str]:
-    """Return the conditions of a measurement, as far as they are known before loading."""
-    _need_pictures(name, data)
+def _ranking_foreseen(name: str, overrides: Overrides) -> dict[str, str]:
+    """Return how a model will rank pictures, as far as it is known before loading."""
     known = known_retrieval(name)
     if known is None:
         return {}
-    known = replace(known, **overrides.of_model())
-    ranking = known.ranking
-    if "itm" not in known.trained:
-        ranking = replace(ranking, rerank=0)
-    gallery = {} if data is not None else gallery_conditions(datasets.of(name, known), split)
-    return gallery | ranking_conditions(ranking)
+    ranking = overrides.of_model(known).ranking
+    return ranking_conditions(ranking if "itm" in known.trained else replace(ranking, rerank=0))
+
+
+def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
+    """Return the dataset, split, pictures and captions, as conditions."""
+    name, pairs = split_of(data, split)
+    # Eight digits in hexadecimal are enough to tell two datasets apart in a message.
+    persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
+    return {
+        "the dataset": data.title,
+        "the split": name,
+        "pictures": f"{len(pairs):,}",
+        "captions": f"{sum(len(pair.captions) for pair in pairs):,}",
+        "the fingerprint of pictures, captions and persons": f"{fingerprint(pairs)[:8]}{persons}",
+    }
+
+
+def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
+    """Return how pictures are ranked, as conditions."""
+    score: str = settings.score
+    if score == "sum":
+        score += f" with odds at {settings.odds_weight:g}"
+    return {
+        "pictures ranked anew (--rerank)": str(settings.rerank),
+        "the score they are ranked by": score if settings.rerank else "similarity",
+    }
+
+
+def seed_of(name: str) -> int | None:
+    """Return the seed of the run that a folder, or the model in it, belongs to."""
+    config = run_config_of(Path(name).resolve())
+    return None if config is None else config.training.seed
 
 
 def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:
-    """Mean and standard deviation over runs; None of a single one."""
+    """Return mean and standard deviation over runs; None of a single one."""
     if len(figures) < 2:
         return None
     spread: dict[str, dict[str, Spread]] = {}
@@ -279,45 +256,75 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
     return spread
 
 
-def _opened(name: str, overrides: Overrides) -> OpenImageText:
-    folder = Path(name)
-    is_run = run_kind(folder) == PersonSearchRunConfig.kind
-    if is_run:
-        open_run(folder).finished(PersonSearchRunConfig)
+def _opened(
+    name: str, run: PersonSearchRunConfig | None, overrides: Overrides
+) -> tuple[OpenImageText, RetrievalConfig]:
+    """Open a model; returns it and how it is measured, both with the overrides."""
     opened = open_for_retrieval(name)
-    if not is_run:
+    if run is None:
         require_contrast(opened)
-    retrieval = replace(opened.retrieval, **overrides.of_model())
-    if overrides.odds_weight is not None and retrieval.score != "sum":
+    opened = replace(opened, retrieval=overrides.of_model(opened.retrieval))
+    ranking = opened.retrieval.ranking
+    if overrides.odds_weight is not None and ranking.score != "sum":
         raise ConfigError(
-            f"odds_weight is set, and '{name}' is ranked by {retrieval.score}, which has no use "
+            f"odds_weight is set, and '{name}' is ranked by {ranking.score}, which has no use "
             f"for it; add --score sum, or leave it out"
         )
-    return replace(opened, retrieval=retrieval)
-
-
-def _settings(opened: OpenImageText, overrides: Overrides) -> RetrievalConfig:
-    """The model's own settings with what is asked for, and what is computed at once."""
-    folder, ranking = Path(opened.name), opened.retrieval.ranking
-    settings = RetrievalConfig()
-    if run_kind(folder) == PersonSearchRunConfig.kind:
-        settings = load_config(folder / CONFIG, PersonSearchRunConfig).retrieval
     if ranking.rerank and not can_match(opened):
-        log.info("the matching head of '%s' was never trained, so it is left out", opened.name)
+        log.info("the matching head of '%s' was never trained, so it is left out", name)
         ranking = replace(ranking, rerank=0)
-    return replace(
-        ranking,
+    own = RetrievalConfig() if run is None else run.retrieval
+    sizes = {name: getattr(own, name) for name in ("batch_images", "batch_tokens", "memory_mb")}
+    return opened, replace(ranking, **(sizes | overrides.of("batch_tokens", "memory_mb")))
+
+
+def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit, Pairs]:
+    """Return a split, or validation where the dataset has no test split."""
+    if split == "test" and data.test is not None:
+        return "test", data.test
+    return "val", data.val
+
+
+def _held_out(
+    opened: OpenImageText,
+    run: PersonSearchRunConfig,
+    data: PersonSearchData,
+    split: HeldOutSplit,
+    settings: RetrievalConfig,
+) -> RetrievalSet:
+    """Return a split of a run's dataset, read as the run read it."""
+    measured, pairs = split_of(data, split)
+    if measured != split:
+        log.info("%s has no test split: its validation identities are measured", data.title)
+    return RetrievalSet.read_by(
+        opened,
+        pairs,
+        on_bad_caption=run.data.on_bad_caption,
+        on_bad_image=run.data.on_bad_image,
+        view=preprocessing_of(opened.name, opened.model, run.view),
         batch_images=settings.batch_images,
-        batch_tokens=overrides.batch_tokens or settings.batch_tokens,
-        memory_mb=overrides.memory_mb or settings.memory_mb,
+    )
+
+
+def _pairs_read_by(
+    opened: OpenImageText, data: str, reading: PairsConfig, settings: RetrievalConfig
+) -> RetrievalSet:
+    """Return pairs, their captions prepared as the model's own were."""
+    return RetrievalSet.read_by(
+        opened,
+        Pairs.open(data, reading).prepared(opened.retrieval.prepare),
+        on_bad_caption=reading.on_bad_caption,
+        on_bad_image=reading.on_bad_image,
+        batch_images=settings.batch_images,
     )
 
 
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return a few captions that a finished run held out, with the pictures its model finds."""
-    opened = _opened(str(folder), Overrides())
-    settings = _settings(opened, Overrides())
-    held_out = _held_out(opened, Datasets().of(str(folder), opened.retrieval), "test", settings)
+    run = open_run(folder).finished(PersonSearchRunConfig)
+    opened, settings = _opened(str(folder), run, Overrides())
+    data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
+    held_out = _held_out(opened, run, data, "test", settings)
     queries = spread_queries(len(held_out.queries))
     found = evaluate_set(opened.model, held_out, settings, queries=queries)
     ranking = found.contrastive if found.reranked is None else found.reranked
@@ -332,55 +339,3 @@ def run_samples(folder: Path) -> dict[str, Any]:
         for sample in sample_searches(held_out, queries, ranking)
     ]
     return {"searches": searches}
-
-
-def _on_its_split(
-    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
-) -> RetrievalFigures:
-    """A run's model on a split of the run's dataset."""
-    held_out = _held_out(opened, data, split, settings)
-    found = evaluate_set(opened.model, held_out, settings)
-    if held_out.pictures.skipped.count:
-        log.warning("%s", held_out.pictures.skipped)
-    return found.figures
-
-
-def _held_out(
-    opened: OpenImageText, data: PersonSearchData, split: HeldOutSplit, settings: RetrievalConfig
-) -> RetrievalSet:
-    """A split of a run's dataset, read as the run read it."""
-    config = load_config(Path(opened.name) / CONFIG, PersonSearchRunConfig)
-    measured, pairs = split_of(data, split)
-    if measured != split:
-        log.info("%s has no test split: its validation identities are measured", data.title)
-    view = preprocessing_of(opened.name, opened.model, config.view)
-    return RetrievalSet.read_by(
-        opened,
-        pairs,
-        on_bad_caption=config.data.on_bad_caption,
-        on_bad_image=config.data.on_bad_image,
-        view=view,
-        batch_images=settings.batch_images,
-    )
-
-
-def _on_pairs(
-    opened: OpenImageText,
-    data: str,
-    reading: PairsConfig,
-    settings: RetrievalConfig,
-    *,
-    progress: bool,
-) -> RetrievalFigures:
-    """Any image-text model on pairs; captions are prepared as the model's own were."""
-    found = RetrievalSet.read_by(
-        opened,
-        Pairs.open(data, reading).prepared(opened.retrieval.prepare),
-        on_bad_caption=reading.on_bad_caption,
-        on_bad_image=reading.on_bad_image,
-        batch_images=settings.batch_images,
-    )
-    retrieval = evaluate_set(opened.model, found, settings, progress=progress)
-    for line in found.skipped:
-        log.warning("%s", line)
-    return retrieval.figures
