@@ -225,19 +225,15 @@ class Template:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
         """Read it off what the tokenizer does to a one-word text."""
-        probe = "a"
-        bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-        if not bare:  # not a letter of its script: take the tokens it has
-            ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-            texts = (tokenizer.decode([index]) for index in ordinary)
-            encoded = (
-                (text, tokenizer(text, add_special_tokens=False).input_ids) for text in texts
-            )
-            probe, bare = next(((text, ids) for text, ids in encoded if ids), (probe, bare))
+        probe, bare = "", []
+        for probe in _probes(tokenizer):
+            bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+            if bare:
+                break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
         for start in range(len(full) - len(bare) + 1 if bare else 0):
-            if full[start : start + len(bare)] == bare:
-                end = start + len(bare)
+            end = start + len(bare)
+            if full[start:end] == bare:
                 return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
         raise ModelError(
             f"the tokenizer of '{tokenizer.name_or_path}' changes a text when it adds special "
@@ -245,21 +241,23 @@ class Template:
         )
 
 
+def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    yield "a"
+    # That may be no letter of its script: then the tokens that it has.
+    for index in sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)):
+        yield tokenizer.decode([index])
+
+
 def assemble(
-    tokens: Any,
-    word_starts: Any,
-    firsts: Ints,
-    lengths: Ints,
-    example_ids: npt.NDArray[np.uint64],
-    starts: Ints,
+    tokens: npt.NDArray[np.integer[Any]],
+    word_starts: npt.NDArray[np.bool_],
+    firsts: Ints,  # (B,) of the stretches in `tokens`
+    lengths: Ints,  # (B,)
+    example_ids: npt.NDArray[np.uint64],  # (B,) of their documents
+    starts: Ints,  # (B,) within these
     template: Template,
 ) -> TokenBatch:
-    """Lay stretches of a token array end to end, each in its special tokens.
-
-    `tokens` and `word_starts` are any arrays of one length, memory-mapped or not. The others are
-    (B,): `firsts` and `lengths` of the stretches in `tokens`, and the ids of their documents and
-    `starts` within these.
-    """
+    """Lay stretches of a token array, memory-mapped or not, end to end in special tokens."""
     before, after = len(template.prefix), len(template.suffix)
     boundaries = np.concatenate(([0], np.cumsum(lengths + before + after)))
     inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -6,11 +6,11 @@ Shapes: N examples.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -198,21 +198,53 @@ class Reading:
         return list(dict.fromkeys(roots))
 
     def _joined(self, values: list[object]) -> str | None:
+        if len(values) == 1:
+            return self.value(values[0])
         texts = [value for value in values if isinstance(value, str)]
         others = [value for value in values if value is not None and not isinstance(value, str)]
-        if len(values) == 1 or others or not texts:  # a value of another type is refused
-            return self.value(others[0] if others else values[0])
+        if others or not texts:
+            self._refuse_type(others[0] if others else None)
+            return None
         return self.value(self.config.joined(texts))
+
+    def texts(self, items: Iterable[Any]) -> Iterator[str]:
+        """Yield the texts of items: texts themselves, or records with the text column."""
+        for item in items:
+            self.number += 1
+            text = self.text_of(item) if hasattr(item, "keys") else self.value(item)
+            if text is not None:
+                yield text
 
     def value(self, value: object) -> str | None:
         """Return the text of a table's cell, or None if it is skipped."""
         self.first_record = False
+        if isinstance(value, bytes):
+            value = self._decoded(value)
+            if value is None:
+                return None
         if isinstance(value, str):
             # The same text has the same id whatever the line ends of the system it comes from.
             return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+        self._refuse_type(value)
+        return None
+
+    def _refuse_type(self, value: object) -> None:
+        self.first_record = False
         kind = "null" if value is None else type(value).__name__
         self.refuse(f"has a value of type {kind} in {self.config.text_column!r}, not a string")
-        return None
+
+    def _decoded(self, value: bytes) -> str | None:
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            if self.config.on_bad_text == "replace":
+                self.report.replaced += 1
+                return value.decode("utf-8", "replace")
+            self.refuse(
+                f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
+                "which is not valid utf-8"
+            )
+            return None
 
     def mend(self, text: str) -> str | None:
         """Deal with a text of NUL or surrogate characters as the config says; None skips it.

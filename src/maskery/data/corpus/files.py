@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 from urllib.parse import unquote, urlsplit
 
 from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
@@ -34,18 +34,13 @@ LONGEST_HUB_NAME = 200
 MANIFEST, PLAN = "shards.json", "plan.json"
 # What file systems of fsspec tell of a file's content: a hash, or a version of it.
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "blob_id", "generation")
-CONVERTERS = {
-    ".pdf": "pdftotext FILE.pdf FILE.txt",
-    ".docx": "pandoc -t plain --wrap=none FILE.docx -o FILE.txt",
-    ".odt": "pandoc -t plain --wrap=none FILE.odt -o FILE.txt",
-    ".epub": "pandoc -t plain --wrap=none FILE.epub -o FILE.txt",
-    ".html": "pandoc -t plain --wrap=none FILE.html -o FILE.txt",
-    ".htm": "pandoc -t plain --wrap=none FILE.htm -o FILE.txt",
+CONVERTERS = {".pdf": "pdftotext FILE.pdf FILE.txt"} | {
+    suffix: f"pandoc -t plain --wrap=none FILE{suffix} -o FILE.txt"
+    for suffix in (".docx", ".odt", ".epub", ".html", ".htm")
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class HubName:
+class HubName(NamedTuple):
     """A dataset of the hub: `name`, `org/name`, or either with `:configuration`."""
 
     name: str

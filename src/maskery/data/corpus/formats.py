@@ -23,7 +23,7 @@ from maskery.core.errors import DataError, MaskeryError, PluginError, reason_of
 from maskery.core.registry import Registry, is_plugin
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import Cutter, Reading
-from maskery.data.corpus.streams import COMPRESSIONS, Readable, open_blocks, open_stream
+from maskery.data.corpus.streams import COMPRESSIONS, open_blocks, open_stream
 
 UserReader: TypeAlias = "Callable[[CorpusFile], Iterable[str | Mapping[str, object]]]"
 TextReader: TypeAlias = Callable[[Reading], Iterator[str]]
@@ -43,12 +43,7 @@ OURS: dict[str, Any] = {
     "parquet": f"{TABLES}:read_parquet",
 }
 READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)
-SUFFIXES = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".rst": "text",
-    ".log": "text",
+SUFFIXES = dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text") | {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -178,7 +173,7 @@ class CorpusFile(io.TextIOBase):
         self.path, self.name = reading.path, reading.source
         self._reading, self._stack = reading, ExitStack()
         self._blocks = self._stack.enter_context(open_blocks(reading))
-        self._text, self._position = "", 0
+        self._block = io.StringIO()
         self._buffer: io.BufferedReader | None = None
 
     def readable(self) -> bool:
@@ -188,33 +183,35 @@ class CorpusFile(io.TextIOBase):
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
         """Return the next line with its line end, or "" at the end of the file."""
         del size  # part of the interface; lines come whole
-        parts: list[str] = []
-        length = 0
-        while True:
-            end = self._text.find("\n", self._position) + 1
-            parts.append(self._text[self._position : end or None])
-            self._position = end or len(self._text)
-            length += len(parts[-1])
-            if length > self._reading.max_record_chars:
+        parts, length, most = [""], 0, self._reading.max_record_chars
+        while not parts[-1].endswith("\n"):
+            part = self._block.readline() or self._next_block().readline()
+            if not part:
+                break
+            parts.append(part)
+            length += len(part)
+            if length > most:
                 raise DataError(
-                    f"{self.name} has a line longer than {self._reading.max_record_chars:,} "
-                    "characters; cut it, or read the file by parts with `file.read(size)`"
+                    f"{self.name} has a line longer than {most:,} characters; cut it, or read the "
+                    "file by parts with `file.read(size)`"
                 )
-            if end or not self._next_block():
-                return "".join(parts)
+        return "".join(parts)
 
     def read(self, size: int | None = -1, /) -> str:
         """Return the next `size` characters, or all that follow."""
         parts: list[str] = []
         left = -1 if size is None else size
         while left:
-            part = self._text[self._position : self._position + left if left > 0 else None]
-            self._position += len(part)
+            part = self._block.read(left) or self._next_block().read(left)
+            if not part:
+                break
             parts.append(part)
             left -= len(part) if left > 0 else 0
-            if self._position == len(self._text) and not self._next_block():
-                break
         return "".join(parts)
+
+    def _next_block(self) -> io.StringIO:
+        self._block = io.StringIO(next(filter(None, self._blocks), ""))
+        return self._block
 
     @property
     def buffer(self) -> io.BufferedReader:
@@ -222,36 +219,13 @@ class CorpusFile(io.TextIOBase):
         if self._buffer is None:
             reading = self._reading
             opened = open_stream(reading.path, reading.on_read, reading.span)
-            self._buffer = io.BufferedReader(_RawBytes(self._stack.enter_context(opened)))
+            self._buffer = io.BufferedReader(self._stack.enter_context(opened))
         return self._buffer
 
     def close(self) -> None:
         """Close the file."""
         self._stack.close()
         super().close()
-
-    def _next_block(self) -> bool:
-        for block in self._blocks:
-            if block:
-                self._text, self._position = block, 0
-                return True
-        self._text, self._position = "", 0
-        return False
-
-
-class _RawBytes(io.RawIOBase):
-    """A `Readable` with the interface that Python's buffered streams ask for."""
-
-    def __init__(self, stream: Readable) -> None:
-        self.stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any, /) -> int:
-        data = self.stream.read(len(target))
-        target[: len(data)] = data
-        return len(data)
 
 
 def lines(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:

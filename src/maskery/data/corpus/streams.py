@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import AUTO, OnBadText
@@ -142,13 +142,23 @@ COMPRESSIONS: dict[str, Callable[[CountedFile], Readable]] = {
 }
 
 
-class NamedStream:
+class NamedStream(io.RawIOBase):
     """A stream whose failures are one line that names the file."""
 
     def __init__(self, path: Path, stream: Readable) -> None:
         self.path, self.stream = path, stream
 
-    def read(self, size: int, /) -> bytes:
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, target: Any, /) -> int:
+        """Fill the target with what comes next; returns how many bytes that are."""
+        data = self.read(len(target))
+        target[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1, /) -> bytes:
         """Return at most `size` bytes; none at the end."""
         try:
             return self.stream.read(size)
@@ -179,7 +189,7 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 @contextmanager
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
-) -> Iterator[Readable]:
+) -> Iterator[NamedStream]:
     """Open a file as a binary stream, decompressed if its last suffix says so.
 
     `on_read` is told the bytes of the file, before decompression, as they are read; `span` is the

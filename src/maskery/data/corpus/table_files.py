@@ -53,7 +53,7 @@ def read_table(reading: Reading, kind: str) -> Iterator[str]:
         rest = chain([header_line], (line for _, line in lines))
         rows = (_quoted_rows if quoted else _plain_rows)(rest, delimiter, first, reading)
         header = next(rows)
-        columns = _columns(header, reading)
+        _check_header(header, reading)
         for row in rows:
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
@@ -64,11 +64,9 @@ def read_table(reading: Reading, kind: str) -> Iterator[str]:
                     f"{delimiter!r} or a line end {fix}"
                 )
                 continue
-            if reading.group_column is not None:
-                reading.read_group(dict(zip(header, row, strict=True)))
-            reading.first_record = False
-            texts = [row[column] for column in columns]
-            yield texts[0] if len(texts) == 1 else reading.config.joined(texts)
+            text = reading.text_of(dict(zip(header, row, strict=True)))
+            if text is not None:
+                yield text
 
 
 def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...]) -> str:
@@ -80,18 +78,14 @@ def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...])
     return delimiters[0]
 
 
-def _columns(header: list[str], reading: Reading) -> list[int]:
-    """Return the indices of the text columns."""
-    names = reading.config.columns_of(header)
-    if not set(names) <= set(header):
-        raise reading.missing_column(header)
-    for name in names:
+def _check_header(header: list[str], reading: Reading) -> None:
+    """Refuse a header without the text columns, or with several of a name."""
+    for name in reading.roots_of(header):
         if header.count(name) > 1:
             raise DataError(
                 f"{reading.place} names the column {name!r} {header.count(name)} times; "
                 "rename the others, or name another column by --text-column"
             )
-    return [header.index(name) for name in names]
 
 
 def _plain_rows(
@@ -147,11 +141,7 @@ def read_parquet(reading: Reading) -> Iterator[str]:
             columns=columns,
             use_threads=False,
         ):
-            for value in _values(batch, reading):
-                reading.number += 1
-                text = _text(value, reading)
-                if text is not None:
-                    yield text
+            yield from reading.texts(_values(batch, reading))
             if not packed:  # else it was counted when it was unpacked
                 reading.on_read(size * batch.num_rows // max(1, table.metadata.num_rows))
 
@@ -240,22 +230,3 @@ def _values(batch: Any, reading: Reading) -> list[object]:
     except UnicodeDecodeError:  # some writers do not check what they write
         values = array.cast(pa.large_binary()).to_pylist()
     return values
-
-
-def _text(value: object, reading: Reading) -> str | None:
-    """Return the text of a value, or None if it is skipped."""
-    if isinstance(value, dict):
-        return reading.text_of(value)
-    if not isinstance(value, bytes):
-        return reading.value(value)
-    try:
-        return reading.value(value.decode())
-    except UnicodeDecodeError as error:
-        if reading.config.on_bad_text == "replace":
-            reading.report.replaced += 1
-            return reading.value(value.decode("utf-8", "replace"))
-        reading.refuse(
-            f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
-            "which is not valid utf-8"
-        )
-        return None

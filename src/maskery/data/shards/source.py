@@ -93,15 +93,10 @@ class ShardSource:
 
     Args:
         shards: What is read.
-        template: Special tokens of a sequence.
-        max_length: The most tokens of a sequence, special ones included.
-        batch_tokens: The most tokens of a step.
-        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
-        layout: Packed or padded.
-        seed: Of the order.
         shuffle_shards: Shards whose examples are shuffled together.
         cache_shards: Copies kept besides those in use, for shards from an address.
         exclude: (n,) uint64: documents that are left out, wherever they stand.
+        max_length, batch_tokens, micro_tokens, layout, seed: As in `TextSource`.
     """
 
     def __init__(
