@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -75,13 +75,34 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"{program} {command}", args=list(arguments), default=default
+                kind, prog=f"{program} {command}", args=gathered(arguments), default=default
             )
     except SystemExit as end:
         if not end.code:
             raise
         raise ConfigError(one_line(report.getvalue())) from end
     return parsed
+
+
+def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
+    """Return arguments in which the values of a flag that is given several times stand together.
+
+    The parser would keep those of the last time alone.
+    """
+    if sum(word.partition("=")[0] == flag for word in arguments) < 2:
+        return list(arguments)
+    others, values, taken = [], [], False
+    for word in arguments:
+        name, sign, value = word.partition("=")
+        if name == flag:
+            values += [value] if sign else []
+            taken = not sign
+        elif taken and not word.startswith("--"):
+            values.append(word)
+        else:
+            taken = False
+            others.append(word)
+    return [*others, flag, *values]
 
 
 def one_line(report: str) -> str:
@@ -137,11 +158,13 @@ def print_json(data: Any) -> None:
     print(json.dumps(without_nan(data), indent=1, ensure_ascii=False))
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows with aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Return rows with aligned columns: some to the left, as texts are, the others to the right."""
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        align = str.ljust if index in left else str.rjust
+        columns.append([align(cell, max(map(len, column))) for cell in column])
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 def as_text(shown: Table, *, titled: bool = False) -> str:

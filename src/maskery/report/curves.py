@@ -67,8 +67,10 @@ class Chart:
     percent: bool = False  # True if values are shares, to be shown in percent
 
 
-def _by_sight(figure: str) -> dict[str, str]:
-    return {f"{sight}_{figure}": name for sight, name in SIGHTS.items()}
+def _by_text(held_out: Series, figure: str) -> dict[str, str]:
+    """Return the names of a figure of other texts or sights, with what these are called."""
+    found = {name: name.removesuffix(f"_{figure}") for name in held_out}
+    return {name: SIGHTS.get(text, text) for name, text in found.items() if text != name}
 
 
 def _by_ranking(figure: str) -> dict[str, str]:
@@ -76,10 +78,12 @@ def _by_ranking(figure: str) -> dict[str, str]:
 
 
 # Charts of several held-out quantities: their names with those of their curves; True for shares.
-LOSS = "Loss (nats)"
+LOSS, ACCURACY = "Loss (nats)", "Held-out accuracy"
+# The figures that other texts and sights have a curve of, in the same charts.
+BESIDE = {LOSS: "loss", ACCURACY: "top1"}
 GROUPS = {
-    LOSS: ({"loss": "held out"} | _by_sight("loss"), False),
-    "Held-out accuracy": ({"top1": "top-1", "top5": "top-5"} | _by_sight("top1"), True),
+    LOSS: ({"loss": "held out"}, False),
+    ACCURACY: ({"top1": "top-1", "top5": "top-5"}, True),
     **{f"Held-out {title}": (_by_ranking(name), True) for name, title in RANKINGS.items()},
 }
 
@@ -90,7 +94,8 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     charts = []
     for title, (names, percent) in GROUPS.items():
         curves = _curves(train, {"loss": "training"}) if title == LOSS else ()
-        curves += _curves(held_out, names, marked=True)
+        beside = _by_text(held_out, BESIDE[title]) if title in BESIDE else {}
+        curves += _curves(held_out, names | beside, marked=True)
         charts.append(Chart(title=title, curves=curves, percent=percent))
     if train.keys() & TERMS.keys() == {"mlm"} and train.keys() <= {"loss"} | LABELS.keys():
         del train["mlm"]  # a single term is the loss itself
