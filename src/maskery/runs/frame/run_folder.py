@@ -166,12 +166,12 @@ def repeated_folder(folder: Path) -> Path:
 
 def _newest(default: Path) -> Path:
     """Return the last of the default's numbered folders that is not finished, else the last."""
-    numbered = re.compile(re.escape(default.name) + r"-([1-9]\d*)")
-    begun = {1: default} if _in_use(default) else {}
+    numbered = re.compile(re.escape(default.name) + r"(?:-([1-9]\d*))?")
+    begun = {}
     for path in default.parent.iterdir() if default.parent.is_dir() else ():
         match = numbered.fullmatch(path.name)
         if match and path.is_dir() and _in_use(path):
-            begun[int(match[1])] = path
+            begun[int(match[1] or 1)] = path
     newest_first = [begun[number] for number in sorted(begun, reverse=True)]
     unfinished = (path for path in newest_first if not (path / EVALUATION).exists())
     return next(unfinished, next(iter(newest_first), default))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -149,6 +149,12 @@ def card_figure(interval: Interval, digits: str = ".4g", *, scale: float = 1.0) 
     """Return a figure, times `scale`, with its interval, if that is known, for a model card."""
     value, low, high = (format(scale * number, digits) for number in interval)
     return f"{value} [{low}, {high}]" if interval.known else value
+
+
+def card_table(*rows: Sequence[str]) -> str:
+    """Return a table in Markdown, for a model card; the first row is its head."""
+    lines = (rows[0], ["---"] * len(rows[0]), *rows[1:])
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def public_name(name: str) -> str:

@@ -28,6 +28,7 @@ from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_bytes, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
+    card_table,
     model_card,
     public_name,
     run_in_folder,
@@ -325,14 +326,13 @@ def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     columns, after = result.columns, result.after
     labels = {"loss": "loss (nats)", "perplexity": "perplexity"}
     labels |= {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
-    rows = [["", *columns], ["---"] * (1 + len(columns)), ["head", *result.heads.values()]]
+    rows = [["", *columns], ["head", *result.heads.values()]]
     for name, label in labels.items():
         rows.append([label, *(card_figure(getattr(scores, name)) for scores in columns.values())])
     for figure in result.vectors.figures if result.vectors else ():
         cells = [card_figure(figure.models[name]) for name in ("before", "after")]
         # The encoder is the same as it was loaded and before.
         rows.append([f"vectors: {figure.name}", *cells[: len(columns) - 2], *cells])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     corpus = ", ".join(f"`{public_name(name)}`" for name in config.corpus)
     text = f"""
 # A masked language model adapted with Maskery
@@ -343,7 +343,7 @@ Starting from `{public_name(config.model)}`, trained on {corpus} with
 Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
 ({interval_note(after.examples)}):
 
-{table}
+{card_table(*rows)}
 
 Verdict: {result.verdict}
 
