@@ -134,8 +134,9 @@ def itm_sum(
 ) -> torch.Tensor:
     """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
     parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
-    judged, num_pairs = torch.cat(parts), len(parts[0])
+    judged = torch.cat(parts)
     possible = itm.has_negative(prepared.ids, crowd_ids)
     counted = torch.cat((torch.ones_like(possible), possible, possible))
-    labels = itm.itm_labels(num_pairs, 2 * num_pairs, judged.device)
+    # 1 for matching pairs, then 0 for both kinds of negatives.
+    labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
     return itm.itm_loss_sum(model.itm_head(judged), labels, counted)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,8 @@ from maskery.training.snapshot import require_same_run, stored_identity
 CHECKPOINTS = "checkpoints"
 
 
-class Result(Protocol):
-    """The part of a run's result that the frame reads."""
-
-    @property
-    def summary(self) -> Summary:
-        """Steps and time."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `evaluation.json`."""
-
-
 RunT = TypeVar("RunT")
-ResultT = TypeVar("ResultT", bound=Result)
+ResultT = TypeVar("ResultT")
 
 
 def run_in_folder(
@@ -53,10 +42,10 @@ def run_in_folder(
 ) -> ResultT:
     """Open the run folder, prepare the run, train it there, and write its figures.
 
-    The config has `output` and `resume`, and the prepared run its `identity`. A run that fails
-    while it is prepared leaves nothing behind. With several processes the main one chooses the
-    folder, `default` where the config names none, keeps other runs out of it and writes; all of
-    them prepare and train.
+    The config has `output` and `resume`, the prepared run its `identity`, and the result a
+    `summary` and `to_json`. A run that fails while it is prepared leaves nothing behind. With
+    several processes the main one chooses the folder, `default` where the config names none, keeps
+    other runs out of it and writes; all of them prepare and train.
     """
     processes = join_processes()
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
@@ -72,8 +61,9 @@ def run_in_folder(
             held.discard()
             raise
         result = train(run, folder)
-        if processes.is_main and not _already_told(folder, result.summary):
-            write_json(folder / EVALUATION, result.to_json())
+        told: Any = result
+        if processes.is_main and not _already_told(folder, told.summary):
+            write_json(folder / EVALUATION, told.to_json())
     return result
 
 
