@@ -65,7 +65,7 @@ def measure(corpus: str, model: str, num_steps: int, num_saves: int, folder: Pat
         snapshot = camera.take(task, stepper.optimiser, at)
         waits.append(time.perf_counter() - began)
         began, used = time.perf_counter(), time.process_time()
-        checkpoints.begin(snapshot)
+        checkpoints.begin(snapshot, must=True)
         checkpoints.finish()
         writes.append(time.perf_counter() - began)
         processor.append(time.process_time() - used)

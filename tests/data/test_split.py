@@ -68,7 +68,9 @@ def test_held_out_text_of_its_own_loses_training_copies(
     texts = lines(20)
     tokenizer = load_tokenizer(str(folder / "model"))
     store = stored(folder, ["walk beside the quiet river today, said nobody", texts[0].upper()])
-    kept = without_held_out(store, stored(folder, texts, "held"), tokenizer)
+    kept = without_held_out(
+        store, np.arange(store.num_documents), [stored(folder, texts, "held")], tokenizer
+    )
     assert kept.tolist() == [0]
     assert "1 examples also stand in --eval-data" in caplog.text
 

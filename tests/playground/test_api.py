@@ -16,7 +16,6 @@ from maskery.cli.main import main
 from maskery.evaluation.text.fill import Filler, saliency
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import score
-from maskery.evaluation.text.words_of_text import TextReader
 from maskery.playground.app import QUEUE, Worker, make_app, page_files
 from maskery.playground.requests import BODY_BYTES
 from maskery.playground.serve import HOST
@@ -75,7 +74,7 @@ def test_what_a_prediction_hangs_on_is_gradient_times_input(
     found = client.ask("saliency", {"text": TEXT, "mask": 1}).json
     opened = open_model(str(models[0]))
     filler = Filler(opened.model, opened.tokenizer)
-    expected = saliency(filler, TextReader(opened.tokenizer), TEXT, mask=1)
+    expected = saliency(filler, TEXT, mask=1)
     assert [word["weight"] for word in found["words"]] == pytest.approx(expected.weights, rel=1e-4)
     assert sum(expected.weights) == pytest.approx(1.0)
     assert [word["word"] for word in found["words"]] == ["the", "river", "cloud"]

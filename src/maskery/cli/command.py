@@ -75,13 +75,34 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"{program} {command}", args=list(arguments), default=default
+                kind, prog=f"{program} {command}", args=gathered(arguments), default=default
             )
     except SystemExit as end:
         if not end.code:
             raise
         raise ConfigError(one_line(report.getvalue())) from end
     return parsed
+
+
+def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
+    """Return arguments in which the values of a flag that is given several times stand together.
+
+    The parser would keep those of the last time alone.
+    """
+    if sum(word.partition("=")[0] == flag for word in arguments) < 2:
+        return list(arguments)
+    others, values, taken = [], [], False
+    for word in arguments:
+        name, sign, value = word.partition("=")
+        if name == flag:
+            values += [value] if sign else []
+            taken = not sign
+        elif taken and not word.startswith("--"):
+            values.append(word)
+        else:
+            taken = False
+            others.append(word)
+    return [*others, flag, *values]
 
 
 def one_line(report: str) -> str:

@@ -19,6 +19,7 @@ from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.pseudo_likelihood import Scorer, TextScore
+    from maskery.evaluation.text.words_of_text import TextReader
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +84,13 @@ class Score(Command):
             lines = list(read_sentences(self.file, encoding=self.encoding))
         file, numbers = name_of(self.file), [line.number for line in lines]
         scorer = self.scorer()
-        refuse_masks(scorer, lines, file)
+        refuse_masks(scorer.filler.reader, lines, file)
         scored = scorer.score(
             (line.text for line in lines), lambda index: f"{file}: line {numbers[index]}"
         )
         # No bar where standard error is no terminal.
         scores = list(tqdm(scored, desc="scoring", total=len(lines), leave=False, disable=None))
-        warn_of_unknown_words(scorer, scores)
+        warn_of_unknown_words(scorer.filler.reader, scores)
         if self.pairs:
             self.report_pairs(list(zip(numbers[::2], scores[::2], scores[1::2], strict=True)))
         else:
@@ -168,19 +169,19 @@ class Score(Command):
         return table(cells)
 
 
-def refuse_masks(scorer: Scorer, lines: Iterable[Any], file: str) -> None:
+def refuse_masks(reader: TextReader, lines: Iterable[Any], file: str) -> None:
     """Refuse lines with a mask, which has no probability."""
     for line in lines:
-        if scorer.reader.mask_token in line.text:
+        if reader.mask_token in line.text:
             raise ConfigError(
-                f"{file}: line {line.number} has a {scorer.reader.mask_token}, and only words have "
+                f"{file}: line {line.number} has a {reader.mask_token}, and only words have "
                 f"a probability; write the word, or use maskery fill"
             )
 
 
-def warn_of_unknown_words(scorer: Scorer, scores: Iterable[TextScore]) -> None:
+def warn_of_unknown_words(reader: TextReader, scores: Iterable[TextScore]) -> None:
     """Say which words the tokenizer does not know: their score is that of any unknown word."""
-    unknown = scorer.reader.tokenizer.unk_token
+    unknown = reader.tokenizer.unk_token
     words = {w.word for score in scores for w in score.words if unknown in w.pieces}
     if words:
         shown = ", ".join(sorted(words)[:8]) + (", ..." if len(words) > 8 else "")

@@ -13,12 +13,13 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from maskery.core.errors import MissingExtraError, PluginError, reason_of
+from maskery.core.errors import MaskeryError, MissingExtraError, PluginError, reason_of
 
 T = TypeVar("T")
 PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
@@ -85,6 +86,21 @@ class Registry(Generic[T]):
         """Return the error of a plug-in that did `found`, such as "select returned a list"."""
         name = choice if isinstance(choice, str) else type(choice).__name__
         return PluginError(f"{self.flag} {name}: {found}; it must be {self.contract}")
+
+    @contextmanager
+    def running(self, choice: object, doing: str) -> Iterator[None]:
+        """Turn an error of a plug-in's own code in the block into a `misfit`: "`doing` fails"."""
+        try:
+            yield
+        except MaskeryError:
+            raise
+        except Exception as error:
+            # After this function and our call; nothing is left where the call itself does not fit.
+            frames = traceback.extract_tb(error.__traceback__)[2:]
+            last = frames[-1] if frames else None
+            place = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+            found = f"{doing} fails{place}: {type(error).__name__}: {reason_of(error)}"
+            raise self.misfit(choice, found) from error
 
 
 def from_file(text: str) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,12 @@ WORDPIECE = "WordPiece"
 
 @dataclass(frozen=True, kw_only=True)
 class AddedWords:
-    """A tokenizer that has grown.
+    """A tokenizer that has grown."""
 
-    Attributes:
-        tokenizer: A new one; the given one is as it was.
-        pieces: By the id of each new word, the ids it was cut into before, unknown ones left out.
-        known: Words of the file that were single tokens already.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase  # a new one; the given one is as it was
+    # By the id of each new word, the ids it was cut into before, unknown ones left out.
     pieces: dict[int, tuple[int, ...]]
-    known: tuple[str, ...]
+    known: tuple[str, ...]  # words of the file that were single tokens already
 
 
 def read_words(path: Path) -> list[Line]:
@@ -85,9 +79,8 @@ def add_words(
             known.append(line.text)
         elif word not in pieces:
             pieces[word] = tuple(i for i in ids if i != tokenizer.unk_token_id)
-    first = vocabulary_size(tokenizer)
     grown = (
-        grow_vocabulary(tokenizer, described, list(pieces), first)
+        grow_vocabulary(tokenizer, described, list(pieces), vocabulary_size(tokenizer))
         if grows
         else add_tokens(tokenizer, pieces)
     )
@@ -114,35 +107,30 @@ def grow_vocabulary(
     tokenizer: PreTrainedTokenizerBase, described: dict[str, Any], words: list[str], first: int
 ) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer with a longer WordPiece vocabulary."""
-    for index, word in enumerate(words, first):
-        described["model"]["vocab"][word] = index
-    with _saved(tokenizer) as folder:
-        (folder / TOKENIZER).write_text(json.dumps(described), "utf-8")
-        # Where a list of the vocabulary lies beside it, it may be read instead.
-        (folder / "vocab.txt").unlink(missing_ok=True)
-        return _reopened(folder, tokenizer)
+    described["model"]["vocab"] |= {word: index for index, word in enumerate(words, first)}
+    return _copy(tokenizer, described)
 
 
-def add_tokens(
-    tokenizer: PreTrainedTokenizerBase, words: dict[str, tuple[int, ...]]
-) -> PreTrainedTokenizerBase:
+def add_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer with added tokens, which take the space before them."""
-    with _saved(tokenizer) as folder:
-        grown = _reopened(folder, tokenizer)
+    grown = _copy(tokenizer)
     tokens = [AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in words]
     grown.add_tokens(tokens)
     return grown
 
 
-@contextmanager
-def _saved(tokenizer: PreTrainedTokenizerBase) -> Iterator[Path]:
-    """Save a tokenizer to a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="maskery-tokenizer-") as folder:
+def _copy(
+    tokenizer: PreTrainedTokenizerBase, described: dict[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """Save and open a tokenizer again, `described` as its `tokenizer.json` if that is given."""
+    with tempfile.TemporaryDirectory(prefix="maskery-tokenizer-") as name:
+        folder = Path(name)
         tokenizer.save_pretrained(folder)
-        yield Path(folder)
-
-
-def _reopened(folder: Path, like: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    grown: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    grown.name_or_path = like.name_or_path
+        if described is not None:
+            (folder / TOKENIZER).write_text(json.dumps(described), "utf-8")
+            # Where a list of the vocabulary lies beside it, it may be read instead.
+            (folder / "vocab.txt").unlink(missing_ok=True)
+        grown: PreTrainedTokenizerBase
+        grown = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    grown.name_or_path = tokenizer.name_or_path
     return grown

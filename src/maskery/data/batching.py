@@ -1,16 +1,14 @@
 """Batches of text: the examples of each step, a pure function of (seed, epoch, lengths, budget).
 
 A step holds at most `batch_tokens` tokens over all processes and micro-batches together, so the
-order of the data does not depend on how many there are. `PlannedSource` is the base of the sources
-of text batches: a plan for each epoch, cut into micro-batches. `TextSource` is the one over
-tokenised documents, which are cut into windows, in special tokens, not padded.
+order of the data does not depend on how many there are. `TextSource` makes a plan for each epoch
+and cuts its steps into micro-batches. Documents are cut into windows in special tokens, not padded.
 
 Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T tokens.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +29,8 @@ Layout = Literal["packed", "padded"]
 # Padded batches are cut from pools of this many budgets, sorted by length: large enough that
 # neighbours are of like length, small enough that an epoch is still well mixed.
 POOL_BUDGETS = 64
+# The positions of the draws; 8 to 20 belong to `data.shards`.
+EXAMPLE_ORDER, STEP_ORDER = 0, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +76,26 @@ def plan_epoch(
     longest = int(lengths.max(initial=0))
     if longest > batch_tokens:
         raise over_budget(longest, batch_tokens)
-    index = np.arange(len(lengths), dtype=np.int64)
-    keys = random_words(seed, Stream.ORDER, epoch, index.astype(np.uint64), np.zeros_like(index))
-    order = np.argsort(keys, kind="stable")
+    names = np.arange(len(lengths), dtype=np.uint64)
+    order = random_order(names, position=EXAMPLE_ORDER, seed=seed, epoch=epoch)
     if layout == "packed":
         return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
     order = sort_in_pools(order, lengths, batch_tokens)
     boundaries = cut_by_padded_size(lengths[order], batch_tokens)
     plan = Plan(order=order, boundaries=boundaries)
-    steps = np.arange(plan.num_steps, dtype=np.int64)
-    keys = random_words(seed, Stream.ORDER, epoch, steps.astype(np.uint64), np.full_like(steps, 4))
-    return plan.in_order(np.argsort(keys, kind="stable"))
+    # Else the steps of a pool would come in order of length.
+    names = np.arange(plan.num_steps, dtype=np.uint64)
+    return plan.in_order(random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch))
+
+
+def random_order(names: npt.NDArray[np.uint64], *, position: int, seed: int, epoch: int) -> Ints:
+    """Return the order of some things by a number drawn for the name of each: (N,) int64.
+
+    `position`, a multiple of four, tells the uses of this apart.
+    """
+    positions = np.full(len(names), position, np.int64)
+    keys = random_words(seed, Stream.ORDER, epoch, names, positions)
+    return np.argsort(keys, kind="stable")
 
 
 def over_budget(longest: int, batch_tokens: int) -> ConfigError:
@@ -164,82 +173,6 @@ class Bounds:
     longest: int
 
 
-class PlannedSource(ABC):
-    """Batches of sequences whose lengths are known; implements `core.task.BatchSource`.
-
-    Args:
-        lengths: (W,) int64: the tokens of each sequence, special ones included.
-        batch_tokens: The most tokens of a step.
-        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
-    """
-
-    def __init__(
-        self,
-        lengths: Ints,
-        *,
-        batch_tokens: int,
-        micro_tokens: int | None,
-        layout: Layout,
-        seed: int,
-    ) -> None:
-        self.lengths = lengths
-        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
-        self.layout: Layout = layout
-        self.seed = seed
-        self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
-
-    @abstractmethod
-    def assemble(self, chosen: Ints) -> TokenBatch:
-        """Return the batch of some sequences, in the order given."""
-
-    def plan(self, epoch: int) -> Plan:
-        """Return the steps of an epoch; the latest is kept."""
-        if self.kept_plan is None or self.kept_plan[0] != epoch:
-            plan = plan_epoch(
-                self.lengths,
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_tokens,
-                layout=self.layout,
-            )
-            self.kept_plan = (epoch, plan)
-        return self.kept_plan[1]
-
-    def num_steps(self, epoch: int) -> int:
-        """Return the number of steps of an epoch."""
-        return self.plan(epoch).num_steps
-
-    def micro_batches(
-        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
-        """Return one process's share of a step."""
-        chosen = self.plan(epoch).step(step)
-        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
-        return [
-            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
-            for part in parts[rank::world_size]
-        ]
-
-    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
-        """Return limits that hold for the first epochs on every process."""
-        tokens = sequences = 0
-        for epoch in range(epochs):
-            plan = self.plan(epoch)
-            ends = np.concatenate(([0], np.cumsum(self.lengths[plan.order])))[plan.boundaries]
-            tokens = max(tokens, int(np.diff(ends).max(initial=0)))
-            sequences = max(sequences, int(np.diff(plan.boundaries).max(initial=0)))
-        longest = int(self.lengths.max(initial=1))
-        if num_processes > 1:
-            # The longest goes to the emptiest part, so none is above the mean by more than one.
-            tokens = min(tokens, -(-tokens // num_processes) + longest)
-        tokens = min(tokens, max(self.micro_tokens, longest))
-        return Bounds(num_tokens=tokens, num_sequences=sequences, longest=longest)
-
-    def batch(self, chosen: Ints) -> TokenBatch:
-        """Return the batch of some sequences, shortest first: equal lengths are neighbours."""
-        return self.assemble(chosen[np.argsort(self.lengths[chosen], kind="stable")])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Windows:
     """Stretches of documents: each (W,), in tokens, special ones not counted."""
@@ -292,19 +225,15 @@ class Template:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
         """Read it off what the tokenizer does to a one-word text."""
-        probe = "a"
-        bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-        if not bare:  # not a letter of its script: take the tokens it has
-            ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-            texts = (tokenizer.decode([index]) for index in ordinary)
-            encoded = (
-                (text, tokenizer(text, add_special_tokens=False).input_ids) for text in texts
-            )
-            probe, bare = next(((text, ids) for text, ids in encoded if ids), (probe, bare))
+        probe, bare = "", []
+        for probe in _probes(tokenizer):
+            bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+            if bare:
+                break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
         for start in range(len(full) - len(bare) + 1 if bare else 0):
-            if full[start : start + len(bare)] == bare:
-                end = start + len(bare)
+            end = start + len(bare)
+            if full[start:end] == bare:
                 return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
         raise ModelError(
             f"the tokenizer of '{tokenizer.name_or_path}' changes a text when it adds special "
@@ -312,21 +241,23 @@ class Template:
         )
 
 
+def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    yield "a"
+    # That may be no letter of its script: then the tokens that it has.
+    for index in sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)):
+        yield tokenizer.decode([index])
+
+
 def assemble(
-    tokens: Any,
-    word_starts: Any,
-    firsts: Ints,
-    lengths: Ints,
-    example_ids: npt.NDArray[np.uint64],
-    starts: Ints,
+    tokens: npt.NDArray[np.integer[Any]],
+    word_starts: npt.NDArray[np.bool_],
+    firsts: Ints,  # (B,) of the stretches in `tokens`
+    lengths: Ints,  # (B,)
+    example_ids: npt.NDArray[np.uint64],  # (B,) of their documents
+    starts: Ints,  # (B,) within these
     template: Template,
 ) -> TokenBatch:
-    """Lay stretches of a token array end to end, each in its special tokens.
-
-    `tokens` and `word_starts` are any arrays of one length, memory-mapped or not. The others are
-    (B,): `firsts` and `lengths` of the stretches in `tokens`, and the ids of their documents and
-    `starts` within these.
-    """
+    """Lay stretches of a token array, memory-mapped or not, end to end in special tokens."""
     before, after = len(template.prefix), len(template.suffix)
     boundaries = np.concatenate(([0], np.cumsum(lengths + before + after)))
     inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -351,10 +282,20 @@ def assemble(
     )
 
 
-class TextSource(PlannedSource):
-    """The batches of a run over some documents of a store.
+class TextSource:
+    """The batches of a run over some documents, cut into windows and put in special tokens.
 
-    Sequences have at most `max_length` tokens, special ones included; see `PlannedSource`.
+    Implements `core.task.BatchSource`.
+
+    Args:
+        store: Tokenised documents.
+        documents: Those that are read, as indices.
+        template: Special tokens of a sequence.
+        max_length: The most tokens of a sequence, special ones included.
+        batch_tokens: The most tokens of a step.
+        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
+        layout: Packed or padded.
+        seed: Of the order.
     """
 
     def __init__(
@@ -371,17 +312,59 @@ class TextSource(PlannedSource):
     ) -> None:
         self.store, self.template, self.max_length = store, template, max_length
         room = max_length - template.num_special
-        self.windows: Windows = cut_windows(store.lengths(), documents, room)
-        super().__init__(
-            self.windows.lengths + template.num_special,
-            batch_tokens=batch_tokens,
-            micro_tokens=micro_tokens,
-            layout=layout,
-            seed=seed,
-        )
+        self.windows = cut_windows(store.lengths(), documents, room)
+        self.lengths = self.windows.lengths + template.num_special  # (W,)
+        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
+        self.layout: Layout = layout
+        self.seed = seed
+        self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
 
-    def assemble(self, chosen: Ints) -> TokenBatch:
-        """Return the batch of some windows, in the order given."""
+    def plan(self, epoch: int) -> Plan:
+        """Return the steps of an epoch; the latest is kept."""
+        if self.kept_plan is None or self.kept_plan[0] != epoch:
+            plan = plan_epoch(
+                self.lengths,
+                seed=self.seed,
+                epoch=epoch,
+                batch_tokens=self.batch_tokens,
+                layout=self.layout,
+            )
+            self.kept_plan = (epoch, plan)
+        return self.kept_plan[1]
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch."""
+        return self.plan(epoch).num_steps
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
+        """Return one process's share of a step."""
+        chosen = self.plan(epoch).step(step)
+        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
+        return [
+            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
+            for part in parts[rank::world_size]
+        ]
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """Return limits that hold for the first epochs on every process."""
+        tokens = sequences = 0
+        for epoch in range(epochs):
+            plan = self.plan(epoch)
+            ends = np.concatenate(([0], np.cumsum(self.lengths[plan.order])))[plan.boundaries]
+            tokens = max(tokens, int(np.diff(ends).max(initial=0)))
+            sequences = max(sequences, int(np.diff(plan.boundaries).max(initial=0)))
+        longest = int(self.lengths.max(initial=1))
+        if num_processes > 1:
+            # The longest goes to the emptiest part, so none is above the mean by more than one.
+            tokens = min(tokens, -(-tokens // num_processes) + longest)
+        tokens = min(tokens, max(self.micro_tokens, longest))
+        return Bounds(num_tokens=tokens, num_sequences=sequences, longest=longest)
+
+    def batch(self, chosen: Ints) -> TokenBatch:
+        """Return the batch of some windows, shortest first: equal lengths are neighbours."""
+        chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
         return assemble(
             self.store.tokens,

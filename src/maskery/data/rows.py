@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.data.batching import Layout, PlannedSource, Template, assemble
+from maskery.data.batching import Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
+from maskery.data.store import Documents
 from maskery.data.tokenise import (
     BYTE_LEVEL_SPACE,
     METASPACE,
@@ -129,8 +130,10 @@ def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return mix(values * np.uint64(GOLDEN_GAMMA))
 
 
-class RowSource(PlannedSource):
-    """The batches of a run over rows in memory, special tokens included; see `PlannedSource`.
+class RowSource(TextSource):
+    """The batches of a run over rows in memory, special tokens included; see `TextSource`.
+
+    Rows without tokens are left out.
 
     Raises:
         DataError: There are no rows.
@@ -145,25 +148,16 @@ class RowSource(PlannedSource):
         layout: Layout = "packed",
         seed: int = 0,
     ) -> None:
-        self.all = flatten(rows)
+        flat = flatten(rows)
         super().__init__(
-            self.all.lengths,
+            Documents(flat.input_ids, flat.word_starts, flat.boundaries, flat.example_ids),
+            np.arange(len(rows)),
+            Template(prefix=(), suffix=()),
+            max_length=max(1, int(flat.lengths.max())),  # so that each row is one window
             batch_tokens=batch_tokens,
             micro_tokens=micro_tokens,
             layout=layout,
             seed=seed,
-        )
-
-    def assemble(self, chosen: npt.NDArray[np.int64]) -> TokenBatch:
-        """Return the batch of some rows, in the order given."""
-        return assemble(
-            self.all.input_ids,
-            self.all.word_starts,
-            self.all.boundaries[chosen],
-            self.all.lengths[chosen],
-            self.all.example_ids[chosen],
-            np.zeros(len(chosen), np.int64),
-            Template(prefix=(), suffix=()),
         )
 
 
@@ -211,11 +205,7 @@ class PieceWords:
         self._begins[own] = self._ends[own] = True
 
     def __call__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return the first token of each word: (T,) bool.
-
-        Args:
-            ids: (T,) int64; the first of a row is to be taken for a start as well.
-        """
+        """Return the first token of each word, (T,) bool; the first of a row is always one."""
         starts = self._begins[ids]
         before, after = self._last[ids[:-1]], self._first[ids[1:]]
         starts[1:] |= self._ends[ids[:-1]] | ((before != after) & (before != ANY))

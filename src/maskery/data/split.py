@@ -111,15 +111,18 @@ def _chosen(names: npt.NDArray[np.uint64], share: float, too_few: str) -> npt.ND
 
 
 def without_held_out(
-    store: TokenStore, held_out: TokenStore, tokenizer: PreTrainedTokenizerBase
+    store: TokenStore,
+    documents: Ints,
+    held_out: Sequence[TokenStore],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Ints:
-    """Return the documents of a corpus that have no copy or near-copy in the held-out text.
+    """Return those documents of a corpus that have no copy or near-copy in the held-out texts.
 
     Raises:
         DataError: All of them have.
     """
-    groups = _groups(tokenizer, store, held_out)
-    leaked = np.isin(groups[: store.num_documents], groups[store.num_documents :])
+    groups = _groups(tokenizer, store, *held_out)
+    leaked = np.isin(groups[documents], groups[store.num_documents :])
     if leaked.all():
         raise DataError(
             "every example of the corpus also stands in --eval-data, so nothing is left to train "
@@ -130,7 +133,7 @@ def without_held_out(
             "%s examples also stand in --eval-data, or nearly so, and are not trained on",
             f"{leaked.sum():,}",
         )
-    return np.flatnonzero(~leaked)
+    return documents[~leaked]
 
 
 def _groups(tokenizer: PreTrainedTokenizerBase, *stores: TokenStore) -> Ints:

@@ -41,18 +41,6 @@ Encode = Callable[[list[str]], Encoded]
 Batch = tuple[list[str], list[int]]
 
 
-class Example(Protocol):
-    """A document of a corpus."""
-
-    @property
-    def text(self) -> str:
-        """Its text."""
-
-    @property
-    def id(self) -> int:
-        """Its stable 64-bit id."""
-
-
 class Examples(Protocol):
     """A corpus, as `tokenise` reads it."""
 
@@ -65,7 +53,7 @@ class Examples(Protocol):
         """The part of its size that the current iteration has read."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate over its examples, always in the same order."""
+        """Iterate over its examples, which have `text` and `id`, always in the same order."""
 
     def fingerprint(self) -> str:
         """A hash of its content."""
@@ -187,7 +175,7 @@ def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> En
     return encoder(tokenizer)(list(texts))
 
 
-def batched(examples: Iterable[Example], max_chars: int = BATCH_CHARS) -> Iterator[Batch]:
+def batched(examples: Iterable[Any], max_chars: int = BATCH_CHARS) -> Iterator[Batch]:
     """Yield the texts and ids of examples in batches of about `max_chars` characters."""
     texts: list[str] = []
     ids: list[int] = []
@@ -250,12 +238,9 @@ def starts_word_table(backend: Tokenizer) -> npt.NDArray[np.bool_]:
 def word_starts(
     encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """Mark the first token of each word of one encoded text: (t,) bool.
+    """Mark the first token of each word of one text, encoded without special tokens: (t,) bool.
 
-    Args:
-        encoding: What the tokenizer returned, without special tokens.
-        ids: (t,) its token ids.
-        always: From `starts_word_table`.
+    `ids` are its token ids, and `always` is from `starts_word_table`.
     """
     words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
     starts = np.ones(len(ids), np.bool_)

@@ -16,6 +16,7 @@ Shapes: N examples.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -113,33 +114,51 @@ class Verdict:
 
     Attributes:
         filling: Better if the held-out loss fell beyond its interval.
+        others: The same for other held-out texts, by name.
         vectors: Better if texts find their neighbours, or their halves, more often; None where
             vectors were not judged.
         advice: What to do next.
     """
 
     filling: Word
+    others: Mapping[str, Word]
     vectors: Word | None
     advice: str
 
     def __str__(self) -> str:
         parts = [f"filling words: {self.filling}"]
+        parts += [f"of {name}: {word}" for name, word in self.others.items()]
         if self.vectors is not None:
             parts.append(f"vectors: {self.vectors}")
         return f"{'; '.join(parts)}. {self.advice}"
 
 
-def judge(loss: Interval, vectors: Interval | None, *, keeps: bool = False) -> Verdict:
+def judge(
+    loss: Interval,
+    vectors: Interval | None,
+    *,
+    keeps: bool = False,
+    others: Mapping[str, Interval] | None = None,
+) -> Verdict:
     """Judge a run by its differences, after minus before.
 
     Args:
         loss: Of the held-out loss of a masked token; below 0 is better.
         vectors: Of a share that is right by the encoder's vectors; above 0 is better.
         keeps: True if the run held its vectors to the start's (`--keep-embedding`).
+        others: Of other held-out texts, by name, as `loss`.
     """
     filling = _word(loss, lower_is_better=True)
+    other = {name: _word(one, lower_is_better=True) for name, one in (others or {}).items()}
     judged = None if vectors is None else _word(vectors, lower_is_better=False)
-    return Verdict(filling=filling, vectors=judged, advice=_advice(filling, judged, keeps=keeps))
+    advice = _advice(filling, judged, keeps=keeps)
+    forgotten = [name for name, word in other.items() if word == "worse"]
+    if forgotten and filling == "better":
+        advice += (
+            f" It forgets {' and '.join(forgotten)}: lower --learning-rate, or train on such text, "
+            f"too."
+        )
+    return Verdict(filling=filling, others=other, vectors=judged, advice=advice)
 
 
 def _word(difference: Interval, *, lower_is_better: bool) -> Word:

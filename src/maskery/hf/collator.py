@@ -87,11 +87,15 @@ class MaskCollator:
             raise ConfigError(f"pad_to_multiple_of is {pad_to_multiple_of}: it must be at least 1")
         self._words = PieceWords(tokenizer, self.masker.vocabulary.special_ids)
         self._clock = _Clock()
-        _follow_trainers()
+        from transformers import trainer
+
+        # The callbacks that every Trainer starts with.
+        if _FollowTrainer not in trainer.DEFAULT_CALLBACKS:
+            trainer.DEFAULT_CALLBACKS.append(_FollowTrainer)
 
     @property
     def epoch(self) -> int:
-        """The epoch whose masks are drawn; workers that run already see a change."""
+        """Epoch whose masks are drawn; workers that run already see a change."""
         return self._clock.epoch
 
     @epoch.setter
@@ -100,7 +104,7 @@ class MaskCollator:
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, for a mask rate with a schedule."""
+        """Share of the run that is done, for a mask rate with a schedule."""
         return self._clock.progress
 
     @progress.setter
@@ -114,14 +118,7 @@ class MaskCollator:
         return made
 
     def begin_epoch(self, epoch: int, *, step: int, max_steps: int, accumulation: int) -> None:
-        """Set the clock of this copy.
-
-        Args:
-            epoch: From 0.
-            step: The optimiser step that comes first.
-            max_steps: Steps of the run.
-            accumulation: Batches of a step.
-        """
+        """Set the clock of this copy for an epoch; `accumulation` is the batches of a step."""
         last = max(max_steps, 1)
         self._clock.set(epoch=epoch, progress=step / last, step=1 / last, batches=accumulation)
 
@@ -141,11 +138,7 @@ class MaskCollator:
         return self.arrange(masked, rows)
 
     def flatten(self, rows: Sequence[Row]) -> TokenBatch:
-        """Lay rows end to end, with their names and words.
-
-        Raises:
-            DataError: A row cannot be used as it is.
-        """
+        """Lay rows end to end, with their names and words."""
         batch = flatten(rows)
         size = self.masker.vocabulary.size
         if batch.num_tokens and not 0 <= int(batch.input_ids.min()) <= batch.input_ids.max() < size:
@@ -227,9 +220,7 @@ class _Clock:
             self._turn, self._taken = turn, 0
         worker = get_worker_info()
         # A loader deals its batches out to its workers in turn, from the first of each epoch.
-        number = self._taken
-        if worker is not None:
-            number = number * worker.num_workers + worker.id
+        number = self._taken if worker is None else self._taken * worker.num_workers + worker.id
         self._taken += 1
         return int(epoch), min(1.0, progress + number // batches * step)
 
@@ -267,14 +258,6 @@ class _FollowTrainer(TrainerCallback):  # type: ignore[misc]  # Transformers is 
             )
 
 
-def _follow_trainers() -> None:
-    """Add the callback to those that every Trainer starts with, once."""
-    from transformers import trainer
-
-    if _FollowTrainer not in trainer.DEFAULT_CALLBACKS:
-        trainer.DEFAULT_CALLBACKS.append(_FollowTrainer)
-
-
 def _value(row: Row, name: str) -> Any:
     if name not in row:
         raise DataError(f"a row has no '{name}', and the first row has: give it to all or to none")
@@ -286,9 +269,8 @@ def _tokenwise(rows: Sequence[Row], name: str, batch: TokenBatch) -> npt.NDArray
     values = [_value(row, name) for row in rows]
     if any(isinstance(value, str) or not hasattr(value, "__len__") for value in values):
         return None
-    if any(getattr(value, "ndim", 1) != 1 for value in values):
-        return None
-    if [len(value) for value in values] != batch.lengths.tolist():
+    one_dimension = all(getattr(value, "ndim", 1) == 1 for value in values)
+    if not one_dimension or [len(value) for value in values] != batch.lengths.tolist():
         return None
     first = np.asarray(values[0])
     return flat_column(values, first.dtype) if first.dtype.kind in "biuf" else None

@@ -85,11 +85,7 @@ def masked_lm_trainer(
 
 
 class PackedCollator(MaskCollator):
-    """Masks rows and lays them end to end, for a model with Maskery's attention.
-
-    Args:
-        first_position: The position id of a row's first token.
-    """
+    """Masks rows and lays them end to end, for a model with Maskery's attention."""
 
     def __init__(
         self,
@@ -105,12 +101,8 @@ class PackedCollator(MaskCollator):
     def arrange(self, masked: MaskedTokens, rows: Sequence[Row]) -> dict[str, Any]:
         """Lay a masked batch out: (1, T) ids and labels, and the rows' boundaries."""
         del rows
-        inputs = pack(
-            masked.input_ids,
-            masked.batch.boundaries,
-            masked.positions,
-            first_position=self.first_position,
-        )
+        ids, boundaries, start = masked.input_ids, masked.batch.boundaries, self.first_position
+        inputs = pack(ids, boundaries, masked.positions, first_position=start)
         labels = torch.from_numpy(masked.labels(IGNORE_INDEX)).unsqueeze(0)
         return {"input_ids": inputs.input_ids, "labels": labels, **inputs.arguments}
 
@@ -121,11 +113,7 @@ def grouped_optimiser(
     new_parameters: Collection[str],
     head_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Make the optimiser that `args.optim` names, with a learning rate for new parameters.
-
-    Raises:
-        ConfigError: It takes no parameter groups.
-    """
+    """Make the optimiser that `args.optim` names, with a learning rate for new parameters."""
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     if not isinstance(kind, type) or settings.keys() & {"params", "model"}:
         raise ConfigError(

@@ -81,9 +81,6 @@ class MaskingConfig:
                 f"--mask-schedule {self.mask_schedule} needs --mask-rate-end, the rate at the end "
                 f"of the run; decay from 0.3 to 0.15 is a common choice"
             )
-        self._check_spans()
-
-    def _check_spans(self) -> None:
         highest = max(self.mask_rate, self.mask_rate_end or 0.0)
         if self.policy == "span" and highest > self.span_rate_limit:
             raise ConfigError(
@@ -94,40 +91,33 @@ class MaskingConfig:
 
     @property
     def mean_span(self) -> float:
-        """The mean length of a span, in words: a geometric distribution cut at `span_max`."""
+        """Mean length of a span, in words: a geometric distribution cut at `span_max`."""
         weights = [self.span_p * (1.0 - self.span_p) ** n for n in range(self.span_max)]
         return sum((n + 1) * weight for n, weight in enumerate(weights)) / sum(weights)
 
     @property
     def span_rate_limit(self) -> float:
-        """The highest rate of spans that never touch: one word between any two."""
+        """Highest rate of spans that never touch: one word between any two."""
         return self.mean_span / (self.mean_span + 1.0)
 
     def rate_at(self, progress: float) -> float:
-        """Return the mask rate when a share `progress` of the run is done.
-
-        A rate that falls over the run, from 0.3 to 0.15, helped in arXiv 2305.15096. The cosine is
-        half a wave: flat at both ends, steepest in the middle.
-        """
+        """Return the mask rate when a share `progress` of the run is done."""
         start, end = self.mask_rate, self.mask_rate_end
         if end is None or self.mask_schedule == "constant":
             return start
         done = min(max(progress, 0.0), 1.0)
         if self.mask_schedule == "linear":
             return start + (end - start) * done
+        # Half a wave: flat at both ends, steepest in the middle.
         return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def anchored(self) -> MaskingConfig:
         """Return these settings with an absolute path of a plug-in, valid from any folder."""
-        if not isinstance(self.policy, str):
-            return self
-        return replace(self, policy=anchored_choice(self.policy))
+        policy = self.policy
+        return replace(self, policy=anchored_choice(policy)) if isinstance(policy, str) else self
 
     def described(self) -> dict[str, Any]:
         """Return the settings for a run's identity; a plug-in counts by its file's content."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if isinstance(self.policy, str):
-            values["policy"] = plugin_identity(self.policy)
-        else:
-            values["policy"] = repr(self.policy)
-        return values
+        policy = self.policy
+        named = plugin_identity(policy) if isinstance(policy, str) else repr(policy)
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"policy": named}

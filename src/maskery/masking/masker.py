@@ -5,16 +5,14 @@ Shapes: B sequences, T tokens, M masked tokens.
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
-from maskery.core.errors import ConfigError, MaskeryError, reason_of
+from maskery.core.errors import ConfigError
 from maskery.core.random import Stream, to_integers, to_uniforms
 from maskery.masking.config import POLICIES, MaskingConfig, PolicyChoice
 from maskery.masking.policies import BoolArray, Draws, IntArray, Policy, Selection
@@ -25,21 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Masker:
-    """Masks batches as a pure function of (seed, epoch, example id, position).
-
-    `Masker.of` makes one.
-
-    Attributes:
-        vocabulary: From `Vocabulary.of(tokenizer)`.
-        policy: Chooses the tokens.
-        config: Rate, schedule and shares, and the policy's name.
-        seed: From 0 to 2**64 - 1.
-    """
+    """Masks batches as a pure function of (seed, epoch, example id, position); made by `of`."""
 
     vocabulary: Vocabulary
-    policy: Policy
-    config: MaskingConfig
-    seed: int = 0
+    policy: Policy  # Chooses the tokens
+    config: MaskingConfig  # Rate, schedule and shares, and the policy's name
+    seed: int = 0  # From 0 to 2**64 - 1
 
     @classmethod
     def of(
@@ -105,36 +94,19 @@ class Masker:
         )
 
     def select(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> Selection:
-        """Choose the masked tokens, at least one in each example that has a maskable one.
-
-        Args:
-            batch: Sequences with their special tokens; not modified.
-
-        Raises:
-            PluginError: The policy breaks its contract.
-        """
+        """Choose the masked tokens, at least one in each example that has a maskable one."""
         draws = self._draws(epoch)
         maskable = ~self.vocabulary.protected[batch.input_ids]
         rate = self.config.rate_at(progress)
-        try:
+        with POLICIES.running(self.config.policy, "select"):
             selection = self.policy.select(batch, maskable, rate, draws)
-        except MaskeryError:
-            raise
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            raise POLICIES.misfit(
-                self.config.policy,
-                f"select fails ({Path(where.filename).name}, line {where.lineno}): "
-                f"{type(error).__name__}: {reason_of(error)}",
-            ) from error
         _check_selection(selection, maskable, self.config.policy)
         return at_least_one(selection, batch, maskable, draws)
 
     def for_generator(self, mask_rate: float) -> Masker:
         """Return the masker of the words that a momentum twin fills for replaced-token detection.
 
-        It has the same policy at a constant rate, shows every masked token as `[MASK]` (RaSa,
-        section 3.2), and draws independently of this masker.
+        It has a constant rate, all `[MASK]` (RaSa, section 3.2), and draws of its own.
         """
         config = replace(
             self.config,
@@ -166,15 +138,8 @@ def _make_policy(config: MaskingConfig, tokenizer: PreTrainedTokenizerBase | Non
                 f"--policy {choice} is made from the tokenizer, and only its vocabulary is given; "
                 f"pass the tokenizer"
             )
-        try:
+        with POLICIES.running(choice, "called with the tokenizer it"):
             found = found(tokenizer)
-        except MaskeryError:
-            raise
-        except Exception as error:
-            raise POLICIES.misfit(
-                choice,
-                f"called with the tokenizer it fails: {type(error).__name__}: {reason_of(error)}",
-            ) from error
     if not callable(getattr(found, "select", None)):
         raise POLICIES.misfit(choice, f"it made a {type(found).__name__}, without select")
     return cast(Policy, found)
@@ -184,8 +149,7 @@ def _check_selection(selection: object, maskable: BoolArray, choice: object) -> 
     """Refuse a selection that is none, or that masks what must not be masked."""
     if not isinstance(selection, Selection):
         raise POLICIES.misfit(choice, f"select returned a {type(selection).__name__}")
-    kinds = (("selected", np.bool_), ("anchors", np.int64), ("values", np.float32))
-    for name, kind in kinds:
+    for name, kind in (("selected", np.bool_), ("anchors", np.int64), ("values", np.float32)):
         array = getattr(selection, name)
         if array is None and name != "selected":
             continue
@@ -213,13 +177,7 @@ def _check_selection(selection: object, maskable: BoolArray, choice: object) -> 
 def at_least_one(
     selection: Selection, batch: TokenBatch, maskable: BoolArray, draws: Draws
 ) -> Selection:
-    """Give every sequence with a maskable token and no mask the mask nearest to being drawn.
-
-    Args:
-        selection: Of a policy; not modified.
-        maskable: (T,) bool.
-        draws: Decides where the policy gives no `values`.
-    """
+    """Give every sequence with a maskable token and no mask the mask nearest to being drawn."""
     full = np.flatnonzero(batch.lengths > 0)
     if not len(full):
         return selection
@@ -245,24 +203,15 @@ def at_least_one(
 
 def corrupt(
     batch: TokenBatch,
-    positions: IntArray,
-    anchors: IntArray | None,
+    positions: IntArray,  # (M,), ascending
+    anchors: IntArray | None,  # (M,)
     vocabulary: Vocabulary,
     draws: Draws,
     config: MaskingConfig,
 ) -> npt.NDArray[np.int64]:
-    """Return the ids of a batch with its masked tokens corrupted (BERT, section 3.1).
+    """Return (T,) int64: the ids with each masked token as `[MASK]`, random, or as it is.
 
-    A masked token is shown as `[MASK]`, as a random token, or as itself.
-
-    Args:
-        batch: The sequences, T tokens; not modified.
-        positions: (M,) int64, ascending: the masked tokens.
-        anchors: (M,) int64 or None: tokens with the same anchor are corrupted alike.
-        vocabulary: The mask token and the ids that may replace one.
-
-    Returns:
-        (T,) int64.
+    BERT, section 3.1. Tokens with the same anchor are corrupted alike.
     """
     corrupted = batch.input_ids.copy()
     if config.mask_share >= 1.0:

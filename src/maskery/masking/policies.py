@@ -35,14 +35,10 @@ class Draws:
 
     Each method takes a stream: one of Maskery's, or any name of your own, such as "phrases". Draws
     of different streams are independent; the same name gives the same numbers again.
-
-    Attributes:
-        seed: From 0 to 2**64 - 1.
-        epoch: From 0 to 2**24 - 1.
     """
 
-    seed: int
-    epoch: int
+    seed: int  # From 0 to 2**64 - 1
+    epoch: int  # From 0 to 2**24 - 1
 
     def rows(self, stream: Stream | str, batch: TokenBatch) -> npt.NDArray[np.uint32]:
         """Return a random word for each token of the batch: (T,) uint32."""
@@ -56,12 +52,7 @@ class Draws:
     def at(
         self, stream: Stream | str, example_ids: npt.NDArray[np.uint64], positions: IntArray
     ) -> npt.NDArray[np.uint32]:
-        """Return a random word for each (example id, position): (N,) uint32.
-
-        Args:
-            example_ids: (N,) uint64.
-            positions: (N,) int64, from 0; in documents, as `batch.starts`.
-        """
+        """Return a random word for each (example id, position in its document): (N,) uint32."""
         seed, stream = self._stream(stream)
         return random_words(seed, stream, self.epoch, example_ids, positions)
 
@@ -137,12 +128,9 @@ class WordPolicy:
 
 
 def words_of(batch: TokenBatch) -> tuple[IntArray, IntArray]:
-    """Return the words of a batch; a word never crosses a sequence's start.
-
-    Returns:
-        (W,) int64, the first token of each word; (T,) int64, the word of each token.
-    """
+    """Return the first token of each word (W,), and the word of each token (T,)."""
     starts = batch.word_starts.copy()
+    # A word never crosses a sequence's start.
     starts[batch.boundaries[:-1][batch.lengths > 0]] = True
     return np.flatnonzero(starts), np.cumsum(starts) - 1
 
@@ -184,7 +172,7 @@ class SpanPolicy:
 
 
 def span_lengths(p: float, longest: int) -> npt.NDArray[np.float64]:
-    """(longest,) float64: P(length = 1), ..., P(length = longest), SpanBERT's distribution."""
+    """Return P(length = 1), ..., P(length = longest), SpanBERT's distribution."""
     weights = p * (1.0 - p) ** np.arange(longest)
     chances: npt.NDArray[np.float64] = weights / weights.sum()
     return chances
@@ -193,14 +181,9 @@ def span_lengths(p: float, longest: int) -> npt.NDArray[np.float64]:
 def walk_spans(
     batch: TokenBatch, first: IntArray, rate: float, draws: Draws, p: float, longest: int
 ) -> tuple[IntArray, IntArray]:
-    """Walk every sequence in gaps and spans.
+    """Walk every sequence in gaps and spans, from the first tokens (W,) of the words.
 
-    Args:
-        first: (W,) int64, the first token of each word.
-        rate: Expected share of words in spans.
-
-    Returns:
-        (W,) int64, the span of each word or -1; (S,) int64, the first word of each span.
+    Returns (W,) int64, the span of each word or -1; and (S,) int64, the first word of each span.
     """
     chances = span_lengths(p, longest)
     mean_span = float(np.arange(1, longest + 1) @ chances)
@@ -230,12 +213,9 @@ def walk_spans(
 
 
 def _first_that_fit(starts: IntArray, ends: IntArray, bounds: IntArray) -> IntArray:
-    """Return the spans that are left where each leaves out those it covers or touches.
+    """Return the candidates that are left where each leaves out those it covers or touches.
 
-    Args:
-        starts: (C,) int64, ascending: where a span may start.
-        ends: (C,) int64, behind its last word.
-        bounds: (B + 1,) int64, the first candidate of each sequence.
+    They start at (C,) ascending words; `bounds` (B + 1,) has the first of each sequence.
     """
     following = np.searchsorted(starts, ends + 1)
     current, last = bounds[:-1], bounds[1:]

@@ -48,7 +48,6 @@ class Session:
         self._opened: list[Filler | OpenImageText] = [_open(name) for name in names]
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         self._fillers: OrderedDict[tuple[int, str | None], Filler] = OrderedDict()
-        self._scorers: dict[Filler, Scorer] = {}
         self.gallery: GallerySearch | None = None
         if gallery is not None:
             assert cache_dir is not None
@@ -100,22 +99,23 @@ class Session:
 
     def score(self, values: dict[str, Any]) -> dict[str, Any]:
         """Score words, as `maskery score`; masks in the text stay hidden."""
-        scorer, read = self._read(values)
-        tokens = len(scorer.reader.read(read.text).ids)
+        filler = self._asked(values)
+        read = Shifted(values["text"], filler.reader.mask_token)
+        tokens = len(filler.reader.read(read.text).ids)
         if tokens > requests.SCORED_TOKENS:
             raise RequestError(
                 f"the text has {tokens} tokens, and at most {requests.SCORED_TOKENS} are scored "
                 f"here; shorten it, or use maskery score"
             )
-        scorer.method = values["method"]
-        (score,) = scorer.score([read.text])
+        (score,) = Scorer(filler, method=values["method"]).score([read.text])
         words = [{**asdict(word), **read.place(word)} for word in score.words]
         return {"log_probability": score.log_probability, "tokens": score.tokens, "words": words}
 
     def saliency(self, values: dict[str, Any]) -> dict[str, Any]:
         """Weigh the words that a mask's likeliest token depends on."""
-        scorer, read = self._read(values)
-        found = saliency(scorer.filler, scorer.reader, read.text, mask=values["mask"])
+        filler = self._asked(values)
+        read = Shifted(values["text"], filler.reader.mask_token)
+        found = saliency(filler, read.text, mask=values["mask"])
         words = [
             {"word": word.text, **read.place(word), "weight": weight}
             for word, weight in zip(found.words, found.weights, strict=True)
@@ -128,16 +128,12 @@ class Session:
         Raises:
             RequestError: The model reads text alone.
         """
-        scorer, read = self._read(values)
-        filler = scorer.filler
+        filler = self._asked(values)
         if not isinstance(filler, ImageFiller):
             raise RequestError("this model reads text alone and detects no replaced words")
-        encoded = scorer.reader.read(read.text)
-        if filler.limit is not None and len(encoded.ids) > filler.limit:
-            raise RequestError(
-                f"the text has {len(encoded.ids)} tokens, and the model has {filler.limit} "
-                f"positions; shorten it"
-            )
+        read = Shifted(values["text"], filler.reader.mask_token)
+        encoded = filler.reader.read(read.text)
+        filler.require_room(len(encoded.ids), "the text", "shorten it")
         if not filler.detects:
             raise RequestError("this model was not trained to detect replaced words")
         chances = filler.replaced(torch.from_numpy(encoded.ids)[None])[0]
@@ -227,17 +223,8 @@ class Session:
             self._fillers[key] = ImageFiller(opened, data)
         self._fillers.move_to_end(key)
         while len(self._fillers) > 2 * requests.PICTURES:
-            _, dropped = self._fillers.popitem(last=False)
-            self._scorers.pop(dropped, None)
+            self._fillers.popitem(last=False)
         return self._fillers[key]
-
-    def _read(self, values: dict[str, Any]) -> tuple[Scorer, Shifted]:
-        """Return the scorer of the model that is asked, and the text as its tokenizer takes it."""
-        filler = self._asked(values)
-        if filler not in self._scorers:
-            self._scorers[filler] = Scorer(filler)
-        scorer = self._scorers[filler]
-        return scorer, Shifted(values["text"], scorer.reader.mask_token)
 
 
 class Shifted:

@@ -69,11 +69,7 @@ def _setting(value: Any) -> str:
 
 
 def comparison_page(rows: Sequence[Row]) -> str:
-    """Return a page that needs nothing beside it and loads nothing.
-
-    Args:
-        rows: Of `compare_runs`; the names of their runs are folders.
-    """
+    """Return a page about runs, whose names are folders; it needs nothing beside it."""
     # A table in the terminal needs none of it.
     from maskery.report.curves import held_out_charts
     from maskery.report.page import fill_template, metrics_of

@@ -67,54 +67,60 @@ class Chart:
     percent: bool = False  # True if values are shares, to be shown in percent
 
 
+def _by_text(held_out: Series, figure: str) -> dict[str, str]:
+    """Return the names of a figure of other texts or sights, with what these are called."""
+    found = {name: name.removesuffix(f"_{figure}") for name in held_out}
+    return {name: SIGHTS.get(text, text) for name, text in found.items() if text != name}
+
+
+def _by_ranking(figure: str) -> dict[str, str]:
+    return {f"{ranking}_{figure}": name for ranking, name in RANKED_BY.items()}
+
+
+# Charts of several held-out quantities: their names with those of their curves; True for shares.
+LOSS, ACCURACY = "Loss (nats)", "Held-out accuracy"
+# The figures that other texts and sights have a curve of, in the same charts.
+BESIDE = {LOSS: "loss", ACCURACY: "top1"}
+GROUPS = {
+    LOSS: ({"loss": "held out"}, False),
+    ACCURACY: ({"top1": "top-1", "top5": "top-5"}, True),
+    **{f"Held-out {title}": (_by_ranking(name), True) for name, title in RANKINGS.items()},
+}
+
+
 def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     """Return charts of loss, accuracy, rate, speed, and whatever else a run has logged."""
-    train = _series(line for line in metrics if line["kind"] == "train")
-    held_out = _series(line for line in metrics if line["kind"] == "held_out")
-    charts = [
-        Chart(title="Loss (nats)", curves=_loss_curves(train, held_out)),
-        Chart(title="Held-out accuracy", curves=_accuracy_curves(held_out), percent=True),
-        *(
-            Chart(title=f"Held-out {title}", curves=_ranking_curves(held_out, name), percent=True)
-            for name, title in RANKINGS.items()
-        ),
-    ]
-    terms = train.keys() & TERMS.keys()
-    if terms == {"mlm"} and train.keys() <= {"loss"} | LABELS.keys():
+    train, held_out = _series(metrics, "train"), _series(metrics, "held_out")
+    charts = []
+    for title, (names, percent) in GROUPS.items():
+        curves = _curves(train, {"loss": "training"}) if title == LOSS else ()
+        beside = _by_text(held_out, BESIDE[title]) if title in BESIDE else {}
+        curves += _curves(held_out, names | beside, marked=True)
+        charts.append(Chart(title=title, curves=curves, percent=percent))
+    if train.keys() & TERMS.keys() == {"mlm"} and train.keys() <= {"loss"} | LABELS.keys():
         del train["mlm"]  # a single term is the loss itself
     order = ("learning_rate", "tokens_per_second")
-    for name in (*order, *sorted(train.keys() - {*order, "loss"})):
-        if name in train:
-            curve = Curve(name="training", points=train[name])
-            charts.append(Chart(title=label(name), curves=(curve,)))
-    ranked = {f"{ranking}_{name}" for ranking in RANKED_BY for name in RANKINGS}
-    for name in sorted(held_out.keys() - ranked):
+    charts += [
+        Chart(title=label(name), curves=_curves(train, {name: "training"}))
+        for name in (*order, *sorted(train.keys() - {*order, "loss"}))
+    ]
+    grouped = {name for names, _ in GROUPS.values() for name in names}
+    for name in sorted(held_out.keys() - grouped):
         if not name.endswith(("loss", "top1", "top5")):
-            curve = Curve(name="held out", points=held_out[name], marked=True)
-            charts.append(Chart(title=label(name), curves=(curve,)))
+            curves = _curves(held_out, {name: "held out"}, marked=True)
+            charts.append(Chart(title=label(name), curves=curves))
     return [chart for chart in charts if chart.curves]
 
 
 def held_out_charts(runs: Mapping[str, Sequence[dict[str, Any]]]) -> list[Chart]:
-    """Return charts of loss and accuracy with a curve for each run.
-
-    Args:
-        runs: The metrics of each run, by the name that its curve gets.
-    """
-    found = {
-        run: _series(line for line in lines if line["kind"] == "held_out")
-        for run, lines in runs.items()
-    }
+    """Return charts of loss and accuracy with a curve for each run, from their metrics by name."""
+    found = {run: _series(lines, "held_out") for run, lines in runs.items()}
     charts = []
     for name, title in (("loss", "Held-out loss (nats)"), ("top1", "Held-out top-1 accuracy")):
-        curves = tuple(
-            Curve(name=run, points=series[name], marked=True)
-            for run, series in found.items()
-            if name in series
-        )
-        if curves:
-            charts.append(Chart(title=title, curves=curves, percent=name == "top1"))
-    return charts
+        points = {run: series[name] for run, series in found.items() if name in series}
+        curves = _curves(points, {run: run for run in points}, marked=True)
+        charts.append(Chart(title=title, curves=curves, percent=name == "top1"))
+    return [chart for chart in charts if chart.curves]
 
 
 def label(name: str) -> str:
@@ -124,10 +130,11 @@ def label(name: str) -> str:
     return LABELS.get(name, words if words != words.lower() else words.capitalize())
 
 
-def _series(lines: Iterable[dict[str, Any]]) -> Series:
-    """Return every finite number by its name, in order of steps."""
+def _series(lines: Iterable[dict[str, Any]], kind: str) -> Series:
+    """Return every finite number of one kind of lines by its name, in order of steps."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in sorted(lines, key=lambda line: float(line["step"])):
+    chosen = (line for line in lines if line["kind"] == kind)
+    for line in sorted(chosen, key=lambda line: float(line["step"])):
         for name, value in line.items():
             known = isinstance(value, int | float) and not isinstance(value, bool)
             if name not in LEFT_OUT and known and math.isfinite(value):
@@ -135,29 +142,12 @@ def _series(lines: Iterable[dict[str, Any]]) -> Series:
     return {name: tuple(points) for name, points in found.items()}
 
 
-def _loss_curves(train: Series, held_out: Series) -> tuple[Curve, ...]:
-    training = (Curve(name="training", points=train["loss"]),) if "loss" in train else ()
-    return training + _marked(held_out, {"loss": "held out"} | _by_sight("loss"))
-
-
-def _accuracy_curves(held_out: Series) -> tuple[Curve, ...]:
-    return _marked(held_out, {"top1": "top-1", "top5": "top-5"} | _by_sight("top1"))
-
-
-def _ranking_curves(held_out: Series, figure: str) -> tuple[Curve, ...]:
-    return _marked(held_out, {f"{ranking}_{figure}": name for ranking, name in RANKED_BY.items()})
-
-
-def _by_sight(figure: str) -> dict[str, str]:
-    return {f"{sight}_{figure}": label for sight, label in SIGHTS.items()}
-
-
-def _marked(held_out: Series, names: dict[str, str]) -> tuple[Curve, ...]:
-    """Return one curve for each name that was measured; there are few points, so each is drawn."""
+def _curves(series: Series, names: Mapping[str, str], *, marked: bool = False) -> tuple[Curve, ...]:
+    """Return a curve for each name that there is; the few points of a marked one are drawn."""
     return tuple(
-        Curve(name=shown, points=held_out[name], marked=True)
+        Curve(name=shown, points=series[name], marked=marked)
         for name, shown in names.items()
-        if name in held_out
+        if name in series
     )
 
 

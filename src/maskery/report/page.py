@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.resources
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,6 @@ NOTHING = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunData:
-    """The files of a run folder that its report shows."""
-
-    name: str  # Of the folder
-    metrics: list[dict[str, Any]]  # The lines of `metrics.jsonl`
-    evaluation: dict[str, Any]  # Held-out figures; empty before the run is finished
-    samples: dict[str, Any]  # Sample fills and environment; empty if they were not computed
-    config: str  # `config.yaml` as text
-
-
 def write_report(folder: Path) -> Path:
     """Write `report.html` and `curves.png` into a run folder.
 
@@ -50,11 +38,29 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
-        CheckpointError: The folder is no run, or cannot be written.
+        CheckpointError: The folder is no run, a file of it is damaged, or it cannot be written.
     """
-    run = read_run(folder)
-    charts = charts_of(run.metrics)
-    page = render(run, charts)
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train "
+            f"has written"
+        )
+    # Those that are not there yet are empty.
+    evaluation, samples = _object(folder / EVALUATION), _object(folder / SAMPLES)
+    charts = charts_of(metrics_of(folder / METRICS))
+    page = fill_template(
+        name=folder.resolve().name,
+        verdict=evaluation.get("verdict"),
+        training=evaluation.get("training", {}),
+        best_step=evaluation.get("best_step"),
+        skipped=evaluation.get("skipped", evaluation.get("notes", [])),
+        tables=run_tables(evaluation),
+        others=other_figures(evaluation),
+        charts=charts,
+        samples={**NO_SAMPLES, **samples},
+        environment=samples.get("environment", {}),
+        config=_text(folder / CONFIG),
+    )
     path = folder / REPORT
     try:
         if charts:
@@ -63,23 +69,6 @@ def write_report(folder: Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be written ({error.strerror})") from error
     return path
-
-
-def render(run: RunData, charts: Sequence[Chart]) -> str:
-    """Return the page of a run."""
-    return fill_template(
-        name=run.name,
-        verdict=run.evaluation.get("verdict"),
-        training=run.evaluation.get("training", {}),
-        best_step=run.evaluation.get("best_step"),
-        skipped=run.evaluation.get("skipped", run.evaluation.get("notes", [])),
-        tables=run_tables(run.evaluation),
-        others=other_figures(run.evaluation),
-        charts=charts,
-        samples={**NO_SAMPLES, **run.samples},
-        environment=run.samples.get("environment", {}),
-        config=run.config,
-    )
 
 
 def fill_template(*, charts: Sequence[Chart], **values: Any) -> str:
@@ -108,26 +97,6 @@ def percent(value: Any) -> str:
     if share >= 0.1:
         return f"{share:.1f}%"
     return f"{share:.2f}%" if share >= 0.01 or share == 0 else "<0.01%"
-
-
-def read_run(folder: Path) -> RunData:
-    """Read the files of a run folder; those that are not there yet are empty.
-
-    Raises:
-        CheckpointError: It is no run folder, or a file of it is damaged.
-    """
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train "
-            f"has written"
-        )
-    return RunData(
-        name=folder.resolve().name,
-        metrics=metrics_of(folder / METRICS),
-        evaluation=_object(folder / EVALUATION),
-        samples=_object(folder / SAMPLES),
-        config=_text(folder / CONFIG),
-    )
 
 
 def _text(path: Path) -> str:

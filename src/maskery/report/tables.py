@@ -21,7 +21,7 @@ SPLITS = {"test": "test split", "val": "validation"}
 # Shown elsewhere in the report.
 LEFT_OUT = {
     *("run", "model", "as_loaded", "before", "after", "heads", "difference", "scores", "training"),
-    *("skipped", "notes", "best_step", "vectors", "verdict", "words", "mrtd_auc"),
+    *("others", "skipped", "notes", "best_step", "vectors", "verdict", "words", "mrtd_auc"),
     *SPLITS,
 }
 Data = Mapping[str, Any]
@@ -65,9 +65,7 @@ def run_tables(evaluation: Data) -> list[Table]:
     A run that is not finished has none.
     """
     if "before" in evaluation and "after" in evaluation:
-        names = {"as loaded": "as_loaded", "before": "before", "after": "after"}
-        # Runs of earlier versions, and those whose head was not trained alone, have two columns.
-        columns = {name: evaluation[key] for name, key in names.items() if evaluation.get(key)}
+        columns = _in_time(evaluation)
         auc, vectors = evaluation.get("mrtd_auc"), evaluation.get("vectors")
         table = scores_table(
             columns,
@@ -75,11 +73,23 @@ def run_tables(evaluation: Data) -> list[Table]:
             heads=evaluation.get("heads"),
             mrtd_auc=None if auc is None else {"after": auc},
         )
-        return [table, vectors_table(vectors)] if vectors else [table]
+        others = evaluation.get("others")
+        return [
+            table,
+            *([others_table(others)] if others else []),
+            *([vectors_table(vectors)] if vectors else []),
+        ]
     if "scores" in evaluation:
         return [sights_table(evaluation)]
     splits = [(evaluation.get(split), name) for split, name in SPLITS.items()]
     return [rankings_table(figures, name) for figures, name in splits if figures]
+
+
+def _in_time(measured: Data) -> dict[str, Any]:
+    """Return scores of one text by heading, in order of time."""
+    names = {"as loaded": "as_loaded", "before": "before", "after": "after"}
+    # Runs of earlier versions, and those whose head was not trained alone, have two.
+    return {name: measured[key] for name, key in names.items() if measured.get(key)}
 
 
 def other_figures(evaluation: Data) -> list[tuple[str, Figure]]:
@@ -153,6 +163,28 @@ def scores_table(
             f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
             f"{interval_note(first['examples'], over)}",
         ),
+    )
+
+
+def others_table(others: Data) -> Table:
+    """Return loss and top-1 on each other held-out text, which a run may have forgotten."""
+    rows, notes = [], []
+    for text, measured in others.items():
+        columns = _in_time(measured)
+        for name in ("loss", "top1"):
+            cells = [named_figure(name, scores[name]) for scores in columns.values()]
+            cells.append(named_figure(name, measured["difference"][name], signed=True))
+            rows.append((f"{text}: {SCORES[name]}", tuple(cells)))
+        tokens, examples = measured["after"]["masked_tokens"], measured["after"]["examples"]
+        notes.append(
+            f"{text}: {tokens:,} masked tokens of {examples:,} examples; {interval_note(examples)}"
+        )
+    return Table(
+        title="Was other text forgotten?",
+        corner="other text",
+        columns=(*columns, "difference"),
+        rows=tuple(rows),
+        notes=tuple(notes),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,8 @@ def train(
         model: A name as `--model` takes it, or a model object with its `tokenizer`; see
             `maskery.models.own_model`. Default: minilm, or the configuration's.
         tokenizer: A Hugging Face tokenizer, for a model object.
-        eval_data: Held-out text, like `data`. Default: a share of the corpus.
+        eval_data: Held-out text, like `data`. Default: a share of the corpus. A dictionary of paths
+            by name is of other texts that are measured beside it.
         policy: A masking policy by name, or an object.
         objective: A training objective by name, or a callable that makes a `Task` from `TextParts`.
         callbacks: Called while the run trains; see `Callback`.
@@ -71,7 +72,9 @@ def train(
     else:
         named["corpus"], objects["texts"] = sources_or_texts(data)
         config = KINDS["text"].load("config")(corpus=named["corpus"])
-    if eval_data is not None:
+    if isinstance(eval_data, Mapping):
+        named["eval_data"] = tuple(f"{name}={path}" for name, path in eval_data.items())
+    elif eval_data is not None:
         named["eval_data"], objects["eval_texts"] = sources_or_texts(eval_data)
     given = {name: value for name, value in named.items() if value is not None}
     objects = {name: value for name, value in objects.items() if value is not None}

@@ -21,7 +21,7 @@ import torch
 
 from maskery.core.batch import StaticShapes
 from maskery.core.task import StandIn
-from maskery.data.batching import PlannedSource
+from maskery.data.batching import TextSource
 from maskery.masking.masker import Masker
 from maskery.models.attention import FLASH_CAPABILITY
 
@@ -96,7 +96,7 @@ def reason(error: Exception) -> str:
 
 
 def static_shapes(
-    source: PlannedSource,
+    source: TextSource,
     masker: Masker,
     *,
     epochs: int,
@@ -121,7 +121,7 @@ def static_shapes(
     )
 
 
-def expected_share(source: PlannedSource, masker: Masker, num_tokens: int) -> float:
+def expected_share(source: TextSource, masker: Masker, num_tokens: int) -> float:
     """Return the share of tokens that is masked, six standard deviations above its mean."""
     progress = max((0.0, 1.0), key=masker.config.rate_at)
     lengths, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

@@ -22,13 +22,7 @@ from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
 from maskery.core.system import replace_folder, write_whole
-from maskery.training.snapshot import (
-    EXTRA,
-    MODEL,
-    OPTIMISER,
-    STATE,
-    Snapshot,
-)
+from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, STATE, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +36,7 @@ HEADROOM = 1 << 20
 class Checkpoints:
     """The checkpoints of one run folder, written one at a time in a thread.
 
-    Args:
-        keep: How many of the newest stay, beside the best.
-
-    Attributes:
-        written: Steps and folders of what this process has written, for whoever empties the list.
+    `keep` of the newest stay, beside the best.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
@@ -54,39 +44,21 @@ class Checkpoints:
         self.keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
+        # Steps and folders of what this process has written, for whoever empties the list.
         self.written: list[tuple[int, Path]] = []
 
-    def begin(self, snapshot: Snapshot, *, first: Callable[[], None] | None = None) -> None:
-        """Write a checkpoint in the thread; the write before must be over (`finish`).
+    def begin(
+        self, snapshot: Snapshot, *, must: bool, first: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write a checkpoint in the thread, after calling `first` there, if the disk has room.
 
-        Args:
-            first: Called in the thread before that.
+        The write before must be over (`finish`). With `must` it is tried in any case, because
+        nothing comes after it; otherwise the checkpoint before is kept, with a warning.
         """
         assert self._writing is None
-        self._writing = self._thread.submit(self._write_in_thread, snapshot, first)
-
-    def _write_in_thread(self, snapshot: Snapshot, first: Callable[[], None] | None) -> Path:
-        try:
-            if first is not None:
-                first()
-        except OSError as error:
-            raise CheckpointError(
-                f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
-                f"({error.strerror}); free some space there and continue with --resume auto"
-            ) from error
-        return self.write(snapshot)
-
-    def begin_if_room(
-        self, snapshot: Snapshot, *, must: bool, first: Callable[[], None] | None = None
-    ) -> None:
-        """Call `begin`, unless the disk is too full: then warn, and keep the checkpoint before.
-
-        Args:
-            must: True to try in any case, because nothing comes after it.
-        """
         missing = self.room_for(snapshot)
         if missing is None or must:
-            self.begin(snapshot, first=first)
+            self._writing = self._thread.submit(self._flush_and_write, snapshot, first)
             return
         newest = self.complete()[-1:]
         log.warning(
@@ -98,15 +70,27 @@ class Checkpoints:
             f"'{newest[0].name}'" if newest else "its beginning",
         )
 
+    def _flush_and_write(self, snapshot: Snapshot, first: Callable[[], None]) -> Path:
+        try:
+            first()
+        except OSError as error:
+            raise CheckpointError(
+                f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
+                f"({error.strerror}); free some space there and continue with --resume auto"
+            ) from error
+        return self.write(snapshot)
+
     def begin_mark_best(self, step: int) -> None:
         """Mark the checkpoint of a step as the best once it is written; in the thread."""
-        self._writing = self._thread.submit(self._mark_written, self._writing, step)
+        writing = self._writing
 
-    def _mark_written(self, writing: Future[Path] | None, step: int) -> Path:
-        # There is one thread, so what was begun before is over.
-        path = self.path_of(step) if writing is None else writing.result()
-        self.mark_best(step)
-        return path
+        def mark() -> Path:
+            # There is one thread, so what was begun before is over.
+            path = self.path_of(step) if writing is None else writing.result()
+            self.mark_best(step)
+            return path
+
+        self._writing = self._thread.submit(mark)
 
     @property
     def failed(self) -> bool:
@@ -115,11 +99,7 @@ class Checkpoints:
         return writing is not None and writing.done() and writing.exception() is not None
 
     def finish(self) -> str | None:
-        """Wait until the last checkpoint is on disk.
-
-        Raises:
-            CheckpointError: It could not be written.
-        """
+        """Wait until the last checkpoint is on disk; raises the error of its thread."""
         writing, self._writing = self._writing, None
         return None if writing is None else str(writing.result())
 
@@ -136,11 +116,7 @@ class Checkpoints:
         return f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
 
     def write(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint; what was there stays until it is complete.
-
-        Raises:
-            CheckpointError: It could not be written (disk full, no permission).
-        """
+        """Write a checkpoint; what was there stays until it is complete."""
         final = self.path_of(snapshot.position.step)
         partial = final.with_name(f"{final.name}.partial")
         try:
@@ -149,7 +125,9 @@ class Checkpoints:
             for name, tensors in snapshot.files.items():
                 save_file(dict(tensors), partial / name)
             (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
-            _seal(partial)
+            # The manifest comes last, because a folder with a manifest counts as complete.
+            manifest = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+            write_whole(partial / MANIFEST, json.dumps(manifest).encode())
             replace_folder(partial, final)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -184,12 +162,8 @@ class Checkpoints:
     def best_sound(self) -> Path | None:
         """Return the best checkpoint, or the newest sound one if that is missing or damaged."""
         best = self.best()
-        if best is None:
-            return self.newest_sound()
-        damage = find_damage(best)
-        if damage is None:
+        if best is not None and _is_sound(best, "the best", "using the newest"):
             return best
-        log.warning("the best checkpoint '%s' is damaged (%s): using the newest", best, damage)
         return self.newest_sound()
 
     def complete(self) -> list[Path]:
@@ -199,23 +173,13 @@ class Checkpoints:
 
     def newest_sound(self) -> Path | None:
         """Return the newest checkpoint whose checksums hold; warn of damaged ones."""
-        for path in reversed(self.complete()):
-            damage = find_damage(path)
-            if damage is None:
-                return path
-            log.warning(
-                "the checkpoint '%s' is damaged (%s); using the one before it", path, damage
-            )
-        return None
+        paths = reversed(self.complete())
+        return next((p for p in paths if _is_sound(p, "the", "using the one before it")), None)
 
     def to_resume_from(self) -> str | None:
-        """Return `newest_sound`, or None if there is no checkpoint at all.
+        """Return `newest_sound`, or None if there is no checkpoint at all; all damaged is an error.
 
-        Newer, damaged ones are renamed to `step-NAME.damaged`, because `keep` would count them
-        instead of those that the run writes next.
-
-        Raises:
-            CheckpointError: There are some, and all are damaged.
+        Newer, damaged ones are renamed to `step-NAME.damaged`.
         """
         complete, path = self.complete(), self.newest_sound()
         if path is None:
@@ -225,8 +189,12 @@ class Checkpoints:
                     f"--output"
                 )
             return None
+        # `keep` would count them instead of those that the run writes next.
         for damaged in complete[complete.index(path) + 1 :]:
-            _set_aside(damaged)
+            aside = damaged.with_name(f"{damaged.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a folder that cannot be written says so soon
+                damaged.rename(aside)
         return str(path)
 
     def _prune(self) -> None:
@@ -236,19 +204,16 @@ class Checkpoints:
         for old in self.complete()[: -self.keep]:
             if old != best:
                 # Away from its name first, so that no half of it is ever taken for a checkpoint.
-                gone = old.with_name(f"{old.name}.old")
-                try:
-                    old.rename(gone)
-                except OSError:
-                    continue
-                shutil.rmtree(gone, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    gone = old.rename(old.with_name(f"{old.name}.old"))
+                    shutil.rmtree(gone, ignore_errors=True)
 
 
-def _set_aside(damaged: Path) -> None:
-    aside = damaged.with_name(f"{damaged.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    with contextlib.suppress(OSError):  # a folder that cannot be written says so soon enough
-        damaged.rename(aside)
+def _is_sound(path: Path, which: str, instead: str) -> bool:
+    damage = find_damage(path)
+    if damage is not None:
+        log.warning("%s checkpoint '%s' is damaged (%s); %s", which, path, damage, instead)
+    return damage is None
 
 
 def find_damage(path: Path) -> str | None:
@@ -261,12 +226,6 @@ def find_damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return str(error)
     return None
-
-
-def _seal(folder: Path) -> None:
-    """Write the manifest last, because a folder with a manifest counts as complete."""
-    manifest = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    write_whole(folder / MANIFEST, json.dumps(manifest).encode())
 
 
 def _sha256(path: Path) -> str:

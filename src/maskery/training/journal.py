@@ -47,8 +47,7 @@ EVENTS = ("on_step", "on_evaluation", "on_save", "on_end")
 class Tracker:
     """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`.
 
-    Args:
-        trackers: Names of trackers of accelerate's that get every line too, as `kind/name`.
+    `trackers` names those of accelerate's that get every line too, as `kind/name`.
     """
 
     def __init__(
@@ -86,10 +85,6 @@ class Tracker:
         for other in self._others:
             other.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
-    def has(self, kind: str, step: int) -> bool:
-        """Return True if a line of that kind and step is written."""
-        return any((line["kind"], line["step"]) == (kind, step) for line in self.lines())
-
     def close(self) -> None:
         """Let the other trackers finish."""
         for other in self._others:
@@ -122,7 +117,7 @@ def _started(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
 class Window:
     """Sums over the steps since the last line, read only when a line is written.
 
-    Steps whose gradient is not finite are counted and left out of the means.
+    Steps whose gradient is not finite are counted, and left out of the means but for `counted`.
     """
 
     def __init__(self) -> None:
@@ -139,13 +134,7 @@ class Window:
         tokens: int,
         counted: Mapping[str, int] | None = None,
     ) -> None:
-        """Add a step, without waiting for its values.
-
-        Args:
-            losses: Its loss terms, the total and the gradient's norm.
-            tokens: Tokens that this process trained on.
-            counted: Other counts of this process; their sums are logged, skipped steps included.
-        """
+        """Add a step's losses, this process's tokens and its other counts, without waiting."""
         sound = torch.isfinite(losses[WHOLE])
         for name, value in losses.items():
             kept = torch.where(sound, value, torch.zeros_like(value)).float()
@@ -156,20 +145,15 @@ class Window:
         self.tokens += tokens
 
     def means(self, processes: Processes) -> dict[str, float]:
-        """Return means over the steps and all processes; every process must ask.
-
-        Without one sound step there are no losses, only the number of skipped steps.
-        """
-        names = sorted(self.sums.keys() - {WHOLE})
-        sound = self.steps - int(self.skipped)
-        own = [float(self.sums[name]) / max(sound, 1) for name in names]
-        counted = sorted(self.counted)
-        own += [self.counted[name] for name in counted]
+        """Return means over the steps and all processes; every process must ask."""
+        sound, counted = self.steps - int(self.skipped), sorted(self.counted)
+        means = {name: float(value) / max(sound, 1) for name, value in self.sums.items()}
+        names = sorted(means.keys() - {WHOLE})
+        own = [*(means[name] for name in names), *(self.counted[name] for name in counted)]
         *shares, tokens = processes.sum([*own, self.tokens])
-        means = dict(zip((*names, *counted), shares, strict=True))
-        means[WHOLE] = float(self.sums[WHOLE]) / max(sound, 1)
-        values = {name: means[name] for name in self.sums} if sound else {}
-        values |= {name: means[name] for name in counted}
+        means |= zip(names, shares, strict=False)
+        values = means if sound else {}  # without one sound step there are no losses
+        values |= zip(counted, shares[len(names) :], strict=True)
         values["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
         if sound < self.steps:
             values[SKIPPED] = float(self.steps - sound)
@@ -193,10 +177,7 @@ class Window:
         processes: Processes,
         device: torch.device,
     ) -> Window:
-        """Return the window of a checkpoint, to the bit if there are as many processes as then.
-
-        With another number of processes, the main one takes all sums that are shared out.
-        """
+        """Return the window of a checkpoint, to the bit if there are as many processes as then."""
         window = cls()
         if not state:
             return window
@@ -204,6 +185,7 @@ class Window:
             own = dict(state[processes.rank])
         else:
             own = dict(state[0])
+            # The main process takes all sums that were shared out.
             for name in own.keys() - {WHOLE, SKIPPED, STEPS}:
                 own[name] = sum(row[name] for row in state) if processes.is_main else 0.0
         window.steps, window.tokens = int(own.pop(STEPS)), int(own.pop(TOKENS))
@@ -233,15 +215,9 @@ class SpikeWatch:
 
 
 class Journal:
-    """Decides what is written into `metrics.jsonl`.
+    """Decides what is written into `metrics.jsonl`, by the tracker of the main process.
 
-    Args:
-        tracker: Writes the lines; used by the main process alone.
-        best_metric: The held-out figure that tells the best; None for the first of a line.
-
-    Attributes:
-        best_step: The step after which the figures were the best; None before there are any, and
-            on other processes than the main one.
+    `best_metric` is the held-out figure that tells the best; None for the first of a line.
     """
 
     def __init__(self, tracker: Tracker, processes: Processes, best_metric: str | None) -> None:
@@ -249,6 +225,7 @@ class Journal:
         self.window = Window()
         self._spikes = SpikeWatch()
         self._best: float | None = None
+        # The step after which figures were the best; None on others than the main process.
         self.best_step: int | None = None
 
     def rewind(
@@ -296,15 +273,10 @@ class Journal:
             )
 
     def held_out(self, step: int, values: Mapping[str, float]) -> bool:
-        """Write held-out figures; returns True if they are the best after any step so far.
+        """Write held-out figures; returns True if they are the best after any step so far."""
 
-        The main process decides for all: it alone has read the lines of a run that goes on, and
-        another's last digits may differ.
-
-        Raises:
-            ConfigError: The figure that tells the best is not among them.
-        """
-
+        # The main process decides for all: it alone has read the lines of a run that goes on, and
+        # another's last digits may differ.
         def written() -> str | None:
             # The untrained model is never the best, but a wrong name of a metric is told at once.
             improves = self._improves(step, values)
@@ -317,8 +289,12 @@ class Journal:
 
     def has_held_out(self, step: int) -> bool:
         """Return True if the held-out figures of a step are written; the main process looks."""
-        found = self.processes.on_main(lambda: str(self.tracker.has(HELD_OUT, step)))
-        return found == str(True)
+
+        def written() -> str:
+            lines = ((line["kind"], line["step"]) for line in self.tracker.lines())
+            return str((HELD_OUT, step) in lines)
+
+        return self.processes.on_main(written) == str(True)
 
     def _improves(self, step: int, values: Mapping[str, float]) -> bool:
         if self.best_metric == NONE or not values:
@@ -347,28 +323,22 @@ class Callback(Protocol):
     """
 
     def on_step(self, step: int, figures: Mapping[str, torch.Tensor]) -> None:
-        """Called after each optimiser step, once its line in `metrics.jsonl` is written.
+        """Called after each optimiser step, from 1, once its line in `metrics.jsonl` is written.
 
-        Args:
-            step: Optimiser steps done, from 1.
-            figures: What `Stepper.step` returned: scalars on the device, and reading one waits for
-                it.
+        `figures` is what `Stepper.step` returned: scalars on the device; reading one waits for it.
         """
 
     def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Called after each evaluation on held-out data.
+        """Called after each evaluation on held-out data, with the figures of `metrics.jsonl`.
 
-        Args:
-            step: Optimiser steps done; 0 before the first.
-            figures: As they stand in `metrics.jsonl`.
+        `step` counts the optimiser steps done; 0 before the first.
         """
 
     def on_save(self, step: int, folder: Path) -> None:
         """Called by the main process after a step that finds a new checkpoint on disk.
 
-        Args:
-            step: Optimiser steps done when its state was copied; it is written while steps go on.
-            folder: The checkpoint, complete. The run deletes it when newer ones take its place.
+        `folder` is complete; the run deletes it when newer ones take its place. `step` is that of
+        its state: it was written while steps went on.
         """
 
     def on_end(self) -> None:
@@ -376,11 +346,7 @@ class Callback(Protocol):
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Check that callbacks have every method, before a run finds out at its first checkpoint.
-
-    Raises:
-        ConfigError: One lacks a method, or is a class where an object is meant.
-    """
+    """Check that callbacks have every method, before a run finds out at its first checkpoint."""
     for callback in callbacks:
         if isinstance(callback, type):
             raise ConfigError(

@@ -105,10 +105,7 @@ class TrainingLoop:
         self._seconds, self._tokens = 0.0, 0
 
     def train(self, *, resume: bool = False) -> Summary:
-        """Run to the end.
-
-        Args:
-            resume: True to go on from the newest sound checkpoint, if there is one.
+        """Run to the end, with `resume` from the newest sound checkpoint, if there is one.
 
         Raises:
             StoppedError: A signal asked for the end; a checkpoint is written.
@@ -185,11 +182,7 @@ class TrainingLoop:
             self._tell("on_save", *self.checkpoints.written.pop(0))
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
-        """Wait for the next step; returns None at the end.
-
-        Raises:
-            StoppedError: A signal came while it was waited for; a checkpoint is written.
-        """
+        """Wait for the next step; returns None at the end."""
         try:
             step = next(steps, None)
         except BaseException:
@@ -238,15 +231,11 @@ class TrainingLoop:
             self._judge(step, saved=saves)
 
     def _judge(self, step: Step, *, saved: bool) -> None:
-        """Evaluate after a step, and keep its checkpoint where it is the best.
-
-        Raises:
-            StoppedError: A signal came; a resumed run evaluates again.
-        """
+        """Evaluate after a step, and keep its checkpoint where it is the best."""
         done = step.number + 1
         try:
             best = self._evaluate(done)
-        except Interrupted:
+        except Interrupted:  # a resumed run evaluates again
             if not saved:
                 self._save(step, must=True)
             self.checkpoints.finish()
@@ -292,10 +281,7 @@ class TrainingLoop:
         return [*(self.signals.received == number for number in SIGNALS), saves, failed]
 
     def _asked(self) -> tuple[int | None, bool]:
-        """Return the signal that asks for the end, and True if time makes a checkpoint due.
-
-        Every process gets the same: what any of them has found.
-        """
+        """Return the signal that any process got, and True if time makes a checkpoint due."""
         # Alone, a process looks now; with others, all have agreed when the step began.
         flags = self._flags() if self.processes.world_size == 1 else self.stepper.flags
         *signals, saves, failed = flags
@@ -373,7 +359,7 @@ class TrainingLoop:
         snapshot = self.snapshots.take(self.task, self.stepper.optimiser, position, keeps=main)
         self._saved_at = time.perf_counter()
         if main:
-            self.checkpoints.begin_if_room(snapshot, must=must, first=self.tracker.flush)
+            self.checkpoints.begin(snapshot, must=must, first=self.tracker.flush)
 
     def _restore(self) -> Position:
         found = self.processes.on_main(self.checkpoints.to_resume_from)

@@ -9,7 +9,7 @@ twin is sharded as its model is, so it moves without communication.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,21 +45,15 @@ def spread(
 
     A model that is sharded is never whole on the device. The optimiser must be fresh: sharding
     replaces the parameters it was made for.
-
-    Args:
-        task: Its `model` is replaced (DDP) or changed in place (FSDP2), and so is its twin's.
-        optimiser: Made of the model's parameters.
     """
-    if join_processes().world_size == 1:
+    several = join_processes().world_size > 1
+    if not several or sharding == "ddp":
         task.model.to(device)
-        return
-    if sharding == "ddp":
-        task.model.to(device)
-        task.model = DistributedDataParallel(
-            task.model,
-            device_ids=None if device.type == "cpu" else [device],
-            gradient_as_bucket_view=True,
-        )
+        if several:
+            devices = None if device.type == "cpu" else [device]
+            task.model = DistributedDataParallel(
+                task.model, device_ids=devices, gradient_as_bucket_view=True
+            )
         return
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     names = {id(parameter): name for name, parameter in task.model.named_parameters()}
@@ -75,10 +69,7 @@ def spread(
 
 
 def gather(task: Task[Any, Any]) -> None:
-    """Undo `spread`: every process has the whole model again, in place.
-
-    On its device, or in the CPU's memory where a sharded model is too large for that.
-    """
+    """Undo `spread`: every process has the whole model again, in place."""
     task.model = unwrapped(task.model)
     for model in (task.model, twin_of(task)):
         if model is not None:
@@ -166,10 +157,8 @@ def _leave_fsdp(module: FSDPModule) -> None:
 
 
 def last_backward(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Return the context of a forward and backward pass; DDP sums gradients in the last one.
-
-    A sharded model sums them in each pass, because it has no room for whole gradients.
-    """
+    """Return the context of a forward and backward pass; DDP sums gradients in the last one."""
+    # A sharded model sums them in each pass, because it has no room for whole gradients.
     if last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()
@@ -177,17 +166,12 @@ def last_backward(model: nn.Module, *, last: bool) -> contextlib.AbstractContext
 
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale gradients down to a norm; returns the norm they had, equal on every process.
-
-    Args:
-        parameters: Their gradients are already averaged over the processes, except those of whole
-            parameters in a sharded model, which are averaged here.
-        limit: The largest norm; infinity for none.
-    """
+    """Scale gradients down to a norm; returns the norm they had, equal on every process."""
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
     parts = [p.grad.to_local() for p in parameters if isinstance(p.grad, DTensor)]
     others = [p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]
+    # Gradients are averaged already, except those of whole parameters in a sharded model.
     for gradient in others:
         torch.distributed.all_reduce(gradient)
         gradient /= torch.distributed.get_world_size()
@@ -212,18 +196,6 @@ def laid_out_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     if not isinstance(other, DTensor):
         return moved
     return distribute_tensor(moved, other.device_mesh, other.placements, src_data_rank=None)
-
-
-def all_laid_out_like(
-    tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Apply `laid_out_like` to tensors of the same names; those without a counterpart stay."""
-    return {
-        name: laid_out_like(tensor, others[name])
-        if isinstance(others.get(name), DTensor)
-        else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def explain_unused(error: RuntimeError, model: nn.Module) -> RuntimeError | ModelError:

@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import Task
-from maskery.training.parallel import all_laid_out_like, laid_out_like, unwrapped, whole
+from maskery.training.parallel import laid_out_like, unwrapped, whole
 
 MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
 STATE = "state.json"
@@ -60,9 +61,9 @@ class Position:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Position:
-        """Read what `to_json` returned."""
-        values = json.loads(text)
+    def read(cls, folder: Path) -> Position:
+        """Read the position of a checkpoint."""
+        values = json.loads((folder / STATE).read_text("utf-8"))
         return cls(**{**values, "window": tuple(values.get("window", ()))})
 
 
@@ -98,13 +99,9 @@ class SnapshotMaker:
         *,
         keeps: bool = True,
     ) -> Snapshot:
-        """Copy the state of a run.
+        """Copy the state of a run after `position`; every process must call this.
 
-        Where processes share tensors, every one of them must call this.
-
-        Args:
-            position: The step after which this is.
-            keeps: False on processes that only give their parts of shared tensors.
+        Those that do not keep it only give their parts of shared tensors.
         """
         model = unwrapped(task.model)
         state = {
@@ -154,13 +151,9 @@ def optimiser_tensors(
 def restore(
     path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
 ) -> Position:
-    """Load a checkpoint into a task and its optimiser.
-
-    Raises:
-        CheckpointError: It belongs to another run or another model, or is no checkpoint at all.
-    """
+    """Load a checkpoint of the same run into a task and its optimiser."""
     with _loading(path, "remove it to go on from the one before it"):
-        position = _position_in(path)
+        position = Position.read(path)
         require_same_run(path, position.identity, identity)
         _restore_task(path, task)
         moments = load_file(path / OPTIMISER)
@@ -178,17 +171,10 @@ def restore(
 
 
 def restore_task(path: Path, task: Task[Any, Any]) -> int:
-    """Load the weights of a checkpoint into a task, to use it and not to train on.
-
-    Returns:
-        The step of the checkpoint.
-
-    Raises:
-        CheckpointError: It is of another model, or is no checkpoint at all.
-    """
+    """Load the weights of a checkpoint into a task, to use it; returns the checkpoint's step."""
     with _loading(path, "restore it, or remove it to do with another"):
         _restore_task(path, task)
-        return _position_in(path).step
+        return Position.read(path).step
 
 
 @contextmanager
@@ -209,27 +195,24 @@ def _restore_task(path: Path, task: Task[Any, Any]) -> None:
         )
     for name, tensor in own.items():
         tensor.copy_(laid_out_like(saved[name], tensor))
-    task.load_extra_state(all_laid_out_like(load_file(path / EXTRA), task.extra_state()))
+    # What is whole here stays where it is: the task moves it.
+    extra, here = load_file(path / EXTRA), task.extra_state()
+    sharded = {
+        n: laid_out_like(t, o) for n, t in extra.items() if isinstance(o := here.get(n), DTensor)
+    }
+    task.load_extra_state(extra | sharded)
 
 
 def stored_identity(path: Path) -> str | None:
     """Return the identity of the run that a checkpoint belongs to; None if it cannot be read."""
     try:
-        return str(_position_in(path).identity)
+        return str(Position.read(path).identity)
     except UNSOUND:
         return None
 
 
-def _position_in(path: Path) -> Position:
-    return Position.from_json((path / STATE).read_text("utf-8"))
-
-
 def require_same_run(checkpoint: Path, stored: str, own: str) -> None:
-    """Check that a run may go on from a checkpoint.
-
-    Raises:
-        CheckpointError: They differ; the message names the settings.
-    """
+    """Refuse to go on from the checkpoint of a run whose identity differs; name the settings."""
     if stored == own:
         return
     found = differences(stored, own)

@@ -13,8 +13,11 @@ from maskery.data.corpus.config import CorpusConfig
 @pytest.mark.parametrize(
     ("setting", "flag"),
     [
-        ({"unit": "word"}, "--unit is 'word': it must be one of line, paragraph, document"),
-        ({"on_bad_text": "ignore"}, "--on-bad-text is 'ignore'"),
+        ({"unit": "word"}, "unit is 'word': it must be one of line, paragraph, document"),
+        (
+            {"on_bad_text": "ignore"},
+            "on_bad_text is 'ignore': it must be one of fail, skip",
+        ),
         ({"encoding": "utf-9"}, "--encoding is 'utf-9'"),
         ({"encoding": "rot13"}, "--encoding is 'rot13'"),
         ({"encoding": "base64"}, "--encoding is 'base64'"),
@@ -22,7 +25,7 @@ from maskery.data.corpus.config import CorpusConfig
         ({"encoding": "utf\0"}, "--encoding is"),
         ({"text_column": ""}, "--text-column is empty"),
         ({"split": ""}, "--split is empty"),
-        ({"max_example_chars": 0}, "--max-example-chars is 0"),
+        ({"max_example_chars": 0}, "max_example_chars is 0: it must be at least 1"),
     ],
 )
 def test_a_bad_setting_names_its_flag(setting: dict[str, Any], flag: str) -> None:

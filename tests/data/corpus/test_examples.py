@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskery.core.errors import ConfigError
-from maskery.data.corpus.examples import Place, ReadingReport, example_id, is_held_out, mix
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import Reading, ReadingReport, example_id, is_held_out, mix
 
 
 def test_an_id_is_the_hash_of_the_text() -> None:
@@ -69,5 +71,13 @@ def test_the_line_to_the_user() -> None:
 
 
 def test_places() -> None:
-    assert str(Place(source="a.txt")) == "a.txt"
-    assert str(Place(source="a.parquet", unit="row", number=3)) == "a.parquet, row 3"
+    reading = Reading(
+        path=Path("a.parquet"),
+        config=CorpusConfig(),
+        report=ReadingReport(),
+        source="a.parquet",
+        on_read=lambda _: None,
+    )
+    assert reading.place == "a.parquet"
+    reading.unit, reading.number = "row", 3
+    assert reading.place == "a.parquet, row 3"

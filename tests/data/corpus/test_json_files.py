@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.examples import Place, Reading, ReadingReport
+from maskery.data.corpus.examples import Reading, ReadingReport
 from maskery.data.corpus.json_files import Scanner, read_json, read_json_lines
 
 Read = Any
@@ -28,7 +28,7 @@ def reading_of(path: Path = Path("a.json"), **options: Any) -> Reading:
         path=path,
         config=config,
         report=ReadingReport(),
-        place=Place(source=path.name),
+        source=path.name,
         on_read=lambda _: None,
         **options,
     )

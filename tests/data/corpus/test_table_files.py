@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.examples import Place, Reading, ReadingReport
+from maskery.data.corpus.examples import Reading, ReadingReport
 from maskery.data.corpus.reader import Corpus
 from maskery.data.corpus.table_files import _batch_rows, read_csv
 
@@ -94,7 +94,7 @@ def test_a_field_without_end_is_not_held(tmp_path: Path) -> None:
             path=path,
             config=CorpusConfig(),
             report=ReadingReport(),
-            place=Place(source="a.csv"),
+            source="a.csv",
             on_read=lambda _: None,
             block_bytes=100,
             max_record_chars=1000,
@@ -216,8 +216,8 @@ def test_long_values_come_in_small_batches(tmp_path: Path) -> None:
     short = write(tmp_path / "a.parquet", ["x"] * 10)
     values = [f"{i:09d}" * 111_000 for i in range(20)]
     long = write(tmp_path / "b.parquet", values, compression="none", use_dictionary=False)
-    assert _batch_rows(pq.read_metadata(short), "text") == 8192
-    assert 4 <= _batch_rows(pq.read_metadata(long), "text") <= 9
+    assert _batch_rows(pq.read_metadata(short), ["text"]) == 8192
+    assert 4 <= _batch_rows(pq.read_metadata(long), ["text"]) <= 9
     corpus = Corpus.open([str(long)], CorpusConfig(max_example_chars=300_000))
     assert sum(len(example.text) for example in corpus) == sum(map(len, values))
     assert corpus.report.cut == 20

@@ -9,8 +9,9 @@ from tiny_pairs import save_tiny_pairs
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import CaptionCorpus, tokenise_captions
+from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.tokenise import train_wordpiece
 
@@ -22,7 +23,8 @@ def pairs(tmp_path: Path) -> Pairs:
 
 @pytest.fixture
 def tokenizer(pairs: Pairs) -> PreTrainedTokenizerBase:
-    return train_wordpiece(CaptionCorpus(pairs), 200, progress=False)
+    captions = [caption for pair in pairs for caption in pair.captions]
+    return train_wordpiece(Corpus.of(captions), 200, progress=False)
 
 
 def test_every_caption_is_what_the_tokenizer_makes_of_it(

@@ -118,6 +118,8 @@ def test_summary_is_token_weighted() -> None:
     scores = summarise(ExampleSums(ids=np.array([1, 2], np.uint64), sums=sums))
     assert scores.loss.value == pytest.approx(1.4)
     assert scores.perplexity.value == pytest.approx(np.exp(1.4))
+    # Two examples are too few for an interval, of the perplexity as of the loss.
+    assert not scores.perplexity.known
     assert scores.top1.value == pytest.approx(0.9)
     assert scores.top5.value == pytest.approx(1.0)
     assert scores.masked_tokens == 10

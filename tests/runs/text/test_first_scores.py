@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from maskery.core.errors import CheckpointError
 from maskery.evaluation.text.masked import ExampleSums
-from maskery.runs.text.run import BEFORE, first_scores
+from maskery.runs.text.held_out import BEFORE, first_scores
 
 
 class Scorer:

@@ -20,8 +20,9 @@ from maskery.report.page import write_report
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
+from maskery.runs.text.held_out import BEFORE, HELD_OUT, WITH_HEAD
 from maskery.runs.text.prepare import prepare_text
-from maskery.runs.text.run import BEFORE, HELD_OUT, WITH_HEAD, TextResult, train_text
+from maskery.runs.text.run import TextResult, train_text
 from maskery.training import loop
 from maskery.training.config import TrainingConfig
 

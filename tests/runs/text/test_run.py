@@ -22,8 +22,9 @@ from maskery.models.loading import load_masked_lm
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
+from maskery.runs.text.held_out import HELD_OUT
 from maskery.runs.text.prepare import choose_layout, prepare_text
-from maskery.runs.text.run import HELD_OUT, train_text
+from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
 
 

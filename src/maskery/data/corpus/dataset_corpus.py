@@ -92,10 +92,7 @@ class GivenTexts:
     def texts(self, reading: Reading) -> Iterator[str]:
         """Yield the texts."""
         try:
-            if hasattr(self.data, "column_names"):
-                yield from read_dataset(self.data, reading)
-            else:
-                yield from self._items(reading)
+            yield from read_dataset(self.data, reading)
         except MaskeryError:
             raise
         except Exception as error:  # a user's iterable raises anything
@@ -107,29 +104,24 @@ class GivenTexts:
     def fingerprint(self) -> None:
         """Return None: what is in memory may have been changed since it was named."""
 
-    def _items(self, reading: Reading) -> Iterator[str]:
-        reading.place.unit = "text"
-        for item in self.data:
-            reading.place.number += 1
-            text = reading.text_of(item) if hasattr(item, "keys") else reading.value(item)
-            if text is not None:
-                reading.on_read(len(text))
-                yield text
+
+def read_dataset(data: Any, reading: Reading) -> Iterator[str]:
+    """Yield the texts of a `Dataset` or `IterableDataset`, or of an iterable."""
+    is_table = hasattr(data, "column_names")
+    reading.unit = "row" if is_table else "text"
+    for text in reading.texts(_rows(data, reading) if is_table else data):
+        reading.on_read(len(text))
+        yield text
 
 
-def read_dataset(dataset: Any, reading: Reading) -> Iterator[str]:
-    """Yield the texts of a `Dataset` or `IterableDataset`."""
-    if dataset.column_names is not None:
+def _rows(dataset: Any, reading: Reading) -> Iterator[dict[str, Any]]:
+    # By batches, which the library gives out faster than single rows.
+    if dataset.column_names is not None:  # the library knows them without reading
         dataset = dataset.select_columns(reading.roots_of(dataset.column_names))
-    reading.place.unit = "row"
     for batch in dataset.iter(batch_size=BATCH_ROWS):
         columns = reading.roots_of(list(batch))
         for values in zip(*(batch[column] for column in columns), strict=True):
-            reading.place.number += 1
-            text = reading.text_of(dict(zip(columns, values, strict=True)))
-            if text is not None:
-                reading.on_read(len(text))
-                yield text
+            yield dict(zip(columns, values, strict=True))
 
 
 def explain(name: HubName, error: Exception) -> DataError:

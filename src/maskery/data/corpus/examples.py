@@ -6,11 +6,11 @@ Shapes: N examples.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,17 +52,9 @@ def example_id(text: str) -> int:
 
 
 def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
-    """Choose the held-out share of examples, by a hash of their ids.
+    """Choose the held-out share of examples, by a hash of their ids: (N,) bool.
 
-    The ids are mixed once more, so that the choice is independent of any other use of them.
-
-    Args:
-        ids: (N,) uint64.
-        share: The expected share of distinct texts, from 0 to 1. A larger share holds out a
-            superset of a smaller one.
-
-    Returns:
-        (N,) bool.
+    `share` is expected of distinct texts; a larger one holds out a superset of a smaller one.
 
     Raises:
         ConfigError: The share is outside [0, 1].
@@ -71,6 +63,7 @@ def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.boo
         raise ConfigError(f"the held-out share is {share}: it must be from 0 to 1")
     if share == 1.0:  # 2**64 is no uint64
         return np.ones(len(ids), np.bool_)
+    # Mixed once more, so that the choice is independent of any other use of the ids.
     return mix(ids) < np.uint64(int(share * 2.0**64))
 
 
@@ -87,27 +80,16 @@ def mix(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 @dataclass(kw_only=True)
 class ReadingReport:
-    """Counts of what reading came upon, from the start of an iteration.
+    """Counts of what reading came upon, from the start of an iteration."""
 
-    Attributes:
-        examples: Examples given out.
-        skipped: Texts dropped because they could not be read (`--on-bad-text skip`).
-        replaced: Texts in which bad characters became U+FFFD (`--on-bad-text replace`).
-        cut: Texts longer than `--max-example-chars`.
-        pieces: Examples that those became.
-        empty_files: Files of zero bytes.
-        empty: Records whose text is empty or white space; blank lines of plain text do not count.
-        merged: Rows of tables that span several lines, by quotes.
-    """
-
-    examples: int = 0
-    skipped: int = 0
-    replaced: int = 0
-    cut: int = 0
-    pieces: int = 0
+    examples: int = 0  # given out
+    skipped: int = 0  # texts dropped because they could not be read (`--on-bad-text skip`)
+    replaced: int = 0  # texts in which bad characters became U+FFFD (`--on-bad-text replace`)
+    cut: int = 0  # texts longer than `--max-example-chars`
+    pieces: int = 0  # examples that those became
     empty_files: int = 0
-    empty: int = 0
-    merged: int = 0
+    empty: int = 0  # records without text; blank lines of plain text do not count
+    merged: int = 0  # rows of tables that span several lines, by quotes
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""
@@ -127,23 +109,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-@dataclass(kw_only=True)
-class Place:
-    """A reader's position, for messages: a file, and the line or row in it, from 1."""
-
-    source: str
-    unit: str = "line"
-    number: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.source}, {self.unit} {self.number}" if self.number else self.source
-
-
 MISSING = object()
 
 
 def _inside(record: Mapping[str, object], name: str) -> object:
-    """Return what a record holds at a name such as `note.body`, or `MISSING`."""
+    """Return the value that a record holds at a name such as `note.body`, or `MISSING`."""
     if name in record:
         return record[name]
     head, dot, rest = name.partition(".")
@@ -153,23 +123,27 @@ def _inside(record: Mapping[str, object], name: str) -> object:
 
 @dataclass(kw_only=True)
 class Reading:
-    """The reading of one file or dataset."""
+    """The reading of one file or dataset: settings, position and counts."""
 
     path: Path
     config: CorpusConfig
     report: ReadingReport
-    place: Place
-    on_read: Callable[[int], object]
-    """Called with the number of bytes of the file that were read, before decompression."""
+    source: str  # its name in messages, and in examples
+    on_read: Callable[[int], object]  # is told the bytes that were read, before decompression
     block_bytes: int = BLOCK_BYTES
     max_record_chars: int = MAX_RECORD_CHARS
+    # The part to read: bytes of text and JSON lines, row groups of Parquet. Default: all.
     span: tuple[int, int] | None = None
-    """The part to read: bytes of text and JSON lines, row groups of Parquet. Default: all."""
-    group_column: str | None = None
-    """Also read by `text_of`; may be nested, as the text column may."""
-    group: str = field(default="", init=False)
-    """What the record at hand has there."""
+    group_column: str | None = None  # also read by `text_of`; may be nested, as the text's may
+    group: str = field(default="", init=False)  # of the record at hand
+    unit: str = field(default="line", init=False)
+    number: int = field(default=0, init=False)  # of the line or row at hand, from 1
     first_record: bool = field(default=True, init=False)
+
+    @property
+    def place(self) -> str:
+        """Return the position, for messages."""
+        return f"{self.source}, {self.unit} {self.number}" if self.number else self.source
 
     def refuse(self, problem: str) -> None:
         """Skip the text at hand if the config says so, or fail."""
@@ -202,12 +176,8 @@ class Reading:
     def text_of(self, record: Mapping[str, object]) -> str | None:
         """Return the text of a record, or None if it is skipped."""
         self.read_group(record)
-        column = self.config.text_column
-        if column in record:
-            return self.value(record[column])
-        names = self.config.columns_of(record) or [column]
-        values = [_inside(record, name) for name in names]
-        if MISSING not in values:
+        values = [_inside(record, name) for name in self.config.columns_of(record)]
+        if not any(value is MISSING for value in values):
             return self._joined(values)
         # A column that the first record lacks is most likely a wrong name: skipping would skip all.
         if self.first_record or self.config.on_bad_text != "skip":
@@ -218,9 +188,8 @@ class Reading:
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
         roots = []
-        group_columns = [] if self.group_column is None else [self.group_column]
-        columns = self.config.columns_of(names) or [self.config.text_column]
-        for column in [*columns, *group_columns]:
+        groups = [] if self.group_column is None else [self.group_column]
+        for column in [*self.config.columns_of(names), *groups]:
             root = column if column in names else column.partition(".")[0]
             if root not in names:
                 group = column if column == self.group_column else None
@@ -231,28 +200,56 @@ class Reading:
     def _joined(self, values: list[object]) -> str | None:
         if len(values) == 1:
             return self.value(values[0])
-        texts = [text for text in values if text is not None]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            return self.value(next((text for text in texts if not isinstance(text, str)), None))
-        return self.value(self.config.joined(cast("list[str]", texts)))
+        texts = [value for value in values if isinstance(value, str)]
+        others = [value for value in values if value is not None and not isinstance(value, str)]
+        if others or not texts:
+            self._refuse_type(others[0] if others else None)
+            return None
+        return self.value(self.config.joined(texts))
+
+    def texts(self, items: Iterable[Any]) -> Iterator[str]:
+        """Yield the texts of items: texts themselves, or records with the text column."""
+        for item in items:
+            self.number += 1
+            text = self.text_of(item) if hasattr(item, "keys") else self.value(item)
+            if text is not None:
+                yield text
 
     def value(self, value: object) -> str | None:
         """Return the text of a table's cell, or None if it is skipped."""
         self.first_record = False
+        if isinstance(value, bytes):
+            value = self._decoded(value)
+            if value is None:
+                return None
         if isinstance(value, str):
             # The same text has the same id whatever the line ends of the system it comes from.
             return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+        self._refuse_type(value)
+        return None
+
+    def _refuse_type(self, value: object) -> None:
+        self.first_record = False
         kind = "null" if value is None else type(value).__name__
         self.refuse(f"has a value of type {kind} in {self.config.text_column!r}, not a string")
-        return None
+
+    def _decoded(self, value: bytes) -> str | None:
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            if self.config.on_bad_text == "replace":
+                self.report.replaced += 1
+                return value.decode("utf-8", "replace")
+            self.refuse(
+                f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
+                "which is not valid utf-8"
+            )
+            return None
 
     def mend(self, text: str) -> str | None:
         """Deal with a text of NUL or surrogate characters as the config says; None skips it.
 
         Decoding marks bad bytes by NUL characters, so both kinds of bad text arrive here.
-
-        Raises:
-            DataError: `--on-bad-text` is `fail`.
         """
         policy = self.config.on_bad_text
         if policy == "fail":
@@ -315,10 +312,8 @@ def cut(text: str, limit: int) -> tuple[list[str], str]:
     """Cut pieces of at most `limit` characters off a text that begins with no white space.
 
     A piece ends before the last white space that keeps it within the limit; a word longer than
-    the limit is cut inside.
-
-    Returns:
-        The pieces, and the rest: at most `limit` characters that begin with no white space.
+    the limit is cut inside. The rest, which is returned after the pieces, is as short, and begins
+    with no white space either.
     """
     pieces, start = [], 0
     while len(text) - start > limit:
@@ -336,8 +331,7 @@ def cut(text: str, limit: int) -> tuple[list[str], str]:
 
 def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
     """Give texts their ids; blank ones are left out, long ones cut."""
-    source, report, limit = reading.place.source, reading.report, reading.config.max_example_chars
-    from_bytes, hash_of = int.from_bytes, blake2b
+    report, limit = reading.report, reading.config.max_example_chars
     cutter = Cutter(limit, report)
     for raw_text in texts:
         text: str | None = raw_text.strip()
@@ -345,19 +339,18 @@ def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
             # Records alone pass through `Reading.value`, which clears the mark.
             report.empty += not reading.first_record
             continue
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, as JSON may spell it
-            data = b"\0"
-        if b"\0" in data:
+        if not _is_sound(text):
             text = reading.mend(text)
             if text is None:
                 continue
-            data = text.encode()
-        if len(text) > limit:
-            for piece in cutter.whole(text):
-                report.examples += 1
-                yield Example(piece, source, example_id(piece))
-            continue
-        report.examples += 1
-        yield Example(text, source, from_bytes(hash_of(data, digest_size=8).digest(), "little"))
+        for piece in [text] if len(text) <= limit else cutter.whole(text):
+            report.examples += 1
+            yield Example(piece, reading.source, example_id(piece))
+
+
+def _is_sound(text: str) -> bool:
+    """Return False for a text with a NUL, or half a surrogate pair, as JSON may spell it."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

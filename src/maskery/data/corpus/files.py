@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 from urllib.parse import unquote, urlsplit
 
 from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
@@ -30,23 +30,17 @@ log = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?::([^\s:/][^\s:]*))?")
 LONGEST_HUB_NAME = 200
-ADDRESS = "://"
 # Written by `maskery tokenize`: the list of all shards at the end, the plan before any other file.
 MANIFEST, PLAN = "shards.json", "plan.json"
 # What file systems of fsspec tell of a file's content: a hash, or a version of it.
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "blob_id", "generation")
-CONVERTERS = {
-    ".pdf": "pdftotext FILE.pdf FILE.txt",
-    ".docx": "pandoc -t plain --wrap=none FILE.docx -o FILE.txt",
-    ".odt": "pandoc -t plain --wrap=none FILE.odt -o FILE.txt",
-    ".epub": "pandoc -t plain --wrap=none FILE.epub -o FILE.txt",
-    ".html": "pandoc -t plain --wrap=none FILE.html -o FILE.txt",
-    ".htm": "pandoc -t plain --wrap=none FILE.htm -o FILE.txt",
+CONVERTERS = {".pdf": "pdftotext FILE.pdf FILE.txt"} | {
+    suffix: f"pandoc -t plain --wrap=none FILE{suffix} -o FILE.txt"
+    for suffix in (".docx", ".odt", ".epub", ".html", ".htm")
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class HubName:
+class HubName(NamedTuple):
     """A dataset of the hub: `name`, `org/name`, or either with `:configuration`."""
 
     name: str
@@ -58,19 +52,12 @@ class HubName:
 
 @dataclass(frozen=True, eq=False)
 class RemoteFile:
-    """A file at an address, with as much of the interface of `Path` as reading asks for.
+    """A file at an address, with as much of the interface of `Path` as reading asks for."""
 
-    Attributes:
-        filesystem: Of fsspec; it can be pickled.
-        path: The file's name in it.
-        size: In bytes; None if the file system does not tell.
-        stamp: Known to change with the content; None if the file system does not tell.
-    """
-
-    filesystem: Any
-    path: str
-    size: int | None
-    stamp: str | None
+    filesystem: Any  # of fsspec; it can be pickled
+    path: str  # the file's name in it
+    size: int | None  # in bytes; None if the file system does not tell
+    stamp: str | None  # changes with the content; None if the file system does not tell
 
     def __str__(self) -> str:
         return str(self.filesystem.unstrip_protocol(self.path))
@@ -103,7 +90,7 @@ class RemoteFile:
 
 def is_address(source: str) -> bool:
     """Return True for an address such as `s3://bucket/file.txt`."""
-    return ADDRESS in source
+    return "://" in source
 
 
 def open_address(source: str) -> tuple[Any, str]:
@@ -145,7 +132,7 @@ def holds_shards(source: str) -> bool:
 
 
 def _is_there(filesystem: Any, path: str, source: str) -> bool:
-    try:
+    try:  # `isfile` would take a failing network for a missing file
         return bool(filesystem.info(path)["type"] == "file")
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -189,14 +176,11 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     if not sources:
         raise DataError("no corpus is named; name files, folders, globs or a hub dataset")
     finder = Finder(config or CorpusConfig())
-    local: dict[Path, Path] = {}
-    remote: dict[str, Any] = {}
     found = [path for source in sources for path in finder.files_of(source)]
+    local: dict[Path, Path] = {}
     for path in sorted(path for path in found if isinstance(path, Path)):
         local.setdefault(path.resolve(), path)
-    for file in found:
-        if not isinstance(file, Path):
-            remote[str(file)] = file
+    remote = {str(file): file for file in found if not isinstance(file, Path)}
     if finder.passed_over:
         log.warning(
             "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
@@ -207,21 +191,12 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     return [*local.values(), *(remote[address] for address in sorted(remote))]
 
 
-def missing(path: Path) -> DataError:
-    """Return the error for a path that does not exist."""
-    near = near_names(path)
-    return DataError(
-        f"{path} does not exist; {f'did you mean {near}?' if near else 'check the name'}"
-    )
-
-
 def near_names(path: Path) -> str:
     """Return up to three names like that of a missing path, in the folder it should lie in."""
     try:
-        names = sorted(entry.name for entry in path.parent.iterdir())
+        names = sorted(entry.name for entry in path.parent.iterdir() if entry.name != path.name)
     except (OSError, ValueError):  # a NUL character is in no name
         return ""
-    names = [name for name in names if name != path.name]
     close = difflib.get_close_matches(path.name, names, n=3)
     return " or ".join(str(path.parent / name) for name in close)
 
@@ -247,7 +222,7 @@ class Finder:
         except OSError as error:  # such as a name that is too long: the text itself, most likely
             raise DataError(f"{source[:60]!r}... is no name of a file; name a file") from error
         if path.is_dir():
-            return self._folder_files(path)
+            return self._folder_files(path) or self._fail_empty(f"the folder {path}")
         if path.is_file():
             return [self._supported(path)]
         if exists:
@@ -256,7 +231,10 @@ class Finder:
             )
         if glob.has_magic(source):
             return self._glob_files(path)
-        raise missing(path)
+        near = near_names(path)
+        raise DataError(
+            f"{path} does not exist; {f'did you mean {near}?' if near else 'check the name'}"
+        )
 
     def _supported(self, path: Any) -> Any:
         suffix, _ = split_suffix(path)
@@ -273,14 +251,11 @@ class Finder:
         return every or split_suffix(path)[0] in self.folder_suffixes
 
     def _folder_files(self, folder: Path) -> list[Path]:
-        files = [path for path in self._walk(folder) if self._usable(path)]
-        if not files:
-            raise self._empty(f"the folder {folder}")
-        return files
+        return [path for path in self._walk(folder) if self._usable(path)]
 
-    def _empty(self, folder: str) -> DataError:
+    def _fail_empty(self, folder: str) -> NoReturn:
         suffixes = ", ".join(s for s in SUFFIXES if s in self.folder_suffixes)
-        return DataError(
+        raise DataError(
             f"{folder} holds no file that is read from a folder: "
             f"{suffixes or ', '.join(sorted(self.folder_suffixes)) or 'any'}, plain or "
             f"packed ({', '.join(COMPRESSIONS)}); name other files by themselves"
@@ -310,13 +285,11 @@ class Finder:
             return False
 
     def _glob_files(self, pattern: Path) -> list[Path]:
-        # Path.glob takes no absolute pattern and matches hidden files.
-        names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207
-        matches = [Path(name) for name in names]
         files = []
-        for path in matches:
+        # Path.glob takes no absolute pattern and matches hidden files.
+        for path in map(Path, glob.glob(str(pattern), recursive=True)):  # noqa: PTH207
             if path.is_dir():
-                files += [inside for inside in self._walk(path) if self._usable(inside)]
+                files += self._folder_files(path)
             elif self._is_file(path):
                 files.append(self._supported(path))
             else:
@@ -333,16 +306,15 @@ class Finder:
         if "file" in _protocols(filesystem):
             return self.files_of(root)
         try:
-            found = self._listed(filesystem, root, source)
+            return self._listed(filesystem, root) or self._fail_empty(f"'{source}'")
         except FileNotFoundError as error:
             raise DataError(f"'{source}' does not exist; check the address") from error
         except MaskeryError:
             raise
         except Exception as error:  # every file system has errors of its own
             raise unreadable(source, error) from error
-        return found
 
-    def _listed(self, filesystem: Any, root: str, source: str) -> list[RemoteFile]:
+    def _listed(self, filesystem: Any, root: str) -> list[RemoteFile]:
         # In a web address, a question mark begins the query.
         web = not {"http", "https"}.isdisjoint(_protocols(filesystem))
         keep: Callable[[Any], Any] = self._usable
@@ -361,10 +333,7 @@ class Finder:
             if info["type"] == "file"
             and not any(part.startswith(".") for part in path.split("/")[depth:])
         ]
-        files = [file for file in files if keep(file)]
-        if not files:
-            raise self._empty(f"'{source}'")
-        return files
+        return [file for file in files if keep(file)]
 
 
 def _remote(filesystem: Any, path: str, info: dict[str, Any]) -> RemoteFile:

@@ -23,7 +23,7 @@ from maskery.core.errors import DataError, MaskeryError, PluginError, reason_of
 from maskery.core.registry import Registry, is_plugin
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import Cutter, Reading
-from maskery.data.corpus.streams import COMPRESSIONS, Readable, open_blocks, open_stream
+from maskery.data.corpus.streams import COMPRESSIONS, open_blocks, open_stream
 
 UserReader: TypeAlias = "Callable[[CorpusFile], Iterable[str | Mapping[str, object]]]"
 TextReader: TypeAlias = Callable[[Reading], Iterator[str]]
@@ -43,12 +43,7 @@ OURS: dict[str, Any] = {
     "parquet": f"{TABLES}:read_parquet",
 }
 READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)
-SUFFIXES = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".rst": "text",
-    ".log": "text",
+SUFFIXES = dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text") | {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -72,11 +67,7 @@ def register(suffix: str, reader: UserReader) -> None:
     Raises:
         PluginError: The suffix is read already or is none, or the reader cannot be called.
     """
-    if (
-        not suffix.startswith(".")
-        or suffix != suffix.lower()
-        or Path(f"a{suffix}").suffix != suffix
-    ):
+    if not suffix or suffix != suffix.lower() or Path(f"a{suffix}").suffix != suffix:
         raise PluginError(f"'{suffix}' is no suffix; give one like '.conllu', in lower case")
     if suffix in SUFFIXES or suffix in COMPRESSIONS:
         raise PluginError(f"files that end in '{suffix}' are read already; choose another suffix")
@@ -101,9 +92,13 @@ def supported_suffixes() -> str:
     return f"{', '.join(SUFFIXES)} (each may be packed: {packed})"
 
 
+def _choice(path: Path, config: CorpusConfig) -> Any:
+    return SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
+
+
 def format_of(path: Path, config: CorpusConfig) -> str:
     """Return the name of a file's format: one of `OURS`, or "" for a reader of the user's own."""
-    choice = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
+    choice = _choice(path, config)
     return choice if isinstance(choice, str) and choice in OURS else ""
 
 
@@ -115,21 +110,17 @@ def is_portable(path: Path, config: CorpusConfig) -> bool:
     return bool(format_of(path, config)) or is_plugin(config.reader)
 
 
-def reader_for(path: Path, config: CorpusConfig) -> TextReader:
-    """Return the function that reads the texts of a file."""
-    choice: Any = SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
-    found: Any = READERS.find(choice)
-    if format_of(path, config):
-        return found  # type: ignore[no-any-return]
-    if not callable(found):
-        raise READERS.misfit(choice, f"it is of type {type(found).__name__}")
-    return lambda reading: read_by(found, choice, reading)
-
-
 def read_texts(reading: Reading) -> Iterator[str]:
     """Yield the texts of a file by the reader of its format."""
+    choice = _choice(reading.path, reading.config)
+    reader: Any = READERS.find(choice)
+    if not callable(reader):
+        raise READERS.misfit(choice, f"it is of type {type(reader).__name__}")
     try:
-        yield from reader_for(reading.path, reading.config)(reading)
+        if format_of(reading.path, reading.config):
+            yield from reader(reading)
+        else:
+            yield from read_by(reader, choice, reading)
     except MaskeryError:
         raise
     except Exception as error:
@@ -137,40 +128,34 @@ def read_texts(reading: Reading) -> Iterator[str]:
             raise
         # At an address, every file system has errors of its own.
         raise DataError(
-            f"{reading.place.source} cannot be read ({type(error).__name__}: {reason_of(error)}); "
+            f"{reading.source} cannot be read ({type(error).__name__}: {reason_of(error)}); "
             "check the address and the network"
         ) from error
 
 
 def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:
     """Yield the texts that a reader of the user's own finds in a file."""
-    reading.place.unit = "example"
+    reading.unit = "example"
     with CorpusFile(reading) as file:
         try:
-            for item in _iterate(reader(file), reader, choice):
-                reading.place.number += 1
-                if isinstance(item, str):
-                    text = reading.value(item)
-                elif isinstance(item, Mapping):
-                    text = reading.text_of(item)
-                else:
+            found: Any = reader(file)
+            if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+                name = getattr(reader, "__name__", type(reader).__name__)
+                raise READERS.misfit(choice, f"{name} returned a {type(found).__name__}")
+            for item in found:
+                reading.number += 1
+                if not isinstance(item, str | Mapping):
                     kind = type(item).__name__
                     raise READERS.misfit(choice, f"it yielded a {kind} at {reading.place}")
+                text = reading.value(item) if isinstance(item, str) else reading.text_of(item)
                 if text is not None:
                     yield text
         except MaskeryError:
             raise
         except Exception as error:  # a user's code raises anything
             line = traceback.extract_tb(error.__traceback__)[-1].lineno
-            found = f"it fails on {reading.path} (line {line}: {type(error).__name__}: "
-            raise READERS.misfit(choice, f"{found}{reason_of(error)})") from error
-
-
-def _iterate(found: Any, reader: UserReader, choice: object) -> Iterator[object]:
-    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
-        name = getattr(reader, "__name__", type(reader).__name__)
-        raise READERS.misfit(choice, f"{name} returned a {type(found).__name__}")
-    return iter(found)
+            where = f"it fails on {reading.path} (line {line}: {type(error).__name__}: "
+            raise READERS.misfit(choice, f"{where}{reason_of(error)})") from error
 
 
 class CorpusFile(io.TextIOBase):
@@ -185,10 +170,10 @@ class CorpusFile(io.TextIOBase):
     """
 
     def __init__(self, reading: Reading) -> None:
-        self.path, self.name = reading.path, reading.place.source
+        self.path, self.name = reading.path, reading.source
         self._reading, self._stack = reading, ExitStack()
         self._blocks = self._stack.enter_context(open_blocks(reading))
-        self._text, self._position = "", 0
+        self._block = io.StringIO()
         self._buffer: io.BufferedReader | None = None
 
     def readable(self) -> bool:
@@ -198,33 +183,35 @@ class CorpusFile(io.TextIOBase):
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
         """Return the next line with its line end, or "" at the end of the file."""
         del size  # part of the interface; lines come whole
-        parts: list[str] = []
-        length = 0
-        while True:
-            end = self._text.find("\n", self._position) + 1
-            parts.append(self._text[self._position : end or None])
-            self._position = end or len(self._text)
-            length += len(parts[-1])
-            if length > self._reading.max_record_chars:
+        parts, length, most = [""], 0, self._reading.max_record_chars
+        while not parts[-1].endswith("\n"):
+            part = self._block.readline() or self._next_block().readline()
+            if not part:
+                break
+            parts.append(part)
+            length += len(part)
+            if length > most:
                 raise DataError(
-                    f"{self.name} has a line longer than {self._reading.max_record_chars:,} "
-                    "characters; cut it, or read the file by parts with `file.read(size)`"
+                    f"{self.name} has a line longer than {most:,} characters; cut it, or read the "
+                    "file by parts with `file.read(size)`"
                 )
-            if end or not self._next_block():
-                return "".join(parts)
+        return "".join(parts)
 
     def read(self, size: int | None = -1, /) -> str:
         """Return the next `size` characters, or all that follow."""
         parts: list[str] = []
         left = -1 if size is None else size
         while left:
-            part = self._text[self._position : self._position + left if left > 0 else None]
-            self._position += len(part)
+            part = self._block.read(left) or self._next_block().read(left)
+            if not part:
+                break
             parts.append(part)
             left -= len(part) if left > 0 else 0
-            if self._position == len(self._text) and not self._next_block():
-                break
         return "".join(parts)
+
+    def _next_block(self) -> io.StringIO:
+        self._block = io.StringIO(next(filter(None, self._blocks), ""))
+        return self._block
 
     @property
     def buffer(self) -> io.BufferedReader:
@@ -232,36 +219,13 @@ class CorpusFile(io.TextIOBase):
         if self._buffer is None:
             reading = self._reading
             opened = open_stream(reading.path, reading.on_read, reading.span)
-            self._buffer = io.BufferedReader(_RawBytes(self._stack.enter_context(opened)))
+            self._buffer = io.BufferedReader(self._stack.enter_context(opened))
         return self._buffer
 
     def close(self) -> None:
         """Close the file."""
         self._stack.close()
         super().close()
-
-    def _next_block(self) -> bool:
-        for block in self._blocks:
-            if block:
-                self._text, self._position = block, 0
-                return True
-        self._text, self._position = "", 0
-        return False
-
-
-class _RawBytes(io.RawIOBase):
-    """A `Readable` with the interface that Python's buffered streams ask for."""
-
-    def __init__(self, stream: Readable) -> None:
-        self.stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any, /) -> int:
-        data = self.stream.read(len(target))
-        target[: len(data)] = data
-        return len(data)
 
 
 def lines(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
@@ -296,17 +260,18 @@ def documents(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
 
 def _units(units: list[str], cutter: Cutter) -> Iterator[str]:
     """Yield the units of a block: the first ends what is held, the last goes on in the next."""
-    yield from cutter.add(units[0])
-    if len(units) == 1:
+    first, *complete = units
+    yield from cutter.add(first)
+    if not complete:
         return
     yield from cutter.finish()
-    complete = units[1:-1]
+    last = complete.pop()
     if max(map(len, complete), default=0) <= cutter.limit:
-        yield from complete
+        yield from complete  # the common case, in which nothing is cut
     else:
         for unit in complete:
             yield from cutter.whole(unit)
-    yield from cutter.add(units[-1])
+    yield from cutter.add(last)
 
 
 UNITS = {"line": lines, "paragraph": paragraphs, "document": documents}
@@ -328,7 +293,7 @@ def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
         parts.append(first)
         size += len(first)
         if size > reading.max_record_chars:
-            reading.place.number = number + 1
+            reading.number = number + 1
             raise too_long(reading)
         if not others:
             continue

@@ -26,7 +26,7 @@ def read_json_lines(reading: Reading) -> Iterator[str]:
     with open_blocks(reading) as blocks:
         decoder = new_decoder(reading)
         for number, line in enumerate(whole_lines(blocks, reading), start=1):
-            reading.place.number = number
+            reading.number = number
             if not line or line.isspace():
                 continue
             try:
@@ -137,7 +137,7 @@ class Scanner:
             near_the_end = end + len("e-") >= len(self.text)
             if isinstance(value, (int, float)) and near_the_end and self._read_more():
                 continue
-            self.reading.place.number = self.line
+            self.reading.number = self.line
             self._advance(end)
             return value
 
@@ -154,7 +154,7 @@ class Scanner:
         parts = [self.text[self.position :]]
         wanted = max(1, len(parts[0]))
         if wanted > self.reading.max_record_chars:
-            self.reading.place.number = self.line
+            self.reading.number = self.line
             raise too_long(self.reading)
         size = 0
         while size < wanted:
@@ -169,5 +169,5 @@ class Scanner:
         return True
 
     def _invalid(self, why: str) -> DataError:
-        self.reading.place.number = self.line
+        self.reading.number = self.line
         return DataError(f"{self.reading.place} is not valid JSON ({why}); mend the file")

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 from maskery.core.errors import DataError
 from maskery.core.registry import plugin_identity
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.examples import (
-    BLOCK_BYTES,
-    Example,
-    Place,
-    Reading,
-    ReadingReport,
-    examples,
-)
+from maskery.data.corpus.examples import BLOCK_BYTES, Example, Reading, ReadingReport, examples
 from maskery.data.corpus.files import find_files, hub_name
 from maskery.data.corpus.formats import format_of, is_portable, read_texts, split_suffix
 from maskery.data.corpus.streams import cannot_read
@@ -54,9 +47,8 @@ class Corpus:
         self.sizes: list[int | None] = [path.stat().st_size for path in self.files]
         known = [size for size in self.sizes if size is not None]
         self.num_bytes = sum(known) if source is None and len(known) == len(self.sizes) else None
-        self.bytes_read = 0
-        self.report = ReadingReport()
         self._group_column: str | None = None
+        self.begin()
 
     @classmethod
     def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Corpus:
@@ -111,8 +103,11 @@ class Corpus:
         """
         self.begin()
         report = self.report
-        source = self._source
-        yield from self._file_examples() if source is None else self._source_examples(source)
+        if self._source is None:
+            yield from self._file_examples()
+        else:
+            reading = self._reading(self._source.label, Path())
+            yield from examples(self._source.texts(reading), reading)
         if not report.examples:
             raise self._no_text(report)
 
@@ -174,20 +169,27 @@ class Corpus:
                 digest.update(self._digest_of(path))
         return digest.hexdigest()
 
+    def read_file(self, number: int, span: tuple[int, int] | None = None) -> Iterator[Example]:
+        """Yield the examples of one file, or of a part of it as `Reading.span` says."""
+        path = self.files[number]
+        source = str(path)
+        if span and span[0] and format_of(path, self.config) != "parquet":
+            source += f" from byte {span[0]} on"
+        reading = self._reading(source, path, span)
+        yield from examples(read_texts(reading), reading)
+
     def _how(self, path: Path) -> tuple[str, ...]:
         """Return the settings that decide what a file's text becomes."""
         config = self.config
         file_format = format_of(path, config)
         encoding = "" if file_format == "parquet" else config.encoding
-        _, compression = split_suffix(path)
         how = config.unit if file_format == "text" else config.text_column
         if "," in how:
             how += f" joined by {config.join}"
         if file_format in ("csv", "tsv") and not config.has_quotes(file_format):
             file_format += " without quotes"
-        if not file_format:
-            file_format = plugin_identity(str(config.reader))
-        return file_format, compression, how, encoding
+        _, compression = split_suffix(path)
+        return file_format or plugin_identity(str(config.reader)), compression, how, encoding
 
     def _digest_of(self, path: Path) -> bytes:
         digest = blake2b(digest_size=32)
@@ -203,15 +205,6 @@ class Corpus:
             raise cannot_read(path, error) from error
         return digest.digest()
 
-    def read_file(self, number: int, span: tuple[int, int] | None = None) -> Iterator[Example]:
-        """Yield the examples of one file, or of a part of it as `Reading.span` says."""
-        path = self.files[number]
-        source = str(path)
-        if span and span[0] and format_of(path, self.config) != "parquet":
-            source += f" from byte {span[0]} on"
-        reading = self._reading(source, path, span)
-        yield from examples(read_texts(reading), reading)
-
     def _file_examples(self) -> Iterator[Example]:
         before = 0
         for number, size in enumerate(self.sizes):
@@ -223,16 +216,12 @@ class Corpus:
             before = before + size if size is not None else self.bytes_read
             self.bytes_read = before
 
-    def _source_examples(self, source: TextSource) -> Iterator[Example]:
-        reading = self._reading(source.label, Path())
-        yield from examples(source.texts(reading), reading)
-
     def _reading(self, source: str, path: Path, span: tuple[int, int] | None = None) -> Reading:
         self._now = Reading(
             path=path,
             config=self.config,
             report=self.report,
-            place=Place(source=source),
+            source=source,
             on_read=self._advance,
             group_column=self._group_column,
             block_bytes=self.block_bytes,

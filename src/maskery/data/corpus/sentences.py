@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.streams import decoded_blocks, open_stream
+from maskery.data.corpus.streams import Readable, decoded_blocks, open_stream
 
 STANDARD_INPUT = Path("-")
 
@@ -29,10 +30,12 @@ def read_sentences(path: Path, *, encoding: str = "utf-8") -> Iterator[Line]:
         DataError: It cannot be read, is not in that encoding, or has no text.
     """
     empty = True
-    for number, text in enumerate(_lines(path, encoding), 1):
-        if text.strip():
-            empty = False
-            yield Line(number, text.strip())
+    with _open(path) as stream:
+        blocks = decoded_blocks(stream, source=name_of(path), encoding=encoding, on_bad_text="fail")
+        for number, text in enumerate(_lines(blocks), 1):
+            if text.strip():
+                empty = False
+                yield Line(number, text.strip())
     if empty:
         raise DataError(f"{name_of(path)} has no text; put one sentence on each line")
 
@@ -58,27 +61,19 @@ def name_of(path: Path) -> str:
     return "the standard input" if path == STANDARD_INPUT else str(path)
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
+@contextmanager
+def _open(path: Path) -> Iterator[Readable]:
     if path == STANDARD_INPUT:
-        yield from _split(_decode(sys.stdin.buffer, path, encoding))
+        yield sys.stdin.buffer
         return
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"'{path}' {what}; name a file with one sentence on each line")
     with open_stream(path, lambda _: None) as stream:
-        yield from _split(_decode(stream, path, encoding))
+        yield stream
 
 
-def _decode(stream: object, path: Path, encoding: str) -> Iterator[str]:
-    return decoded_blocks(
-        stream,  # type: ignore[arg-type]
-        source=name_of(path),
-        encoding=encoding,
-        on_bad_text="fail",
-    )
-
-
-def _split(blocks: Iterator[str]) -> Iterator[str]:
+def _lines(blocks: Iterator[str]) -> Iterator[str]:
     held = ""
     for block in blocks:
         *complete, held = (held + block).split("\n")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import AUTO, OnBadText
@@ -62,7 +62,7 @@ class Readable(Protocol):
 
 
 class CountedFile:
-    """A raw file that tells how much of it is read.
+    """A raw file, or the first bytes of one, that tells how much of it is read.
 
     Has as much of the file interface as gzip and pyarrow ask for.
     """
@@ -93,17 +93,23 @@ class MultiStream:
     rubbish and drop it in silence; here it is an error. Padding of zero bytes is allowed.
     """
 
-    def __init__(self, file: Readable, decompressor: Callable[[], Decompressor]) -> None:
+    def __init__(self, decompressor: Callable[[], Decompressor], file: Readable) -> None:
         self.file, self.new_decompressor = file, decompressor
         self.decompressor: Decompressor | None = None
         self.waiting = b""
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes; none at the end."""
-        while True:
-            if self.decompressor is None and not self._next_stream():
-                return b""
-            assert self.decompressor is not None
+        output = b""
+        while not output:
+            if self.decompressor is None:
+                self.waiting = self.waiting.lstrip(b"\0")
+                while not self.waiting:
+                    data = self.file.read(CHUNK_BYTES)
+                    if not data:
+                        return b""
+                    self.waiting = data.lstrip(b"\0")
+                self.decompressor = self.new_decompressor()
             data = b""
             if self.decompressor.needs_input:
                 data, self.waiting = self.waiting or self.file.read(CHUNK_BYTES), b""
@@ -112,34 +118,12 @@ class MultiStream:
             output = self.decompressor.decompress(data, size)
             if self.decompressor.eof:
                 self.waiting, self.decompressor = self.decompressor.unused_data, None
-            if output:
-                return output
-
-    def _next_stream(self) -> bool:
-        """Pass over padding; return True if another stream follows."""
-        self.waiting = self.waiting.lstrip(b"\0")
-        while not self.waiting:
-            data = self.file.read(CHUNK_BYTES)
-            if not data:
-                return False
-            self.waiting = data.lstrip(b"\0")
-        self.decompressor = self.new_decompressor()
-        return True
+        return output
 
 
 def open_gzip(file: CountedFile) -> Readable:
     """Open a gzip file of any number of members."""
     return gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[call-overload, no-any-return]
-
-
-def open_xz(file: CountedFile) -> Readable:
-    """Open an xz file of any number of streams."""
-    return MultiStream(file, partial(lzma.LZMADecompressor, memlimit=XZ_MEMORY))
-
-
-def open_bz2(file: CountedFile) -> Readable:
-    """Open a bzip2 file of any number of streams."""
-    return MultiStream(file, bz2.BZ2Decompressor)
 
 
 def open_zstd(file: CountedFile) -> Readable:
@@ -152,19 +136,29 @@ def open_zstd(file: CountedFile) -> Readable:
 
 COMPRESSIONS: dict[str, Callable[[CountedFile], Readable]] = {
     ".gz": open_gzip,
-    ".xz": open_xz,
-    ".bz2": open_bz2,
+    ".xz": partial(MultiStream, lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY)),
+    ".bz2": partial(MultiStream, bz2.BZ2Decompressor),
     ".zst": open_zstd,
 }
 
 
-class NamedStream:
+class NamedStream(io.RawIOBase):
     """A stream whose failures are one line that names the file."""
 
     def __init__(self, path: Path, stream: Readable) -> None:
         self.path, self.stream = path, stream
 
-    def read(self, size: int, /) -> bytes:
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, target: Any, /) -> int:
+        """Fill the target with what comes next; returns how many bytes that are."""
+        data = self.read(len(target))
+        target[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1, /) -> bytes:
         """Return at most `size` bytes; none at the end."""
         try:
             return self.stream.read(size)
@@ -195,7 +189,7 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 @contextmanager
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
-) -> Iterator[Readable]:
+) -> Iterator[NamedStream]:
     """Open a file as a binary stream, decompressed if its last suffix says so.
 
     `on_read` is told the bytes of the file, before decompression, as they are read; `span` is the
@@ -255,20 +249,24 @@ def _mark(error: UnicodeError) -> tuple[str, int]:
 
 def _read_head(stream: Readable, block_bytes: int, least: int) -> bytes:
     """Read the first block, at least `least` bytes unless the stream is shorter."""
-    head = stream.read(block_bytes)
-    while 0 < len(head) < least:
+    head = more = stream.read(block_bytes)
+    while more and len(head) < least:
         more = stream.read(min(block_bytes, least - len(head)))
-        if not more:
-            break
         head += more
     return head
 
 
+def _mark_of(head: bytes) -> tuple[bytes, str]:
+    """Return the byte-order mark that a file begins with, and the encoding it stands for."""
+    marks = BYTE_ORDER_MARKS.items()
+    return next(((mark, name) for mark, name in marks if head.startswith(mark)), (b"", ""))
+
+
 def detect_encoding(head: bytes) -> str:
     """Return the likely encoding of a file by its first bytes: a mark's, UTF-8, or a guess."""
-    for mark, marked in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return marked
+    _, marked = _mark_of(head)
+    if marked:
+        return marked
     try:
         # A character that the head ends in the middle of is no error.
         codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -286,10 +284,7 @@ def detect_encoding(head: bytes) -> str:
 def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]:
     """Return the encoding without a byte-order mark, and the length of the mark to pass over."""
     name = codecs.lookup(encoding).name.removesuffix("-sig")
-    mark, marked = next(
-        ((mark, marked) for mark, marked in BYTE_ORDER_MARKS.items() if head.startswith(mark)),
-        (b"", ""),
-    )
+    mark, marked = _mark_of(head)
     # UTF-16 text may begin with a NUL character: then UTF-32's mark is UTF-16's and a NUL.
     if name.startswith("utf-16") and marked == "utf-32-le":
         mark, marked = codecs.BOM_UTF16_LE, "utf-16-le"
@@ -316,25 +311,25 @@ def _bad_text(
     name: str, state: tuple[bytes, int], data: bytes, offset: int, source: str, head: bytes
 ) -> DataError:
     """Return the error for the first bad text of a block that is known to have some."""
-    place, problem = _first_bad(name, state, data)
+    place, bad = _first_bad(name, state, data)
     looks = next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), None)
     if looks is not None:
         fix = f"the file looks like {looks}: give it its own suffix, or turn it into text"
-    elif problem == "NUL":
+    elif bad is None:
         fix = "the file is binary, or in UTF-16 (pass --encoding utf-16-le or utf-16-be); "
         fix += "to read on, pass --on-bad-text skip or replace"
     else:
         fix = "pass the --encoding the file is in (such as cp1252, latin-1 or utf-16), "
         fix += "or --on-bad-text skip or replace"
-    what = "is a NUL character" if problem == "NUL" else f"is not valid {name} ({problem})"
+    what = "is a NUL character" if bad is None else f"is not valid {name} (0x{bad.hex()})"
     return DataError(f"{source}: byte {offset + place} {what}; {fix}")
 
 
-def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, str]:
-    """Return the offset of the first bad text from the start of `data`, and what it is.
+def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, bytes | None]:
+    """Return the offset of the first bad text from the start of `data`, and its byte.
 
-    Decoding again byte by byte is slow, happens once, and gives the exact offset for any encoding,
-    stateful ones and NUL characters of several bytes included.
+    None stands for a NUL character. Decoding again byte by byte is slow, happens once, and gives
+    the exact offset for any encoding, stateful ones and NUL characters of several bytes included.
     """
     decoder = codecs.getincrementaldecoder(name)("strict")
     decoder.setstate(state)
@@ -344,11 +339,9 @@ def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, s
             text = decoder.decode(data[index : index + 1], not data)
         except UnicodeError as error:
             start = character_start + getattr(error, "start", 0)
-            whole = state[0] + data
-            byte = whole[start + len(state[0]) :][:1]
-            return start, f"0x{byte.hex()}"
+            return start, (state[0] + data)[start + len(state[0]) :][:1]
         if "\0" in text:
-            return character_start, "NUL"
+            return character_start, None
     raise AssertionError("the block has no bad text")
 
 
@@ -358,7 +351,7 @@ def open_blocks(reading: Reading) -> Iterator[Iterator[str]]:
     with open_stream(reading.path, reading.on_read, reading.span) as stream:
         yield decoded_blocks(
             stream,
-            source=reading.place.source,
+            source=reading.source,
             encoding=reading.config.encoding,
             on_bad_text=reading.config.on_bad_text,
             block_bytes=reading.block_bytes,

@@ -17,6 +17,11 @@ from maskery.data.corpus.streams import COMPRESSIONS, cannot_read, open_blocks, 
 
 # Spreadsheets of many countries write semicolons into .csv files.
 DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t",)}
+# Arrow's names of the types that hold text, or bytes that may be text.
+TEXT_TYPES = frozenset(
+    ["string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null"]
+)
+# Rows that are decoded at once: few where they are long.
 MAX_BATCH_ROWS = 8192
 BATCH_BYTES = 8 << 20
 # A packed table is unpacked to the disk, which a hostile one would fill.
@@ -46,13 +51,9 @@ def read_table(reading: Reading, kind: str) -> Iterator[str]:
             return
         delimiter = choose_delimiter(header_line, reading.config.text_column, DELIMITERS[kind])
         rest = chain([header_line], (line for _, line in lines))
-        rows = (
-            _quoted_rows(rest, delimiter, first, reading)
-            if quoted
-            else _plain_rows(rest, delimiter, first, reading)
-        )
+        rows = (_quoted_rows if quoted else _plain_rows)(rest, delimiter, first, reading)
         header = next(rows)
-        columns = _columns(header, reading)
+        _check_header(header, reading)
         for row in rows:
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
@@ -63,13 +64,9 @@ def read_table(reading: Reading, kind: str) -> Iterator[str]:
                     f"{delimiter!r} or a line end {fix}"
                 )
                 continue
-            if reading.group_column is not None:
-                reading.read_group(dict(zip(header, row, strict=True)))
-            reading.first_record = False
-            if len(columns) == 1:
-                yield row[columns[0]]
-            else:
-                yield reading.config.joined([row[column] for column in columns])
+            text = reading.text_of(dict(zip(header, row, strict=True)))
+            if text is not None:
+                yield text
 
 
 def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...]) -> str:
@@ -81,25 +78,21 @@ def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...])
     return delimiters[0]
 
 
-def _columns(header: list[str], reading: Reading) -> list[int]:
-    """Return the indices of the text columns."""
-    names = reading.config.columns_of(header)
-    if names is None or not set(names) <= set(header):
-        raise reading.missing_column(header)
-    for name in names:
+def _check_header(header: list[str], reading: Reading) -> None:
+    """Refuse a header without the text columns, or with several of a name."""
+    for name in reading.roots_of(header):
         if header.count(name) > 1:
             raise DataError(
                 f"{reading.place} names the column {name!r} {header.count(name)} times; "
                 "rename the others, or name another column by --text-column"
             )
-    return [header.index(name) for name in names]
 
 
 def _plain_rows(
     lines: Iterable[str], delimiter: str, first: int, reading: Reading
 ) -> Iterator[list[str]]:
     """Yield one row a line; quotes are part of the text. `reading.place` is the line."""
-    for reading.place.number, line in enumerate(lines, start=first):
+    for reading.number, line in enumerate(lines, start=first):
         yield line.split(delimiter)
 
 
@@ -110,7 +103,7 @@ def _quoted_rows(
     rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
     while True:
         before = rows.line_num
-        reading.place.number = first + before
+        reading.number = first + before
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -129,41 +122,45 @@ def _quoted_rows(
 
 def read_parquet(reading: Reading) -> Iterator[str]:
     """Yield the texts of a Parquet file."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    reading.place.unit = "row"
-    try:
+    reading.unit = "row"
+    with (
+        parquet_errors(reading.path),
+        _seekable(reading) as file,
+        pq.ParquetFile(file, buffer_size=reading.block_bytes, pre_buffer=False) as table,
+    ):
         size = reading.path.stat().st_size or 0
-        with (
-            _seekable(reading) as file,
-            pq.ParquetFile(file, buffer_size=reading.block_bytes, pre_buffer=False) as table,
+        packed = reading.path.suffix.lower() in COMPRESSIONS
+        columns = _check_columns(table.schema_arrow, reading)
+        first, end = reading.span or (0, table.num_row_groups)
+        reading.number = sum(table.metadata.row_group(group).num_rows for group in range(first))
+        for batch in table.iter_batches(
+            _batch_rows(table.metadata, columns),
+            row_groups=range(first, end),
+            columns=columns,
+            use_threads=False,
         ):
-            columns = _check_columns(table.schema_arrow, reading)
-            num_rows = max(1, table.metadata.num_rows)
-            first, end = reading.span or (0, table.num_row_groups)
-            reading.place.number = sum(
-                table.metadata.row_group(group).num_rows for group in range(first)
-            )
-            for batch in table.iter_batches(
-                _batch_rows(table.metadata, columns),
-                row_groups=range(first, end),
-                columns=columns,
-                use_threads=False,
-            ):
-                for value in _values(batch, reading):
-                    reading.place.number += 1
-                    text = _text(value, reading)
-                    if text is not None:
-                        yield text
-                if reading.path.suffix.lower() not in COMPRESSIONS:
-                    reading.on_read(size * batch.num_rows // num_rows)
-    except pa.ArrowException as error:
-        raise _damaged(reading, error) from error
-    except OSError as error:
-        if error.errno is None:  # Arrow's own; the system's have a number
-            raise _damaged(reading, error) from error
-        raise cannot_read(reading.path, error) from error
+            yield from reading.texts(_values(batch, reading))
+            if not packed:  # else it was counted when it was unpacked
+                reading.on_read(size * batch.num_rows // max(1, table.metadata.num_rows))
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the block into one line about a Parquet file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        # Arrow raises OSError too; only the system's errors have a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise cannot_read(path, error) from error
+        raise DataError(
+            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}); "
+            "it is cut short, damaged or of another kind; fetch it again"
+        ) from error
 
 
 @contextmanager
@@ -191,17 +188,12 @@ def _seekable(reading: Reading) -> Iterator[Any]:
 
 def _check_columns(schema: Any, reading: Reading) -> list[str]:
     """Return the columns to read: one of strings, or those that records are made of."""
-    import pyarrow.types as types
-
     name = reading.config.text_column
     if name not in schema.names or reading.group_column is not None:
         return reading.roots_of(schema.names)
     kind = schema.field(name).type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    are_text = (types.is_string, types.is_large_string, types.is_string_view)
-    are_bytes = (types.is_binary, types.is_large_binary, types.is_binary_view)
-    if not any(is_kind(kind) for is_kind in (*are_text, *are_bytes, types.is_null)):
+    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    if str(kind) not in TEXT_TYPES:
         raise DataError(
             f"{reading.place} holds values of type {kind} in the column {name!r}; they must be "
             "strings: name a column of text by --text-column"
@@ -211,15 +203,14 @@ def _check_columns(schema: Any, reading: Reading) -> list[str]:
 
 def _batch_rows(metadata: Any, columns: list[str]) -> int:
     """Return how many rows make about `BATCH_BYTES` of the columns, uncompressed."""
-    num_bytes = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for index in range(row_group.num_columns):
-            # What is nested has a path such as note.body.
-            if row_group.column(index).path_in_schema.partition(".")[0] in columns or (
-                row_group.column(index).path_in_schema in columns
-            ):
-                num_bytes += row_group.column(index).total_uncompressed_size
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    num_bytes = sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        # What is nested has a path such as note.body.
+        if not {chunk.path_in_schema, chunk.path_in_schema.partition(".")[0]}.isdisjoint(columns)
+    )
     mean = num_bytes / max(1, metadata.num_rows)
     return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(1.0, mean))))
 
@@ -239,29 +230,3 @@ def _values(batch: Any, reading: Reading) -> list[object]:
     except UnicodeDecodeError:  # some writers do not check what they write
         values = array.cast(pa.large_binary()).to_pylist()
     return values
-
-
-def _text(value: object, reading: Reading) -> str | None:
-    """Return the text of a value, or None if it is skipped."""
-    if isinstance(value, dict):
-        return reading.text_of(value)
-    if not isinstance(value, bytes):
-        return reading.value(value)
-    try:
-        return reading.value(value.decode())
-    except UnicodeDecodeError as error:
-        if reading.config.on_bad_text == "replace":
-            reading.report.replaced += 1
-            return reading.value(value.decode("utf-8", "replace"))
-        reading.refuse(
-            f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
-            "which is not valid utf-8"
-        )
-        return None
-
-
-def _damaged(reading: Reading, error: Exception) -> DataError:
-    return DataError(
-        f"{reading.path} is no whole Parquet file ({str(error).splitlines()[0]}); "
-        "it is cut short, damaged or of another kind; fetch it again"
-    )

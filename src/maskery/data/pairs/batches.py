@@ -8,9 +8,11 @@ Shapes: N examples, B examples of a batch, I pictures, H height, W width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -51,7 +53,10 @@ class JudgedPairs:
     groups: UInt64Array
 
 
-class PicturedExamples:
+ViewedT = TypeVar("ViewedT")
+
+
+class PicturedExamples(ABC, Generic[ViewedT]):
     """Training examples with a picture each: their order, their pictures and views.
 
     `ids` (N,) are those of the examples, and `pairs` (N,) the pairs whose pictures they have. A
@@ -65,7 +70,6 @@ class PicturedExamples:
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
-        *,
         batch_size: int,
         micro_size: int | None,
         seed: int,
@@ -76,13 +80,34 @@ class PicturedExamples:
         self.seed = seed
         self._plan: tuple[int, Plan] | None = None
 
-    def step_parts(
-        self, epoch: int, step: int, world_size: int
-    ) -> tuple[Int64Array, list[Int64Array]]:
-        """Return the examples of a step, and their indices cut into micro-batches of all ranks."""
+    @abstractmethod
+    def batch(self, members: Int64Array, epoch: int, crowd: Int64Array | None = None) -> ViewedT:
+        """Return the batch of some examples, without pictures that cannot be read.
+
+        `crowd` are the examples of the same micro-batch on all processes; by default `members`.
+        """
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch."""
+        del epoch  # each has as many
+        return -(-len(self.ids) // self.batch_size)
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[ViewedT | StandIn[ViewedT]]:
+        """Return one process's share of a step: every `world_size`-th example of it.
+
+        A process that is left without one computes an example once more, and counts it for nothing.
+        """
         members = self.plan(epoch).step(step)
         ones = np.ones(len(members), np.int64)
-        return members, split_step(ones, micro_tokens=self.micro_size, parts=world_size)
+        parts = split_step(ones, micro_tokens=self.micro_size, parts=world_size)
+        batches: list[ViewedT | StandIn[ViewedT]] = []
+        for turn in range(0, len(parts), world_size):
+            mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
+            batch = self.batch(members[mine if len(mine) else [0]], epoch, members[crowd])
+            batches.append(batch if len(mine) else StandIn(batch))
+        return batches
 
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
@@ -94,17 +119,15 @@ class PicturedExamples:
 
     def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
-        loaded = self.pictures.load(self.pairs[members].tolist())
-        if any(image is not None for image in loaded):
-            kept = np.array([image is not None for image in loaded])
-            return members[kept], [image for image in loaded if image is not None]
         order = self.plan(epoch).order
-        last = members[-1] if len(members) else order[-1]
-        at = int(np.flatnonzero(order == last)[0])
-        for example in np.roll(order, -at - 1).tolist():
-            image = self.pictures.load([int(self.pairs[example])])[0]
-            if image is not None:
-                return np.array([example], np.int64), [image]
+        at = int(np.flatnonzero(order == members[-1])[0])
+        # All together, then those that follow one by one.
+        following = ([int(example)] for example in np.roll(order, -at - 1))
+        for chosen in chain([members.tolist()], following):
+            images = self.pictures.load(self.pairs[chosen].tolist())
+            found = [(e, image) for e, image in zip(chosen, images, strict=True) if image]
+            if found:
+                return np.array([e for e, _ in found], np.int64), [image for _, image in found]
         raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
 
     def views(
@@ -115,7 +138,7 @@ class PicturedExamples:
         return view_stack(images, self.view, first), view_stack(images, self.view, second)
 
 
-class PairSource(PicturedExamples):
+class PairSource(PicturedExamples[ViewedPairs]):
     """The batches of a run over the `chosen` pairs, without those that have no usable caption."""
 
     def __init__(
@@ -131,43 +154,17 @@ class PairSource(PicturedExamples):
         seed: int = 0,
     ) -> None:
         chosen = chosen[np.isin(chosen, captions.owners)]
-        super().__init__(
-            pairs.ids[chosen],
-            chosen,
-            captions,
-            pictures,
-            view,
-            batch_size=batch_pairs,
-            micro_size=micro_pairs,
-            seed=seed,
-        )
+        ids, sizes = pairs.ids[chosen], (batch_pairs, micro_pairs)
+        super().__init__(ids, chosen, captions, pictures, view, *sizes, seed)
 
-    def num_steps(self, epoch: int) -> int:
-        """Return the number of steps of an epoch."""
-        del epoch  # each has as many
-        return -(-len(self.ids) // self.batch_size)
-
-    def micro_batches(
-        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[ViewedPairs | StandIn[ViewedPairs]]:
-        """Return one process's share of a step.
-
-        Raises DataError if no picture can be read, or one cannot and none is to be skipped.
-        """
-        members, parts = self.step_parts(epoch, step, world_size)
-        return [
-            self.batch(members[part], epoch)
-            if len(part)
-            else StandIn(self.batch(members[:1], epoch))
-            for part in parts[rank::world_size]
-        ]
-
-    def batch(self, members: Int64Array, epoch: int) -> ViewedPairs:
-        """Return the batch of some examples in an epoch, without pictures that cannot be read."""
+    def batch(
+        self, members: Int64Array, epoch: int, crowd: Int64Array | None = None
+    ) -> ViewedPairs:
+        """Return the batch of some pairs in an epoch, with one caption of each."""
+        del crowd
         members, images = self.readable(members, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
-        # One caption of each pair is drawn.
         owners, pairs = self.captions.owners, self.pairs[members]
         first = np.searchsorted(owners, pairs, side="left")
         count = np.searchsorted(owners, pairs, side="right") - first
@@ -177,10 +174,7 @@ class PairSource(PicturedExamples):
 
 
 class HeldOutPairs:
-    """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one.
-
-    `batch_pairs` of them are read at once; nothing else depends on it.
-    """
+    """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one."""
 
     def __init__(
         self,
@@ -213,19 +207,18 @@ class HeldOutPairs:
     def _batch(self, members: list[int]) -> JudgedPairs | None:
         """Return a batch, or None where no picture can be read."""
         wanted = list(dict.fromkeys([*members, *(self.wrong[i] for i in members)]))
-        images = dict(zip(wanted, self.pictures.load(wanted), strict=True))
-        sound = [i for i in wanted if images[i] is not None]
-        members = [i for i in members if i in sound and self.wrong[i] in sound]
+        loaded = zip(wanted, self.pictures.load(wanted), strict=True)
+        images = {index: image for index, image in loaded if image is not None}
+        members = [i for i in members if i in images and self.wrong[i] in images]
         if not members:
             return None
-        place = {index: row for row, index in enumerate(sound)}
-        owners = self.captions.owners
-        rows = np.flatnonzero(np.isin(owners, members))
-        shown = [image for image in images.values() if image is not None]
+        place = {index: row for row, index in enumerate(images)}
+        rows = np.flatnonzero(np.isin(self.captions.owners, members))
+        owners = self.captions.owners[rows]
         return JudgedPairs(
-            images=view_stack(shown, self.view),
-            right=torch.tensor([place[i] for i in owners[rows].tolist()]),
-            wrong=torch.tensor([place[self.wrong[i]] for i in owners[rows].tolist()]),
-            text=self.captions.batch(rows, self.ids[owners[rows]]),
-            groups=self.groups[owners[rows]],
+            images=view_stack(list(images.values()), self.view),
+            right=torch.tensor([place[i] for i in owners.tolist()]),
+            wrong=torch.tensor([place[self.wrong[i]] for i in owners.tolist()]),
+            text=self.captions.batch(rows, self.ids[owners]),
+            groups=self.groups[owners],
         )

@@ -5,11 +5,9 @@ Shapes: N pairs, C captions, T tokens of all captions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +22,8 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.records import brief
 from maskery.data.tokenise import encoder
 
-# Tokenizers work on lists in parallel; larger ones gain nothing.
+# Tokenizers work on lists in parallel; larger ones gain nothing, and each text in them takes
+# kilobytes until it is read.
 CAPTIONS_AT_ONCE = 4096
 
 
@@ -66,88 +65,47 @@ class CaptionTokens:
 def tokenise_captions(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase, skipped: Skipped, *, max_length: int
 ) -> CaptionTokens:
-    """Tokenise the captions of all pairs, cut to `max_length` tokens, special ones included.
-
-    `skipped` is told of captions in which no token can be masked.
-    """
+    """Tokenise all captions, cut to `max_length` tokens; `skipped` is told of unusable ones."""
     template = Template.of(tokenizer)
-    protected = Vocabulary.of(tokenizer).protected
     longest = max_length - template.num_special
-    parts: list[tuple[Int64Array, npt.NDArray[np.bool_]]] = []
-    owners: list[int] = []
-    places: list[int] = []
-    num_cut = 0
-    for (index, place, caption), ids, words in _encoded(pairs, tokenizer):
-        # A piece of a caption still describes the picture; the count is told at the end.
-        num_cut += len(ids) > longest
-        ids, words = ids[:longest], words[:longest]
-        if not len(ids) or bool(protected[ids].all()):
-            skipped.report(
-                DataError(
-                    f"the caption {brief(caption)} of image {pairs[index].image.name} holds no "
-                    f"token that could be masked; correct it or choose another tokenizer"
-                )
+    captions = ((n, place) for n, pair in enumerate(pairs) for place in range(len(pair.captions)))
+    owners, places = np.array(list(captions), np.int64).T
+    texts = (caption for pair in pairs for caption in pair.captions)
+    encode, parts = encoder(tokenizer), []
+    while chunk := list(islice(texts, CAPTIONS_AT_ONCE)):
+        parts.append(encode(chunk))
+    tokens, words, lengths = map(np.concatenate, zip(*parts, strict=True))
+    rows = np.repeat(np.arange(len(lengths)), lengths)  # the caption of each token
+    within = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    # A piece of a caption still describes the picture; the count is told at the end.
+    kept = within < longest
+    protected = Vocabulary.of(tokenizer).protected
+    maskable = np.bincount(rows, kept & ~protected[tokens], len(lengths)) > 0
+    for owner, place in zip(owners[~maskable].tolist(), places[~maskable].tolist(), strict=True):
+        pair = pairs[owner]
+        skipped.report(
+            DataError(
+                f"the caption {brief(pair.captions[place])} of image {pair.image.name} holds no "
+                f"token that could be masked; correct it or choose another tokenizer"
             )
-            continue
-        parts.append((ids, words))
-        owners.append(index)
-        places.append(place)
-    if not parts:
+        )
+    if not maskable.any():
         raise DataError(f"no caption is left to learn from ({skipped}); bring others")
-    boundaries = np.concatenate(([0], np.cumsum([len(ids) for ids, _ in parts]))).astype(np.int64)
-    lengths = np.diff(boundaries) + template.num_special
-    before = np.cumsum(lengths) - lengths
+    kept &= maskable[rows]
+    owners, cut = owners[maskable], np.minimum(lengths[maskable], longest)
+    before = np.cumsum(cut + template.num_special) - cut - template.num_special
     return CaptionTokens(
-        tokens=np.concatenate([ids for ids, _ in parts]).astype(np.int32),
-        word_starts=np.concatenate([words for _, words in parts]),
-        boundaries=boundaries,
-        owners=np.array(owners, np.int64),
-        places=np.array(places, np.int64),
+        tokens=tokens[kept].astype(np.int32),
+        word_starts=words[kept],
+        boundaries=np.concatenate(([0], np.cumsum(cut))),
+        owners=owners,
+        places=places[maskable],
         # Counted from the first caption of the same pair.
         starts=before - before[np.searchsorted(owners, owners, side="left")],
         template=template,
         skipped=skipped,
-        num_cut=num_cut,
+        num_cut=int((lengths > longest).sum()),
     )
-
-
-def _encoded(
-    pairs: Pairs, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[tuple[int, int, str], Int64Array, npt.NDArray[np.bool_]]]:
-    """Yield (pair, number of the caption, caption) with ids and word starts, in order."""
-    encode = encoder(tokenizer)
-    captions = (
-        (n, place, c) for n, pair in enumerate(pairs) for place, c in enumerate(pair.captions)
-    )
-    while chunk := list(islice(captions, CAPTIONS_AT_ONCE)):
-        ids, words, lengths = encode([caption for *_, caption in chunk])
-        ends = np.cumsum(lengths)
-        for caption, first, end in zip(chunk, ends - lengths, ends, strict=True):
-            yield caption, ids[first:end], words[first:end]
-
-
-class Caption(NamedTuple):
-    """One caption under the id of its pair, as a corpus has examples."""
-
-    text: str
-    id: int
-
-
-class CaptionCorpus:
-    """The captions of pairs as a corpus, to train a tokenizer on; its bytes are not counted."""
-
-    num_bytes: int | None = None
-    bytes_read: int = 0
-
-    def __init__(self, pairs: Pairs) -> None:
-        self._pairs = pairs
-
-    def __iter__(self) -> Iterator[Caption]:
-        return (Caption(text, pair.id) for pair in self._pairs for text in pair.captions)
-
-    def fingerprint(self) -> str:
-        """Return a hash of the pairs' ids."""
-        return fingerprint(self._pairs)
 
 
 def fingerprint(pairs: Pairs) -> str:

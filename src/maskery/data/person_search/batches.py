@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
-from maskery.core.random import Stream, uniforms
+from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
 from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.images.config import ViewConfig
@@ -39,12 +38,11 @@ class ViewedPersons(ViewedPairs):
     crowd_ids: torch.Tensor  # (G,) int64: the persons of the same micro-batch on all processes
 
 
-class PersonSource(PicturedExamples):
+class PersonSource(PicturedExamples[ViewedPersons]):
     """The training batches of a run.
 
-    An epoch has whole batches only, as released; what is left over is read in other epochs, whose
-    order is another. `weak_pair_probability` is the share of captions whose `text2` is drawn from
-    all of the person's.
+    An epoch has whole batches only, as released. `weak_pair_probability` is the share of captions
+    whose `text2` is drawn from all of the person's.
     """
 
     def __init__(
@@ -59,25 +57,18 @@ class PersonSource(PicturedExamples):
         weak_pair_probability: float = 0.1,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            caption_ids(pairs.ids, captions),
-            captions.owners,
-            captions,
-            pictures,
-            view,
-            # Only whole batches are read: with fewer captions than one has, all of them are one.
-            batch_size=min(batch_pairs, len(captions.owners)),
-            micro_size=micro_pairs or batch_pairs,
-            seed=seed,
-        )
-        self.persons = pairs.persons[captions.owners]
+        owners = captions.owners
+        # Only whole batches are read: with fewer captions than one has, all of them are one.
+        sizes = min(batch_pairs, len(owners)), micro_pairs or batch_pairs
+        ids = caption_ids(pairs.ids, captions)
+        super().__init__(ids, owners, captions, pictures, view, *sizes, seed)
+        self.persons = pairs.persons[owners]
         self.weak_pair_probability = weak_pair_probability
         # The captions of each person, person after person.
         self._by_person = np.argsort(self.persons, kind="stable")
         counts = np.bincount(self.persons)
         self._counts, self._firsts = counts, np.cumsum(counts) - counts
-        boundaries = captions.boundaries
-        self._content = hash_rows(captions.tokens.astype(np.int64), boundaries)
+        self._content = hash_rows(captions.tokens.astype(np.int64), captions.boundaries)
 
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch."""
@@ -87,53 +78,35 @@ class PersonSource(PicturedExamples):
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[ViewedPersons | StandIn[ViewedPersons]]:
-        """Return one process's share of a step: every `world_size`-th caption of it.
-
-        Where micro-batches are so small that some processes are left without one, they compute a
-        caption of the step once more and count it for nothing; it is one more candidate, too.
-        """
-        members, parts = self.step_parts(epoch, step, world_size)
-        if len(members) < world_size:
+        """Return one process's share of a step; see `PicturedExamples.micro_batches`."""
+        if self.batch_size < world_size:
             raise ConfigError(
-                f"a step has {len(members)} pairs and there are {world_size} processes: each needs "
-                f"one at least; raise --batch-pairs"
+                f"a step has {self.batch_size} pairs and there are {world_size} processes: each "
+                f"needs one at least; raise --batch-pairs"
             )
-        batches: list[ViewedPersons | StandIn[ViewedPersons]] = []
-        for turn in range(0, len(parts), world_size):
-            mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
-            batch = self.batch(members[mine if len(mine) else [0]], epoch, members[crowd])
-            batches.append(batch if len(mine) else StandIn(batch))
-        return batches
+        return super().micro_batches(epoch, step, rank=rank, world_size=world_size)
 
     def batch(
-        self,
-        members: npt.NDArray[np.int64],
-        epoch: int,
-        crowd: npt.NDArray[np.int64] | None = None,
+        self, members: Int64Array, epoch: int, crowd: Int64Array | None = None
     ) -> ViewedPersons:
-        """Return the batch of some captions in an epoch, without pictures that cannot be read.
-
-        `members`, (B,) int64, are its captions; `crowd`, (G,), those of all processes (default:
-        these).
-        """
+        """Return the batch of some captions in an epoch, and the persons of the crowd."""
         crowd_ids = torch.from_numpy(self.persons[members if crowd is None else crowd])
         members, images = self.readable(members, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
         others = self._weak(members, epoch)
+        replaced = self._content[others] != self._content[members]
         return ViewedPersons(
             image1=image1,
             image2=image2,
             text1=self.captions.batch(members, ids),
             text2=self.captions.batch(others, ids),
             person_ids=torch.from_numpy(self.persons[members]),
-            replaced=torch.from_numpy(
-                (self._content[others] != self._content[members]).astype(np.int64)
-            ),
+            replaced=torch.from_numpy(replaced.astype(np.int64)),
             crowd_ids=crowd_ids,
         )
 
-    def _weak(self, members: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+    def _weak(self, members: Int64Array, epoch: int) -> Int64Array:
         """Return for each caption itself or, by chance, any of its person: (B,) int64."""
         ids, zeros = self.ids[members], np.zeros(len(members), np.int64)
         whether, which = (
@@ -142,13 +115,10 @@ class PersonSource(PicturedExamples):
         )
         persons = self.persons[members]
         place = self._firsts[persons] + (which * self._counts[persons]).astype(np.int64)
-        drawn: npt.NDArray[np.int64] = self._by_person[place]
-        return np.where(whether < self.weak_pair_probability, drawn, members)
+        return np.where(whether < self.weak_pair_probability, self._by_person[place], members)
 
 
-def caption_ids(
-    pair_ids: npt.NDArray[np.uint64], captions: CaptionTokens
-) -> npt.NDArray[np.uint64]:
+def caption_ids(pair_ids: UInt64Array, captions: CaptionTokens) -> UInt64Array:
     """Return (C,) uint64: an id for each caption, from its pair's id and its place there."""
     owners = captions.owners
     place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")

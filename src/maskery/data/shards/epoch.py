@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import DataError
-from maskery.core.random import Stream, random_words
-from maskery.data.batching import Layout, cut_by_sum, over_budget
+from maskery.data.batching import Layout, cut_by_sum, over_budget, random_order
 
 # The positions of the draws; 0 and 4 belong to `data.batching`.
-SHARD_ORDER, WINDOW_ORDER, STEP_ORDER = 8, 12, 16
+SHARD_ORDER, WINDOW_ORDER, STEP_ORDER, HELD_OUT_ORDER = 8, 12, 16, 20
 # Window w of shard s is drawn for as s * 2**40 + w.
 WINDOW_BITS = 40
 
@@ -31,14 +30,9 @@ Counts = npt.NDArray[np.int64]
 def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int) -> Counts:
     """Count the windows of each length that documents become, as `cut_windows` cuts them.
 
-    Args:
-        lengths: Of documents, without special tokens.
-        counts: How many there are of each.
-        room: The most tokens of a window, special ones not counted.
-        special: Special tokens of a window.
-
-    Returns:
-        (room + special + 1,) int64: how many windows have each length, special tokens included.
+    `counts` tells how many documents have each of `lengths`, which are without special tokens, as
+    `room` is, the most tokens of a window. The lengths of the result, (room + special + 1,) int64,
+    are with the `special` tokens.
     """
     lengths, counts = lengths[lengths > 0], counts[lengths > 0]
     pieces = -(-lengths // room)
@@ -90,14 +84,8 @@ def padded_cuts(histogram: Counts, batch_tokens: int) -> Counts:
 def cut_exactly(lengths: Counts, num_steps: int, *, batch_tokens: int, layout: Layout) -> Counts:
     """Cut windows into a number of steps, of like size and none over the budget.
 
-    Args:
-        lengths: (W,) int64 in the order they are read; ascending in the padded layout.
-        num_steps: From `count_steps` of these windows, or of more.
-        batch_tokens: The most tokens of a step.
-        layout: Packed or padded.
-
-    Returns:
-        (num_steps + 1,) int64 boundaries.
+    `lengths` are (W,) in the order they are read, ascending in the padded layout; `num_steps` is
+    from `count_steps` of these windows, or of more. Returns (num_steps + 1,) boundaries.
     """
     if len(lengths) < num_steps:
         raise DataError(
@@ -137,15 +125,10 @@ def split_fullest(boundaries: Counts, num_steps: int) -> Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Blocks of an epoch: their shards, and their first steps.
+    """Blocks of an epoch: their shards, and their first steps."""
 
-    Attributes:
-        blocks: The shards of each block, in the order they are read.
-        firsts: (B + 1,) int64: the first step of each block, and the number of steps.
-    """
-
-    blocks: list[list[int]]
-    firsts: Counts
+    blocks: list[list[int]]  # the shards of each, in the order they are read
+    firsts: Counts  # (B + 1,): the first step of each block, and the number of steps
 
     @property
     def num_steps(self) -> int:
@@ -165,27 +148,20 @@ class Epoch:
 def shard_blocks(num_shards: int, together: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Put the shards in the random order of an epoch, in blocks of `together`."""
     numbers = np.arange(num_shards, dtype=np.uint64)
-    keys = random_words(
-        seed, Stream.ORDER, epoch, numbers, np.full(num_shards, SHARD_ORDER, np.int64)
-    )
-    order = np.argsort(keys, kind="stable").tolist()
+    order = random_order(numbers, position=SHARD_ORDER, seed=seed, epoch=epoch).tolist()
     return [order[first : first + together] for first in range(0, num_shards, together)]
 
 
 def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch: int) -> Counts:
     """Return the windows of some shards, numbered end to end, in random order: (W,) int64."""
-    ids = [
+    names = [
         (np.uint64(shard) << np.uint64(WINDOW_BITS)) + np.arange(count, dtype=np.uint64)
         for shard, count in zip(shards, num_windows, strict=True)
     ]
-    joined = np.concatenate(ids) if ids else np.zeros(0, np.uint64)
-    places = np.full(len(joined), WINDOW_ORDER, np.int64)
-    keys = random_words(seed, Stream.ORDER, epoch, joined, places)
-    return np.argsort(keys, kind="stable")
+    return random_order(np.concatenate(names), position=WINDOW_ORDER, seed=seed, epoch=epoch)
 
 
 def step_order(first: int, count: int, *, seed: int, epoch: int) -> Counts:
     """Return steps in random order: (count,) int64; `first` tells an epoch's blocks apart."""
-    numbers = np.uint64(first) + np.arange(count, dtype=np.uint64)
-    places = np.full(count, STEP_ORDER, np.int64)
-    return np.argsort(random_words(seed, Stream.ORDER, epoch, numbers, places), kind="stable")
+    names = np.uint64(first) + np.arange(count, dtype=np.uint64)
+    return random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch)

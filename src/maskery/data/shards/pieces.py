@@ -21,13 +21,13 @@ from typing import Literal
 
 import numpy as np
 
-from maskery.core.errors import DataError
 from maskery.data.batching import cut_by_sum
 from maskery.data.corpus.config import AUTO, CorpusConfig
 from maskery.data.corpus.examples import Example
 from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
 from maskery.data.corpus.streams import cannot_read
+from maskery.data.corpus.table_files import parquet_errors
 from maskery.data.shards.config import ShardingConfig
 
 # Raised whenever the same files are cut elsewhere than before.
@@ -110,18 +110,10 @@ def is_cuttable(path: Path, config: CorpusConfig) -> bool:
 
 def row_group_spans(number: int, path: Path, size: int, shard_bytes: int) -> list[Span]:
     """Put neighbouring row groups together up to `shard_bytes`; one row group is never cut."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with path.open("rb") as file:
-            metadata = pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise cannot_read(path, error) from error
-        raise DataError(
-            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}); fetch it again"
-        ) from error
+    with parquet_errors(path), path.open("rb") as file:
+        metadata = pq.read_metadata(file)
     rows = np.array(
         [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64
     )

@@ -15,18 +15,14 @@ import numpy.typing as npt
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
-from maskery.core.random import Stream, random_words
 from maskery.core.task import StandIn
-from maskery.data.batching import Layout, Plan, Template, TextSource
+from maskery.data.batching import Layout, Plan, Template, TextSource, random_order
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.shards import epoch as epochs
 from maskery.data.shards.manifest import TOKENIZER, DocumentLengths, FileEntry, Manifest, ShardEntry
 from maskery.data.shards.places import Place
 from maskery.data.shards.shard_file import read_shards
 from maskery.data.store import Documents
-
-# Of the held-out shards that are scored; the same in every run.
-HELD_OUT_POSITION = 20
 
 
 class TokenShards:
@@ -73,9 +69,9 @@ class TokenShards:
                 f"'{self.place.name}'; name held-out text with --eval-data, or make the shards "
                 "with a larger --held-out-share"
             )
-        numbers = np.arange(len(entries), dtype=np.uint64)
-        places = np.full(len(entries), HELD_OUT_POSITION, np.int64)
-        order = np.argsort(random_words(0, Stream.ORDER, 0, numbers, places), kind="stable")
+        # The same ones in every run, whatever its seed.
+        names = np.arange(len(entries), dtype=np.uint64)
+        order = random_order(names, position=epochs.HELD_OUT_ORDER, seed=0, epoch=0)
         tokens = np.cumsum([entries[number].tokens for number in order])
         # One is read whole, however many tokens it has.
         count = max(1, int(np.searchsorted(tokens, max_tokens, side="right")))
@@ -97,15 +93,10 @@ class ShardSource:
 
     Args:
         shards: What is read.
-        template: Special tokens of a sequence.
-        max_length: The most tokens of a sequence, special ones included.
-        batch_tokens: The most tokens of a step.
-        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
-        layout: Packed or padded.
-        seed: Of the order.
         shuffle_shards: Shards whose examples are shuffled together.
         cache_shards: Copies kept besides those in use, for shards from an address.
         exclude: (n,) uint64: documents that are left out, wherever they stand.
+        max_length, batch_tokens, micro_tokens, layout, seed: As in `TextSource`.
     """
 
     def __init__(
@@ -181,17 +172,16 @@ class ShardSource:
 
     def _block(self, epoch: int, block: int) -> TextSource:
         """Return a block that is loaded, being loaded or loaded now; begins to load the next."""
-        known = self.epoch(epoch)
-        wanted = [(epoch, n) for n in (block, block + 1) if n < len(known.blocks)]
+        known, here, following = self.epoch(epoch), (epoch, block), (epoch, block + 1)
         # Others are let go before more come.
-        kept = {key: future for key, future in self._blocks.items() if key in wanted}
-        if kept.keys() != set(wanted):
-            self._blocks = kept
-            for key in wanted:
-                if key not in kept:
-                    kept[key] = self._thread.submit(self._load, *key, known)
+        self._blocks = {k: future for k, future in self._blocks.items() if k in (here, following)}
+        if here not in self._blocks:
+            self._blocks[here] = self._thread.submit(self._load, *here, known)
+        source = self._blocks[here].result()
+        if following not in self._blocks and block + 1 < len(known.blocks):
+            self._blocks[following] = self._thread.submit(self._load, *following, known)
             self.shards.place.trim(2 * self.shuffle_shards + self.cache_shards)
-        return self._blocks[epoch, block].result()
+        return source
 
     def _load(self, epoch: int, block: int, known: epochs.Epoch) -> TextSource:
         """Fetch the shards of a block and plan its steps."""

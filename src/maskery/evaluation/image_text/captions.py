@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.text.fill import end_to_end
 
 
 def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
     """Prepare a typed text as the captions were that the model was trained on.
 
     Training cuts captions that are too long; what is typed is refused instead of read in part.
-    `what` is its name in messages.
     """
     if not text.strip():
         raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
@@ -29,15 +28,11 @@ def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
             f"the {what} {text!r} has bytes that are not UTF-8; type it anew, or set the terminal "
             f"to UTF-8"
         ) from error
-    retrieval = opened.retrieval
-    if retrieval.clean_captions:
-        words = len(clean_caption(text, max_words=len(text)).split())
-        if words > retrieval.max_words:
-            raise DataError(
-                f"the {what} has {words} words, and the model reads {retrieval.max_words}; "
-                f"shorten it"
-            )
-    return retrieval.prepare(text)
+    most = opened.retrieval.max_words
+    words = len(clean_caption(text, max_words=len(text)).split())
+    if opened.retrieval.clean_captions and words > most:
+        raise DataError(f"the {what} has {words} words, and the model reads {most}; shorten it")
+    return opened.retrieval.prepare(text)
 
 
 def require_readable(
@@ -55,20 +50,11 @@ def require_readable(
 
 
 def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
-    """Return a description as the tokens of a model; asks nothing of a gallery.
-
-    Raises DataError if it is empty, unknown, too long or no Unicode.
-    """
+    """Return a description as tokens; DataError if it is empty, unknown, too long, no Unicode."""
     ready = prepared(opened, text)
     ids: list[int] = opened.tokenizer(ready, truncation=False, verbose=False)["input_ids"]
     require_readable(opened, ids, text)
-    return TokenBatch(
-        input_ids=np.array(ids, np.int64),
-        boundaries=np.array([0, len(ids)], np.int64),
-        example_ids=np.zeros(1, np.uint64),
-        starts=np.zeros(1, np.int64),
-        word_starts=np.ones(len(ids), np.bool_),
-    )
+    return end_to_end([ids])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +89,8 @@ def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Wo
 def origins(ready: str, caption: str) -> Sequence[int]:
     """Return the place of each letter of a prepared caption in the caption as typed.
 
-    Preparing lowers letters, drops some and splits words, and never changes their order. So the
-    next letter is always the next one of its kind. A space has the place of the letter before it.
+    Preparing drops letters and splits words, and never changes their order: the next letter is
+    always the next one of its kind. A space has the place of the letter before it.
     """
     if ready == caption:
         return range(len(caption))

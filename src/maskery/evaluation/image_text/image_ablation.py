@@ -78,7 +78,7 @@ def score_words(
 ) -> WordScores:
     """Mask each chosen word of each caption, one at a time, and fill it under each condition.
 
-    `accepted` leads from the id of a chosen word to the ids that are right in its place.
+    `accepted` has the ids that are right in the place of a chosen word's.
     """
     chosen = np.array(sorted(accepted), np.int64)
 
@@ -154,7 +154,7 @@ def logits_by_condition(
     model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
-    ids, real, places = side_by_side(batch.text, input_ids)
+    ids, real, places = side_by_side(batch.text.lengths, input_ids)
     pictures = {"right": batch.right, "wrong": batch.wrong}
 
     def compute(model: ImageTextModel) -> dict[Condition, torch.Tensor]:
@@ -178,11 +178,10 @@ def logits_by_condition(
 
 
 def side_by_side(
-    batch: TokenBatch, input_ids: Int64Array
+    lengths: Int64Array, input_ids: Int64Array
 ) -> tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]:
     """Return padded ids (B, L), their mask (B, L), and each token's place in B * L."""
-    length = int(batch.lengths.max())
-    real = np.arange(length) < batch.lengths[:, None]
+    real = np.arange(lengths.max()) < lengths[:, None]
     ids = np.zeros(real.shape, np.int64)
     ids[real] = input_ids
     return ids, real, np.flatnonzero(real)
@@ -212,11 +211,7 @@ def sample_pictures(
     count: int = 8,
     top_k: int = 3,
 ) -> tuple[PictureFill, ...]:
-    """Fill one word of `count` captions, chosen by a fixed seed, under each condition.
-
-    The captions are those of the first batch. `view` is the preparation of the pictures, to show
-    them again; `top_k` predictions of each are shown.
-    """
+    """Fill a word of `count` captions of the first batch in each condition, by a fixed seed."""
     batch = next(iter(batches))
     positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)
     ids = batch.text.input_ids.copy()

@@ -72,9 +72,9 @@ class ModelRetrieval:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        unknown = sorted(set(self.trained) - set(LOSSES))
-        if unknown:
-            raise ConfigError(f"trained has '{unknown[0]}': the losses are {', '.join(LOSSES)}")
+        for name in self.trained:
+            if name not in LOSSES:
+                raise ConfigError(f"trained has {name!r}: the losses are {', '.join(LOSSES)}")
 
     @property
     def ranking(self) -> RetrievalConfig:
@@ -126,7 +126,4 @@ def _checked(data: Any) -> ModelRetrieval:
         if type(data[name]) not in kinds:
             wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
             raise ConfigError(f"{name} is {data[name]!r}: it must be {wanted}")
-    for name in data["trained"]:
-        if not isinstance(name, str):
-            raise ConfigError(f"trained has {name!r}: the losses are {', '.join(LOSSES)}")
     return ModelRetrieval(**{**data, "trained": tuple(data["trained"])})

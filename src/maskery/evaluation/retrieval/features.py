@@ -11,11 +11,10 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ import torch
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, reason_of
 from maskery.core.random import Float32Array, Int64Array
+from maskery.data.batching import cut_by_padded_size
 from maskery.evaluation.image_text.image_ablation import side_by_side
 from maskery.models.image_text.class_token import before_looking, fusion_layers
 from maskery.models.image_text.model import ImageTextModel
@@ -69,14 +69,14 @@ def read_texts(
     width = model.config.text_config.hidden_size
     kept = torch.empty(texts.num_tokens, width, device=device) if states else None
     for chosen in by_length(texts.lengths, batch_tokens):
-        part = some_texts(texts, chosen)
-        ids, real, _ = side_by_side(part, part.input_ids)
+        picked = tokens_of(texts.boundaries, chosen)
+        ids, real, _ = side_by_side(texts.lengths[chosen], texts.input_ids[picked])
         mask = torch.from_numpy(real).to(device)
         hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
         features[torch.from_numpy(chosen)] = model.text_feature(hidden).float()
         if kept is not None:
             begun = before_looking(model.text_encoder, hidden, mask)[mask]
-            kept[tokens_of(texts.boundaries, chosen).to(device)] = begun.float()
+            kept[torch.from_numpy(picked).to(device)] = begun.float()
     return ReadTexts(features=features, states=kept, boundaries=texts.boundaries)
 
 
@@ -91,8 +91,8 @@ def read_images(
 ) -> ReadImages:
     """Encode each of `count` images once; they come in normalised batches (B, 3, height, width).
 
-    Tokens are kept where matching will follow. Those that would take more than `memory_bytes` go
-    to a temporary file, which is gone as soon as nothing refers to it.
+    Tokens are kept where matching will follow, in a temporary file where they would take more than
+    `memory_bytes`; it is gone as soon as nothing refers to it.
     """
     features = torch.empty(count, model.config.embed_dim, device=model.device)
     kept: Float32Array | None = None
@@ -125,34 +125,17 @@ def require_fusion(model: ImageTextModel) -> None:
 def by_length(lengths: Int64Array, batch_tokens: int) -> list[Int64Array]:
     """Return indices in groups of similar length, each at most `batch_tokens` once padded."""
     order = np.argsort(lengths, kind="stable")
-    groups: list[Int64Array] = []
-    first = 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or (end + 1 - first) * int(lengths[order[end]]) > batch_tokens:
-            groups.append(order[first:end])
-            first = end
-    return groups
+    cost = np.minimum(lengths[order], batch_tokens)  # a longer text has a group of its own
+    return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens).tolist())]
 
 
-def tokens_of(boundaries: Int64Array, chosen: Int64Array) -> torch.Tensor:
+def tokens_of(boundaries: Int64Array, chosen: Int64Array) -> Int64Array:
     """Return the indices of all tokens of the chosen texts, in that order."""
     lengths = boundaries[chosen + 1] - boundaries[chosen]
     ends = np.cumsum(lengths)
     within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-    return torch.from_numpy(np.repeat(boundaries[chosen], lengths) + within)
-
-
-def some_texts(texts: TokenBatch, chosen: Int64Array) -> TokenBatch:
-    """Return the chosen texts, in that order."""
-    picked = tokens_of(texts.boundaries, chosen).numpy()
-    lengths = texts.lengths[chosen]
-    return TokenBatch(
-        input_ids=texts.input_ids[picked],
-        boundaries=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        example_ids=texts.example_ids[chosen],
-        starts=texts.starts[chosen],
-        word_starts=texts.word_starts[picked],
-    )
+    places: Int64Array = np.repeat(boundaries[chosen], lengths) + within
+    return places
 
 
 def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
@@ -160,22 +143,19 @@ def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
     size = 4 * math.prod(shape)
     if size <= memory_bytes:
         return np.empty(shape, np.float32)
-    _need_space(size)
     try:
         with tempfile.TemporaryFile() as file:
             # A file with holes would kill the process at the first page that finds no space.
             _reserve(file.fileno(), size)
             return np.memmap(file, np.float32, "r+", shape=shape)
     except OSError as error:
-        raise _too_little(size, error.strerror or reason_of(error)) from error
-
-
-def _need_space(size: int) -> None:
-    """Refuse what will not fit before anything is written; some file systems do not tell."""
-    with suppress(OSError):
-        usage = shutil.disk_usage(tempfile.gettempdir())
-        if usage.total and usage.free < size:
-            raise _too_little(size, f"{usage.free // 1_000_000:,} MB are free")
+        megabytes = math.ceil(size / 1_000_000)
+        raise DataError(
+            f"the image tokens take {megabytes:,} MB in a temporary file, for which "
+            f"{_temporary_folder()} no room ({error.strerror or reason_of(error)}); set TMPDIR to "
+            f"a folder with room, raise --memory-mb to {megabytes} to keep them in memory, or turn "
+            f"the re-ranking off with --rerank 0"
+        ) from error
 
 
 def _reserve(file: int, size: int) -> None:
@@ -190,14 +170,8 @@ def _reserve(file: int, size: int) -> None:
             size -= os.write(file, zeros[:size])
 
 
-def _too_little(size: int, why: str) -> DataError:
-    megabytes = math.ceil(size / 1_000_000)
+def _temporary_folder() -> str:
     try:
-        folder = f"'{tempfile.gettempdir()}' has no room"
+        return f"'{tempfile.gettempdir()}' has"
     except OSError:  # no folder can be written to at all
-        folder = "there is no room"
-    return DataError(
-        f"the image tokens take {megabytes:,} MB in a temporary file, for which {folder} "
-        f"({why}); set TMPDIR to a folder with room, raise --memory-mb to {megabytes} to keep "
-        f"them in memory, or turn the re-ranking off with --rerank 0"
-    )
+        return "there is"

@@ -51,8 +51,7 @@ def match_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
 
-    The logits, of mismatch and match, are float32 on the CPU. `processes` share the images out and
-    all get the whole result; all of them must ask.
+    `processes` share the images out, and all get the whole result; all of them must ask.
     """
     from tqdm import tqdm
 
@@ -125,7 +124,7 @@ def _judge(
     lengths = texts.lengths[one.texts]
     judged = torch.empty(len(lengths), 2)
     for chosen in by_length(lengths, batch_tokens):
-        places = tokens_of(texts.boundaries, one.texts[chosen]).to(model.device)
+        places = torch.from_numpy(tokens_of(texts.boundaries, one.texts[chosen])).to(model.device)
         rows = Rows.of_lengths(lengths[chosen], model.device)
         states = texts.states.index_select(0, places)
         tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)

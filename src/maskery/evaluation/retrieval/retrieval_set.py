@@ -10,9 +10,8 @@ W width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +40,8 @@ Policy = Literal["skip", "fail"]
 class RetrievalSet:
     """The pictures of pairs as a gallery, and their captions as queries.
 
-    Pictures that cannot be read leave the gallery with their captions. `batch_images` are read at
-    once; nothing else depends on it. A picture said to show two persons is a DataError.
+    Pictures that cannot be read leave the gallery with their captions. A picture said to show two
+    persons is a DataError.
     """
 
     def __init__(
@@ -66,17 +65,12 @@ class RetrievalSet:
         opened: OpenImageText,
         pairs: Pairs,
         *,
-        on_bad_caption: Policy = "fail",
+        on_bad_caption: Policy = "fail",  # one in which no word is known
         on_bad_image: Policy = "skip",
-        view: ViewConfig | None = None,
+        view: ViewConfig | None = None,  # of the pictures; by default the model's
         batch_images: int = 64,
     ) -> RetrievalSet:
-        """Return pairs, their captions prepared, as a model reads them.
-
-        The model cuts longer captions than it has positions for. The policies leave out, or
-        refuse, captions in which no word is known and pictures that cannot be read. The view is
-        the preparation of the pictures, by default the model's.
-        """
+        """Return pairs, their captions prepared, as a model reads them; it cuts long captions."""
         view = view or opened.view
         skipped = Skipped("caption", on_bad_caption)
         tokens = tokenise_captions(pairs, opened.tokenizer, skipped, max_length=opened.max_tokens)
@@ -186,16 +180,14 @@ def evaluate_set(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundPicture:
+class FoundPicture(NamedTuple):
     """A picture of the gallery."""
 
     image: Image  # RGB, as loaded
     right: bool  # True if it shows the person who is described
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchSample:
+class SearchSample(NamedTuple):
     """A caption and its best pictures."""
 
     caption: str  # as written
@@ -208,21 +200,18 @@ def spread_queries(num_texts: int, count: int = 5) -> Int64Array:
 
 
 def sample_searches(
-    split: RetrievalSet, queries: Int64Array, ranking: torch.Tensor, *, count: int = 10
+    split: RetrievalSet,
+    queries: Int64Array,  # (Q,) of the T captions
+    ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
+    *,
+    count: int = 10,
 ) -> tuple[SearchSample, ...]:
-    """Return the `count` best pictures of some captions.
-
-    `queries` (Q,) int64 are of the T captions; `ranking` (Q, K) int64 has the best of the I
-    pictures for each, best first.
-    """
+    """Return the `count` best pictures of some captions."""
     samples = []
     for query, row in zip(queries.tolist(), ranking[:, :count].tolist(), strict=True):
-        person = split.text_persons[query]
         images = split.pictures.load(split.gallery[row].tolist())
-        found = tuple(
-            FoundPicture(image=image, right=bool(split.image_persons[place] == person))
-            for place, image in zip(row, images, strict=True)
-            if image is not None
-        )
-        samples.append(SearchSample(caption=split.caption(query), found=found))
+        right = (split.image_persons[row] == split.text_persons[query]).tolist()
+        both = zip(images, right, strict=True)
+        found = tuple(FoundPicture(image, fits) for image, fits in both if image is not None)
+        samples.append(SearchSample(split.caption(query), found))
     return tuple(samples)

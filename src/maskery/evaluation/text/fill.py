@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,11 @@ class Filler:
             ModelError: The model predicts values that are not numbers.
         """
         ids = self.encode(text)
-        places = self._places(ids)
         logs = self.log_probabilities([ids])[0]
         return Filling(
             text=text,
             masks=tuple(candidates(row, self.tokenizer, top_k) for row in logs),
-            completions=self._joint(ids, top_k, beams) if together and len(places) > 1 else (),
+            completions=self._joint(ids, top_k, beams) if together and len(logs) > 1 else (),
             words=tuple(self._word(ids, word) for word in words),
         )
 
@@ -145,12 +145,24 @@ class Filler:
                 f"the sentence {text!r} has no {MASK}, so there is nothing to fill; put {MASK} "
                 f"where a word is wanted"
             )
-        if self.limit is not None and len(ids) > self.limit:
-            raise DataError(
-                f"the sentence has {len(ids)} tokens, and the model has {self.limit} positions; "
-                f"shorten it around the {MASK}"
-            )
+        self.require_room(len(ids), "the sentence", f"shorten it around the {MASK}")
         return ids
+
+    def require_room(self, tokens: int, what: str, fix: str) -> None:
+        """Refuse a text with more tokens than the model has positions.
+
+        Raises:
+            DataError: It says what is too long, and the fix.
+        """
+        if self.limit is not None and tokens > self.limit:
+            raise DataError(
+                f"{what} has {tokens} tokens, and the model has {self.limit} positions; {fix}"
+            )
+
+    @cached_property
+    def reader(self) -> TextReader:
+        """The reader of words; it goes over the whole vocabulary, so it is made once."""
+        return TextReader(self.tokenizer)
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
@@ -187,7 +199,7 @@ class Filler:
 
     def _joint(self, ids: list[int], top_k: int, beams: int) -> tuple[Completion, ...]:
         """Search with beams from left to right; each step sees the masks already filled."""
-        places = self._places(ids)
+        places = [index for index, token in enumerate(ids) if token == self.mask_id]
         states: list[tuple[float, list[int]]] = [(0.0, ids)]
         for place in places:
             # The leftmost mask still there is the first row of each sequence.
@@ -197,17 +209,15 @@ class Filler:
             best = totals.flatten().topk(min(max(beams, top_k), totals.numel()))
             grown = []
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                if score == -math.inf:
-                    continue
-                parent, token = divmod(index, totals.shape[1])
-                sequence = list(states[parent][1])
-                sequence[place] = token
-                grown.append((score, sequence))
+                if score > -math.inf:
+                    parent, token = divmod(index, totals.shape[1])
+                    sequence = states[parent][1]
+                    grown.append((score, [*sequence[:place], token, *sequence[place + 1 :]]))
             states = grown
         return tuple(
             Completion(
                 text=self.tokenizer.decode(sequence, skip_special_tokens=True),
-                tokens=tuple(self._piece(sequence[place]) for place in places),
+                tokens=self.reader.pieces([sequence[place] for place in places]),
                 log_probability=score,
             )
             for score, sequence in states[:top_k]
@@ -221,26 +231,16 @@ class Filler:
             raise DataError(f"the word {word!r} has no tokens; give a word")
         place = ids.index(self.mask_id)
         sequence = [*ids[:place], *[self.mask_id] * len(pieces), *ids[place + 1 :]]
-        if self.limit is not None and len(sequence) > self.limit:
-            raise DataError(
-                f"the word {word!r:.60} has {len(pieces)} tokens, and with it the sentence has "
-                f"{len(sequence)}, more than the model's {self.limit} positions; shorten one"
-            )
+        self.require_room(len(sequence), f"the sentence with {word!r:.60}", "shorten one of them")
         total = 0.0
         for offset, piece in enumerate(pieces):
             total += float(self.log_probabilities([sequence])[0, 0, piece])
             sequence[place + offset] = piece
         return WordProbability(
             word=word,
-            pieces=tuple(self._piece(piece) for piece in pieces),
-            probability=float(torch.tensor(total).exp()),
+            pieces=self.reader.pieces(pieces),
+            probability=math.exp(total),
         )
-
-    def _places(self, ids: Sequence[int]) -> list[int]:
-        return [index for index, token in enumerate(ids) if token == self.mask_id]
-
-    def _piece(self, token: int) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(token))
 
 
 def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
@@ -273,7 +273,7 @@ def candidates(
     )
 
 
-def saliency(filler: Filler, reader: TextReader, text: str, *, mask: int = 0) -> Saliency:
+def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:
     """Weigh the words of a text by how much the likeliest token of a mask depends on them.
 
     Args:
@@ -287,7 +287,7 @@ def saliency(filler: Filler, reader: TextReader, text: str, *, mask: int = 0) ->
     logs, vectors, gradient = _gradient(filler, filler.encode(text), mask)
     token = int(logs.argmax())
     norms = (gradient * vectors).norm(dim=-1).flatten().cpu()
-    words = reader.read(text).words
+    words = filler.reader.read(text).words
     sums = [float(norms[word.first : word.last].sum()) for word in words]
     total = sum(sums) or 1.0  # of a model that looks at nothing, all weights are 0
     return Saliency(

@@ -201,15 +201,17 @@ def _shares(
 
 def summarise(scored: ExampleSums) -> MaskedScores:
     """Return the figures of one model with their intervals."""
-    count, *columns = scored.sums.T
-    loss = ratio_interval(columns[0], count)
-    top1, top5 = (ratio_interval(column, count, "share") for column in columns[1:])
+    count, losses, top1, top5 = scored.sums.T
+    loss = ratio_interval(losses, count)
+    with np.errstate(over="ignore"):  # a loss beyond 709.8 nats is a perplexity of infinity
+        # One NaN for all, so that figures without an interval still equal one another.
+        ends = [math.nan if math.isnan(end) else end for end in np.exp(loss).tolist()]
     return MaskedScores(
         loss=loss,
-        perplexity=Interval(*(safe_exp(v) for v in (loss.value, loss.low, loss.high))),
-        top1=top1,
-        top5=top5,
-        masked_tokens=int(scored.sums[:, 0].sum()),
+        perplexity=Interval(*ends),
+        top1=ratio_interval(top1, count, "share"),
+        top5=ratio_interval(top5, count, "share"),
+        masked_tokens=int(count.sum()),
         examples=len(scored.ids),
     )
 
@@ -231,15 +233,10 @@ def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
         )
     if np.array_equal(after.sums, before.sums):  # one model twice: no doubt is left
         return dict.fromkeys(COLUMNS[1:], Interval(0.0, 0.0, 0.0))
-    count, loss, top1, top5 = (after.sums - before.sums).T
+    _, loss, top1, top5 = (after.sums - before.sums).T
     count = after.sums[:, 0]
     return {
         "loss": ratio_interval(loss, count),
         "top1": ratio_interval(top1, count, "difference of shares"),
         "top5": ratio_interval(top5, count, "difference of shares"),
     }
-
-
-def safe_exp(value: float) -> float:
-    """Return exp(value), or infinity where it would overflow."""
-    return math.exp(value) if value < 700.0 else math.inf  # the largest float is exp(709.8)

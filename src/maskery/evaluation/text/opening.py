@@ -154,16 +154,14 @@ def evaluate(
     opened = [open_model(one) for one in (model, against) if one is not None]
     if against is not None:
         require_same_tokenizer(*opened)
-    name = str(texts) if isinstance(texts, str | Path) else None
     kept = list(texts) if isinstance(texts, Iterator) else texts  # two models read it twice
-    config = masking or MaskingConfig()
     scored = []
     for one in opened:
-        if name is None:
-            source = texts_source(one, kept, batch_tokens=batch_tokens)
+        if isinstance(kept, str | Path):
+            source = held_out_source(one, [str(kept)], batch_tokens=batch_tokens, progress=False)
         else:
-            source = held_out_source(one, [name], batch_tokens=batch_tokens, progress=False)
-        masker = Masker.of(one.tokenizer, config=config, seed=seed)
+            source = texts_source(one, kept, batch_tokens=batch_tokens)
+        masker = Masker.of(one.tokenizer, config=masking or MaskingConfig(), seed=seed)
         scored.append(score_examples(one.model, source.in_order(), masker))
     return TextEvaluation(
         scores=summarise(scored[0]),

@@ -25,7 +25,7 @@ from maskery.core.errors import DataError
 from maskery.evaluation.text.fill import Filler, end_to_end
 from maskery.evaluation.text.masked import require_numbers, true_log_probabilities
 from maskery.evaluation.text.opening import OpenModel
-from maskery.evaluation.text.words_of_text import EncodedText, TextReader
+from maskery.evaluation.text.words_of_text import EncodedText
 
 Method = Literal["original", "within-word"]
 # Texts that are sorted by length together: enough to fill batches with copies of like length.
@@ -59,11 +59,6 @@ def score(
     texts = [sentences] if isinstance(sentences, str) else sentences
     scorer = Scorer(Filler.of(model), method=method, batch_tokens=batch_tokens)
     return list(scorer.score(texts))
-
-
-def by_number(index: int) -> str:
-    """Return the name that messages give a text."""
-    return f"text {index + 1}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +102,13 @@ class Scorer:
     def __init__(
         self, filler: Filler, *, method: Method = "within-word", batch_tokens: int = 4096
     ) -> None:
-        self.filler, self.reader = filler, TextReader(filler.tokenizer)
-        self.method, self.batch_tokens = method, batch_tokens
+        self.filler, self.method, self.batch_tokens = filler, method, batch_tokens
         self.batch_copies = max(1, LOGITS // vocabulary_size(filler.tokenizer))
 
     def score(
-        self, texts: Iterable[str], name: Callable[[int], str] = by_number
+        self,
+        texts: Iterable[str],
+        name: Callable[[int], str] = lambda index: f"text {index + 1}",
     ) -> Iterator[TextScore]:
         """Score texts, in their order.
 
@@ -142,14 +138,12 @@ class Scorer:
             yield self._text_score(text, one, values)
 
     def _encode(self, text: str, name: str) -> EncodedText:
-        encoded = self.reader.read(text)
+        encoded = self.filler.reader.read(text)
         if not encoded.words:
             raise DataError(f"{name} ({text!r:.60}) has no words to score; give it some")
-        if self.filler.limit is not None and len(encoded.ids) > self.filler.limit:
-            raise DataError(
-                f"{name} ({text!r:.60}) has {len(encoded.ids)} tokens, and the model has "
-                f"{self.filler.limit} positions; cut it into sentences"
-            )
+        self.filler.require_room(
+            len(encoded.ids), f"{name} ({text!r:.60})", "cut it into sentences"
+        )
         return encoded
 
     def _copies(self, encoded: EncodedText, text: int) -> Iterator[Copy]:
@@ -187,7 +181,7 @@ class Scorer:
                 start=word.start,
                 end=word.end,
                 log_probability=float(values[word.first : word.last].sum()),
-                pieces=self.reader.pieces(encoded.ids[word.first : word.last]),
+                pieces=self.filler.reader.pieces(encoded.ids[word.first : word.last]),
                 piece_log_probabilities=tuple(values[word.first : word.last].tolist()),
             )
             for word in encoded.words

@@ -5,6 +5,7 @@ Shapes: L tokens of a text, special tokens included.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,10 +62,13 @@ class TextReader:
         for first, last in zip(places.tolist(), ends.tolist(), strict=True):
             if self.special[ids[first:last]].any():
                 continue
-            start, end = self._trim(text, offsets[first][0], offsets[last - 1][1])
+            start, end = offsets[first][0], offsets[last - 1][1]
+            # Some tokenizers count the space before a word to it.
+            while 0 <= start < end and text[start].isspace():
+                start += 1
             words.append(
                 Word(
-                    text=text[start:end] if start >= 0 else self._pieces(ids[first:last]),
+                    text=text[start:end] if start >= 0 else "".join(self.pieces(ids[first:last])),
                     start=start,
                     end=end,
                     first=first + len(prefix),
@@ -74,9 +78,9 @@ class TextReader:
         whole = np.concatenate((prefix, ids, suffix)).astype(np.int64)
         return EncodedText(ids=whole, words=tuple(words))
 
-    def pieces(self, ids: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    def pieces(self, ids: Iterable[int]) -> tuple[str, ...]:
         """Return tokens as the vocabulary spells them."""
-        return tuple(map(str, self.tokenizer.convert_ids_to_tokens(ids.tolist())))
+        return tuple(map(str, self.tokenizer.convert_ids_to_tokens([int(token) for token in ids])))
 
     def _tokens(
         self, text: str
@@ -94,12 +98,3 @@ class TextReader:
         starts = starts | special
         starts[1:] |= special[:-1]
         return ids, starts, encoding.offsets
-
-    def _trim(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """Drop the space before a word that some tokenizers count to it."""
-        while 0 <= start < end and text[start].isspace():
-            start += 1
-        return start, end
-
-    def _pieces(self, ids: npt.NDArray[np.int64]) -> str:
-        return "".join(self.pieces(ids))

@@ -20,9 +20,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from maskery.core.errors import CheckpointError, ConfigError, ModelError, reason_of
 from maskery.core.system import replace_folder
 from maskery.core.task import EXTRA_STATE, part_of
+from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import CaptionCorpus, CaptionTokens, tokenise_captions
+from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
@@ -109,7 +110,9 @@ def _own_tokenizer(
             raise ModelError(
                 f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
             ) from error
-    tokenizer = train_wordpiece(CaptionCorpus(pairs), config.vocab_size, progress=progress)
+    captions = [caption for pair in pairs for caption in pair.captions]
+    corpus = Corpus.of(captions, name="the captions")
+    tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
     if kept is not None:
         partial = kept.with_name(f"{kept.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

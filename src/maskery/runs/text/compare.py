@@ -16,8 +16,8 @@ from maskery.evaluation.text.opening import open_model
 from maskery.runs.frame.config_file import open_run, to_plain
 from maskery.runs.frame.run_folder import write_bytes
 from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.held_out import HELD_OUT
 from maskery.runs.text.prepare import prepare_text
-from maskery.runs.text.run import HELD_OUT
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +38,8 @@ class TextRunConfig:
     engine: Literal["loop", "trainer"] = "loop"
     """loop; trainer is gone, and only read in the configurations of old runs."""
     eval_data: tuple[str, ...] = ()
-    """Held-out text of its own, read like the corpus. Default: a share of the corpus."""
+    """Held-out text of its own, read like the corpus. Default: a share of the corpus. NAME=PATH is
+    another text that is measured beside it, such as one that should not be forgotten."""
     held_out_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.05")] = 0.05
     """Share of the examples that is held out, chosen by a hash of their content."""
     head_first: str = "auto"
@@ -111,7 +113,8 @@ class TextRunConfig:
             raise ConfigError(
                 "--group-column is empty: it must be a name; leave it out or name one"
             )
-        if self.group_column is not None and self.eval_data:
+        self._check_eval_data()
+        if self.group_column is not None and self.deciding_data:
             raise ConfigError(
                 f"--group-column {self.group_column} and --eval-data do not go together: with "
                 f"held-out text of its own the corpus is not split; leave out one of them"
@@ -128,6 +131,26 @@ class TextRunConfig:
             )
 
     @property
+    def deciding_data(self) -> tuple[str, ...]:
+        """The part of `eval_data` without names: the held-out text that decides."""
+        return tuple(text for text in self.eval_data if not named_text(text)[0])
+
+    @property
+    def other_data(self) -> dict[str, str]:
+        """The part of `eval_data` that is measured beside it, by name."""
+        return {name: path for name, path in map(named_text, self.eval_data) if name}
+
+    def _check_eval_data(self) -> None:
+        texts = [named_text(text) for text in self.eval_data]
+        for kind, found in (("name", [n for n, _ in texts if n]), ("path", [p for _, p in texts])):
+            twice = next((one for one in found if found.count(one) > 1), None)
+            if twice is not None:
+                raise ConfigError(
+                    f"--eval-data gives the {kind} '{twice}' twice; give each text once, with a "
+                    f"name of its own"
+                )
+
+    @property
     def head_share(self) -> float:
         """The share of `--head-first`; 0 for off, and for auto until a run has chosen.
 
@@ -142,12 +165,24 @@ class TextRunConfig:
         return replace(
             self,
             corpus=_anchored(self.corpus),
-            eval_data=_anchored(self.eval_data),
+            eval_data=(
+                *_anchored(self.deciding_data),
+                *(f"{name}={_anchored([path])[0]}" for name, path in self.other_data.items()),
+            ),
             masking=self.masking.anchored(),
             objectives=self.objectives.anchored(),
             reading=self.reading.anchored(),
             probe=None if self.probe is None else self.probe.absolute(),
         )
+
+
+def named_text(text: str) -> tuple[str, str]:
+    """Return the name and the path of an `eval_data`; a name is empty where there is none."""
+    name, sign, path = text.partition("=")
+    # A folder may be called year=2020.
+    if not sign or not re.fullmatch(r"[A-Za-z][\w.-]*", name) or Path(text).exists():
+        return "", text
+    return name, path
 
 
 def _anchored(sources: Sequence[str]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from maskery.data.added_words import AddedWords
     from maskery.data.corpus.config import CorpusConfig
     from maskery.data.shards.source import ShardSource
+    from maskery.data.store import TokenStore
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class TextData(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
     added: AddedWords | None
+    # Held-out texts beside the one that decides, by name
+    others: dict[str, TokenStore]
 
     def described(self) -> dict[str, Any]:
         """Return what a continuation must share, by name; for `identity`."""
@@ -121,10 +124,11 @@ class StoredText:
         unusual = corpus.report.describe()
         if unusual:
             log.warning("%s", unusual)
-        if config.eval_data or given.eval_texts is not None:
-            other = _corpus(given.eval_texts, config.eval_data, config.reading)
+        self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
+        if config.deciding_data or given.eval_texts is not None:
+            other = _corpus(given.eval_texts, config.deciding_data, config.reading)
             self.held_store = tokenise(other, self.tokenizer, cache_dir, progress=progress)
-            self.train_documents = without_held_out(self.store, self.held_store, self.tokenizer)
+            self.train_documents = np.arange(self.store.num_documents)
             self.held_documents = np.arange(self.held_store.num_documents)
         else:
             self.held_store = self.store
@@ -134,6 +138,16 @@ class StoredText:
             else:
                 sides = split_by_value(*whole, corpus.groups(config.group_column))
             self.train_documents, self.held_documents = sides
+        outside = [*self.others.values(), *([self.held_store] if self.has_own_held_out else [])]
+        if outside:
+            self.train_documents = without_held_out(
+                self.store, self.train_documents, outside, self.tokenizer
+            )
+
+    @property
+    def has_own_held_out(self) -> bool:
+        """True if the held-out text that decides is not of the corpus."""
+        return self.held_store is not self.store
 
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
@@ -150,7 +164,8 @@ class StoredText:
 
     def described(self) -> dict[str, Any]:
         """See `TextData`; a store's name is a hash of content and tokenizer."""
-        own = self.held_store is not self.store
+        own = self.has_own_held_out
+        others = {name: store.folder.name for name, store in self.others.items()}
         return {
             "corpus_fingerprint": self.store.folder.name,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
@@ -158,6 +173,7 @@ class StoredText:
             "held_out_share": None if own else self.held_out_share,
             # Not named where there is none, as by versions that knew of none.
             **({"group_column": self.group_column} if self.group_column else {}),
+            **({"other_fingerprints": others} if others else {}),
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
@@ -176,6 +192,20 @@ class StoredText:
             f"{len(self.train_documents):,} training and {len(self.held_documents):,} held-out "
             f"examples, {tokens:,} tokens"
         )
+
+
+def other_texts(
+    config: TextRunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    cache_dir: Path,
+    *,
+    progress: bool = True,
+) -> dict[str, TokenStore]:
+    """Read and tokenise the held-out texts that have names."""
+    return {
+        name: tokenise(Corpus.open([path], config.reading), tokenizer, cache_dir, progress=progress)
+        for name, path in config.other_data.items()
+    }
 
 
 def _corpus(texts: Any, sources: Sequence[str], reading: CorpusConfig) -> Corpus:

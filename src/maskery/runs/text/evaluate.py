@@ -33,8 +33,8 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.config_file import open_run, run_kind
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.extra_state import load_extra, replaced_words_auc
+from maskery.runs.text.held_out import AS_LOADED, WITH_HEAD, kept_scores
 from maskery.runs.text.prepare import prepare_text, text_parts
-from maskery.runs.text.run import AS_LOADED, WITH_HEAD, kept_scores
 from maskery.tasks.text_mlm import make_text_task
 
 

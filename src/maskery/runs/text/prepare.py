@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -72,7 +73,8 @@ class TextRun:
         loaded: The initial model as it was loaded, with its tokenizer.
         vocabulary: Of the tokenizer.
         train: Training batches.
-        held_out: Held-out batches.
+        held_out: Held-out batches of the text that decides.
+        others: Those of other held-out texts, by name.
         head_steps: The steps in which the new head is trained alone.
         frozen_share: Their share of all steps.
         identity: Everything that a continuation must share, as JSON.
@@ -86,20 +88,23 @@ class TextRun:
     vocabulary: Vocabulary
     train: TextSource | ShardSource
     held_out: TextSource
+    others: dict[str, TextSource]
     head_steps: int
     frozen_share: float
     identity: str
     about: str
     given: Given
 
-    def score(self, model: MaskedLanguageModel | None = None) -> ExampleSums:
+    def score(self, model: MaskedLanguageModel | None = None, *, name: str = "") -> ExampleSums:
         """Return held-out sums of this run's model, or of another with the same tokenizer.
+
+        They are of the text that decides, or of the other one of that name.
 
         The run's processes share the work: all of them must call this.
         """
         return score_examples(
             model or self.model,
-            self.held_out.in_order(),
+            (self.others[name] if name else self.held_out).in_order(),
             Masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
@@ -144,6 +149,10 @@ def prepare_text(
         vocabulary=Vocabulary.of(data.tokenizer),
         train=train,
         held_out=held_out,
+        others={
+            name: TextSource(store, np.arange(store.num_documents), **settings)
+            for name, store in data.others.items()
+        },
         head_steps=alone,
         frozen_share=alone / steps,
         identity=identity_of(config, data, given, layout=layout, max_length=max_length),

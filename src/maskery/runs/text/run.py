@@ -9,23 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from maskery.core.errors import CheckpointError, ConfigError
-from maskery.core.processes import join_processes
+from maskery.core.errors import ConfigError
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
-from maskery.evaluation.intervals import Interval, Verdict, interval_note, judge
-from maskery.evaluation.text.masked import (
-    ExampleSums,
-    MaskedScores,
-    compare,
-    summarise,
-)
+from maskery.evaluation.intervals import Verdict, interval_note, judge
 from maskery.models.dropout import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
-from maskery.runs.frame.run_folder import MODEL, default_folder, write_bytes, write_text
+from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
     card_table,
@@ -37,6 +29,7 @@ from maskery.runs.frame.run_frame import (
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.extra_state import load_extra, replaced_words_auc, save_extra
+from maskery.runs.text.held_out import HeldOutText, Measured
 from maskery.runs.text.prepare import (
     Objective,
     TextRun,
@@ -57,24 +50,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Held-out sums of the start as it was loaded, of the start with its head trained alone, and of the
-# trained model.
-BEFORE, WITH_HEAD, HELD_OUT = "before.safetensors", "with_head.safetensors", "held_out.safetensors"
-AS_LOADED = "as loaded"
-
 
 @dataclass(frozen=True, kw_only=True)
-class TextResult:
-    """The figures of a finished text run.
+class TextResult(Measured):
+    """The figures of a finished text run; those of `Measured` are of the text that decides.
 
     Attributes:
         folder: The run folder.
-        as_loaded: Held-out figures of the initial model where its head was new and was then trained
-            alone; else None.
-        before: Those of the initial model, with the head that was trained alone where there is one.
-        after: Those of the trained model.
-        heads: The head that each of these has, in words.
-        difference: Paired, after minus before: loss, top1, top5, each (value, low, high).
+        heads: The head that each column of figures has, in words.
+        others: The figures of other held-out texts, by name.
         mrtd_auc: How well replaced words are told from original ones; None without MRTD.
         vectors: How well the encoder's vectors do, after and before; None where nothing was asked.
         verdict: Whether the run helped, in words.
@@ -82,32 +66,21 @@ class TextResult:
     """
 
     folder: Path
-    as_loaded: MaskedScores | None
-    before: MaskedScores
-    after: MaskedScores
     heads: dict[str, str]
-    difference: dict[str, Interval]
+    others: dict[str, Measured]
     mrtd_auc: float | None
     summary: Summary
     vectors: ProbeResult | None
     verdict: Verdict
-
-    @property
-    def columns(self) -> dict[str, MaskedScores]:
-        """Return the figures by heading, in order of time."""
-        loaded = {} if self.as_loaded is None else {AS_LOADED: self.as_loaded}
-        return {**loaded, "before": self.before, "after": self.after}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json` and of `--json`."""
         return {
             "run": str(self.folder),
             "model": str(self.folder / MODEL),
-            "as_loaded": None if self.as_loaded is None else asdict(self.as_loaded),
-            "before": asdict(self.before),
-            "after": asdict(self.after),
+            **self.figures(),
             "heads": self.heads,
-            "difference": self.difference,
+            "others": {name: measured.figures() for name, measured in self.others.items()},
             "mrtd_auc": self.mrtd_auc,
             "vectors": None if self.vectors is None else self.vectors.to_json(),
             "verdict": str(self.verdict),
@@ -181,65 +154,39 @@ def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun
 def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
     """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
-    resume = run.config.resume == "auto"
-    loaded = first_scores(folder, run.identity, run.score, resume=resume)
-    with_head = kept_scores(folder / WITH_HEAD, run.identity) if resume else None
-    scored = [loaded]
+    texts = {name: HeldOutText(run, folder, name) for name in ("", *run.others)}
     # Before the loop restores a checkpoint: the start's vectors are compared with.
     check = vector_check(run)
 
     def evaluate(step: int) -> dict[str, float]:
-        nonlocal with_head
-        if step > 0:
-            scored.append(run.score())
-        if step and step == run.head_steps:
-            with_head = scored[-1]
-            if is_main_process():
-                write_bytes(folder / WITH_HEAD, with_head.to_bytes(run.identity))
-        figures = held_out_figures(scored[-1])
+        figures = {name: v for text in texts.values() for name, v in text.score(step).items()}
         return figures if check is None else {**figures, "probe": check.figure()}
 
     task = make_task(run)
     summary = fit(run, task, folder, evaluate, progress=progress)
-    if summary.resumed_from >= summary.steps:  # already finished: nothing was evaluated
-        scored.append(run.score())
     vectors = None if check is None else check.result()
-    if run.head_steps and with_head is None:
-        log.warning("'%s' is lost: 'before' has the head as it was loaded", folder / WITH_HEAD)
-    before = with_head or loaded
-    difference = compare(scored[-1], before)
-    keeps = bool(run.config.objectives.keep_weight)
+    # A run that was finished already has evaluated nothing.
+    scored = summary.resumed_from < summary.steps
+    decides, *others = (text.finish(scored=scored) for text in texts.values())
+    named = dict(zip(run.others, others, strict=True))
     result = TextResult(
+        **vars(decides),
         folder=folder,
-        as_loaded=None if with_head is None else summarise(loaded),
-        before=summarise(before),
-        after=summarise(scored[-1]),
-        heads=heads_of(run, alone=with_head is not None),
-        difference=difference,
+        heads=texts[""].heads,
+        others=named,
         vectors=vectors,
-        verdict=judge(difference["loss"], _first_difference(vectors), keeps=keeps),
+        verdict=judge(
+            decides.difference["loss"],
+            None if vectors is None else vectors.figures[0].difference,
+            keeps=bool(run.config.objectives.keep_weight),
+            others={name: one.difference["loss"] for name, one in named.items()},
+        ),
         mrtd_auc=replaced_words_auc(task, run.held_out.in_order()),
         summary=summary,
     )
     if is_main_process():
-        write_bytes(folder / HELD_OUT, scored[-1].to_bytes(run.identity))
         save_model_folder(folder / MODEL, lambda path: save_model(run, task, path, result))
     return result
-
-
-def heads_of(run: TextRun, *, alone: bool) -> dict[str, str]:
-    """Return the head that each column of figures has, in words.
-
-    Args:
-        run: Before or after its training.
-        alone: True if the figures before are those with a head that was trained alone.
-    """
-    if not run.loaded.new_parameters:
-        return {"before": "its own", "after": "trained on"}
-    if not alone:
-        return {"before": "new, untrained", "after": "trained"}
-    steps = f"trained alone, {run.head_steps:,} steps"
-    return {AS_LOADED: "new, untrained", "before": steps, "after": "trained with the encoder"}
 
 
 def vector_check(run: TextRun) -> Any:
@@ -248,10 +195,6 @@ def vector_check(run: TextRun) -> Any:
         return None
     # By name: a run whose vectors nobody asks about needs none of it.
     return importlib.import_module("maskery.runs.text.vectors").VectorCheck.of(run)
-
-
-def _first_difference(vectors: ProbeResult | None) -> Interval | None:
-    return None if vectors is None else vectors.figures[0].difference
 
 
 def make_task(run: TextRun) -> Task[Any, Any]:
@@ -297,13 +240,6 @@ def fit(
     return summary
 
 
-def held_out_figures(scored: ExampleSums) -> dict[str, float]:
-    """Return token-weighted held-out figures without intervals, for the log."""
-    count, loss, top1, top5 = scored.sums.sum(axis=0) / scored.sums[:, 0].sum()
-    del count
-    return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0))), "top1": top1, "top5": top5}
-
-
 def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextResult) -> None:
     """Write the Hugging Face model, its tokenizer, its card, and a twin where there is one."""
     hf = run.loaded.model
@@ -333,6 +269,9 @@ def text_model_card(config: TextRunConfig, result: TextResult) -> str:
         cells = [card_figure(figure.models[name]) for name in ("before", "after")]
         # The encoder is the same as it was loaded and before.
         rows.append([f"vectors: {figure.name}", *cells[: len(columns) - 2], *cells])
+    for name, other in result.others.items():
+        losses = (card_figure(scores.loss) for scores in other.columns.values())
+        rows.append([f"{name}: loss (nats)", *losses])
     corpus = ", ".join(f"`{public_name(name)}`" for name in config.corpus)
     text = f"""
 # A masked language model adapted with Maskery
@@ -354,50 +293,3 @@ pipeline("fill-mask", model="path/of/this/folder")
 ```
 """
     return model_card(text.lstrip(), pipeline_tag="fill-mask")
-
-
-def first_scores(
-    folder: Path, identity: str, score: Callable[[], ExampleSums], *, resume: bool
-) -> ExampleSums:
-    """Return the initial model's held-out sums, read if this run has written them before.
-
-    A resumed run compares with them as the first one did.
-
-    Args:
-        folder: The run folder.
-        identity: The run's; a file of another run is not read.
-        score: Scores the initial model; every process of the run takes part.
-        resume: Read what is there.
-
-    Raises:
-        CheckpointError: They could not be written, or the main process alone can read them.
-    """
-    kept = kept_scores(folder / BEFORE, identity) if resume else None
-    if kept is not None:
-        return kept
-    scored = score()
-    if is_main_process():
-        write_bytes(folder / BEFORE, scored.to_bytes(identity))
-    return scored
-
-
-def kept_scores(path: Path, identity: str) -> ExampleSums | None:
-    """Return the sums in a file; None if it is missing, damaged or of another run.
-
-    Raises:
-        CheckpointError: The main process alone can read them.
-    """
-    processes = join_processes()
-    try:
-        kept, of = ExampleSums.read(path)
-        found = kept if of == identity else None
-    except CheckpointError:
-        found = None
-    if processes.on_main(lambda: None if found is None else "sound") is None:
-        return None
-    if found is None:
-        raise CheckpointError(
-            f"'{path}' can be read by the main process and not by process {processes.rank}; put "
-            f"the run folder where all processes see it"
-        )
-    return found

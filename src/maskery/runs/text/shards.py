@@ -22,6 +22,7 @@ from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.models.loading import load_tokenizer
 from maskery.runs.frame.run_frame import fingerprint_of
 from maskery.runs.text.config import SCRATCH, TextRunConfig
+from maskery.runs.text.data import other_texts
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +43,22 @@ class ShardedText:
         self.shards = TokenShards(open_place(config.corpus[0], cache_dir))
         self.tokenizer = self._tokenizer()
         self.added: AddedWords | None = None
+        self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
         self.held_out_store = self._held_out(cache_dir, progress)
 
     def described(self) -> dict[str, Any]:
         """See `TextData`."""
         manifest, streaming = self.shards.manifest, self.config.streaming
-        held_out = np.asarray(self.held_out_store.ids)
+        own = self.config.deciding_data
+        held_out = fingerprint_of(np.asarray(self.held_out_store.ids)) if own else None
+        others = {name: store.folder.name for name, store in self.others.items()}
         return {
             "corpus_fingerprint": manifest.fingerprint,
             "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
-            "eval_data_fingerprint": fingerprint_of(held_out) if self.config.eval_data else None,
+            "eval_data_fingerprint": held_out,
             "held_out_tokens": streaming.held_out_tokens,
             "shuffle_shards": streaming.shuffle_shards,
+            **({"other_fingerprints": others} if others else {}),
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
@@ -71,11 +76,14 @@ class ShardedText:
         held_out = TextSource(
             self.held_out_store, np.arange(self.held_out_store.num_documents), **settings
         )
+        # What was set aside when the shards were made is in none of them.
+        own = [self.held_out_store] if self.config.deciding_data else []
+        outside = [np.asarray(store.ids) for store in (*own, *self.others.values())]
         train = ShardSource(
             self.shards,
             shuffle_shards=streaming.shuffle_shards,
             cache_shards=streaming.cache_shards,
-            exclude=np.asarray(self.held_out_store.ids) if self.config.eval_data else None,
+            exclude=np.concatenate(outside) if outside else None,
             **settings,
         )
         return train, held_out
@@ -103,13 +111,13 @@ class ShardedText:
 
     def _held_out(self, cache_dir: Path, progress: bool) -> Documents:
         config = self.config
-        if not config.eval_data:
+        if not config.deciding_data:
             return self.shards.held_out(config.streaming.held_out_tokens)
-        if len(config.eval_data) == 1 and holds_shards(config.eval_data[0]):
-            other = TokenShards(open_place(config.eval_data[0], cache_dir))
+        if len(config.deciding_data) == 1 and holds_shards(config.deciding_data[0]):
+            other = TokenShards(open_place(config.deciding_data[0], cache_dir))
             if other.manifest.tokenizer_fingerprint != self.shards.manifest.tokenizer_fingerprint:
                 raise DataError(
-                    f"the shards of --eval-data '{config.eval_data[0]}' were made with another "
+                    f"the shards of --eval-data '{config.deciding_data[0]}' were made with another "
                     "tokenizer; make them again with that of the corpus"
                 )
             chosen, tokens = [], 0
@@ -119,7 +127,7 @@ class ShardedText:
                 if tokens >= config.streaming.held_out_tokens:
                     break
             return other.open(chosen)
-        corpus = Corpus.open(config.eval_data, config.reading)
+        corpus = Corpus.open(config.deciding_data, config.reading)
         return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
 
 

@@ -1,0 +1,189 @@
+"""The held-out figures of a run over its course, kept in its folder.
+
+A run has one held-out text that decides, and may have others by name, such as general text that it
+might forget.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskery.core.errors import CheckpointError
+from maskery.core.processes import join_processes
+from maskery.core.system import is_main_process
+from maskery.evaluation.intervals import Interval
+from maskery.evaluation.text.masked import ExampleSums, MaskedScores, compare, summarise
+from maskery.runs.frame.run_folder import write_bytes
+from maskery.runs.text.prepare import TextRun
+
+log = logging.getLogger(__name__)
+
+# Sums of the start as it was loaded, of the start with its head trained alone, and of the trained
+# model; those of other texts have a name after the stem.
+BEFORE, WITH_HEAD, HELD_OUT = "before.safetensors", "with_head.safetensors", "held_out.safetensors"
+AS_LOADED = "as loaded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Held-out figures of one text.
+
+    Attributes:
+        as_loaded: Those of the initial model where its head was new and was then trained alone;
+            else None.
+        before: Those of the initial model, with the head that was trained alone where there is one.
+        after: Those of the trained model.
+        difference: Paired, after minus before: loss, top1, top5, each (value, low, high).
+    """
+
+    as_loaded: MaskedScores | None
+    before: MaskedScores
+    after: MaskedScores
+    difference: dict[str, Interval]
+
+    @property
+    def columns(self) -> dict[str, MaskedScores]:
+        """Return the figures by heading, in order of time."""
+        loaded = {} if self.as_loaded is None else {AS_LOADED: self.as_loaded}
+        return {**loaded, "before": self.before, "after": self.after}
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        return {
+            "as_loaded": None if self.as_loaded is None else asdict(self.as_loaded),
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "difference": self.difference,
+        }
+
+
+class HeldOutText:
+    """Scores one held-out text of a run at its start, while and after it trains.
+
+    Args:
+        run: Before its first step: the initial model is scored now, if it was not before.
+        folder: The run folder.
+        name: Of the text; empty for the one that decides.
+    """
+
+    def __init__(self, run: TextRun, folder: Path, name: str = "") -> None:
+        self.run, self.folder, self.name = run, folder, name
+        resume = run.config.resume == "auto"
+        self.loaded = self.last = first_scores(
+            folder, run.identity, lambda: run.score(name=name), resume=resume, name=name
+        )
+        path = folder / named(WITH_HEAD, name)
+        self.with_head = kept_scores(path, run.identity) if resume else None
+
+    def score(self, step: int) -> dict[str, float]:
+        """Score the model after a step; returns figures for the log."""
+        if step > 0:
+            self.last = self.run.score(name=self.name)
+        if step and step == self.run.head_steps:
+            self.with_head = self.last
+            self._write(WITH_HEAD)
+        _, loss, top1, top5 = self.last.sums.sum(axis=0) / self.last.sums[:, 0].sum()
+        if self.name:
+            return {f"{self.name}_loss": loss, f"{self.name}_top1": top1}
+        perplexity = float(np.exp(min(loss, 700.0)))
+        return {"loss": loss, "perplexity": perplexity, "top1": top1, "top5": top5}
+
+    def finish(self, *, scored: bool) -> Measured:
+        """Write the last sums, and compare.
+
+        Args:
+            scored: False if the model was not scored since it was restored.
+        """
+        if not scored:
+            self.last = self.run.score(name=self.name)
+        self._write(HELD_OUT)
+        if self.run.head_steps and self.with_head is None:
+            path = self.folder / named(WITH_HEAD, self.name)
+            log.warning("'%s' is lost: 'before' has the head as it was loaded", path)
+        before = self.with_head or self.loaded
+        return Measured(
+            as_loaded=None if self.with_head is None else summarise(self.loaded),
+            before=summarise(before),
+            after=summarise(self.last),
+            difference=compare(self.last, before),
+        )
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Return the head that each column of figures has, in words."""
+        if not self.run.loaded.new_parameters:
+            return {"before": "its own", "after": "trained on"}
+        if self.with_head is None:
+            return {"before": "new, untrained", "after": "trained"}
+        steps = f"trained alone, {self.run.head_steps:,} steps"
+        return {AS_LOADED: "new, untrained", "before": steps, "after": "trained with the encoder"}
+
+    def _write(self, file: str) -> None:
+        if is_main_process():
+            path = self.folder / named(file, self.name)
+            write_bytes(path, self.last.to_bytes(self.run.identity))
+
+
+def named(file: str, name: str) -> str:
+    """Return the file of a text; that of the one that decides has no name in it."""
+    return file.replace(".", f"-{name}.") if name else file
+
+
+def first_scores(
+    folder: Path,
+    identity: str,
+    score: Callable[[], ExampleSums],
+    *,
+    resume: bool,
+    name: str = "",
+) -> ExampleSums:
+    """Return the initial model's held-out sums, read if this run has written them before.
+
+    A resumed run compares with them as the first one did.
+
+    Args:
+        folder: The run folder.
+        identity: The run's; a file of another run is not read.
+        score: Scores the initial model; every process of the run takes part.
+        resume: Read what is there.
+        name: Of the text.
+
+    Raises:
+        CheckpointError: They could not be written, or the main process alone can read them.
+    """
+    path = folder / named(BEFORE, name)
+    kept = kept_scores(path, identity) if resume else None
+    if kept is not None:
+        return kept
+    scored = score()
+    if is_main_process():
+        write_bytes(path, scored.to_bytes(identity))
+    return scored
+
+
+def kept_scores(path: Path, identity: str) -> ExampleSums | None:
+    """Return the sums in a file; None if it is missing, damaged or of another run.
+
+    Raises:
+        CheckpointError: The main process alone can read them.
+    """
+    processes = join_processes()
+    try:
+        kept, of = ExampleSums.read(path)
+        found = kept if of == identity else None
+    except CheckpointError:
+        found = None
+    if processes.on_main(lambda: None if found is None else "sound") is None:
+        return None
+    if found is None:
+        raise CheckpointError(
+            f"'{path}' can be read by the main process and not by process {processes.rank}; put "
+            f"the run folder where all processes see it"
+        )
+    return found
