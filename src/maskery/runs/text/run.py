@@ -160,7 +160,7 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
 
     def evaluate(step: int) -> dict[str, float]:
         figures = {name: v for text in texts.values() for name, v in text.score(step).items()}
-        return figures if check is None else {**figures, "probe": check.figure()}
+        return figures if check is None else {**figures, "probe": check.figure(step)}
 
     task = make_task(run)
     summary = fit(run, task, folder, evaluate, progress=progress)
