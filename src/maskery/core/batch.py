@@ -27,20 +27,14 @@ class TokenBatch:
 
     Position `starts[b] + i` of example `example_ids[b]` names token i of sequence b for good: every
     random decision about the token is drawn for that name, whatever batch it stands in.
-
-    Attributes:
-        input_ids: (T,) int64.
-        boundaries: (B + 1,) int64; sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`.
-        example_ids: (B,) uint64; the windows of one document share its id.
-        starts: (B,) int64; where the sequence starts in its document, in tokens.
-        word_starts: (T,) bool; True at the first token of each word, and at special tokens.
     """
 
-    input_ids: npt.NDArray[np.int64]
+    input_ids: npt.NDArray[np.int64]  # (T,)
+    # (B + 1,); sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`
     boundaries: npt.NDArray[np.int64]
-    example_ids: npt.NDArray[np.uint64]
-    starts: npt.NDArray[np.int64]
-    word_starts: npt.NDArray[np.bool_]
+    example_ids: npt.NDArray[np.uint64]  # (B,); the windows of one document share its id
+    starts: npt.NDArray[np.int64]  # (B,); where the sequence starts in its document, in tokens
+    word_starts: npt.NDArray[np.bool_]  # (T,); the first token of each word, and special tokens
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -55,19 +49,12 @@ class TokenBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTokens:
-    """A `TokenBatch` after masking.
+    """A `TokenBatch` after masking."""
 
-    Attributes:
-        batch: The batch before masking, unchanged.
-        input_ids: (T,) int64, corrupted.
-        positions: (M,) int64, ascending indices of the masked tokens into the T.
-        targets: (M,) int64, the original ids there.
-    """
-
-    batch: TokenBatch
-    input_ids: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
+    batch: TokenBatch  # As before masking
+    input_ids: npt.NDArray[np.int64]  # (T,), corrupted
+    positions: npt.NDArray[np.int64]  # (M,), ascending indices of the masked tokens into the T
+    targets: npt.NDArray[np.int64]  # (M,), the original ids there
 
     @classmethod
     def unmasked(cls, batch: TokenBatch, positions: npt.NDArray[np.int64]) -> MaskedTokens:
@@ -99,20 +86,14 @@ class StaticShapes:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The token ids that masking deals with.
+    """The token ids that masking deals with."""
 
-    Attributes:
-        size: Ids run from 0 to `size` - 1.
-        mask_token_id: The id of the mask token.
-        special_ids: Ids that are never masked, sorted.
-        protected: (size,) bool, True at `special_ids`.
-        replacements: The ids a masked token may be replaced by: all that are not special.
-    """
-
-    size: int
+    size: int  # Ids run from 0 to `size` - 1
     mask_token_id: int
-    special_ids: tuple[int, ...]
+    special_ids: tuple[int, ...]  # Never masked; sorted
+    # (size,), True at `special_ids`
     protected: npt.NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    # What a masked token may be replaced by: all ids that are not special
     replacements: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -128,25 +109,18 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-        """Read them from a Hugging Face tokenizer.
-
-        Special are its special tokens and every added token it marks as special, such as
-        ModernBERT's `<|endoftext|>`. Where ids have holes, `size` is one more than the largest, and
-        an id that stands for no token counts as special, so that none is drawn as a replacement.
-
-        Raises:
-            ModelError: The tokenizer has no mask token.
-        """
+        """Read them from a Hugging Face tokenizer; without a mask token it is a ModelError."""
         if tokenizer.mask_token_id is None:
             raise ModelError(
                 f"the tokenizer of '{tokenizer.name_or_path}' has no mask token: masked language "
                 f"modelling needs one; use a BERT-like model, or add one to the tokenizer "
                 f"(mask_token in its special_tokens_map)"
             )
-        added = tokenizer.added_tokens_decoder
         special = {int(i) for i in tokenizer.all_special_ids}
-        special |= {int(i) for i, token in added.items() if token.special}
+        # Added tokens that are marked as special, such as ModernBERT's `<|endoftext|>`.
+        special |= {int(i) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         size = vocabulary_size(tokenizer)
+        # Ids may have holes; one that stands for no token is never drawn as a replacement.
         special |= set(range(size)).difference(tokenizer.get_vocab().values())
         return cls(
             size=size,

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 
 def reason_of(error: BaseException, *, most: int = 300) -> str:
-    """Return another library's error in one line, to be quoted in a message of ours.
-
-    It has at most `most` characters; an error without a message gives the name of its type.
-    """
+    """Return another library's error in one line of at most `most` characters."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= most else f"{words[: most - 3]}..."
 
@@ -27,9 +24,8 @@ class MaskeryError(Exception):
         message = super().__str__()
         if message.isprintable():
             return message
-        return "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in message
-        )
+        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        return "".join(escaped)
 
 
 class ConfigError(MaskeryError):
@@ -68,12 +64,8 @@ class OtherProcessError(MaskeryError):
 
 
 class StoppedError(MaskeryError):
-    """A signal asked for the end; everything that is needed to go on is written.
-
-    Attributes:
-        exit_code: The command's: 128 plus the number of the signal.
-    """
+    """A signal asked for the end; everything that is needed to go on is written."""
 
     def __init__(self, message: str, *, exit_code: int = 143) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # the command's: 128 plus the number of the signal

@@ -88,11 +88,7 @@ class Processes:
         return parts
 
     def on_main(self, work: Callable[[], str | None]) -> str | None:
-        """Run a function in the main process; every process gets its result.
-
-        Raises:
-            OtherProcessError: It failed, and this is another process.
-        """
+        """Run a function in the main process; every process gets its result, or fails with it."""
         if not self.is_main:
             done, result = self._from_main(None)
             if not done:
@@ -108,11 +104,7 @@ class Processes:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in the main process, then in all others, which find what it left on disk.
-
-        Raises:
-            OtherProcessError: It failed in the main process, and this is another.
-        """
+        """Run a block in the main process, then in all others, which find what it left on disk."""
         if not self.is_main:
             self.on_main(lambda: None)
             yield

@@ -101,17 +101,7 @@ def _blocks(
 def random_words(
     seed: int, stream: Stream, epoch: int, example_ids: UInt64Array, positions: Int64Array
 ) -> UInt32Array:
-    """Return a 32-bit word for each (example id, position), in any order, with repetitions.
-
-    Args:
-        seed: From 0 to 2**64 - 1.
-        epoch: From 0 to 2**24 - 1.
-        example_ids: (N,) uint64.
-        positions: (N,) int64, from 0 to 2**32 - 1.
-
-    Returns:
-        (N,) uint32.
-    """
+    """Return a 32-bit word for each (example id, position) of (N,), repeated ones too."""
     words = np.empty(len(positions), np.uint32)
     for chosen, block in _blocks(seed, stream, epoch, example_ids, positions >> 2):
         words[chosen] = np.choose(positions[chosen] & 3, block)
@@ -128,15 +118,8 @@ def random_rows(
 ) -> UInt32Array:
     """`random_words` for runs of consecutive positions, four positions for each counter.
 
-    Args:
-        seed: From 0 to 2**64 - 1.
-        epoch: From 0 to 2**24 - 1.
-        example_ids: (B,) uint64, one a run.
-        starts: (B,) int64, the first position of each run.
-        lengths: (B,) int64, how many positions each run has.
-
-    Returns:
-        (sum of lengths,) uint32: the words of run 0, then of run 1, and so on.
+    A run is an example, its first position and its number of positions, (B,) each. Returns (sum of
+    lengths,) uint32: the words of run 0, then of run 1, and so on.
     """
     first = starts >> 2
     counts = np.where(lengths > 0, ((starts + lengths + 3) >> 2) - first, 0)

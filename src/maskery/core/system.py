@@ -103,16 +103,10 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Remembers the first signal; a second one ends the process at once.
-
-    Use as a context manager around the steps.
-
-    Attributes:
-        received: The number of the first signal, or None.
-    """
+    """Remembers the first signal; a second one ends the process. A context manager."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received: int | None = None  # the number of the first signal
         self._at = 0.0
         self._interrupts = False
 
@@ -127,11 +121,7 @@ class StopSignals:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a signal end the block at once, unless other processes wait for this one.
-
-        Raises:
-            Interrupted: A signal came, in the block or before.
-        """
+        """Let a signal end the block by `Interrupted`, unless other processes wait for us."""
         self._interrupts = launched_world_size() == 1
         try:
             if self._interrupts and self.received is not None:

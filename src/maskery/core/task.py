@@ -97,23 +97,15 @@ class BatchSource(Protocol[BatchT_co]):
 
 
 class Task(Protocol[BatchT_contra, PreparedT]):
-    """Wires a model, a masking policy and objectives; implement it for a method of your own.
+    """Wires a model, a masking policy and objectives; implement it for a method of your own."""
 
-    Attributes:
-        model: The module that is trained; the stepper may replace it by a wrapped one (DDP).
-        loss_weights: The weight of each loss term in the total, by its name.
-    """
-
-    model: nn.Module
-    loss_weights: Mapping[str, float]
+    model: nn.Module  # What is trained; the stepper may replace it by a wrapped one (DDP)
+    loss_weights: Mapping[str, float]  # The weight of each loss term in the total, by its name
 
     def prepare(self, batch: BatchT_contra, *, epoch: int, progress: float) -> PreparedT:
-        """Take the step's random decisions.
+        """Take the step's random decisions about examples that are not masked yet.
 
-        Args:
-            batch: Examples, not masked yet.
-            epoch: From 0.
-            progress: The share of the run that is done, in [0, 1), for schedules.
+        `epoch` counts from 0; `progress` is the share of the run that is done, in [0, 1).
         """
 
     def loss_sums(self, prepared: PreparedT) -> Mapping[str, torch.Tensor]:

@@ -18,15 +18,10 @@ from maskery.core.random import Stream, random_rows, to_integers, to_uniforms
 
 
 class Masked(NamedTuple):
-    """Corrupted ids and their labels, as `mask` returns them.
+    """Corrupted ids and their labels, as `mask` returns them."""
 
-    Attributes:
-        input_ids: (B, L) int64, corrupted.
-        labels: (B, L) int64, the target where masked, -100 elsewhere.
-    """
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
+    input_ids: torch.Tensor  # (B, L) int64, corrupted
+    labels: torch.Tensor  # (B, L) int64, the target where masked, -100 elsewhere
 
 
 def mask(

@@ -23,21 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Masker:
-    """Masks batches as a pure function of (seed, epoch, example id, position).
-
-    `Masker.of` makes one.
-
-    Attributes:
-        vocabulary: From `Vocabulary.of(tokenizer)`.
-        policy: Chooses the tokens.
-        config: Rate, schedule and shares, and the policy's name.
-        seed: From 0 to 2**64 - 1.
-    """
+    """Masks batches as a pure function of (seed, epoch, example id, position); made by `of`."""
 
     vocabulary: Vocabulary
-    policy: Policy
-    config: MaskingConfig
-    seed: int = 0
+    policy: Policy  # Chooses the tokens
+    config: MaskingConfig  # Rate, schedule and shares, and the policy's name
+    seed: int = 0  # From 0 to 2**64 - 1
 
     @classmethod
     def of(

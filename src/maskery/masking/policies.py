@@ -35,14 +35,10 @@ class Draws:
 
     Each method takes a stream: one of Maskery's, or any name of your own, such as "phrases". Draws
     of different streams are independent; the same name gives the same numbers again.
-
-    Attributes:
-        seed: From 0 to 2**64 - 1.
-        epoch: From 0 to 2**24 - 1.
     """
 
-    seed: int
-    epoch: int
+    seed: int  # From 0 to 2**64 - 1
+    epoch: int  # From 0 to 2**24 - 1
 
     def rows(self, stream: Stream | str, batch: TokenBatch) -> npt.NDArray[np.uint32]:
         """Return a random word for each token of the batch: (T,) uint32."""
@@ -56,12 +52,7 @@ class Draws:
     def at(
         self, stream: Stream | str, example_ids: npt.NDArray[np.uint64], positions: IntArray
     ) -> npt.NDArray[np.uint32]:
-        """Return a random word for each (example id, position): (N,) uint32.
-
-        Args:
-            example_ids: (N,) uint64.
-            positions: (N,) int64, from 0; in documents, as `batch.starts`.
-        """
+        """Return a random word for each (example id, position in its document): (N,) uint32."""
         seed, stream = self._stream(stream)
         return random_words(seed, stream, self.epoch, example_ids, positions)
 

@@ -13,12 +13,7 @@ LEVELS = 1 << 16
 
 
 def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[torch.Tensor, float]:
-    """Draw which elements are kept, each dropped with a chance rounded to a multiple of 2**-16.
-
-    Returns:
-        An int8 mask, 1 with probability 1 - chance and else 0, and 1 / (1 - chance) for the rounded
-        chance.
-    """
+    """Return an int8 mask, 0 with a chance (rounded to 2**-16ths), and 1 / (1 - chance)."""
     threshold = round(chance * LEVELS)
     if threshold >= LEVELS:
         return torch.zeros(shape, dtype=torch.int8, device=device), 0.0

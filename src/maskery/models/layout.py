@@ -21,46 +21,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskery.core.batch import IGNORE_INDEX, MaskedTokens, StaticShapes
 
-PACKABLE = frozenset(
-    {
-        "albert",
-        "bert",
-        "camembert",
-        "data2vec-text",
-        "distilbert",
-        "electra",
-        "ernie",
-        "esm",
-        "esmc",
-        "eurobert",
-        "gte",
-        "jina_embeddings_v3",
-        "layoutlm",
-        "modernbert",
-        "neomme",
-        "nomic_bert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roc_bert",
-        "ultrabert",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    }
-)
+PACKABLE = frozenset({
+    "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "esm",
+    "esmc", "eurobert", "gte", "jina_embeddings_v3", "layoutlm", "modernbert", "neomme",
+    "nomic_bert", "roberta", "roberta-prelayernorm", "roc_bert", "ultrabert", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+})  # fmt: skip
 # Families whose position ids start after the padding index.
-POSITIONS_AFTER_PADDING = frozenset(
-    {
-        "camembert",
-        "data2vec-text",
-        "esm",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    }
-)
+POSITIONS_AFTER_PADDING = frozenset({
+    "camembert", "data2vec-text", "esm", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+})  # fmt: skip
 # Largest difference of logits, relative to the largest logit, that rounding explains in float32.
 TOLERANCE = 1e-3
 # In bf16, whose logits differ by rounding alone; a leak between segments differs by more.
@@ -69,17 +40,11 @@ HALF_TOLERANCE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInputs:
-    """One encoder call.
+    """One encoder call."""
 
-    Attributes:
-        input_ids: (1, T) packed or (B, L) padded, int64.
-        rows: (M,) int64: where the masked tokens lie in `input_ids`, flattened.
-        arguments: The other forward arguments.
-    """
-
-    input_ids: torch.Tensor
-    rows: torch.Tensor
-    arguments: dict[str, Any]
+    input_ids: torch.Tensor  # (1, T) packed or (B, L) padded, int64
+    rows: torch.Tensor  # (M,) int64: where the masked tokens lie in `input_ids`, flattened
+    arguments: dict[str, Any]  # The other forward arguments
 
     def to(self, device: torch.device) -> EncoderInputs:
         """Copy to `device`."""
@@ -163,17 +128,11 @@ def pad(
 
 @dataclass(frozen=True, kw_only=True)
 class StaticInputs:
-    """One encoder call whose shapes never change, so that a compiled step is compiled once.
+    """One encoder call whose shapes never change, so that a compiled step is compiled once."""
 
-    Attributes:
-        inputs: T tokens in S segments, with M rows.
-        targets: (M,) int64, `IGNORE_INDEX` in rows that are not used.
-        num_left_out: Masked tokens for which there was no row.
-    """
-
-    inputs: EncoderInputs
-    targets: torch.Tensor
-    num_left_out: int
+    inputs: EncoderInputs  # T tokens in S segments, with M rows
+    targets: torch.Tensor  # (M,) int64, `IGNORE_INDEX` in rows that are not used
+    num_left_out: int  # Masked tokens for which there was no row
 
 
 def pack_static(

@@ -50,19 +50,12 @@ MODULES = "modules.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model, its tokenizer, and notes from loading them.
+    """A model, its tokenizer, and notes from loading them."""
 
-    Attributes:
-        model: In evaluation mode.
-        tokenizer: Its tokenizer.
-        new_parameters: Names of parameters that its checkpoint did not have; a new head.
-        attention_dropouts: By setting, the attention dropout it was trained with, before it was
-            turned off.
-    """
-
-    model: PreTrainedModel
+    model: PreTrainedModel  # In evaluation mode
     tokenizer: PreTrainedTokenizerBase
-    new_parameters: frozenset[str] = frozenset()
+    new_parameters: frozenset[str] = frozenset()  # Not in its checkpoint; a new head
+    # By setting, the attention dropout it was trained with, before it was turned off
     attention_dropouts: dict[str, float] = field(default_factory=dict)
 
 

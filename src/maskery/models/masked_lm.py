@@ -32,18 +32,10 @@ from maskery.models.layout import (
 
 # Model types whose last encoder layer is `encoder.layer[-1]` with
 # `attention.output(context, residual)` followed by `intermediate` and `output`, each row by row.
-BERT_LIKE = frozenset(
-    {
-        "bert",
-        "camembert",
-        "data2vec-text",
-        "electra",
-        "ernie",
-        "roberta",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-    }
-)
+BERT_LIKE = frozenset({
+    "bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "xlm-roberta",
+    "xlm-roberta-xl",
+})  # fmt: skip
 
 
 class MaskedLanguageModel(nn.Module):
@@ -83,22 +75,19 @@ class MaskedLanguageModel(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The encoder inside, without its head."""
+        """Encoder inside, without its head."""
         # No attribute of its own: its parameters would have two names in a checkpoint.
         return getattr(self.hf, self.hf.base_model_prefix)
 
     @property
     def heads(self) -> Mapping[str, nn.Module]:
-        """By name, the heads that objectives have added."""
+        """Heads that objectives have added, by name."""
         return {name: self.get_submodule(name) for name in self.head_names}
 
     def add_head(self, name: str, head: nn.Module) -> None:
-        """Add a head of an objective's own; it is trained and saved with the model.
+        """Add a head of an objective's own, before the loop is made; its name must be free.
 
-        Call it before the loop is made. In `read`, it is `model.heads[name]`.
-
-        Raises:
-            ConfigError: The name is taken.
+        It is trained and saved with the model. In `read`, it is `model.heads[name]`.
         """
         if hasattr(self, name):
             raise ConfigError(f"the model has a '{name}' already; give the head another name")

@@ -29,10 +29,6 @@ class MomentumTwin(Generic[ModelT]):
 
     The twin is in evaluation mode, so its dropout is off and its soft labels are those of one
     network. RaSa and ALBEF left it in training mode; `train_mode=True` does so too.
-
-    Attributes:
-        model: The twin itself.
-        momentum: Share of its weights that the twin keeps in an update, in [0, 1].
     """
 
     def __init__(self, online: ModelT, momentum: float, *, train_mode: bool = False):
@@ -41,7 +37,7 @@ class MomentumTwin(Generic[ModelT]):
                 f"momentum is {momentum}: it must be from 0 (the twin is the model) to 1 (the twin "
                 f"never moves); 0.995 is the usual choice"
             )
-        self.momentum = momentum
+        self.momentum = momentum  # the share of its weights that the twin keeps in an update
         self._online = online
         self.model: ModelT = copy.deepcopy(online)
         self.model.requires_grad_(False).train(train_mode)
@@ -90,11 +86,6 @@ class FeatureQueue:
     Places that were never written hold random unit vectors with the identity `NOBODY`, as in MoCo.
     A batch may be of any size: writing wraps around the end exactly, and of a batch larger than the
     queue the last K features stay.
-
-    Attributes:
-        features: (K, E) float32, unit length.
-        ids: (K,) int64.
-        pointer: Where the next feature goes, from 0 to K - 1.
     """
 
     def __init__(self, num_features: int, size: int, *, generator: torch.Generator | None = None):
@@ -102,9 +93,10 @@ class FeatureQueue:
             raise ConfigError(
                 f"a queue of {size} features of width {num_features}: both must be at least 1"
             )
+        # (K, E) float32 of unit length, and (K,) int64
         self.features = F.normalize(torch.randn(size, num_features, generator=generator), dim=1)
         self.ids = torch.full((size,), NOBODY)
-        self.pointer = 0
+        self.pointer = 0  # where the next feature goes
 
     def __len__(self) -> int:
         return len(self.ids)

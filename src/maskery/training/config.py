@@ -18,24 +18,11 @@ TrackerName = Literal[
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
 
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
-HOW = frozenset(
-    {
-        "micro_batch_tokens",
-        "micro_batch_pairs",
-        "precision",
-        "compile",
-        "sharding",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "keep_checkpoints",
-        "best_metric",
-        "max_bad_steps",
-        "tensorboard",
-        "trackers",
-    }
-)
+HOW = frozenset({
+    "micro_batch_tokens", "micro_batch_pairs", "precision", "compile", "sharding", "log_every",
+    "eval_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "best_metric",
+    "max_bad_steps", "tensorboard", "trackers",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

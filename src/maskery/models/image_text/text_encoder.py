@@ -108,18 +108,14 @@ class Predictions(nn.Module):
 
 
 class TextFusionEncoder(nn.Module):
-    """Text alone, text with an image, and the masked language modelling head.
-
-    Attributes:
-        fusion_layer: The first layer that looks at an image.
-        computes_padding: True if padding goes through the layers too, as in ALBEF's and RaSa's
-            code, whose soft-label loss over the sequence reads what comes of it. Otherwise it is
-            left out, and what stands there afterwards is zero.
-    """
+    """Text alone, text with an image, and the masked language modelling head."""
 
     def __init__(self, config: Any, fusion_layer: int, image_width: int):
         super().__init__()
-        self.fusion_layer, self.computes_padding = fusion_layer, False
+        self.fusion_layer = fusion_layer  # the first layer that looks at an image
+        # True if padding goes through the layers too, as in ALBEF's and RaSa's code, whose
+        # soft-label loss over the sequence reads what comes of it; else zeros stand there.
+        self.computes_padding = False
         # Modules under BERT's names, so that its checkpoints load as they are.
         embeddings = Embeddings(config)
         layers = nn.ModuleList(
