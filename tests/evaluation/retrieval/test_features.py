@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -22,13 +21,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Temporary files lie in a folder of the test's own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
-
-
-class Usage(NamedTuple):
-    """What `shutil.disk_usage` tells."""
-
-    total: int
-    free: int
 
 
 def without_space(*_: object) -> None:
@@ -83,19 +75,3 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, folder: Path, 
     assert "set TMPDIR" in message
     assert "--memory-mb to 9" in message
     assert "\n" not in message
-
-
-def test_too_little_space_is_told_before_anything_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("written"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 5 * 10**6))
-    with pytest.raises(DataError, match=r"has no room \(5 MB are free\)"):
-        large_array(SHAPE, 1)
-
-
-def test_a_file_system_that_does_not_tell_its_size_is_tried(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0))
-    assert large_array(SHAPE, 1).shape == SHAPE

@@ -36,8 +36,7 @@ class Stamp(NamedTuple):
 def find_pictures(folder: Path) -> dict[str, Stamp]:
     """Return the pictures below a folder, sorted: relative path with slashes, and stamp.
 
-    Regular files count by their suffix; names that start with a dot, and links to folders, are
-    passed over.
+    Hidden names and links to folders are passed over.
     """
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"

@@ -59,23 +59,19 @@ class SheetRow:
 
 
 def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10) -> Image:
-    """Lay rows of pictures out on white paper.
+    """Lay rows of pictures out on white paper, `columns` at most side by side.
 
-    Args:
-        height: Pixels that pictures are scaled to; none is made wider than twice that.
-        columns: The most pictures side by side; longer rows are continued below.
+    Pictures are scaled to `height` pixels; none is made wider than twice that.
     """
     if not any(row.cells for row in rows):
         raise DataError("there is no picture to put on the sheet")
-    image_module = pillow()
-    sizes = [_scaled(cell.image, height) for row in rows for cell in row.cells]
-    widest = max(width for width, _ in sizes)
+    widest = max(_scaled(cell.image, height)[0] for row in rows for cell in row.cells)
     across = min(columns, max(len(row.cells) for row in rows))
     # Headings need some room above a single narrow picture.
     width = max(360, 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP)
     painted = [_draw_row(row, height, widest, columns, width) for row in rows]
     total = 2 * MARGIN + sum(part.height for part in painted) + GAP * (len(painted) - 1)
-    sheet: Image = image_module.new("RGB", (width, total), PAPER)
+    sheet: Image = pillow().new("RGB", (width, total), PAPER)
     top = MARGIN
     for part in painted:
         sheet.paste(part, (0, top))
@@ -89,9 +85,8 @@ def _scaled(image: Image, height: int) -> tuple[int, int]:
 
 
 def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int) -> Image:
-    image_module = pillow()
-    draw_module = pillow("ImageDraw")
-    heading_font, label_font = _font(HEADING_SIZE), _font(LABEL_SIZE)
+    image_module, fonts = pillow(), pillow("ImageFont")
+    heading_font, label_font = map(fonts.load_default, (HEADING_SIZE, LABEL_SIZE))
     # At least eight letters a line, however narrow the sheet is.
     letters = max(8, int((width - 2 * MARGIN) / max(1.0, heading_font.getlength("n"))))
     lines = textwrap.wrap(row.heading, letters) or [""]
@@ -101,7 +96,7 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
     step = (widest + 2 * FRAME + GAP, height + 2 * FRAME + labels * small + GAP)
     levels = -(-len(row.cells) // columns)
     part: Image = image_module.new("RGB", (width, top + levels * step[1]), PAPER)
-    draw: Any = draw_module.Draw(part)
+    draw: Any = pillow("ImageDraw").Draw(part)
     for number, text in enumerate(lines):
         draw.text((MARGIN, number * line), text, fill=INK, font=heading_font)
     for number, cell in enumerate(row.cells):
@@ -120,11 +115,6 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
     return part
 
 
-def _font(size: int) -> Any:
-    module = pillow("ImageFont")
-    return module.load_default(size)
-
-
 def _shortened(text: str, font: Any, width: int) -> str:
     """Cut off the start of a text that is too long: the end of a path says most."""
     if font.getlength(text) <= width:
@@ -137,8 +127,7 @@ def _shortened(text: str, font: Any, width: int) -> str:
 def heat_over(image: Image, heat: Float32Array) -> Image:
     """Colour the hottest places of an RGB picture, over which `heat` (G, F) is stretched.
 
-    The heat is scaled to its own least and largest, so that colours of two words cannot be
-    compared; even heat colours nothing.
+    Each heat is scaled to its own range, so colours of two words cannot be compared.
     """
     module = pillow()
     span = float(heat.max() - heat.min())

@@ -198,28 +198,30 @@ class ImageRef:
 class Skipped:
     """Counts examples that cannot be used, or raises at the first: nothing is lost silently.
 
-    `what` is a singular noun for messages. The policy `"fail"` raises the first error, `"skip"`
-    counts, and keeps the first message.
+    `what` is a singular noun for messages.
     """
 
     def __init__(self, what: str, policy: Literal["skip", "fail"]) -> None:
         self.what, self.policy = what, policy
-        self.count = 0
-        self.first = ""
+        self.reasons: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """The number of examples that were skipped."""
+        return len(self.reasons)
 
     def report(self, error: DataError) -> None:
         """Count `error`, or raise it."""
         if self.policy == "fail":
             raise error
-        self.count += 1
-        self.first = self.first or str(error)
+        self.reasons.append(str(error))
 
     def __str__(self) -> str:
         """Return one line for the log; empty if nothing was skipped."""
-        if not self.count:
+        if not self.reasons:
             return ""
         plural = "" if self.count == 1 else "s"
-        return f"{self.count} {self.what}{plural} skipped; the first: {self.first}"
+        return f"{self.count} {self.what}{plural} skipped; the first: {self.reasons[0]}"
 
 
 def decode_many(
@@ -237,9 +239,8 @@ def decode_many(
         except DataError as error:
             return error
 
-    images: list[Image | None] = []
-    for result in map(decode, refs) if pool is None else pool.map(decode, refs):
+    results = list(map(decode, refs) if pool is None else pool.map(decode, refs))
+    for result in results:
         if isinstance(result, DataError):
             skipped.report(result)
-        images.append(None if isinstance(result, DataError) else result)
-    return images
+    return [None if isinstance(result, DataError) else result for result in results]

@@ -40,8 +40,6 @@ HAPPENS = 0.5
 MAX_SHEAR, MAX_SHIFT, MAX_ROTATION = 0.3, 10 / 384, 30.0
 # Grey, so that moved-in corners look like no object.
 FILL = (128, 128, 128)
-
-
 # The use of each uniform of a view, in their order.
 Draw = IntEnum(
     "Draw",
@@ -53,20 +51,10 @@ NUM_DRAWS = Draw.AUGMENT + DRAWS_PER_OPERATION * MAX_AUGMENT_OPERATIONS
 
 
 def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -> Float32Array:
-    """Draw the uniforms of one view of each example: (N, `NUM_DRAWS`) float32 in [0, 1).
-
-    `view` numbers the views of the same picture, from 0.
-    """
-    count = len(example_ids)
-    words = random_rows(
-        seed,
-        Stream.VIEW,
-        epoch,
-        example_ids,
-        np.full(count, view * NUM_DRAWS, np.int64),
-        np.full(count, NUM_DRAWS, np.int64),
-    )
-    return to_uniforms(words).reshape(count, NUM_DRAWS)
+    """Draw the uniforms of one view, numbered from 0, of each example: (N, `NUM_DRAWS`)."""
+    lengths = np.full(len(example_ids), NUM_DRAWS, np.int64)
+    words = random_rows(seed, Stream.VIEW, epoch, example_ids, view * lengths, lengths)
+    return to_uniforms(words).reshape(-1, NUM_DRAWS)
 
 
 def view(image: Image, config: ViewConfig, draws: Float32Array | None = None) -> torch.Tensor:
@@ -139,10 +127,8 @@ def _crop_box(
 
 
 def _mean_colour(config: ViewConfig) -> npt.NDArray[np.uint8]:
-    colour: npt.NDArray[np.uint8] = np.rint(np.array(config.normalisation[0]) * 255).astype(
-        np.uint8
-    )
-    return colour
+    colour = np.array(config.normalisation[0]) * 255
+    return colour.round().astype(np.uint8)
 
 
 def _pad_and_crop(
@@ -219,11 +205,9 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
 def view_batches(
     refs: Sequence[ImageRef], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Decode, resize and normalise pictures, at most `batch_images` at a time.
+    """Decode, resize and normalise pictures: their indices, and their pixels (B, 3, H, W) float32.
 
-    Yields:
-        The indices of the pictures, and their pixels (B, 3, H, W) float32. Batches in which no
-        picture could be read are left out; `skipped` decides if one that cannot be is an error.
+    Batches in which no picture can be read are left out; `skipped` decides if one is an error.
     """
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, "decode") as pool:

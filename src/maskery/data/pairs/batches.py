@@ -97,8 +97,7 @@ class PicturedExamples(ABC, Generic[ViewedT]):
     ) -> Sequence[ViewedT | StandIn[ViewedT]]:
         """Return one process's share of a step: every `world_size`-th example of it.
 
-        Where micro-batches are so small that some processes are left without one, they compute an
-        example of the step once more and count it for nothing.
+        A process that is left without one computes an example once more, and counts it for nothing.
         """
         members = self.plan(epoch).step(step)
         ones = np.ones(len(members), np.int64)
@@ -175,10 +174,7 @@ class PairSource(PicturedExamples[ViewedPairs]):
 
 
 class HeldOutPairs:
-    """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one.
-
-    `batch_pairs` of them are read at once; nothing else depends on it.
-    """
+    """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one."""
 
     def __init__(
         self,

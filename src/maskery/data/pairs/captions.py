@@ -65,10 +65,7 @@ class CaptionTokens:
 def tokenise_captions(
     pairs: Pairs, tokenizer: PreTrainedTokenizerBase, skipped: Skipped, *, max_length: int
 ) -> CaptionTokens:
-    """Tokenise the captions of all pairs, cut to `max_length` tokens, special ones included.
-
-    `skipped` is told of captions in which no token can be masked.
-    """
+    """Tokenise all captions, cut to `max_length` tokens; `skipped` is told of unusable ones."""
     template = Template.of(tokenizer)
     longest = max_length - template.num_special
     captions = ((n, place) for n, pair in enumerate(pairs) for place in range(len(pair.captions)))

@@ -154,8 +154,7 @@ def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
 class GivenRecords:
     """Turns mappings into records; images that are bytes wait in a temporary file.
 
-    `root` is the folder of image paths, unless the settings have another. `choice` is the user's
-    reader, for messages; None where the records are an object in Python.
+    `choice` is the user's reader, for messages; None where the records are an object in Python.
     """
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
@@ -239,10 +238,7 @@ def _open_with(
 
 
 def _open_object(source: Any, config: PairsConfig) -> Reader:
-    """Open an iterable of mappings, or a `datasets` dataset, whose images stay where they are.
-
-    Paths of images are relative to `images`, by default to the working folder.
-    """
+    """Open an iterable of mappings, or a `datasets` dataset, whose images stay where they are."""
     if hasattr(source, "cast_column") and hasattr(source, "features"):
         import datasets
 

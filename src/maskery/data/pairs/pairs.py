@@ -107,9 +107,8 @@ class Pairs:
     ) -> tuple[Pairs, Pairs | None]:
         """Read the pairs to train on and, where files are named by splits, those to measure on.
 
-        Hugging Face keeps `train-00000-of-00001.parquet` beside `test-...`: the first is trained
-        on, and the test split (else the validation split) is measured. With a `split` in the
-        settings, that split alone is read. Arguments and errors are those of `open`.
+        Of `train-00000-of-00001.parquet` beside `test-...`, as Hugging Face keeps them, the test
+        split (else the validation split) is measured. A `split` in the settings is read alone.
         """
         config = config or PairsConfig()
         splits: set[str] = set()
@@ -247,10 +246,7 @@ def group_ids_of(names: Sequence[str]) -> UInt64Array:
 
 
 def split_pairs(groups: UInt64Array, share: float) -> tuple[Int64Array, Int64Array]:
-    """Split pairs into training and held-out ones, by a hash of their groups (N,).
-
-    About `share` of the groups are held out.
-    """
+    """Split pairs into training and held-out ones, about `share` of groups (N,), by their hash."""
     unique = np.unique(groups)
     if len(unique) < 3:
         raise DataError(
@@ -265,10 +261,7 @@ def split_pairs(groups: UInt64Array, share: float) -> tuple[Int64Array, Int64Arr
 
 
 def wrong_pairs(groups: UInt64Array, among: Int64Array) -> Int64Array:
-    """Return for each pair of `among`, (M,) int64, one of another group among them: (M,) int64.
-
-    It is a fixed choice, whatever the batches.
-    """
+    """Return for each pair of `among`, (M,), a fixed one of another group among them."""
     own = groups[among]
     unique = np.unique(own)
     if len(unique) < 2:

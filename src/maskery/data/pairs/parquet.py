@@ -61,11 +61,7 @@ def _read_image(tables: Sequence[Table], group_of: Any, root: Path, place: Place
 
 
 class Table:
-    """One Parquet table.
-
-    The file is opened for each row group and closed again, so that the object may be shared with
-    forked workers.
-    """
+    """One Parquet table, opened for each row group and closed again, for forked workers' sake."""
 
     def __init__(self, path: Path, config: PairsConfig, root: Path, number: int) -> None:
         self.path, self.number = path, number

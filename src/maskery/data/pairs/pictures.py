@@ -32,10 +32,7 @@ BYTES_PER_PIXEL = 4
 def image_refs(
     root: Path, max_pixels: int, read: Callable[[Place], bytes] | None = None
 ) -> Callable[[str, Place], ImageRef]:
-    """Return the function that makes an image of its name and place.
-
-    At places `IN_FILE` it is a file below the root; elsewhere `read` has its bytes.
-    """
+    """Return the function from name and place to image: a file of the root, or read bytes."""
 
     def stored(place: Place) -> BinaryIO:
         assert read is not None
@@ -50,10 +47,7 @@ def image_refs(
 
 
 def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
-    """Return an image as tables store it: its bytes, or Hugging Face's mapping of bytes and path.
-
-    Where there is a path and no bytes, `file` finds the file.
-    """
+    """Return an image as tables store it: bytes, or a mapping of bytes or else a path."""
     if isinstance(value, Mapping):
         path, value = value.get("path"), value.get("bytes")
         if value is None and path:
@@ -67,13 +61,9 @@ def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> byt
 class Pictures:
     """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
 
-    A picture that cannot be read is None from then on; `skipped` is told of it once.
-
-    Args:
-        near: (width, height) that will be asked of them: they are brought to it once, before they
-            are kept. None where they are still to be cropped.
-        cache_bytes: Memory for decoded pictures; those that come first stay, because every epoch
-            comes back to them in another order.
+    A picture that cannot be read is None from then on; `skipped` is told of it once. `near` is the
+    (width, height) that pictures are brought to before they are kept; None where they are still to
+    be cropped.
     """
 
     def __init__(
@@ -100,6 +90,7 @@ class Pictures:
         decoded = dict(zip(wanted, images, strict=True))
         for index, image in decoded.items():
             size = 0 if image is None else image.width * image.height * BYTES_PER_PIXEL
+            # Those that come first stay: every epoch comes back to them in another order.
             if size <= self._room:
                 self._room -= size
                 self._kept[index] = image

@@ -178,8 +178,7 @@ def checked_image_name(value: object, where: str) -> str:
 def picture_name(record: Record) -> str:
     """Return the name that tells a record's picture from all others.
 
-    A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`. Equal paths in
-    tables of different folders are different pictures.
+    A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
     """
     if not record.is_file:
         return str(record.image)

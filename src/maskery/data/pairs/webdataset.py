@@ -86,11 +86,8 @@ def _records(paths: Sequence[Path], config: PairsConfig, root: Path) -> Iterator
 
 
 def _is_extra(stem: str, suffix: str) -> bool:
-    """Return True for members that belong to no sample.
-
-    macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset keeps notes of a shard under
-    `__meta__`, and people add a README.
-    """
+    """Return True for members of no sample: hidden ones, of macOS or of webdataset, and notes."""
+    # macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset its notes as `__meta__`.
     *folders, base = stem.split("/")
     hidden = not base or any(part.startswith((".", "__")) for part in (*folders, base))
     return hidden or suffix == "md" or base.upper() in NOTES
@@ -131,11 +128,8 @@ class Shard:
         self._check_end(end)
 
     def _check_end(self, end: int) -> None:
-        """Check that only zeros follow the last member, and at least one block of them.
-
-        `tarfile` ends quietly at a damaged header, where shards were joined, or where one is cut
-        short.
-        """
+        """Check that only zeros follow the last member, and at least one block of them."""
+        # `tarfile` ends quietly at a damaged header, where shards were joined or cut short.
         size = self.file.seek(0, os.SEEK_END)
         self.file.seek(min(end, size))
         while chunk := self.file.read(1 << 20):
@@ -197,10 +191,7 @@ class Shard:
         )
 
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
-        """Return the caption and the `.json` member, empty where there is none.
-
-        The caption is the `.txt` member unless a key is asked for.
-        """
+        """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""
         row: Any = {}
         if "json" in members:
             row = read_json(self._text(members["json"]), f"{where}, .json")

@@ -199,10 +199,9 @@ def merge_pictures(
 ) -> tuple[list[Record], str]:
     """Join the captions of records that name the same picture; returns a note about them, too.
 
-    The captions of a picture stay in the order of the records, `prepare` makes those that are used,
-    and a picture without any is left out. A caption that an earlier record of the picture has word
-    for word is left out; what a single record lists twice is left alone, so that a dataset with one
-    record for each picture stays as it was published.
+    `prepare` makes the captions that are used, and a picture without any is left out. A caption
+    that an earlier record of the picture has word for word is left out; what a single record lists
+    twice is left alone, as it was published.
     """
     firsts: dict[str, Record] = {}  # by picture, its first record
     listed: dict[str, set[str]] = {}  # its captions as the annotations have them

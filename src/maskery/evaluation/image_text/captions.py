@@ -89,8 +89,8 @@ def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Wo
 def origins(ready: str, caption: str) -> Sequence[int]:
     """Return the place of each letter of a prepared caption in the caption as typed.
 
-    Preparing lowers letters, drops some and splits words, and never changes their order. So the
-    next letter is always the next one of its kind. A space has the place of the letter before it.
+    Preparing drops letters and splits words, and never changes their order: the next letter is
+    always the next one of its kind. A space has the place of the letter before it.
     """
     if ready == caption:
         return range(len(caption))

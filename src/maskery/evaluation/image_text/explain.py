@@ -70,11 +70,7 @@ def explain(
     target: Target | None = None,
     layer: int | None = None,
 ) -> Explanation:
-    """Compute a heat map over a picture for each word of a caption; see `maskery.explain`.
-
-    The picture is a file, the bytes of one, or a Pillow image in RGB. The layers are counted from
-    0; the default is the middle one (ALBEF's choice: the third of six).
-    """
+    """Compute a heat map over a picture for each word of a caption; see `maskery.explain`."""
     if isinstance(image, str | Path | bytes):
         image = load_picture(image)
     network = opened.model
@@ -136,7 +132,7 @@ def word_heat(
 ) -> tuple[torch.Tensor, list[float]]:
     """Return the heat (K, N) of every word for its own log-probability, and its probability.
 
-    Each word is masked in a copy of the caption; all copies look at the picture together.
+    Each word is masked in a copy of the caption.
     """
     rows = torch.tensor([i for i, word in enumerate(words) for _ in word.tokens])
     places = torch.tensor([token for word in words for token in word.tokens])

@@ -78,7 +78,7 @@ def score_words(
 ) -> WordScores:
     """Mask each chosen word of each caption, one at a time, and fill it under each condition.
 
-    `accepted` leads from the id of a chosen word to the ids that are right in its place.
+    `accepted` has the ids that are right in the place of a chosen word's.
     """
     chosen = np.array(sorted(accepted), np.int64)
 
@@ -211,11 +211,7 @@ def sample_pictures(
     count: int = 8,
     top_k: int = 3,
 ) -> tuple[PictureFill, ...]:
-    """Fill one word of `count` captions, chosen by a fixed seed, under each condition.
-
-    The captions are those of the first batch. `view` is the preparation of the pictures, to show
-    them again; `top_k` predictions of each are shown.
-    """
+    """Fill a word of `count` captions of the first batch in each condition, by a fixed seed."""
     batch = next(iter(batches))
     positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)
     ids = batch.text.input_ids.copy()

@@ -19,10 +19,7 @@ from maskery.models.image_text.attention import ImageKeys
 
 
 class ImageFiller(Filler):
-    """Fills the masks of sentences by an image-text model that looks at one picture.
-
-    The picture is a file or the bytes of one; None to fill from the text alone.
-    """
+    """Fills masks by an image-text model that looks at a picture: a file, its bytes, or none."""
 
     def __init__(self, opened: OpenImageText, image: str | Path | bytes | None) -> None:
         self.tokenizer = opened.tokenizer
@@ -44,10 +41,7 @@ class ImageFiller(Filler):
         return module
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the fused states (B, L, D) of texts (B, L) that look at the picture.
-
-        The mask (B, L) is False at padding; None where there is none.
-        """
+        """Return the fused states (B, L, D) of texts (B, L); the mask is False at padding."""
         keys = None
         if self._keys is not None:
             one = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)

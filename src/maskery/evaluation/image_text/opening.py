@@ -34,17 +34,12 @@ if TYPE_CHECKING:
 PREPROCESSOR = "preprocessor_config.json"
 # Mean and deviation that each family was trained with, for checkpoints that do not say. ALBEF and
 # RaSa used CLIP's.
+CLIP = (ImageTextConfig.model_type, "clip", "clip_vision_model")
+IMAGENET = ("deit", "dinov2", "dinov2_with_registers")
 NORMALISATION: dict[str, tuple[Channels, Channels]] = {
-    ImageTextConfig.model_type: (CLIP_MEAN, CLIP_STD),
-    "clip": (CLIP_MEAN, CLIP_STD),
-    "clip_vision_model": (CLIP_MEAN, CLIP_STD),
-    "deit": (IMAGENET_MEAN, IMAGENET_STD),
-    "dinov2": (IMAGENET_MEAN, IMAGENET_STD),
-    "dinov2_with_registers": (IMAGENET_MEAN, IMAGENET_STD),
-    "siglip": (HALF_MEAN, HALF_STD),
-    "siglip_vision_model": (HALF_MEAN, HALF_STD),
-    "vit": (HALF_MEAN, HALF_STD),
-}
+    **dict.fromkeys(CLIP, (CLIP_MEAN, CLIP_STD)),
+    **dict.fromkeys(IMAGENET, (IMAGENET_MEAN, IMAGENET_STD)),
+}  # ViT and SigLIP were trained with what is the default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +95,9 @@ def open_image_text(name: str) -> OpenImageText:
 
 
 def guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
-    """Guess which losses trained a model that has no settings file.
-
-    Biases start at exactly zero, and no optimiser leaves a trained one there. The bias over the
-    vocabulary does not: it may start at the words' frequencies, so that head counts as trained.
-    """
+    """Guess which losses trained a model that has no settings file."""
+    # Biases start at exactly zero, and no optimiser leaves a trained one there. The bias over the
+    # vocabulary may start at the words' frequencies, so that head counts as trained.
     trained = ["mlm"]
     if bool(model.text_proj.bias.any()) and bool(model.vision_proj.bias.any()):
         trained.append("itc")
@@ -140,8 +133,7 @@ def require_contrast(opened: OpenImageText) -> None:
 def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
     """Return `view` with what is not set taken from the model and its preprocessor.
 
-    Mean and deviation are those of the `preprocessor_config.json` of the folder or hub name; where
-    it has none, those that the architecture is usually trained with. The model has the size.
+    Where a model has no `preprocessor_config.json`, mean and deviation are its family's.
     """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
     mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
@@ -149,16 +141,15 @@ def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> View
     return view.for_encoder(
         height=int(height),
         width=int(width),
-        mean=_channels(described.get("image_mean"), mean),
-        std=_channels(described.get("image_std"), std),
+        mean=_channels(described.get("image_mean")) or mean,
+        std=_channels(described.get("image_std")) or std,
     )
 
 
-def _channels(found: Any, default: Channels) -> Channels:
+def _channels(found: Any) -> Channels | None:
     if not isinstance(found, list) or len(found) != 3:
-        return default
-    red, green, blue = map(float, found)
-    return red, green, blue
+        return None
+    return float(found[0]), float(found[1]), float(found[2])
 
 
 def _read(name: str, file: str) -> dict[str, Any]:

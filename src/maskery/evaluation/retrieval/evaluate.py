@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,36 +126,45 @@ def evaluate_retrieval(
         encoded = read_texts(model, texts, states=matched, batch_tokens=config.batch_tokens)
         for features in (read.features, encoded.features):
             require_numbers(features)
-        contrast = _contrast(encoded, read, text_persons, image_persons, config)
+        persons = Persons(text_persons, image_persons)
+        contrast = _contrast(encoded, read, persons, config)
         reranked = None
         if matched:
             reranked = _rerank(model, encoded, read, contrast, config, processes, progress)
+        back = _image_to_text(read, encoded, persons)
     finally:
         model.train(was_training)
-    measured = [
-        summarise_texts(text_figures(one.matches), text_persons)
-        for one in (contrast, reranked)
-        if one is not None
-    ]
-    # A ranking at random starts with one of a text's right images: their share of the gallery.
-    persons, counts = np.unique(image_persons, return_counts=True)
-    right = counts[np.searchsorted(persons, text_persons)]
-    figures = RetrievalFigures(
-        contrastive=measured[0],
-        reranked=measured[1] if reranked else None,
-        image_to_text=_image_to_text(read, encoded, image_persons, text_persons),
-        chance=float(right.mean() / num_images),
-        rerank=config.rerank,
-        num_texts=len(text_persons),
-        num_images=num_images,
-        num_persons=len(np.unique(text_persons)),
-    )
     return Retrieval(
-        figures=figures,
+        figures=RetrievalFigures(
+            contrastive=contrast.figures(text_persons),
+            reranked=reranked.figures(text_persons) if reranked else None,
+            image_to_text=back,
+            chance=persons.chance(),
+            rerank=config.rerank,
+            num_texts=len(text_persons),
+            num_images=num_images,
+            num_persons=len(np.unique(text_persons)),
+        ),
         contrastive=contrast.order,
         reranked=reranked.order if reranked else None,
         scores=reranked.scores if reranked else None,
     )
+
+
+class Persons(NamedTuple):
+    """Persons that are described and shown: (T,) and (I,) int64."""
+
+    texts: Int64Array
+    images: Int64Array
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both as tensors on a device."""
+        return torch.from_numpy(self.texts).to(device), torch.from_numpy(self.images).to(device)
+
+    def chance(self) -> float:
+        """Return R@1 at random, which starts with one of a text's right images: their share."""
+        persons, counts = np.unique(self.images, return_counts=True)
+        return float(counts[np.searchsorted(persons, self.texts)].mean() / len(self.images))
 
 
 @dataclass(frozen=True)
@@ -165,27 +175,28 @@ class _Ranking:
     scores: torch.Tensor  # (T, k), that they are sorted by
     matches: torch.Tensor  # (T, I) bool: True where the image at a rank of the gallery is right
 
+    def figures(self, text_persons: Int64Array) -> RankingFigures:
+        """Return the figures of all texts."""
+        return summarise_texts(text_figures(self.matches), text_persons)
+
 
 def _contrast(
     texts: ReadTexts,
     images: ReadImages,
-    text_persons: Int64Array,
-    image_persons: Int64Array,
+    persons: Persons,
     config: RetrievalConfig,
 ) -> _Ranking:
     """Rank by similarity, as many texts at a time as fit the memory."""
-    described, shown = (
-        torch.from_numpy(p).to(images.features.device) for p in (text_persons, image_persons)
-    )
+    described, shown = persons.on(images.features.device)
     kept = min(max(config.rerank, KEPT), len(shown))
     # About 32 bytes a similarity at the peak: scores, sorting and its indices, matches.
     rows = max(1, config.memory_bytes // (32 * len(shown)))
     parts = []
-    for features, persons in zip(texts.features.split(rows), described.split(rows), strict=True):
+    for features, own in zip(texts.features.split(rows), described.split(rows), strict=True):
         similarities = features @ images.features.T
         order = rank(similarities)
         best = order[:, :kept]
-        matches = matches_of(order, persons, shown)
+        matches = matches_of(order, own, shown)
         parts.append((best.cpu(), similarities.gather(1, best).cpu(), matches))
     return _Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -212,20 +223,17 @@ def _rerank(
     return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), matches)
 
 
-def _image_to_text(
-    images: ReadImages, texts: ReadTexts, image_persons: Int64Array, text_persons: Int64Array
-) -> RankingFigures | None:
-    if not np.isin(image_persons, text_persons).all():
+def _image_to_text(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
+    """Let images find their texts; None where a person has none."""
+    if not np.isin(persons.images, persons.texts).all():
         return None
-    described, shown = (
-        torch.from_numpy(p).to(images.features.device) for p in (text_persons, image_persons)
-    )
+    described, shown = persons.on(images.features.device)
     # A thousand images at a time bound the memory.
     parts = [
-        text_figures(matches_of(rank(features @ texts.features.T), persons, described))
-        for features, persons in zip(images.features.split(1024), shown.split(1024), strict=True)
+        text_figures(matches_of(rank(features @ texts.features.T), own, described))
+        for features, own in zip(images.features.split(1024), shown.split(1024), strict=True)
     ]
-    return summarise_texts(np.concatenate(parts), image_persons)
+    return summarise_texts(np.concatenate(parts), persons.images)
 
 
 def _require_persons(image_persons: Int64Array, text_persons: Int64Array, num_texts: int) -> None:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -145,22 +143,19 @@ def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
     size = 4 * math.prod(shape)
     if size <= memory_bytes:
         return np.empty(shape, np.float32)
-    _need_space(size)
     try:
         with tempfile.TemporaryFile() as file:
             # A file with holes would kill the process at the first page that finds no space.
             _reserve(file.fileno(), size)
             return np.memmap(file, np.float32, "r+", shape=shape)
     except OSError as error:
-        raise _too_little(size, error.strerror or reason_of(error)) from error
-
-
-def _need_space(size: int) -> None:
-    """Refuse what will not fit before anything is written; some file systems do not tell."""
-    with suppress(OSError):
-        usage = shutil.disk_usage(tempfile.gettempdir())
-        if usage.total and usage.free < size:
-            raise _too_little(size, f"{usage.free // 1_000_000:,} MB are free")
+        megabytes = math.ceil(size / 1_000_000)
+        raise DataError(
+            f"the image tokens take {megabytes:,} MB in a temporary file, for which "
+            f"{_temporary_folder()} no room ({error.strerror or reason_of(error)}); set TMPDIR to "
+            f"a folder with room, raise --memory-mb to {megabytes} to keep them in memory, or turn "
+            f"the re-ranking off with --rerank 0"
+        ) from error
 
 
 def _reserve(file: int, size: int) -> None:
@@ -175,14 +170,8 @@ def _reserve(file: int, size: int) -> None:
             size -= os.write(file, zeros[:size])
 
 
-def _too_little(size: int, why: str) -> DataError:
-    megabytes = math.ceil(size / 1_000_000)
+def _temporary_folder() -> str:
     try:
-        folder = f"'{tempfile.gettempdir()}' has no room"
+        return f"'{tempfile.gettempdir()}' has"
     except OSError:  # no folder can be written to at all
-        folder = "there is no room"
-    return DataError(
-        f"the image tokens take {megabytes:,} MB in a temporary file, for which {folder} "
-        f"({why}); set TMPDIR to a folder with room, raise --memory-mb to {megabytes} to keep "
-        f"them in memory, or turn the re-ranking off with --rerank 0"
-    )
+        return "there is"

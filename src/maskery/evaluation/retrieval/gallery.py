@@ -141,14 +141,8 @@ class Indexing:
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
         encoded = 0
         unread: dict[str, str] = {}
-        bar = tqdm(
-            total=len(suspects),
-            desc="indexing",
-            unit="image",
-            leave=False,
-            disable=not self.progress,
-        )
-        with bar:
+        quiet = not self.progress
+        with tqdm(total=len(suspects), desc="indexing", leave=False, disable=quiet) as bar:
             for first in range(0, len(suspects), self.batch_images):
                 batch = suspects[first : first + self.batch_images]
                 encoded += self._take_in(store, batch, unread)
@@ -190,26 +184,12 @@ class Indexing:
         """Return features, and the reasons of pictures that have none, by digest."""
         digests, model = list(pictures), self.opened.model
         features: dict[bytes, npt.NDArray[np.float16]] = {}
-        troubles = Troubles()
-        batches = view_batches(
-            list(pictures.values()), self.opened.view, troubles, batch_images=self.batch_images
-        )
-        for indices, pixels in batches:
+        troubles = Skipped("image", "skip")
+        # A batch of files: no more pictures than are encoded at once.
+        refs, size = list(pictures.values()), self.batch_images
+        for indices, pixels in view_batches(refs, self.opened.view, troubles, batch_images=size):
             tokens = model.encode_image(pixels.to(model.device))
             encoded = model.image_feature(tokens).float().cpu().numpy().astype(np.float16)
             features |= {digests[i]: row for i, row in zip(indices, encoded, strict=True)}
         left = [digest for digest in digests if digest not in features]
         return features, dict(zip(left, troubles.reasons, strict=True))
-
-
-class Troubles(Skipped):
-    """Keeps every reason, not the first alone."""
-
-    def __init__(self) -> None:
-        super().__init__("image", "skip")
-        self.reasons: list[str] = []
-
-    def report(self, error: DataError) -> None:
-        """Count `error`."""
-        super().report(error)
-        self.reasons.append(str(error))

@@ -42,8 +42,7 @@ FIGURES = tuple(field.name for field in fields(RankingFigures))
 def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
     """Sort (T, I) scores, higher is better, to (T, I) int64 columns, best first.
 
-    With `stable`, ties stay in the gallery's order. Otherwise they lie as `torch.argsort` leaves
-    them, which is the released order of everything beyond the k that were ranked anew.
+    With `stable`, ties stay in the gallery's order; else as the release leaves them.
     """
     return torch.sort(scores, dim=1, descending=True, stable=stable).indices
 

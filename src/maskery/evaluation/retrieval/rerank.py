@@ -51,8 +51,7 @@ def match_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
 
-    The logits, of mismatch and match, are float32 on the CPU. `processes` share the images out and
-    all get the whole result; all of them must ask.
+    `processes` share the images out, and all get the whole result; all of them must ask.
     """
     from tqdm import tqdm
 

@@ -40,8 +40,8 @@ Policy = Literal["skip", "fail"]
 class RetrievalSet:
     """The pictures of pairs as a gallery, and their captions as queries.
 
-    Pictures that cannot be read leave the gallery with their captions. `batch_images` are read at
-    once; nothing else depends on it. A picture said to show two persons is a DataError.
+    Pictures that cannot be read leave the gallery with their captions. A picture said to show two
+    persons is a DataError.
     """
 
     def __init__(

@@ -67,10 +67,7 @@ def search(
     rerank: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> list[list[Hit]]:
-    """Find the best pictures for each of some descriptions; see `maskery.search`.
-
-    A gallery that is open already can be given in place of its folder.
-    """
+    """Find the best pictures for each of some descriptions, in a folder or an open gallery."""
     from maskery.data.tokenise import default_cache_dir
 
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -89,8 +86,7 @@ def search(
 class Searcher:
     """Finds pictures of one gallery with one model, which the gallery was indexed with.
 
-    The settings say how many of the most similar are ranked anew, and by which score. Default: the
-    model's own, which `evaluate_retrieval` ranks by too.
+    The settings say how many of the most similar are ranked anew, and by which score.
     """
 
     def __init__(
@@ -112,8 +108,7 @@ class Searcher:
     def search(self, text: str, *, top: int = 10) -> list[Hit]:
         """Return the `top` pictures that fit a description best, fewer where the gallery has fewer.
 
-        Those that matching looked at come first, by the score of the settings; then the others by
-        similarity. A description that is empty, unknown or too long is a DataError.
+        First those that matching looked at, by their score; then the others by similarity.
         """
         words = encode_query(self.opened, text)
         read = read_texts(self.opened.model, words, states=self.rerank > 0)
@@ -173,15 +168,11 @@ class Searcher:
 
 
 def nearest(
-    matrix: npt.NDArray[np.float16], query: Float32Array, count: int
+    matrix: npt.NDArray[np.float16],  # (I, E), writable, or memory-mapped copy-on-write
+    query: Float32Array,
+    count: int,
 ) -> tuple[npt.NDArray[np.int64], Float32Array]:
-    """Return the vectors with the largest inner product with a query (E,).
-
-    The matrix (I, E) must be writable, or memory-mapped copy-on-write; `count` is K, at most I.
-
-    Returns:
-        (K,) indices and inner products, best first; ties by index.
-    """
+    """Return the rows (K,) with the largest inner products with a query (E,), and these."""
     vectors, column = torch.from_numpy(matrix), torch.from_numpy(query)
     products = torch.empty(len(vectors))
     rows = max(1, BLOCK_NUMBERS // vectors.shape[1])
@@ -191,5 +182,5 @@ def nearest(
     found = products.topk(min(len(vectors), count + MARGIN)).indices.sort().values
     # Sums by block differ in their last digit by where a row lies; these do not.
     exact = (vectors[found].double() * column.double()).sum(dim=1).float()
-    order = exact.argsort(descending=True, stable=True)[:count]
+    order = exact.argsort(descending=True, stable=True)[:count]  # ties by index
     return found[order].numpy(), exact[order].numpy()
