@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -158,11 +158,13 @@ def print_json(data: Any) -> None:
     print(json.dumps(without_nan(data), indent=1, ensure_ascii=False))
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows with aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Return rows with aligned columns: some to the left, as texts are, the others to the right."""
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        align = str.ljust if index in left else str.rjust
+        columns.append([align(cell, max(map(len, column))) for cell in column])
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 def as_text(shown: Table, *, titled: bool = False) -> str:

@@ -109,17 +109,12 @@ class Score(Command):
         """Print sentences, or their words if these are asked for."""
         data = [as_json(number, score, self.words) for number, score in scored]
         if self.words:
-            rows = [
-                (number, word.word, word.log_probability, " ".join(word.pieces))
-                for number, score in scored
-                for word in score.words
-            ]
+            words = ((number, word) for number, score in scored for word in score.words)
+            rows = [(n, w.word, w.log_probability, " ".join(w.pieces)) for n, w in words]
             shown = self.rows(WORD_COLUMNS, rows)
         else:
-            shown = self.rows(
-                TEXT_COLUMNS,
-                [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in scored],
-            )
+            lines = [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in scored]
+            shown = self.rows(TEXT_COLUMNS, lines)
         total = sum(score.log_probability for _, score in scored)
         tokens = sum(score.tokens for _, score in scored)
         note = (
@@ -161,12 +156,8 @@ class Score(Command):
             return stream.getvalue().rstrip("\n")
         heading = [column.replace("_", " ") for column in columns]
         cells = [heading, *[[cell(value) for value in row] for row in rows]]
-        for index, value in enumerate(rows[0]):
-            if isinstance(value, str):  # numbers stand to the right, texts to the left
-                width = max(len(row[index]) for row in cells)
-                for row in cells:
-                    row[index] = row[index].ljust(width)
-        return table(cells)
+        # Numbers stand to the right, texts to the left.
+        return table(cells, [index for index, one in enumerate(rows[0]) if isinstance(one, str)])
 
 
 def refuse_masks(reader: TextReader, lines: Iterable[Any], file: str) -> None:

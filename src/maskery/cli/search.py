@@ -111,14 +111,10 @@ def describe(gallery: Gallery) -> str:
 
 def listing(text: str, hits: Sequence[Hit]) -> str:
     """Return one query's pictures for people."""
-    rows = [["", "match", "similarity"]]
+    rows = [["", "match", "similarity", "picture"]]
     for number, hit in enumerate(hits, 1):
-        rows.append([f"{number}", percent(hit.match), f"{hit.similarity:.3f}"])
-    # Paths are read from the left, and a table's last column is not.
-    lines = table(rows).splitlines()
-    paths = ["picture", *(hit.path for hit in hits)]
-    width = max(map(len, lines))
-    return "\n".join([text, *map("{:{}}  {}".format, lines, [width] * len(lines), paths)])
+        rows.append([f"{number}", percent(hit.match), f"{hit.similarity:.3f}", hit.path])
+    return f"{text}\n{table(rows, left=(0, 3))}"
 
 
 def as_json(wanted: Search, gallery: Gallery, found: Sequence[Found]) -> dict[str, object]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
-from functools import cache
-from itertools import pairwise
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -38,7 +38,8 @@ change settings, and --resume auto goes on with the run itself.
 
 maskery train text --help, maskery train pairs --help and so on show all flags.
 """
-TEXT = """Adapt an encoder to your text, or train one from scratch.
+ABOUT = {
+    "text": """Adapt an encoder to your text, or train one from scratch.
 
 Prints held-out loss, perplexity and accuracy before and after, and leaves a run folder with
 config.yaml, metrics.jsonl, checkpoints/ and model/, a Hugging Face folder.
@@ -50,8 +51,8 @@ Examples:
   maskery train text meditations.txt --objective mlm+mrtd --momentum 0.99
   maskery train text meditations.txt --output runs/meditations-minilm --resume auto
   maskery train --config runs/meditations-minilm/config.yaml --epochs 3
-"""
-PAIRS = """Learn to fill the hidden words of captions from their pictures.
+""",
+    "pairs": """Learn to fill the hidden words of captions from their pictures.
 
 Masked language modelling and replaced token detection with a momentum twin, on any image-caption
 data. Prints held-out figures of the same model with the right picture, a wrong one and none, and
@@ -63,8 +64,8 @@ Examples:
   maskery train pairs captions.csv --images photos --model models/albef
   maskery train pairs photos/ --text-model bert-base-uncased --vision-model facebook/deit-tiny-patch16-224
   maskery train pairs captions.json --images photos --output runs/photos --resume auto
-"""  # noqa: E501
-PERSON_SEARCH = """Learn to find people by their descriptions.
+""",  # noqa: E501
+    "person-search": """Learn to find people by their descriptions.
 
 RaSa's five losses on CUHK-PEDES, ICFG-PEDES, RSTPReid, drawn people or your own data. The model of
 the best epoch by R@1 on validation identities is kept in model/, and measured on the test split:
@@ -76,31 +77,16 @@ Examples:
   maskery train person-search --dataset cuhk-pedes --root CUHK-PEDES --preset rasa --model models/albef
   torchrun --nproc-per-node 4 -m maskery train person-search --dataset rstpreid --root RSTPReid --preset rasa --model models/albef
   maskery train person-search --dataset jsonl --root mine.jsonl --mrtd-weight 0 --resume auto
-"""  # noqa: E501
+""",  # noqa: E501
+}
 EXAMPLES = {
     "text": 'fill {folder} "The [MASK] of the matter."',
     "pairs": 'fill {folder} "A picture of a [MASK]." --image PICTURE',
     "person-search": 'search {folder} --gallery PICTURES "a woman in a red coat"',
 }
-ABOUT = {"text": TEXT, "pairs": PAIRS, "person-search": PERSON_SEARCH}
 PRESET = """Settings to start from: small trains from scratch in minutes; rasa is RaSa as released;
 albef is ALBEF's pre-training objective."""
 Preset = Literal["small", "rasa", "albef"]
-
-
-def text(arguments: Sequence[str]) -> Command:
-    """Parse `maskery train text`."""
-    return training("text", arguments)
-
-
-def pairs(arguments: Sequence[str]) -> Command:
-    """Parse `maskery train pairs`."""
-    return training("pairs", arguments)
-
-
-def person_search(arguments: Sequence[str]) -> Command:
-    """Parse `maskery train person-search`."""
-    return training("person-search", arguments)
 
 
 def repeat(arguments: Sequence[str]) -> Command:
@@ -150,12 +136,13 @@ def training(kind: str, arguments: Sequence[str]) -> Command:
     return wanted
 
 
-def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands.
+text = partial(training, "text")
+pairs = partial(training, "pairs")
+person_search = partial(training, "person-search")
 
-    Raises:
-        ConfigError: No file is named.
-    """
+
+def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands."""
     rest: list[str] = []
     path = None
     words = iter(arguments)
@@ -177,21 +164,13 @@ def command_class(kind: str) -> type[Any]:
     config = Annotated[KINDS[kind].load("config"), tyro.conf.OmitArgPrefixes]  # type: ignore[valid-type]
     fields: list[Any] = [("run", config)]
     if kind == "person-search":
-        preset = Annotated[Preset, tyro.conf.arg(help=PRESET)]
-        fields.append(("preset", preset, "small"))
-    namespace = {"kind": kind, "__doc__": ABOUT[kind]}
-    return make_dataclass(
-        "Train", fields, bases=(Train,), namespace=namespace, frozen=True, kw_only=True
-    )
+        fields.append(("preset", Annotated[Preset, tyro.conf.arg(help=PRESET)], "small"))
+    own = {"kind": kind, "__doc__": ABOUT[kind]}
+    return make_dataclass("Train", fields, bases=(Train,), namespace=own, frozen=True, kw_only=True)
 
 
 def starting_point(command: type[Any], arguments: Sequence[str], path: Path | None) -> Any:
-    """Return the values of flags that are not given: a saved run's, a preset's, or None.
-
-    Raises:
-        ConfigError: A preset is named beside a saved run, which cannot be read or is of another
-            kind.
-    """
+    """Return the values of flags that are not given: a saved run's, a preset's, or None."""
     kind = KINDS[command.kind]
     if path is not None:
         saved = load_config(path, kind.load("config"))
@@ -208,14 +187,10 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
     return command(run=kind.load("preset")(preset, tyro.MISSING), preset=preset)
 
 
-def chosen_preset(arguments: Sequence[str]) -> Preset:
+def chosen_preset(arguments: Sequence[str]) -> str:
     """Return the preset that arguments name; the parser refuses other names."""
-    presets: tuple[Preset, ...] = ("small", "rasa", "albef")
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    for flag, name in pairwise(words):
-        if flag == "--preset":
-            return next((preset for preset in presets if preset == name), "small")
-    return "small"
+    found = re.search(r"(?:^|\s)--preset[=\s](rasa|albef)(?:\s|$)", " ".join(arguments))
+    return found[1] if found else "small"
 
 
 def describe(kind: str, result: Any) -> str:

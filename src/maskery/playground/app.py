@@ -58,11 +58,7 @@ Content = dict[str, Any] | tuple[bytes, str]
 
 
 def make_app(session: Session, worker: Worker | None = None) -> Starlette:
-    """Make the application of some models.
-
-    Raises:
-        MissingExtraError: starlette is not installed.
-    """
+    """Make the application of some models."""
     require("starlette", extra="playground", purpose="serve the playground")
     from starlette.applications import Starlette
     from starlette.routing import Route
@@ -154,9 +150,6 @@ def check_host(request: Request) -> None:
 
     A page elsewhere can make a browser ask 127.0.0.1 under a name of its own (DNS rebinding); the
     Host header then has that name. A form elsewhere names its Origin.
-
-    Raises:
-        RequestError: With status 421 or 403.
     """
     server = request.scope.get("server") or ("", 0)
     allowed = {f"{name}:{server[1]}" for name in LOCAL_NAMES}
@@ -171,11 +164,7 @@ def check_host(request: Request) -> None:
 
 
 async def read_body(request: Request, most: int, kind: str) -> bytes:
-    """Read a body of at most `most` bytes, whose content type must start with `kind`.
-
-    Raises:
-        RequestError: It is too large (413), of another kind (415) or too slow (408).
-    """
+    """Read a body of at most `most` bytes, whose content type must start with `kind`."""
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not found.startswith(kind):
         raise RequestError(f"the content type must be {kind}", 415)
@@ -211,11 +200,7 @@ class Worker:
         self._pending = 0
 
     async def run(self, function: Callable[[], ResultT]) -> ResultT:
-        """Wait for a turn and for the result.
-
-        Raises:
-            RequestError: Too many wait already (503), or it took too long (504).
-        """
+        """Wait for a turn and for the result, unless too many wait or it takes too long."""
         if self._pending > self.queue:
             raise RequestError("too many requests wait already; try again in a moment", 503)
         self._pending += 1

@@ -26,12 +26,7 @@ RERANK = 16
 
 
 class GallerySearch:
-    """A gallery and one model.
-
-    Raises:
-        DataError: There is no picture in it.
-        ModelError: The model's features cannot be compared.
-    """
+    """A gallery and one model."""
 
     def __init__(self, opened: OpenImageText, folder: Path, cache_dir: Path) -> None:
         gallery = open_gallery(opened, folder, cache_dir=cache_dir, progress=True)
@@ -58,12 +53,7 @@ class GallerySearch:
         return {"hits": hits}
 
     def thumbnail(self, name: str) -> bytes:
-        """Return a picture that was found, as a small JPEG.
-
-        Raises:
-            RequestError: No search has given out that name, or long ago.
-            DataError: The picture is gone.
-        """
+        """Return a picture that was found, as a small JPEG."""
         if name not in self._paths:
             raise RequestError("no such picture; search again", 404)
         image = self.searcher.picture(self._paths[name])

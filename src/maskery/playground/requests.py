@@ -23,11 +23,7 @@ FOUND = 60
 
 
 class RequestError(MaskeryError):
-    """A request that is refused.
-
-    Attributes:
-        status: The HTTP status.
-    """
+    """A request that is refused, with an HTTP status."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
@@ -101,11 +97,7 @@ SCHEMAS: dict[str, Schema] = {
 
 
 def parse(body: bytes, schema: Schema) -> dict[str, Any]:
-    """Parse a request's body into checked values.
-
-    Raises:
-        RequestError: It is no JSON object, or does not fit the schema.
-    """
+    """Parse a request's body into checked values."""
     try:
         data = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,13 +29,8 @@ class PlaygroundConfig:
         check_ranges(self)
 
 
-def serve(
-    session: Session, config: PlaygroundConfig, ready: Callable[[str], object] = print
-) -> None:
-    """Serve until interrupted.
-
-    Args:
-        ready: Called with the address once it is known.
+def serve(session: Session, config: PlaygroundConfig, ready: Callable[[str], object]) -> None:
+    """Serve until interrupted; `ready` is called with the address once it is known.
 
     Raises:
         ConfigError: The port is taken.
@@ -47,22 +43,14 @@ def serve(
 
 
 def listen(port: int) -> socket.socket:
-    """Return a listening socket on 127.0.0.1.
-
-    Raises:
-        ConfigError: The port is taken.
-    """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Return a listening socket on 127.0.0.1."""
     try:
-        listener.bind((HOST, port))
-        listener.listen(64)
+        return socket.create_server((HOST, port), backlog=64)
     except OSError as error:
-        listener.close()
         raise ConfigError(
-            f"port {port} cannot be used ({error.strerror}); name another with --port, or 0 for any"
+            f"port {port} cannot be used ({os.strerror(error.errno or 0)}); name another with "
+            f"--port, or 0 for any"
         ) from error
-    return listener
 
 
 def make_server(session: Session) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class Session:
         self.names = names
         self._opened: list[Filler | OpenImageText] = [_open(name) for name in names]
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
-        self._fillers: OrderedDict[tuple[int, str | None], Filler] = OrderedDict()
+        # A few are kept, with their pictures encoded.
+        self._looking = lru_cache(2 * requests.PICTURES)(self._look)
         self.gallery: GallerySearch | None = None
         if gallery is not None:
             assert cache_dir is not None
@@ -67,12 +69,7 @@ class Session:
         }
 
     def add_picture(self, data: bytes) -> dict[str, Any]:
-        """Keep a picture for the requests that follow; the oldest of too many is dropped.
-
-        Raises:
-            RequestError: No model here looks at pictures.
-            DataError: It is none that can be read.
-        """
+        """Keep a picture for the requests that follow; the oldest of too many is dropped."""
         index = self._seeing()
         name = hashlib.blake2b(data, digest_size=16).hexdigest()
         self._pictures[name] = data
@@ -123,11 +120,7 @@ class Session:
         return {"token": found.token, "probability": found.probability, "words": words}
 
     def replaced(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the probability of each word that it does not belong to the picture.
-
-        Raises:
-            RequestError: The model reads text alone.
-        """
+        """Return the probability of each word that it does not belong to the picture."""
         filler = self._asked(values)
         if not isinstance(filler, ImageFiller):
             raise RequestError("this model reads text alone and detects no replaced words")
@@ -145,11 +138,7 @@ class Session:
         return {"words": words}
 
     def explain(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Show where the model looks for each word of a caption, as `maskery explain`.
-
-        Raises:
-            RequestError: There is no picture, or the model reads text alone.
-        """
+        """Show where the model looks for each word of a caption, as `maskery explain`."""
         self._asked(values)  # refuses what is not there
         opened = self._opened[values["model"]]
         if values["picture"] is None or not isinstance(opened, OpenImageText):
@@ -165,11 +154,7 @@ class Session:
         return {"match": found.match, "words": words}
 
     def search(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Find the gallery's pictures that fit a description.
-
-        Raises:
-            RequestError: There is no gallery.
-        """
+        """Find the gallery's pictures that fit a description."""
         if self.gallery is None:
             raise RequestError("there is no gallery; start the playground with --gallery DIR")
         return self.gallery.search(values["text"], values["top"])
@@ -192,11 +177,7 @@ class Session:
         }
 
     def _seeing(self) -> int:
-        """Return the index of the first model that looks at pictures.
-
-        Raises:
-            RequestError: None does.
-        """
+        """Return the index of the first model that looks at pictures."""
         for index, opened in enumerate(self._opened):
             if isinstance(opened, OpenImageText):
                 return index
@@ -210,21 +191,19 @@ class Session:
             raise RequestError("this model reads text alone; leave the picture out")
         return self._filler(values["model"], name)
 
+    def _look(self, index: int, picture: str | None) -> Filler:
+        opened = self._opened[index]
+        assert isinstance(opened, OpenImageText)
+        return ImageFiller(opened, None if picture is None else self._pictures[picture])
+
     def _filler(self, index: int, picture: str | None) -> Filler:
-        """Return the filler of a model and a picture; a few are kept, their pictures encoded."""
+        """Return the filler of a model and a picture."""
         opened = self._opened[index]
         if isinstance(opened, Filler):
             return opened
         if picture is not None and picture not in self._pictures:
             raise RequestError("the picture is no longer here; send it again", 410)
-        key = (index, picture)
-        if key not in self._fillers:
-            data = None if picture is None else self._pictures[picture]
-            self._fillers[key] = ImageFiller(opened, data)
-        self._fillers.move_to_end(key)
-        while len(self._fillers) > 2 * requests.PICTURES:
-            self._fillers.popitem(last=False)
-        return self._fillers[key]
+        return self._looking(index, picture)
 
 
 class Shifted:
