@@ -48,7 +48,7 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest
 from maskery.data.shards.pieces import plan_pieces, read_piece
-from maskery.data.shards.places import LocalPlace
+from maskery.data.shards.places import Place
 from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, write_store
@@ -407,7 +407,7 @@ def read_shards(case: tuple[str, bytes, bool], folder: Path) -> None:
             if entry["file"] == name:
                 entry["bytes"], entry["sha256"] = len(data), hashlib.sha256(data).hexdigest()
         (folder / "shards.json").write_text(json.dumps(manifest))
-    shards = TokenShards(LocalPlace(folder))
+    shards = TokenShards(Place(folder))
     template = Template(prefix=(2,), suffix=(3,))
     source = ShardSource(shards, template, max_length=5, batch_tokens=8)
     try:

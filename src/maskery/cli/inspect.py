@@ -113,5 +113,6 @@ def describe_estimate(estimate: Estimate, steps: int) -> str:
     return (
         f"about {shown} for {steps:,} steps at {estimate.tokens_per_second:,.0f} tokens/s and "
         f"{estimate.peak_megabytes:,.0f} MB of memory ({estimate.device}; "
-        f"{estimate.timed_steps} timed steps; evaluations and checkpoints come on top)"
+        f"{estimate.timed_steps} timed steps); {estimate.evaluation_seconds / 60:,.1f} minutes of "
+        f"it for {estimate.evaluations:,} evaluations; checkpoints come on top"
     )

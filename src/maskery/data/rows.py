@@ -8,7 +8,7 @@ Shapes: B rows, T tokens of all rows together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -175,8 +175,14 @@ class PieceWords:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values(), default=-1) + 1
-        self._begins = np.zeros(size, np.bool_)
-        self._ends = np.zeros(size, np.bool_)
+
+        def table(value_of: Callable[[str], int], dtype: Any = np.bool_) -> npt.NDArray[Any]:
+            values = np.zeros(size, dtype)
+            for token, index in vocabulary.items():
+                values[index] = value_of(token)
+            return values
+
+        self._begins, self._ends = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         # By class of character; the same on both sides cuts nowhere.
         self._first, self._last = np.zeros(size, np.int8), np.zeros(size, np.int8)
         # A tokenizer in Python has no backend; those with pieces write them as BERT does.
@@ -186,19 +192,16 @@ class PieceWords:
         byte_level = backend is not None and is_byte_level(backend)
         marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
         if prefix and any(token.startswith(prefix) for token in vocabulary):
-            for token, index in vocabulary.items():
-                self._begins[index] = not token.startswith(prefix)
+            self._begins = table(lambda token: not token.startswith(prefix))
         elif suffix:
-            for token, index in vocabulary.items():
-                self._ends[index] = token.endswith(suffix)
+            self._ends = table(lambda token: token.endswith(suffix))
         elif backend is not None and any(token.startswith(marker) for token in vocabulary):
-            table = starts_word_table(backend)
-            self._begins[: len(table)] = table[:size]
-            for token, index in vocabulary.items() if byte_level else ():
-                text = token.removeprefix(marker)
+            always = starts_word_table(backend)
+            self._begins[: len(always)] = always[:size]
+            if byte_level:
                 # A lone marker is the start of a word that whatever follows goes on with.
-                self._last[index] = _kind(text[-1]) if text else ANY
-                self._first[index] = _kind(text[0]) if text else ANY
+                self._last = table(lambda token: _kind(token.removeprefix(marker)[-1:]), np.int8)
+                self._first = table(lambda token: _kind(token.removeprefix(marker)[:1]), np.int8)
         else:
             self._begins[:] = True
         own = [index for index in special_ids if index < size]
@@ -215,6 +218,8 @@ class PieceWords:
 
 def _kind(character: str) -> int:
     """Return the class of a byte-level character: 0 letter, 1 digit, 2 other, 3 white space."""
+    if not character:
+        return ANY
     if 0x100 <= ord(character) <= 0x120:  # the stand-ins of bytes up to the space
         return 3
     if not character.isascii() or character.isalpha():

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
 from maskery.data.store import FORMAT, Part, TokenStore, write_store
+
+if TYPE_CHECKING:
+    from maskery.data.corpus.reader import Corpus
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +44,6 @@ Encode = Callable[[list[str]], Encoded]
 Batch = tuple[list[str], list[int]]
 
 
-class Examples(Protocol):
-    """A corpus, as `tokenise` reads it."""
-
-    @property
-    def num_bytes(self) -> int | None:
-        """Its size, if known, for the progress bar."""
-
-    @property
-    def bytes_read(self) -> int:
-        """The part of its size that the current iteration has read."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Iterate over its examples, which have `text` and `id`, always in the same order."""
-
-    def fingerprint(self) -> str:
-        """A hash of its content."""
-
-
 def default_cache_dir() -> Path:
     """Return `$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
     chosen = os.environ.get("MASKERY_CACHE")
@@ -68,7 +53,7 @@ def default_cache_dir() -> Path:
 
 
 def tokenise(
-    corpus: Examples, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
     """Return the token store of a corpus, made now or found from an earlier run.
 
@@ -250,7 +235,7 @@ def word_starts(
 
 
 def train_wordpiece(
-    corpus: Examples, vocab_size: int, *, progress: bool = True
+    corpus: Corpus, vocab_size: int, *, progress: bool = True
 ) -> PreTrainedTokenizerBase:
     """Learn a lower-casing WordPiece vocabulary of at most `vocab_size` pieces.
 
@@ -296,7 +281,7 @@ def may_continue(backend: Tokenizer, character: str) -> bool:
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)] == [normal]
 
 
-def _texts(corpus: Examples, doing: str, progress: bool) -> Iterator[str]:
+def _texts(corpus: Corpus, doing: str, progress: bool) -> Iterator[str]:
     with byte_bar(corpus.num_bytes, doing, progress) as bar:
         for example in corpus:
             yield example.text

@@ -16,7 +16,7 @@ from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import Reading, ReadingReport
 from maskery.data.corpus.reader import Corpus
-from maskery.data.corpus.table_files import _batch_rows, read_csv
+from maskery.data.corpus.table_files import _batch_rows, read_table
 
 Read = Any
 Write = Any
@@ -102,7 +102,7 @@ def test_a_field_without_end_is_not_held(tmp_path: Path) -> None:
         limit = csv.field_size_limit(2000)
         try:
             with pytest.raises(DataError, match=r"a\.csv, line 3 starts a record longer than"):
-                list(read_csv(reading))
+                list(read_table(reading))
         finally:
             csv.field_size_limit(limit)
 

@@ -17,7 +17,7 @@ from maskery.core.errors import DataError, MissingExtraError
 from maskery.data.batching import Template
 from maskery.data.corpus.files import holds_shards
 from maskery.data.shards import places
-from maskery.data.shards.places import LocalPlace, RemotePlace, open_place
+from maskery.data.shards.places import Place, RemotePlace, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import create_owned, partial_of
 
@@ -55,7 +55,7 @@ def test_an_address_gives_the_batches_of_the_folder(
     folder: Path, remote: Any, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"max_length": 24, "batch_tokens": 100, "shuffle_shards": 2}
-    here = ShardSource(TokenShards(LocalPlace(folder)), TEMPLATE, **settings)
+    here = ShardSource(TokenShards(Place(folder)), TEMPLATE, **settings)
     place = open_remote(tmp_path)
     there = ShardSource(TokenShards(place), TEMPLATE, cache_shards=1, **settings)
     assert there.num_steps(0) == here.num_steps(0)
@@ -64,7 +64,7 @@ def test_an_address_gives_the_batches_of_the_folder(
         (one,), (other,) = here.micro_batches(0, step), there.micro_batches(0, step)
         assert one.input_ids.tolist() == other.input_ids.tolist()  # type: ignore[union-attr]
         assert one.example_ids.tolist() == other.example_ids.tolist()  # type: ignore[union-attr]
-        most = max(most, len(list(place.cache.glob("shard-*"))))
+        most = max(most, len(list(place.folder.glob("shard-*"))))
     there.close()
     # A block, the next, and one more; the fetching thread may be two ahead of the trimming.
     assert most <= 2 * 2 + 1 + 2
@@ -79,10 +79,13 @@ def test_the_oldest_copies_go_first(remote: Any, tmp_path: Path) -> None:
         os.utime(path, (number, number))
     place.fetch("0.safetensors", *entry(b"x"))  # used again
     place.trim(2)
-    assert sorted(path.name for path in place.cache.iterdir()) == ["0.safetensors", "3.safetensors"]
+    assert sorted(path.name for path in place.folder.iterdir()) == [
+        "0.safetensors",
+        "3.safetensors",
+    ]
     place.trim(5)
-    LocalPlace(tmp_path).trim(0)
-    assert len(list(place.cache.iterdir())) == 2
+    Place(tmp_path).trim(0)
+    assert len(list(place.folder.iterdir())) == 2
 
 
 def test_a_sound_copy_is_not_fetched_again(remote: Any, tmp_path: Path) -> None:
@@ -121,8 +124,8 @@ def test_half_a_copy_goes_if_nobody_is_at_it(
     for name in ("a", "b"):
         remote.pipe(f"/bucket/shards/{name}", b"12345")
     place, other = open_remote(tmp_path), open_remote(tmp_path)
-    place.cache.mkdir(parents=True)
-    create_owned(partial_of(place.cache / "killed")).close()
+    place.folder.mkdir(parents=True)
+    create_owned(partial_of(place.folder / "killed")).close()
     real, seen = places.find_damage, []
 
     def while_it_is_checked(path: Path, *arguments: Any) -> str | None:
@@ -134,7 +137,7 @@ def test_half_a_copy_goes_if_nobody_is_at_it(
     monkeypatch.setattr(places, "find_damage", while_it_is_checked)
     assert place.fetch("a", *entry(b"12345")).read_bytes() == b"12345"
     assert seen == ["a.partial"]
-    assert sorted(path.name for path in place.cache.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in place.folder.iterdir()) == ["a", "b"]
 
 
 def test_a_copy_that_differs_is_tried_again_and_then_refused(remote: Any, tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_a_copy_that_differs_is_tried_again_and_then_refused(remote: Any, tmp_pa
     with pytest.raises(DataError, match=r"shards/a' is damaged \(it has 6 of 5 bytes\)"):
         place.fetch("a", *entry(b"12345"))
     assert waits == [1.0, 5.0, 25.0]
-    assert list(place.cache.iterdir()) == []
+    assert list(place.folder.iterdir()) == []
 
 
 def test_a_network_that_comes_back_is_waited_for(

@@ -17,7 +17,7 @@ from maskery.core.task import StandIn
 from maskery.data.batching import Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.places import LocalPlace
+from maskery.data.shards.places import Place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.tokenise import tokenise
 
@@ -41,7 +41,7 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_source(folder: Path, **changes: Any) -> ShardSource:
     settings = {"max_length": 24, "batch_tokens": 100, "shuffle_shards": 3, "seed": 5, **changes}
-    return ShardSource(TokenShards(LocalPlace(folder)), TEMPLATE, **settings)
+    return ShardSource(TokenShards(Place(folder)), TEMPLATE, **settings)
 
 
 def named(batch: TokenBatch) -> list[Token]:
@@ -98,13 +98,13 @@ def test_any_step_is_reached_directly_and_reads_its_block_alone(
 ) -> None:
     expected = steps_of(open_source(folder, layout=layout), 1)
     fetched: list[str] = []
-    fetch = LocalPlace.fetch
+    fetch = Place.fetch
 
-    def counted(self: LocalPlace, file: str, *rest: Any) -> Path:
+    def counted(self: Place, file: str, *rest: Any) -> Path:
         fetched.append(file)
         return fetch(self, file, *rest)
 
-    monkeypatch.setattr(LocalPlace, "fetch", counted)
+    monkeypatch.setattr(Place, "fetch", counted)
     source = open_source(folder, layout=layout)
     middle = source.num_steps(1) // 2
     assert fetched == ["lengths.safetensors"]
@@ -165,10 +165,10 @@ def test_documents_can_be_left_out(folder: Path) -> None:
 
 
 def test_held_out_text_is_the_same_in_every_run_and_bounded(folder: Path) -> None:
-    shards = TokenShards(LocalPlace(folder))
+    shards = TokenShards(Place(folder))
     some = shards.held_out(60)
     assert 0 < some.num_tokens <= 60
-    assert some.ids.tolist() == TokenShards(LocalPlace(folder)).held_out(60).ids.tolist()
+    assert some.ids.tolist() == TokenShards(Place(folder)).held_out(60).ids.tolist()
     everything = shards.held_out(10**9)
     assert everything.num_tokens == sum(entry.tokens for entry in shards.manifest.held_out)
     assert set(some.ids.tolist()) < set(everything.ids.tolist())
@@ -179,11 +179,11 @@ def test_held_out_text_is_the_same_in_every_run_and_bounded(folder: Path) -> Non
 def test_nothing_held_out_is_said(corpus: Path, tmp_path: Path) -> None:
     shard(corpus, tmp_path / "shards", held_out_share=1e-9)
     with pytest.raises(DataError, match=r"nothing was held out .* name held-out text with --eval"):
-        TokenShards(LocalPlace(tmp_path / "shards")).held_out(100)
+        TokenShards(Place(tmp_path / "shards")).held_out(100)
 
 
 def test_token_counts_are_those_of_the_shards(folder: Path) -> None:
-    shards = TokenShards(LocalPlace(folder))
+    shards = TokenShards(Place(folder))
     joined = shards.open(shards.manifest.shards)
     tokens = joined.tokens
     assert joined.token_counts(99).tolist() == np.bincount(tokens, minlength=99).tolist()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from maskery.core.errors import DataError, MaskeryError, reason_of
 from maskery.data.corpus.config import CorpusConfig
@@ -17,49 +17,72 @@ from maskery.data.corpus.files import HubName, near_names
 BATCH_ROWS = 1000
 
 
-class TextSource(Protocol):
-    """Texts that lie in no file of a known format."""
+class GivenTexts:
+    """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library.
 
-    label: str
-    """The source of its examples."""
-    name: str
-    """The name of all of it, for messages."""
+    Args:
+        data: A `Dataset` or `IterableDataset`, or an iterable of strings or of mappings with the
+            text under the text column. An iterator, which can be read once only, is read now.
+        label: The source of its examples.
+        name: How messages call all of it. Default: `label`.
+    """
+
+    def __init__(self, data: Any, label: str, name: str | None = None) -> None:
+        if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+            raise DataError(
+                f"{label} cannot be a {type(data).__name__}; pass an iterable of strings, or a "
+                "dataset of the datasets library"
+            )
+        self.label, self.name = label, name or label
+        self.data: Any = list(data) if iter(data) is data else data
 
     def texts(self, reading: Reading) -> Iterator[str]:
         """Yield the texts, always the same ones."""
+        try:
+            yield from read_dataset(self.data, reading)
+        except MaskeryError:
+            raise
+        except Exception as error:  # the library, the network and a user's iterable raise anything
+            raise self.failure(error, reading) from error
+
+    def failure(self, error: Exception, reading: Reading) -> DataError:
+        """Return one line for an error while reading."""
+        return DataError(
+            f"{reading.place} cannot be read ({type(error).__name__}: {reason_of(error)}); "
+            "mend what you pass"
+        )
 
     def fingerprint(self) -> str | None:
-        """Return what the content is known by, or None if it must be read to know it."""
+        """Return what the content is known by, or None if it must be read to know it.
+
+        What is in memory may have been changed since it was named.
+        """
+        return None
 
 
-class HubDataset:
+class HubDataset(GivenTexts):
     """A split of a dataset of the hub, loaded or opened for streaming."""
 
     def __init__(self, name: HubName, config: CorpusConfig) -> None:
         import datasets
 
         self.hub_name, self.config = name, config
-        self.label, self.name = str(name), f"the hub dataset {name}"
         try:
-            self.dataset: Any = datasets.load_dataset(
+            dataset = datasets.load_dataset(
                 name.name, name.configuration, split=config.split, streaming=config.stream
             )
         # The library, its filesystems and its HTTP client share no base class.
         except Exception as error:
             raise explain(name, error) from error
+        super().__init__(dataset, str(name), f"the hub dataset {name}")
 
-    def texts(self, reading: Reading) -> Iterator[str]:
-        """Yield the texts of the split."""
-        try:
-            yield from read_dataset(self.dataset, reading)
-        except MaskeryError:
-            raise
-        except Exception as error:
-            raise explain(self.hub_name, error) from error
+    def failure(self, error: Exception, reading: Reading) -> DataError:
+        """Return one line for an error while reading."""
+        del reading  # the network fails, not a row
+        return explain(self.hub_name, error)
 
     def fingerprint(self) -> str:
         """Return the library's hash of the content, or the hub's revision."""
-        content = "" if self.config.stream else str(self.dataset._fingerprint)
         if self.config.stream:
             import huggingface_hub
 
@@ -67,42 +90,9 @@ class HubDataset:
                 content = str(huggingface_hub.HfApi().dataset_info(self.hub_name.name).sha)
             except Exception as error:
                 raise explain(self.hub_name, error) from error
-        config = self.config
-        return repr((str(self.hub_name), config.split, config.text_column, content))
-
-
-class GivenTexts:
-    """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library.
-
-    Args:
-        data: A `Dataset` or `IterableDataset`, or an iterable of strings or of mappings with the
-            text under the text column. An iterator, which can be read once only, is read now.
-        name: How messages call it.
-    """
-
-    def __init__(self, data: Any, name: str) -> None:
-        if isinstance(data, str | bytes) or not isinstance(data, Iterable):
-            raise DataError(
-                f"{name} cannot be a {type(data).__name__}; pass an iterable of strings, or a "
-                "dataset of the datasets library"
-            )
-        self.label = self.name = name
-        self.data: Any = list(data) if iter(data) is data else data
-
-    def texts(self, reading: Reading) -> Iterator[str]:
-        """Yield the texts."""
-        try:
-            yield from read_dataset(self.data, reading)
-        except MaskeryError:
-            raise
-        except Exception as error:  # a user's iterable raises anything
-            raise DataError(
-                f"{reading.place} cannot be read ({type(error).__name__}: {reason_of(error)}); "
-                "mend what you pass"
-            ) from error
-
-    def fingerprint(self) -> None:
-        """Return None: what is in memory may have been changed since it was named."""
+        else:
+            content = str(self.data._fingerprint)
+        return repr((self.label, self.config.split, self.config.text_column, content))
 
 
 def read_dataset(data: Any, reading: Reading) -> Iterator[str]:

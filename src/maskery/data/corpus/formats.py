@@ -38,8 +38,8 @@ OURS: dict[str, Any] = {
     "text": "maskery.data.corpus.formats:read_text",
     "jsonl": "maskery.data.corpus.json_files:read_json_lines",
     "json": "maskery.data.corpus.json_files:read_json",
-    "csv": f"{TABLES}:read_csv",
-    "tsv": f"{TABLES}:read_tsv",
+    "csv": f"{TABLES}:read_table",
+    "tsv": f"{TABLES}:read_table",
     "parquet": f"{TABLES}:read_parquet",
 }
 READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)

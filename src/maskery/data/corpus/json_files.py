@@ -24,29 +24,40 @@ TOKEN_CHARS = 16
 def read_json_lines(reading: Reading) -> Iterator[str]:
     """Yield the texts of a JSON lines file."""
     with open_blocks(reading) as blocks:
-        decoder = new_decoder(reading)
-        for number, line in enumerate(whole_lines(blocks, reading), start=1):
-            reading.number = number
-            if not line or line.isspace():
-                continue
-            try:
-                record = decoder.decode(line)
-            except (ValueError, RecursionError) as error:
-                reading.refuse(f"is not valid JSON ({_why(error)})")
-                continue
-            text = text_of(record, reading)
-            if text is not None:
-                yield text
+        yield from _texts(_records_of_lines(blocks, reading), reading)
 
 
 def read_json(reading: Reading) -> Iterator[str]:
     """Yield the texts of a JSON file: a list of objects, or objects one after the other."""
     with open_blocks(reading) as blocks:
         scanner = Scanner(blocks, reading)
-        for record in scanner.elements() if scanner.peek() == "[" else scanner.sequence():
-            text = text_of(record, reading)
+        records = scanner.elements() if scanner.peek() == "[" else scanner.sequence()
+        yield from _texts(records, reading)
+
+
+def _records_of_lines(blocks: Iterator[str], reading: Reading) -> Iterator[object]:
+    decoder = new_decoder(reading)
+    for number, line in enumerate(whole_lines(blocks, reading), start=1):
+        reading.number = number
+        if not line or line.isspace():
+            continue
+        try:
+            record = decoder.decode(line)
+        except (ValueError, RecursionError) as error:
+            reading.refuse(f"is not valid JSON ({_why(error)})")
+        else:
+            yield record
+
+
+def _texts(records: Iterator[object], reading: Reading) -> Iterator[str]:
+    for record in records:
+        if isinstance(record, dict):
+            text = reading.text_of(record)
             if text is not None:
                 yield text
+        else:
+            column = reading.config.text_column
+            reading.refuse(f"is a JSON {_kind(record)}, not an object with a column {column!r}")
 
 
 def new_decoder(reading: Reading) -> json.JSONDecoder:
@@ -55,15 +66,6 @@ def new_decoder(reading: Reading) -> json.JSONDecoder:
     They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
     """
     return json.JSONDecoder(strict=reading.config.on_bad_text == "fail")
-
-
-def text_of(record: object, reading: Reading) -> str | None:
-    """Return the text of a record, or None if it is skipped."""
-    if isinstance(record, dict):
-        return reading.text_of(record)
-    column = reading.config.text_column
-    reading.refuse(f"is a JSON {_kind(record)}, not an object with a column {column!r}")
-    return None
 
 
 def _kind(value: object) -> str:
@@ -127,7 +129,9 @@ class Scanner:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
-                if self._may_go_on(error) and self._read_more():
+                near_the_end = error.pos >= len(self.text) - TOKEN_CHARS
+                may_go_on = near_the_end or error.msg.startswith("Unterminated string")
+                if may_go_on and self._read_more():
                     continue
                 self._advance(min(error.pos, len(self.text)))
                 raise self._invalid(error.msg) from error
@@ -140,10 +144,6 @@ class Scanner:
             self.reading.number = self.line
             self._advance(end)
             return value
-
-    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        near_the_end = error.pos >= len(self.text) - TOKEN_CHARS
-        return near_the_end or error.msg.startswith("Unterminated string")
 
     def _advance(self, position: int) -> None:
         self.line += self.text.count("\n", self.position, position)

@@ -16,7 +16,7 @@ from maskery.data.corpus.formats import format_of, is_portable, read_texts, spli
 from maskery.data.corpus.streams import cannot_read
 
 if TYPE_CHECKING:
-    from maskery.data.corpus.dataset_corpus import TextSource
+    from maskery.data.corpus.dataset_corpus import GivenTexts
 
 # Raised whenever the same files give other examples than before, so that stores are rebuilt.
 READING_VERSION = 1
@@ -39,7 +39,7 @@ class Corpus:
         *,
         config: CorpusConfig,
         files: Sequence[Path] = (),
-        source: TextSource | None = None,
+        source: GivenTexts | None = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self.config, self.files, self.block_bytes = config, tuple(files), block_bytes

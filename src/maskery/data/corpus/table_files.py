@@ -12,7 +12,7 @@ from typing import Any
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import Reading
-from maskery.data.corpus.formats import too_long, whole_lines
+from maskery.data.corpus.formats import format_of, too_long, whole_lines
 from maskery.data.corpus.streams import COMPRESSIONS, cannot_read, open_blocks, open_stream
 
 # Spreadsheets of many countries write semicolons into .csv files.
@@ -29,18 +29,9 @@ UNPACKED_RATIO = 100
 MIN_UNPACKED_BYTES = 1 << 26
 
 
-def read_csv(reading: Reading) -> Iterator[str]:
-    """Yield the texts of a .csv file; see `read_table`."""
-    return read_table(reading, "csv")
-
-
-def read_tsv(reading: Reading) -> Iterator[str]:
-    """Yield the texts of a .tsv file; see `read_table`."""
-    return read_table(reading, "tsv")
-
-
-def read_table(reading: Reading, kind: str) -> Iterator[str]:
-    """Yield the texts of a table with a header."""
+def read_table(reading: Reading) -> Iterator[str]:
+    """Yield the texts of a .csv or .tsv file with a header."""
+    kind = format_of(reading.path, reading.config)
     quoted = reading.config.has_quotes(kind)
     # The limit is the process's own, 128 KiB by default; it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), reading.max_record_chars))

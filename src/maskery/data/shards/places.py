@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
@@ -31,46 +30,18 @@ COPY_BYTES = 1 << 22
 PAUSES = (1.0, 5.0, 25.0)
 
 
-class Place(ABC):
-    """Source of the files of a folder of shards."""
+class Place:
+    """A folder of shards on this machine; nothing is copied."""
 
-    name: str
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, str(folder)
 
-    @abstractmethod
     def manifest(self) -> bytes:
         """Return the bytes of `shards.json`.
 
         Raises:
             DataError: There is none, or it cannot be read.
         """
-
-    @abstractmethod
-    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """Return the path of a local file whose checksum is right: a shard, or one beside it.
-
-        Raises:
-            DataError: It is missing, damaged or cannot be read.
-        """
-
-    def trim(self, keep: int) -> None:  # noqa: B027  a folder has no copies
-        """Let go of all but the `keep` local copies used last."""
-
-
-def open_place(source: str, cache_dir: Path) -> Place:
-    """Return the place for a folder or an address."""
-    if is_address(source):
-        return RemotePlace(source, cache_dir)
-    return LocalPlace(Path(source).expanduser())
-
-
-class LocalPlace(Place):
-    """A folder on this machine; nothing is copied."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, str(folder)
-
-    def manifest(self) -> bytes:
-        """See `Place.manifest`."""
         path = self.folder / MANIFEST
         if not path.is_file():
             raise DataError(
@@ -83,7 +54,11 @@ class LocalPlace(Place):
             raise cannot_read(path, error) from error
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """See `Place.fetch`."""
+        """Return the path of a local file whose checksum is right: a shard, or one beside it.
+
+        Raises:
+            DataError: It is missing, damaged or cannot be read.
+        """
         path = self.folder / file
         damage = find_damage(path, num_bytes, sha256)
         if damage is not None:
@@ -93,16 +68,19 @@ class LocalPlace(Place):
             )
         return path
 
+    def trim(self, keep: int) -> None:
+        """Let go of all but the `keep` local copies used last."""
+
 
 class RemotePlace(Place):
-    """An address; its files are copied to a folder of the cache."""
+    """An address of shards; files are copied to the `folder` of the cache that belongs to it."""
 
     def __init__(
         self, address: str, cache_dir: Path, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self.name = address.rstrip("/")
-        self.cache = cache_dir / "shards" / blake2b(self.name.encode(), digest_size=8).hexdigest()
-        self.sleep = sleep
+        name = address.rstrip("/")
+        super().__init__(cache_dir / "shards" / blake2b(name.encode(), digest_size=8).hexdigest())
+        self.name, self.sleep = name, sleep
 
     def manifest(self) -> bytes:
         """See `Place.manifest`."""
@@ -119,7 +97,7 @@ class RemotePlace(Place):
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
         """See `Place.fetch`."""
-        path = self.cache / file
+        path = self.folder / file
         if find_damage(path, num_bytes, sha256) is None:
             with suppress(FileNotFoundError):  # another run may have let go of it by now
                 os.utime(path)  # the copies used last are kept
@@ -133,7 +111,7 @@ class RemotePlace(Place):
     def trim(self, keep: int) -> None:
         """See `Place.trim`."""
         used = []
-        for path in self.cache.glob("*.safetensors"):
+        for path in self.folder.glob("*.safetensors"):
             with suppress(OSError):  # another process was first
                 used.append((path.stat().st_mtime_ns, path))
         for _, path in sorted(used)[: max(0, len(used) - keep)]:
@@ -155,7 +133,7 @@ class RemotePlace(Place):
                 damage = find_damage(partial, num_bytes, sha256)
                 if damage is not None:
                     raise DataError(
-                        f"'{self.name}/{path.relative_to(self.cache)}' is damaged ({damage}); "
+                        f"'{self.name}/{path.relative_to(self.folder)}' is damaged ({damage}); "
                         "upload it again, or make it anew with maskery tokenize"
                     )
                 partial.replace(path)  # while it is owned: else another run may remove it
@@ -181,3 +159,10 @@ class RemotePlace(Place):
                     raise unreadable(f"{self.name}/{file}", error) from error
                 log.warning("reading '%s' failed (%s); trying again", self.name, error)
                 self.sleep(pause)
+
+
+def open_place(source: str, cache_dir: Path) -> Place:
+    """Return the place for a folder or an address."""
+    if is_address(source):
+        return RemotePlace(source, cache_dir)
+    return Place(Path(source).expanduser())

@@ -245,7 +245,8 @@ class ClassTask(Task):
     def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
         first: dict[str, int] = {}
         for place, text in enumerate(labelled.texts):
-            first.setdefault(as_read(text), place)
+            # Punctuation stays: it may be what a label is about ("Great." and "Great?").
+            first.setdefault(" ".join(text.split()).casefold(), place)
         counts = Counter(labelled.labels[place] for place in first.values())
         kept = [place for place in first.values() if counts[labelled.labels[place]] > 1]
         alone = sum(count == 1 for count in counts.values())

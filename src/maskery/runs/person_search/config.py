@@ -104,11 +104,7 @@ def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """
     run = rasa(data)
     objectives = replace(
-        run.objectives,
-        itc_weight=1.0,
-        prd_weight=0.0,
-        mrtd_weight=0.0,
-        within_modality=False,
+        run.objectives, itc_weight=1.0, prd_weight=0.0, mrtd_weight=0.0, within_modality=False
     )
     return replace(run, weak_pair_probability=0.0, objectives=objectives)
 
