@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from tqdm import tqdm
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
 from maskery.core.processes import Processes
+from maskery.data.batching import TextSource
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -35,6 +37,8 @@ from maskery.models.masked_lm import MaskedLanguageModel
 # Evaluations share an epoch that no run reaches, so frozen masks are never those of training.
 FROZEN_EPOCH = (1 << 24) - 1
 COLUMNS = ("count", "loss", "top1", "top5")
+# Seconds; a small run would have a bar come and go at each of its evaluations.
+BAR_AFTER = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,23 @@ class MaskedScores:
     top5: Interval  # Share whose right token is among the five likeliest
     masked_tokens: int  # Tokens that were predicted
     examples: int  # Examples that they come from
+
+
+def scoring(source: TextSource, *, progress: bool) -> Iterator[TokenBatch]:
+    """Yield the batches of a source in order, with a bar if it takes more than some seconds."""
+    total = int(source.lengths.sum())
+    with tqdm(
+        total=total,
+        desc="scoring",
+        unit="tok",
+        unit_scale=True,
+        leave=False,
+        delay=BAR_AFTER,
+        disable=not progress,
+    ) as bar:
+        for batch in source.in_order():
+            yield batch
+            bar.update(batch.num_tokens)
 
 
 @torch.no_grad()
