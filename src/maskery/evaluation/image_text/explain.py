@@ -87,7 +87,8 @@ def explain(
             fused = network.text_encoder(ids[None].to(network.device), None, keys)
             match = float(network.itm_head(fused[:, 0]).float().softmax(dim=-1)[0, 1])
     if target == "matching":
-        heat = matching_heat(network, ids, keys, chosen)
+        states, attention = fuse_with_map(network, ids[None], keys, chosen)
+        heat = grad_cam(network.itm_head(states[:, 0])[0, 1], attention)[0]  # (L, N)
         if whole:
             words = [Word(text=caption, tokens=(0,))]
         rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
@@ -111,15 +112,6 @@ def explain(
         layer=chosen,
         match=match,
     )
-
-
-def matching_heat(
-    model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys], layer: int
-) -> torch.Tensor:
-    """Return the heat (L, N) of every token of one caption (L,) for the logit of a match."""
-    fused, attention = fuse_with_map(model, ids[None], keys, layer)
-    logit = model.itm_head(fused[:, 0])[0, 1]
-    return grad_cam(logit, attention)[0]
 
 
 def word_heat(
