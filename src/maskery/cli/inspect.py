@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -48,7 +48,7 @@ class Inspect(Command):
         found = inspect_corpus(
             self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
         )
-        self.answer(asdict(found), describe(found))
+        self.answer(found, describe(found))
 
 
 def describe(found: Inspection) -> str:
