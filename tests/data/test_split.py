@@ -16,7 +16,7 @@ from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import is_held_out
 from maskery.data.corpus.reader import Corpus
-from maskery.data.split import split, split_by_value, without_held_out
+from maskery.data.split import sample, split, split_by_value, without_held_out
 from maskery.data.store import TokenStore
 from maskery.data.tokenise import tokenise
 from maskery.models.loading import load_tokenizer
@@ -174,3 +174,20 @@ def test_rows_without_a_value_are_counted_in_one_line(folder: Path) -> None:
     path.write_text("\n".join(lines(6)), "utf-8")
     with pytest.raises(DataError, match=r"plain\.txt is plain text, which has no columns"):
         list(Corpus.open([str(path)], CorpusConfig()).groups("patient"))
+
+
+def test_a_sample_follows_from_the_texts_alone(folder: Path) -> None:
+    texts = [str(row["text"]) for row in rows_of_patients(200)]
+    stores = [stored(folder, texts), stored(folder, texts[::-1], "reversed")]
+    chosen = [sample(store, np.arange(200), 600) for store in stores]
+    ids = [set(np.asarray(s.ids)[c].tolist()) for s, c in zip(stores, chosen, strict=True)]
+    assert ids[0] == ids[1]
+    assert 540 < stores[0].lengths()[chosen[0]].sum() <= 600
+    assert set(sample(stores[0], np.arange(200), 300).tolist()) < set(chosen[0].tolist())
+    assert sample(stores[0], np.arange(200), 10**9).tolist() == list(range(200))
+    assert len(sample(stores[0], np.arange(200), 1)) == 1
+    # Of what the split has held out, any half may be chosen.
+    _, held = split(stores[0], load_tokenizer(str(folder / "model")), 0.5)
+    half = sample(stores[0], held, int(stores[0].lengths()[held].sum()) // 2)
+    low = is_held_out(np.asarray(stores[0].ids)[half], 0.25).mean()
+    assert 0.3 < low < 0.7

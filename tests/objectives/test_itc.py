@@ -10,9 +10,7 @@ from maskery.objectives.itc import (
     RASA_DIRECTIONS,
     Direction,
     Features,
-    identity_targets,
     itc_loss,
-    soft_targets,
 )
 
 B, K, E = 3, 4, 5
@@ -27,18 +25,6 @@ def unit(*shape: int, seed: int) -> torch.Tensor:
 def softmax(scores: np.ndarray) -> np.ndarray:
     grown = np.exp(scores - scores.max(axis=1, keepdims=True))
     return grown / grown.sum(axis=1, keepdims=True)
-
-
-def test_identity_targets_share_one_among_the_same_person() -> None:
-    targets = identity_targets(IDS, CANDIDATES)
-    third = 1 / 3
-    assert targets[0].tolist() == pytest.approx([third, 0, third, 0, 0, 0, third])
-    assert targets[1].tolist() == pytest.approx([0, 0.5, 0, 0.5, 0, 0, 0])
-
-
-def test_soft_targets_stay_distributions() -> None:
-    targets = soft_targets(torch.randn(B, B + K), identity_targets(IDS, CANDIDATES), 0.4)
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(B))
 
 
 @pytest.mark.parametrize("directions", [ALBEF_DIRECTIONS, RASA_DIRECTIONS])

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
+import image_text_pairs as tiny
 import pytest
 import torch
 
@@ -13,14 +11,6 @@ from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.task import Prepared
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
-
-HELPER = Path(__file__).with_name("image_text_pairs.py")
-spec = importlib.util.spec_from_file_location(HELPER.stem, HELPER)
-assert spec is not None
-assert spec.loader is not None
-tiny: Any = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = tiny  # dataclasses look their module up
-spec.loader.exec_module(tiny)
 
 
 def task(**changes: Any) -> ImageTextTask:

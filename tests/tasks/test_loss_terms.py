@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
+import image_text_pairs as tiny
 import pytest
 import torch
 from torch import nn
@@ -16,14 +14,6 @@ from maskery.objectives.terms import LossTerm
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 from maskery.tasks.loss_terms import TermInputs
-
-HELPER = Path(__file__).with_name("image_text_pairs.py")
-spec = importlib.util.spec_from_file_location(HELPER.stem, HELPER)
-assert spec is not None
-assert spec.loader is not None
-tiny: Any = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = tiny  # dataclasses look their module up
-spec.loader.exec_module(tiny)
 
 
 def task(kind: str, *terms: Any, **changes: Any) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
+import image_text_pairs as helper
 import pytest
 import torch
 import torch.distributed
@@ -20,21 +19,8 @@ IDS, PERSONS = [1, 2, 3, 4, 5, 6, 7], [7, 8, 8, 7, 9, 10, 7]
 WORLD = 2
 
 
-def tiny() -> Any:
-    """The helper beside this file; the processes that are started load it anew."""
-    helper = Path(__file__).with_name("image_text_pairs.py")
-    spec = importlib.util.spec_from_file_location(helper.stem, helper)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def one_step(rank: int, world_size: int, *, ddp: bool = False) -> dict[str, torch.Tensor]:
     """Two steps of one process on its share: sums, counts, gradients, queues and negatives."""
-    helper = tiny()
     # A queue that the batches do not fill evenly, so that its order counts.
     task = ImageTextTask(helper.model(), PersonSearchConfig(queue_size=10), **helper.PARTS)
     model = task.model

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlparse
@@ -47,7 +47,7 @@ class Command:
         raise NotImplementedError
 
     def answer(self, data: Any, text: str) -> None:
-        """Print a result: its data with --json, else its text."""
+        """Print a result: with --json its data (also dataclasses, arrays, paths), else its text."""
         if self.json:
             print_json(data)
         else:
@@ -64,11 +64,7 @@ def parse(
     *,
     program: str = "maskery",
 ) -> ConfigT:
-    """Turn flags into a config; `--help` prints and ends the program.
-
-    Raises:
-        ConfigError: A flag is unknown or missing, or its value is wrong.
-    """
+    """Turn flags into a config; `--help` prints and ends the program."""
     import tyro  # `maskery --help` does without it
 
     report = io.StringIO()
@@ -155,7 +151,12 @@ def print_json(data: Any) -> None:
     """Print one JSON document; numbers that JSON lacks become null."""
     from maskery.runs.frame.run_folder import without_nan
 
-    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False))
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return without_nan(asdict(value))
+        return shown(value) if isinstance(value, Path) else value.tolist()
+
+    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False, default=plain))
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
@@ -184,11 +185,7 @@ def percent(share: float | None) -> str:
 
 
 def prepare_output(path: Path, flag: str) -> None:
-    """Make the folder of a file that a flag names, and check that the file can be written.
-
-    Raises:
-        ConfigError: It is a folder, or cannot be written.
-    """
+    """Make the folder of a file that a flag names, and check that the file can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
@@ -200,6 +197,12 @@ def prepare_output(path: Path, flag: str) -> None:
         raise ConfigError(
             f"{flag} is '{path}', and no file can be written there ({error.strerror}); name another"
         ) from error
+
+
+def check_png(path: Path, flag: str) -> None:
+    """Refuse a picture's file with another ending."""
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{flag} is '{path}': it is written as PNG; end it with .png")
 
 
 def shown(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +48,7 @@ class Comparing(Command):
             write_text(self.csv, as_csv(rows))
         if self.page is not None:
             write_text(self.page, comparison_page(rows))
-        data = {"against": reference(rows).name, "rows": [asdict(row) for row in rows]}
+        data = {"against": reference(rows).name, "rows": rows}
         self.answer(data, as_text(comparison_table(rows)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +62,7 @@ class Convert(Command):
             save_model_retrieval(self.out, released_retrieval(report.missing))
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, self.out)
-        self.answer(asdict(report), "\n".join([*report.lines(), f"written to {self.out}"]))
+        self.answer(report, "\n".join([*report.lines(), f"written to {self.out}"]))
 
 
 def save_tokenizer(name: str, out: Path) -> None:

@@ -49,6 +49,8 @@ examples:
   maskery evaluate models/rasa --data persons.jsonl --rerank 128
 """
 BatchTokens = Annotated[int, Range(8)]
+Reading = Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes]
+Masking = Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +92,8 @@ class EvaluateText(Way):
     """Of the frozen masks, with --data."""
     cache_dir: Path | None = None
     """The folder of tokenised text. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
-    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=CorpusConfig
-    )
-    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=MaskingConfig
-    )
+    reading: Reading = field(default_factory=CorpusConfig)
+    masking: Masking = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -184,9 +182,7 @@ class EvaluateImageText(Way):
     """Words scored one at a time, as in train pairs."""
     mask_seed: int = 0
     """Of the frozen masks."""
-    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=MaskingConfig
-    )
+    masking: Masking = field(default_factory=MaskingConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def execute(self) -> None:
@@ -281,6 +277,7 @@ class EvaluateSearch(Way):
         )
         found = result.to_json()
         tables = []
+        # One model needs no heading: the user has just named it.
         for name, seed in result.seeds.items():
             heading = name if seed is None else f"{name} (seed {seed})"
             table = rankings_table(found["figures"][name])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from maskery.cli.command import Command, percent, prepare_output, shown, table
+from maskery.cli.command import Command, check_png, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
 from maskery.core.system import quick_imports
 
@@ -53,10 +53,7 @@ class Explain(Command):
     def __post_init__(self) -> None:
         if not self.caption.strip():
             raise ConfigError('the caption is empty: describe the picture, as "a red coat"')
-        if self.output.suffix.lower() != ".png":
-            raise ConfigError(
-                f"--output is '{self.output}': it is written as PNG; end it with .png"
-            )
+        check_png(self.output, "--output")
 
     def execute(self) -> None:
         """Write the strip, and print the places."""
@@ -72,7 +69,7 @@ class Explain(Command):
         explanation = explain(opened, image, self.caption, target=target, layer=self.layer)
         draw(explanation, image).save(self.output)
         self.answer(
-            as_json(explanation, self.output),
+            {**asdict(explanation), "strip": self.output},
             f"{describe(explanation)}\nstrip: {shown(self.output)}",
         )
 
@@ -98,27 +95,9 @@ def describe(explanation: Explanation) -> str:
         lines.append(f"words and picture match: {percent(explanation.match)}")
     rows = [["word", "probability", "hottest, from left, from top"]]
     for word in explanation.words:
-        across, down = hottest(word.heat)
+        # The middle of the hottest patch, as shares of width and height.
+        down, across = divmod(int(word.heat.argmax()), word.heat.shape[1])
+        left, top = (across + 0.5) / word.heat.shape[1], (down + 0.5) / word.heat.shape[0]
         name = WHOLE if explanation.whole else word.word
-        place = f"{100 * across:.0f}%, {100 * down:.0f}%"
-        rows.append([name, percent(word.probability), place])
+        rows.append([name, percent(word.probability), f"{100 * left:.0f}%, {100 * top:.0f}%"])
     return "\n".join([*lines, table(rows)])
-
-
-def hottest(heat: Any) -> tuple[float, float]:
-    """Return the middle of the hottest patch, as shares of width and height."""
-    down, across = divmod(int(heat.argmax()), heat.shape[1])
-    return (across + 0.5) / heat.shape[1], (down + 0.5) / heat.shape[0]
-
-
-def as_json(explanation: Explanation, output: Path) -> dict[str, object]:
-    """Return everything that was found."""
-    names = ("caption", "target", "layer", "whole", "match")
-    return {
-        **{name: getattr(explanation, name) for name in names},
-        "words": [
-            {"word": w.word, "probability": w.probability, "heat": w.heat.tolist()}
-            for w in explanation.words
-        ],
-        "strip": shown(output),
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +57,7 @@ class Fill(Command):
             filler.fill(text, top_k=self.top_k, words=self.words, beams=self.beams)
             for text in self.text
         ]
-        self.answer([asdict(one) for one in fillings], "\n\n".join(map(describe, fillings)))
+        self.answer(fillings, "\n\n".join(map(describe, fillings)))
 
 
 def describe(filling: Filling) -> str:

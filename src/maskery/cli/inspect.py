@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -48,7 +48,7 @@ class Inspect(Command):
         found = inspect_corpus(
             self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
         )
-        self.answer(asdict(found), describe(found))
+        self.answer(found, describe(found))
 
 
 def describe(found: Inspection) -> str:
@@ -113,5 +113,6 @@ def describe_estimate(estimate: Estimate, steps: int) -> str:
     return (
         f"about {shown} for {steps:,} steps at {estimate.tokens_per_second:,.0f} tokens/s and "
         f"{estimate.peak_megabytes:,.0f} MB of memory ({estimate.device}; "
-        f"{estimate.timed_steps} timed steps; evaluations and checkpoints come on top)"
+        f"{estimate.timed_steps} timed steps); {estimate.evaluation_seconds / 60:,.1f} minutes of "
+        f"it for {estimate.evaluations:,} evaluations; checkpoints come on top"
     )

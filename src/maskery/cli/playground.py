@@ -12,6 +12,8 @@ from maskery.cli.command import Command
 from maskery.core.system import quick_imports
 from maskery.playground.serve import PlaygroundConfig
 
+Serving = Annotated[PlaygroundConfig, tyro.conf.OmitArgPrefixes]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Playground(Command):
@@ -33,9 +35,7 @@ class Playground(Command):
     """A folder of pictures to search, for a model that looks at pictures."""
     cache_dir: Path | None = None
     """The folder of the gallery's index. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
-    serving: Annotated[PlaygroundConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=PlaygroundConfig
-    )
+    serving: Serving = field(default_factory=PlaygroundConfig)
 
     def execute(self) -> None:
         """Open the models, and serve the page until Ctrl-C."""

@@ -64,8 +64,8 @@ class Text(Quickstart):
             from maskery.runs.text.quickstart import run_quickstart
 
         outcome = run_quickstart(self.output, progress=not self.json)
-        fills = [[asdict(before), asdict(after)] for before, after in outcome.fills]
-        self.answer({**outcome.result.to_json(), "fills": fills}, describe(outcome))
+        document = {**outcome.result.to_json(), "fills": outcome.fills}
+        self.answer(document, describe(outcome))
         finish_report(outcome.result.folder)
 
 
@@ -117,11 +117,10 @@ class People(Quickstart):
                 self.output, draw_progress=draw_progress, progress=not self.json
             )
         before, after = outcome.before.figures, outcome.after.figures
-        document: dict[str, Any] = outcome.result.to_json()
-        document |= {"before": asdict(before), "after": asdict(after)}
-        folder = outcome.result.folder
+        folder, document = outcome.result.folder, outcome.result.to_json()
+        document |= {"before": before, "after": after}
         self.answer(
-            {**document, "picture": str(outcome.picture), "seconds": outcome.seconds},
+            {**document, "picture": outcome.picture, "seconds": outcome.seconds},
             f"{as_text(before_after_table(asdict(before), asdict(after)))}\n"
             f"{outcome.seconds / 60:.1f} minutes in all; five searches are drawn in "
             f"{outcome.picture}\n"
@@ -162,7 +161,7 @@ class DrawPeople(Command):
             f"{summary.num_drawn:,} pictures drawn now; train on them:",
             f"  maskery train pairs {self.out / 'pairs_train.jsonl'} --score-words drawn-people",
         ]
-        self.answer({**asdict(summary), "folder": str(summary.folder)}, "\n".join(lines))
+        self.answer({**asdict(summary), "folder": summary.folder}, "\n".join(lines))
 
 
 @contextmanager

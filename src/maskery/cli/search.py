@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.command import Command, percent, prepare_output, shown, table
+from maskery.cli.command import Command, check_png, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, check_ranges
 from maskery.core.system import quick_imports
@@ -58,8 +58,8 @@ class Search(Command):
         if not self.text:
             raise ConfigError('no query is given: add one, such as "a woman in a red coat"')
         check_ranges(self)
-        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
-            raise ConfigError(f"--sheet is '{self.sheet}': it is written as PNG; end it with .png")
+        if self.sheet is not None:
+            check_png(self.sheet, "--sheet")
 
     def execute(self) -> None:
         """Index the folder, search it, and draw the sheet."""
@@ -93,7 +93,15 @@ class Search(Command):
         if self.sheet is not None:
             save_sheet(self.sheet, self.gallery, found)
             blocks.append(f"contact sheet: {shown(self.sheet)}")
-        self.answer(as_json(self, gallery, found), "\n\n".join(blocks))
+        data = {
+            "gallery": self.gallery,
+            "pictures": len(gallery),
+            "changes": gallery.changes,
+            "skipped": list(gallery.troubles),
+            "results": [{"query": text, "hits": hits} for text, hits in found],
+            "sheet": self.sheet,
+        }
+        self.answer(data, "\n\n".join(blocks))
 
 
 def describe(gallery: Gallery) -> str:
@@ -115,18 +123,6 @@ def listing(text: str, hits: Sequence[Hit]) -> str:
     for number, hit in enumerate(hits, 1):
         rows.append([f"{number}", percent(hit.match), f"{hit.similarity:.3f}", hit.path])
     return f"{text}\n{table(rows, left=(0, 3))}"
-
-
-def as_json(wanted: Search, gallery: Gallery, found: Sequence[Found]) -> dict[str, object]:
-    """Return everything that was found: one result for each query, in their order."""
-    return {
-        "gallery": shown(wanted.gallery),
-        "pictures": len(gallery),
-        "changes": asdict(gallery.changes),
-        "skipped": list(gallery.troubles),
-        "results": [{"query": text, "hits": [asdict(hit) for hit in hits]} for text, hits in found],
-        "sheet": None if wanted.sheet is None else shown(wanted.sheet),
-    }
 
 
 def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.examples import example_id, is_held_out
+from maskery.data.corpus.examples import example_id, is_held_out, mix
 from maskery.data.store import Documents, TokenStore
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,17 @@ def without_held_out(
             f"{leaked.sum():,}",
         )
     return documents[~leaked]
+
+
+def sample(store: Documents, documents: Ints, most_tokens: int) -> Ints:
+    """Return documents of at most so many tokens, ascending; at least one.
+
+    Which they are follows from their texts, so it is the same in every run.
+    """
+    # The split has chosen by the ids mixed once: what it held out has the lowest of those.
+    order = np.argsort(mix(mix(np.asarray(store.ids)[documents])), kind="stable")
+    fits = np.cumsum(store.lengths()[documents][order]) <= most_tokens
+    return np.sort(documents[order[: max(1, int(fits.sum()))]])
 
 
 def _groups(tokenizer: PreTrainedTokenizerBase, *stores: TokenStore) -> Ints:

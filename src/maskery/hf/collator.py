@@ -111,26 +111,10 @@ class MaskCollator:
     def progress(self, progress: float) -> None:
         self._clock.set(epoch=self.epoch, progress=progress)
 
-    def for_training(self) -> MaskCollator:
-        """Return a copy with a clock of its own; the Trainer's training loader gets it."""
-        made = copy.copy(self)
-        made._clock = _Clock()
-        return made
-
-    def begin_epoch(self, epoch: int, *, step: int, max_steps: int, accumulation: int) -> None:
-        """Set the clock of this copy for an epoch; `accumulation` is the batches of a step."""
-        last = max(max_steps, 1)
-        self._clock.set(epoch=epoch, progress=step / last, step=1 / last, batches=accumulation)
-
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Mask and pad rows.
+        """Mask and pad rows to `input_ids`, `attention_mask` and `labels`, (B, L) int64 each.
 
-        Returns:
-            `input_ids`, `attention_mask` and `labels` (-100 wherever nothing was masked): (B, L)
-            int64 each; and the other columns of the rows.
-
-        Raises:
-            DataError: A row cannot be used as it is.
+        `labels` is -100 wherever nothing was masked; the other columns of the rows come along.
         """
         batch = self.flatten(rows)
         epoch, progress = self._clock.tick()
@@ -189,13 +173,11 @@ class MaskCollator:
 
 
 class _Clock:
-    """The epoch and the progress of a run, in memory that worker processes share.
-
-    `turn` counts the epochs begun: by it a worker notices that its count starts anew.
-    """
+    """The epoch and the progress of a run, in memory that worker processes share."""
 
     def __init__(self) -> None:
-        # turn, epoch, progress at the epoch's start, progress of a step, batches of a step
+        # turn, epoch, progress at the epoch's start, progress of a step, batches of a step; the
+        # turn counts the epochs begun: by it a worker notices that its count starts anew
         self._shared = torch.tensor([0, 0, 0, 0, FOREVER], dtype=torch.float64).share_memory_()
         self._turn, self._taken = -1, 0
 
@@ -228,33 +210,34 @@ class _Clock:
 class _FollowTrainer(TrainerCallback):  # type: ignore[misc]  # Transformers is not typed
     """Sets the clock of the training loader's collator, if that is a `MaskCollator`."""
 
-    collator: MaskCollator | None = None
+    clock: _Clock | None = None
 
     def on_train_begin(
-        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+        self, _args: Any, _state: Any, _control: Any, train_dataloader: Any = None, **_others: Any
     ) -> None:
-        """Give the training loader a collator with a clock of its own."""
-        del args, state, control, kwargs
+        """Give the training loader a copy of its collator with a clock of its own."""
         # Accelerate wraps the loader, and the Trainer the collator where a dataset is no `Dataset`.
         holder: Any = getattr(train_dataloader, "base_dataloader", train_dataloader)
         name, inner = "collate_fn", getattr(holder, "collate_fn", None)
         while inner is not None and not isinstance(inner, MaskCollator):
             holder, name = inner, "data_collator"
             inner = getattr(holder, name, None)
-        self.collator = None if inner is None else inner.for_training()
-        if self.collator is not None:
-            setattr(holder, name, self.collator)
+        self.clock = None
+        if inner is not None:
+            collator, self.clock = copy.copy(inner), _Clock()
+            collator._clock = self.clock
+            setattr(holder, name, collator)
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, _control: Any, **_others: Any) -> None:
         """Set the clock, also where an epoch is resumed in its midst."""
-        del control, kwargs
-        if self.collator is not None:
-            self.collator.begin_epoch(
+        if self.clock is not None:
+            last = max(state.max_steps, 1)
+            self.clock.set(
                 # A done share may end just below a whole number.
-                int((state.epoch or 0.0) + 1e-6),
-                step=state.global_step,
-                max_steps=state.max_steps,
-                accumulation=args.gradient_accumulation_steps,
+                epoch=int((state.epoch or 0.0) + 1e-6),
+                progress=state.global_step / last,
+                step=1 / last,
+                batches=args.gradient_accumulation_steps,
             )
 
 

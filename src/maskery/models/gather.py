@@ -13,15 +13,6 @@ import torch
 import torch.distributed
 
 
-@torch.no_grad()
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Collect (B, ...) of each process, B its own, by rank to (G, ...); gradients do not pass."""
-    if trains_alone():
-        return rows
-    sizes = [int(c) for c in _everyones(torch.tensor([len(rows)], device=rows.device))]
-    return _gathered(rows, sizes)
-
-
 def trains_alone() -> bool:
     """Return True if no other processes train with this one."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -104,10 +104,8 @@ def _model_folder(path: Path) -> Path | None:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; raises ModelError if it has no mask token."""
     source = resolve(name)
-    try:
+    with _loading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(name, "tokenizer", error) from error
     if tokenizer.mask_token_id is None:
         raise ModelError(
             f"the tokenizer of '{name}' has no mask token, and masked language modelling needs "
@@ -118,10 +116,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def read_config(name: str) -> PreTrainedConfig:
     """Read the configuration of a model of any family; raises ModelError if it cannot be read."""
-    try:
-        return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(name, "configuration", error) from error
+    source = resolve(name)
+    with _loading(name, "configuration"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -189,22 +186,16 @@ def load_masked_lm(
 
 def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """Call `kind.from_pretrained` without its reports; returns the model and what was missing."""
-    try:
-        with quiet_transformers():
-            model, info = kind.from_pretrained(
-                resolve(name), output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-            )
-    except UnpicklingError as error:
-        refused = ValueError("its file holds more than tensors, which could run code when read")
-        raise unloadable(name, "weights", refused) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise unloadable(name, "weights", error) from error
-    if info["mismatched_keys"]:
-        key, found, wanted = min(info["mismatched_keys"])
-        other = ValueError(
-            f"'{key}' has shape {list(found)} and its config.json describes {list(wanted)}"
+    source = resolve(name)
+    with _loading(name, "weights"), quiet_transformers():
+        model, info = kind.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
-        raise unloadable(name, "weights", other)
+        if info["mismatched_keys"]:
+            key, found, wanted = min(info["mismatched_keys"])
+            raise ValueError(
+                f"'{key}' has shape {list(found)} and its config.json describes {list(wanted)}"
+            )
     return model, info
 
 
@@ -270,16 +261,27 @@ def _foreign_prefix(info: Mapping[str, Any]) -> str:
     return prefix if inner & set(info["missing_keys"]) else ""
 
 
-def unloadable(name: str, part: str, error: Exception) -> ModelError:
-    """Return the error of a part of a model that cannot be loaded."""
-    if "trust_remote_code" in str(error):  # Transformers' advice, which we do not take
+@contextmanager
+def _loading(name: str, part: str) -> Iterator[None]:
+    """Turn Transformers' errors about a part of a model into ours."""
+    try:
+        yield
+    except UnpicklingError as error:
+        refused = "its file holds more than tensors, which could run code when read"
+        raise _unloadable(name, part, refused) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        told = str(error).strip() or type(error).__name__
+        raise _unloadable(name, part, told) from error
+
+
+def _unloadable(name: str, part: str, told: str) -> ModelError:
+    if "trust_remote_code" in told:  # Transformers' advice, which we do not take
         return ModelError(
             f"'{name}' needs Python code of its own, which Maskery never runs; use a model of a "
             f"family that Transformers has, or load it yourself and pass the object in Python"
         )
     if Path(resolve(name)).is_dir():
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return ModelError(f"the {part} in '{name}' cannot be loaded: {reason}")
+        return ModelError(f"the {part} in '{name}' cannot be loaded: {told.splitlines()[0]}")
     return ModelError(
         f"the {part} of '{name}' is not a local folder and could not be fetched from the model "
         f"hub; check the name and the network, or pass a folder (or 'minilm', which needs none)"

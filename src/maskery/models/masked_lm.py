@@ -70,8 +70,14 @@ class MaskedLanguageModel(nn.Module):
                 f"{type(hf).__name__} has no base model '{hf.base_model_prefix}', so its head "
                 f"cannot be split from its encoder; use another encoder"
             )
-        _let_rows_stand_in(base)
-        self._pruning = LastLayerPruning.of(hf) if prune else None
+        # On the encoder itself, since two of our models may share one; and as a method of the
+        # instance, which a deep copy (the momentum twin) binds to the copy.
+        encoder: Any = base
+        encoder.stand_in = None
+        encoder.forward = MethodType(_stand_in_or_forward, encoder)
+        self._pruning: LastLayerPruning | None = None
+        if prune and hf.config.model_type in BERT_LIKE:
+            self._pruning = LastLayerPruning(encoder.encoder.layer[-1].attention.output)
 
     @property
     def base(self) -> Any:
@@ -170,15 +176,8 @@ class _Rows(BaseModelOutputWithPoolingAndCrossAttentions):  # type: ignore[misc]
         return self.last_hidden_state
 
 
-def _let_rows_stand_in(base: Any) -> None:
-    """Let an encoder return `stand_in` in the place of its hidden states, where it is not None."""
-    # On the encoder itself, since two of our models may share one; and as methods of the instance,
-    # which a deep copy (the momentum twin) binds to the copy.
-    base.stand_in = None
-    base.forward = MethodType(_stand_in_or_forward, base)
-
-
 def _stand_in_or_forward(base: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return `stand_in` in the place of an encoder's hidden states, where it is not None."""
     if base.stand_in is not None:
         return _Rows(last_hidden_state=base.stand_in)
     return type(base).forward(base, *args, **kwargs)
@@ -195,14 +194,6 @@ class LastLayerPruning:
         self.rows: torch.Tensor | None = None  # (M,) during a pass that may be pruned
         self.done = False  # True if the last pass was pruned
         output.register_forward_pre_hook(self._gather)
-
-    @classmethod
-    def of(cls, hf: PreTrainedModel) -> LastLayerPruning | None:
-        """Prune a family where it is known to be exact; returns None elsewhere."""
-        if hf.config.model_type not in BERT_LIKE:
-            return None
-        base = getattr(hf, hf.base_model_prefix)
-        return cls(base.encoder.layer[-1].attention.output)
 
     def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
         del module

@@ -41,23 +41,6 @@ class Contrast:
     text_to_image: torch.Tensor  # (B, G), likewise
 
 
-def identity_targets(ids: torch.Tensor, candidate_ids: torch.Tensor) -> torch.Tensor:
-    """Spread each row's target evenly over the candidates of the same identity.
-
-    From (B,) and (C,) int64, where each id occurs among the candidates, to (B, C) float32, whose
-    rows sum to one.
-    """
-    positive = (ids.unsqueeze(1) == candidate_ids.unsqueeze(0)).float()
-    return positive / positive.sum(dim=1, keepdim=True)
-
-
-def soft_targets(
-    similarities: torch.Tensor, hard_targets: torch.Tensor, alpha: float
-) -> torch.Tensor:
-    """Return `alpha * softmax(teacher's similarities) + (1 - alpha) * hard` (ALBEF, equation 6)."""
-    return alpha * F.softmax(similarities.float(), dim=1) + (1 - alpha) * hard_targets
-
-
 def itc_loss(
     student: Features,
     teacher: Features,
@@ -83,13 +66,16 @@ def itc_loss(
         directions: Which contrasts are averaged; `i2t` asks each image for its text.
         crowd_size: G. Default: B.
     """
-    hard = identity_targets(ids, candidate_ids)
+    # Each row's target is spread evenly over the candidates of the same identity.
+    same = (ids.unsqueeze(1) == candidate_ids.unsqueeze(0)).float()
+    hard = same / same.sum(dim=1, keepdim=True)
     loss_sum = torch.zeros((), device=ids.device)
     for direction in directions:
         asked, asked_of = (NAMES[letter] for letter in (direction[0], direction[2]))
         keys: torch.Tensor = getattr(candidates, asked_of)
         with torch.no_grad():
-            targets = soft_targets(getattr(teacher, asked) @ keys.T / temperature, hard, alpha)
+            taught = F.softmax((getattr(teacher, asked) @ keys.T / temperature).float(), dim=1)
+            targets = alpha * taught + (1 - alpha) * hard  # ALBEF, equation 6
         scores = (getattr(student, asked) @ keys.T / temperature).float()
         loss_sum = loss_sum - torch.sum(F.log_softmax(scores, dim=1) * targets)
     with torch.no_grad():

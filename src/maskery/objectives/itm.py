@@ -48,11 +48,6 @@ def has_negative(ids: torch.Tensor, crowd_ids: torch.Tensor) -> torch.Tensor:
     return (ids.unsqueeze(1) != crowd_ids.unsqueeze(0)).any(dim=1)
 
 
-def itm_labels(num_positive: int, num_negative: int, device: torch.device) -> torch.Tensor:
-    """Return (R,) int64: 1 for matching pairs, then 0 for the others."""
-    return (torch.arange(num_positive + num_negative, device=device) < num_positive).long()
-
-
 def itm_loss_sum(
     logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None
 ) -> torch.Tensor:

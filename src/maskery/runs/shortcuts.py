@@ -33,13 +33,10 @@ def search(
         model: A run folder or a model folder of an image-text model, or an open model.
         folder: The pictures, with folders in it.
         query: The description.
-        top: Pictures to return.
+        top: Pictures to return, best first, with paths relative to the folder.
         rerank: The most similar pictures that the matching head looks at again with the words; 0:
             none. Default: the model's own setting.
         cache_dir: Where the index is kept. Default: `$MASKERY_CACHE`, or ~/.cache/maskery.
-
-    Returns:
-        The best pictures, best first, with paths relative to the folder.
 
     Raises:
         DataError: The folder has no readable picture, or the query no word that the model knows.

@@ -54,20 +54,14 @@ def train(
         ConfigError: A setting is unknown or does not fit.
         MaskeryError: Something else that the user can mend.
     """
-    objects: dict[str, Any] = {"progress": progress}
-    if callbacks:
-        objects["callbacks"] = callbacks
+    objects: dict[str, Any] = {"progress": progress, "tokenizer": tokenizer}
+    objects["callbacks"] = callbacks or None
     named: dict[str, Any] = {"policy": policy, "output": None if output is None else Path(output)}
     if isinstance(model, str | Path):
         named["model"] = str(model)
     elif model is not None:
         named["model"], objects["model"] = given_name(type(model)), model
-    if tokenizer is not None:
-        objects["tokenizer"] = tokenizer
-    if isinstance(objective, str):
-        named["objective"] = objective
-    elif objective is not None:
-        objects["objective"] = objective
+    (named if isinstance(objective, str) else objects)["objective"] = objective
     config: Any = None
     if is_dataclass(data) and getattr(data, "kind", None) in KINDS:
         config = data
@@ -88,11 +82,7 @@ def train(
 
 
 def sources_or_texts(data: Any) -> tuple[tuple[str, ...], Any]:
-    """Tell names of files from texts.
-
-    Returns:
-        The sources that a configuration names, and the texts if they are passed themselves.
-    """
+    """Return the sources that a configuration names, and texts that are passed themselves."""
     if isinstance(data, str | Path):
         return (str(data),), None
     if isinstance(data, list | tuple) and data and all(isinstance(one, Path) for one in data):

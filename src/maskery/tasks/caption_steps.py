@@ -22,19 +22,7 @@ from maskery.masking.masker import Masker
 from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
-from maskery.objectives.mlm import (
-    mlm_loss_sum,
-    soft_mlm_loss_sum,
-    soft_mlm_loss_sum_over_sequence,
-)
-from maskery.objectives.mrtd import (
-    IGNORE,
-    labelled,
-    mrtd_loss_sum,
-    mrtd_mask_modeling,
-    mrtd_mask_modeling_everywhere,
-    sample_tokens,
-)
+from maskery.objectives import mlm, mrtd
 from maskery.tasks.image_text_batch import (
     MaskedText,
     MRTDPlan,
@@ -110,7 +98,7 @@ class CaptionSteps:
         tokens = np.arange(batch.num_tokens) if everywhere else masked.positions
         text = pad_text(batch, length, self.pad_token_id)
         special_ids = () if everywhere else self.masker.vocabulary.special_ids
-        judged = labelled(text.input_ids, text.attention_mask, special_ids)
+        judged = mrtd.labelled(text.input_ids, text.attention_mask, special_ids)
         return MRTDPlan(
             masked_ids=pad_masked(masked, length, self.pad_token_id).input_ids,
             sampled_at=torch.from_numpy(padded_places(batch, length)[tokens]),
@@ -120,23 +108,26 @@ class CaptionSteps:
 
     def generator_inputs(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
         """Step 3: return the captions that the twin reads, by loss term."""
-        inputs: dict[str, torch.Tensor] = {}
-        if "mlm" in self.config.weights and self.config.alpha > 0:
-            inputs["mlm"] = prepared.mlm.input_ids
-        if "mrtd" in self.config.weights and prepared.mrtd is not None:
-            inputs["mrtd"] = prepared.mrtd.masked_ids
-        return _masked_as(prepared.text1, inputs)
+        masked = prepared.mlm.input_ids if self.config.alpha > 0 else None
+        anew = None if prepared.mrtd is None else prepared.mrtd.masked_ids
+        return self._inputs(prepared, mlm=masked, mrtd=anew)
 
     def learner_inputs(
         self, prepared: PreparedPairs, lesson: CaptionTargets
     ) -> dict[str, PaddedText]:
         """Steps 3 and 8: return the captions that the trained model reads, by loss term."""
-        inputs: dict[str, torch.Tensor] = {}
-        if "mlm" in self.config.weights:
-            inputs["mlm"] = prepared.mlm.input_ids
-        if lesson.replacements is not None:
-            inputs["mrtd"] = lesson.replacements.input_ids
-        return _masked_as(prepared.text1, inputs)
+        replaced = None if lesson.replacements is None else lesson.replacements.input_ids
+        return self._inputs(prepared, mlm=prepared.mlm.input_ids, mrtd=replaced)
+
+    def _inputs(
+        self, prepared: PreparedPairs, **inputs: torch.Tensor | None
+    ) -> dict[str, PaddedText]:
+        # Masking and replacing leave the lengths: the attention mask is the original caption's.
+        return {
+            name: replace(prepared.text1, input_ids=ids)
+            for name, ids in inputs.items()
+            if ids is not None and name in self.config.weights
+        }
 
     def fuse(
         self,
@@ -184,17 +175,17 @@ class CaptionSteps:
         """Step 7: sample words from the twin's probabilities (N, V)."""
         if self.config.mrtd_sample_at == "every":
             sampled = (
-                sample_tokens(weights, plan.uniforms) if plan.sampled is None else plan.sampled
+                mrtd.sample_tokens(weights, plan.uniforms) if plan.sampled is None else plan.sampled
             )
             drawn = text.input_ids.flatten().index_copy(0, plan.sampled_at, sampled)
-            ids, labels = mrtd_mask_modeling_everywhere(
+            ids, labels = mrtd.mrtd_mask_modeling_everywhere(
                 text.input_ids,
                 text.attention_mask,
                 drawn.view_as(text.input_ids),
                 pad_token_id=self.pad_token_id,
             )
         else:
-            ids, labels = mrtd_mask_modeling(
+            ids, labels = mrtd.mrtd_mask_modeling(
                 plan.masked_ids,
                 text.input_ids,
                 text.attention_mask,
@@ -238,18 +229,13 @@ class CaptionSteps:
         masked = prepared.mlm
         if soft_labels is not None and self.config.distill_over == "sequence":
             logits = model.text_encoder.mlm_logits(fused)
-            return soft_mlm_loss_sum_over_sequence(
+            return mlm.soft_mlm_loss_sum_over_sequence(
                 logits, masked.positions, masked.targets, soft_labels, prepared.alpha
             )
         logits = model.text_encoder.mlm_logits(fused.flatten(0, 1)[masked.positions])
         if soft_labels is None:
-            return mlm_loss_sum(logits, masked.targets)
-        return soft_mlm_loss_sum(logits, masked.targets, soft_labels, prepared.alpha)
-
-
-def _masked_as(text: PaddedText, inputs: Mapping[str, torch.Tensor]) -> dict[str, PaddedText]:
-    # Masking and replacing leave the lengths: the attention mask is the original caption's.
-    return {name: replace(text, input_ids=ids) for name, ids in inputs.items()}
+            return mlm.mlm_loss_sum(logits, masked.targets)
+        return mlm.soft_mlm_loss_sum(logits, masked.targets, soft_labels, prepared.alpha)
 
 
 def encode_captions(model: ImageTextModel, inputs: Mapping[str, PaddedText]) -> dict[str, Block]:
@@ -282,5 +268,5 @@ def mrtd_sum(
     judged = labels.flatten()[prepared.mrtd.labelled_at]
     # Sampling everywhere leaves out the words that became padding or class tokens; which ones is
     # known only now, so the mean over the others stands for all.
-    counted = (judged != IGNORE).sum().clamp(min=1)
-    return mrtd_loss_sum(mrtd_logits(model, fused, prepared), judged) * (len(judged) / counted)
+    counted = (judged != mrtd.IGNORE).sum().clamp(min=1)
+    return mrtd.mrtd_loss_sum(mrtd_logits(model, fused, prepared), judged) * (len(judged) / counted)

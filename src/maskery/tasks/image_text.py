@@ -38,18 +38,8 @@ from maskery.models.momentum import FeatureQueue, MomentumTwin
 from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Features
 from maskery.objectives.itm import has_negative, prd_loss_sum
 from maskery.objectives.terms import TERMS, Term, load_terms, trained_terms
-from maskery.tasks.caption_steps import (
-    CaptionSteps,
-    CaptionTargets,
-    encode_captions,
-    mrtd_logits,
-)
-from maskery.tasks.image_text_batch import (
-    PaddedText,
-    PreparedPairs,
-    negative_uniforms,
-    pad_text,
-)
+from maskery.tasks.caption_steps import CaptionSteps, CaptionTargets, encode_captions, mrtd_logits
+from maskery.tasks.image_text_batch import PaddedText, PreparedPairs, negative_uniforms, pad_text
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 from maskery.tasks.loss_terms import (
     TermInputs,

@@ -90,14 +90,12 @@ class ImageTextMLMConfig:
 
     def described(self) -> dict[str, Any]:
         """Return what decides the course of a run: the settings, plug-ins by their files' code."""
-        described = asdict(self)
-        terms = [(plugin_identity(name), weight) for name, weight in map(split_weight, self.term)]
-        if not terms:  # as runs of before the setting wrote it down
-            del described["term"]
-        else:
-            described["term"] = [f"{name}={weight:g}" for name, weight in terms]
-        if self.objective is None:
-            del described["objective"]
+        # As runs of before these two settings wrote it down, where they are not used.
+        unused = {name for name in ("term", "objective") if not getattr(self, name)}
+        described = {name: value for name, value in asdict(self).items() if name not in unused}
+        if self.term:
+            terms = map(split_weight, self.term)
+            described["term"] = [f"{plugin_identity(name)}={weight:g}" for name, weight in terms]
         return described
 
     def alpha_at(self, progress: float) -> float:

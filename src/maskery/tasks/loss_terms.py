@@ -7,9 +7,9 @@ L caption length, D text width, E features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,40 +28,25 @@ ATTRIBUTE = "loss_terms"
 
 @dataclass(frozen=True, kw_only=True)
 class TermInputs:
-    """Parts of a step that a loss term may read.
+    """Parts of a step that a loss term may read."""
 
-    Attributes:
-        model: The trained model.
-        image_tokens: (B, N, W), of the first view of each picture.
-        caption: (B, L, D), the unmasked captions at the fusion boundary: text alone.
-        caption_mask: (B, L) bool, False at padding.
-        ids: (B,) int64, who or what is shown: pairs of one id belong together.
-        teacher: (B, E) each, the momentum twin's features, of the second view; no gradients.
-        candidates: (C, E) each, the twin's features of all processes and, with persons, queues.
-        candidate_ids: (C,) int64.
-        temperature: Scalar, the contrast's; a term that trains it names "temp" in its `heads`.
-        alpha: Weight of soft labels at this point of the run, in [0, 1].
-        by_use: By what they are read for ("mlm", "mrtd"; with persons "match", "wrong text", "wrong
-            image"), (B, L, D): captions that have seen a picture.
-        prepared: The whole prepared batch: masked captions, positions, targets.
-        fuse: Computes `fused`.
-        student: `features`, where another term has computed them.
-    """
-
-    model: ImageTextModel
-    image_tokens: torch.Tensor
-    caption: torch.Tensor
-    caption_mask: torch.Tensor
-    ids: torch.Tensor
-    teacher: Features
-    candidates: Features
-    candidate_ids: torch.Tensor
+    model: ImageTextModel  # The trained model
+    image_tokens: torch.Tensor  # (B, N, W), of the first view of each picture
+    caption: torch.Tensor  # (B, L, D), unmasked captions at the fusion boundary: text alone
+    caption_mask: torch.Tensor  # (B, L) bool, False at padding
+    ids: torch.Tensor  # (B,) int64, who or what is shown: pairs of one id belong together
+    teacher: Features  # (B, E) each, the momentum twin's, of the second view; no gradients
+    candidates: Features  # (C, E) each, the twin's of all processes and, with persons, queues
+    candidate_ids: torch.Tensor  # (C,) int64
+    # Scalar, the contrast's; a term that trains it names "temp" in its `heads`.
     temperature: torch.Tensor
-    alpha: float
+    alpha: float  # Weight of soft labels at this point of the run, in [0, 1]
+    # By what they are read for ("mlm", "mrtd"; with persons "match", "wrong text", "wrong image"),
+    # (B, L, D): captions that have seen a picture.
     by_use: Mapping[str, torch.Tensor]
-    prepared: Any
-    fuse: Callable[[], torch.Tensor]
-    student: Features | None = None
+    prepared: Any  # The whole prepared batch: masked captions, positions, targets
+    fuse: Callable[[], torch.Tensor]  # Computes `fused`
+    student: Features | None = None  # `features`, where another term has computed them
 
     @cached_property
     def features(self) -> Features:
@@ -147,22 +132,16 @@ def _sum_of(term: LossTerm, inputs: TermInputs) -> torch.Tensor:
 def _frozen_heads_refuse(term: LossTerm, model: ImageTextModel) -> Iterator[None]:
     """Refuse a term that reads a head which nothing trains: it would learn less, in silence."""
 
-    def refuse(head: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            raise PluginError(
-                f"--term {term.choice}: it reads '{head}', which no term trains; name it in the "
-                f"term's `heads`, beside {', '.join(term.heads) or 'nothing so far'}"
-            )
+    def refuse(head: str, *_: object) -> None:
+        raise PluginError(
+            f"--term {term.choice}: it reads '{head}', which no term trains; name it in the "
+            f"term's `heads`, beside {', '.join(term.heads) or 'nothing so far'}"
+        )
 
-        return hook
-
-    handles = []
-    for head in HEADS:
-        module = getattr(model, head, None)
-        if isinstance(module, nn.Module) and not any(p.requires_grad for p in module.parameters()):
-            handles.append(module.register_forward_pre_hook(refuse(head)))
-    try:
+    with ExitStack() as hooks:
+        for head in HEADS:
+            module: Any = getattr(model, head, None)  # a parameter by itself takes no hook
+            weights = list(module.parameters()) if isinstance(module, nn.Module) else []
+            if weights and not any(weight.requires_grad for weight in weights):
+                hooks.callback(module.register_forward_pre_hook(partial(refuse, head)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

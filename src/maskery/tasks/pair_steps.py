@@ -19,8 +19,8 @@ from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
 from maskery.models.momentum import FeatureQueue
+from maskery.objectives import itm
 from maskery.objectives.itc import Contrast, Direction, Features, itc_loss
-from maskery.objectives.itm import draw_hard_negatives, has_negative, itm_labels, itm_loss_sum
 from maskery.tasks.caption_steps import Block
 from maskery.tasks.image_text_batch import PreparedPairs
 
@@ -98,8 +98,8 @@ class Candidates:
         same = prepared.ids.unsqueeze(1) == self.crowd_ids.unsqueeze(0)
         mine = self.crowd.mine
         return (
-            draw_hard_negatives(contrast.text_to_image, same, for_texts, mine),
-            draw_hard_negatives(contrast.image_to_text, same, for_images, mine),
+            itm.draw_hard_negatives(contrast.text_to_image, same, for_texts, mine),
+            itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine),
         )
 
 
@@ -134,8 +134,9 @@ def itm_sum(
 ) -> torch.Tensor:
     """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
     parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
-    judged, num_pairs = torch.cat(parts), len(parts[0])
-    possible = has_negative(prepared.ids, crowd_ids)
+    judged = torch.cat(parts)
+    possible = itm.has_negative(prepared.ids, crowd_ids)
     counted = torch.cat((torch.ones_like(possible), possible, possible))
-    labels = itm_labels(num_pairs, 2 * num_pairs, judged.device)
-    return itm_loss_sum(model.itm_head(judged), labels, counted)
+    # 1 for matching pairs, then 0 for both kinds of negatives.
+    labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
+    return itm.itm_loss_sum(model.itm_head(judged), labels, counted)

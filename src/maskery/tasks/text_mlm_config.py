@@ -68,18 +68,14 @@ class TextMLMConfig:
             self._refuse_what_has_no_effect()
 
     def _refuse_what_has_no_effect(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) == field.default or field.name in (
-                "objective",
-                "momentum",
-                "keep_embedding",
-            ):
-                continue
-            if field.name.startswith("mrtd_") and not self.detects:
-                raise ConfigError(f"{field.name} is set: it needs --objective mlm+mrtd")
-            if not self.has_twin:
+        defaults = {one.name: one.default for one in fields(self)}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        for name in given:
+            if name.startswith("mrtd_") and not self.detects:
+                raise ConfigError(f"{name} is set: it needs --objective mlm+mrtd")
+            if not self.has_twin and name not in ("objective", "keep_embedding"):
                 raise ConfigError(
-                    f"{field.name} is set, and there is no momentum twin; add --momentum "
+                    f"{name} is set, and there is no momentum twin; add --momentum "
                     f"{DEFAULT_MOMENTUM} or --objective mlm+mrtd"
                 )
         if self.has_twin and not self.detects and self.alpha == 0.0:
@@ -120,8 +116,7 @@ class TextMLMConfig:
     def described(self, objective: object = None) -> dict[str, Any]:
         """Return what a continuation must share: all settings, and a plug-in's hash.
 
-        Args:
-            objective: An object in the place of the one that is named; known by its own name.
+        `objective` is an object in the place of the one that is named; known by its own name.
         """
         named = getattr(objective, "__qualname__", type(objective).__qualname__)
         if objective is None:

@@ -143,13 +143,9 @@ class TrainingLoop:
 
     def _take_steps(self, start: Position) -> None:
         """Take every step from a position on, and wait for the last checkpoint."""
-        bar = tqdm(
-            total=self.total_steps,
-            initial=start.step,
-            desc="training",
-            unit="step",
-            disable=not (self.progress and self.processes.is_main),
-        )
+        shown = self.progress and self.processes.is_main
+        told: Any = {"total": self.total_steps, "initial": start.step, "unit": "step"}
+        bar = tqdm(desc="training", disable=not shown, **told)
         prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
         with self.signals, bar, prefetch as steps:
             try:
@@ -161,21 +157,16 @@ class TrainingLoop:
                 # Other processes may have failed, so do not synchronise: only wait for our write.
                 with contextlib.suppress(CheckpointError):
                     self.checkpoints.finish()
-                lost = lost_process(error)
-                if lost is not None:
+                if (lost := lost_process(error)) is not None:
                     raise lost from error
                 raise
             self.processes.on_main(self.checkpoints.finish)
 
     def _tell(self, event: str, *what: Any) -> None:
-        """Call one method of every callback; one that fails costs no step that is done."""
-        try:
+        """Call one method of every callback."""
+        with self._kept():
             for callback in self.callbacks:
                 getattr(callback, event)(*what)
-        except BaseException:
-            with contextlib.suppress(CheckpointError):
-                self._save_last()
-            raise
 
     def _tell_saved(self) -> None:
         while self.callbacks and self.checkpoints.written:
@@ -183,16 +174,22 @@ class TrainingLoop:
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
         """Wait for the next step; returns None at the end."""
-        try:
+        with self._kept():
             step = next(steps, None)
-        except BaseException:
-            with contextlib.suppress(CheckpointError):
-                self._save_last()
-            raise
         if step is None and self._done < self.total_steps and self._stops_alone():
             self._save_last()
             raise self._end(self._done, self._asked()[0])
         return step
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Let no step that is done be lost where the block fails."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                self._save_last()
+            raise
 
     def _save_last(self) -> None:
         """Write the state after the last step, if no other process has to take part."""

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_persons import save_cuhk
 
-from maskery.core.errors import CheckpointError, ConfigError, MaskeryError, PluginError
+from maskery.core.errors import CheckpointError, ConfigError, MaskeryError
 from maskery.data.images.config import ViewConfig
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.image_text.opening import open_image_text
@@ -224,12 +224,8 @@ def test_presets_are_the_released_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_model": "bert"}, "belong together"),
-        ({"fusion_layer": 2}, "needs --text-model"),
-        ({"model": "scratch:vast"}, "scratch:vast is no size"),
         ({"weak_pair_probability": 1.0}, "weak_pair_probability"),
         ({"mrtd_mask_rate": -0.1}, "mrtd_mask_rate"),
-        ({"view": ViewConfig(height=16)}, "belong together"),
         ({"max_length": 2}, "max_length is 2"),
         ({"vocab_size": 5}, "vocab_size is 5"),
         ({"image_cache_mb": -1}, "image_cache_mb is -1"),
@@ -240,14 +236,6 @@ def test_settings_that_cannot_be_are_one_line(change: dict[str, object], message
     with pytest.raises(ConfigError, match=message) as caught:
         PersonSearchRunConfig(data=data, **change)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
-
-
-def test_a_policy_that_cannot_be_loaded_is_told_before_the_data_are_read(tmp_path: Path) -> None:
-    masking = MaskingConfig(policy=f"{tmp_path / 'mine.py'}:Mine")
-    config = replace(config_of(tmp_path / "none", tmp_path / "run"), masking=masking)
-    with pytest.raises(PluginError, match=r"--policy .*: there is no file"):
-        train_person_search(config, progress=False)
-    assert not (tmp_path / "run").exists()
 
 
 def test_errors_before_the_first_step_leave_no_folder(root: Path, tmp_path: Path) -> None:

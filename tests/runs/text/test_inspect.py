@@ -82,7 +82,8 @@ def test_an_estimate_comes_from_steps_that_were_taken(config: TextRunConfig) -> 
     assert estimate is not None
     assert estimate.timed_steps == 2
     assert estimate.tokens_per_second > 0
-    assert estimate.seconds > 0
+    assert estimate.seconds > estimate.evaluation_seconds > 0
+    assert estimate.evaluations >= 2
     assert estimate.peak_megabytes > 10
 
 

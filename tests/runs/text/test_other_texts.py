@@ -13,9 +13,11 @@ from tiny_text import WORDS, lines, save_tiny_model
 
 from maskery.cli import train as command
 from maskery.cli.command import gathered, parse
-from maskery.core.errors import ConfigError
+from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.system import read_metrics
+from maskery.data.corpus.config import StreamingConfig
 from maskery.evaluation.intervals import Interval, judge
+from maskery.evaluation.text import masked
 from maskery.evaluation.text.masked import ExampleSums, compare
 from maskery.report.page import write_report
 from maskery.runs.text.config import TextRunConfig
@@ -169,3 +171,32 @@ def test_forgetting_is_said(folder: Path) -> None:
     assert said.startswith("filling words: better; of general: worse; of news: better. ")
     assert said.endswith("It forgets general: lower --learning-rate, or train on such text, too.")
     assert "forgets" not in str(judge(better, None, others={"news": better}))
+
+
+def test_no_more_is_scored_than_asked_for(folder: Path) -> None:
+    config = config_of(folder, "capped", f"general={folder / 'general.txt'}")
+    capped = replace(config, streaming=StreamingConfig(held_out_tokens=100))
+    run = prepare_text(capped, progress=False)
+    for source in (run.held_out, *run.others.values()):
+        assert 50 < source.store.lengths()[source.windows.documents].sum() <= 100
+    assert "held-out examples (a sample: --held-out-tokens)" in run.about
+    assert json.loads(run.identity)["held_out_tokens"] == 100
+    whole = prepare_text(config, progress=False)
+    assert "held_out_tokens" not in json.loads(whole.identity)
+    # What is not scored is not trained on either.
+    assert run.train.lengths.tolist() == whole.train.lengths.tolist()
+    result = train_text(capped, progress=False)
+    assert result.after.examples == len(run.held_out.windows)
+    resumed = train_text(replace(capped, resume="auto"), progress=False)
+    assert (resumed.before, resumed.others) == (result.before, result.others)
+    with pytest.raises(CheckpointError, match="held_out_tokens is not set here and 100 in the run"):
+        train_text(replace(config, resume="auto"), progress=False)
+
+
+def test_scoring_that_takes_long_shows_how_far_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(masked, "BAR_AFTER", 0.0)
+    run = prepare_text(config_of(folder, "x"), progress=True)
+    run.score()
+    assert re.search(r"scoring: .*tok/s", capsys.readouterr().err)

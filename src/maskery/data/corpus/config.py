@@ -99,14 +99,15 @@ class CorpusConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingConfig:
-    """Settings of a run that reads token shards; of no effect on other corpora."""
+    """Settings of a run that reads token shards, and of how much held-out text any run scores."""
 
     shuffle_shards: Count = 4
     """Shards whose examples are shuffled together; memory grows with it."""
     cache_shards: Annotated[int, Range(0)] = 16
     """Shards from an address that are kept on the local disk, besides those in use."""
     held_out_tokens: Count = 250_000
-    """Most held-out tokens that are scored, of those set aside when the shards were made."""
+    """Most held-out tokens of a text that are scored; of more, a random sample, the same in every
+    run."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -19,10 +19,11 @@ from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
 from maskery.data.pairs.pictures import Place, image_refs, stored_bytes
 from maskery.data.pairs.records import Columns, Reader, Record, brief, find_columns
-from maskery.data.pairs.tables import METADATA, metadata_files, table_folder
+from maskery.data.pairs.tables import table_folder
 
 # A path or pattern, an iterable of records, or a `datasets` dataset.
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
+METADATA = ("metadata.jsonl", "metadata.csv")
 CONTAINERS = (".parquet", ".tar")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # A range of more names is a slip of the keyboard, and writing it out would fill the memory.
@@ -87,15 +88,19 @@ def _format_of(paths: Sequence[Path], source: object) -> str:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    found = metadata_files(folder)
-    for suffix in CONTAINERS:
-        found = found or sorted(p for p in folder.rglob(f"*{suffix}") if p.is_file())
-    if not found:
-        raise DataError(
-            f"folder {folder} holds no pairs: expected {' or '.join(METADATA)} beside the images, "
-            f"or {' or '.join(CONTAINERS)} files"
-        )
-    return found
+    for patterns in (METADATA, *((f"*{suffix}",) for suffix in CONTAINERS)):
+        found = sorted(p for name in patterns for p in folder.rglob(name) if p.is_file())
+        parents = [path.parent for path in found]
+        for parent in parents if patterns is METADATA else ():
+            if parents.count(parent) > 1:
+                both = " and ".join(METADATA)
+                raise DataError(f"{parent} has both {both}; remove the one not meant")
+        if found:
+            return found
+    raise DataError(
+        f"folder {folder} holds no pairs: expected {' or '.join(METADATA)} beside the images, "
+        f"or {' or '.join(CONTAINERS)} files"
+    )
 
 
 def expand(source: str | Path) -> list[Path]:

@@ -167,19 +167,16 @@ class Pairs:
 
 def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterator[Record]:
     """Yield the records of the split that is asked for; several are not mixed unasked."""
-    found: dict[str, None] = {}
-    without = False
+    found: dict[str | None, None] = {}  # in their order
     for record in reader.records:
         split = None if record.split is None else str(record.split)
+        found[split] = None
         if config.split is not None and split is None:
             raise DataError(
                 f"{record.where} has no {SPLIT_COLUMN!r}, so split {config.split!r} cannot be "
                 f"chosen; leave split out"
             )
-        if split is not None:
-            found[split] = None
-        without = without or split is None
-        if found and without:
+        if None in found and len(found) > 1:
             raise DataError(
                 f"{record.where}: {source} holds records with a {SPLIT_COLUMN!r} and records "
                 f"without; name the split of every record, or of none"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 from maskery.core.errors import DataError
 from maskery.data.images.loading import ImageRef, Skipped
@@ -73,17 +73,13 @@ class Columns:
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
     """Choose the columns, by the settings or by their usual names."""
-    person = person_column(available, config)
-    if config.person_column is not None and person is None:
-        raise _no_column(available, config.person_column, "person", where)
+    require_named(available, config, where, "person", "group")
+    person, group = person_column(available, config), config.group_column or GROUP_COLUMN
     if person is None and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
-    group = config.group_column or GROUP_COLUMN
-    if config.group_column is not None and group not in available:
-        raise _no_column(available, group, "group", where)
     return Columns(
-        image=find_column(available, config.image_column, IMAGE_COLUMNS, "image", where),
-        caption=find_column(available, config.caption_column, CAPTION_COLUMNS, "caption", where),
+        image=find_column(available, config, "image", where),
+        caption=find_column(available, config, "caption", where),
         person=person,
         split=SPLIT_COLUMN if SPLIT_COLUMN in available else None,
         group=group if group in available else None,
@@ -109,22 +105,25 @@ def _shown(names: Collection[str]) -> str:
     return text + (", ..." if len(names) > 12 else "") if names else "none"
 
 
-def _no_column(available: Collection[str], wanted: str, kind: str, where: str) -> DataError:
-    return DataError(
-        f"{where} has no column {wanted!r}, only {_shown(available)}; "
-        f"name one of them as {kind}_column"
-    )
+def require_named(available: Collection[str], config: PairsConfig, where: str, *kinds: str) -> None:
+    """Refuse data that lacks a column which the settings name."""
+    for kind in kinds:
+        wanted = getattr(config, f"{kind}_column")
+        if wanted is not None and wanted not in available:
+            raise DataError(
+                f"{where} has no column {wanted!r}, only {_shown(available)}; "
+                f"name one of them as {kind}_column"
+            )
 
 
 def find_column(
-    available: Collection[str], wanted: str | None, usual: tuple[str, ...], kind: str, where: str
+    available: Collection[str], config: PairsConfig, kind: Literal["image", "caption"], where: str
 ) -> str:
-    """Choose one column: the one wanted, or the only one that has a usual name."""
-    if wanted is not None:
-        if wanted not in available:
-            raise _no_column(available, wanted, kind, where)
-        return wanted
-    found = [name for name in usual if name in available]
+    """Choose one column: the one that the settings name, or the only one with a usual name."""
+    require_named(available, config, where, kind)
+    usual = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}[kind]
+    named: str | None = getattr(config, f"{kind}_column")
+    found = [name for name in usual if name in available] if named is None else [named]
     if len(found) == 1:
         return found[0]
     problem = (

@@ -27,7 +27,6 @@ from maskery.data.pairs.records import (
     person_column,
 )
 
-METADATA = ("metadata.jsonl", "metadata.csv")
 # Windows programs write it at the start of UTF-8 files.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITE_SPACE = b" \t\r\n"
@@ -53,16 +52,6 @@ def open_tables(
 def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
     """Return the folder that a table's image paths are relative to, itself relative to the root."""
     return "" if config.images is not None else path.parent.relative_to(root).as_posix()
-
-
-def metadata_files(folder: Path) -> list[Path]:
-    """Return the metadata files in a folder and those below it, sorted."""
-    found = sorted(p for name in METADATA for p in folder.rglob(name) if p.is_file())
-    folders = [path.parent for path in found]
-    for parent in folders:
-        if folders.count(parent) > 1:
-            raise DataError(f"{parent} has both {' and '.join(METADATA)}; remove the one not meant")
-    return found
 
 
 def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:

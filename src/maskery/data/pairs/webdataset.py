@@ -19,7 +19,6 @@ from maskery.core.errors import DataError, reason_of
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pictures import Place, image_refs
 from maskery.data.pairs.records import (
-    CAPTION_COLUMNS,
     GROUP_COLUMN,
     SPLIT_COLUMN,
     Columns,
@@ -206,8 +205,7 @@ class Shard:
             raise DataError(
                 f"{where} has neither a .txt nor a .json member with its caption; add one"
             )
-        wanted = self.config.caption_column
-        return row[find_column(row, wanted, CAPTION_COLUMNS, "caption", where)], row
+        return row[find_column(row, self.config, "caption", where)], row
 
     def _text(self, member: tarfile.TarInfo) -> bytes:
         if member.size > MAX_TEXT_BYTES:

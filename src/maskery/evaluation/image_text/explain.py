@@ -1,13 +1,12 @@
 """Heat maps of the places that a model looks at for each word: gradients of cross-attention.
 
-Grad-CAM (Selvaraju et al., ICCV 2017) on cross-attention, as ALBEF shows it (Li et al., NeurIPS
-2021, section 6 and figure 4): with A the map of a fusion layer and y the model's prediction, a
-word's heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in its own rows of A.
+Grad-CAM (Selvaraju et al., ICCV 2017) as ALBEF shows it (Li et al., NeurIPS 2021, section 6): with
+A the map of a fusion layer and y a prediction, a word's heat over the image tokens is the mean over
+heads of ReLU(dy/dA * A), in its own rows of A.
 
-The prediction y is either that the words match the picture (the logit of the matching head), or,
-where that head was never trained, each word itself: the word is masked, and y is its
-log-probability in its place. Where there is one fusion layer alone, matching reads nothing of it
-but the class token: its row is the heat of the caption as a whole.
+y is the logit of a match or, where that head was never trained, the log-probability of each word
+in its place once masked. Of a single fusion layer matching reads the class token alone, whose row
+is the heat of the caption as a whole.
 
 Shapes: R rows of text, L tokens, H heads, N image tokens, G x F the grid of patches, K words.
 """
@@ -87,7 +86,8 @@ def explain(
             fused = network.text_encoder(ids[None].to(network.device), None, keys)
             match = float(network.itm_head(fused[:, 0]).float().softmax(dim=-1)[0, 1])
     if target == "matching":
-        heat = matching_heat(network, ids, keys, chosen)
+        states, attention = fuse_with_map(network, ids[None], keys, chosen)
+        heat = grad_cam(network.itm_head(states[:, 0])[0, 1], attention)[0]  # (L, N)
         if whole:
             words = [Word(text=caption, tokens=(0,))]
         rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
@@ -111,15 +111,6 @@ def explain(
         layer=chosen,
         match=match,
     )
-
-
-def matching_heat(
-    model: ImageTextModel, ids: torch.Tensor, keys: Sequence[ImageKeys], layer: int
-) -> torch.Tensor:
-    """Return the heat (L, N) of every token of one caption (L,) for the logit of a match."""
-    fused, attention = fuse_with_map(model, ids[None], keys, layer)
-    logit = model.itm_head(fused[:, 0])[0, 1]
-    return grad_cam(logit, attention)[0]
 
 
 def word_heat(

@@ -5,6 +5,7 @@ A file is not trusted: it cannot load code, and neither its size nor its nesting
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -39,15 +40,10 @@ ConfigT = TypeVar("ConfigT")
 class RunKind(NamedTuple):
     """A kind of run, as `package.module:attribute` that are imported when they are asked for."""
 
-    config: str
-    """Its configuration, a dataclass with the `kind`."""
-    train: str
-    """From a configuration to a result."""
-    samples: str
-    """From a finished run's folder to what its report shows besides figures."""
-
-    preset: str = ""
-    """From the name of a preset to its configuration, where the kind has presets."""
+    config: str  # Its configuration, a dataclass with the `kind`
+    train: str  # From a configuration to a result
+    samples: str  # From a finished run's folder to what its report shows besides figures
+    preset: str = ""  # From a preset's name to its configuration, where the kind has presets
 
     def load(self, part: str) -> Any:
         """Import one of the parts."""
@@ -79,14 +75,12 @@ class _Loader(yaml.SafeLoader):
     """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse an alias; see `yaml.SafeLoader`."""
         if self.check_event(yaml.AliasEvent):
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
             raise ValueError(f"line {line} has an alias (*name); write its value out")
         return super().compose_node(parent, index)
 
     def whole_number(self, node: yaml.ScalarNode) -> int:
-        """Read an integer of a few digits."""
         if len(node.value) > MOST_DIGITS:
             raise ValueError(f"a number of {len(node.value):,} digits is more than any setting has")
         return int(self.construct_yaml_int(node))
@@ -97,8 +91,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 def save_config(folder: Path, config: Any) -> None:
     """Write `config.yaml`, with the kind of the run and absolute paths of plug-ins."""
-    kind = getattr(config, KIND, None)
-    data = ({} if kind is None else {KIND: kind}) | _each_text(to_plain(config), anchored_choice)
+    kind = {KIND: config.kind} if hasattr(config, KIND) else {}
+    data = kind | _each_text(to_plain(config), anchored_choice)
     write_text(folder / CONFIG, yaml.safe_dump(data, sort_keys=False))
 
 
@@ -149,11 +143,7 @@ def kind_of(settings: Mapping[str, Any], path: str | Path) -> str:
 
 
 def run_kind(folder: str | Path) -> str | None:
-    """Return the kind of the run that a folder is; None of folders that are no run's.
-
-    Raises:
-        ConfigError: Its `config.yaml` is damaged or of an unknown kind.
-    """
+    """Return the kind of the run that a folder is; None of folders that are no run's."""
     path = Path(folder) / CONFIG
     # A model folder of another library may hold a config.yaml of its own.
     if not path.is_file() or (path.parent / "config.json").is_file():
@@ -178,17 +168,11 @@ def load_config(path: str | Path, config: type[ConfigT]) -> ConfigT:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """A run folder that was read.
-
-    Attributes:
-        folder: The run folder.
-        kind: `text`, `pairs` or `person-search`.
-        config: The run's configuration, of the class that belongs to the kind.
-    """
+    """A run folder that was read."""
 
     folder: Path
-    kind: str
-    config: Any
+    kind: str  # `text`, `pairs` or `person-search`
+    config: Any  # The run's configuration, of the class that belongs to the kind
 
     def finished(self, config: type[ConfigT]) -> ConfigT:
         """Return the configuration of a run that has saved its model, of the class `config`.
@@ -247,10 +231,8 @@ def environment() -> dict[str, str]:
 
     found = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     # Of the processors of a machine, a container may have only some.
     allowed = getattr(os, "sched_getaffinity", None)
     return {
@@ -304,19 +286,20 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Check a value of a file against the type of its setting."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    shown = reprlib.repr(value)
+    given = f"{where} is {reprlib.repr(value)}"
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise ConfigError(f"{where} is {shown}: it must be one of {arguments}")
+            raise ConfigError(f"{given}: it must be one of {arguments}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
-            raise ConfigError(f"{where} is {shown}: it must be a list")
+            raise ConfigError(f"{given}: it must be a list")
         return tuple(_convert(item, arguments[0], where) for item in value)
     if dataclasses.is_dataclass(hint):
         return from_plain(value, hint, where)  # type: ignore[arg-type]
@@ -327,10 +310,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         try:
             return float(value)
         except (ValueError, OverflowError) as error:
-            raise ConfigError(f"{where} is {shown}: it must be a number") from error
+            raise ConfigError(f"{given}: it must be a number") from error
     # YAML reads the words on and off as true and false, and 20 as a number.
     if hint is str and isinstance(value, bool | int | float):
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} is {shown}: it must be of type {hint.__name__}")
+        raise ConfigError(f"{given}: it must be of type {hint.__name__}")
     return value

@@ -83,33 +83,23 @@ def without_nan(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldFolder:
-    """A run folder and its lock.
-
-    Attributes:
-        path: The folder.
-        lock: Keeps other runs out; None in processes that are not the main one, and on file systems
-            that have no locks.
-        main: True in the process that chose the folder.
-        created: True if this process has made the folder.
-        fresh: True if nothing was in it when the lock was taken.
-    """
+    """A run folder and its lock."""
 
     path: Path
+    # Keeps other runs out; None in other processes than the main one, and without locks.
     lock: FileLock | None = None
-    main: bool = False
-    created: bool = False
-    fresh: bool = False
+    main: bool = False  # True in the process that chose the folder
+    created: bool = False  # True if this process has made the folder
+    fresh: bool = False  # True if nothing was in it when the lock was taken
 
     def discard(self) -> None:
         """Remove what preparing left, if nobody but this process can have left it."""
         if not self.fresh or self.lock is None:
             return
-        for name in PREPARED:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        for path in (self.path / name for name in PREPARED):
+            shutil.rmtree(path, ignore_errors=True)
+            if path.is_file():
+                path.unlink()
 
     def release(self) -> None:
         """Release the lock, and delete the folder if we made it and it is still empty."""
@@ -127,11 +117,7 @@ class HeldFolder:
 def held_run_folder(
     processes: Processes, output: Path | None, default: Path, *, resume: bool
 ) -> Iterator[HeldFolder]:
-    """Choose and lock a folder once for all processes; only the main one holds the lock.
-
-    Raises:
-        CheckpointError: It is in use, or cannot be written.
-    """
+    """Choose and lock a folder once for all processes; only the main one holds the lock."""
     held: list[HeldFolder] = []
 
     def hold() -> str:
@@ -180,12 +166,12 @@ def repeated_folder(folder: Path) -> Path:
 
 def _newest(default: Path) -> Path:
     """Return the last of the default's numbered folders that is not finished, else the last."""
-    numbered = re.compile(re.escape(default.name) + r"-([1-9]\d*)")
-    begun = {1: default} if _in_use(default) else {}
+    numbered = re.compile(re.escape(default.name) + r"(?:-([1-9]\d*))?")
+    begun = {}
     for path in default.parent.iterdir() if default.parent.is_dir() else ():
         match = numbered.fullmatch(path.name)
         if match and path.is_dir() and _in_use(path):
-            begun[int(match[1])] = path
+            begun[int(match[1] or 1)] = path
     newest_first = [begun[number] for number in sorted(begun, reverse=True)]
     unfinished = (path for path in newest_first if not (path / EVALUATION).exists())
     return next(unfinished, next(iter(newest_first), default))
@@ -207,7 +193,10 @@ def hold_folder(folder: Path) -> HeldFolder | None:
     """Make a folder if it is not there, and lock it; None if another process holds its lock."""
     try:
         while True:
-            created = _make(folder)
+            created = not folder.is_dir()
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(13, "Permission denied")
             try:
                 lock = _lock(folder)
                 break
@@ -243,20 +232,6 @@ def _lock(folder: Path) -> FileLock | None:
         )
         return None
     return lock
-
-
-def _make(folder: Path) -> bool:
-    """Create a folder that can be written. Returns True if it is new."""
-    created = False
-    try:
-        folder.mkdir(parents=True)
-        created = True
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(13, "Permission denied")
-    return created
 
 
 def _in_use(folder: Path) -> bool:

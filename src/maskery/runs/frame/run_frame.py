@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,47 +29,12 @@ from maskery.training.snapshot import require_same_run, stored_identity
 CHECKPOINTS = "checkpoints"
 
 
-class RunConfig(Protocol):
-    """The part of a run's configuration that the frame reads."""
-
-    @property
-    def output(self) -> Path | None:
-        """The run folder."""
-
-    @property
-    def resume(self) -> str:
-        """`auto` or `no`."""
-
-
-class Run(Protocol):
-    """The part of a prepared run that the frame reads."""
-
-    @property
-    def identity(self) -> str:
-        """See the function `identity`."""
-
-
-class Result(Protocol):
-    """The part of a run's result that the frame reads."""
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-
-    @property
-    def summary(self) -> Summary:
-        """Steps and time."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `evaluation.json`."""
-
-
-RunT = TypeVar("RunT", bound=Run)
-ResultT = TypeVar("ResultT", bound=Result)
+RunT = TypeVar("RunT")
+ResultT = TypeVar("ResultT")
 
 
 def run_in_folder(
-    config: RunConfig,
+    config: Any,
     default: Path,
     *,
     prepare: Callable[[Path], RunT],
@@ -76,9 +42,10 @@ def run_in_folder(
 ) -> ResultT:
     """Open the run folder, prepare the run, train it there, and write its figures.
 
-    A run that fails while it is prepared leaves nothing behind. With several processes the main one
-    chooses the folder, `default` where the config names none, keeps other runs out of it and
-    writes; all of them prepare and train.
+    The config has `output` and `resume`, the prepared run its `identity`, and the result a
+    `summary` and `to_json`. A run that fails while it is prepared leaves nothing behind. With
+    several processes the main one chooses the folder, `default` where the config names none, keeps
+    other runs out of it and writes; all of them prepare and train.
     """
     processes = join_processes()
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
@@ -86,16 +53,17 @@ def run_in_folder(
         try:
             # The others find what the main process leaves on disk: tokenizer, tokens.
             with processes.main_first():
-                run = prepare(folder)
+                run: Any = prepare(folder)
                 writes = processes.is_main and _may_save_config(folder, run.identity)
             if writes:
-                save_config(folder, replace(config, output=folder))  # type: ignore[type-var]
+                save_config(folder, replace(config, output=folder))
         except BaseException:
             held.discard()
             raise
         result = train(run, folder)
-        if processes.is_main and not _already_told(folder, result):
-            write_json(folder / EVALUATION, result.to_json())
+        told: Any = result
+        if processes.is_main and not _already_told(folder, told.summary):
+            write_json(folder / EVALUATION, told.to_json())
     return result
 
 
@@ -112,15 +80,12 @@ def _may_save_config(folder: Path, identity: str) -> bool:
     return not checkpoints or not (folder / CONFIG).exists()
 
 
-def _already_told(folder: Path, result: Result) -> bool:
+def _already_told(folder: Path, summary: Summary) -> bool:
     """Return True if the run was finished before and its figures, its time above all, are kept."""
-    if result.summary.resumed_from < result.summary.steps:
-        return False
-    try:
+    with contextlib.suppress(OSError, ValueError):
         json.loads((folder / EVALUATION).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+        return summary.resumed_from >= summary.steps
+    return False
 
 
 def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -140,10 +105,8 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
 def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
     """Return everything that decides the course of a run, but not how it is computed, as JSON.
 
-    Args:
-        training: Its bookkeeping is left out.
-        described: Everything else, by the names that a refusal says. Dataclasses become their
-            settings, and a plug-in its name with a hash of its file.
+    Training's bookkeeping is left out. The names of `described` are what a refusal says; its
+    dataclasses become their settings, and a plug-in its name with a hash of its file.
     """
     return json.dumps({**_identified(described), "training": training.course()}, sort_keys=True)
 
@@ -176,6 +139,12 @@ def card_figure(interval: Interval, digits: str = ".4g", *, scale: float = 1.0) 
     """Return a figure, times `scale`, with its interval, if that is known, for a model card."""
     value, low, high = (format(scale * number, digits) for number in interval)
     return f"{value} [{low}, {high}]" if interval.known else value
+
+
+def card_table(*rows: Sequence[str]) -> str:
+    """Return a table in Markdown, for a model card; the first row is its head."""
+    lines = (rows[0], ["---"] * len(rows[0]), *rows[1:])
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def public_name(name: str) -> str:

@@ -62,28 +62,39 @@ def start_model(
     config: ImageTextRunConfig, pairs: Pairs, *, folder: Path | None = None, progress: bool = True
 ) -> StartModel:
     """Make or load the model of a run; `folder` is the run folder."""
-    if config.text_model is not None and config.vision_model is not None:
-        start = _from_encoders(config, config.text_model, config.vision_model)
-    elif config.model.startswith(SCRATCH):
-        start = _from_scratch(config, _own_tokenizer(config, pairs, folder, progress))
-    else:
-        opened = open_image_text(config.model)
-        start = StartModel(
-            model=opened.model,
-            tokenizer=opened.tokenizer,
-            view=_fitted(config.view, opened.model, opened.name),
-        )
-    vocabulary, pieces = start.model.config.text_config.vocab_size, len(start.tokenizer)
+    text, vision, view = config.text_model, config.vision_model, config.view
+    size = None if view.height is None or view.width is None else (view.height, view.width)
+    new: frozenset[str] = frozenset()
+    # The run's seed, without moving the random numbers of whoever calls.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        if text is not None and vision is not None:
+            tokenizer = load_tokenizer(text)
+            model, new = build_from_encoders(
+                text, vision, fusion_layer=config.fusion_layer, image_size=size
+            )
+            view = _fitted(view, model, vision)
+        elif config.model.startswith(SCRATCH):
+            tokenizer = _own_tokenizer(config, pairs, folder, progress)
+            sizes = SIZES[config.model.removeprefix(SCRATCH)]
+            height, width = size or sizes.image_size
+            length = config.max_length or sizes.max_length
+            sizes = replace(sizes, image_size=(height, width), max_length=length)
+            pad = int(tokenizer.pad_token_id)
+            model = build_from_scratch(sizes, vocabulary_size=len(tokenizer), pad_token_id=pad)
+            view = view.for_encoder(height=height, width=width, mean=HALF_MEAN, std=HALF_STD)
+            new = frozenset(name for name, _ in model.named_parameters())
+        else:
+            opened = open_image_text(config.model)
+            model, tokenizer = opened.model, opened.tokenizer
+            view = _fitted(view, model, opened.name)
+    vocabulary, pieces = model.config.text_config.vocab_size, len(tokenizer)
     if pieces > vocabulary:
         raise ModelError(
             f"the tokenizer of '{config.start}' has {pieces} tokens and its model {vocabulary}: "
             f"they do not belong together; use the model's own tokenizer"
         )
-    return start
-
-
-def _image_size(view: ViewConfig) -> tuple[int, int] | None:
-    return None if view.height is None or view.width is None else (view.height, view.width)
+    return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
 
 
 def _own_tokenizer(
@@ -110,51 +121,10 @@ def _own_tokenizer(
     return tokenizer
 
 
-def _from_scratch(config: ImageTextRunConfig, tokenizer: PreTrainedTokenizerBase) -> StartModel:
-    sizes = SIZES[config.model.removeprefix(SCRATCH)]
-    asked = _image_size(config.view)
-    if asked is not None:
-        sizes = replace(sizes, image_size=asked)
-    if config.max_length is not None:
-        sizes = replace(sizes, max_length=config.max_length)
-    # The run's seed, without moving the random numbers of whoever calls.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        model = build_from_scratch(
-            sizes, vocabulary_size=len(tokenizer), pad_token_id=int(tokenizer.pad_token_id)
-        )
-    height, width = sizes.image_size
-    return StartModel(
-        model=model,
-        tokenizer=tokenizer,
-        view=config.view.for_encoder(height=height, width=width, mean=HALF_MEAN, std=HALF_STD),
-        new_parameters=frozenset(name for name, _ in model.named_parameters()),
-    )
-
-
-def _from_encoders(config: ImageTextRunConfig, text: str, vision: str) -> StartModel:
-    tokenizer = load_tokenizer(text)
-    # The run's seed, without moving the random numbers of whoever calls.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        model, new = build_from_encoders(
-            text, vision, fusion_layer=config.fusion_layer, image_size=_image_size(config.view)
-        )
-    return StartModel(
-        model=model,
-        tokenizer=tokenizer,
-        view=_fitted(config.view, model, vision),
-        new_parameters=new,
-    )
-
-
 def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
     """Return the view with what is not set taken from the model."""
     fitted = preprocessing_of(name, model, view)
-    height, width = fitted.height, fitted.width
-    assert height is not None
-    assert width is not None
-    check_image_size((height, width), model.config.vision_config)
+    check_image_size(fitted.size, model.config.vision_config)
     return fitted
 
 

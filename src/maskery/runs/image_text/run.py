@@ -25,15 +25,10 @@ ConfigT = TypeVar("ConfigT", bound=ImageTextRunConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextResult(ABC):
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        folder: The run folder.
-        summary: Steps, tokens and time.
-    """
-
-    folder: Path
-    summary: Summary
+    folder: Path  # The run folder
+    summary: Summary  # Steps, tokens and time
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -60,31 +55,28 @@ class ImageTextRun(ABC, Generic[ResultT]):
     # Heads that learn at the rate of new ones although a checkpoint may have them.
     NEW_HEADS: ClassVar[tuple[str, ...]] = ()
 
+    # What a kind of run adds: its way of training, where it keeps count of pictures and captions
+    # that are left out, the figures in the log (the first tells the best checkpoint), what is
+    # measured at the end, and the card of the model.
     @property
-    def training(self) -> PairsTrainingConfig:
-        """The settings of training."""
+    def _training(self) -> PairsTrainingConfig:
         return self.config.training
 
-    @property
     @abstractmethod
-    def skips(self) -> Iterable[Skipped]:
-        """Counts what is left out of the held-out data."""
+    def _skips(self) -> Iterable[Skipped]: ...
 
     @abstractmethod
-    def held_out_figures(self) -> dict[str, float]:
-        """Compute figures for the log; the first tells the best checkpoint."""
+    def _logged(self) -> dict[str, float]: ...
 
     @abstractmethod
-    def result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> ResultT:
-        """Measure the trained model."""
+    def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> ResultT: ...
 
     @abstractmethod
-    def save(self, folder: Path, result: ResultT) -> None:
-        """Write the model folder."""
+    def _save(self, folder: Path, result: ResultT) -> None: ...
 
     def skipped(self) -> tuple[str, ...]:
         """Return what was left out while training and measuring, one line a kind."""
-        told = (self.train.captions.skipped, self.train.pictures.skipped, *self.skips)
+        told = (self.train.captions.skipped, self.train.pictures.skipped, *self._skips())
         return tuple(str(skipped) for skipped in told if skipped.count)
 
     def train_measure_save(self, folder: Path, *, progress: bool) -> ResultT:
@@ -93,18 +85,18 @@ class ImageTextRun(ABC, Generic[ResultT]):
         loop = TrainingLoop(
             self.prepared.task,
             self.train,
-            build_optimiser(model, self.training, self.prepared.learnt_anew(self.NEW_HEADS)),
-            self.training,
+            build_optimiser(model, self._training, self.prepared.learnt_anew(self.NEW_HEADS)),
+            self._training,
             folder,
             identity=self.identity,
-            evaluate=lambda _step: self.held_out_figures(),
+            evaluate=lambda _step: self._logged(),
             progress=progress,
         )
         summary = loop.train(resume=self.config.resume == "auto")
         model.eval()
-        result = self.result(folder, loop, summary)
+        result = self._result(folder, loop, summary)
         if is_main_process():
-            save_model_folder(folder / MODEL, lambda path: self.save(path, result))
+            save_model_folder(folder / MODEL, lambda path: self._save(path, result))
         return result
 
 

@@ -21,7 +21,7 @@ from maskery.evaluation.image_text.image_ablation import Condition, sample_pictu
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
-from maskery.runs.frame.run_frame import card_figure, fingerprint_of, model_card
+from maskery.runs.frame.run_frame import card_figure, card_table, fingerprint_of, model_card
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
 from maskery.runs.pairs.config import PairsRunConfig
@@ -33,15 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PairsResult(ImageTextResult):
-    """The result of a run on pairs.
+    """The result of a run on pairs."""
 
-    Attributes:
-        evaluation: The trained model's held-out figures.
-        skipped: One line for each kind of thing that was left out.
-    """
-
-    evaluation: PairsEvaluation
-    skipped: tuple[str, ...]
+    evaluation: PairsEvaluation  # The trained model's held-out figures
+    skipped: tuple[str, ...]  # One line for each kind of thing that was left out
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
@@ -56,9 +51,7 @@ class PairsRun(ImageTextRun[PairsResult]):
     train: PairSource
     held_out: HeldOutPairs  # Held-out captions with right and wrong pictures
 
-    @property
-    def skips(self) -> Iterable[Skipped]:
-        """Counts held-out pictures that cannot be read."""
+    def _skips(self) -> Iterable[Skipped]:
         return (self.held_out.pictures.skipped,)
 
     def score(self) -> dict[Condition, ExampleSums]:
@@ -70,9 +63,9 @@ class PairsRun(ImageTextRun[PairsResult]):
         start.model.train(was_training)
         return scored
 
-    def held_out_figures(self) -> dict[str, float]:
-        """Return token-weighted figures without intervals, for the log."""
+    def _logged(self) -> dict[str, float]:
         figures: dict[str, float] = {}
+        # Weighted by tokens and without intervals.
         for sight, sums in self.score().items():
             totals = sums.sums.sum(axis=0)
             _, loss, top1, top5 = (totals / totals[0]).tolist()
@@ -81,26 +74,17 @@ class PairsRun(ImageTextRun[PairsResult]):
 
     def evaluate(self) -> PairsEvaluation:
         """Compute every held-out figure of the model as it is now."""
-        start, words = self.prepared.start, self.config.score_words
+        start, words, task = self.prepared.start, self.config.score_words, self.prepared.task
         return summarise_pairs(
-            self.score(),
-            start.model,
-            start.tokenizer,
-            self.held_out,
-            words=words,
-            task=self.prepared.task,
+            self.score(), start.model, start.tokenizer, self.held_out, words=words, task=task
         )
 
-    def result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PairsResult:
-        """Measure the trained model."""
-        del loop
-        evaluation = self.evaluate()
-        return PairsResult(
-            folder=folder, evaluation=evaluation, summary=summary, skipped=self.skipped()
-        )
+    def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PairsResult:
+        del loop  # the last model is kept
+        evaluation, skipped = self.evaluate(), self.skipped()
+        return PairsResult(folder=folder, evaluation=evaluation, summary=summary, skipped=skipped)
 
-    def save(self, folder: Path, result: PairsResult) -> None:
-        """Write the model folder."""
+    def _save(self, folder: Path, result: PairsResult) -> None:
         self.prepared.save_model(folder, pairs_model_card(self.config, result.evaluation))
 
 
@@ -238,17 +222,14 @@ def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str
     """Return the card of a trained model, in Markdown."""
     scores = evaluation.scores
     rows = [
-        f"| {label} | " + " | ".join(card_figure(getattr(s, name)) for s in scores.values()) + " |"
+        [label, *(card_figure(getattr(found, name)) for found in scores.values())]
         for name, label in (("loss", "loss (nats)"), ("top1", "top-1"), ("top5", "top-5"))
     ]
     if evaluation.words is not None:
-        shares = (card_figure(share) for share in evaluation.words.accuracy.values())
-        rows.append("| chosen words | " + " | ".join(shares) + " |")
-    right = scores["right"]
-    found = ""
+        rows.append(["chosen words", *map(card_figure, evaluation.words.accuracy.values())])
+    right, found = scores["right"], ""
     if (auc := evaluation.mrtd_auc) is not None:
         found = f"\nReplaced words are told from original ones with an AUC of {auc:.3f}.\n"
-    table = "\n".join(rows)
     text = f"""
 # An image-text masked language model trained with Maskery
 
@@ -258,9 +239,7 @@ Starting from `{config.start}`, trained on `{Path(config.pairs).name}` with
 Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same
 model with the right picture, with a wrong one and with none (95% intervals):
 
-| | right | wrong | none |
-| --- | --- | --- | --- |
-{table}
+{card_table(["", *scores], *rows)}
 {found}
 ```
 maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg

@@ -62,25 +62,12 @@ def rasa(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     heads that ALBEF lacks, no clipping, soft labels warmed up over the first epoch. It starts from
     ALBEF's checkpoint, converted.
     """
+    # What is not set here is so by default: the defaults are RaSa's.
     return PersonSearchRunConfig(
         data=data,
         model=NO_MODEL,
-        weak_pair_probability=0.1,
         view=ViewConfig(flip_probability=0.5),
-        masking=MaskingConfig(policy="token", mask_rate=0.15),
-        mrtd_mask_rate=0.3,
-        objectives=PersonSearchConfig(
-            itc_weight=0.5,
-            itm_weight=1.0,
-            mlm_weight=1.0,
-            prd_weight=0.5,
-            mrtd_weight=0.5,
-            momentum=0.995,
-            alpha=0.4,
-            alpha_warmup=1 / EPOCHS,
-            queue_size=65536,
-        ),
-        retrieval=RetrievalConfig(rerank=128),
+        objectives=PersonSearchConfig(alpha_warmup=1 / EPOCHS),
         training=PairsTrainingConfig(
             epochs=EPOCHS,
             batch_pairs=52,
@@ -104,11 +91,7 @@ def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """
     run = rasa(data)
     objectives = replace(
-        run.objectives,
-        itc_weight=1.0,
-        prd_weight=0.0,
-        mrtd_weight=0.0,
-        within_modality=False,
+        run.objectives, itc_weight=1.0, prd_weight=0.0, mrtd_weight=0.0, within_modality=False
     )
     return replace(run, weak_pair_probability=0.0, objectives=objectives)
 

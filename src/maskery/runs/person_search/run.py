@@ -21,7 +21,7 @@ from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
-from maskery.runs.frame.run_frame import card_figure, fingerprint_of, model_card
+from maskery.runs.frame.run_frame import card_figure, card_table, fingerprint_of, model_card
 from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
@@ -37,19 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSearchResult(ImageTextResult):
-    """The result of a person-search run.
+    """The result of a person-search run."""
 
-    Attributes:
-        best_step: After which step the model that is kept was the best on `val`.
-        val: Its figures there.
-        test: Its figures on the test split; None where there is none.
-        notes: One line for each kind of thing that was left out or looks odd.
-    """
-
-    best_step: int
-    val: RetrievalFigures
-    test: RetrievalFigures | None
-    notes: tuple[str, ...]
+    best_step: int  # After which step the model that is kept was the best on `val`
+    val: RetrievalFigures  # Its figures there
+    test: RetrievalFigures | None  # Those on the test split; None where there is none
+    notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
@@ -73,14 +66,12 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     NEW_HEADS: ClassVar[tuple[str, ...]] = ("prd_head", "mrtd_head")
 
     @property
-    def training(self) -> PairsTrainingConfig:
-        """By default every epoch is measured, as in RaSa, which keeps the best one's model."""
+    def _training(self) -> PairsTrainingConfig:
+        # By default every epoch is measured, as in RaSa, which keeps the best one's model.
         every = self.config.training.eval_every or self.train.num_steps(0)
         return replace(self.config.training, eval_every=every)
 
-    @property
-    def skips(self) -> Iterable[Skipped]:
-        """Counts held-out pictures that cannot be read."""
+    def _skips(self) -> Iterable[Skipped]:
         return (split.pictures.skipped for split in (self.val, self.test) if split is not None)
 
     def measure(self, split: RetrievalSet) -> Retrieval:
@@ -93,8 +84,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
             retrieval = replace(retrieval, rerank=0)
         return evaluate_set(model, split, retrieval, processes=join_processes())
 
-    def held_out_figures(self) -> dict[str, float]:
-        """Return figures without intervals, those that a model is judged by first."""
+    def _logged(self) -> dict[str, float]:
         figures, values = self.measure(self.val).figures, dict[str, float]()
         for ranking in ("reranked", "contrastive"):
             found: RankingFigures | None = getattr(figures, ranking)
@@ -103,8 +93,8 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
                 values.update(named)
         return values
 
-    def result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PersonSearchResult:
-        """Go back to the best epoch and measure that."""
+    def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PersonSearchResult:
+        # The model of the best epoch is the one that is kept.
         best = join_processes().on_main(lambda: str(loop.checkpoints.best_sound() or ""))
         return PersonSearchResult(
             folder=folder,
@@ -115,8 +105,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
             notes=(*self.data.notes, *self.skipped()),
         )
 
-    def save(self, folder: Path, result: PersonSearchResult) -> None:
-        """Write the model folder, with the settings that the model searches with."""
+    def _save(self, folder: Path, result: PersonSearchResult) -> None:
         task = self.prepared.task
         self.prepared.save_model(folder, person_search_card(self.config, result, task.loss_weights))
         save_model_retrieval(folder, retrieval_of(self.config, task.trained))
@@ -211,8 +200,7 @@ def whole_model(model: ImageTextModel) -> ImageTextModel:
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
     copy: ImageTextModel = ImageTextModel(model.config).to(model.device)
-    state = model.state_dict()
-    tensors = {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
     copy.load_state_dict(without_terms(tensors))
     return copy
 
@@ -223,6 +211,13 @@ def person_search_card(
     """Return the card of a trained model, in Markdown; `weights` are those of its loss terms."""
     split = "the test split" if result.test is not None else "the validation split"
     figures = result.test or result.val
+    rankings = {"by similarity": figures.contrastive}
+    if figures.reranked is not None:
+        rankings[f"best {figures.rerank} by matching"] = figures.reranked
+    rows = [
+        [name, *(card_figure(getattr(found, one), ".2f", scale=100.0) for one in FIGURES)]
+        for name, found in rankings.items()
+    ]
     losses = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
     text = f"""
 # A person-search model trained with Maskery
@@ -235,23 +230,10 @@ On {split}: {figures.num_texts:,} captions of {figures.num_persons:,} persons ag
 {figures.num_images:,} pictures (95% intervals over persons; R@1 of a random ranking is
 {100 * figures.chance:.2f}%):
 
-{_table(figures)}
+{card_table(["", *(LABELS[name] for name in FIGURES)], *rows)}
 
 ```
 maskery search path/of/this/folder --gallery pictures/ "a woman in a red coat"
 ```
 """
     return model_card(text.lstrip(), tags=("text-based-person-search", "image-text"))
-
-
-def _table(figures: RetrievalFigures) -> str:
-    rankings = {"by similarity": figures.contrastive}
-    if figures.reranked is not None:
-        rankings[f"best {figures.rerank} by matching"] = figures.reranked
-    head = "| | " + " | ".join(LABELS[name] for name in FIGURES) + " |"
-    rows = []
-    for name, found in rankings.items():
-        figures_of = (getattr(found, figure) for figure in FIGURES)
-        shown = (card_figure(figure, ".2f", scale=100.0) for figure in figures_of)
-        rows.append(f"| {name} | {' | '.join(shown)} |")
-    return "\n".join((head, "| --- " * (len(FIGURES) + 1) + "|", *rows))

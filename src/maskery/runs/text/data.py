@@ -18,7 +18,7 @@ from maskery.core.errors import ConfigError
 from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
-from maskery.data.split import split, split_by_value, without_held_out
+from maskery.data.split import sample, split, split_by_value, without_held_out
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint, train_wordpiece
 from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import SCRATCH, TextRunConfig
@@ -56,8 +56,8 @@ class TextData(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
     added: AddedWords | None
-    # Held-out texts beside the one that decides, by name
-    others: dict[str, TokenStore]
+    # Held-out texts beside the one that decides, by name, with the documents that are scored
+    others: dict[str, tuple[TokenStore, npt.NDArray[np.int64]]]
 
     def described(self) -> dict[str, Any]:
         """Return what a continuation must share, by name; for `identity`."""
@@ -138,11 +138,17 @@ class StoredText:
             else:
                 sides = split_by_value(*whole, corpus.groups(config.group_column))
             self.train_documents, self.held_documents = sides
-        outside = [*self.others.values(), *([self.held_store] if self.has_own_held_out else [])]
+        outside = [store for store, _ in self.others.values()]
+        outside += [self.held_store] if self.has_own_held_out else []
         if outside:
             self.train_documents = without_held_out(
                 self.store, self.train_documents, outside, self.tokenizer
             )
+        self.most_tokens, whole_size = config.streaming.held_out_tokens, len(self.held_documents)
+        self.held_documents = sample(self.held_store, self.held_documents, self.most_tokens)
+        parts = [(len(self.held_documents), whole_size)]
+        parts += [(len(scored), store.num_documents) for store, scored in self.others.values()]
+        self.is_sampled = any(scored < whole for scored, whole in parts)
 
     @property
     def has_own_held_out(self) -> bool:
@@ -165,7 +171,7 @@ class StoredText:
     def described(self) -> dict[str, Any]:
         """See `TextData`; a store's name is a hash of content and tokenizer."""
         own = self.has_own_held_out
-        others = {name: store.folder.name for name, store in self.others.items()}
+        others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
             "corpus_fingerprint": self.store.folder.name,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
@@ -174,6 +180,7 @@ class StoredText:
             # Not named where there is none, as by versions that knew of none.
             **({"group_column": self.group_column} if self.group_column else {}),
             **({"other_fingerprints": others} if others else {}),
+            **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
@@ -188,9 +195,10 @@ class StoredText:
     def describe(self) -> str:
         """See `TextData`."""
         tokens = int(self.store.lengths()[self.train_documents].sum())
+        of_more = " (a sample: --held-out-tokens)" if self.is_sampled else ""
         return (
             f"{len(self.train_documents):,} training and {len(self.held_documents):,} held-out "
-            f"examples, {tokens:,} tokens"
+            f"examples{of_more}, {tokens:,} tokens"
         )
 
 
@@ -200,12 +208,15 @@ def other_texts(
     cache_dir: Path,
     *,
     progress: bool = True,
-) -> dict[str, TokenStore]:
-    """Read and tokenise the held-out texts that have names."""
-    return {
-        name: tokenise(Corpus.open([path], config.reading), tokenizer, cache_dir, progress=progress)
-        for name, path in config.other_data.items()
-    }
+) -> dict[str, tuple[TokenStore, npt.NDArray[np.int64]]]:
+    """Read and tokenise the held-out texts that have names, and choose what of each is scored."""
+    found = {}
+    for name, path in config.other_data.items():
+        corpus = Corpus.open([path], config.reading)
+        store = tokenise(corpus, tokenizer, cache_dir, progress=progress)
+        every = np.arange(store.num_documents)
+        found[name] = (store, sample(store, every, config.streaming.held_out_tokens))
+    return found
 
 
 def _corpus(texts: Any, sources: Sequence[str], reading: CorpusConfig) -> Corpus:

@@ -17,6 +17,7 @@ from maskery.evaluation.text.masked import (
     MaskedScores,
     compare,
     score_examples,
+    scoring,
     summarise,
 )
 from maskery.evaluation.text.opening import (
@@ -100,7 +101,7 @@ def evaluate_model(
             progress=progress,
         )
         masker = Masker.of(one.tokenizer, masking, seed=seed)
-        scored[heading] = score_examples(one.model, source.in_order(), masker)
+        scored[heading] = score_examples(one.model, scoring(source, progress=progress), masker)
         if run_kind(one.name) == "text":
             config = open_run(one.name).finished(TextRunConfig)
             judged[heading] = saved_task_auc(one, config, source.in_order())

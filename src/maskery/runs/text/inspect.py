@@ -23,16 +23,25 @@ from maskery.core.errors import ConfigError
 from maskery.data.batching import Plan, TextSource, plan_epoch
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import TokenStore
+from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import TextRun, new_parameters, prepare_text, text_task
+from maskery.runs.text.prepare import (
+    EVALUATION_MASKING,
+    TextRun,
+    new_parameters,
+    prepare_text,
+    text_task,
+)
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Masks are counted over so many batches: their number hardly changes from batch to batch.
 COUNTED_BATCHES = 8
+# Held-out batches that are scored to know how long all of them take.
+SCORED_BATCHES = 3
 # Enough to know which words are frequent; reading on would only take longer.
 MOST_TOKENS = 20_000_000
 FEWEST_PIECES, MOST_PIECES = 3, 16
@@ -82,13 +91,17 @@ class Estimate:
 
     Attributes:
         tokens_per_second: Median.
-        seconds: Of the whole run, its evaluations not counted.
+        seconds: Of the whole run, its evaluations counted.
+        evaluations: How often the held-out text is scored.
+        evaluation_seconds: Of all of them.
         peak_megabytes: Of the device's memory, or of this process's on a CPU.
     """
 
     timed_steps: int
     tokens_per_second: float
     seconds: float
+    evaluations: int
+    evaluation_seconds: float
     peak_megabytes: float
     device: str
 
@@ -243,13 +256,30 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
         speeds.append(sum(micro.num_tokens for micro in prepared) / seconds)
     rate = statistics.median(speeds[1:] or speeds)
     epochs = total / max(1, steps[0])
+    evaluations = 2 + (run.head_steps > 0) + (total - 1) // (training.eval_every or total)
+    scored = evaluations * seconds_to_score(run)
     return Estimate(
         timed_steps=max(1, len(speeds) - 1),
         tokens_per_second=rate,
-        seconds=epochs * float(source.lengths.sum()) / rate,
+        seconds=epochs * float(source.lengths.sum()) / rate + scored,
+        evaluations=evaluations,
+        evaluation_seconds=scored,
         peak_megabytes=_peak_megabytes(cuda),
         device=torch.cuda.get_device_name() if cuda else "CPU",
     )
+
+
+def seconds_to_score(run: TextRun) -> float:
+    """Return about how long it takes to score the held-out texts once, from a few batches."""
+    texts = [run.held_out, *run.others.values()]
+    batches = list(run.held_out.in_order())
+    # They come by length, so those at the ends are not like the others.
+    middle = batches[len(batches) // 2 :][:SCORED_BATCHES]
+    masker = Masker.of(run.loaded.tokenizer, EVALUATION_MASKING)
+    began = time.perf_counter()
+    score_examples(run.model, middle, masker)
+    rate = sum(batch.num_tokens for batch in middle) / (time.perf_counter() - began)
+    return sum(float(text.lengths.sum()) for text in texts) / rate
 
 
 def _peak_megabytes(cuda: bool) -> float:

@@ -10,7 +10,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +20,7 @@ from maskery.core.processes import join_processes
 from maskery.core.task import Task
 from maskery.data.batching import Template, TextSource
 from maskery.data.tokenise import default_cache_dir
-from maskery.evaluation.text.masked import ExampleSums, score_examples
+from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.layout import can_pack, max_positions
@@ -79,6 +78,7 @@ class TextRun:
         frozen_share: Their share of all steps.
         identity: Everything that a continuation must share, as JSON.
         about: How much there is to train and to be measured on, in words.
+        progress: True to draw bars.
         given: Objects in the place of what the configuration names.
     """
 
@@ -93,6 +93,7 @@ class TextRun:
     frozen_share: float
     identity: str
     about: str
+    progress: bool
     given: Given
 
     def score(self, model: MaskedLanguageModel | None = None, *, name: str = "") -> ExampleSums:
@@ -104,7 +105,7 @@ class TextRun:
         """
         return score_examples(
             model or self.model,
-            (self.others[name] if name else self.held_out).in_order(),
+            scoring(self.others[name] if name else self.held_out, progress=self.progress),
             Masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
@@ -150,13 +151,14 @@ def prepare_text(
         train=train,
         held_out=held_out,
         others={
-            name: TextSource(store, np.arange(store.num_documents), **settings)
-            for name, store in data.others.items()
+            name: TextSource(store, chosen, **settings)
+            for name, (store, chosen) in data.others.items()
         },
         head_steps=alone,
         frozen_share=alone / steps,
         identity=identity_of(config, data, given, layout=layout, max_length=max_length),
         about=data.describe(),
+        progress=progress,
         given=given,
     )
 

@@ -20,6 +20,7 @@ from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
+    card_table,
     model_card,
     public_name,
     run_in_folder,
@@ -159,7 +160,7 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
 
     def evaluate(step: int) -> dict[str, float]:
         figures = {name: v for text in texts.values() for name, v in text.score(step).items()}
-        return figures if check is None else {**figures, "probe": check.figure()}
+        return figures if check is None else {**figures, "probe": check.figure(step)}
 
     task = make_task(run)
     summary = fit(run, task, folder, evaluate, progress=progress)
@@ -261,7 +262,7 @@ def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     columns, after = result.columns, result.after
     labels = {"loss": "loss (nats)", "perplexity": "perplexity"}
     labels |= {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
-    rows = [["", *columns], ["---"] * (1 + len(columns)), ["head", *result.heads.values()]]
+    rows = [["", *columns], ["head", *result.heads.values()]]
     for name, label in labels.items():
         rows.append([label, *(card_figure(getattr(scores, name)) for scores in columns.values())])
     for figure in result.vectors.figures if result.vectors else ():
@@ -271,7 +272,6 @@ def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     for name, other in result.others.items():
         losses = (card_figure(scores.loss) for scores in other.columns.values())
         rows.append([f"{name}: loss (nats)", *losses])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     corpus = ", ".join(f"`{public_name(name)}`" for name in config.corpus)
     text = f"""
 # A masked language model adapted with Maskery
@@ -282,7 +282,7 @@ Starting from `{public_name(config.model)}`, trained on {corpus} with
 Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
 ({interval_note(after.examples)}):
 
-{table}
+{card_table(*rows)}
 
 Verdict: {result.verdict}
 

@@ -51,7 +51,7 @@ class ShardedText:
         manifest, streaming = self.shards.manifest, self.config.streaming
         own = self.config.deciding_data
         held_out = fingerprint_of(np.asarray(self.held_out_store.ids)) if own else None
-        others = {name: store.folder.name for name, store in self.others.items()}
+        others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
             "corpus_fingerprint": manifest.fingerprint,
             "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
@@ -78,7 +78,8 @@ class ShardedText:
         )
         # What was set aside when the shards were made is in none of them.
         own = [self.held_out_store] if self.config.deciding_data else []
-        outside = [np.asarray(store.ids) for store in (*own, *self.others.values())]
+        named = [store for store, _ in self.others.values()]
+        outside = [np.asarray(store.ids) for store in (*own, *named)]
         train = ShardSource(
             self.shards,
             shuffle_shards=streaming.shuffle_shards,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,11 @@ MOST_HALVES = 1000
 
 
 class Remembered(Encoder):
-    """An encoder that keeps the vectors it has made, of the weights it had then."""
+    """An encoder that keeps the vectors it has made, until it is told that its weights moved."""
 
-    kept: dict[Sequence[str], Vectors]
+    def __init__(self, *parts: Any, name: str) -> None:
+        super().__init__(*parts, name=name)
+        self.kept: dict[Sequence[str], Vectors] = {}
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Return the vectors that were made first."""
@@ -46,9 +49,9 @@ class VectorCheck:
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
         self.labelled = labelled
         parts = (run.loaded.model, run.loaded.tokenizer, pooling_of(run))
-        self.after = Encoder(*parts, name="after")
+        self.after = Remembered(*parts, name="after")
         self.before = Remembered(*parts, name="before")
-        self.before.kept = {}
+        self.head_steps = run.head_steps
         probe(self.before, labelled, linear=False)
 
     @classmethod
@@ -85,8 +88,10 @@ class VectorCheck:
         """Return the figures after and before, and their paired differences."""
         return probe(self.after, self.labelled, self.before, linear=False)
 
-    def figure(self) -> float:
-        """Return the first figure of the encoder as it is now, for the log."""
+    def figure(self, step: int) -> float:
+        """Return the first figure of the encoder as it is at a step, for the log."""
+        # Until its head is trained, the encoder is the start's to the bit.
+        self.after.kept = dict(self.before.kept) if step <= self.head_steps else {}
         if self.labelled.kind == "labels":
             task = ClassTask(self.labelled, [])
             found = nearest(self.after.encode(task.labelled.texts))
