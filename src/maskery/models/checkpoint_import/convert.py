@@ -104,10 +104,7 @@ def import_checkpoint(
 
 
 def import_vit(
-    state: State,
-    *,
-    num_vision_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
+    state: State, *, num_vision_heads: int | None = None, image_size: tuple[int, int] | None = None
 ) -> Imported:
     """Make a timm or DeiT vision transformer a Hugging Face `ViTModel` without pooler."""
     state = dict(state)
