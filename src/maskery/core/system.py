@@ -80,12 +80,10 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import what a command needs in about two thirds of the time.
-
-    Importing torch and Transformers makes millions of objects that stay, and the collector goes
-    over all of them again and again (`benchmarks/start_up.py` measures it). Here it waits, and what
-    is there at the end of the first such block is left out of every later pass too.
-    """
+    """Import what a command needs in about two thirds of the time (`benchmarks/start_up.py`)."""
+    # Importing torch and Transformers makes millions of objects that stay, and the collector goes
+    # over all of them again and again. Here it waits, and what is there at the end of the first
+    # such block is left out of every later pass too.
     if not gc.isenabled():
         yield
         return
@@ -171,10 +169,8 @@ def signals_stop(how_to_go_on: str) -> Iterator[None]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold signals back in the block, and from the processes that are started in it for good.
-
-    Whoever starts such a process must end it with SIGKILL, or it must end by itself.
-    """
+    """Hold signals back in the block, and for good from the processes that are started in it."""
+    # Such a process must be ended with SIGKILL, or end by itself.
     held: list[int] = []
     # Blocking alone would not do: any other thread may get the signal, and this one act on it.
     taken = [number for number in SIGNALS if not _is_ignored(number)]

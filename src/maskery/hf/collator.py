@@ -112,14 +112,9 @@ class MaskCollator:
         self._clock.set(epoch=self.epoch, progress=progress)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Mask and pad rows.
+        """Mask and pad rows to `input_ids`, `attention_mask` and `labels`, (B, L) int64 each.
 
-        Returns:
-            `input_ids`, `attention_mask` and `labels` (-100 wherever nothing was masked): (B, L)
-            int64 each; and the other columns of the rows.
-
-        Raises:
-            DataError: A row cannot be used as it is.
+        `labels` is -100 wherever nothing was masked; the other columns of the rows come along.
         """
         batch = self.flatten(rows)
         epoch, progress = self._clock.tick()

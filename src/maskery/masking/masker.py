@@ -71,15 +71,11 @@ class Masker:
         )
 
     def mask(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> MaskedTokens:
-        """Mask a batch.
+        """Mask a batch of sequences with their special tokens; it is not modified.
 
         Args:
-            batch: Sequences with their special tokens; not modified.
             epoch: From 0; with `static` masks, every epoch has those of epoch 0.
             progress: The share of the run that is done, for the rate's schedule.
-
-        Raises:
-            PluginError: The policy breaks its contract.
         """
         selection = self.select(batch, epoch=epoch, progress=progress)
         positions = np.flatnonzero(selection.selected)

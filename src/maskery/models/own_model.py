@@ -104,10 +104,6 @@ def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Masked
 
     It is a Hugging Face masked language model, a plain module with the parts that this file's
     docstring names, or a `MaskedLanguageModel`, which is returned as it is.
-
-    Raises:
-        ModelError: The model lacks a part, a part returns another shape, or the tokenizer has ids
-            that the model does not.
     """
     if isinstance(model, MaskedLanguageModel):
         return model
@@ -118,11 +114,7 @@ def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Masked
 
 
 def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
-    """Take a model object in the place of one that is loaded by name; see `as_masked_lm`.
-
-    A Hugging Face model keeps its dropout; where its family can be packed, its attention
-    implementation becomes Maskery's, which computes the same.
-    """
+    """Take a model object in the place of one that is loaded by name; see `as_masked_lm`."""
     hf = model if isinstance(model, PreTrainedModel) else _wrapped(model, tokenizer)
     if hf.get_output_embeddings() is None and not isinstance(hf, OwnModel):
         raise ModelError(
@@ -135,7 +127,7 @@ def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
             f"the tokenizer has ids up to {size - 1} and {type(model).__name__} has "
             f"{hf.config.vocab_size} rows; give the model as many rows as the tokenizer has ids"
         )
-    if hf.config.model_type in PACKABLE:
+    if hf.config.model_type in PACKABLE:  # Maskery's attention computes the same
         hf.set_attn_implementation(attention.NAME)
     return Loaded(model=hf.eval(), tokenizer=tokenizer)
 

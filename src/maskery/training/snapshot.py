@@ -33,15 +33,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
 MOST_TOLD = 3
 # Errors of loading a file whose checksum is right, but which something else than a run has written.
 UNSOUND = (
-    OSError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    RuntimeError,
+    OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError,
     SafetensorError,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,10 @@ NESTED_UNDER = ("model", "state_dict")
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint file, by name.
+    """Read the tensors of a checkpoint file, by name; a pickle that asks to run code is refused.
 
     A training checkpoint that keeps its weights under "model" or "state_dict" is entered; the
     prefix "module." of data-parallel training is dropped.
-
-    Raises:
-        ModelError: The file is missing, damaged, or holds something else than tensors; a pickle
-            that asks to run code is refused unread.
     """
     if not path.is_file():
         raise ModelError(f"checkpoint '{path}' is not a file; give a .pth or .safetensors file")

@@ -11,31 +11,22 @@ from maskery.core.errors import ModelError
 
 
 class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Sizes of an `ImageTextModel`.
-
-    Args:
-        text_config: The text-and-fusion encoder's BERT sizes; its `num_hidden_layers` counts both
-            kinds of layers. `attention_probs_dropout_prob` is read as any other setting, but
-            attention is several times faster with 0.
-        vision_config: A Hugging Face vision configuration (ViT, DeiT, CLIP, SigLIP, DINOv2).
-        image_size: Height and width of the images that are read, in pixels; by default those of the
-            vision encoder, which interpolates its positions for others.
-        fusion_layer: The first layer with cross-attention; layers before it read text alone.
-        embed_dim: The width of the contrastive features.
-        temperature: What similarities are divided by at first; learnt.
-    """
+    """Sizes of an `ImageTextModel`."""
 
     model_type = "maskery_image_text"
     sub_configs = {"text_config": BertConfig, "vision_config": AutoConfig}  # noqa: RUF012
 
+    # BERT sizes of the text-and-fusion encoder: `num_hidden_layers` counts both kinds of layers;
+    # attention is several times faster with an `attention_probs_dropout_prob` of 0.
     text_config: Any = None
-    vision_config: Any = None
+    vision_config: Any = None  # Of Hugging Face: ViT, DeiT, CLIP, SigLIP or DINOv2
+    # Height and width of the images in pixels; by default those of the vision encoder, which
+    # interpolates its positions for others.
     image_size: Any = None
-    fusion_layer: int = 6
-    embed_dim: int = 256
-    temperature: float = 0.07
-    tie_word_embeddings: bool = False
-    """The masked language modelling head has no matrix of its own to tie."""
+    fusion_layer: int = 6  # The first layer with cross-attention; those before read text alone
+    embed_dim: int = 256  # Width of the contrastive features
+    temperature: float = 0.07  # What similarities are divided by at first; learnt
+    tie_word_embeddings: bool = False  # The masked-language-modelling head has no matrix to tie
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _text_config(self.text_config)

@@ -155,7 +155,7 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         *,
         compute: Callable[[ImageTextModel], ResultT] | None = None,
     ) -> ImageTextOutput | ResultT:
-        """Read B texts, each with its image, or alone where there are no images.
+        """Read B texts (B, L), each with its image, or alone where there are no images.
 
         Args:
             pixel_values: (B, 3, height, width), normalised; or None.

@@ -158,18 +158,11 @@ class TextFusionEncoder(nn.Module):
         images: Sequence[ImageKeys] | None,
         other_images: OtherImages | None = None,
     ) -> torch.Tensor:
-        """Run the fusion layers from the fusion boundary on (ALBEF's mode "fusion").
+        """Run the fusion layers on (R, L, D) of `encode_text` (ALBEF's mode "fusion").
 
-        Args:
-            hidden: (R, L, D), from `encode_text`.
-            attention_mask: (R, L) bool, or None.
-            images: From `project_images`, of I images; None to read text alone. Row r looks at
-                image r modulo I.
-            other_images: The images that the last S rows look at instead: (S,) int64 among
-                `images`, or S images of their own, from `project_images`.
-
-        Returns:
-            (R, L, D).
+        Row r looks at image r modulo I of `images` (from `project_images`; None to read text
+        alone), but the last S rows at `other_images`: (S,) int64 among `images`, or S images of
+        their own.
         """
         num_others, others = _others(images, other_images)
         if images and (len(hidden) - num_others) % len(images[0].keys):
