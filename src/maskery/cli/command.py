@@ -64,11 +64,7 @@ def parse(
     *,
     program: str = "maskery",
 ) -> ConfigT:
-    """Turn flags into a config; `--help` prints and ends the program.
-
-    Raises:
-        ConfigError: A flag is unknown or missing, or its value is wrong.
-    """
+    """Turn flags into a config; `--help` prints and ends the program."""
     import tyro  # `maskery --help` does without it
 
     report = io.StringIO()
@@ -189,11 +185,7 @@ def percent(share: float | None) -> str:
 
 
 def prepare_output(path: Path, flag: str) -> None:
-    """Make the folder of a file that a flag names, and check that the file can be written.
-
-    Raises:
-        ConfigError: It is a folder, or cannot be written.
-    """
+    """Make the folder of a file that a flag names, and check that the file can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()

@@ -277,6 +277,7 @@ class EvaluateSearch(Way):
         )
         found = result.to_json()
         tables = []
+        # One model needs no heading: the user has just named it.
         for name, seed in result.seeds.items():
             heading = name if seed is None else f"{name} (seed {seed})"
             table = rankings_table(found["figures"][name])

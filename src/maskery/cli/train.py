@@ -131,6 +131,7 @@ class Train(Command):
 def training(kind: str, arguments: Sequence[str]) -> Command:
     """Parse the flags of a kind of run, on top of those of `--config FILE`."""
     rest, path = take_config(arguments)
+    # `--config` is taken out first: what it says are the defaults that the parser shows.
     command = command_class(kind)
     wanted: Command = parse(command, f"train {kind}", rest, starting_point(command, rest, path))
     return wanted

@@ -22,12 +22,7 @@ def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float
 
     Ties count half (Mann and Whitney's U over its largest value; Hanley and McNeil, 1982).
 
-    Args:
-        scores: (N,), higher means positive.
-        labels: (N,), 1 or 0.
-
-    Raises:
-        DataError: Only one kind is there.
+    Scores (N,) are higher for positives; labels (N,) are 1 or 0.
     """
     positives = int((labels == 1).sum())
     negatives = int((labels == 0).sum())
@@ -46,9 +41,7 @@ def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float
 def judged_auc(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
     """Return the AUC of replaced words over batches of (P,) log-odds and (P,) labels.
 
-    Returns:
-        None if all words are replaced, or none are: a generator that knows every word replaces
-        nothing.
+    None if all words are replaced, or none are: a generator that knows every word replaces nothing.
     """
     scores, labels = [], []
     for log_odds, replaced in batches:

@@ -11,10 +11,10 @@ from maskery.core.errors import MaskeryError
 # Bytes of one request, whatever its content; a picture may have more.
 BODY_BYTES = 64 * 1024
 PICTURE_BYTES = 12 * 1024 * 1024
-CHARACTERS = 6_000
+CHARACTERS = 6_000  # more than fit into the positions of an ordinary model
 # Scoring a text computes one copy of it for each token, so its cost grows with the square.
 SCORED_TOKENS = 192
-MASKS = 12
+MASKS = 12  # the joint search goes through the model once for each
 TOP_K = 100
 WORDS = 16
 WORD_CHARACTERS = 100

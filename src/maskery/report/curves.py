@@ -152,11 +152,7 @@ def _curves(series: Series, names: Mapping[str, str], *, marked: bool = False) -
 
 
 def draw_svg(chart: Chart) -> str:
-    """Draw one chart as an `<svg>` element; everything in it is a number of ours.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw one chart as an `<svg>` element; everything in it is a number of ours."""
     matplotlib = require("matplotlib", extra="report", purpose="draw curves")
     from matplotlib.figure import Figure
 
@@ -174,11 +170,7 @@ def draw_svg(chart: Chart) -> str:
 
 
 def draw_picture(charts: Sequence[Chart], path: Path) -> None:
-    """Draw all charts into one PNG, for slides and issues.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw all charts into one PNG, for slides and issues."""
     require("matplotlib", extra="report", purpose="draw curves")
     # A figure by itself: pyplot would keep it in memory, and look for a display.
     from matplotlib.figure import Figure

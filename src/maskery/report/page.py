@@ -107,11 +107,7 @@ def _text(path: Path) -> str:
 
 
 def metrics_of(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `metrics.jsonl`; none if there is no such file.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
+    """Return the lines of a run's `metrics.jsonl`; none if there is no such file."""
     try:
         return read_metrics(path, tell=True) if path.is_file() else []
     except OSError as error:

@@ -58,14 +58,11 @@ def load_image(
     white; 16-bit grey is scaled to 8 bits; CMYK and palettes are converted.
 
     Args:
-        name: Its name in messages.
-        max_pixels: Larger pictures are refused before they are decoded.
         near: (width, height) in pixels that will be asked of the result. A JPEG of at least twice
             that size is decoded at a half, a quarter or an eighth, several times faster.
 
     Raises:
         DataError: It is empty, no picture, damaged, too large or of an odd pixel type.
-        MissingExtraError: Pillow is not installed.
     """
     module = pillow()
     if not file.seek(0, os.SEEK_END):

@@ -1,8 +1,7 @@
 """Training batches for person search: two views of each picture, its caption, one of its person.
 
-An example is a caption with its picture, as in RaSa, so an epoch reads every caption once.
-Everything random is a function of (seed, epoch, example): the order, the views, the weak pairs. So
-a batch does not depend on the number of processes, on threads or on resuming.
+An example is a caption with its picture, as in RaSa, so an epoch reads every caption once. What is
+random follows from (seed, epoch, example), as in `maskery.data.pairs.batches`.
 
 Shapes: C captions, B captions of a batch, G of all processes, H height, W width.
 """

@@ -1,13 +1,12 @@
 """Heat maps of the places that a model looks at for each word: gradients of cross-attention.
 
-Grad-CAM (Selvaraju et al., ICCV 2017) on cross-attention, as ALBEF shows it (Li et al., NeurIPS
-2021, section 6 and figure 4): with A the map of a fusion layer and y the model's prediction, a
-word's heat over the image tokens is the mean over heads of ReLU(dy/dA * A), in its own rows of A.
+Grad-CAM (Selvaraju et al., ICCV 2017) as ALBEF shows it (Li et al., NeurIPS 2021, section 6): with
+A the map of a fusion layer and y a prediction, a word's heat over the image tokens is the mean over
+heads of ReLU(dy/dA * A), in its own rows of A.
 
-The prediction y is either that the words match the picture (the logit of the matching head), or,
-where that head was never trained, each word itself: the word is masked, and y is its
-log-probability in its place. Where there is one fusion layer alone, matching reads nothing of it
-but the class token: its row is the heat of the caption as a whole.
+y is the logit of a match or, where that head was never trained, the log-probability of each word
+in its place once masked. Of a single fusion layer matching reads the class token alone, whose row
+is the heat of the caption as a whole.
 
 Shapes: R rows of text, L tokens, H heads, N image tokens, G x F the grid of patches, K words.
 """

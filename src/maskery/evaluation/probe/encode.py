@@ -140,13 +140,22 @@ class Encoder:
         return found
 
     def _encode_batch(self, rows: list[list[int]], batch: list[int], found: list[Vectors]) -> None:
-        device, longest = self.hf.device, len(rows[0])
+        states, _ = self._states(rows)
+        for place, row, hidden in zip(batch, rows, states.float().cpu().numpy(), strict=True):
+            found[place] = hidden[: len(row)].copy()
+
+    def pooled(self, rows: list[list[int]]) -> torch.Tensor:
+        """Return the vectors of B tokenised texts, (B, D), for gradients to flow through."""
+        states, mask = self._states(rows)
+        return self.pooling.pool(states[mask.bool()], mask.sum(dim=1))
+
+    def _states(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return last hidden states, (B, longest, D), and 1 where there is a token."""
+        device, longest = self.hf.device, max(map(len, rows))
         pad = int(self.tokenizer.pad_token_id or 0)
         ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
         mask = torch.tensor(
             [[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device
         )
-        output = self.hf.base_model(input_ids=ids, attention_mask=mask)
-        states = output[0].float().cpu().numpy()
-        for place, row, hidden in zip(batch, rows, states, strict=True):
-            found[place] = hidden[: len(row)].copy()
+        states: torch.Tensor = self.hf.base_model(input_ids=ids, attention_mask=mask)[0]
+        return states, mask

@@ -33,12 +33,13 @@ class ProbeFigure:
     """One figure of a probe.
 
     Attributes:
-        name: `nearest neighbour`, `linear probe`, `R@1` or `MRR`.
+        name: `nearest neighbour`, `linear probe`, `fine-tuned`, `R@1` or `MRR`.
         chance: Of a model that knows nothing: for neighbours, two texts of one class meet; for the
             linear probe, always the commonest class; for pairs, any order.
         lexical: The same with counted words (TF-IDF) in place of vectors.
         models: By model name.
         difference: The first model minus the second, paired; None for one model.
+        spread: By model, the standard deviation over seeds of fine-tuning; None for other figures.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ProbeFigure:
     lexical: Interval
     models: Mapping[str, Interval]
     difference: Interval | None = None
+    spread: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,7 @@ def probe(
     *,
     seen: Iterable[str] = (),
     linear: bool = True,
+    seeds: Sequence[int] = (),
     progress: bool = False,
 ) -> ProbeResult:
     """Judge an encoder by a task.
@@ -101,6 +104,7 @@ def probe(
         against: Another to compare with.
         seen: Texts that a model was trained on; labelled texts among them are counted.
         linear: Also fit linear probes to classes of texts, which takes most of the time.
+        seeds: Also fine-tune encoder and head on classes of texts, once for each.
         progress: Draw bars.
 
     Raises:
@@ -122,6 +126,13 @@ def probe(
         task.figure(name, {one: found[name] for one, found in judged.items()}, of_words, same=same)
         for name, of_words in lexical.items()
     ]
+    if seeds:
+        if not isinstance(task, ClassTask):
+            raise DataError("--tune needs a class for each text: leave it out, or --kind labels")
+        from maskery.evaluation.probe.tune import tuned_figure
+
+        made = tuned_figure(task, encoders, lexical, seeds, same=same, progress=progress)
+        figures.append(made)
     return ProbeResult(
         kind=labelled.kind,
         examples=task.size,
@@ -189,14 +200,7 @@ class Task:
     def figure(
         self, name: str, judged: Mapping[str, Judged], lexical: Judged, *, same: bool
     ) -> ProbeFigure:
-        """Put one figure of all models together.
-
-        Args:
-            name: Of the figure.
-            judged: By model.
-            lexical: With counted words.
-            same: True if the two models gave the same vectors.
-        """
+        """Put one figure of all models together; `same` says that two gave the same vectors."""
         groups = self._groups(*judged.values())
         difference = None
         if len(judged) == 2:
@@ -274,7 +278,6 @@ class ClassTask(Task):
                 f"no linear probe: {self.num_classes:,} classes are more than "
                 f"{classify.MOST_PROBE_CLASSES:,}"
             )
-
         counts_of = np.bincount(self.classes)
         meet = float((counts_of * (counts_of - 1)).sum() / (self.size * (self.size - 1)))
         self.chances = {

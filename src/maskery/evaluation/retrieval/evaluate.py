@@ -92,8 +92,8 @@ def evaluate_retrieval(
 
     Args:
         model: Put into evaluation mode meanwhile.
-        images: Batches (B, 3, height, width) of I normalised images, in order;
-            `maskery.data.images.views.view_batches` makes them.
+        images: Batches (B, 3, height, width) of I normalised images, in order, as of
+            `maskery.data.images.views.view_batches`.
         texts: T captions.
         image_persons: (I,) int64, the person that each image shows.
         text_persons: (T,) int64, the person that each caption describes.

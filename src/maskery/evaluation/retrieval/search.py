@@ -1,11 +1,8 @@
 """Searching a gallery with words: similarity over all pictures, then matching on the best.
 
-The ranking is that of `evaluate_retrieval`, so that figures hold for searches.
-
-The most similar are found by an exact scan of a memory-mapped float16 matrix: blocks that fit the
-processor's cache are widened to float32 and multiplied. A million vectors of 256 numbers take less
-than a tenth of a second on two cores, which leaves nothing for an approximate index to gain;
-docs/search.md has the figures, and those of the libraries that were tried.
+The ranking is that of `evaluate_retrieval`, so that figures hold for searches. The most similar are
+found by an exact scan of a memory-mapped float16 matrix, in blocks that fit the processor's cache;
+docs/search.md says why there is no approximate index.
 
 Shapes: I vectors, E features, K pictures that are matched, or nearest.
 """

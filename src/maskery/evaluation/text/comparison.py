@@ -56,12 +56,7 @@ class Row:
 def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[Row]:
     """Return one row for each run or group of seeds, in the order in which they were named.
 
-    Args:
-        runs: At least two.
-        against: The name of the run that all are compared with. Default: the lowest loss.
-
-    Raises:
-        DataError: Held-out texts or masks are not the same in all runs.
+    All are compared with the run that is named, or with that of the lowest loss.
     """
     for run in runs[1:]:
         _require_same_masks(run, runs[0])

@@ -133,11 +133,7 @@ class Filler:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a sentence with masks, special tokens included.
-
-        Raises:
-            DataError: There is no mask, or there are too many tokens.
-        """
+        """Return the token ids of a sentence with masks, special tokens included."""
         text = text.replace(MASK, self.tokenizer.mask_token)
         ids: list[int] = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
         if self.mask_id not in ids:
@@ -149,19 +145,16 @@ class Filler:
         return ids
 
     def require_room(self, tokens: int, what: str, fix: str) -> None:
-        """Refuse a text with more tokens than the model has positions.
-
-        Raises:
-            DataError: It says what is too long, and the fix.
-        """
+        """Refuse a text with more tokens than the model has positions."""
         if self.limit is not None and tokens > self.limit:
             raise DataError(
                 f"{what} has {tokens} tokens, and the model has {self.limit} positions; {fix}"
             )
 
+    # Made once: it goes over the whole vocabulary.
     @cached_property
     def reader(self) -> TextReader:
-        """The reader of words; it goes over the whole vocabulary, so it is made once."""
+        """Return the reader of words."""
         return TextReader(self.tokenizer)
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
@@ -170,17 +163,7 @@ class Filler:
 
     @torch.no_grad()
     def log_probabilities(self, sequences: Sequence[npt.ArrayLike]) -> torch.Tensor:
-        """Return log-probabilities of the vocabulary at the masks of equally long sequences.
-
-        Args:
-            sequences: B lists of L ids, each with M masks.
-
-        Returns:
-            (B, M, V) float32.
-
-        Raises:
-            ModelError: The model predicts values that are not numbers.
-        """
+        """Return log-probabilities (B, M, V) at the masks of B texts with M masks each."""
         logs = self.predict(self.hidden(sequences)).cpu().log_softmax(dim=-1)
         # The likeliest of each: a vocabulary may have entries at minus infinity, which is a number.
         require_numbers(logs.amax(dim=-1))
@@ -233,6 +216,7 @@ class Filler:
         sequence = [*ids[:place], *[self.mask_id] * len(pieces), *ids[place + 1 :]]
         self.require_room(len(sequence), f"the sentence with {word!r:.60}", "shorten one of them")
         total = 0.0
+        # Each piece is given those left of it; the masks right of it stay.
         for offset, piece in enumerate(pieces):
             total += float(self.log_probabilities([sequence])[0, 0, piece])
             sequence[place + offset] = piece
@@ -253,7 +237,7 @@ def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
         boundaries=np.concatenate(([0], np.cumsum([len(one) for one in arrays]))),
         example_ids=none.astype(np.uint64),
         starts=none,
-        word_starts=np.ones(len(ids), np.bool_),
+        word_starts=np.ones(len(ids), np.bool_),  # asked by masking policies, none of which runs
     )
 
 
@@ -276,13 +260,7 @@ def candidates(
 def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:
     """Weigh the words of a text by how much the likeliest token of a mask depends on them.
 
-    Args:
-        text: With at least one mask, as the tokenizer writes it.
-        mask: Which of the masks, from 0.
-
-    Raises:
-        DataError: There are fewer masks, or the text is too long.
-        ModelError: The model predicts values that are not numbers.
+    The text has at least one mask, as the tokenizer writes it; `mask` counts them from 0.
     """
     logs, vectors, gradient = _gradient(filler, filler.encode(text), mask)
     token = int(logs.argmax())

@@ -51,20 +51,12 @@ class ExampleSums:
     sums: npt.NDArray[np.float64]
 
     def to_bytes(self, identity: str) -> bytes:
-        """Return the content of a file that `read` takes, in the safetensors format.
-
-        Args:
-            identity: Of the run, kept in the file; see `runs/frame/run_frame.py`.
-        """
+        """Return the content of a safetensors file, with the identity of the run that made it."""
         return save({"ids": self.ids, "sums": self.sums}, metadata={"identity": identity})
 
     @classmethod
     def read(cls, path: Path) -> tuple[ExampleSums, str]:
-        """Return the sums in a file that holds `to_bytes`, and the identity of their run.
-
-        Raises:
-            CheckpointError: The file is missing, damaged or holds something else.
-        """
+        """Return the sums in a file that holds `to_bytes`, and the identity of their run."""
         try:
             with safe_open(path, framework="numpy") as stored:
                 identity = (stored.metadata() or {})["identity"]
@@ -120,18 +112,10 @@ def score_examples(
     *,
     processes: Processes | None = None,
 ) -> ExampleSums:
-    """Predict the frozen masks of every example.
+    """Predict the frozen masks of every example, which the masker's seed and config decide.
 
-    Args:
-        model: Put into evaluation mode while it runs.
-        batches: Held-out examples; logits exist for one batch's masked tokens at a time.
-        masker: Its seed and config decide the masks.
-        processes: Those that share the batches out; all of them must call this, and all get the
-            whole result. Default: this one alone.
-
-    Raises:
-        DataError: Nothing could be masked.
-        ModelError: The model predicts values that are not numbers.
+    The model is in evaluation mode while it runs. Of several `processes` each computes a share; all
+    of them must call this, and all get the whole result.
     """
     processes = processes or Processes()
     was_training, device = model.training, model.hf.device
@@ -174,15 +158,7 @@ def true_log_probabilities(
 
 
 def token_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return one row for each masked token, as `COLUMNS` names them.
-
-    Args:
-        logits: (M, V) float32.
-        targets: (M,) int64, the true tokens.
-
-    Returns:
-        (M, 4) float64.
-    """
+    """Return (M, 4) float64, as `COLUMNS` names them, from logits (M, V) and true tokens (M,)."""
     loss = F.cross_entropy(logits, targets, reduction="none").double()
     true = logits.gather(1, targets[:, None])
     better = (logits > true).sum(dim=1)
@@ -193,11 +169,7 @@ def token_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def require_numbers(values: torch.Tensor) -> None:
-    """Check losses or log-probabilities.
-
-    Raises:
-        ModelError: One is NaN or infinite.
-    """
+    """Refuse losses or log-probabilities of which one is NaN or infinite."""
     if not torch.isfinite(values).all():
         raise ModelError(
             "the model predicts values that are not numbers (NaN or infinite): its weights are "
@@ -242,9 +214,6 @@ def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
 
     Both models predict the same masked tokens, so the intervals are those of the difference
     within each example and much narrower than two separate ones.
-
-    Raises:
-        DataError: They were not scored on the same masked tokens.
     """
     same = np.array_equal(after.ids, before.ids)
     if not same or not np.array_equal(after.sums[:, 0], before.sums[:, 0]):

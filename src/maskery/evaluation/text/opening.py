@@ -84,13 +84,7 @@ def held_out_source(
     batch_tokens: int = 4096,
     progress: bool = True,
 ) -> TextSource:
-    """Read files or a hub dataset as a model reads them.
-
-    Args:
-        data: Files, folders, globs or one hub id; every example counts as held out.
-        cache_dir: Where tokens are kept. Default: `$MASKERY_CACHE`, or ~/.cache/maskery.
-        batch_tokens: Tokens scored at once; the figures do not depend on it.
-    """
+    """Read files or a hub dataset as a model reads them; every example counts as held out."""
     corpus = Corpus.open(data, reading)
     cache = cache_dir or default_cache_dir()
     store = tokenise(corpus, opened.tokenizer, cache, progress=progress)
@@ -173,11 +167,7 @@ def evaluate(
 def require_same_tokenizer(
     one: OpenModel | OpenImageText, other: OpenModel | OpenImageText
 ) -> None:
-    """Refuse to compare models that cut text differently.
-
-    Raises:
-        ModelError: Their tokenizers differ.
-    """
+    """Refuse to compare models that cut text differently."""
     if tokenizer_fingerprint(one.tokenizer) != tokenizer_fingerprint(other.tokenizer):
         raise ModelError(
             f"'{one.name}' and '{other.name}' cut text into different tokens, so their losses "

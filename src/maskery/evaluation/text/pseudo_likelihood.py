@@ -110,16 +110,7 @@ class Scorer:
         texts: Iterable[str],
         name: Callable[[int], str] = lambda index: f"text {index + 1}",
     ) -> Iterator[TextScore]:
-        """Score texts, in their order.
-
-        Args:
-            texts: Any number; they are read a thousand at a time.
-            name: Returns the name that messages give a text, from its index.
-
-        Raises:
-            DataError: A text has no words, or more tokens than the model has positions.
-            ModelError: The model predicts values that are not numbers.
-        """
+        """Score any number of texts, in their order; `name` tells messages which text is meant."""
         remaining = enumerate(texts)
         while chunk := list(islice(remaining, CHUNK)):
             encoded = [self._encode(text, name(index)) for index, text in chunk]
@@ -128,6 +119,7 @@ class Scorer:
     def _score_chunk(
         self, texts: Sequence[str], encoded: Sequence[EncodedText]
     ) -> Iterator[TextScore]:
+        # Copies of like length share a batch, so that next to nothing is padding.
         order = np.argsort([len(one.ids) for one in encoded], kind="stable").tolist()
         copies = (copy for index in order for copy in self._copies(encoded[index], index))
         scores = [np.full(len(one.ids), np.nan) for one in encoded]

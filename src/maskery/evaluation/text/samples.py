@@ -110,13 +110,7 @@ def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> Flags:
 def rank_changes(
     words: Ints, before: Floats, after: Floats, tokenizer: PreTrainedTokenizerBase, listed: int
 ) -> tuple[tuple[WordChange, ...], tuple[WordChange, ...]]:
-    """Return the words whose mean log-probability rose most, and those whose fell most.
-
-    Args:
-        words: (M,) token ids.
-        before: (M,) log-probabilities under the first model.
-        after: (M,) under the other.
-    """
+    """Return the words (M,) whose mean log-probability (M,) rose most, and fell most."""
     unique, inverse, counts = np.unique(words, return_inverse=True, return_counts=True)
     old = np.bincount(inverse, before) / counts
     new = np.bincount(inverse, after) / counts
