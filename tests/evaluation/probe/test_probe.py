@@ -96,8 +96,8 @@ def test_vectors_that_are_no_numbers_give_one_line(folder: Path) -> None:
     ("labels", "said"),
     [
         (["a"] * 6, "has 1 classes"),
-        (list("abcdef"), "0 of them with"),
-        (list("aabcde"), "1 of them"),
+        (list("abcdef"), "0 classes with two"),
+        (list("aabcde"), "1 class with two texts or more, of 5"),
     ],
 )
 def test_too_few_classes(encoder: Encoder, labels: list[str], said: str) -> None:
