@@ -95,7 +95,7 @@ def test_vectors_that_are_no_numbers_give_one_line(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (["a"] * 6, "has 1 classes"),
+        (["a"] * 6, "has 1 class with two texts or more, of 1 in all"),
         (list("abcdef"), "0 classes with two"),
         (list("aabcde"), "1 class with two texts or more, of 5"),
     ],
