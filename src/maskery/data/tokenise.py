@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
 from maskery.data.store import FORMAT, Part, TokenStore, write_store
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
+    from transformers import PreTrainedTokenizerBase
+
     from maskery.data.corpus.reader import Corpus
 
 log = logging.getLogger(__name__)
@@ -244,6 +245,8 @@ def train_wordpiece(
     seeded hash table, and breaks ties between merges by those numbers. So the corpus is read once
     more, before, and the trainer is told the alphabet and its numbers.
     """
+    from transformers import BertTokenizer
+
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

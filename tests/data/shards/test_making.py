@@ -421,3 +421,11 @@ def test_a_failure_does_not_wait_for_other_pieces(home: Path) -> None:
     assert started.returncode == 2
     assert printed.splitlines()[-1].startswith("maskery tokenize: a tokenising process died")
     assert not psutil.pid_exists(workers[1])
+
+
+def test_a_worker_needs_neither_torch_nor_transformers() -> None:
+    """Each would take seconds and 200 MB to import, in every process."""
+    heavy = "{'torch', 'transformers'}"
+    code = f"import sys, maskery.data.shards.making; print({heavy} & set(sys.modules) or 'light')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "light"

@@ -22,9 +22,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
@@ -46,6 +46,9 @@ from maskery.data.tokenise import (
     plain_backend,
     tokenizer_fingerprint,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 
-from maskery.data.batching import cut_by_sum
 from maskery.data.corpus.config import AUTO, CorpusConfig
 from maskery.data.corpus.examples import Example
 from maskery.data.corpus.formats import format_of, split_suffix
@@ -75,6 +74,9 @@ class Piece:
 
 def plan_pieces(corpus: Corpus, shard_bytes: int) -> list[Piece]:
     """Cut files into pieces of about `shard_bytes`: small files share one, large ones are cut."""
+    # Here, as in `row_group_spans`: the processes that read pieces plan none, and need no torch.
+    from maskery.data.batching import cut_by_sum
+
     numbers = range(len(corpus.files))
     spans = [span for number in numbers for span in spans_of(number, corpus, shard_bytes)]
     cuts = cut_by_sum(np.array([span.size for span in spans], np.int64), shard_bytes)
@@ -111,6 +113,8 @@ def is_cuttable(path: Path, config: CorpusConfig) -> bool:
 def row_group_spans(number: int, path: Path, size: int, shard_bytes: int) -> list[Span]:
     """Put neighbouring row groups together up to `shard_bytes`; one row group is never cut."""
     import pyarrow.parquet as pq
+
+    from maskery.data.batching import cut_by_sum
 
     with parquet_errors(path), path.open("rb") as file:
         metadata = pq.read_metadata(file)
