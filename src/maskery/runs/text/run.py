@@ -125,6 +125,8 @@ def train_text(
         )
     # What cannot be loaded is told before the corpus is read, and leaves no run folder.
     OBJECTIVES.find(config.objectives.objective if objective is None else objective)
+    if config.probe is not None:
+        importlib.import_module("maskery.runs.text.vectors").labels_of(config)
     config = replace(config.anchored(), model=anchored(config.model))
     given = Given(
         texts=texts,
