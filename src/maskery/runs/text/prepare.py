@@ -337,13 +337,18 @@ def text_task(
     objective: Objective | None = None,
     *,
     frozen_share: float = 0.0,
+    sentence_encoder: Path | None = None,
 ) -> Task[Any, Any]:
     """Make the task that a configuration names, or that an objective makes.
 
     Raises:
         PluginError: An objective of the user's own breaks its contract.
     """
-    parts = replace(text_parts(config, model, tokenizer), frozen_share=frozen_share)
+    parts = replace(
+        text_parts(config, model, tokenizer),
+        frozen_share=frozen_share,
+        sentence_encoder=sentence_encoder,
+    )
     return make_text_task(compiled(parts, config, source), objective)
 
 
