@@ -209,6 +209,7 @@ def make_task(run: TextRun) -> Task[Any, Any]:
         run.train,
         run.given.objective,
         frozen_share=run.frozen_share,
+        sentence_encoder=pooling_modules(run),
     )
     if run.given.model is None and not config.model.startswith(SCRATCH):
         load_extra(task, run.model, Path(resolve(config.model)), needed=False)
