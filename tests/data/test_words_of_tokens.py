@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from tokenizers import (
@@ -14,6 +15,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from maskery.data.tokenise import byte_level_alphabet, encode_texts
+from maskery.data.unspaced import segmenter
 
 TEXTS = [
     "the unaffable philosopher was writing meditations",
@@ -23,6 +25,14 @@ TEXTS = [
     "größer als die Größe",
 ]
 Words = Callable[[str], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _without_a_segmenter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "icu4py.breakers", None)
+    segmenter.cache_clear()
+    yield
+    segmenter.cache_clear()
 
 
 def words_by(backend: Tokenizer) -> Words:

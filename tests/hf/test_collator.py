@@ -25,7 +25,7 @@ from transformers import (
 
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.rows import flatten
-from maskery.data.tokenise import starts_word_table
+from maskery.data.tokenise import is_byte_level, starts_word_table
 from maskery.hf.collator import MaskCollator
 from maskery.masking.config import MaskingConfig
 from maskery.masking.policies import Selection
@@ -242,7 +242,7 @@ def test_words_are_found_from_the_pieces_as_from_the_text(kind: str) -> None:
     rows = [{"input_ids": tokens(text)["input_ids"]} for text in texts]
     found = MaskCollator(tokens, policy="word").flatten(rows)
     encoded = tokens(texts)
-    always = starts_word_table(tokens.backend_tokenizer)
+    always = starts_word_table(tokens.get_vocab(), is_byte_level(tokens.backend_tokenizer))
     special = set(tokens.all_special_ids)
     seen = 0
     for number, (first, last) in enumerate(itertools.pairwise(found.boundaries)):

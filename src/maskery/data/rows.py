@@ -29,6 +29,7 @@ from maskery.data.tokenise import (
     is_byte_level,
     starts_word_table,
 )
+from maskery.data.unspaced import begins_unspaced
 
 Row = Mapping[str, Any]
 # The class of a character that goes with any other.
@@ -189,14 +190,21 @@ class PieceWords:
         model = None if backend is None else backend.model
         prefix = getattr(model, "continuing_subword_prefix", "##" if backend is None else "")
         suffix = getattr(model, "end_of_word_suffix", "")
+        goes_on = "@@" if backend is None else ""  # fairseq's BPE
         byte_level = backend is not None and is_byte_level(backend)
         marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
         if prefix and any(token.startswith(prefix) for token in vocabulary):
-            self._begins = table(lambda token: not token.startswith(prefix))
+            self._begins = table(
+                lambda token: (
+                    not token.startswith(prefix) or begins_unspaced(token.removeprefix(prefix))
+                )
+            )
+        elif goes_on and any(token.endswith(goes_on) for token in vocabulary):
+            self._ends = table(lambda token: not token.endswith(goes_on))
         elif suffix:
             self._ends = table(lambda token: token.endswith(suffix))
-        elif backend is not None and any(token.startswith(marker) for token in vocabulary):
-            always = starts_word_table(backend)
+        elif any(token.startswith(marker) for token in vocabulary):
+            always = starts_word_table(vocabulary, byte_level)
             self._begins[: len(always)] = always[:size]
             if byte_level:
                 # A lone marker is the start of a word that whatever follows goes on with.

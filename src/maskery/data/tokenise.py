@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
 from maskery.data.control_tokens import without_control_tokens
 from maskery.data.store import FORMAT, Part, TokenStore, write_store
+from maskery.data.unspaced import begins_unspaced, is_unspaced, word_numbers, word_rules
 
 if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 # Enough to keep the tokenizer's threads busy, and little beside the memory of a run.
 BATCH_CHARS = 1_000_000
 BATCH_TEXTS = 2_000
+# A long German word has 15 pieces; of what has more than this, such as a line of DNA, each piece is
+# masked alone.
+MOST_PIECES = 48
+# Where a text is a single word, fewer: it may be a word like others, or a sequence.
+MOST_OF_A_TEXT = 8
 # The lead bytes of the CJK ideographs U+4000 to U+9FFF in UTF-8.
 CJK_LEAD_BYTES = range(0xE4, 0xEA)
 # How a space before a word is written by Metaspace and by byte-level tokenizers.
@@ -61,6 +67,7 @@ def tokenise(
     """
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
+    key.update(f"\0{word_rules()}".encode())
     folder = cache_dir / "tokens" / key.hexdigest()
     if folder.exists():
         try:
@@ -132,23 +139,32 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     if backend is not None:
         return encoder_of(backend)
 
+    # Tokenizers in Python know no word ids, and mark their pieces.
+    from maskery.data.rows import PieceWords
+
+    words = PieceWords(tokenizer, tokenizer.all_special_ids)
+
     def encode(texts: list[str]) -> Encoded:
         rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = np.fromiter(chain.from_iterable(rows), np.int64)
-        # Tokenizers in Python know no word ids; each token counts as a word.
-        return ids, np.ones(len(ids), np.bool_), np.array([len(r) for r in rows], np.int64)
+        starts = [break_long_words(words(np.array(row, np.int64))) for row in rows]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        return ids, np.concatenate([np.zeros(0, np.bool_), *starts]), lengths
 
     return encode
 
 
 def encoder_of(backend: Tokenizer) -> Encode:
     """Return the function of `encoder` for a Rust tokenizer, from `plain_backend`."""
-    always = starts_word_table(backend)
+    always = starts_word_table(backend.get_vocab(), is_byte_level(backend))
 
     def encode(texts: list[str]) -> Encoded:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
         rows = [np.array(encoding.ids, np.int64) for encoding in encodings]
-        starts = [word_starts(e, row, always) for e, row in zip(encodings, rows, strict=True)]
+        starts = [
+            break_long_words(word_starts(encoding, row, always, text))
+            for encoding, row, text in zip(encodings, rows, texts, strict=True)
+        ]
         lengths = np.array([len(row) for row in rows], np.int64)
         if not rows:
             return np.zeros(0, np.int64), np.zeros(0, np.bool_), lengths
@@ -199,33 +215,31 @@ def is_byte_level(backend: Tokenizer) -> bool:
     return "ByteLevel" in str(backend.pre_tokenizer) + str(backend.decoder)
 
 
-def starts_word_table(backend: Tokenizer) -> npt.NDArray[np.bool_]:
+def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.NDArray[np.bool_]:
     """Mark the tokens that start a word whatever stands before them: (V,) bool.
 
     Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
     which split at spaces only; and they take any text for one word where nothing is split before
-    the model. So an ideograph starts a word, as in Chinese BERT, and so does a space marker.
+    the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
+    does a space marker.
     """
-    vocabulary = backend.get_vocab(with_added_tokens=True)
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
-    byte_level = is_byte_level(backend)
     alphabet = byte_level_alphabet() if byte_level else {}
     # Elsewhere Ġ is a letter (of Maltese).
     marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
     for token, index in vocabulary.items():
         text = token.lstrip(marker)
+        ideograph = byte_level and alphabet.get(text[:1], 0) in CJK_LEAD_BYTES
         if byte_level:
-            ideograph = bool(text) and alphabet.get(text[0], 0) in CJK_LEAD_BYTES
-        else:
-            ideograph = bool(text) and "\u3400" <= text[0] <= "\u9fff"
-        table[index] = token.startswith(marker) or ideograph
+            text = bytes(alphabet.get(c, 0) for c in text[:4]).decode("utf-8", "ignore")
+        table[index] = token.startswith(marker) or ideograph or begins_unspaced(text)
     return table
 
 
 def word_starts(
-    encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_]
+    encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_], text: str
 ) -> npt.NDArray[np.bool_]:
-    """Mark the first token of each word of one text, encoded without special tokens: (t,) bool.
+    """Mark the first token of each word of a text, encoded without special tokens: (t,) bool.
 
     `ids` are its token ids, and `always` is from `starts_word_table`.
     """
@@ -233,4 +247,31 @@ def word_starts(
     starts = np.ones(len(ids), np.bool_)
     starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
+    inside = is_unspaced(text)
+    if len(ids) and inside.any():
+        first = _first_characters(encoding, text)
+        unspaced, numbers = inside[first], word_numbers(text, inside)[first]
+        both = unspaced[1:] & unspaced[:-1]
+        crossed = unspaced[1:] != unspaced[:-1]
+        starts[1:] = np.where(both, numbers[1:] != numbers[:-1], starts[1:] | crossed)
     return starts
+
+
+def _first_characters(encoding: Encoding, text: str) -> npt.NDArray[np.int64]:
+    """Return the first character of each token, past the space that it counts to itself: (t,)."""
+    firsts = []
+    for start, end in encoding.offsets:
+        kept = len(text[start:end].lstrip())  # of a space alone, nothing
+        firsts.append(end - kept if kept else start)
+    return np.array(firsts, np.int64).clip(max=len(text) - 1)
+
+
+def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Make each token a word of words that are too long, above all where a text is one of them.
+
+    Else a row would be masked whole, with nothing left to learn it from.
+    """
+    places = np.flatnonzero(starts)
+    sizes = np.diff(places, append=len(starts))
+    long = sizes > (MOST_OF_A_TEXT if len(places) == 1 else MOST_PIECES)
+    return starts | np.repeat(long, sizes) if long.any() else starts

@@ -59,7 +59,10 @@ class TextReader:
         self._template = Template.of(tokenizer)
         self._backend = plain_backend(tokenizer, keep=self.mask_token)
         self.space = space_marker(self._backend)
-        self._always = None if self._backend is None else starts_word_table(self._backend)
+        self._always = None
+        if self._backend is not None:
+            vocabulary = self._backend.get_vocab()
+            self._always = starts_word_table(vocabulary, is_byte_level(self._backend))
 
     def read(self, text: str) -> EncodedText:
         """Cut one text."""
@@ -101,7 +104,9 @@ class TextReader:
             return ids, np.ones(len(ids), np.bool_), [(-1, -1)] * len(ids)
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int64)
-        starts = word_starts(encoding, ids, self._always) if len(ids) else np.zeros(0, np.bool_)
+        starts = (
+            word_starts(encoding, ids, self._always, text) if len(ids) else np.zeros(0, np.bool_)
+        )
         # A special token that stands in the text is no part of a word.
         special = self.special[ids]
         starts = starts | special
