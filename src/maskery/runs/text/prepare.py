@@ -308,6 +308,7 @@ def identity_of(
             **own,
             **data.described(),
             "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
+            **(config.learns() if config.model.startswith(SCRATCH) else {}),
             "layout": layout,
             "max_length": max_length,
             "attention_dropout": config.attention_dropout,
