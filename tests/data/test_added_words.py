@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_text import WORDS, lines, save_tiny_model
+from tiny_text import WORDS, lines, save_tiny_model, uncased
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForMaskedLM,
@@ -25,7 +25,7 @@ from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.batching import Template
 from maskery.data.corpus.sentences import Line
-from maskery.data.tokenise import SPECIAL, train_wordpiece
+from maskery.data.vocabulary import SPECIAL, train_tokenizer
 from maskery.models.loading import add_rows
 
 
@@ -52,7 +52,7 @@ class Corpus:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return train_wordpiece(Corpus(), 120, progress=False)
+    return train_tokenizer(Corpus(), uncased(120), progress=False)
 
 
 def test_the_vocabulary_is_learnt_within_its_size(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -79,7 +79,7 @@ def test_text_comes_back_in_lower_case(tokenizer: PreTrainedTokenizerBase) -> No
 
 def test_a_repeated_run_gets_the_same_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     for _ in range(3):
-        again = train_wordpiece(Corpus(), 120, progress=False)
+        again = train_tokenizer(Corpus(), uncased(120), progress=False)
         assert again.get_vocab() == tokenizer.get_vocab()
 
 
@@ -89,7 +89,7 @@ def test_a_large_alphabet_leaves_the_vocabulary_within_its_size() -> None:
             for first in range(0x4E00, 0x4E00 + 400, 20):
                 yield Text("".join(map(chr, range(first, first + 20))) + "的" * 3 + " and er")
 
-    first, again = (train_wordpiece(Ideographs(), 200, progress=False) for _ in range(2))
+    first, again = (train_tokenizer(Ideographs(), uncased(200), progress=False) for _ in range(2))
     assert len(first) <= 200
     assert first.get_vocab() == again.get_vocab()
     assert "的" in first.get_vocab()

@@ -52,7 +52,7 @@ Objective = Callable[[TextParts], Task[Any, Any]]
 
 DEFAULT_MAX_LENGTH = 512
 # Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
-KEEP_WEIGHT = "20"
+KEEP_WEIGHT = "10"
 # Enough for a head to learn most of what it can from a frozen encoder, and most of the steps are
 # left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"
@@ -308,6 +308,7 @@ def identity_of(
             **own,
             **data.described(),
             "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
+            **(config.learns() if config.model.startswith(SCRATCH) else {}),
             "layout": layout,
             "max_length": max_length,
             "attention_dropout": config.attention_dropout,
@@ -337,13 +338,18 @@ def text_task(
     objective: Objective | None = None,
     *,
     frozen_share: float = 0.0,
+    sentence_encoder: Path | None = None,
 ) -> Task[Any, Any]:
     """Make the task that a configuration names, or that an objective makes.
 
     Raises:
         PluginError: An objective of the user's own breaks its contract.
     """
-    parts = replace(text_parts(config, model, tokenizer), frozen_share=frozen_share)
+    parts = replace(
+        text_parts(config, model, tokenizer),
+        frozen_share=frozen_share,
+        sentence_encoder=sentence_encoder,
+    )
     return make_text_task(compiled(parts, config, source), objective)
 
 
