@@ -161,9 +161,10 @@ class StoredText:
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
             return None
-        from maskery.data.added_words import add_words, read_words
+        from maskery.data.added_words import add_words, read_words, require_growing
 
-        added = add_words(self.tokenizer, read_words(path), path)
+        require_growing(self.tokenizer)
+        added = add_words(self.tokenizer, read_words(path, self.tokenizer), path)
         self.tokenizer = added.tokenizer
         log.info("%d words are added to the vocabulary", len(added.pieces))
         if added.known:
