@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from maskery.data.rows import RowSource, tokenise_rows
 from maskery.masking.masker import Masker
 from maskery.models.loading import Loaded, load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.models.pooling import Pooling
 from maskery.tasks.keep_embedding import KeepEmbedding
 from maskery.tasks.text_mlm import TextMLM
 
@@ -30,38 +32,55 @@ def strong(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def made(folder: Path, *, packed: bool, weight: float = 3.0) -> tuple[KeepEmbedding, RowSource]:
+def made(
+    folder: Path, *, packed: bool, weight: float = 3.0, pooling: Pooling | None = None
+) -> tuple[KeepEmbedding, RowSource]:
     loaded = strong(load_masked_lm(str(folder), hidden_dropout=0.0))
     model = MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=0)
     rows = tokenise_rows(lines(20), loaded.tokenizer, max_length=24)
     masker = Masker.of(loaded.tokenizer, rate=0.3)
     layout = "packed" if packed else "padded"
-    return KeepEmbedding(model, masker, weight), RowSource(rows, batch_tokens=128, layout=layout)
+    task = KeepEmbedding(model, masker, weight, pooling=pooling)
+    return task, RowSource(rows, batch_tokens=128, layout=layout)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_the_distance_is_one_minus_the_cosine(folder: Path, packed: bool) -> None:
-    task, source = made(folder, packed=packed)
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_the_distance_is_one_minus_the_cosine_of_pooled_vectors(
+    folder: Path, packed: bool, mode: str
+) -> None:
+    task, source = made(folder, packed=packed, pooling=Pooling(modes=(mode,)))
     (batch,) = source.micro_batches(0, 0, rank=0, world_size=1)
     prepared = task.prepare(batch, epoch=0, progress=0.0)
-    sums = task.loss_sums(prepared)
-    hf = strong(load_masked_lm(str(folder))).model.eval()
     masked = task.masker.mask(batch, epoch=0)
-    expected = 0.0
-    for first, last in zip(batch.boundaries[:-1], batch.boundaries[1:], strict=True):
-        with torch.no_grad():
-            read, seen = (
-                hf.base_model(input_ids=torch.from_numpy(ids[first:last])[None])[0][0].numpy()
-                for ids in (batch.input_ids, masked.input_ids)
-            )
-        for place in set(range(first, last)) - set(masked.positions.tolist()):
-            a, b = read[place - first], seen[place - first]
+
+    def pooled(hf: Any, first: int, last: int) -> Any:
+        kept = sorted(set(range(first, last)) - set(masked.positions.tolist()))
+        ids = torch.from_numpy(masked.input_ids[first:last])[None]
+        states = hf.base_model(input_ids=ids)[0][0].numpy()[[place - first for place in kept]]
+        return states.mean(axis=0) if mode == "mean" else states[0]
+
+    start = strong(load_masked_lm(str(folder))).model.eval()
+    with torch.no_grad():
+        at_first = float(task.loss_sums(prepared)["keep"])
+        moved = task.model.base.encoder  # type: ignore[union-attr]
+        for parameter in moved.parameters():  # type: ignore[operator]
+            parameter.mul_(0.9)
+        sums = task.loss_sums(prepared)
+        now = load_masked_lm(str(folder)).model.eval()
+        now.load_state_dict(task.model.hf.state_dict())  # type: ignore[union-attr, operator]
+        expected = 0.0
+        for first, last in zip(batch.boundaries[:-1], batch.boundaries[1:], strict=True):
+            a, b = pooled(start, first, last), pooled(now, first, last)
             expected += 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-    assert float(sums["keep"].detach()) == pytest.approx(expected, rel=1e-4)
-    assert prepared.counts["keep"] == batch.num_tokens - len(masked.positions)
+    assert at_first == pytest.approx(0.0, abs=1e-5)
+    assert expected > 0.01
+    assert float(sums["keep"]) == pytest.approx(expected, rel=1e-3)
+    assert prepared.counts["keep"] == len(batch.lengths)
     plain = TextMLM(task.model, task.masker)
-    alone = plain.loss_sums(plain.prepare(batch, epoch=0, progress=0.0))
-    assert float(sums["mlm"].detach()) == pytest.approx(float(alone["mlm"].detach()), rel=1e-5)
+    with torch.no_grad():
+        alone = plain.loss_sums(plain.prepare(batch, epoch=0, progress=0.0))
+    assert float(sums["mlm"]) == pytest.approx(float(alone["mlm"]), rel=1e-5)
 
 
 def test_a_greater_weight_leaves_vectors_nearer(folder: Path) -> None:

@@ -38,7 +38,9 @@ class Fill(Command):
     top_k: Count = 5
     """Candidates for each mask, and joint completions."""
     words: tuple[str, ...] = ()
-    """Words whose probability in place of the first mask is wanted."""
+    """Words whose probability as they would stand at the first mask is wanted."""
+    pieces: bool = False
+    """Also offer tokens that cannot stand alone there, such as ##ef."""
     beams: Count = 10
     """Partial fillings that the joint search of several masks keeps."""
 
@@ -54,7 +56,9 @@ class Fill(Command):
 
         filler = open_filler(self.model, self.image)
         fillings = [
-            filler.fill(text, top_k=self.top_k, words=self.words, beams=self.beams)
+            filler.fill(
+                text, top_k=self.top_k, words=self.words, beams=self.beams, pieces=self.pieces
+            )
             for text in self.text
         ]
         self.answer(fillings, "\n\n".join(map(describe, fillings)))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.data.control_tokens import without_control_tokens
 from maskery.data.store import FORMAT, Part, TokenStore, write_store
 
 if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
@@ -98,11 +99,14 @@ def byte_bar(total: int | None, doing: str, progress: bool, *, leave: bool = Fal
     )
 
 
-def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """Return the Rust tokenizer without the truncation and padding saved with it."""
+def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Tokenizer | None:
+    """Return the Rust tokenizer as texts are read: nothing is cut off, padded or a control token.
+
+    `keep` is the one control token that is recognised where a text has it.
+    """
     if not tokenizer.is_fast:
         return None
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = Tokenizer.from_str(without_control_tokens(tokenizer, keep))
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -110,8 +114,10 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash everything that decides which tokens a text becomes."""
-    backend = plain_backend(tokenizer)
-    if backend is not None:
+    if tokenizer.is_fast:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
         described = backend.to_str()
     else:
         settings = {k: v for k, v in tokenizer.init_kwargs.items() if k != "name_or_path"}
@@ -132,7 +138,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
         return encoder_of(backend)
 
     def encode(texts: list[str]) -> Encoded:
-        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = np.fromiter(chain.from_iterable(rows), np.int64)
         # Tokenizers in Python know no word ids; each token counts as a word.
         return ids, np.ones(len(ids), np.bool_), np.array([len(r) for r in rows], np.int64)

@@ -49,11 +49,7 @@ class Interval(NamedTuple):
 
 
 def interval_note(examples: int, over: str = "examples") -> str:
-    """Return the words that say what a table's intervals are over, or why it has none.
-
-    Args:
-        over: The examples in plain words, such as "persons".
-    """
+    """Return the words that say what a table's intervals are over, or why it has none."""
     if examples < LEAST_EXAMPLES:
         return f"too few {over} for an interval (n={examples})"
     return f"95% intervals over {over}"

@@ -87,6 +87,7 @@ SCHEMAS: dict[str, Schema] = {
         "top_k": (whole(1, TOP_K), 10),
         "words": (words, ()),
         "together": (flag, False),
+        "pieces": (flag, False),
     },
     "score": {**ABOUT_A_TEXT, "method": (choice("within-word", "original"), "within-word")},
     "saliency": {**ABOUT_A_TEXT, "mask": (whole(0, MASKS - 1), 0)},

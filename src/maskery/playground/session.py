@@ -89,7 +89,7 @@ class Session:
         masks = values["text"].count(MASK)
         if masks > requests.MASKS:
             raise RequestError(f"there are {masks} masks; at most {requests.MASKS} are filled")
-        settings = {name: values[name] for name in ("text", "top_k", "words", "together")}
+        settings = {name: values[name] for name in ("text", "top_k", "words", "together", "pieces")}
         filling = asdict(filler.fill(**settings))
         del filling["text"]
         return filling

@@ -9,10 +9,9 @@ contrasted with the pictures (ITC, section 3.1), matched against hard negatives 
 being another picture's caption (PRD, section 3.2).
 
 The nine steps of masked and replaced words are in `caption_steps.py`, what is done with whole pairs
-in `pair_steps.py`. The ten encoder passes of the released step are six here: each
-model reads its images once, its captions once and fuses once. Contrast and hard negatives see the
-batch of all processes in the order in which it was dealt out, so a step is the same however many
-share it.
+in `pair_steps.py`. The ten encoder passes of the released step are six here: each model reads its
+images once, its captions once and fuses once. Contrast and hard negatives see the batch of all
+processes in the order in which it was dealt out, so a step is the same however many share it.
 
 Shapes: B pairs of this process, P judged tokens.
 """
@@ -257,18 +256,17 @@ class ImageTextTask:
                 image=model.image_feature(tokens), text=model.text_feature(pair.hidden)
             )
             contrast = candidates.contrast(model, student, prepared, self.directions)
-            if "itm" in self.loss_weights:
-                negatives = candidates.draw(contrast, prepared)
+        if contrast is not None and "itm" in self.loss_weights:
+            negatives = candidates.draw(contrast, prepared)
         if "itm" in self.loss_weights or "prd" in self.loss_weights:
             blocks["match"] = pair
         images = model.project_images(tokens)
-        if negatives is None:
-            fused = self.captions.fuse(model, blocks, images)
-        else:
+        others = None
+        if negatives is not None:
             blocks, others = with_negatives(model, blocks, tokens, negatives, candidates.crowd)
-            fused = self.captions.fuse(model, blocks, images, others)
-            # Captions were lengthened for the exchange; losses need it not.
-            fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
+        fused = self.captions.fuse(model, blocks, images, others)
+        # Matching lengthens captions for the exchange between processes; losses need it not.
+        fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
         if negatives is not None:
             sums["itm"] = itm_sum(model, fused, prepared, candidates.crowd_ids)

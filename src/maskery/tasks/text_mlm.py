@@ -12,6 +12,7 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -47,6 +48,7 @@ class TextParts:
     compile_backend: str | None = None  # Of `torch.compile`; None for steps that are not compiled
     pin_memory: bool = False  # Prepare batches in page-locked memory, for a GPU
     frozen_share: float = 0.0  # Share of the run, from its start, in which the encoder is frozen
+    sentence_encoder: Path | None = None  # The start's folder, where it says how to pool
 
 
 def make_text_task(

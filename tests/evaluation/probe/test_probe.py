@@ -95,9 +95,9 @@ def test_vectors_that_are_no_numbers_give_one_line(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (["a"] * 6, "has 1 classes"),
-        (list("abcdef"), "0 of them with"),
-        (list("aabcde"), "1 of them"),
+        (["a"] * 6, "has 1 class with two texts or more, of 1 in all"),
+        (list("abcdef"), "0 classes with two"),
+        (list("aabcde"), "1 class with two texts or more, of 5"),
     ],
 )
 def test_too_few_classes(encoder: Encoder, labels: list[str], said: str) -> None:

@@ -30,7 +30,7 @@ def filler(folder: Path) -> Filler:
 
 def test_predictions_are_the_pipelines(folder: Path, filler: Filler) -> None:
     expected = pipeline("fill-mask", model=str(folder), top_k=7)(SENTENCE)
-    (own,) = filler.fill(SENTENCE, top_k=7).masks
+    (own,) = filler.fill(SENTENCE, top_k=7, pieces=True).masks
     assert [c.token_id for c in own] == [row["token"] for row in expected]
     assert [c.probability for c in own] == pytest.approx([row["score"] for row in expected])
 
@@ -38,14 +38,14 @@ def test_predictions_are_the_pipelines(folder: Path, filler: Filler) -> None:
 def test_each_of_several_masks_is_the_pipelines(folder: Path, filler: Filler) -> None:
     text = "the [MASK] stone [MASK] ember."
     expected = pipeline("fill-mask", model=str(folder), top_k=3)(text)
-    for own, rows in zip(filler.fill(text, top_k=3).masks, expected, strict=True):
+    for own, rows in zip(filler.fill(text, top_k=3, pieces=True).masks, expected, strict=True):
         assert [c.token_id for c in own] == [row["token"] for row in rows]
 
 
 def test_a_wide_enough_beam_finds_the_best_joint_filling(filler: Filler) -> None:
     text = "[MASK] stone [MASK]"
     vocabulary = len(filler.tokenizer)
-    best = filler.fill(text, top_k=1, beams=vocabulary).completions[0]
+    best = filler.fill(text, top_k=1, beams=vocabulary, pieces=True).completions[0]
 
     ids = filler.encode(text)
     first, second = (i for i, token in enumerate(ids) if token == filler.mask_id)
@@ -82,7 +82,7 @@ def test_the_probability_of_a_word_of_several_pieces_is_a_chain(filler: Filler) 
 
 
 def test_probabilities_of_all_words_of_one_piece_sum_to_one(filler: Filler) -> None:
-    everything = filler.fill(SENTENCE, top_k=10_000).masks[0]
+    everything = filler.fill(SENTENCE, top_k=10_000, pieces=True).masks[0]
     assert sum(c.probability for c in everything) == pytest.approx(1.0, abs=1e-5)
     assert len(everything) == len(filler.tokenizer)
 

@@ -133,6 +133,7 @@ def test_python_takes_them_by_name(folder: Path) -> None:
     [
         (("a=x.txt", "a=y.txt"), "--eval-data gives the name 'a' twice"),
         (("a=x.txt", "b=x.txt"), "--eval-data gives the path 'x.txt' twice"),
+        (("a=",), "--eval-data NAME= names no file"),
         (("x.txt", "a=x.txt"), "--eval-data gives the path 'x.txt' twice"),
     ],
 )

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tiny_text import lines, save_tiny_model
 
 from maskery.cli.main import main
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.intervals import Interval, judge
 from maskery.evaluation.probe.encode import Encoder
@@ -188,3 +188,26 @@ def test_labelled_texts_of_the_corpus_are_counted(
     labels.write_text("\n".join(["text,label", *(f"{t},{n % 2}" for n, t in enumerate(texts))]))
     assert main(["probe", str(result.folder), "--labels", str(labels)]) == 0
     assert "3 of 12 labelled texts stand in the training corpus" in capsys.readouterr().out
+
+
+def test_labels_that_judge_nothing_are_told_before_there_is_a_folder(tmp_path: Path) -> None:
+    start = sentence_encoder(tmp_path / "start", "mean")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["text,label", *(f"{t},a" for t in lines(9))]), "utf-8")
+    config = config_of(start, tmp_path, probe=labels)
+    with pytest.raises(DataError, match="1 class with two texts or more, of 1 in all"):
+        train_text(config, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_how_many_labelled_texts_it_has_trained_on(tmp_path: Path) -> None:
+    start = sentence_encoder(tmp_path / "start", "mean")
+    config = config_of(start, tmp_path)
+    texts = Path(config.corpus[0]).read_text("utf-8").split("\n\n")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["text,label", *(f"{t},{n % 2}" for n, t in enumerate(texts))]))
+    result = train_text(config_of(start, tmp_path, probe=labels), progress=False)
+    assert result.vectors is not None
+    documents = np.unique(prepare_text(config, progress=False).train.windows.documents)  # type: ignore[union-attr]
+    said = f"{len(documents)} of 80 labelled texts stand in the training corpus"
+    assert any(note.startswith(said) for note in result.vectors.notes)

@@ -134,13 +134,7 @@ def mutual_groups(*neighbours: Ints) -> Ints:
 
 
 def grouped_interval(values: npt.NDArray[Any], groups: Ints, *, difference: bool) -> Interval:
-    """Return the mean of (N,) values, with an interval over groups.
-
-    Args:
-        values: 0 or 1 each; -1, 0 or 1 for a difference.
-        groups: (N,) from 0.
-        difference: True for a difference of shares.
-    """
+    """Return the mean of (N,) hits, or of differences of hits, with an interval over groups."""
     return ratio_interval(
         np.bincount(groups, values).astype(np.float64),
         np.bincount(groups).astype(np.float64),

@@ -258,11 +258,13 @@ class ClassTask(Task):
         if len(first) < len(labelled.texts):
             notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
         if alone:
-            notes.append(f"{alone:,} classes with one text are left out: it has no neighbour")
-        if len({labelled.labels[place] for place in kept}) < 2:
+            classes = "class" if alone == 1 else "classes"
+            notes.append(f"{alone:,} {classes} with one text are left out: it has no neighbour")
+        if len(judged := {labelled.labels[place] for place in kept}) < 2:
+            classes = "class" if len(judged) == 1 else "classes"
             raise DataError(
-                f"the label file has {len(counts):,} classes, {len(counts) - alone:,} of them with "
-                f"two texts or more: a probe needs at least two such classes"
+                f"the label file has {len(judged)} {classes} with two texts or more, of "
+                f"{len(counts):,} in all: a probe needs at least two such classes"
             )
         chosen = Labelled(
             kind="labels",

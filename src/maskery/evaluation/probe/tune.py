@@ -46,14 +46,6 @@ def tuned_figure(
 ) -> ProbeFigure:
     """Fine-tune every encoder, and judge the quarter that was held out.
 
-    Args:
-        task: Its notes say what was judged.
-        encoders: By name.
-        lexical: Of counted words: their linear probe has not seen the same quarter.
-        seeds: At least one.
-        same: True if the encoders are one, which is trained once then.
-        progress: Draw bars.
-
     Raises:
         DataError: There are too many classes, or too few texts.
     """

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
+from maskery.evaluation.text.mask_places import MaskPlaces, spoken
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import TextReader, Word
@@ -109,33 +110,40 @@ class Filler:
         words: Sequence[str] = (),
         beams: int = 10,
         together: bool = True,
+        pieces: bool = False,
     ) -> Filling:
         """Predict the masked words of a sentence.
 
         Args:
             text: With one or more `[MASK]`, whatever the tokenizer calls its mask.
             top_k: Candidates for each mask, and joint completions.
-            words: Words whose probability in place of the first mask is computed.
+            words: Words whose probability in place of the first mask is computed, each as it would
+                stand there: with a space before it only where the sentence has one.
             beams: Partial fillings that the joint search keeps.
             together: Also fill several masks jointly, which takes longer.
+            pieces: Also offer tokens that cannot stand alone there, such as `##ef` and `[PAD]`.
 
         Raises:
             DataError: There is no mask, or the text exceeds the model's positions.
             ModelError: The model predicts values that are not numbers.
         """
-        ids = self.encode(text)
+        ids, read = self.encode(text), self._read(text)
         logs = self.log_probabilities([ids])[0]
+        offered = [self.places.offered(read, span, pieces) for span in self.places.spans(read)]
+        search = together and len(logs) > 1
         return Filling(
             text=text,
-            masks=tuple(candidates(row, self.tokenizer, top_k) for row in logs),
-            completions=self._joint(ids, top_k, beams) if together and len(logs) > 1 else (),
-            words=tuple(self._word(ids, word) for word in words),
+            masks=tuple(
+                candidates(only(row, some), self.tokenizer, top_k)
+                for row, some in zip(logs, offered, strict=True)
+            ),
+            completions=self._joint(ids, read, offered, top_k, beams) if search else (),
+            words=tuple(self._word(ids, read, word) for word in words),
         )
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a sentence with masks, special tokens included."""
-        text = text.replace(MASK, self.tokenizer.mask_token)
-        ids: list[int] = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        ids: list[int] = self.reader.read(self._read(text)).ids.tolist()
         if self.mask_id not in ids:
             raise DataError(
                 f"the sentence {text!r} has no {MASK}, so there is nothing to fill; put {MASK} "
@@ -143,6 +151,10 @@ class Filler:
             )
         self.require_room(len(ids), "the sentence", f"shorten it around the {MASK}")
         return ids
+
+    def _read(self, text: str) -> str:
+        """Return a text with the tokenizer's own mask token."""
+        return text.replace(MASK, self.reader.mask_token)
 
     def require_room(self, tokens: int, what: str, fix: str) -> None:
         """Refuse a text with more tokens than the model has positions."""
@@ -156,6 +168,11 @@ class Filler:
     def reader(self) -> TextReader:
         """Return the reader of words."""
         return TextReader(self.tokenizer)
+
+    @cached_property
+    def places(self) -> MaskPlaces:
+        """Return what can stand where a mask is."""
+        return MaskPlaces(self.reader)
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
@@ -180,13 +197,21 @@ class Filler:
         module: torch.nn.Module = self.model.hf.get_input_embeddings()
         return module
 
-    def _joint(self, ids: list[int], top_k: int, beams: int) -> tuple[Completion, ...]:
+    def _joint(
+        self,
+        ids: list[int],
+        text: str,
+        offered: Sequence[torch.Tensor],
+        top_k: int,
+        beams: int,
+    ) -> tuple[Completion, ...]:
         """Search with beams from left to right; each step sees the masks already filled."""
         places = [index for index, token in enumerate(ids) if token == self.mask_id]
         states: list[tuple[float, list[int]]] = [(0.0, ids)]
-        for place in places:
+        for place, some in zip(places, offered, strict=True):
             # The leftmost mask still there is the first row of each sequence.
             logs = self.log_probabilities([sequence for _, sequence in states])[:, 0]
+            logs = only(logs, some)
             logs[:, self.mask_id] = -math.inf  # a mask filled with the mask is not filled
             totals = logs + torch.tensor([score for score, _ in states])[:, None]
             best = totals.flatten().topk(min(max(beams, top_k), totals.numel()))
@@ -199,17 +224,16 @@ class Filler:
             states = grown
         return tuple(
             Completion(
-                text=self.tokenizer.decode(sequence, skip_special_tokens=True),
+                text=self.places.fill(text, [sequence[place] for place in places]),
                 tokens=self.reader.pieces([sequence[place] for place in places]),
                 log_probability=score,
             )
             for score, sequence in states[:top_k]
         )
 
-    def _word(self, ids: list[int], word: str) -> WordProbability:
+    def _word(self, ids: list[int], text: str, word: str) -> WordProbability:
         """Return the probability of a word in place of the first mask."""
-        # A space in front, as within a sentence; WordPiece ignores it.
-        pieces = self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        pieces = self.places.pieces(word.strip(), text, self.places.spans(text)[0])
         if not pieces:
             raise DataError(f"the word {word!r} has no tokens; give a word")
         place = ids.index(self.mask_id)
@@ -241,6 +265,13 @@ def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
     )
 
 
+def only(logs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
+    """Return log-probabilities (..., V) with minus infinity for tokens that are not offered."""
+    # A model may have rows that no token belongs to.
+    kept = torch.nn.functional.pad(offered, (0, logs.shape[-1] - len(offered)))
+    return logs.masked_fill(~kept, -math.inf)
+
+
 def candidates(
     logs: torch.Tensor, tokenizer: PreTrainedTokenizerBase, top_k: int
 ) -> tuple[Candidate, ...]:
@@ -248,12 +279,12 @@ def candidates(
     top = logs.topk(min(top_k, len(logs)))
     return tuple(
         Candidate(
-            # Some tokens decode to nothing, such as a lone space: then their own spelling.
-            token=tokenizer.decode([token]).strip() or str(tokenizer.convert_ids_to_tokens(token)),
+            token=spoken(tokenizer, token),
             token_id=token,
-            probability=value,
+            probability=math.exp(value),
         )
-        for value, token in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True)
+        for value, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        if value > -math.inf
     )
 
 

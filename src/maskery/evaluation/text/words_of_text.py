@@ -10,11 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
 from maskery.data.batching import Template
-from maskery.data.tokenise import plain_backend, starts_word_table, word_starts
+from maskery.data.tokenise import (
+    BYTE_LEVEL_SPACE,
+    METASPACE,
+    is_byte_level,
+    plain_backend,
+    starts_word_table,
+    word_starts,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +57,13 @@ class TextReader:
         if tokenizer.unk_token_id is not None:
             self.special[tokenizer.unk_token_id] = False
         self._template = Template.of(tokenizer)
-        self._backend = plain_backend(tokenizer)
+        self._backend = plain_backend(tokenizer, keep=self.mask_token)
+        self.space = space_marker(self._backend)
         self._always = None if self._backend is None else starts_word_table(self._backend)
 
     def read(self, text: str) -> EncodedText:
         """Cut one text."""
-        ids, starts, offsets = self._tokens(text)
+        ids, starts, offsets = self.tokens(text)
         prefix, suffix = self._template.prefix, self._template.suffix
         places = np.flatnonzero(starts)
         ends = np.append(places, len(ids))[1:]
@@ -82,7 +91,7 @@ class TextReader:
         """Return tokens as the vocabulary spells them."""
         return tuple(map(str, self.tokenizer.convert_ids_to_tokens([int(token) for token in ids])))
 
-    def _tokens(
+    def tokens(
         self, text: str
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[int, int]]]:
         """Return ids, word starts and character offsets, without the template's tokens."""
@@ -97,4 +106,43 @@ class TextReader:
         special = self.special[ids]
         starts = starts | special
         starts[1:] |= special[:-1]
-        return ids, starts, encoding.offsets
+        ids, kept = self._without_stray_spaces(text, ids, encoding.offsets)
+        offsets = [offset for offset, keep in zip(encoding.offsets, kept, strict=True) if keep]
+        return ids[kept], starts[kept], offsets
+
+    def _without_stray_spaces(
+        self, text: str, ids: npt.NDArray[np.int64], offsets: list[tuple[int, int]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Remove spaces beside masks that no text has: returns ids (L,) and which stay (L,).
+
+        A word would have taken the space before it, and a tokenizer that puts a space before every
+        text takes what follows a mask for another text.
+        """
+        ids, kept = ids.copy(), np.ones(len(ids), np.bool_)
+        space = self.tokenizer.get_vocab().get(self.space, -1)
+        for place in np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist():
+            if place and ids[place - 1] == space:
+                kept[place - 1] = False
+            end = offsets[place][1]
+            # The mask's own end, since a mask may take the space after it.
+            spaced = any(map(str.isspace, text[end - 1 : end + 1]))
+            if place + 1 < len(ids) and not spaced:
+                kept[place + 1] = ids[place + 1] != space
+                ids[place + 1] = self.bare(int(ids[place + 1]))
+        return ids, kept
+
+    def bare(self, token: int) -> int:
+        """Return the token without the space before it, or itself if there is no such token."""
+        spelt = str(self.tokenizer.convert_ids_to_tokens(token))
+        bare = self.tokenizer.get_vocab().get(spelt.removeprefix(self.space), token)
+        return int(bare)
+
+
+def space_marker(backend: Tokenizer | None) -> str:
+    """Return how a vocabulary writes the space before a word: "Ġ", "▁", or "" where it has none."""
+    if backend is None:
+        return ""
+    if is_byte_level(backend):
+        return BYTE_LEVEL_SPACE
+    parts = f"{backend.normalizer}{backend.pre_tokenizer}{backend.decoder}"
+    return METASPACE if METASPACE in parts else ""

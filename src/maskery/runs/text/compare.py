@@ -28,10 +28,6 @@ PLACES = ("output", "resume", "cache_dir")
 def compare_folders(folders: Sequence[Path], against: Path | None = None) -> list[Row]:
     """Compare finished text runs.
 
-    Args:
-        folders: Run folders; one that is named twice counts once.
-        against: The run that the others are compared with. Default: that of the lowest loss.
-
     Raises:
         ConfigError: There are not two runs, or one is no finished text run.
         DataError: Their held-out texts or masks differ.

@@ -142,6 +142,8 @@ class TextRunConfig:
 
     def _check_eval_data(self) -> None:
         texts = [named_text(text) for text in self.eval_data]
+        if not all(path for _, path in texts):
+            raise ConfigError("--eval-data NAME= names no file; write --eval-data NAME=PATH")
         for kind, found in (("name", [n for n, _ in texts if n]), ("path", [p for _, p in texts])):
             twice = next((one for one in found if found.count(one) > 1), None)
             if twice is not None:

@@ -40,11 +40,7 @@ def load_extra(
 ) -> None:
     """Take over the twin and the heads that `save_extra` wrote, where the task has any.
 
-    Args:
-        task: Changed in place.
-        model: What it trains; likewise.
-        folder: A model folder.
-        needed: True if it is an error that the file or a head is missing.
+    What is missing is an error only where it is `needed`.
 
     Raises:
         CheckpointError: It is missing, damaged or of another model.

@@ -95,11 +95,7 @@ class HeldOutText:
         return {"loss": loss, "perplexity": perplexity, "top1": top1, "top5": top5}
 
     def finish(self, *, scored: bool) -> Measured:
-        """Write the last sums, and compare.
-
-        Args:
-            scored: False if the model was not scored since it was restored.
-        """
+        """Write the last sums and compare; if nothing was `scored` since a restore, do so first."""
         if not scored:
             self.last = self.run.score(name=self.name)
         self._write(HELD_OUT)
@@ -146,13 +142,6 @@ def first_scores(
     """Return the initial model's held-out sums, read if this run has written them before.
 
     A resumed run compares with them as the first one did.
-
-    Args:
-        folder: The run folder.
-        identity: The run's; a file of another run is not read.
-        score: Scores the initial model; every process of the run takes part.
-        resume: Read what is there.
-        name: Of the text.
 
     Raises:
         CheckpointError: They could not be written, or the main process alone can read them.

@@ -149,14 +149,7 @@ class Inspection:
 def inspect_corpus(
     config: TextRunConfig, *, timed_steps: int = 4, listed: int = 20, progress: bool = True
 ) -> Inspection:
-    """Look at a run before it is started; nothing is kept but the token cache.
-
-    Args:
-        config: The run.
-        timed_steps: Steps to time; 0 for none.
-        listed: Words on each list.
-        progress: Draw progress bars.
-    """
+    """Look at a run before it is started, with so many steps timed and words listed."""
     run = prepare_text(config, progress=progress)
     source = run.train
     if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):

@@ -299,15 +299,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def identity_of(
     config: TextRunConfig, data: TextData, given: Given, *, layout: str, max_length: int
 ) -> str:
-    """Return everything that decides the course of a run, but not how it is computed.
-
-    Args:
-        config: All settings of the run.
-        data: Its training and held-out text.
-        given: Objects in the place of what the configuration names.
-        layout: The one chosen: it decides what a step holds.
-        max_length: The one chosen.
-    """
+    """Return everything that decides the course of a run, but not how it is computed."""
     own = {} if given.model is None else {"model_fingerprint": weights_fingerprint(given.model)}
     return identity(
         config.training,
@@ -345,13 +337,18 @@ def text_task(
     objective: Objective | None = None,
     *,
     frozen_share: float = 0.0,
+    sentence_encoder: Path | None = None,
 ) -> Task[Any, Any]:
     """Make the task that a configuration names, or that an objective makes.
 
     Raises:
         PluginError: An objective of the user's own breaks its contract.
     """
-    parts = replace(text_parts(config, model, tokenizer), frozen_share=frozen_share)
+    parts = replace(
+        text_parts(config, model, tokenizer),
+        frozen_share=frozen_share,
+        sentence_encoder=sentence_encoder,
+    )
     return make_text_task(compiled(parts, config, source), objective)
 
 
@@ -432,13 +429,7 @@ def own_tensors(task: Task[Any, Any], model: MaskedLanguageModel) -> dict[str, t
 def new_parameters(
     task: Task[Any, Any], model: MaskedLanguageModel, loaded: Iterable[str]
 ) -> set[str]:
-    """Return the names, within the trained module, of parameters that start from nothing.
-
-    Args:
-        task: Trains them.
-        model: Of the run.
-        loaded: Those of the Hugging Face model that its checkpoint did not have.
-    """
+    """Return the names, within the trained module, of parameters that start from nothing."""
     parameters = dict(model.hf.named_parameters())
     fresh = {id(parameters[name]) for name in loaded if name in parameters}
     names = {name for name, tensor in task.model.named_parameters() if id(tensor) in fresh}

@@ -125,6 +125,8 @@ def train_text(
         )
     # What cannot be loaded is told before the corpus is read, and leaves no run folder.
     OBJECTIVES.find(config.objectives.objective if objective is None else objective)
+    if config.probe is not None:
+        importlib.import_module("maskery.runs.text.vectors").labels_of(config)
     config = replace(config.anchored(), model=anchored(config.model))
     given = Given(
         texts=texts,
@@ -207,6 +209,7 @@ def make_task(run: TextRun) -> Task[Any, Any]:
         run.train,
         run.given.objective,
         frozen_share=run.frozen_share,
+        sentence_encoder=pooling_modules(run),
     )
     if run.given.model is None and not config.model.startswith(SCRATCH):
         load_extra(task, run.model, Path(resolve(config.model)), needed=False)

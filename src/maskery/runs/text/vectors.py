@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from maskery.core.errors import MissingExtraError
+from maskery.data.batching import TextSource
 from maskery.data.split import texts_of
 from maskery.evaluation.probe.classify import nearest
 from maskery.evaluation.probe.encode import Encoder, Vectors
 from maskery.evaluation.probe.labels import Labelled, read_labelled
 from maskery.evaluation.probe.probe import ClassTask, ProbeResult, halves, probe
 from maskery.models.pooling import Pooling
+from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import TextRun, pooling_modules
 
 log = logging.getLogger(__name__)
 
 # Halves of more texts tell nothing that these do not, and each is encoded at every evaluation.
 MOST_HALVES = 1000
+# Training texts that labelled ones are looked for in.
+MOST_READ = 200_000
 
 
 class Remembered(Encoder):
@@ -47,7 +51,7 @@ class VectorCheck:
     """
 
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
-        self.labelled = labelled
+        self.run, self.labelled = run, labelled
         parts = (run.loaded.model, run.loaded.tokenizer, pooling_of(run))
         self.after = Remembered(*parts, name="after")
         self.before = Remembered(*parts, name="before")
@@ -66,10 +70,7 @@ class VectorCheck:
         """
         config = run.config
         if config.probe is not None:
-            labelled = read_labelled(
-                config.probe, text_column=config.probe_text, label_column=config.probe_label
-            )
-            return cls(run, labelled)
+            return cls(run, labels_of(config))
         if not pooling_of(run).own:
             return None
         held_out = texts_of(
@@ -86,7 +87,15 @@ class VectorCheck:
 
     def result(self) -> ProbeResult:
         """Return the figures after and before, and their paired differences."""
-        return probe(self.after, self.labelled, self.before, linear=False)
+        seen = self._trained_on() if self.run.config.probe is not None else ()
+        return probe(self.after, self.labelled, self.before, linear=False, seen=seen)
+
+    def _trained_on(self) -> Iterator[str]:
+        """Yield the training texts; none of shards, or of so many that reading them takes long."""
+        train = self.run.train
+        if isinstance(train, TextSource) and train.store.num_documents <= MOST_READ:
+            documents = np.unique(train.windows.documents)
+            yield from texts_of(train.store, self.run.loaded.tokenizer, documents)
 
     def figure(self, step: int) -> float:
         """Return the first figure of the encoder as it is at a step, for the log."""
@@ -98,6 +107,20 @@ class VectorCheck:
             return float(np.mean(task.classes[found] == task.classes))
         (first, *_) = probe(self.after, self.labelled, linear=False).figures
         return next(iter(first.models.values())).value
+
+
+def labels_of(config: TextRunConfig) -> Labelled:
+    """Read the label file of a run.
+
+    Raises:
+        DataError: It cannot be read, or has nothing to judge by.
+    """
+    assert config.probe is not None
+    labelled = read_labelled(
+        config.probe, text_column=config.probe_text, label_column=config.probe_label
+    )
+    ClassTask(labelled, [])
+    return labelled
 
 
 def pooling_of(run: TextRun) -> Pooling:
