@@ -47,6 +47,11 @@ def is_ended(opened: socket.socket) -> bool:
     return True
 
 
+def send_for_ever(opened: socket.socket, data: bytes) -> None:
+    while True:
+        opened.sendall(data)
+
+
 @pytest.mark.parametrize("said", ["", HALF, BODY], ids=["silent", "half a head", "half a body"])
 def test_a_crowd_that_waits_keeps_nobody_out(client: Client, stack: ExitStack, said: str) -> None:
     crowd = [begun(stack, client, said) for _ in range(connections.CONNECTIONS + 20)]
@@ -72,9 +77,7 @@ def test_bytes_that_drip_do_not_lengthen_it(
     monkeypatch.setattr(connections, "PATIENCE", 0.5)
     opened = begun(stack, client, "GET /api/info HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n")
     with pytest.raises(OSError, match=r"reset|pipe"):
-        while True:
-            opened.sendall(b"G")
-            socket.socket().close()
+        send_for_ever(opened, b"G")
 
 
 def test_an_answer_that_nobody_takes_is_dropped(
@@ -87,9 +90,9 @@ def test_an_answer_that_nobody_takes_is_dropped(
     opened.settimeout(30)
     opened.connect(("127.0.0.1", client.port))
     asked = f"GET /main.js HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\n\r\n".encode()
+    # The server reads on only while its answers are taken.
     with pytest.raises(OSError, match=r"reset|pipe"):
-        while True:  # the server reads on only while its answers are taken
-            opened.sendall(asked)
+        send_for_ever(opened, asked)
 
 
 def test_the_address_with_the_crowd_gives_way(client: Client, stack: ExitStack) -> None:
