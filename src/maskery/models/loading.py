@@ -284,11 +284,13 @@ def check_index(folder: Path) -> None:
     for path in sorted(folder.glob("*.index.json")):
         try:
             files = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
-            sound = all(Path(file).name == file for file in files)
+            sound = all(Path(file).name == file != ".." for file in files)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
-            raise ValueError(f"{path.name} must list weight files in the same folder, by their names")
+            raise ValueError(
+                f"{path.name} must name weight files in the same folder, and no others"
+            )
 
 
 def _unloadable(name: str, part: str, told: str) -> ModelError:
