@@ -20,6 +20,8 @@ def convert(*arguments: str) -> None:
 def checkpoint(tmp_path: Path) -> Path:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = BertForMaskedLM(BertConfig(vocab_size=20, intermediate_size=24, **sizes))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*special, *map(chr, range(97, 112))]))
     torch.save(dict(model.state_dict()) | {"extra": torch.zeros(1)}, tmp_path / "bert.pth")
     return tmp_path / "bert.pth"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_text import WORDS, lines, save_tiny_model
+from tiny_text import WORDS, lines, save_tiny_model, uncased
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForMaskedLM,
@@ -17,14 +17,15 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from vocabularies import KINDS, make
 
 from maskery.cli.main import main
 from maskery.core.batch import vocabulary_size
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords, add_words, read_words
 from maskery.data.batching import Template
 from maskery.data.corpus.sentences import Line
-from maskery.data.tokenise import SPECIAL, train_wordpiece
+from maskery.data.vocabulary import SPECIAL, train_tokenizer
 from maskery.models.loading import add_rows
 
 
@@ -51,7 +52,7 @@ class Corpus:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return train_wordpiece(Corpus(), 120, progress=False)
+    return train_tokenizer(Corpus(), uncased(120), progress=False)
 
 
 def test_the_vocabulary_is_learnt_within_its_size(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -78,7 +79,7 @@ def test_text_comes_back_in_lower_case(tokenizer: PreTrainedTokenizerBase) -> No
 
 def test_a_repeated_run_gets_the_same_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     for _ in range(3):
-        again = train_wordpiece(Corpus(), 120, progress=False)
+        again = train_tokenizer(Corpus(), uncased(120), progress=False)
         assert again.get_vocab() == tokenizer.get_vocab()
 
 
@@ -88,7 +89,7 @@ def test_a_large_alphabet_leaves_the_vocabulary_within_its_size() -> None:
             for first in range(0x4E00, 0x4E00 + 400, 20):
                 yield Text("".join(map(chr, range(first, first + 20))) + "的" * 3 + " and er")
 
-    first, again = (train_wordpiece(Ideographs(), 200, progress=False) for _ in range(2))
+    first, again = (train_tokenizer(Ideographs(), uncased(200), progress=False) for _ in range(2))
     assert len(first) <= 200
     assert first.get_vocab() == again.get_vocab()
     assert "的" in first.get_vocab()
@@ -210,6 +211,59 @@ def test_a_word_that_is_always_cut_is_named(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with pytest.raises(DataError, match=r"w.txt: line 7 is 'covid-19'.*'covid - 19'"):
         add_words(tokenizer, [Line(7, "covid-19")], Path("w.txt"))
+
+
+def test_all_faults_of_a_list_are_told_at_once(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new.txt"
+    path.write_text("covid-19\nfoxes\ntwo words\nx-ray\n")
+    with pytest.raises(DataError, match=r"line 1 is 'cov.*line 3 is 'two w.*line 4 is 'x-ray'"):
+        read_words(path, AutoTokenizer.from_pretrained(folder))
+
+
+GROWING = [kind for kind in KINDS if kind != "end of word"]
+TEXTS = [
+    "Rome is the capital (of France), 12 remdesigns and rem desi Vir.",
+    "  The capitals of  Italy are <big>; foo barine, obarine",
+    "Paris",
+]
+
+
+def metaspace_bpe() -> PreTrainedTokenizerBase:
+    tokenizer = make("byte-level")
+    backend = tokenizer.backend_tokenizer
+    described = json.loads(backend.to_str().replace("Ġ", "▁"))
+    described["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁"}
+    described["pre_tokenizer"] |= {"prepend_scheme": "always", "split": True}
+    described["decoder"] = described["pre_tokenizer"]
+    roles = {name: getattr(tokenizer, name) for name in ("mask_token", "unk_token", "pad_token")}
+    made = Tokenizer.from_str(json.dumps(described))
+    return PreTrainedTokenizerFast(tokenizer_object=made, **roles)
+
+
+@pytest.mark.parametrize("kind", [*GROWING, "metaspace bpe"])
+def test_words_join_any_vocabulary_and_change_nothing_beside_them(kind: str) -> None:
+    old = metaspace_bpe() if kind == "metaspace bpe" else make(kind)
+    words = [Line(1, "remdesivir"), Line(2, "foobarine")]
+    added = add_words(old, words, Path("new.txt"))
+    new, first = added.tokenizer, vocabulary_size(old)
+    assert sorted(added.pieces) == [first, first + 1]
+    assert new.all_special_ids == old.all_special_ids
+    for text in TEXTS:
+        assert new(text)["input_ids"] == old(text)["input_ids"]
+        assert new.decode(new(text)["input_ids"]) == old.decode(old(text)["input_ids"])
+    text = "The remdesivir, foobarine <mask>".replace("<mask>", new.mask_token)
+    ids = new(text, add_special_tokens=False)["input_ids"]
+    assert [ids.index(first), ids.index(first + 1)] == [ids.index(first), ids.index(first) + 2]
+    assert new.mask_token_id in ids
+    before = old.decode(old(text, add_special_tokens=False)["input_ids"])
+    if old.unk_token not in before and kind != "wordpiece":
+        assert new.decode(ids) == before
+    assert added.pieces[first] == tuple(old(" remdesivir", add_special_tokens=False)["input_ids"])
+
+
+def test_ends_of_words_leave_no_room_for_new_ones() -> None:
+    with pytest.raises(ModelError, match="marks the ends of words"):
+        add_words(make("end of word"), [Line(1, "foobarine")], Path("new.txt"))
 
 
 def test_a_run_with_added_words_saves_and_knows_them(tmp_path: Path, folder: Path) -> None:

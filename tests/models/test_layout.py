@@ -103,6 +103,17 @@ def test_roberta_counts_positions_after_its_padding() -> None:
     assert max_positions(config) == 64 - PAD - 1
 
 
+@pytest.mark.parametrize("family", ["ibert", "luke", "mpnet", "longformer", "bert", "roberta"])
+def test_the_limit_is_the_longest_text_that_the_model_reads(family: str) -> None:
+    model = tiny(family)
+    limit = max_positions(model.config)
+    assert limit is not None
+    with torch.no_grad():
+        assert model(torch.full((1, limit), 7)).logits.shape[1] == limit
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, limit + 1), 7))
+
+
 def test_runs_of_equal_lengths_do_not_change_the_result() -> None:
     """Neighbours of equal length run as one batch; apart, they run alone."""
     generator = np.random.default_rng(0)

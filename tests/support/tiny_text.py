@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
+from maskery.data.corpus.config import VocabularyConfig
+
 WORDS = [
     "river",
     "stone",
@@ -71,3 +73,7 @@ def spoil(folder: Path, change: Callable[[torch.Tensor], object]) -> Path:
         change(weight)
     save_file(weights, path, metadata={"format": "pt"})
     return folder
+
+
+def uncased(vocab_size: int) -> VocabularyConfig:
+    return VocabularyConfig(vocab_size=vocab_size, tokenizer="bert-uncased")

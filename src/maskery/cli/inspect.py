@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from maskery.cli.command import Command, table
+from maskery.core.errors import DataError, reason_of
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports
 from maskery.runs.text.config import TextRunConfig
@@ -36,6 +39,8 @@ class Inspect(Command):
     """Steps to time for the estimate; 0 for none."""
     words: Annotated[int, Range(0)] = 15
     """Words on each list."""
+    words_out: Path | None = None
+    """Write the candidates for --add-words to this file, one a line, as the texts spell them."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -48,7 +53,17 @@ class Inspect(Command):
         found = inspect_corpus(
             self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
         )
+        if self.words_out is not None:
+            write_words(self.words_out, [word.word for word in found.broken])
         self.answer(found, describe(found))
+
+
+def write_words(path: Path, words: Sequence[str]) -> None:
+    """Write a list of words, one a line."""
+    try:
+        path.write_text("".join(f"{word}\n" for word in words), "utf-8")
+    except OSError as error:
+        raise DataError(f"--words-out {path} cannot be written ({reason_of(error)})") from error
 
 
 def describe(found: Inspection) -> str:

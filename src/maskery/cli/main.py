@@ -47,7 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "probe": ("probe:Probe", "how good an encoder is for your task, beside counted words"),
     "explain": ("explain:Explain", "show where a model looks for each word of a caption"),
     "playground": ("playground:Playground", "try a model in the browser, on this machine alone"),
-    "convert": ("convert:Convert", "turn ALBEF, RaSa and BERT checkpoints into a model folder"),
+    "convert": (
+        "convert:Convert",
+        "turn a checkpoint of ALBEF, RaSa, BERT, ... into a model folder",
+    ),
 }
 MOVED = {
     "bench": "the benchmark is no longer part of the package; in a clone of its repository, run: "

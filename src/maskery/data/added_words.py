@@ -1,20 +1,21 @@
-"""New words for a tokenizer.
+"""New words for a tokenizer, in the model itself: tokens of texts without them stay as they were.
 
-A WordPiece vocabulary grows by the words themselves: they are looked up as any other, so tokenising
-stays as fast as it was. Other tokenizers get added tokens, which are searched for in every text
-before anything else; `benchmarks/add_words.py` measures what that costs.
+WordPiece looks whole words up before their pieces, and so does BPE when told to (`ignore_merges`).
+Of a Unigram model, a new word is likelier than its pieces. Nothing is searched for in every text,
+and a word is written as the vocabulary writes words, with the space before it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.batch import vocabulary_size
@@ -22,7 +23,6 @@ from maskery.core.errors import DataError, ModelError
 from maskery.data.corpus.sentences import Line, read_sentences
 
 TOKENIZER = "tokenizer.json"
-WORDPIECE = "WordPiece"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +35,14 @@ class AddedWords:
     known: tuple[str, ...]  # words of the file that were single tokens already
 
 
-def read_words(path: Path) -> list[Line]:
-    """Read the words of a file, one a line.
+def read_words(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
+    """Read the words of a file, one a line, for a tokenizer if it is given.
 
     Raises:
-        DataError: The file cannot be read, or a line has more than one word.
+        DataError: The file cannot be read, or some lines are not one word; all are named.
     """
     lines = list(read_sentences(path))
-    for number, word in lines:
-        if len(word.split()) > 1:
-            raise DataError(
-                f"{path}: line {number} is {word!r:.60}, and each line is one word; put the words "
-                f"on lines of their own"
-            )
+    _refuse(lines, None if tokenizer is None else tokenizer.backend_tokenizer, path)
     return lines
 
 
@@ -56,80 +51,130 @@ def add_words(
 ) -> AddedWords:
     """Return a tokenizer that knows some words as single tokens.
 
-    Those it has already, and repetitions, change nothing. `source` is the file, for messages.
+    Those it has already, and repetitions, change nothing. `source` is the file, for messages. A
+    longer word that begins with a new one may be cut after it by WordPiece and Unigram.
 
     Raises:
-        DataError: A word cannot be one token of this tokenizer.
-        ModelError: The tokenizer is written in Python.
+        DataError: Some words cannot be one token of this tokenizer; all are named.
+        ModelError: The tokenizer is written in Python, or marks the ends of words.
     """
+    require_growing(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    _refuse(lines, backend, source)
+    pieces: dict[str, tuple[int, ...]] = {}
+    known = []
+    for line in lines:
+        (word,) = _parts(line.text, backend)
+        ids = tokenizer(f" {line.text}", add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            known.append(line.text)
+        elif word not in pieces:
+            pieces[word] = tuple(i for i in ids if i != tokenizer.unk_token_id)
+    first = vocabulary_size(tokenizer)
+    grown = _copy(tokenizer, grow(json.loads(backend.to_str()), pieces, first))
+    added = dict(enumerate(pieces.values(), first))
+    return AddedWords(tokenizer=grown, pieces=added, known=tuple(known))
+
+
+def require_growing(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that words cannot be added to."""
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer of '{tokenizer.name_or_path}' is written in Python, and words are "
             f"added to fast ones only; use a model with a tokenizer.json"
         )
-    backend = tokenizer.backend_tokenizer
-    described = json.loads(backend.to_str())
-    grows = described["model"]["type"] == WORDPIECE
-    pieces: dict[str, tuple[int, ...]] = {}
-    known = []
-    for line in lines:
-        word = _as_one_word(line, backend, source) if grows else line.text
-        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            known.append(line.text)
-        elif word not in pieces:
-            pieces[word] = tuple(i for i in ids if i != tokenizer.unk_token_id)
-    grown = (
-        grow_vocabulary(tokenizer, described, list(pieces), vocabulary_size(tokenizer))
-        if grows
-        else add_tokens(tokenizer, pieces)
-    )
-    added = {grown.convert_tokens_to_ids(word): parts for word, parts in pieces.items()}
-    return AddedWords(tokenizer=grown, pieces=added, known=tuple(known))
-
-
-def _as_one_word(line: Line, backend: Tokenizer, source: Path) -> str:
-    """Normalise a word for the vocabulary; refuse one that is cut before it is looked up."""
-    normal = (
-        line.text if backend.normalizer is None else backend.normalizer.normalize_str(line.text)
-    )
-    normal = normal.strip()
-    parts = [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
-    if len(parts) != 1 or parts[0] != normal:
-        raise DataError(
-            f"{source}: line {line.number} is {line.text!r:.60}, which this tokenizer always cuts "
-            f"into {' '.join(parts)!r:.80}; give the parts that are worth a token, or remove it"
+    if getattr(tokenizer.backend_tokenizer.model, "end_of_word_suffix", None):
+        raise ModelError(
+            f"the tokenizer of '{tokenizer.name_or_path}' marks the ends of words, and a new one "
+            f"would change how others are cut; use a model with another tokenizer"
         )
-    return normal
 
 
-def grow_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, described: dict[str, Any], words: list[str], first: int
-) -> PreTrainedTokenizerBase:
-    """Return a copy of the tokenizer with a longer WordPiece vocabulary."""
-    described["model"]["vocab"] |= {word: index for index, word in enumerate(words, first)}
-    return _copy(tokenizer, described)
+def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: Path) -> None:
+    """Refuse a list with lines that cannot be one token, and name them all."""
+    faults = [fault for line in lines if (fault := _fault(line, backend))]
+    if faults:
+        raise DataError(f"{source}: {'; '.join(faults)}")
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> PreTrainedTokenizerBase:
-    """Return a copy of the tokenizer with added tokens, which take the space before them."""
-    grown = _copy(tokenizer)
-    tokens = [AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in words]
-    grown.add_tokens(tokens)
+def _fault(line: Line, backend: Tokenizer | None) -> str:
+    """Say why a line cannot be one token; "" if it can."""
+    told = f"line {line.number} is {line.text!r:.60}"
+    if len(line.text.split()) > 1:
+        return f"{told}, and each line is one word; put the words on lines of their own"
+    parts = [] if backend is None else _parts(line.text, backend)
+    if backend is None or len(parts) == 1:
+        return ""
+    return (
+        f"{told}, which this tokenizer always cuts into {' '.join(parts)!r:.80}; give the parts "
+        f"that are worth a token, or remove it"
+    )
+
+
+def _parts(word: str, backend: Tokenizer) -> list[str]:
+    """Cut a word that follows a space as the tokenizer does before its model looks it up."""
+    text = f" {word}"
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return [text]
+    return [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def grow(
+    described: dict[str, Any], words: Mapping[str, Sequence[int]], first: int
+) -> dict[str, Any]:
+    """Return a `tokenizer.json` with words, by their pieces, in its model; ids go from `first`."""
+    model = described["model"]
+    added = {token["id"]: token["content"] for token in described["added_tokens"]}
+    if isinstance(model["vocab"], dict):
+        # Added tokens are named, too, or they would get the ids after the longer vocabulary.
+        model["vocab"] |= {token: index for index, token in added.items()}
+        model["vocab"] |= {word: index for index, word in enumerate(words, first)}
+    else:
+        model["vocab"] = _longer_unigram(model["vocab"], added, words, first)
+    if model["type"] == "BPE":
+        model["ignore_merges"] = True
+        if words and _keeps_signs(described):
+            described["pre_tokenizer"] = _apart(described["pre_tokenizer"], words)
+    return described
+
+
+def _longer_unigram(
+    vocab: list[list[Any]], added: Mapping[int, str], words: Mapping[str, Sequence[int]], first: int
+) -> list[list[Any]]:
+    """Return the pieces and scores of a Unigram model with words; an id is a place in the list."""
+    rarest = min(score for _, score in vocab)
+    # Added tokens are found before the model sees a text, so their pieces are never looked up.
+    between = (added.get(index, f"\0{index}") for index in range(len(vocab), first))
+    grown = [*vocab, *([token, 2 * rarest] for token in between)]
+    for word, pieces in words.items():
+        # As likely as the rarest piece, unless its own pieces together are likelier.
+        likeliest = sum(grown[piece][1] for piece in pieces) if pieces else rarest
+        grown.append([word, max(rarest, likeliest + 0.1)])
     return grown
 
 
-def _copy(
-    tokenizer: PreTrainedTokenizerBase, described: dict[str, Any] | None = None
-) -> PreTrainedTokenizerBase:
-    """Save and open a tokenizer again, `described` as its `tokenizer.json` if that is given."""
+def _keeps_signs(described: Mapping[str, Any]) -> bool:
+    """True if a comma stays with the word before it until the model cuts them."""
+    return "Metaspace" in json.dumps(described["pre_tokenizer"])
+
+
+def _apart(pre_tokenizer: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
+    """Return a pre-tokenizer that also sets new words apart from the signs after them."""
+    pattern = f"(?:{'|'.join(map(re.escape, words))})(?!\\w)"
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    return {"type": "Sequence", "pretokenizers": [pre_tokenizer, {**split, "invert": False}]}
+
+
+def _copy(tokenizer: PreTrainedTokenizerBase, described: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Save and open a tokenizer again, with `described` as its `tokenizer.json`."""
     with tempfile.TemporaryDirectory(prefix="maskery-tokenizer-") as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
-        if described is not None:
-            (folder / TOKENIZER).write_text(json.dumps(described), "utf-8")
-            # Where a list of the vocabulary lies beside it, it may be read instead.
-            (folder / "vocab.txt").unlink(missing_ok=True)
+        (folder / TOKENIZER).write_text(json.dumps(described), "utf-8")
+        # Where a list of the vocabulary lies beside it, it may be read instead.
+        (folder / "vocab.txt").unlink(missing_ok=True)
         grown: PreTrainedTokenizerBase
         grown = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     grown.name_or_path = tokenizer.name_or_path

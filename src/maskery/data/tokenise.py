@@ -1,11 +1,10 @@
-"""From a corpus to a token store, once for each (content, tokenizer), or to a vocabulary."""
+"""From a corpus to a token store, once for each (content, tokenizer)."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
@@ -35,10 +34,6 @@ BATCH_TEXTS = 2_000
 CJK_LEAD_BYTES = range(0xE4, 0xEA)
 # How a space before a word is written by Metaspace and by byte-level tokenizers.
 METASPACE, BYTE_LEVEL_SPACE = "▁", "Ġ"
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-CONTINUING = "##"
-# Rarer characters are left to [UNK]; the trainer's own default.
-MAX_ALPHABET = 1000
 
 
 Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
@@ -239,59 +234,3 @@ def word_starts(
     starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
     return starts
-
-
-def train_wordpiece(
-    corpus: Corpus, vocab_size: int, *, progress: bool = True
-) -> PreTrainedTokenizerBase:
-    """Learn a lower-casing WordPiece vocabulary of at most `vocab_size` pieces.
-
-    The result depends on the corpus alone, so a repeated run gets the same tokenizer. The trainer
-    by itself does not see to that: it numbers continuing characters in the order of a randomly
-    seeded hash table, and breaks ties between merges by those numbers. So the corpus is read once
-    more, before, and the trainer is told the alphabet and its numbers.
-    """
-    from transformers import BertTokenizer
-
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    counts: Counter[str] = Counter()
-    for text in _texts(corpus, "reading the alphabet", progress):
-        counts.update(text)
-    # Each character may need two pieces: one that starts a word and one that continues it.
-    limit = min(MAX_ALPHABET, (vocab_size - len(SPECIAL)) // 2)
-    alphabet = alphabet_of(backend, counts, limit)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=SPECIAL + [CONTINUING + c for c in alphabet if may_continue(backend, c)],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_texts(corpus, "learning a vocabulary", progress), trainer)
-    return BertTokenizer(vocab=backend.get_vocab(), model_max_length=512)
-
-
-def alphabet_of(backend: Tokenizer, counts: Counter[str], limit: int) -> list[str]:
-    """Return the `limit` most frequent normalised characters, sorted; ties go to the lower."""
-    normal: Counter[str] = Counter()
-    for character, count in counts.items():
-        for part in backend.normalizer.normalize_str(character):
-            if not part.isspace():
-                normal[part] += count
-    ranked = sorted(normal, key=lambda character: (-normal[character], character))
-    return sorted(ranked[:limit])
-
-
-def may_continue(backend: Tokenizer, character: str) -> bool:
-    """Return True if a character can stand inside a word; punctuation and ideographs cannot."""
-    normal = backend.normalizer.normalize_str(f"a{character}")
-    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)] == [normal]
-
-
-def _texts(corpus: Corpus, doing: str, progress: bool) -> Iterator[str]:
-    with byte_bar(corpus.num_bytes, doing, progress) as bar:
-        for example in corpus:
-            yield example.text
-            bar.update(corpus.bytes_read - bar.n)

@@ -165,7 +165,7 @@ def _word(difference: Interval, *, lower_is_better: bool) -> Word:
 
 def _advice(filling: Word, vectors: Word | None, *, keeps: bool) -> str:
     if vectors == "worse":
-        flag = "raise --keep-embedding" if keeps else "train with --keep-embedding 20"
+        flag = "raise --keep-embedding" if keeps else "train with --keep-embedding 10"
         return f"Its vectors tell less apart than before: do not embed texts with it; {flag}."
     if filling == "worse":
         return "No gain: stop, or lower --learning-rate."

@@ -29,8 +29,8 @@ PACKABLE = frozenset({
 })  # fmt: skip
 # Families whose position ids start after the padding index.
 POSITIONS_AFTER_PADDING = frozenset({
-    "camembert", "data2vec-text", "esm", "roberta", "roberta-prelayernorm", "xlm-roberta",
-    "xlm-roberta-xl", "xmod",
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 # Largest difference of logits, relative to the largest logit, that rounding explains in float32.
 TOLERANCE = 1e-3

@@ -37,7 +37,8 @@ def train(
             is repeated in the next free folder.
         model: A name as `--model` takes it, or a model object with its `tokenizer`; see
             `maskery.models.own_model`. Default: minilm, or the configuration's.
-        tokenizer: A Hugging Face tokenizer, for a model object.
+        tokenizer: A Hugging Face tokenizer, for a model object; or, as `--tokenizer`, the kind that
+            `scratch:...` learns.
         eval_data: Held-out text, like `data`. Default: a share of the corpus. A dictionary of paths
             by name is of other texts that are measured beside it.
         policy: A masking policy by name, or an object.
@@ -54,14 +55,15 @@ def train(
         ConfigError: A setting is unknown or does not fit.
         MaskeryError: Something else that the user can mend.
     """
-    objects: dict[str, Any] = {"progress": progress, "tokenizer": tokenizer}
+    objects: dict[str, Any] = {"progress": progress}
     objects["callbacks"] = callbacks or None
     named: dict[str, Any] = {"policy": policy, "output": None if output is None else Path(output)}
     if isinstance(model, str | Path):
         named["model"] = str(model)
     elif model is not None:
         named["model"], objects["model"] = given_name(type(model)), model
-    (named if isinstance(objective, str) else objects)["objective"] = objective
+    for name, choice in (("objective", objective), ("tokenizer", tokenizer)):
+        (named if isinstance(choice, str) else objects)[name] = choice
     config: Any = None
     if is_dataclass(data) and getattr(data, "kind", None) in KINDS:
         config = data

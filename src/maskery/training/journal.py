@@ -172,10 +172,7 @@ class Window:
 
     @classmethod
     def restored(
-        cls,
-        state: Sequence[Mapping[str, float]],
-        processes: Processes,
-        device: torch.device,
+        cls, state: Sequence[Mapping[str, float]], processes: Processes, device: torch.device
     ) -> Window:
         """Return the window of a checkpoint, to the bit if there are as many processes as then."""
         window = cls()

@@ -36,10 +36,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def spread(
-    task: Task[Any, Any],
-    optimiser: torch.optim.Optimizer,
-    sharding: Sharding,
-    device: torch.device,
+    task: Task[Any, Any], optimiser: torch.optim.Optimizer, sharding: Sharding, device: torch.device
 ) -> None:
     """Bring a task's model to the device and spread it over the processes, if there are several.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_pairs import save_tiny_pairs
+from tiny_text import uncased
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError
@@ -13,7 +14,7 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.captions import tokenise_captions
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.tokenise import train_wordpiece
+from maskery.data.vocabulary import train_tokenizer
 
 
 @pytest.fixture
@@ -24,7 +25,11 @@ def pairs(tmp_path: Path) -> Pairs:
 @pytest.fixture
 def tokenizer(pairs: Pairs) -> PreTrainedTokenizerBase:
     captions = [caption for pair in pairs for caption in pair.captions]
-    return train_wordpiece(Corpus.of(captions), 200, progress=False)
+    return train_tokenizer(
+        Corpus.of(captions),
+        uncased(200),
+        progress=False,
+    )
 
 
 def test_every_caption_is_what_the_tokenizer_makes_of_it(

@@ -58,6 +58,15 @@ def albef_state(model: ImageTextModel) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.fixture(autouse=True)
+def words(tmp_path: Path) -> Path:
+    """A list of 50 words beside every checkpoint."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([*special, *(f"w{n}" for n in range(45))]) + "\n")
+    return path
+
+
 @pytest.fixture(scope="module")
 def model() -> ImageTextModel:
     torch.manual_seed(0)

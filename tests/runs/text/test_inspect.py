@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny_text import save_tiny_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
 from maskery.cli.main import main
+from maskery.data.added_words import add_words, read_words
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.inspect import describe_lengths, inspect_corpus
 from maskery.training.config import TrainingConfig
@@ -58,6 +60,29 @@ def test_what_is_counted_is_what_is_there(config: TextRunConfig) -> None:
     assert found.batches.real_share["this run"] == 1.0
     assert 0 < found.batches.real_share["everything padded to max_length"] < 0.5
     assert found.estimate is None
+
+
+def test_candidates_are_written_as_the_texts_spell_them(
+    config: TextRunConfig, tmp_path: Path
+) -> None:
+    folder, corpus = tmp_path / "model", tmp_path / "corpus.txt"
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
+    save_tiny_model(folder)
+    # It reads German without case and accents.
+    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
+    tokenizer.save_pretrained(folder)
+    texts = [f"eine Größe wie die Übung Nr {x}{y}" for x in letters for y in "ab"]
+    corpus.write_text("\n".join(text.replace("ß", "ss") for text in texts))
+    held_out, out = tmp_path / "held.txt", tmp_path / "words.txt"
+    held_out.write_text("ganz und gar anderes\n")
+    arguments = ["inspect", str(corpus), "--model", str(folder), "--timed-steps", "0"]
+    arguments += ["--eval-data", str(held_out)]
+    assert main([*arguments, "--words", "2", "--words-out", str(out)]) == 0
+    assert out.read_text() == "Grösse\nÜbung\n"
+    # The list is one that training takes.
+    assert len(add_words(tokenizer, read_words(out, tokenizer), out).pieces) == 2
+    assert main([*arguments, "--words-out", str(tmp_path / "none" / "words.txt")]) == 2
 
 
 def test_steps_and_masks_are_those_of_the_run(config: TextRunConfig) -> None:

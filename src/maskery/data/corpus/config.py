@@ -14,6 +14,7 @@ from maskery.core.registry import anchored_choice, plugin_identity
 Unit = Literal["line", "paragraph", "document"]
 OnBadText = Literal["fail", "skip", "replace"]
 Quoting = Literal["auto", "on", "off"]
+TokenizerKind = Literal["wordpiece", "bpe", "unigram", "bert-uncased"]
 AUTO: Literal["auto"] = "auto"
 # The command line and config.yaml have strings only; in Python a reader may be an object.
 if TYPE_CHECKING:
@@ -123,3 +124,46 @@ def _check_encoding(encoding: str) -> None:
             f"--encoding is {encoding!r}: it must be a text encoding that Python knows, "
             "such as utf-8, utf-16, cp1252, latin-1, shift_jis or gb18030"
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """The tokenizer that --model scratch:... learns from its texts."""
+
+    vocab_size: Annotated[int, Range(100)] = 8000
+    """Most pieces of the vocabulary that --model scratch:... learns."""
+    tokenizer: TokenizerKind = "wordpiece"
+    """Kind of pieces that --model scratch:... learns. wordpiece; bpe: of bytes; unigram: bytes for
+    what is rare. The last two know any character and keep every space. bert-uncased: wordpiece in
+    lower case and without accents, as earlier versions made it."""
+    lowercase: bool = False
+    """Fold the case of letters, with --model scratch:..."""
+    strip_accents: bool = False
+    """Strip the marks of letters, with --model scratch:...; in Hindi, Hebrew and other scripts that
+    merges words."""
+
+    def check_vocabulary(self) -> None:
+        """Check that all bytes have room where they are pieces."""
+        # 256 bytes, the special tokens and some pieces.
+        if self.tokenizer in ("bpe", "unigram") and self.vocab_size < 280:
+            raise ConfigError(
+                f"--vocab-size {self.vocab_size} and --tokenizer {self.tokenizer}: the 256 bytes "
+                f"are pieces, so it must be at least 280; try 1000"
+            )
+
+    def described_vocabulary(self) -> str:
+        """Return the flags that make the tokenizer, for model cards."""
+        folded = [name for name in ("lowercase", "strip_accents") if getattr(self, name)]
+        flags = [f"--tokenizer {self.tokenizer}", *(f"--{n.replace('_', '-')}" for n in folded)]
+        return " ".join(flags)
+
+    def learns(self) -> dict[str, str]:
+        """Return what a continuation must share; earlier versions had one kind and no name."""
+        earlier = self.tokenizer == "bert-uncased"
+        return {} if earlier else {"vocabulary": self.described_vocabulary()}
+
+    @staticmethod
+    def upgraded(settings: dict[str, Any]) -> dict[str, Any]:
+        """Return a file's settings with what earlier versions did, which did not write it."""
+        earlier = "vocab_size" in settings and "tokenizer" not in settings
+        return {**settings, "tokenizer": "bert-uncased"} if earlier else settings

@@ -1,25 +1,39 @@
-"""From a checkpoint file of ALBEF, RaSa, BERT or a ViT to a Hugging Face folder.
+"""From a checkpoint of ALBEF, RaSa, a vision transformer or a text encoder to a model folder.
 
 ALBEF's and RaSa's text encoder, projections and heads carry the same names here; the vision
-encoder is timm's.
+encoder is timm's. What Hugging Face has a family for is loaded by its own code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForMaskedLM, ViTModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    BertConfig,
+    ViTModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from maskery.core.errors import ConfigError, ModelError
+from maskery.core.errors import ConfigError, ModelError, reason_of
 from maskery.core.task import EXTRA_STATE
-from maskery.models.checkpoint_import.state_dict import ImportReport, read_state_dict
+from maskery.models.checkpoint_import.beside import (
+    TEXT_HEADS,
+    heads_of,
+    part_of,
+    read_described,
+    read_tokenizer,
+)
+from maskery.models.checkpoint_import.state_dict import ImportReport, first_parts, read_state_dict
 from maskery.models.checkpoint_import.timm_vit import (
-    HEAD_WIDTH,
     fit_positions,
     layer_numbers,
     rename_vit,
@@ -27,7 +41,8 @@ from maskery.models.checkpoint_import.timm_vit import (
     vit_config,
 )
 from maskery.models.image_text.config import ImageTextConfig
-from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.model import VISION_FAMILIES, ImageTextModel
+from maskery.models.loading import quiet_transformers, refuse_random_layers
 
 VISION, TEXT = "visual_encoder.", "text_encoder.bert."
 HEADS = ("vision_proj.", "text_proj.", "itm_head.", "prd_head.", "mrtd_head.")
@@ -38,8 +53,10 @@ SAME_AS = {"decoder.weight": "the word embeddings", "decoder.bias": "cls.predict
 MODULES = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
 TWIN = "twin."
 QUEUES = ("image_queue", "text_queue")
-# Names of layer normalisation's parameters in files converted from TensorFlow.
-OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+# What a BERT may have beside its encoder: heads, a pooler, the buffer 0, 1, 2, ... of old ones.
+BESIDE_BERT = re.compile(r"(?!(bert\.)?(embeddings|encoder)\.).*|.*\.position_ids")
+# Settings of a BERT that change what it computes and leave no trace in its tensors.
+TOLD_OF_BERT = ("hidden_act", "layer_norm_eps", "pad_token_id", "position_embedding_type")
 REPORT = "import_report.txt"
 State = dict[str, torch.Tensor]
 
@@ -62,85 +79,176 @@ def import_checkpoint(
     image_size: tuple[int, int] | None = None,
     num_text_heads: int | None = None,
     num_vision_heads: int | None = None,
+    tokenizer: str | None = None,
 ) -> ImportReport:
-    """Read an ALBEF, RaSa, BERT or timm ViT state dict and write a model folder.
+    """Read a checkpoint of a text or image encoder, of ALBEF or RaSa, and write a model folder.
 
-    The folder holds the model as `save_pretrained` writes it, `import_report.txt`, and for ALBEF
-    and RaSa `extra_state.safetensors`: the momentum twin and the queues, which
+    The folder holds the model as `save_pretrained` writes it, its tokenizer, `import_report.txt`,
+    and for ALBEF and RaSa `extra_state.safetensors`: the momentum twin and the queues, which
     `ImageTextTask.load_extra_state` reads to go on training.
 
     Args:
-        path: A `.pth` or `.safetensors` file.
+        path: A `.pth` or `.safetensors` file, with or without its `config.json` beside it, or a
+            Hugging Face folder.
         out: The folder to write; must be empty or not exist.
         image_size: Height and width to resize image positions to; by default they stay.
-        num_text_heads: Attention heads, which no tensor tells; by default one for each 64 of width.
+        num_text_heads: Attention heads, which no tensor tells; by default those of `config.json`.
         num_vision_heads: Likewise.
+        tokenizer: A folder, a list of words or a hub name; by default what lies beside the file.
 
     Raises:
-        ModelError: The file cannot be read or is of no known model.
-        ConfigError: `out` holds something already.
+        ModelError: The file cannot be read or is of no known model, or the tokenizer is missing or
+            of another vocabulary.
+        ConfigError: `out` holds something already, or the attention heads are not known.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"'{out}' exists and is not an empty folder; name another")
-    state = read_state_dict(path)
-    vision: Any = {"num_vision_heads": num_vision_heads, "image_size": image_size}
-    if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
-        imported = import_albef(state, num_text_heads=num_text_heads, **vision)
-    elif any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
-        imported = import_bert(state, num_text_heads=num_text_heads)
-    elif "patch_embed.proj.weight" in state:
-        imported = import_vit(state, **vision)
-    else:
-        raise ModelError(
-            f"'{path}' is of no known model (its first tensor is '{min(state)}'): ALBEF, RaSa, "
-            f"BERT and timm or DeiT vision transformers can be read"
-        )
-    imported.model.save_pretrained(out)
+    checkpoint = read_state_dict(path)
+    folder = path if path.is_dir() else path.parent
+    imported = import_state(
+        checkpoint.tensors,
+        read_described(folder),
+        image_size=image_size,
+        num_text_heads=num_text_heads,
+        num_vision_heads=num_vision_heads,
+    )
+    words = _num_words(imported.model.config)
+    saved: list[Any] = [imported.model]
+    if words is not None:
+        saved.append(read_tokenizer(tokenizer, folder, words))
+    notes = (*checkpoint.notes, _heads_taken(imported.model.config))
+    report = replace(imported.report, notes=notes)
+    for part in saved:
+        part.save_pretrained(out)
     if imported.extra_state:
         extra = {n: t.contiguous().clone() for n, t in imported.extra_state.items()}
         save_file(extra, out / EXTRA_STATE)
-    (out / REPORT).write_text("\n".join(imported.report.lines()) + "\n", "utf-8")
-    return imported.report
+    (out / REPORT).write_text("\n".join(report.lines()) + "\n", "utf-8")
+    return report
+
+
+def _num_words(config: Any) -> int | None:
+    """Return the rows of the word embeddings; None of a model that reads no text."""
+    return getattr(getattr(config, "text_config", config), "vocab_size", None)
+
+
+def _heads_taken(config: Any) -> str:
+    """Say how many attention heads each side has, since no tensor could contradict."""
+    sides = (getattr(config, side, None) for side in ("text_config", "vision_config"))
+    found = [side for side in sides if side is not None] or [config]
+    heads = (f"{getattr(c, 'num_attention_heads', None)} in the {c.model_type}" for c in found)
+    return f"attention heads: {', '.join(heads)}"
+
+
+def import_state(
+    state: State,
+    described: Mapping[str, Any],
+    *,
+    image_size: tuple[int, int] | None = None,
+    num_text_heads: int | None = None,
+    num_vision_heads: int | None = None,
+) -> Imported:
+    """Recognise the model of a state dict by its names, or by what its `config.json` says."""
+    kind = described.get("model_type")
+    vision: Any = {"num_vision_heads": num_vision_heads, "image_size": image_size}
+    if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
+        return import_albef(state, described, num_text_heads=num_text_heads, **vision)
+    if "patch_embed.proj.weight" in state:
+        return import_vit(state, described, **vision)
+    if kind == ImageTextConfig.model_type:
+        raise ModelError("this is a model folder of Maskery already; use it as it is")
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
+        return import_described(state, described)
+    if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
+        return import_bert(state, described, num_text_heads=num_text_heads)
+    raise ModelError(
+        f"the checkpoint is of no known model: its names begin with {first_parts(state)}. ALBEF, "
+        f"RaSa, BERT and timm or DeiT vision transformers are known by their names; what Hugging "
+        f"Face has an encoder for, by its config.json beside the file"
+    )
 
 
 def import_vit(
     state: State,
+    described: Mapping[str, Any] | None = None,
     *,
     num_vision_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Imported:
     """Make a timm or DeiT vision transformer a Hugging Face `ViTModel` without pooler."""
     state = dict(state)
-    config = vit_config(state, num_heads=num_vision_heads, image_size=image_size)
+    config = vit_config(state, described or {}, num_heads=num_vision_heads, image_size=image_size)
     resized = fit_positions(state, config)
     model = ViTModel(config, add_pooling_layer=False).eval()
     placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
     return Imported(model=model, report=_fill(model, "vit", placed, resized=resized))
 
 
-def import_bert(state: State, *, num_text_heads: int | None = None) -> Imported:
-    """Build the masked language model that a state dict belongs to and fill it."""
-    renamed = {name: _modern(name) for name in state}
-    config = text_config({renamed[n]: t for n, t in state.items()}, "bert.", num_text_heads)
-    model = BertForMaskedLM(config).eval()
+def import_bert(
+    state: State, described: Mapping[str, Any], *, num_text_heads: int | None = None
+) -> Imported:
+    """Load a BERT that no `config.json` tells the family of; refused where it may be another."""
+    prefix = "bert." if "bert.embeddings.word_embeddings.weight" in state else ""
+    config = text_config(state, prefix, described, num_text_heads)
+    if config.type_vocab_size < 2:
+        raise ModelError(
+            "the checkpoint has one kind of segment, as RoBERTa has and some BERTs, and they count "
+            "positions differently: put its config.json beside the file"
+        )
+    imported = import_described(state, config.to_dict())
+    if foreign := [n for n in imported.report.left_over if not BESIDE_BERT.fullmatch(n)]:
+        raise ModelError(
+            f"the checkpoint resembles BERT, but no BERT has '{foreign[0]}' (and "
+            f"{len(foreign) - 1} others): put its config.json beside the file"
+        )
+    return imported
+
+
+def import_described(state: State, described: Mapping[str, Any]) -> Imported:
+    """Load a state dict into the encoder of Hugging Face that a `config.json` describes."""
+    family = VISION_FAMILIES.get(str(described["model_type"]))
+    try:
+        config = AutoConfig.for_model(**described)
+        kind = (MODEL_MAPPING if family else MODEL_FOR_MASKED_LM_MAPPING)[type(config)]
+        with quiet_transformers():
+            model, info = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype="float32",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **(family.arguments if family else {}),
+            )
+    except Exception as error:  # whatever a damaged config.json makes a model's code do
+        raise ModelError(f"the checkpoint does not load ({reason_of(error)})") from error
+    if info["mismatched_keys"]:
+        name, found, wanted = min(info["mismatched_keys"])
+        raise ModelError(
+            f"'{name}' in the checkpoint has shape {list(found)} and its configuration describes "
+            f"{list(wanted)}: it is damaged, or the config.json is of another model"
+        )
+    refuse_random_layers("the checkpoint", model, info)
     own = model.state_dict()
-    placed = {n: {renamed[n]: t} if renamed[n] in own else {} for n, t in state.items()}
-    # The projection is the word embeddings; its bias has two names.
-    tied = {f"{HEAD}decoder.weight"}
-    if f"{HEAD}bias" in renamed.values():
-        tied |= {f"{HEAD}bias", f"{HEAD}decoder.bias"}
-    return Imported(model=model, report=_fill(model, "bert", placed, repeated=tied))
-
-
-def _modern(name: str) -> str:
-    for old, new in OLD_NAMES.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+    passed_over = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
+    left_over = {
+        name
+        for name in state
+        if name in info["unexpected_keys"]
+        or (name not in own and any(pattern.search(name) for pattern in passed_over))
+    }
+    report = ImportReport(
+        kind=config.model_type,
+        used={n: n if n in own else "renamed" for n in state if n not in left_over},
+        missing=tuple(sorted(info["missing_keys"])),
+        left_over=tuple(sorted(left_over)),
+    )
+    return Imported(model=model.eval(), report=report)
 
 
 def import_albef(
     state: State,
+    described: Mapping[str, Any] | None = None,
     *,
     image_size: tuple[int, int] | None = None,
     num_text_heads: int | None = None,
@@ -152,8 +260,13 @@ def import_albef(
     layers = f"{TEXT}encoder.layer."
     fusing = layer_numbers([name for name in state if ".crossattention." in name], layers)
     config = ImageTextConfig(
-        text_config=text_config(state, TEXT, num_text_heads, attention_probs_dropout_prob=0.0),
-        vision_config=vit_config(vision, num_heads=num_vision_heads, image_size=image_size),
+        text_config=text_config(state, TEXT, part_of(described or {}, "text"), num_text_heads),
+        vision_config=vit_config(
+            vision,
+            part_of(described or {}, "vision"),
+            num_heads=num_vision_heads,
+            image_size=image_size,
+        ),
         fusion_layer=min(fusing or {len(layer_numbers(state, layers))}),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
     )
@@ -161,6 +274,8 @@ def import_albef(
     for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
         if name in state:
             resized += fit_positions(state, config.vision_config, name=name)
+    # With dropout, attention takes twice the time.
+    config.text_config.attention_probs_dropout_prob = 0.0
     model = ImageTextModel(config).eval()
     placed = {name: _albef_places(name, tensor) for name, tensor in state.items()}
     report = _fill(model, "albef", placed, told=_told(state), resized=resized)
@@ -214,24 +329,34 @@ def _queues(state: State) -> State:
     return extra
 
 
-def text_config(state: State, prefix: str, num_heads: int | None, **others: Any) -> BertConfig:
-    """Read the sizes of a BERT off its tensors, whose names begin with `prefix`."""
+def text_config(
+    state: State, prefix: str, described: Mapping[str, Any], num_heads: int | None
+) -> BertConfig:
+    """Read the sizes of a BERT off its tensors, whose names begin with `prefix`.
+
+    What no tensor tells is taken from `described`; sizes there have to be those of the tensors.
+    """
     embeddings = f"{prefix}embeddings."
     vocab_size, width = shape_of(state, f"{embeddings}word_embeddings.weight", 2)
-    positions, _ = shape_of(state, f"{embeddings}position_embeddings.weight", 2)
-    segments, _ = shape_of(state, f"{embeddings}token_type_embeddings.weight", 2)
-    intermediate, _ = shape_of(state, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2)
-    return BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        num_hidden_layers=len(layer_numbers(state, f"{prefix}encoder.layer.")),
-        # No tensor tells the heads; all published sizes have one for each 64 of width.
-        num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
-        intermediate_size=intermediate,
-        max_position_embeddings=positions,
-        type_vocab_size=segments,
-        **others,
-    )
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "num_hidden_layers": len(layer_numbers(state, f"{prefix}encoder.layer.")),
+        "intermediate_size": shape_of(
+            state, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2
+        )[0],
+        "max_position_embeddings": shape_of(state, f"{embeddings}position_embeddings.weight", 2)[0],
+        "type_vocab_size": shape_of(state, f"{embeddings}token_type_embeddings.weight", 2)[0],
+    }
+    for name, size in sizes.items():
+        if described.get(name, size) != size:
+            raise ModelError(
+                f"the config.json beside the checkpoint says {name} {described[name]}, and its "
+                f"tensors say {size}: it is of another model; take it away or bring the right one"
+            )
+    told = {n: described[n] for n in TOLD_OF_BERT if described.get(n) is not None}
+    heads = heads_of("text", width, num_heads, described, TEXT_HEADS)
+    return BertConfig(**told, **sizes, num_attention_heads=heads)
 
 
 def _fill(
@@ -240,12 +365,11 @@ def _fill(
     placed: Mapping[str, State],
     *,
     told: dict[str, str] | None = None,
-    repeated: Collection[str] = (),
     resized: tuple[str, ...] = (),
 ) -> ImportReport:
     """Load `placed`, by name in the file the tensors by the model's names; returns the report.
 
-    `told` has where other tensors of the file went, `repeated` the names that need no tensor.
+    `told` has where other tensors of the file went.
     """
     own, told = model.state_dict(), told or {}
     found = {new: tensor for places in placed.values() for new, tensor in places.items()}
@@ -264,7 +388,7 @@ def _fill(
     return ImportReport(
         kind=kind,
         used=used,
-        missing=tuple(sorted(set(own) - set(found) - set(repeated))),
+        missing=tuple(sorted(set(own) - set(found))),
         left_over=tuple(sorted(set(placed) - set(used))),
         resized=resized,
     )

@@ -5,31 +5,137 @@ Nothing in a file is run.
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from maskery.core.errors import ModelError, reason_of
 
 NESTED_UNDER = ("model", "state_dict")
+WHOLE, INDEX = ("model.safetensors", "pytorch_model.bin"), ".index.json"
+# What other files begin with, that are taken for checkpoints.
+STARTS = {
+    b"\x89HDF": "an HDF5 file, as Keras and TensorFlow write",
+    b"GGUF": "a GGUF file of llama.cpp",
+    b"\x93NUMPY": "an array of NumPy",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself (git lfs pull)",
+    b"<!DOCTYPE": "a web page, not the file that it offers",
+    b"<html": "a web page, not the file that it offers",
+}
+# Files of other frameworks, whose beginnings tell nothing.
+ENDS = {
+    ".h5": "Keras or TensorFlow",
+    ".msgpack": "Flax",
+    ".onnx": "ONNX",
+    ".index": "TensorFlow",
+    ".meta": "TensorFlow",
+    ".npz": "NumPy or JAX",
+}
+ZIP = b"PK\x03\x04"
+SHOWN = 8  # keys in a message
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint file, by name; a pickle that asks to run code is refused.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The tensors of a checkpoint file by name, and what is to be said of how they were read."""
 
-    A training checkpoint that keeps its weights under "model" or "state_dict" is entered; the
-    prefix "module." of data-parallel training is dropped.
+    tensors: dict[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read_state_dict(path: Path) -> Checkpoint:
+    """Read the tensors of a checkpoint file, or of the weights in a Hugging Face folder.
+
+    A training checkpoint that keeps its weights under "model" or "state_dict" is entered, and a
+    prefix that all names share is dropped. A pickle that asks to run code is refused.
+
+    Raises:
+        ModelError: The file cannot be read, holds no tensors, or numbers that are none.
     """
-    if not path.is_file():
-        raise ModelError(f"checkpoint '{path}' is not a file; give a .pth or .safetensors file")
-    content = _load(path)
+    notes: list[str] = []
+    content: dict[object, object] = {}
+    for file in _files(path):
+        content.update(_entered(file, _load(file, notes), notes))
+    tensors = {str(n): value for n, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ModelError(
+            f"checkpoint '{path}' holds no tensors at its top level or under 'model' or "
+            f"'state_dict'; its top-level keys are {_listed(content)}; save model.state_dict()"
+        )
+    if bad := [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise ModelError(
+            f"checkpoint '{path}' holds values that are not numbers (NaN or infinite) in "
+            f"{len(bad)} tensors, the first '{bad[0]}': its training diverged or it is damaged; "
+            f"use an earlier one"
+        )
+    # Characters are compared, and what is shared is then cut to whole parts of a name.
+    shared = commonprefix(list(tensors)).rpartition(".")[0]  # noqa: RUF071
+    if shared and len(tensors) > 1:
+        notes.append(f"every name begins with '{shared}.', which is left out")
+        tensors = {name.removeprefix(f"{shared}."): value for name, value in tensors.items()}
+    return Checkpoint(tensors=tensors, notes=tuple(notes))
+
+
+def first_parts(names: Iterable[str]) -> str:
+    """List what names begin with, and how many do, for a message."""
+    found = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"'{part}' ({n})" for part, n in found.most_common(SHOWN))
+
+
+def _listed(content: Iterable[object]) -> str:
+    keys = [f"'{key!s:.40}'" for key in content]
+    more = f" and {len(keys) - SHOWN} more" if keys[SHOWN:] else ""
+    return ", ".join(keys[:SHOWN]) + more if keys else "none"
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files with the weights of a folder; a file is its own."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ModelError(
+            f"checkpoint '{path}' is not a file; give a .pth or .safetensors file, or a Hugging "
+            f"Face folder"
+        )
+    for name in WHOLE:
+        if (path / name).is_file():
+            return [path / name]
+        if (index := path / f"{name}{INDEX}").is_file():
+            return _shards(index)
+    raise ModelError(
+        f"the folder '{path}' has no {' or '.join(WHOLE)}; it has "
+        f"{_listed(sorted(file.name for file in path.iterdir()))}; name the file with the weights"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index of shards names."""
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        files = [index.parent / Path(name).name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"'{index}' is no index of weights ({reason_of(error)})") from error
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ModelError(f"'{index}' names {missing[0]}, which is not there; fetch it again")
+    return files
+
+
+def _entered(path: Path, content: object, notes: list[str]) -> dict[object, object]:
+    """Return the dictionary that holds the tensors."""
     for key in NESTED_UNDER:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
+            if others := [other for other in content if other != key]:
+                notes.append(f"read '{key}' of the file; beside it are {_listed(others)}")
             content = content[key]
             break
     if not isinstance(content, dict):
@@ -37,22 +143,19 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"checkpoint '{path}' holds a {type(content).__name__}: it must hold a dictionary of "
             f"tensors, plain or under 'model'; save model.state_dict()"
         )
-    tensors = {
-        str(name).removeprefix("module."): value
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
-    if not tensors:
-        raise ModelError(
-            f"checkpoint '{path}' holds no tensors at its top level or under 'model'; save "
-            f"model.state_dict()"
-        )
-    return tensors
+    return content
 
 
-def _load(path: Path) -> object:
+def _load(path: Path, notes: list[str]) -> object:
+    with path.open("rb") as file:
+        start = file.read(64)
+    _refuse_others(path, start)
+    # A header's length in eight bytes, then JSON; a PyTorch file is a zip archive or a pickle.
+    safe = start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(ZIP))
+    if safe != (path.suffix == ".safetensors"):
+        notes.append(f"a {'safetensors' if safe else 'PyTorch'} file, which its name does not say")
     try:
-        if path.suffix == ".safetensors":
+        if safe:
             return load_file(path)
         with warnings.catch_warnings():
             # An unusual pickle protocol is warned of; what cannot be read is an error below.
@@ -63,15 +166,47 @@ def _load(path: Path) -> object:
             f"checkpoint '{path}' is not a readable safetensors file ({error}); fetch it again"
         ) from error
     except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"checkpoint '{path}' holds more than tensors, which could run code when read "
-            f"({_refused(error)}); save it anew as a plain state_dict, or as safetensors"
-        ) from error
+        raise _needs_code(path, error) from error
     except Exception as error:  # bytes that are no pickle can fail in any way (struct.error, ...)
+        if "TorchScript" in str(error):
+            raise _whole_model(path) from error
         raise ModelError(
             f"checkpoint '{path}' is damaged or not a PyTorch file ({reason_of(error, most=160)}); "
             f"fetch it again"
         ) from error
+
+
+def _refuse_others(path: Path, start: bytes) -> None:
+    """Refuse files that are known to be something else, saying what they are."""
+    what = next((what for known, what in STARTS.items() if start.startswith(known)), None)
+    if what is None and path.suffix in ENDS:
+        what = f"a checkpoint of {ENDS[path.suffix]}, by its name"
+    if what is not None:
+        raise ModelError(
+            f"'{path}' is {what}: a PyTorch or safetensors file is needed; convert it where it "
+            f"comes from, or fetch the other one"
+        )
+
+
+def _needs_code(path: Path, error: Exception) -> ModelError:
+    """Say whether a refused pickle is a whole model, or what else it asks for."""
+    try:
+        names = get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no archive of PyTorch
+        names = []
+    if any(name.startswith("torch.nn.modules.") for name in names):
+        return _whole_model(path)
+    return ModelError(
+        f"checkpoint '{path}' holds more than tensors, which could run code when read "
+        f"({_refused(error)}); save it anew as a plain state_dict, or as safetensors"
+    )
+
+
+def _whole_model(path: Path) -> ModelError:
+    return ModelError(
+        f"checkpoint '{path}' is a whole saved model, not its tensors: reading it would run code; "
+        f"load it where it was made and save model.state_dict()"
+    )
 
 
 def _refused(error: Exception) -> str:
@@ -86,13 +221,14 @@ def _refused(error: Exception) -> str:
 class ImportReport:
     """Lists every key of an imported checkpoint, used or not."""
 
-    kind: str  # What the checkpoint was taken for: "albef", "bert" or "vit"
+    kind: str  # What the checkpoint was taken for: "albef", "vit", or the family ("bert", ...)
     used: dict[str, str]  # By name in the file, where in the model it went
     # Parameters of the model that the file does not have; freshly initialised.
     missing: tuple[str, ...]
     left_over: tuple[str, ...]  # Names in the file that the model has no place for
     # Position tables that were interpolated, with their old and new lengths.
     resized: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # What was taken for granted
 
     def lines(self) -> list[str]:
         """Write the report as text, one line a fact."""
@@ -100,6 +236,7 @@ class ImportReport:
             f"read as {self.kind}: {len(self.used)} used, {len(self.missing)} missing, "
             f"{len(self.left_over)} left over"
         ]
+        lines += [f"  note       {note}" for note in self.notes]
         lines += [f"  resized    {name}" for name in self.resized]
         lines += [f"  missing    {name} (freshly initialised)" for name in self.missing]
         lines += [f"  left over  {name}" for name in self.left_over]

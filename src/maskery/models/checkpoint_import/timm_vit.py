@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import ViTConfig
 
 from maskery.core.errors import ModelError
+from maskery.models.checkpoint_import.beside import VISION_HEADS, heads_of
 
 TOP = {
     "cls_token": "embeddings.cls_token",
@@ -32,7 +33,6 @@ BLOCK = {
     "mlp.fc2": "mlp.fc2",
 }
 BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
-HEAD_WIDTH = 64
 
 
 def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -53,6 +53,7 @@ def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def vit_config(
     state: dict[str, torch.Tensor],
+    described: Mapping[str, Any],
     *,
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
@@ -70,8 +71,7 @@ def vit_config(
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=len(layer_numbers(state, "blocks.")),
-        # No tensor tells the heads; all published sizes have one for each 64 of width.
-        num_attention_heads=num_heads or max(1, width // HEAD_WIDTH),
+        num_attention_heads=heads_of("vision", width, num_heads, described, VISION_HEADS),
         intermediate_size=hidden,
         layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
         image_size=list(image_size),

@@ -23,12 +23,7 @@ from transformers.models.bert.modeling_bert import (
     BertPredictionHeadTransform,
 )
 
-from maskery.models.image_text.attention import (
-    ImageAttention,
-    ImageKeys,
-    PackedRows,
-    TextAttention,
-)
+from maskery.models.image_text.attention import ImageAttention, ImageKeys, PackedRows, TextAttention
 
 OtherImages: TypeAlias = torch.Tensor | Sequence[ImageKeys]
 

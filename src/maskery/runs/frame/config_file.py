@@ -190,7 +190,9 @@ class OpenRun:
                 f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
                 f"{self.folder / CONFIG} --resume auto"
             )
-        return self.config
+        found: Any = self.config
+        moved: ConfigT = dataclasses.replace(found, output=self.folder)
+        return moved
 
     def save_samples(self) -> None:
         """Write `samples.json`: fills, changed words or searches of the model, and the environment.
@@ -272,6 +274,8 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
     # Settings that earlier versions wrote and that meant nothing.
     former: typing.Collection[str] = getattr(kind, "FORMER", ())
     data = {name: value for name, value in data.items() if name not in former}
+    # Settings that earlier versions had in another place.
+    data = getattr(kind, "upgraded", dict)(data)
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(str(key) for key in data.keys() - known)
     if unknown:

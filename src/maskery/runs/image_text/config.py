@@ -10,6 +10,7 @@ import tyro
 
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
+from maskery.data.corpus.config import VocabularyConfig
 from maskery.data.images.config import ViewConfig
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
@@ -54,7 +55,7 @@ class PairsTrainingConfig(BaseTrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextRunConfig:
+class ImageTextRunConfig(VocabularyConfig):
     """Settings that every image-text run has; see `PairsRunConfig`, `PersonSearchRunConfig`."""
 
     model: str = "scratch:tiny"
@@ -72,8 +73,6 @@ class ImageTextRunConfig:
     """auto: go on from the newest sound checkpoint in the run folder, or start if there is none."""
     max_length: Annotated[int | None, Range(3, unit="tokens", hint="try {flag} 64")] = None
     """Most tokens of a caption; longer ones are cut, and counted. Default: the model's."""
-    vocab_size: Annotated[int, Range(100)] = 8000
-    """Most pieces of the WordPiece vocabulary that --model scratch:... trains on the captions."""
     image_cache_mb: Annotated[int, Range(0, unit="MB")] = 1024
     """Megabytes of memory for decoded pictures, so that they are not decoded in every epoch; 0
     keeps none."""
@@ -95,6 +94,7 @@ class ImageTextRunConfig:
     def __post_init__(self) -> None:
         take_text_as_paths(self)
         check_ranges(self)
+        self.check_vocabulary()
         if (self.text_model is None) != (self.vision_model is None):
             raise ConfigError(
                 "--text-model and --vision-model belong together: give both, or neither and --model"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,10 +14,9 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import CheckpointError, ConfigError, ModelError, reason_of
-from maskery.core.system import replace_folder
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
@@ -28,7 +26,8 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.data.tokenise import tokenizer_fingerprint, train_wordpiece
+from maskery.data.tokenise import tokenizer_fingerprint
+from maskery.data.vocabulary import learnt_tokenizer
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import build_from_encoders, build_from_scratch
@@ -75,7 +74,10 @@ def start_model(
             )
             view = _fitted(view, model, vision)
         elif config.model.startswith(SCRATCH):
-            tokenizer = _own_tokenizer(config, pairs, folder, progress)
+            captions = [caption for pair in pairs for caption in pair.captions]
+            kept = None if folder is None else folder / TOKENIZER
+            corpus = Corpus.of(captions, name="the captions")
+            tokenizer = learnt_tokenizer(corpus, config, kept, progress=progress)
             sizes = SIZES[config.model.removeprefix(SCRATCH)]
             height, width = size or sizes.image_size
             length = config.max_length or sizes.max_length
@@ -95,30 +97,6 @@ def start_model(
             f"they do not belong together; use the model's own tokenizer"
         )
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
-
-
-def _own_tokenizer(
-    config: ImageTextRunConfig, pairs: Pairs, folder: Path | None, progress: bool
-) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that the run folder keeps, or train one on the captions."""
-    # Trained again, it might number its pieces differently, and the run could not be resumed.
-    kept = None if folder is None else folder / TOKENIZER
-    if kept is not None and kept.is_dir():
-        try:
-            return AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
-            ) from error
-    captions = [caption for pair in pairs for caption in pair.captions]
-    corpus = Corpus.of(captions, name="the captions")
-    tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
-    if kept is not None:
-        partial = kept.with_name(f"{kept.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        tokenizer.save_pretrained(partial)
-        replace_folder(partial, kept)
-    return tokenizer
 
 
 def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
@@ -203,6 +181,7 @@ class Prepared:
             **{part: None if name is None else known_as(name) for part, name in parts.items()},
             "fusion_layer": config.fusion_layer,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.start.tokenizer),
+            **(config.learns() if config.start.startswith(SCRATCH) else {}),
             "max_length": self.max_length,
             "view": asdict(self.start.view),
             "masking": config.masking.described(),

@@ -12,7 +12,7 @@ import tyro
 
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, check_ranges, number_or_word, take_text_as_paths
-from maskery.data.corpus.config import CorpusConfig, StreamingConfig
+from maskery.data.corpus.config import CorpusConfig, StreamingConfig, VocabularyConfig
 from maskery.masking.config import MaskingConfig
 from maskery.tasks.text_mlm_config import AUTO_OFF, TextMLMConfig
 from maskery.training.config import TrainingConfig
@@ -21,7 +21,7 @@ SCRATCH = "scratch:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRunConfig:
+class TextRunConfig(VocabularyConfig):
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
 
     kind: ClassVar[str] = "text"
@@ -67,8 +67,6 @@ class TextRunConfig:
         float | None, Range(0, 1, above=True, hint="leave it out to have it estimated")
     ] = None
     """With --compile: rows for masked tokens, as a share of a step's tokens. Default: estimated."""
-    vocab_size: Annotated[int, Range(100)] = 8000
-    """Size of the WordPiece vocabulary that --model scratch:... trains."""
     add_words: Path | None = None
     """A file of words, one a line, that become single tokens; their vectors start from the mean of
     their pieces."""
@@ -93,6 +91,7 @@ class TextRunConfig:
     def __post_init__(self) -> None:
         take_text_as_paths(self)
         check_ranges(self)
+        self.check_vocabulary()
         for name in ("corpus", "eval_data"):
             value = getattr(self, name)
             if isinstance(value, str):  # else it would count as a list of letters

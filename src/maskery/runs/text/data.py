@@ -19,8 +19,10 @@ from maskery.data.batching import TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.split import sample, split, split_by_value, without_held_out
-from maskery.data.tokenise import tokenise, tokenizer_fingerprint, train_wordpiece
+from maskery.data.tokenise import tokenise, tokenizer_fingerprint
+from maskery.data.vocabulary import learnt_tokenizer
 from maskery.models.loading import load_tokenizer
+from maskery.runs.frame.run_folder import TOKENIZER
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 
 if TYPE_CHECKING:
@@ -115,7 +117,8 @@ class StoredText:
         if given.tokenizer is not None:
             self.tokenizer = given.tokenizer
         elif config.model.startswith(SCRATCH):
-            self.tokenizer = train_wordpiece(corpus, config.vocab_size, progress=progress)
+            kept = None if config.output is None else config.output / TOKENIZER
+            self.tokenizer = learnt_tokenizer(corpus, config, kept, progress=progress)
         else:
             self.tokenizer = load_tokenizer(config.model)
         self.added = self._add_words(config.add_words)
@@ -158,9 +161,10 @@ class StoredText:
     def _add_words(self, path: Path | None) -> AddedWords | None:
         if path is None:
             return None
-        from maskery.data.added_words import add_words, read_words
+        from maskery.data.added_words import add_words, read_words, require_growing
 
-        added = add_words(self.tokenizer, read_words(path), path)
+        require_growing(self.tokenizer)
+        added = add_words(self.tokenizer, read_words(path, self.tokenizer), path)
         self.tokenizer = added.tokenizer
         log.info("%d words are added to the vocabulary", len(added.pieces))
         if added.known:

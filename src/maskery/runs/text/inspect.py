@@ -8,8 +8,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ MOST_TOKENS = 20_000_000
 FEWEST_PIECES, MOST_PIECES = 3, 16
 # Texts that are read again to name unknown words.
 UNKNOWN_TEXTS = 500
+# Texts that are read again for the spelling of broken words, which are frequent ones.
+SPELT_TEXTS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ class BrokenWord:
     """A word of several pieces, and the tokens that one token for it would save.
 
     Attributes:
-        word: As the tokenizer writes it.
+        word: As the texts most often spell it.
         pieces: Tokens of the word.
         count: Occurrences in the corpus.
         saved: (pieces - 1) * count.
@@ -159,6 +162,7 @@ def inspect_corpus(
         )
     store, tokenizer = source.store, run.loaded.tokenizer
     corpus = Corpus.open(config.corpus, config.reading)
+    broken = broken_words(store, tokenizer, listed=listed)
     unknown_tokens, unknown = unknown_words(store, corpus, tokenizer, listed=listed)
     return Inspection(
         lengths=describe_lengths(store.lengths()),
@@ -167,7 +171,7 @@ def inspect_corpus(
         unknown_tokens=unknown_tokens,
         unknown=unknown,
         broken_share=share_of_broken_words(store),
-        broken=broken_words(store, tokenizer, listed=listed),
+        broken=as_spelt(broken, corpus, tokenizer),
         estimate=time_steps(run, source, timed_steps) if timed_steps else None,
     )
 
@@ -313,6 +317,26 @@ def _broken(
 ) -> BrokenWord:
     word = tokenizer.decode(ids.tolist()).strip()
     return BrokenWord(word=word, pieces=len(ids), count=count, saved=(len(ids) - 1) * count)
+
+
+def as_spelt(
+    words: Sequence[BrokenWord], examples: Iterable[Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[BrokenWord, ...]:
+    """Return words as the texts spell them, with the accents and case that a tokenizer drops."""
+    reader = TextReader(tokenizer)
+    spelt: dict[tuple[int, ...], Counter[str]] = {
+        tuple(reader.tokens(f" {word.word}")[0].tolist()): Counter() for word in words
+    }
+    for example in islice(examples, SPELT_TEXTS if words else 0):
+        encoded = reader.read(example.text)
+        for word in encoded.words:
+            counts = spelt.get(tuple(encoded.ids[word.first : word.last].tolist()))
+            if counts is not None:
+                counts[word.text] += 1
+    return tuple(
+        replace(word, word=counts.most_common(1)[0][0]) if counts else word
+        for word, counts in zip(words, spelt.values(), strict=True)
+    )
 
 
 def share_of_broken_words(store: TokenStore) -> float:

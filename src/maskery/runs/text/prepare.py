@@ -52,7 +52,7 @@ Objective = Callable[[TextParts], Task[Any, Any]]
 
 DEFAULT_MAX_LENGTH = 512
 # Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
-KEEP_WEIGHT = "20"
+KEEP_WEIGHT = "10"
 # Enough for a head to learn most of what it can from a frozen encoder, and most of the steps are
 # left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"
@@ -308,6 +308,7 @@ def identity_of(
             **own,
             **data.described(),
             "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
+            **(config.learns() if config.model.startswith(SCRATCH) else {}),
             "layout": layout,
             "max_length": max_length,
             "attention_dropout": config.attention_dropout,

@@ -140,7 +140,9 @@ def train_text(
     return run_in_folder(
         config,
         beside or default_folder(config.corpus[0], config.model),
-        prepare=lambda _folder: _prepared(config, given, progress=progress and is_main_process()),
+        prepare=lambda folder: _prepared(
+            replace(config, output=folder), given, progress=progress and is_main_process()
+        ),
         train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
     )
 
@@ -277,10 +279,12 @@ def text_model_card(config: TextRunConfig, result: TextResult) -> str:
         losses = (card_figure(scores.loss) for scores in other.columns.values())
         rows.append([f"{name}: loss (nats)", *losses])
     corpus = ", ".join(map(public_name, config.corpus))
+    scratch = config.model.startswith(SCRATCH)
+    pieces = f" with new pieces ({config.described_vocabulary()})" if scratch else ""
     text = f"""
 # A masked language model adapted with Maskery
 
-Starting from {public_name(config.model)}, trained on {corpus} with
+Starting from {public_name(config.model)}{pieces}, trained on {corpus} with
 {config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
 Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples

@@ -1,0 +1,279 @@
+"""Learn a tokenizer from a corpus: WordPiece, byte-level BPE or Unigram.
+
+Text is brought into Unicode's composed form (NFC) and is otherwise left as it is: marks and case
+carry the words of most scripts, so folding them is a choice. The pieces depend on the corpus alone,
+so a repeated run gets the same tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from maskery.core.errors import ModelError
+from maskery.core.system import replace_folder
+from maskery.data.tokenise import byte_bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from maskery.data.corpus.config import VocabularyConfig
+    from maskery.data.corpus.reader import Corpus
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CONTINUING = "##"
+# WordPiece leaves rarer characters to [UNK]; the trainer's own default.
+MAX_ALPHABET = 1000
+# WordPiece looks for every piece among all ends of its word: at 100 characters that takes 0.2 ms,
+# at 4000 seconds. A longer run of characters is cut here, into words of their own.
+MAX_WORD_CHARS = 100
+# Unigram's scores are sums in the order of a hash table, which differs from run to run, in the 14th
+# digit.
+SCORE_DIGITS = 6
+NUM_BYTES = 256
+# GPT-2's cuts between letters, digits and other characters, where a mark belongs to its letter and
+# a joiner to what it joins: else Hindi is cut at each vowel sign, and families of emoji apart.
+BYTE_LEVEL_WORDS = (
+    r" ?\p{L}[\p{L}\p{M}\x{200C}\x{200D}]*| ?\p{N}[\p{N}\p{M}]*| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+# WordPiece keeps no spaces, and decodes with one between any two words; prose has none here.
+UNWRITTEN_SPACES = (
+    r" (?=[\p{M}\x{200C}\x{200D}\p{Pe}\p{Pf},.;:!?…%।॥۔،؛؟׃、。，．：；？！])"
+    r"|(?<=[\p{Ps}«‘¿¡]) "
+    # “ opens in English and closes in German.
+    r"|(?<=“) (?=[^“„]*”)| (?=“(?![^“„]*”))"
+    # Every other straight quote closes, counted from the end.
+    r"|(?<=\") (?=[^\"]*\"(?:[^\"]*\"[^\"]*\")*[^\"]*$)| (?=\"(?:[^\"]*\"[^\"]*\")*[^\"]*$)"
+    # Within words and numbers.
+    r"|(?<=[\p{L}\p{M}\p{N}]) (?=[-'’־׳״/@_] [\p{L}\p{N}])(?!'[^']*'(?: \P{L}|$))"
+    r"|(?<=[\p{L}\p{M}\p{N}] [-־׳״/@_]) (?=[\p{L}\p{N}])|(?<=') (?=\p{L})"
+    r"|(?<=\p{L} ’) (?=\p{L}{1,2}(?![\p{L}\p{M}]))"
+    r"| (?='(?: \P{L}|$))|(?<=\p{N} [.,:]) (?=\p{N})"
+    r"|(?<=[\p{Han}\p{Hiragana}\p{Katakana}ー、。，．：；？！]) "
+    r"| (?=[\p{Han}\p{Hiragana}\p{Katakana}ー])"
+)
+
+
+Texts = Callable[[str], Iterator[str]]
+
+
+def learnt_tokenizer(
+    corpus: Corpus, config: VocabularyConfig, kept: Path | None, *, progress: bool = True
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that a run keeps in the folder `kept`, or learn one and keep it there.
+
+    Raises:
+        ModelError: The one that is kept is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    # Learnt again, it might weigh its pieces differently, and the run could not be resumed.
+    if kept is not None and kept.is_dir():
+        try:
+            found: PreTrainedTokenizerBase
+            found = AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
+            ) from error
+        return found
+    tokenizer = train_tokenizer(corpus, config, progress=progress)
+    # The folder of a finished run may be one that is only read.
+    if kept is not None and os.access(kept.parent, os.W_OK):
+        partial = kept.with_name(f"{kept.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        tokenizer.save_pretrained(partial)
+        replace_folder(partial, kept)
+    return tokenizer
+
+
+def train_tokenizer(
+    corpus: Corpus, config: VocabularyConfig, *, progress: bool = True
+) -> PreTrainedTokenizerBase:
+    """Learn the pieces of a corpus, at most `config.vocab_size`.
+
+    The trainers by themselves do not see to it that a repeated run gets the same: they number
+    characters in the order of a randomly seeded hash table, and break ties by those numbers. So the
+    corpus is read once more, before, and the trainer is told the alphabet and its numbers.
+    """
+    from transformers import BertTokenizer, PreTrainedTokenizerFast
+
+    def texts(doing: str) -> Iterator[str]:
+        with byte_bar(corpus.num_bytes, doing, progress) as bar:
+            for example in corpus:
+                yield example.text
+                bar.update(corpus.bytes_read - bar.n)
+
+    if config.tokenizer == "bert-uncased":
+        backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return BertTokenizer(
+            vocab=_train_pieces(backend, config, texts).get_vocab(), model_max_length=512
+        )
+    backend = _LEARN[config.tokenizer](config, _normalizer(config), texts)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    pad, unknown, first, last, mask = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unknown,
+        cls_token=first,
+        sep_token=last,
+        mask_token=mask,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _special(lstrip: bool = False) -> list[AddedToken]:
+    """Return the special tokens; the mask takes a space before it where words have theirs."""
+    *others, mask = SPECIAL
+    plain = [AddedToken(token, special=True) for token in others]
+    return [*plain, AddedToken(mask, special=True, lstrip=lstrip)]
+
+
+def _normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
+    """Return NFC, after the folding that was asked for."""
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
+    if config.strip_accents:
+        steps += [normalizers.NFD(), normalizers.StripAccents()]
+    return normalizers.Sequence([*steps, normalizers.NFC()])
+
+
+def _learn_wordpiece(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.BertPreTokenizer(),
+            # There are too many ideographs for pieces of several, and one that is unknown would
+            # make its whole sentence so.
+            pre_tokenizers.Split(Regex(rf"\p{{Han}}|.{{{MAX_WORD_CHARS}}}"), "isolated"),
+        ]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(CONTINUING, cleanup=False),
+            decoders.Fuse(),
+            decoders.Replace(Regex(UNWRITTEN_SPACES), ""),
+        ]
+    )
+    return _train_pieces(backend, config, texts)
+
+
+def _train_pieces(backend: Tokenizer, config: VocabularyConfig, texts: Texts) -> Tokenizer:
+    """Learn the vocabulary of a WordPiece tokenizer in place, and return it."""
+    # Each character may need two pieces: one that starts a word and one that continues it.
+    limit = min(MAX_ALPHABET, (config.vocab_size - len(SPECIAL)) // 2)
+    alphabet = alphabet_of(backend, texts("reading the alphabet"), limit)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=_special() + [CONTINUING + c for c in alphabet if may_continue(backend, c)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts("learning a vocabulary"), trainer)
+    # The trainer takes the characters' pieces for special tokens, which are cut out of any text.
+    described = json.loads(backend.to_str())
+    described["added_tokens"] = described["added_tokens"][: len(SPECIAL)]
+    return Tokenizer.from_str(json.dumps(described))
+
+
+def _learn_bpe(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(BYTE_LEVEL_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=_special(lstrip=True),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts("learning a vocabulary"), trainer)
+    return backend
+
+
+def _learn_unigram(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizer
+    # Before the first word as before any other, but not after a mask that has none.
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    room = config.vocab_size - NUM_BYTES
+    # The trainer keeps every character that it sees, so rarer ones are left to bytes.
+    alphabet = alphabet_of(backend, texts("reading the alphabet"), (room - len(SPECIAL)) // 2)
+    rare = re.compile(f"[^\\s{re.escape(''.join(alphabet))}]+")
+    known = (
+        rare.sub(" ", normalizer.normalize_str(text)) for text in texts("learning a vocabulary")
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=room,
+        special_tokens=_special(lstrip=True),
+        unk_token="[UNK]",
+        show_progress=False,
+    )
+    backend.train_from_iterator(known, trainer)
+    pieces = json.loads(backend.to_str())["model"]["vocab"][len(SPECIAL) :]
+    scored = sorted((-round(score, SCORE_DIGITS), piece) for piece, score in pieces)
+    # After all pieces: bytes are for what no piece is there for.
+    least = scored[-1][0] + 1.0 if scored else 1.0
+    scored += [(least, f"<0x{byte:02X}>") for byte in range(NUM_BYTES)]
+    vocabulary = [(token, 0.0) for token in SPECIAL] + [(piece, -score) for score, piece in scored]
+    backend.model = models.Unigram(vocabulary, unk_id=1, byte_fallback=True)
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first"), decoders.Fuse()]
+    )
+    return backend
+
+
+_LEARN = {"wordpiece": _learn_wordpiece, "bpe": _learn_bpe, "unigram": _learn_unigram}
+
+
+def alphabet_of(backend: Tokenizer, texts: Iterable[str], limit: int) -> list[str]:
+    """Return the `limit` most frequent normalised characters, sorted; ties go to the lower."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(unicodedata.normalize("NFC", text))
+    normal: Counter[str] = Counter()
+    for character, count in counts.items():
+        for part in backend.normalizer.normalize_str(character):
+            if not part.isspace():
+                normal[part] += count
+    ranked = sorted(normal, key=lambda character: (-normal[character], character))
+    return sorted(ranked[:limit])
+
+
+def may_continue(backend: Tokenizer, character: str) -> bool:
+    """Return True if a character can stand inside a word; punctuation and ideographs cannot."""
+    normal = backend.normalizer.normalize_str(f"a{character}")
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)] == [normal]
