@@ -221,7 +221,10 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
                 **(family.arguments if family else {}),
             )
     except Exception as error:  # whatever a damaged config.json makes a model's code do
-        raise ModelError(f"the checkpoint does not load ({reason_of(error)})") from error
+        raise ModelError(
+            f"the checkpoint does not load as a {described['model_type']}: it is damaged, or the "
+            f"config.json is of another model ({reason_of(error, most=120)})"
+        ) from error
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
         raise ModelError(

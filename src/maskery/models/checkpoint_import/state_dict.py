@@ -157,10 +157,11 @@ def _load(path: Path, notes: list[str]) -> object:
     try:
         if safe:
             return load_file(path)
-        with warnings.catch_warnings():
+        # PyTorch is given the open file, since it would go by the name as well.
+        with warnings.catch_warnings(), path.open("rb") as file:
             # An unusual pickle protocol is warned of; what cannot be read is an error below.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ModelError(
             f"checkpoint '{path}' is not a readable safetensors file ({error}); fetch it again"

@@ -96,8 +96,8 @@ def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> 
     """Return the shape of a tensor that gives a size; refuse another number of dimensions."""
     if name not in state:
         raise ModelError(
-            f"the checkpoint has no '{name}', which tells its sizes; is it an ALBEF, RaSa, BERT or "
-            f"ViT checkpoint?"
+            f"the checkpoint has no '{name}', which tells its sizes: it is no ALBEF, RaSa, BERT or "
+            f"ViT; of another encoder, put its config.json beside the file"
         )
     shape = tuple(state[name].shape)
     if len(shape) != num_dimensions:
