@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_text import save_tiny_model
 
 import maskery
 from maskery.cli import main as main_module
+from maskery.cli.command import Command
 from maskery.cli.main import COMMANDS, find_command, main
 from maskery.cli.train import take_config
 from maskery.core import errors
@@ -223,3 +225,22 @@ def test_training_commands_keep_freed_memory_and_logged_bars_are_calm(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert main(arguments) == 2
     assert "TQDM_MININTERVAL" not in os.environ
+
+
+def test_standard_output_that_is_closed_or_full_is_one_line(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    for where in (">&-", "> /dev/full"):
+        command = f'"$0" -m maskery fill "$1" "the [MASK]" {where}'
+        ended = subprocess.run(
+            ["sh", "-c", command, sys.executable, str(model)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 2
+        assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+
+
+def test_words_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Command().answer({}, "a\x1b[2J\x07\u202eb\n\tc")
+    assert capsys.readouterr().out == "a\\x1b[2J\\x07\\u202eb\n\tc\n"

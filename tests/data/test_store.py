@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -25,6 +26,7 @@ from maskery.data.store import (
     Part,
     TokenStore,
     create_owned,
+    own_folder,
     ownerless,
     partial_of,
     write_store,
@@ -289,3 +291,53 @@ def test_a_folder_is_owned_by_a_file_inside(tmp_path: Path) -> None:
     with create_owned(folder / "tokens"):
         assert list(ownerless(tmp_path, "tokens")) == []
     assert list(ownerless(tmp_path, "tokens")) == [folder]
+
+
+def forged(folder: Path, name: str, values: Any) -> Path:
+    """Replace a file of a store, and its entry in the manifest: sizes and checksums agree."""
+    array = np.asarray(values)
+    (folder / f"{name}.bin").write_bytes(array.tobytes())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = {"dtype": array.dtype.name, "items": len(array), "crc32": zlib.crc32(array.tobytes())}
+    manifest["files"][name] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tokens", np.array([1, 2, 9], np.uint16)),  # 9 is no id of the vocabulary
+        ("tokens", np.array([1, 2], np.uint16)),
+        ("tokens", np.array([1, -2, 3], np.int16)),
+        ("tokens", np.array([1.0, 2.0, 3.0])),
+        ("word_starts", np.array([True, True])),
+        ("boundaries", np.array([0, 3, 2, 3])),
+        ("boundaries", np.array([1, 2, 3])),
+        ("boundaries", np.array([0, 2, 4])),
+        ("boundaries", np.array([0, 3])),
+        ("boundaries", np.zeros(0, np.int64)),
+        ("ids", np.array([7], np.uint64)),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_though_their_checksums_hold(
+    tmp_path: Path, name: str, values: Any
+) -> None:
+    folder = tmp_path / "store"
+    ids = np.array([1, 2, 3]), np.array([True, False, True])
+    part = (*ids, np.array([2, 1]), np.array([7, 8], np.uint64))
+    write_store(folder, [part], vocab_size=9, about={})
+    assert TokenStore.open(folder, vocab_size=9).num_documents == 2
+    with pytest.raises(DataError):
+        TokenStore.open(forged(folder, name, values), vocab_size=9)
+
+
+def test_a_cache_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = own_folder(tmp_path / "deep" / "cache", "tokens")
+    assert [oct(path.stat().st_mode & 0o777) for path in (folder, folder.parent)] == ["0o700"] * 2
+    folder.chmod(0o777)
+    assert own_folder(tmp_path / "deep" / "cache", "tokens").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(store_module.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(DataError, match="belongs to another user") as caught:
+        own_folder(tmp_path / "deep" / "cache", "tokens")
+    assert len(str(caught.value).splitlines()) == 1

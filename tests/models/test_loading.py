@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_text import save_tiny_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from maskery.cli.main import main
 from maskery.core.errors import ModelError
 from maskery.models.loading import (
     known_as,
@@ -164,3 +165,46 @@ def test_a_models_own_code_is_never_run_nor_asked_about(
         with pytest.raises(ModelError, match="needs Python code of its own, which Maskery never"):
             load(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.safetensors", "{home}/other.safetensors", "..", 5, None]
+)
+def test_a_list_of_weights_names_no_file_outside_its_folder(tmp_path: Path, name: Any) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "other.safetensors")
+    names = load_file(tmp_path / "other.safetensors")
+    file = name.format(home=tmp_path) if isinstance(name, str) else name
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, file)}))
+    with pytest.raises(ModelError, match="must name weight files in the same folder"):
+        load_masked_lm(str(folder))
+    # The same, listed by its name in the folder.
+    (tmp_path / "other.safetensors").rename(folder / "part.safetensors")
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.safetensors")})
+    )
+    assert not load_masked_lm(str(folder)).new_parameters
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "[" * 100_000, '{"a":' * 100_000])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "model.safetensors.index.json",
+    ],
+)
+def test_json_of_another_kind_is_one_line(
+    tmp_path: Path, file: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / file).write_text(text)
+    capsys.readouterr()
+    assert main(["fill", str(folder), "the [MASK]"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("maskery fill: the ")

@@ -235,6 +235,27 @@ def test_a_mistake_is_said_and_then_forgotten(visit: Visit, alone: Client) -> No
     assert not page.get_by_role("alert").is_visible()
 
 
+def test_a_server_that_is_gone_is_told_and_comes_back_by_itself(
+    visit: Visit, models: list[Path]
+) -> None:
+    page = visit.page
+    with served(Session(str(models[0]))) as client:
+        page.goto(f"{client.address}#t={quote(TEXT)}&m=1")
+        settle(page)
+        before = bars(page)
+    page.get_by_role("button", name="copper", exact=True).click()
+    page.get_by_role("alert").wait_for()
+    assert "the server is gone" in page.get_by_role("alert").inner_text()
+    page.get_by_role("button", name="mask 2").click()
+    with served(Session(str(models[0])), port=client.port):
+        page.get_by_role("alert").wait_for(state="hidden")
+        settle(page)
+        assert bars(page) == before
+    # The browser writes each failure to connect into its console by itself.
+    assert all("ERR_CONNECTION_REFUSED" in text for text in visit.complaints)
+    visit.complaints.clear()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [SIZE, PHONE], ids=["desk", "phone"])
 def test_light_and_dark_at_desk_and_phone_width(

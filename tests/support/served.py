@@ -58,9 +58,9 @@ class Client:
 
 
 @contextmanager
-def served(session: Session) -> Iterator[Client]:
+def served(session: Session, port: int = 0) -> Iterator[Client]:
     """Serve until the block ends."""
-    listener = listen(0)
+    listener = listen(port)
     server = make_server(session)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlparse
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, harmless
 from maskery.core.system import is_main_process
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Command:
         if self.json:
             print_json(data)
         else:
-            print(text)
+            print(harmless(text))
         # A page may be served, or a report drawn, while somebody waits for this in a pipe.
         sys.stdout.flush()
 
@@ -129,10 +129,18 @@ def go_offline_without_a_network() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+class _Harmless(logging.Formatter):
+    """Formats messages so that a name in them cannot steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message."""
+        return harmless(super().format(record))
+
+
 def set_up_logging(*, quiet: bool = False) -> None:
     """Write Maskery's messages as plain lines to standard error, and silence other libraries."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Harmless("%(message)s"))
     logger = logging.getLogger("maskery")
     logger.handlers[:] = [handler]
     logger.propagate = False

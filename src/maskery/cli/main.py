@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `maskery --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -12,7 +13,13 @@ import sys
 from collections.abc import Sequence
 
 from maskery.cli.command import parse, set_up_logging
-from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, StoppedError
+from maskery.core.errors import (
+    ConfigError,
+    MaskeryError,
+    OtherProcessError,
+    StoppedError,
+    reason_of,
+)
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 # The module of each command with its class, or with a function that makes it of the arguments, as
@@ -50,7 +57,9 @@ MOVED = {
     "PYTHONPATH=benchmarks python -m bench CORPUS"
 }
 # What a full or protected disk raises; everything else is a fault of ours and keeps its traceback.
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_TROUBLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
+)  # fmt: skip
 # Read by tqdm where a progress bar goes to a file.
 SECONDS_BETWEEN_LOGGED_BARS = "30"
 EXAMPLES = """examples:
@@ -86,6 +95,10 @@ def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 for anything the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None:
+        return complain(
+            "", "standard output is closed, so no result could be seen; send it to a file"
+        )
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0
@@ -114,12 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(f"{name} (process {launched_rank()})", error)
         return 2
     except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()  # whoever read it has seen enough
         return 0
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
+        _forget_output()
         where = f" '{error.filename}'" if error.filename else ""
         return complain(
             name,
@@ -128,6 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return complain(name, "stopped", 130)
+    except Exception as error:
+        # Weights are written by a library with an error of its own, too heavy to import here.
+        if type(error).__name__ != "SafetensorError" or "I/O error" not in str(error):
+            raise
+        return complain(name, f"writing weights failed ({reason_of(error)}); free some space")
+
+
+def _forget_output() -> None:
+    """Let what is still to be printed go nowhere: it cannot be written, and the end would fail."""
+    with contextlib.suppress(OSError):  # a stream that is no file, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(name: str, arguments: Sequence[str]) -> None:

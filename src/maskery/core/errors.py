@@ -13,6 +13,17 @@ def reason_of(error: BaseException, *, most: int = 300) -> str:
     return words if len(words) <= most else f"{words[: most - 3]}..."
 
 
+# Control characters but for tab and newline, and those that turn the direction of writing: a
+# terminal obeys them.
+_OBEYED = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F))
+_HARMLESS = {code: ascii(chr(code))[1:-1] for code in (*_OBEYED, *range(0x2066, 0x206A))}
+
+
+def harmless(text: str) -> str:
+    """Return a text for a terminal: characters that would steer it are escaped."""
+    return text.translate(_HARMLESS)
+
+
 class MaskeryError(Exception):
     """An error that the user can mend; the message says how.
 

@@ -20,6 +20,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -51,6 +52,35 @@ def partial_of(path: Path) -> Path:
     The name tells the machine: on some shared file systems, locks are seen on one machine alone.
     """
     return path.with_name(f"{path.name}.partial-{_machine()}-{secrets.token_hex(4)}")
+
+
+def own_folder(cache_dir: Path, name: str) -> Path:
+    """Return a folder of the cache that this user alone may enter; made if it is not there.
+
+    Raises:
+        DataError: It, or the cache, is another user's, who could put anything there.
+    """
+    folder = cache_dir / name
+    try:
+        cache_dir.parent.mkdir(parents=True, exist_ok=True)
+        for path in (cache_dir, folder):
+            path.mkdir(mode=0o700, exist_ok=True)
+            found = path.stat()
+            # In a folder as /tmp nobody replaces what is another's.
+            shared = path == cache_dir and found.st_mode & stat.S_ISVTX
+            if found.st_uid != os.geteuid() and not shared:
+                raise DataError(
+                    f"the cache folder '{path}' belongs to another user; name one of your own "
+                    f"with --cache-dir or MASKERY_CACHE"
+                )
+        if found.st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise DataError(
+            f"the cache folder '{folder}' cannot be made ({error.strerror}); name another with "
+            f"--cache-dir"
+        ) from error
+    return folder
 
 
 def create_owned(path: Path) -> IO[bytes]:
@@ -156,11 +186,14 @@ class TokenStore(Documents):
         self.folder, self.about = folder, about
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> TokenStore:
+    def open(
+        cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None
+    ) -> TokenStore:
         """Open a finished store; to `verify` reads every byte once (about 1 GB/s).
 
         Raises:
-            DataError: It is not a store, or its files are not what the manifest says.
+            DataError: It is not a store, its files are not what the manifest says or do not fit
+                together, or it holds ids of `vocab_size` and above.
         """
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
@@ -170,7 +203,10 @@ class TokenStore(Documents):
                 name: _map(folder / f"{name}.bin", **entry, verify=verify)
                 for name, entry in manifest["files"].items()
             }
-            return cls(folder, files, manifest["about"])
+            store = cls(folder, files, manifest["about"])
+            if verify and not store._is_sound(vocab_size):
+                raise DataError(f"the token store '{folder}' has parts that do not fit together")
+            return store
         except (
             OSError,
             ValueError,
@@ -181,6 +217,19 @@ class TokenStore(Documents):
         ) as error:
             why = reason_of(error)
             raise DataError(f"'{folder}' holds no complete token store ({why})") from error
+
+    def _is_sound(self, vocab_size: int | None) -> bool:
+        """Return True if the documents lie end to end in the tokens, all ids below `vocab_size`."""
+        columns = (self.tokens, self.word_starts, self.boundaries, self.ids)
+        kinds = ("u", "b", "i", "u")
+        if any(c.dtype.kind != kind for c, kind in zip(columns, kinds, strict=True)):
+            return False
+        tokens, ends = self.tokens, self.boundaries
+        if (len(self.word_starts), len(ends)) != (len(tokens), len(self.ids) + 1):
+            return False
+        ascend = bool((ends[1:] >= ends[:-1]).all())
+        fits = vocab_size is None or len(tokens) == 0 or int(tokens.max()) < vocab_size
+        return ascend and fits and (ends[0], ends[-1]) == (0, len(tokens))
 
 
 def _map(path: Path, *, dtype: str, items: int, crc32: int, verify: bool) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
 from maskery.data.control_tokens import without_control_tokens
-from maskery.data.store import FORMAT, Part, TokenStore, write_store
+from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 from maskery.data.unspaced import begins_unspaced, is_unspaced, word_numbers, word_rules
 
 if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
@@ -68,13 +68,13 @@ def tokenise(
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
     key.update(f"\0{word_rules()}".encode())
-    folder = cache_dir / "tokens" / key.hexdigest()
+    folder = own_folder(cache_dir, "tokens") / key.hexdigest()
+    vocab_size = vocabulary_size(tokenizer)
     if folder.exists():
         try:
-            return TokenStore.open(folder)
+            return TokenStore.open(folder, vocab_size=vocab_size)
         except DataError as error:
             log.warning("%s; tokenising again", error)
-    vocab_size = vocabulary_size(tokenizer)
     about = {"tokenizer": tokenizer.name_or_path, "vocab_size": vocab_size}
 
     def parts() -> Iterator[Part]:

@@ -5,6 +5,7 @@ Shapes: V vocabulary, D width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.core.batch import vocabulary_size
-from maskery.core.errors import ModelError
+from maskery.core.errors import ModelError, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE
@@ -188,6 +189,7 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
     """Call `kind.from_pretrained` without its reports; returns the model and what was missing."""
     source = resolve(name)
     with _loading(name, "weights"), quiet_transformers():
+        check_index(Path(source))
         model, info = kind.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
@@ -269,9 +271,26 @@ def _loading(name: str, part: str) -> Iterator[None]:
     except UnpicklingError as error:
         refused = "its file holds more than tensors, which could run code when read"
         raise _unloadable(name, part, refused) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         told = str(error).strip() or type(error).__name__
         raise _unloadable(name, part, told) from error
+    except (TypeError, AttributeError) as error:  # JSON, but a list for an object and the like
+        told = f"one of its files does not hold what belongs there ({reason_of(error)})"
+        raise _unloadable(name, part, told) from error
+
+
+def check_index(folder: Path) -> None:
+    """Raise a ValueError if the list of a model's weight files names any outside its folder."""
+    for path in sorted(folder.glob("*.index.json")):
+        try:
+            files = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+            sound = all(Path(file).name == file != ".." for file in files)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            sound = False
+        if not sound:
+            raise ValueError(
+                f"{path.name} must name weight files in the same folder, and no others"
+            )
 
 
 def _unloadable(name: str, part: str, told: str) -> ModelError:

@@ -165,6 +165,8 @@ def check_host(request: Request) -> None:
 
 async def read_body(request: Request, most: int, kind: str) -> bytes:
     """Read a body of at most `most` bytes, whose content type must start with `kind`."""
+    from starlette.requests import ClientDisconnect
+
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not found.startswith(kind):
         raise RequestError(f"the content type must be {kind}", 415)
@@ -183,6 +185,8 @@ async def read_body(request: Request, most: int, kind: str) -> bytes:
                     raise too_large
     except TimeoutError as error:
         raise RequestError("the body did not arrive in time", 408) from error
+    except ClientDisconnect as error:  # nobody reads this, and it is no fault of ours
+        raise RequestError("the body did not arrive", 400) from error
     return bytes(data)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.registry import require
+from maskery.playground.connections import BACKLOG, connection_kind
 
 if TYPE_CHECKING:
     from maskery.playground.session import Session
@@ -61,14 +62,14 @@ def make_server(session: Session) -> Any:
     return uvicorn.Server(
         uvicorn.Config(
             make_app(session),
-            http="h11",
+            http=connection_kind(),
             ws="none",
             lifespan="off",
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=64,
+            backlog=BACKLOG,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=3,
             h11_max_incomplete_event_size=16 * 1024,

@@ -8,17 +8,19 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from maskery.core.errors import CheckpointError, DataError, StoppedError
 from maskery.runs.frame.config_file import CONFIG, load_config
 from maskery.runs.frame.run_folder import LOCK, MODEL, TOKENIZER
-from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
+from maskery.runs.frame.run_frame import card_table, public_name, run_in_folder, save_model_folder
 from maskery.training.checkpoint import FILES
 from maskery.training.loop import Summary
 from maskery.training.snapshot import Position
@@ -310,3 +312,29 @@ def test_what_a_finished_run_came_to_stays(
         path.write_text('{"training": {')
     run(Config(output=tmp_path / "run", resume="auto"), summary=summary)
     assert json.loads(path.read_text())["training"]["tokens"] == tokens
+
+
+@pytest.mark.parametrize("error", [SafetensorError("disk"), Exception("disk"), OSError("disk")])
+def test_a_model_that_cannot_be_saved_is_one_line_and_leaves_nothing(
+    tmp_path: Path, error: Exception
+) -> None:
+    """Tokenizers raise a bare Exception where the disk is full, and weights an error of theirs."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        raise error
+
+    with pytest.raises(CheckpointError, match="could not be written"):
+        save_model_folder(tmp_path / MODEL, write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a`<b>`", "a\n# b", "<img src=x onerror=a>", "a\x1b[2J"])
+def test_a_name_in_a_card_is_text(name: str) -> None:
+    shown = public_name(name)
+    assert shown.isprintable()
+    assert (shown[0], shown[-1], shown.count("`")) == ("`", "`", 2) or "\\`\\<b>" in shown
+    (head, _, row) = card_table(["", "b"], [f"{name}|[a](b)", "c"]).splitlines()
+    assert row.isprintable()
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", head)) == 3
+    assert not re.search(r"(?<!\\)[<`]|\]\(", row)

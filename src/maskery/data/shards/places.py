@@ -20,7 +20,7 @@ from maskery.data.corpus.files import MANIFEST, is_address, open_address, unread
 from maskery.data.corpus.streams import cannot_read
 from maskery.data.shards.manifest import MAX_MANIFEST_BYTES
 from maskery.data.shards.shard_file import find_damage
-from maskery.data.store import create_owned, ownerless, partial_of
+from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ class RemotePlace(Place):
         self, address: str, cache_dir: Path, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         name = address.rstrip("/")
-        super().__init__(cache_dir / "shards" / blake2b(name.encode(), digest_size=8).hexdigest())
+        here = blake2b(name.encode(), digest_size=8).hexdigest()
+        super().__init__(own_folder(cache_dir, "shards") / here)
         self.name, self.sleep = name, sleep
 
     def manifest(self) -> bytes:

@@ -64,7 +64,7 @@ def is_image_text(name: str) -> bool:
     try:
         path = Path(resolve(name)) / "config.json"
         return bool(json.loads(path.read_text("utf-8"))["model_type"] == ImageTextConfig.model_type)
-    except (ModelError, OSError, ValueError, KeyError, TypeError):
+    except (ModelError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -159,7 +159,7 @@ def _read(name: str, file: str) -> dict[str, Any]:
     try:
         found = cached_file(resolve(name), file, _raise_exceptions_for_missing_entries=False)
         read = {} if found is None else json.loads(Path(found).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
 

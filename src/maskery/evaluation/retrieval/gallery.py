@@ -21,6 +21,7 @@ from maskery.data.gallery.files import Stamp, digest_of, find_pictures, read_pic
 from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store, renewed
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches
+from maskery.data.store import own_folder
 from maskery.evaluation.image_text.opening import OpenImageText, require_contrast
 from maskery.models.image_text.model import ImageTextModel
 
@@ -59,7 +60,7 @@ def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
     place = blake2b(os.fsencode(path), digest_size=8).hexdigest()
     # For people to know it by. File names end at 255 bytes, and names here may be of other bytes.
     name = os.fsencode(path.name)[:MOST_OF_NAME].decode("utf-8", "ignore") or "root"
-    return cache_dir / "galleries" / f"{name}-{place}-{fingerprint}"
+    return own_folder(cache_dir, "galleries") / f"{name}-{place}-{fingerprint}"
 
 
 def fingerprint(opened: OpenImageText) -> str:

@@ -1,10 +1,34 @@
 // Questions to the server. One question of a kind is open at a time: a newer one drops the older.
 
+const GONE = "the server is gone; start maskery playground again, and this page goes on by itself";
+const LOOK_AFTER = 2000; // milliseconds between two looks whether it is back
 const open = new Map();
+let looking = false;
+
+/** Ask the server. Where it is gone, say so; the window hears "back" when it is there again. */
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    if (!looking) look();
+    throw new Error(GONE);
+  }
+}
+
+async function look() {
+  looking = true;
+  for (let back = false; !back; ) {
+    await new Promise((done) => setTimeout(done, LOOK_AFTER));
+    back = await fetch("/api/info").then((response) => response.ok, () => false);
+  }
+  looking = false;
+  dispatchEvent(new Event("back"));
+}
 
 /** The answer to GET /api/info. */
 export async function info() {
-  return answer(await fetch("/api/info"));
+  return answer(await reach("/api/info"));
 }
 
 /**
@@ -19,7 +43,7 @@ export async function ask(name, question, kind) {
   open.set(kind, control);
   try {
     for (let attempt = 0; ; attempt += 1) {
-      const response = await fetch(`/api/${name}`, {
+      const response = await reach(`/api/${name}`, {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify(question),
@@ -36,7 +60,7 @@ export async function ask(name, question, kind) {
 /** Send a picture; the answer names it. */
 export async function sendPicture(file) {
   return answer(
-    await fetch("/api/picture", {
+    await reach("/api/picture", {
       method: "PUT",
       headers: { "Content-Type": file.type || "image/unknown" },
       body: file,
@@ -45,7 +69,7 @@ export async function sendPicture(file) {
 }
 
 async function answer(response) {
-  const data = await response.json();
+  const data = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(data.error ?? `the server answered ${response.status}`);
   return data;
 }

@@ -379,21 +379,32 @@ function drawModels() {
   show("replaced", server.models.every((model) => model.detects));
 }
 
-async function start() {
-  setUpTheme(byId("theme"));
+/** Ask what is served, now and whenever the server is back; returns whether it answers. */
+async function meet() {
   try {
     server = await info();
   } catch (error) {
-    complain(`the server does not answer: ${error.message}`);
+    complain(error.message);
+    return false;
+  }
+  complain(null);
+  drawModels();
+  return true;
+}
+
+async function start() {
+  if (!(await meet())) {
+    addEventListener("back", start, { once: true });
     return;
   }
-  drawModels();
   const refresh = () => change({}, { now: true });
   picture = setUpPicture({ refresh, busy, complain, limit: server.limits.picture_bytes });
   setUpSearch(server.gallery, complain);
   listen();
+  addEventListener("back", async () => (await meet()) && picture.again());
   if (byId("views").querySelector(`[data-view=${state.view}]`).hidden) state.view = "plain";
   change({}, { now: true });
 }
 
+setUpTheme(byId("theme"));
 start();

@@ -8,10 +8,11 @@ const STRONGEST = 200; // of 255
 
 /**
  * @param {object} page {refresh(), busy(on), complain(message), limit in bytes}
- * @returns {object} {id(), show(file), draw(grid)}
+ * @returns {object} {id(), show(file), draw(grid), again()}
  */
 export function setUpPicture(page) {
   let id = null;
+  let kept; // the file, for a server that was started again
 
   async function show(file) {
     if (!file) return;
@@ -27,6 +28,7 @@ export function setUpPicture(page) {
       page.complain(error.message);
       return;
     }
+    kept = file;
     const image = byId("picture-shown");
     URL.revokeObjectURL(image.src);
     image.src = URL.createObjectURL(file);
@@ -56,7 +58,8 @@ export function setUpPicture(page) {
       if (kind === "drop" && !byId("picture").hidden) show(event.dataTransfer.files[0]);
     });
   }
-  return { id: () => id, show, draw };
+  const again = () => (id ? show(kept) : page.refresh());
+  return { id: () => id, show, draw, again };
 }
 
 /** Heat over the picture: rows of values from 0 to 1; nothing to clear it. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
@@ -13,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, harmless, reason_of
 from maskery.core.processes import join_processes
 from maskery.core.registry import plugin_identity
 from maskery.core.system import replace_folder
@@ -27,6 +29,7 @@ from maskery.training.loop import Summary
 from maskery.training.snapshot import require_same_run, stored_identity
 
 CHECKPOINTS = "checkpoints"
+UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 
 
 RunT = TypeVar("RunT")
@@ -95,10 +98,15 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
         replace_folder(partial, folder)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # Tokenizers tell of a full disk by a bare Exception.
+        if not isinstance(error, UNWRITTEN) and type(error) is not Exception:
+            raise
         raise CheckpointError(
-            f"the model could not be written to '{folder}' ({error}); free some space and repeat "
-            f"the command with --resume auto: the training itself is in the last checkpoint"
+            f"the model could not be written to '{folder}' ({reason_of(error)}); free some "
+            f"space and repeat the command with --resume auto: the training "
+            f"itself is in the last checkpoint"
         ) from error
 
 
@@ -144,9 +152,16 @@ def card_figure(interval: Interval, digits: str = ".4g", *, scale: float = 1.0) 
 def card_table(*rows: Sequence[str]) -> str:
     """Return a table in Markdown, for a model card; the first row is its head."""
     lines = (rows[0], ["---"] * len(rows[0]), *rows[1:])
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+    return "\n".join(f"| {' | '.join(map(card_words, row))} |" for row in lines)
+
+
+def card_words(text: str) -> str:
+    """Return a text for a model card, in one line that is no Markdown and no HTML."""
+    return re.sub(r"[\\`|<]|(?<=\])\(", r"\\\g<0>", harmless(" ".join(text.split())))
 
 
 def public_name(name: str) -> str:
-    """Return a model or corpus without the folder that it lay in, which nobody else knows."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """Return a model or corpus for a model card, without the folder, which nobody else knows."""
+    name = Path(name).name if Path(name).is_absolute() else name
+    # In code there is no markup but the end of the code.
+    return card_words(name) if "`" in name else f"`{harmless(' '.join(name.split()))}`"

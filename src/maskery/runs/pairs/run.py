@@ -21,7 +21,13 @@ from maskery.evaluation.image_text.image_ablation import Condition, sample_pictu
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
-from maskery.runs.frame.run_frame import card_figure, card_table, fingerprint_of, model_card
+from maskery.runs.frame.run_frame import (
+    card_figure,
+    card_table,
+    fingerprint_of,
+    model_card,
+    public_name,
+)
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
 from maskery.runs.pairs.config import PairsRunConfig
@@ -233,7 +239,7 @@ def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str
     text = f"""
 # An image-text masked language model trained with Maskery
 
-Starting from `{config.start}`, trained on `{Path(config.pairs).name}` with
+Starting from {public_name(config.start)}, trained on {public_name(Path(config.pairs).name)} with
 {config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
 Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same

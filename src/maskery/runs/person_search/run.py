@@ -21,7 +21,13 @@ from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
-from maskery.runs.frame.run_frame import card_figure, card_table, fingerprint_of, model_card
+from maskery.runs.frame.run_frame import (
+    card_figure,
+    card_table,
+    fingerprint_of,
+    model_card,
+    public_name,
+)
 from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
@@ -222,9 +228,9 @@ def person_search_card(
     text = f"""
 # A person-search model trained with Maskery
 
-Starting from `{config.start}`, trained on {config.data.dataset} with the losses {losses}. This is
-the model after step {result.best_step:,} of {result.summary.steps:,}, the best by R@1 on validation
-identities.
+Starting from {public_name(config.start)}, trained on {config.data.dataset} with the losses
+{losses}. This is the model after step {result.best_step:,} of {result.summary.steps:,}, the best
+by R@1 on validation identities.
 
 On {split}: {figures.num_texts:,} captions of {figures.num_persons:,} persons against
 {figures.num_images:,} pictures (95% intervals over persons; R@1 of a random ranking is

@@ -21,6 +21,7 @@ from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import (
     card_figure,
     card_table,
+    card_words,
     model_card,
     public_name,
     run_in_folder,
@@ -277,13 +278,13 @@ def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     for name, other in result.others.items():
         losses = (card_figure(scores.loss) for scores in other.columns.values())
         rows.append([f"{name}: loss (nats)", *losses])
-    corpus = ", ".join(f"`{public_name(name)}`" for name in config.corpus)
+    corpus = ", ".join(map(public_name, config.corpus))
     scratch = config.model.startswith(SCRATCH)
     pieces = f" with new pieces ({config.described_vocabulary()})" if scratch else ""
     text = f"""
 # A masked language model adapted with Maskery
 
-Starting from `{public_name(config.model)}`{pieces}, trained on {corpus} with
+Starting from {public_name(config.model)}{pieces}, trained on {corpus} with
 {config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
 Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
@@ -291,7 +292,7 @@ Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
 
 {card_table(*rows)}
 
-Verdict: {result.verdict}
+Verdict: {card_words(str(result.verdict))}
 
 ```python
 from transformers import pipeline
