@@ -45,6 +45,7 @@ def questions(name: str) -> st.SearchStrategy[dict[str, Any]]:
         "top": st.integers(-1, 70),
         "words": st.lists(texts, max_size=3),
         "together": st.booleans(),
+        "pieces": st.booleans(),
         "method": st.sampled_from(["original", "within-word", "x"]),
         "mask": st.integers(-1, 13),
     }

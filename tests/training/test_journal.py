@@ -12,7 +12,7 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from maskery.core.errors import ConfigError, MissingExtraError
-from maskery.core.processes import Processes
+from maskery.core.processes import Processes, join_processes
 from maskery.core.system import METRICS, read_metrics
 from maskery.training.journal import Journal, SpikeWatch, Tracker, Window
 
@@ -165,7 +165,7 @@ def test_a_damaged_line_is_left_out_and_told(
     first, rest = whole.split(b"\n", 1)
     path.write_bytes(first + b"\n" + line + b"\n" + rest)
     assert read_metrics(path) == [json.loads(text) for text in whole.splitlines()]
-    assert tracker.has("train", 30)
+    assert 30 in [line["step"] for line in tracker.lines()]
     assert not caplog.records
     tracker.rewind(30)
     assert path.read_bytes() == whole
@@ -183,12 +183,12 @@ def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
     assert {k: v for k, v in read_metrics(tmp_path / METRICS)[0].items() if k in values} == values
 
 
-def test_has(tmp_path: Path) -> None:
-    assert not Tracker(tmp_path).has("train", 10)
-    tracker = tracker_with_lines(tmp_path)
-    assert tracker.has("train", 10)
-    assert not tracker.has("train", 0)
-    assert not tracker.has("held_out", 40)
+def test_a_journal_knows_which_held_out_figures_it_has(tmp_path: Path) -> None:
+    journal = Journal(tracker_with_lines(tmp_path), join_processes(), None)
+    assert not journal.has_held_out(40)
+    journal.held_out(40, {"loss": 1.5})
+    assert journal.has_held_out(40)
+    assert not journal.has_held_out(35)
 
 
 def test_rewinding_nothing(tmp_path: Path) -> None:
