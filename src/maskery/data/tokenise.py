@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +18,6 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
-from maskery.data.control_tokens import without_control_tokens
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 from maskery.data.unspaced import begins_unspaced, is_unspaced, word_numbers, word_rules
 
@@ -40,6 +40,10 @@ MOST_OF_A_TEXT = 8
 CJK_LEAD_BYTES = range(0xE4, 0xEA)
 # How a space before a word is written by Metaspace and by byte-level tokenizers.
 METASPACE, BYTE_LEVEL_SPACE = "▁", "Ġ"
+# Tokens added for other ends, such as `[URL]`, are there to be written in texts.
+CONTROL_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# No text has it: a file with NUL bytes is refused as binary.
+TYPED = "\0"
 
 
 Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
@@ -112,6 +116,32 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Toke
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> str:
+    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text.
+
+    They are renamed and not removed, so every id stays; a Unigram model would find them among its
+    pieces even where the `tokenizers` library is told to split them.
+    """
+    described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    control = {getattr(tokenizer, f"{role}_token") for role in CONTROL_ROLES} - {None, keep}
+
+    def renamed(token: str) -> str:
+        return TYPED + token if token in control else token
+
+    model = described["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {renamed(token): index for token, index in vocabulary.items()}
+    else:
+        model["vocab"] = [[renamed(token), score] for token, score in vocabulary]
+    if model.get("unk_token"):
+        model["unk_token"] = renamed(model["unk_token"])
+    for token in described["added_tokens"]:
+        token["content"] = renamed(token["content"])
+    described["post_processor"] = None  # it names them, and puts them around texts only
+    return json.dumps(described)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

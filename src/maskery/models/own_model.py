@@ -22,6 +22,7 @@ Shapes: B sequences, L padded length, M rows, D width, V vocabulary.
 from __future__ import annotations
 
 import logging
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,12 @@ def _check_shapes(module: Any, *, pad: int) -> int:
 
 def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Return a hash of a model's parameters and buffers, by name."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

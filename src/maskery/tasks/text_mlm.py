@@ -212,3 +212,18 @@ def masked_loss_sum(
 ) -> torch.Tensor:
     """Encode and predict: what is compiled as one."""
     return mlm_loss_sum(model(inputs), targets)
+
+
+def report_left_out(task: Task[Any, Any]) -> None:
+    """Say how many masked tokens the loss of a run has left out, if any."""
+    if isinstance(task, TextMLM) and task.num_left_out:
+        assert task.shapes is not None
+        everything = task.num_left_out + task.num_predicted
+        log.warning(
+            "%s of %s masked tokens (%.2g%%) were left out of the loss: a compiled step has %s "
+            "rows for them; raise --masked-capacity to keep them all",
+            f"{task.num_left_out:,}",
+            f"{everything:,}",
+            100.0 * task.num_left_out / everything,
+            f"{task.shapes.num_masked:,}",
+        )

@@ -151,6 +151,8 @@ class GalleryStore:
                     return Snapshot(
                         features, json.loads(file.get_tensor("paths").numpy().tobytes())
                     )
+        except FileNotFoundError:  # as in a new folder
+            pass
         except (OSError, SafetensorError, LookupError, ValueError):
             log.info("the snapshot of the gallery's features was lost; it is made again")
         version, snapshot = self._run(self._read_snapshot)

@@ -111,7 +111,6 @@ def probe(
         DataError: There are too few examples or classes.
         ModelError: A model's vectors are no numbers.
     """
-    require("sklearn", extra="probe", purpose="fit a linear probe")
     task = Task.of(labelled, seen)
     task.linear = linear
     encoders = {model.name: model}
@@ -176,7 +175,9 @@ class Task:
 
         Raises:
             DataError: Nothing can be judged.
+            MissingExtraError: scikit-learn is not installed.
         """
+        require("sklearn", extra="probe", purpose="fit a linear probe")
         notes = [f"{count:,} rows {why} are left out" for why, count in labelled.skipped.items()]
         if not labelled.texts:
             left_out = "; ".join(["the label file has no row with a text and a label", *notes])

@@ -20,7 +20,6 @@ from maskery.core.task import EXTRA_STATE, Task
 from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.runs.text.prepare import own_tensors
 
 TWIN = "twin.hf."
 
@@ -88,3 +87,20 @@ def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> f
     device = next(task.model.parameters()).device
     prepared = (task.prepare(batch, epoch=FROZEN_EPOCH, progress=0.0) for batch in batches)
     return judged_auc(task.judge(one.to(device)) for one in prepared)
+
+
+def own_tensors(task: Task[Any, Any], model: MaskedLanguageModel) -> dict[str, torch.Tensor]:
+    """Return, by name within the trained module, what an objective trains beside the model."""
+    shared = {id(tensor) for tensor in (*model.hf.parameters(), *model.hf.buffers())}
+    found = (*task.model.named_parameters(), *task.model.named_buffers())
+    return {name: tensor for name, tensor in found if id(tensor) not in shared}
+
+
+def new_parameters(
+    task: Task[Any, Any], model: MaskedLanguageModel, loaded: Iterable[str]
+) -> set[str]:
+    """Return the names, within the trained module, of parameters that start from nothing."""
+    parameters = dict(model.hf.named_parameters())
+    fresh = {id(parameters[name]) for name in loaded if name in parameters}
+    names = {name for name, tensor in task.model.named_parameters() if id(tensor) in fresh}
+    return names | set(own_tensors(task, model))

@@ -28,10 +28,10 @@ from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.extra_state import new_parameters
 from maskery.runs.text.prepare import (
     EVALUATION_MASKING,
     TextRun,
-    new_parameters,
     prepare_text,
     text_task,
 )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, TextData, open_text
-from maskery.tasks.text_mlm import TextMLM, TextParts, make_text_task
+from maskery.tasks.text_mlm import TextParts, make_text_task
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
@@ -300,7 +299,11 @@ def identity_of(
     config: TextRunConfig, data: TextData, given: Given, *, layout: str, max_length: int
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
-    own = {} if given.model is None else {"model_fingerprint": weights_fingerprint(given.model)}
+    own = {}
+    if given.model is not None:
+        # By name: a run of a named model needs none of this.
+        own_model = importlib.import_module("maskery.models.own_model")
+        own = {"model_fingerprint": own_model.weights_fingerprint(given.model)}
     return identity(
         config.training,
         {
@@ -319,15 +322,6 @@ def identity_of(
             **({"head_first": config.head_share} if config.head_share else {}),
         },
     )
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Return a hash of a model's parameters and buffers, by name."""
-    digest = blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def text_task(
@@ -403,35 +397,3 @@ def compiled(
         f"{shapes.num_masked:,}",
     )
     return replace(parts, shapes=shapes, compile_backend=COMPILE_BACKEND)
-
-
-def report_left_out(task: Task[Any, Any]) -> None:
-    """Say how many masked tokens the loss of a run has left out, if any."""
-    if isinstance(task, TextMLM) and task.num_left_out:
-        assert task.shapes is not None
-        everything = task.num_left_out + task.num_predicted
-        log.warning(
-            "%s of %s masked tokens (%.2g%%) were left out of the loss: a compiled step has %s "
-            "rows for them; raise --masked-capacity to keep them all",
-            f"{task.num_left_out:,}",
-            f"{everything:,}",
-            100.0 * task.num_left_out / everything,
-            f"{task.shapes.num_masked:,}",
-        )
-
-
-def own_tensors(task: Task[Any, Any], model: MaskedLanguageModel) -> dict[str, torch.Tensor]:
-    """Return, by name within the trained module, what an objective trains beside the model."""
-    shared = {id(tensor) for tensor in (*model.hf.parameters(), *model.hf.buffers())}
-    found = (*task.model.named_parameters(), *task.model.named_buffers())
-    return {name: tensor for name, tensor in found if id(tensor) not in shared}
-
-
-def new_parameters(
-    task: Task[Any, Any], model: MaskedLanguageModel, loaded: Iterable[str]
-) -> set[str]:
-    """Return the names, within the trained module, of parameters that start from nothing."""
-    parameters = dict(model.hf.named_parameters())
-    fresh = {id(parameters[name]) for name in loaded if name in parameters}
-    names = {name for name, tensor in task.model.named_parameters() if id(tensor) in fresh}
-    return names | set(own_tensors(task, model))

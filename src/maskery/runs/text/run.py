@@ -29,18 +29,17 @@ from maskery.runs.frame.run_frame import (
 )
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
-from maskery.runs.text.extra_state import load_extra, replaced_words_auc, save_extra
+from maskery.runs.text.extra_state import load_extra, new_parameters, replaced_words_auc, save_extra
 from maskery.runs.text.held_out import HeldOutText, Measured
 from maskery.runs.text.prepare import (
     Objective,
     TextRun,
-    new_parameters,
     pooling_modules,
     prepare_text,
-    report_left_out,
     text_parts,
     text_task,
 )
+from maskery.tasks.text_mlm import report_left_out
 from maskery.tasks.text_mlm_config import OBJECTIVES
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop

@@ -11,10 +11,9 @@ import numpy as np
 from maskery.core.errors import MissingExtraError
 from maskery.data.batching import TextSource
 from maskery.data.split import texts_of
-from maskery.evaluation.probe.classify import nearest
 from maskery.evaluation.probe.encode import Encoder, Vectors
 from maskery.evaluation.probe.labels import Labelled, read_labelled
-from maskery.evaluation.probe.probe import ClassTask, ProbeResult, halves, probe
+from maskery.evaluation.probe.probe import ClassTask, ProbeResult, Task, halves, probe
 from maskery.models.pooling import Pooling
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import TextRun, pooling_modules
@@ -56,7 +55,9 @@ class VectorCheck:
         self.after = Remembered(*parts, name="after")
         self.before = Remembered(*parts, name="before")
         self.head_steps = run.head_steps
-        probe(self.before, labelled, linear=False)
+        self.task = Task.of(labelled, ())
+        self.task.linear = False  # it takes most of the time
+        self.task.encode(self.before, progress=False)
 
     @classmethod
     def of(cls, run: TextRun) -> VectorCheck | None:
@@ -101,12 +102,8 @@ class VectorCheck:
         """Return the first figure of the encoder as it is at a step, for the log."""
         # Until its head is trained, the encoder is the start's to the bit.
         self.after.kept = dict(self.before.kept) if step <= self.head_steps else {}
-        if self.labelled.kind == "labels":
-            task = ClassTask(self.labelled, [])
-            found = nearest(self.after.encode(task.labelled.texts))
-            return float(np.mean(task.classes[found] == task.classes))
-        (first, *_) = probe(self.after, self.labelled, linear=False).figures
-        return next(iter(first.models.values())).value
+        judged = self.task.judge(self.task.encode(self.after, progress=False))
+        return float(next(iter(judged.values())).scores.mean())
 
 
 def labels_of(config: TextRunConfig) -> Labelled:
