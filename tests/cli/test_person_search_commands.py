@@ -15,7 +15,7 @@ from tiny_persons import save_cuhk
 from maskery.cli.main import main
 from maskery.people.config import PeopleConfig
 from maskery.runs.frame.config_file import load_config
-from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.image_text.config import PersonSearchRunConfig
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
 

@@ -323,7 +323,7 @@ def way_of(models: Sequence[str], flags: set[str]) -> type[Way]:
         return EvaluateImageText if "--against" in flags else EvaluatePairs
     with quick_imports():
         from maskery.evaluation.image_text.opening import is_image_text
-        from maskery.runs.person_search.settings import finds_alone
+        from maskery.runs.person_search.evaluate import finds_alone
 
     if not is_image_text(models[0]):
         return EvaluateText

@@ -60,7 +60,7 @@ class Explain(Command):
         with quick_imports():
             from maskery.evaluation.image_text.explain import explain
             from maskery.evaluation.image_text.opening import load_picture
-            from maskery.runs.person_search.settings import open_for_retrieval
+            from maskery.runs.person_search.evaluate import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
         image = load_picture(self.image)

@@ -68,7 +68,7 @@ class Search(Command):
             from maskery.evaluation.image_text.captions import encode_query
             from maskery.evaluation.retrieval.gallery import open_gallery
             from maskery.evaluation.retrieval.search import Searcher
-            from maskery.runs.person_search.settings import open_for_retrieval
+            from maskery.runs.person_search.evaluate import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
         for text in self.text:

@@ -116,6 +116,6 @@ def open_image_text_model(model: str | Path | OpenImageText) -> OpenImageText:
         ModelError: It is no image-text model, or cannot be loaded.
     """
     from maskery.evaluation.image_text.opening import OpenImageText
-    from maskery.runs.person_search.settings import open_for_retrieval
+    from maskery.runs.person_search.evaluate import open_for_retrieval
 
     return model if isinstance(model, OpenImageText) else open_for_retrieval(str(model))

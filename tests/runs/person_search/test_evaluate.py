@@ -25,11 +25,13 @@ from maskery.evaluation.retrieval.config import (
 )
 from maskery.runs.frame.config_file import load_config, run_kind
 from maskery.runs.frame.run_folder import without_nan
-from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models, spread_of
-from maskery.runs.person_search.settings import (
+from maskery.runs.image_text.config import PersonSearchRunConfig
+from maskery.runs.person_search.evaluate import (
+    Overrides,
+    evaluate_retrieval_models,
     known_retrieval,
     open_for_retrieval,
+    spread_of,
 )
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]

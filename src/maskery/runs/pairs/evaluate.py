@@ -37,8 +37,8 @@ from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
+from maskery.runs.image_text.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.runs.image_text.prepare import make_task, read_captions, twin_beside
-from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 

@@ -15,7 +15,7 @@ from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.evaluation.retrieval.retrieval_set import sample_searches, spread_queries
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
-from maskery.runs.person_search.config import PersonSearchRunConfig, small
+from maskery.runs.image_text.config import PersonSearchRunConfig, small
 from maskery.runs.person_search.run import (
     PersonSearchResult,
     PersonSearchRun,

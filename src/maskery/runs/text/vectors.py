@@ -16,7 +16,7 @@ from maskery.evaluation.probe.labels import Labelled, read_labelled
 from maskery.evaluation.probe.probe import ClassTask, ProbeResult, Task, halves, probe
 from maskery.models.pooling import Pooling
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import TextRun, pooling_modules
+from maskery.runs.text.prepare import TextRun
 
 log = logging.getLogger(__name__)
 
@@ -122,5 +122,5 @@ def labels_of(config: TextRunConfig) -> Labelled:
 
 def pooling_of(run: TextRun) -> Pooling:
     """Return the pooling of the model that a run starts from; the mean where it says nothing."""
-    folder = pooling_modules(run)
+    folder = run.sentence_encoder
     return Pooling() if folder is None else Pooling.of(folder)
