@@ -39,7 +39,7 @@ from fuzz_mutations import (
 )
 from hypothesis import strategies as st
 
-from maskery.cli.tokenize import Tokenize
+from maskery.cli.corpus import Tokenize
 from maskery.core.errors import MaskeryError
 from maskery.data.batching import Template
 from maskery.data.corpus.config import CorpusConfig

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from shard_folders import contents
 from tiny_text import lines, save_tiny_model
 
-from maskery.cli.tokenize import Tokenize, resolve_ranks
+from maskery.cli.corpus import Tokenize, resolve_ranks
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from maskery.core.system import read_metrics
 from maskery.data.corpus.config import StreamingConfig
