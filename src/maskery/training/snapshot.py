@@ -69,12 +69,6 @@ class Snapshot:
     # By file name, its tensors; empty on other processes than the main one
     files: Mapping[str, Mapping[str, torch.Tensor]]
 
-    @property
-    def num_bytes(self) -> int:
-        """Return the bytes that its tensors take on disk."""
-        tensors = (tensor for content in self.files.values() for tensor in content.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
 
 class SnapshotMaker:
     """Takes snapshots into memory that it keeps: the last must be written before the next is taken.

@@ -245,7 +245,7 @@ def test_a_model_is_measured_alike_wherever_it_lies(
     # What the run was set to makes a difference, so that equality says something.
     for asked in (
         Overrides(score="matching"),
-        Overrides(clean_captions=False),
+        Overrides(clean_captions="no"),
         Overrides(rerank=0),
     ):
         found = evaluate_retrieval_models([names[2]], data=data, overrides=asked)

@@ -10,12 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
+from maskery.core.ranges import Count, Range, Weight, check_ranges, take_text_as_paths
 from maskery.data.corpus.config import VocabularyConfig
 from maskery.data.images.config import ViewConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
@@ -294,3 +294,51 @@ PRESETS: dict[PresetName, Callable[[PersonSearchDataConfig], PersonSearchRunConf
 def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig:
     """Return a preset with a stand-in for the dataset and its folder, as parsing flags needs it."""
     return PRESETS[name](PersonSearchDataConfig(dataset=missing, root=missing))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """The user's overrides where a model or a run is measured; None keeps its own setting."""
+
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder of the run's dataset now. Default: where it was."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Likewise the folder that its image paths are relative to."""
+    rerank: Annotated[int | None, Range(0)] = None
+    """The best pictures of each caption that the matching head ranks anew; 0: none. Default: the
+    model's, or 128."""
+    score: Literal["matching", "odds", "sum"] | None = None
+    """The ranking of those, as in train person-search. Default: the model's, or matching."""
+    odds_weight: Weight | None = None
+    """The weight of the odds in --score sum. Default: the model's, or 1."""
+    clean_captions: Literal["auto", "yes", "no"] = "auto"
+    """Lower-case captions and strip them of punctuation. auto: as the captions were that the model
+    was trained on, where that is known."""
+    batch_tokens: Annotated[int | None, Range(8)] = None
+    """Text tokens computed at once; the figures do not depend on it. Default: the run's or
+    4096."""
+    memory_mb: Count | None = None
+    """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); the
+    figures do not depend on it. Default: the run's, or 1024."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def of(self, *names: str) -> dict[str, Any]:
+        """Return the overrides of these names that are set."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def of_model(self, retrieval: ModelRetrieval) -> ModelRetrieval:
+        """Return a model's settings with the overrides."""
+        changed = self.of("rerank", "score", "odds_weight")
+        if self.clean_captions != "auto":
+            changed["clean_captions"] = self.clean_captions == "yes"
+        return replace(retrieval, **changed)
+
+    def of_data(
+        self, data: PersonSearchDataConfig, retrieval: ModelRetrieval
+    ) -> PersonSearchDataConfig:
+        """Return where a run's dataset lies now, its captions prepared as a model reads them."""
+        clean, words = retrieval.clean_captions, retrieval.max_words
+        return replace(data, **self.of("root", "images"), clean_captions=clean, max_words=words)

@@ -16,7 +16,6 @@ from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.captions import fingerprint
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.image_text.opening import (
     OpenImageText,
@@ -41,7 +40,7 @@ from maskery.evaluation.retrieval.retrieval_set import (
 from maskery.objectives.terms import TERMS
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
 from maskery.runs.frame.run_folder import MODEL
-from maskery.runs.image_text.config import PersonSearchRunConfig
+from maskery.runs.image_text.config import Overrides, PersonSearchRunConfig
 
 log = logging.getLogger(__name__)
 
@@ -137,36 +136,6 @@ class RetrievalEvaluation:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overrides:
-    """The user's overrides; None keeps the model's own setting."""
-
-    rerank: int | None = None  # Images that matching ranks anew
-    score: Literal["matching", "odds", "sum"] | None = None  # What they are ranked by
-    odds_weight: float | None = None  # Of the score `sum`
-    clean_captions: bool | None = None  # Whether captions are cleaned
-    batch_tokens: int | None = None  # Text tokens computed at once; the figures do not depend on it
-    memory_mb: int | None = None  # As in `RetrievalConfig`; the figures do not depend on it either
-    root: Path | None = None  # Where the runs' dataset lies now
-    images: Path | None = None  # Where its images lie now
-
-    def of(self, *names: str) -> dict[str, Any]:
-        """Return the overrides of these names that are set."""
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
-
-    def of_model(self, retrieval: ModelRetrieval) -> ModelRetrieval:
-        """Return a model's settings with the overrides."""
-        return replace(retrieval, **self.of("rerank", "score", "odds_weight", "clean_captions"))
-
-    def of_data(
-        self, data: PersonSearchDataConfig, retrieval: ModelRetrieval
-    ) -> PersonSearchDataConfig:
-        """Return where a run's dataset lies now, its captions prepared as a model reads them."""
-        clean, words = retrieval.clean_captions, retrieval.max_words
-        return replace(data, **self.of("root", "images"), clean_captions=clean, max_words=words)
-
-
 class Conditions(dict[str, tuple[str, str]]):
     """What every run is measured under, as the first one was, by what it is about.
 
@@ -240,7 +209,7 @@ def evaluate_retrieval_models(
         figures[name] = found
     return RetrievalEvaluation(
         figures=figures,
-        seeds={name: one and one.training.seed for name, one in own.items()},
+        seeds={name: None if one is None else one.training.seed for name, one in own.items()},
         spread=spread_of(list(figures.values())),
     )
 
