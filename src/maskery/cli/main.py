@@ -100,15 +100,6 @@ def usage() -> str:
     )
 
 
-def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Return the command that arguments start with, and the rest of them."""
-    for count in (2, 1):
-        name = " ".join(arguments[:count])
-        if name in COMMANDS:
-            return name, list(arguments[count:])
-    return None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 for anything the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -124,15 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"maskery {__version__}")
         return 0
-    found = find_command(arguments)
     if arguments[0] in MOVED:
         return complain(arguments[0], MOVED[arguments[0]])
-    if found is None:
+    # "train text" before "train"
+    words = next((n for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), 0)
+    if not words:
         known = ", ".join(COMMANDS)
         return complain("", f"there is no command '{arguments[0]}'; there are {known}")
-    name, rest = found
+    name = " ".join(arguments[:words])
     try:
-        run(name, rest)
+        run(name, list(arguments[words:]))
         return 0
     except StoppedError as end:
         return complain(name, end, end.exit_code) if is_main_process() else end.exit_code
@@ -234,7 +226,11 @@ def parse(
     except SystemExit as end:
         if not end.code:
             raise
-        raise ConfigError(one_line(report.getvalue())) from end
+        # Where its stream has no encoding, as here, the parser draws its boxes in ASCII.
+        boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
+        words = " ".join(boxes.sub(" ", report.getvalue()).split())
+        words = re.sub(r"For full helptext, (see|run)", "see", words)
+        raise ConfigError(words) from end
     return parsed
 
 
@@ -257,14 +253,6 @@ def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
             taken = False
             others.append(word)
     return [*others, flag, *values]
-
-
-def one_line(report: str) -> str:
-    """Return the flag parser's boxed report as one line."""
-    # Where its stream has no encoding, as here, the parser draws in ASCII.
-    boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
-    words = " ".join(boxes.sub(" ", report).split())
-    return words.replace("For full helptext, see", "see").replace("For full helptext, run", "see")
 
 
 def go_offline_without_a_network() -> None:
