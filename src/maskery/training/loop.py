@@ -304,12 +304,9 @@ class TrainingLoop:
         )
 
     def _due(self, step: int) -> bool:
-        """Return True if held-out figures are due.
-
-        They are at the first and the last step, every `eval_every` steps, and before parameters
-        begin to be trained that were held back.
-        """
+        """Return True if held-out figures are due."""
         every = self.config.eval_every
+        # At the ends, and before parameters begin to be trained that were held back.
         fixed = {0, self.total_steps, *self.stepper.starts}
         return step in fixed or bool(every and step % every == 0)
 

@@ -77,12 +77,10 @@ def mean_width(model: nn.Module) -> float:
 
 @contextmanager
 def exact_sums(device: torch.device) -> Iterator[None]:
-    """Add gradients in one order on a CPU, so that a run repeats bit for bit on several threads.
-
-    Where a row is read more than once (`features[negatives]`), PyTorch's threads add its gradients
-    as they come, and the last digits differ from run to run. The step is no slower for it. On other
-    devices the caller's settings stay: what an order costs there has not been measured.
-    """
+    """Add gradients in one order on a CPU, so that a run repeats bit for bit on several threads."""
+    # Where a row is read more than once (`features[negatives]`), PyTorch's threads add its
+    # gradients as they come, and the last digits differ from run to run. The step is no slower for
+    # it. On other devices the caller's settings stay: what an order costs there is not measured.
     if device.type != "cpu":
         yield
         return
@@ -165,10 +163,9 @@ def learning_rate_factor(
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW that leaves the groups marked `orthogonal` to Muon.
+    """AdamW that leaves the groups marked `orthogonal` to Muon."""
 
-    One optimiser, so that schedules, checkpoints and sharding treat it like any other.
-    """
+    # One optimiser, so that schedules, checkpoints and sharding treat it like any other.
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

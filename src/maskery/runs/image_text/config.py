@@ -214,70 +214,59 @@ class PersonSearchRunConfig(ImageTextRunConfig):
 
 
 def rasa(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
-    """RaSa as released (Bai et al., IJCAI 2023; `configs/PS_cuhk_pedes.yaml`).
-
-    Thirteen pairs on each of four GPUs, 30 epochs, a cosine from 1e-5 to 1e-6, 1e-4 for the two
-    heads that ALBEF lacks, no clipping, soft labels warmed up over the first epoch. It starts from
-    ALBEF's checkpoint, converted.
-    """
+    """RaSa as released (Bai et al., IJCAI 2023; `configs/PS_cuhk_pedes.yaml`)."""
     # What is not set here is so by default: the defaults are RaSa's.
     return PersonSearchRunConfig(
         data=data,
-        model=NO_MODEL,
+        model=NO_MODEL,  # ALBEF's checkpoint, converted
         view=ViewConfig(flip_probability=0.5),
-        objectives=PersonSearchConfig(alpha_warmup=1 / EPOCHS),
+        objectives=PersonSearchConfig(alpha_warmup=1 / EPOCHS),  # over the first epoch
         training=PairsTrainingConfig(
             epochs=EPOCHS,
-            batch_pairs=52,
+            batch_pairs=52,  # of four GPUs
             micro_batch_pairs=13,
             learning_rate=1e-5,
-            head_learning_rate=1e-4,
+            head_learning_rate=1e-4,  # of the two heads that ALBEF lacks
             weight_decay=0.02,
             warmup_share=0.0,
             lr_schedule="cosine",
-            lr_floor=0.1,
+            lr_floor=0.1,  # a cosine from 1e-5 to 1e-6
             clip_norm=0.0,
         ),
     )
 
 
 def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
-    """ALBEF's pre-training objective (Li et al., NeurIPS 2021) on persons, otherwise as `rasa`.
-
-    Contrast between images and texts alone, matching and masked words, all of weight 1, on the
-    picture's own captions; no relations and no replaced words.
-    """
+    """ALBEF's pre-training objective (Li et al., NeurIPS 2021) on persons, otherwise as `rasa`."""
     run = rasa(data)
+    # No relations, no replaced words, contrast between images and texts alone.
     objectives = replace(
         run.objectives, itc_weight=1.0, prd_weight=0.0, mrtd_weight=0.0, within_modality=False
     )
+    # Only the picture's own captions.
     return replace(run, weak_pair_probability=0.0, objectives=objectives)
 
 
 def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
-    """A model from scratch on small pictures, for two cores and minutes.
-
-    Most of what a small model learns in minutes comes from the contrast; matching teaches the
-    fusion layer. Muon learns several times as much from a step as AdamW. The twin follows
-    fast and the queue is short, for runs of few steps. Candidates are ranked by matching and
-    similarity together, the odds of matching at a fifth of their weight: in minutes the contrast
-    learns more than matching does.
-    """
+    """A model from scratch on small pictures, for two cores and minutes."""
     return PersonSearchRunConfig(
         data=data,
         model="scratch:search",
         masking=MaskingConfig(policy="word", mask_rate=0.3),
         objectives=PersonSearchConfig(
-            itc_weight=1.0,
-            itm_weight=0.5,
+            itc_weight=1.0,  # most of what a small model learns in minutes
+            itm_weight=0.5,  # teaches the fusion layer
             mlm_weight=0.0,
             prd_weight=0.0,
             mrtd_weight=0.0,
+            # For runs of few steps the twin follows fast and the queue is short.
             momentum=0.98,
             alpha=0.0,
             queue_size=1024,
         ),
+        # In minutes the contrast learns more than matching does.
         retrieval=RetrievalConfig(rerank=16, score="sum", odds_weight=0.2),
+        # Muon learns several times as much from a step as AdamW.
         training=PairsTrainingConfig(
             epochs=3, batch_pairs=32, optimiser="muon", learning_rate=1e-3
         ),

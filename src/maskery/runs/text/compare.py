@@ -87,17 +87,7 @@ class PlannedRun:
 
 
 def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> list[PlannedRun]:
-    """Return the runs of a sweep, the last setting changing fastest.
-
-    Args:
-        path: The `config.yaml` of a text run.
-        over: Settings with their values: `learning_rate=1e-4,3e-4`.
-        output: The folder of the runs' folders. Default: that of the configuration's run, with
-            `-sweep` after its name.
-
-    Raises:
-        ConfigError: A setting or a value is wrong, or a folder holds a run with other settings.
-    """
+    """Return the runs of a sweep, the last setting changing fastest."""
     base = load_config(path, TextRunConfig)
     folder = base.output or default_folder(base.corpus[0], base.model)
     folder = output or folder.with_name(f"{folder.name}-sweep")

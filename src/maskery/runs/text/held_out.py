@@ -67,14 +67,10 @@ class Measured:
 
 
 class HeldOutText:
-    """Scores one held-out text of a run at its start, while and after it trains.
+    """Scores one held-out text of a run at its start, while and after it trains."""
 
-    Args:
-        run: Before its first step: the initial model is scored now, if it was not before.
-        folder: The run folder.
-        name: Of the text; empty for the one that decides.
-    """
-
+    # Before the run's first step: the initial model is scored now, if it was not before. The text
+    # that decides has no name.
     def __init__(self, run: TextRun, folder: Path, name: str = "") -> None:
         self.run, self.folder, self.name = run, folder, name
         resume = run.config.resume == "auto"

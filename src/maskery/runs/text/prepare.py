@@ -147,15 +147,12 @@ def prepare_text(
 
 
 def with_keep(config: TextRunConfig, given: Given, pooling: Path | None) -> TextMLMConfig:
-    """Return the objective's settings with `--keep-embedding auto` decided.
-
-    It is on where the start is a sentence encoder, which people embed texts with, and off with
-    objectives of other names, with a twin, and with steps that are compiled.
-    """
+    """Return the objective's settings with `--keep-embedding auto` decided."""
     settings = config.objectives
     if settings.keep_embedding != "auto":
         return settings
     plain = settings.objective == "mlm" and not settings.has_twin and given.objective is None
+    # People embed texts with sentence encoders; the other settings do not know how to keep.
     if pooling is None or not plain or config.training.compile:
         return replace(settings, keep_embedding="off")
     log.info("the start is a sentence encoder: its vectors are kept (--keep-embedding off)")

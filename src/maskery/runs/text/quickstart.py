@@ -23,19 +23,15 @@ SENTENCES = (
 
 
 def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
-    """Return settings for MiniLM on paragraphs of reference text: two minutes on two cores.
-
-    A mask rate of 0.3 learns more from each token read, and a small model on a small corpus does
-    not overfit in two epochs, so nothing is dropped out.
-    """
+    """Return settings for MiniLM on paragraphs of reference text: two minutes on two cores."""
     return TextRunConfig(
         corpus=(str(corpus),),
         model="minilm",
         output=output,
-        hidden_dropout=0.0,
+        hidden_dropout=0.0,  # a small model does not overfit in two epochs
         probe=write_topics(output.parent),
         reading=CorpusConfig(unit="paragraph"),
-        masking=MaskingConfig(mask_rate=0.3),
+        masking=MaskingConfig(mask_rate=0.3),  # learns more from each token read
         training=TrainingConfig(
             epochs=2,
             max_steps=100,
