@@ -112,10 +112,14 @@ def pad(
     positions: npt.NDArray[np.int64],
     *,
     pad_token_id: int,
+    least: int = 0,
 ) -> EncoderInputs:
-    """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s."""
+    """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s.
+
+    `least` is the shortest that rows may be.
+    """
     lengths = np.diff(boundaries)
-    longest = int(lengths.max(initial=0))
+    longest = max(least, int(lengths.max(initial=0)))
     inside = np.arange(longest)[None, :] < lengths[:, None]
     padded = np.full(inside.shape, pad_token_id, np.int64)
     padded[inside] = input_ids
@@ -198,10 +202,17 @@ def first_position(config: PreTrainedConfig) -> int:
 
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return the most tokens a sequence may have, or None where the model sets no limit."""
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
     return limit - first_position(config)
+
+
+def least_length(config: PreTrainedConfig) -> int:
+    """Return how long rows of padded batches must be."""
+    if config.model_type == "reformer":  # trains with all of its positions, and no fewer
+        return int(config.max_position_embeddings)
+    return 5 if config.model_type == "funnel" else 0  # it pools neighbours, and fails below
 
 
 @torch.no_grad()
@@ -211,8 +222,9 @@ def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> floa
     limit = max_positions(hf.config) or 64
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
-    low = 5 if hf.config.vocab_size > 10 else 0
-    ids = generator.integers(low, hf.config.vocab_size, int(boundaries[-1]), dtype=np.int64)
+    size = hf.config.get_text_config().vocab_size
+    low = 5 if size > 10 else 0
+    ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)
     ids[ids == pad_token_id] = low + (pad_token_id == low)
     everything = np.arange(len(ids))
     was_training = hf.training

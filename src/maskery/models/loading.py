@@ -340,7 +340,7 @@ def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_siz
 
     By `pieces`, a new word starts as the mean of the ids it was cut into before, or of all.
     """
-    old = int(hf.config.vocab_size)
+    old = int(hf.config.get_text_config().vocab_size)
     if vocab_size > old:
         hf.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = [hf.get_input_embeddings().weight]

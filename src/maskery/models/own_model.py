@@ -123,10 +123,10 @@ def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
             f"AutoModelForMaskedLM"
         )
     size = Vocabulary.of(tokenizer).size
-    if size > hf.config.vocab_size:
+    if size > hf.config.get_text_config().vocab_size:
         raise ModelError(
             f"the tokenizer has ids up to {size - 1} and {type(model).__name__} has "
-            f"{hf.config.vocab_size} rows; give the model as many rows as the tokenizer has ids"
+            f"{hf.config.get_text_config().vocab_size} rows; give the model as many rows as the tokenizer has ids"
         )
     if hf.config.model_type in PACKABLE:  # Maskery's attention computes the same
         hf.set_attn_implementation(attention.NAME)
