@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskery.core.batch import IGNORE_INDEX, MaskedTokens, StaticShapes
+from maskery.core.errors import ModelError, reason_of
 
 PACKABLE = frozenset({
     "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "esm",
@@ -215,18 +216,38 @@ def least_length(config: PreTrainedConfig) -> int:
     return 5 if config.model_type == "funnel" else 0  # it pools neighbours, and fails below
 
 
-@torch.no_grad()
-def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
-    """Return the largest difference of packed from padded logits, as a share of the largest one."""
-    generator = np.random.default_rng(seed)
+def _sample(
+    hf: PreTrainedModel, pad_token_id: int, seed: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return ids (T,) of sequences at random, their boundaries (B + 1,), and all positions (T,)."""
     limit = max_positions(hf.config) or 64
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
     size = hf.config.get_text_config().vocab_size
     low = 5 if size > 10 else 0
+    generator = np.random.default_rng(seed)
     ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)
     ids[ids == pad_token_id] = low + (pad_token_id == low)
-    everything = np.arange(len(ids))
+    return ids, boundaries, np.arange(len(ids))
+
+
+@torch.no_grad()
+def require_readable(hf: PreTrainedModel, pad_token_id: int) -> None:
+    """Raise a ModelError if a family needs more than token ids and a mask of what is padding."""
+    least = least_length(hf.config)
+    try:
+        _logits(hf.eval(), pad(*_sample(hf, pad_token_id), pad_token_id=pad_token_id, least=least))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as failure:
+        raise ModelError(
+            f"models of the family '{hf.config.model_type}' with these settings cannot read texts "
+            f"of any length ({reason_of(failure)}); use another encoder"
+        ) from failure
+
+
+@torch.no_grad()
+def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
+    """Return the largest difference of packed from padded logits, as a share of the largest one."""
+    ids, boundaries, everything = _sample(hf, pad_token_id, seed)
     was_training = hf.training
     hf.eval()
     try:

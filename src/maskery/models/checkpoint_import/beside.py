@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from maskery.core.batch import vocabulary_size
+from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError, reason_of
 from maskery.models.loading import quiet_transformers
 
@@ -92,8 +92,7 @@ def read_tokenizer(name: str | None, folder: Path, num_rows: int) -> PreTrainedT
             f"the tokenizer '{source}' has {size} words and the checkpoint {num_rows} rows for "
             f"them: they do not belong together; name the checkpoint's own with --tokenizer"
         )
-    if tokenizer.mask_token_id is None:
-        raise ModelError(f"the tokenizer '{source}' has no mask token; name another")
+    require_mask(tokenizer)
     return tokenizer
 
 
