@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.data.batching import Layout, Template, TextSource, assemble
+from maskery.data.batching import Batching, Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.store import Documents
 from maskery.data.tokenise import (
@@ -150,16 +150,16 @@ class RowSource(TextSource):
         seed: int = 0,
     ) -> None:
         flat = flatten(rows)
-        super().__init__(
-            Documents(flat.input_ids, flat.word_starts, flat.boundaries, flat.example_ids),
-            np.arange(len(rows)),
-            Template(prefix=(), suffix=()),
+        batching = Batching(
+            template=Template(prefix=(), suffix=()),
             max_length=max(1, int(flat.lengths.max())),  # so that each row is one window
             batch_tokens=batch_tokens,
             micro_tokens=micro_tokens,
             layout=layout,
             seed=seed,
         )
+        held = Documents(flat.input_ids, flat.word_starts, flat.boundaries, flat.example_ids)
+        super().__init__(held, np.arange(len(rows)), batching)
 
 
 class PieceWords:

@@ -34,10 +34,24 @@ from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.formats import is_portable
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, Manifest
-from maskery.data.shards.piece_work import RECORDS, Job, do_piece, load_piece, load_shard
-from maskery.data.shards.pieces import Piece, plan_fingerprint, plan_pieces
-from maskery.data.shards.shard_file import entry_of, write_bytes, write_first
+from maskery.data.shards.manifest import (
+    LENGTHS,
+    TOKENIZER,
+    DocumentLengths,
+    FileEntry,
+    Manifest,
+    write_bytes,
+)
+from maskery.data.shards.pieces import (
+    RECORDS,
+    Job,
+    Piece,
+    do_piece,
+    load_piece,
+    load_shard,
+    plan_fingerprint,
+    plan_pieces,
+)
 from maskery.data.tokenise import (
     Encode,
     byte_bar,
@@ -153,6 +167,21 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def write_first(path: Path, data: bytes) -> None:
+    """Write a file whole unless there is one: the first is never replaced."""
+    aside = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    write_bytes(aside, data)
+    try:
+        path.hardlink_to(aside)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: between these two another may be first
+        if not path.exists():
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keep the tokenizer with the shards: models from scratch take it from there."""
     final = folder / TOKENIZER
@@ -200,7 +229,10 @@ def write_manifest(
         fingerprint=job.fingerprint,
         tokenizer=tokenizer.name_or_path,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        tokenizer_files=tuple(map(entry_of, sorted((job.folder / TOKENIZER).iterdir()))),
+        tokenizer_files=tuple(
+            FileEntry.of(path.name, path.read_bytes())
+            for path in sorted((job.folder / TOKENIZER).iterdir())
+        ),
         vocab_size=job.vocab_size,
         held_out_share=job.config.held_out_share,
         lengths=write_bytes(job.folder / LENGTHS, lengths.to_bytes()),
