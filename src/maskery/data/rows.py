@@ -25,11 +25,11 @@ from maskery.data.store import Documents
 from maskery.data.tokenise import (
     BYTE_LEVEL_SPACE,
     METASPACE,
+    begins_unspaced,
     encode_texts,
     is_byte_level,
     starts_word_table,
 )
-from maskery.data.unspaced import begins_unspaced
 
 Row = Mapping[str, Any]
 # The class of a character that goes with any other.

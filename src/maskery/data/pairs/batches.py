@@ -8,11 +8,10 @@ Shapes: N examples, B examples of a batch, I pictures, H height, W width.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ import torch
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
-from maskery.core.task import StandIn
-from maskery.data.batching import Plan, plan_epoch, split_step
+from maskery.data.batching import PlannedSource
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.views import view_draws, view_stack
 from maskery.data.pairs.captions import CaptionTokens
@@ -56,7 +54,7 @@ class JudgedPairs:
 ViewedT = TypeVar("ViewedT")
 
 
-class PicturedExamples(ABC, Generic[ViewedT]):
+class PicturedExamples(PlannedSource[ViewedT]):
     """Training examples with a picture each: their order, their pictures and views.
 
     `ids` (N,) are those of the examples, and `pairs` (N,) the pairs whose pictures they have. A
@@ -74,48 +72,10 @@ class PicturedExamples(ABC, Generic[ViewedT]):
         micro_size: int | None,
         seed: int,
     ) -> None:
+        # Pictures cost the same whatever their captions, so each example counts as one token.
+        super().__init__(np.ones(len(ids), np.int64), batch_size, micro_size, "packed", seed)
         self.ids, self.pairs = ids, pairs
         self.captions, self.pictures, self.view = captions, pictures, view
-        self.batch_size, self.micro_size = batch_size, micro_size or batch_size
-        self.seed = seed
-        self._plan: tuple[int, Plan] | None = None
-
-    @abstractmethod
-    def batch(self, members: Int64Array, epoch: int, crowd: Int64Array | None = None) -> ViewedT:
-        """Return the batch of some examples, without pictures that cannot be read.
-
-        `crowd` are the examples of the same micro-batch on all processes; by default `members`.
-        """
-
-    def num_steps(self, epoch: int) -> int:
-        """Return the number of steps of an epoch."""
-        del epoch  # each has as many
-        return -(-len(self.ids) // self.batch_size)
-
-    def micro_batches(
-        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[ViewedT | StandIn[ViewedT]]:
-        """Return one process's share of a step: every `world_size`-th example of it.
-
-        A process that is left without one computes an example once more, and counts it for nothing.
-        """
-        members = self.plan(epoch).step(step)
-        ones = np.ones(len(members), np.int64)
-        parts = split_step(ones, micro_tokens=self.micro_size, parts=world_size)
-        batches: list[ViewedT | StandIn[ViewedT]] = []
-        for turn in range(0, len(parts), world_size):
-            mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
-            batch = self.batch(members[mine if len(mine) else [0]], epoch, members[crowd])
-            batches.append(batch if len(mine) else StandIn(batch))
-        return batches
-
-    def plan(self, epoch: int) -> Plan:
-        """Return the steps of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            ones = np.ones(len(self.ids), np.int64)  # tokens of the budget that each counts as
-            plan = plan_epoch(ones, seed=self.seed, epoch=epoch, batch_tokens=self.batch_size)
-            self._plan = (epoch, plan)
-        return self._plan[1]
 
     def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
@@ -158,19 +118,19 @@ class PairSource(PicturedExamples[ViewedPairs]):
         super().__init__(ids, chosen, captions, pictures, view, *sizes, seed)
 
     def batch(
-        self, members: Int64Array, epoch: int, crowd: Int64Array | None = None
+        self, chosen: Int64Array, epoch: int = 0, crowd: Int64Array | None = None
     ) -> ViewedPairs:
-        """Return the batch of some pairs in an epoch, with one caption of each."""
+        """Return the batch of some pairs that can be read, with one caption of each."""
         del crowd
-        members, images = self.readable(members, epoch)
+        members, images = self.readable(chosen, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
         owners, pairs = self.captions.owners, self.pairs[members]
         first = np.searchsorted(owners, pairs, side="left")
         count = np.searchsorted(owners, pairs, side="right") - first
         drawn = uniforms(self.seed, Stream.CAPTION, epoch, ids, np.zeros(len(ids), np.int64))
-        chosen = first + (drawn.astype(np.float64) * count).astype(np.int64)
-        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
+        captions = first + (drawn.astype(np.float64) * count).astype(np.int64)
+        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(captions, ids))
 
 
 class HeldOutPairs:

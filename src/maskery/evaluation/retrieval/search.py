@@ -21,7 +21,7 @@ import torch
 
 from maskery.core.errors import DataError
 from maskery.core.random import Float32Array
-from maskery.data.gallery.files import read_picture
+from maskery.data.gallery import read_picture
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches
 from maskery.evaluation.image_text.captions import encode_query
