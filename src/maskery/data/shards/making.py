@@ -38,8 +38,8 @@ from maskery.data.shards.manifest import (
     LENGTHS,
     TOKENIZER,
     DocumentLengths,
-    FileEntry,
     Manifest,
+    entry_of,
     write_bytes,
 )
 from maskery.data.shards.pieces import (
@@ -230,7 +230,7 @@ def write_manifest(
         tokenizer=tokenizer.name_or_path,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         tokenizer_files=tuple(
-            FileEntry.of(path.name, path.read_bytes())
+            entry_of(path.name, path.read_bytes())
             for path in sorted((job.folder / TOKENIZER).iterdir())
         ),
         vocab_size=job.vocab_size,

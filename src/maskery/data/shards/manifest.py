@@ -54,11 +54,6 @@ class FileEntry:
         check_sound(is_count(self.bytes), "size")
         check_sound(_fits(SHA256, self.sha256), "checksum")
 
-    @classmethod
-    def of(cls, name: str, data: bytes) -> FileEntry:
-        """Describe the content of a file."""
-        return cls(file=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry(FileEntry):
@@ -227,7 +222,12 @@ def write_bytes(path: Path, data: bytes) -> FileEntry:
             f"'{path}' cannot be written ({error.strerror}); free some space there and repeat the "
             f"command: what is complete is kept"
         ) from error
-    return FileEntry.of(path.name, data)
+    return entry_of(path.name, data)
+
+
+def entry_of(name: str, data: bytes) -> FileEntry:
+    """Describe the content of a file."""
+    return FileEntry(file=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
