@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import DataError, os_errors, reason_of
 from maskery.data.images.loading import SUFFIXES, ImageRef, open_file
 
 log = logging.getLogger(__name__)
@@ -114,11 +114,8 @@ def read_picture(folder: Path, name: str) -> ImageRef:
         name.encode("utf-8")  # the index keeps names as text
     except UnicodeEncodeError as error:
         raise DataError(f"image {path} has a name that is not UTF-8; rename it") from error
-    try:
-        with open_file(path) as file:
-            return ImageRef.held(str(path), file.read())
-    except OSError as error:
-        raise DataError(f"image {path} cannot be read ({error.strerror}); restore it") from error
+    with os_errors(f"image {path} cannot be read", "restore it"), open_file(path) as file:
+        return ImageRef.held(str(path), file.read())
 
 
 def digest_of(picture: ImageRef) -> bytes:
@@ -144,13 +141,9 @@ class GalleryStore:
     def __init__(self, folder: Path, width: int) -> None:
         """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
-        try:
+        fix = "name another with --cache-dir"
+        with os_errors(f"the index folder '{folder}' cannot be made", fix):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"the index folder '{folder}' cannot be made ({error.strerror}); name another "
-                f"with --cache-dir"
-            ) from error
         self._run(self._prepare)
 
     def _prepare(self, database: sqlite3.Connection) -> None:

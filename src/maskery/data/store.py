@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import lock_descriptor
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import DataError, os_errors, reason_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -61,7 +61,7 @@ def own_folder(cache_dir: Path, name: str) -> Path:
         DataError: It, or the cache, is another user's, who could put anything there.
     """
     folder = cache_dir / name
-    try:
+    with os_errors(f"the cache folder '{folder}' cannot be made", "name another with --cache-dir"):
         cache_dir.parent.mkdir(parents=True, exist_ok=True)
         for path in (cache_dir, folder):
             path.mkdir(mode=0o700, exist_ok=True)
@@ -75,11 +75,6 @@ def own_folder(cache_dir: Path, name: str) -> Path:
                 )
         if found.st_mode & 0o077:
             folder.chmod(0o700)
-    except OSError as error:
-        raise DataError(
-            f"the cache folder '{folder}' cannot be made ({error.strerror}); name another with "
-            f"--cache-dir"
-        ) from error
     return folder
 
 
@@ -280,20 +275,18 @@ def write_store(
         DataError: It cannot be written.
     """
     partial = partial_of(folder)
+    problem = f"the token store could not be written to '{folder.parent}'"
+    fix = "free some space there, or choose another place with --cache-dir"
     try:
-        for left in ownerless(folder.parent, "tokens.bin"):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with ExitStack() as stack:  # the files are owned until the store is in its place
+        # The files are owned until the store is in its place.
+        with os_errors(problem, fix), ExitStack() as stack:
+            for left in ownerless(folder.parent, "tokens.bin"):
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir(parents=True)
             _write_files(partial, parts, vocab_size, about, stack)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
-    except OSError as error:
-        raise DataError(
-            f"the token store could not be written to '{folder.parent}' ({error.strerror}); free "
-            f"some space there, or choose another place with --cache-dir"
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -25,9 +25,9 @@ from maskery.data.corpus.examples import is_held_out, mix
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.formats import Source, file_splits, open_source, source_files
-from maskery.data.pairs.pictures import Place
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
+    Place,
     Reader,
     Record,
     brief,

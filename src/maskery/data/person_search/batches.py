@@ -20,10 +20,8 @@ from maskery.core.random import Int64Array, Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.images.config import ViewConfig
-from maskery.data.pairs.batches import PicturedExamples, ViewedPairs
-from maskery.data.pairs.captions import CaptionTokens
+from maskery.data.pairs.batches import CaptionTokens, PicturedExamples, Pictures, ViewedPairs
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.data.rows import hash_rows
 
 

@@ -20,12 +20,12 @@ from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
-from maskery.data.pairs.pictures import image_refs
 from maskery.data.pairs.records import (
     Record,
     brief,
     checked_captions,
     checked_person,
+    image_refs,
     picture_name,
 )
 from maskery.data.pairs.tables import json_records

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from maskery.core.batch import vocabulary_size
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, os_errors
 from maskery.core.system import signals_held
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
@@ -139,7 +139,7 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
     """
     plan = job.folder / PLAN
-    try:
+    with os_errors(f"the folder '{job.folder}' cannot be used", "name another"):
         job.folder.mkdir(parents=True, exist_ok=True)
         # Listed before the plan is read: where there is no plan then, no rank had got further.
         names = [path.name for path in job.folder.iterdir()]
@@ -157,10 +157,6 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
                 "repeat the command that began it, or name another folder"
             )
         (job.folder / RECORDS).mkdir(exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"the folder '{job.folder}' cannot be used ({error.strerror}); name another"
-        ) from error
     save_tokenizer(job.folder, tokenizer)
     if job.config.shard_count == 1:  # nobody else is at work here, so these were left by the killed
         for path in job.folder.glob("*.partial-*"):
@@ -188,16 +184,14 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     if final.is_dir():
         return
     partial = folder / f"{TOKENIZER}.partial-{secrets.token_hex(4)}"
-    try:
-        tokenizer.save_pretrained(partial)
-        partial.rename(final)
-    except OSError as error:
-        if final.is_dir():  # another rank was first
+    with os_errors(f"the tokenizer cannot be written to '{final}'", "free some space"):
+        try:
+            tokenizer.save_pretrained(partial)
+            partial.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another rank was first
+                raise
             shutil.rmtree(partial, ignore_errors=True)
-            return
-        raise DataError(
-            f"the tokenizer cannot be written to '{final}' ({error.strerror}); free some space"
-        ) from error
 
 
 def write_manifest(

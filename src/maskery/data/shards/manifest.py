@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import DataError, os_errors, reason_of
 from maskery.core.system import write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
@@ -215,13 +215,9 @@ def write_shard(path: Path, part: Part, *, vocab_size: int) -> ShardEntry:
 
 def write_bytes(path: Path, data: bytes) -> FileEntry:
     """Write a file whole, or not at all; ranks may write the same one at once."""
-    try:
+    fix = "free some space there and repeat the command: what is complete is kept"
+    with os_errors(f"'{path}' cannot be written", fix):
         write_whole(path, data, aside=f"partial-{secrets.token_hex(4)}")
-    except OSError as error:
-        raise DataError(
-            f"'{path}' cannot be written ({error.strerror}); free some space there and repeat the "
-            f"command: what is complete is kept"
-        ) from error
     return entry_of(path.name, data)
 
 
