@@ -82,7 +82,7 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
             file.seek(0)
             # open_clip writes tabs into files called .csv.
             reader = csv.reader(file, delimiter="\t" if "\t" in start else ",", strict=True)
-            header = next(reader, [])
+            header: list[str] = next(reader, [])
             if len(set(header)) < len(header):
                 raise DataError(f"{path}, line 1: a column name occurs twice; rename one")
             columns = find_columns(header, config, f"{path}, line 1")
