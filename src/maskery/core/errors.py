@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# Python's errors for JSON, or arrays, of another shape than expected.
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
 def reason_of(error: BaseException, *, most: int = 300) -> str:
     """Return another library's error in one line of at most `most` characters."""
     words = " ".join(str(error).split()) or type(error).__name__

@@ -102,11 +102,9 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     title, root = LAYOUTS[config.dataset].title, config.root
     records = list(read_annotations(config.dataset, root))
     images = _image_folder(config)
-    refuse_leaks(records)
-    annotated = {record.split for record in records}
-    notes = [shared_ids(records)]
+    annotated, leaks = {record.split for record in records}, leaks_note(records)
     records, missing = without_missing(records, images, config)
-    notes.append(missing)
+    notes = [leaks, missing]
     by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
     _need_expected_splits(config, by_split)
     skipped = Skipped("caption", config.on_bad_caption)
@@ -162,8 +160,8 @@ def _image_folder(config: PersonSearchDataConfig) -> Path:
     return folder
 
 
-def refuse_leaks(records: Sequence[Record]) -> None:
-    """Refuse images that are in two splits."""
+def leaks_note(records: Sequence[Record]) -> str:
+    """Refuse images that are in two splits; returns a warning about ids that are, or ""."""
     leaks = _in_several_splits((record.image, record.split) for record in records)
     if leaks:
         name, (one, other, *_) = next(iter(leaks.items()))
@@ -171,10 +169,6 @@ def refuse_leaks(records: Sequence[Record]) -> None:
             f"{len(leaks)} images are in two splits, first {brief(name)} in {one} and {other}: "
             f"what is measured on would be trained on; remove it from one of them"
         )
-
-
-def shared_ids(records: Sequence[Record]) -> str:
-    """Return a warning where splits share ids (they may be numbered anew in each), else ""."""
     shared = _in_several_splits((record.person, record.split) for record in records)
     if not shared:
         return ""

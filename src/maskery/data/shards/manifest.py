@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError, os_errors, reason_of
+from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
 from maskery.core.system import write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
@@ -122,7 +122,7 @@ class Manifest:
             fields["tokenizer_files"] = tuple(FileEntry(**f) for f in fields["tokenizer_files"])
             fields["lengths"] = FileEntry(**fields["lengths"])
             return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except MALFORMED as error:
             raise DataError(
                 f"{where} is no sound list of shards ({reason_of(error)}); repeat the maskery "
                 f"tokenize command that made it"

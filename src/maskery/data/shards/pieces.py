@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from maskery.core.errors import MALFORMED
 from maskery.data.corpus.config import AUTO, CorpusConfig
 from maskery.data.corpus.examples import Example, ReadingReport, is_held_out
 from maskery.data.corpus.formats import format_of, split_suffix
@@ -350,5 +351,5 @@ def _load(parse: Callable[..., RecordT], name: str, job: Job) -> RecordT | None:
         data = json.loads((job.folder / RECORDS / f"{name}.json").read_bytes())
         # A record of another plan counts as none.
         return parse(**data) if data.pop("fingerprint") == job.fingerprint else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, *MALFORMED):
         return None
