@@ -17,7 +17,7 @@ from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.formats import Source
 from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs
-from maskery.evaluation.image_text.image_ablation import Condition, sample_pictures, score_pairs
+from maskery.evaluation.image_text.image_fill import Condition, sample_pictures, score_pairs
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run

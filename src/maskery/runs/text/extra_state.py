@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, reason_of
 from maskery.core.task import EXTRA_STATE, Task
-from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.text.masked import FROZEN_EPOCH
+from maskery.evaluation.text.masked import FROZEN_EPOCH, judged_auc
 from maskery.models.masked_lm import MaskedLanguageModel
 
 TWIN = "twin.hf."

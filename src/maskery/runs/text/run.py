@@ -15,7 +15,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.evaluation.intervals import Verdict, interval_note, judge
-from maskery.models.dropout import use_fast_dropout
+from maskery.models.attention import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import (
