@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.command import Command, check_png, percent, prepare_output, shown, table
+from maskery.cli.main import Command, check_png, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, check_ranges
 from maskery.core.system import quick_imports

@@ -198,6 +198,15 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
             raise ValueError(
                 f"'{key}' has shape {list(found)} and its config.json describes {list(wanted)}"
             )
+    # The least and the greatest value are NaN where any is, and are found in a fifth of the time.
+    limits = ((key, value.aminmax()) for key, value in model.named_parameters() if value.numel())
+    broken = [key for key, ends in limits if not torch.stack(ends).isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"the weights of '{name}' hold values that are not numbers (NaN or infinite), first in "
+            f"'{broken[0]}': they are damaged, or their training diverged; use an earlier "
+            f"checkpoint or another model"
+        )
     return model, info
 
 

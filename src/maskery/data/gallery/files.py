@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maskery.core.errors import DataError
-from maskery.data.images.loading import ImageRef, open_file
+from maskery.data.images.loading import SUFFIXES, ImageRef, open_file
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("avif", "bmp", "gif", "j2k", "jp2", "jpe", "jpeg", "jpg", "mpo"),
-        *("pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
-    )
-)
 # Enough that two of a million pictures are never taken for one.
 DIGEST_BYTES = 16
 
@@ -36,13 +29,14 @@ class Stamp(NamedTuple):
 def find_pictures(folder: Path) -> dict[str, Stamp]:
     """Return the pictures below a folder, sorted: relative path with slashes, and stamp.
 
-    Hidden names and links to folders are passed over.
+    A file without an ending may be one. Hidden names and links to folders are passed over.
     """
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
         raise DataError(f"the gallery '{folder}' {what}; name a folder of pictures")
     found: dict[str, Stamp] = {}
     special: list[str] = []
+    others: list[str] = []
 
     def refuse(error: OSError) -> None:
         raise DataError(
@@ -54,9 +48,12 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+            if name.startswith("."):
                 continue
             key = path.relative_to(folder).as_posix()
+            if path.suffix and path.suffix[1:].lower() not in SUFFIXES:
+                others.append(key)
+                continue
             try:
                 status = path.stat()
             except OSError as error:
@@ -67,12 +64,10 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
                 found[key] = Stamp(status.st_size, status.st_mtime_ns)
             else:
                 special.append(key)  # reading a FIFO or a device may wait for ever
-    if special:
-        log.warning(
-            "%d entries of the gallery are no regular files and are passed over, first '%s'",
-            len(special),
-            min(special),
-        )
+    for passed, what in ((special, "are no regular files"), (others, "have no picture's ending")):
+        if passed:
+            told = "%d entries of the gallery %s and are passed over, first '%s'"
+            log.warning(told, len(passed), what, min(passed))
     return dict(sorted(found.items()))
 
 

@@ -31,7 +31,8 @@ class Record:
     """One record as a reader found it, unchecked."""
 
     image: Any = None  # its name; where images are files, their path below `folder`
-    caption: Any = None  # a string or a list of strings, if all is well
+    # A string or a list of strings, if all is well; a `DataError` where it could not be read.
+    caption: Any = None
     person: Any = None  # an int, a string or None, if all is well
     group: Any = None  # likewise; records of one group stay on one side of a split
     split: Any = None  # a string or None, if all is well
@@ -203,6 +204,8 @@ def checked_captions(
 
 
 def _checked_caption(caption: object, where: str, max_chars: int) -> str:
+    if isinstance(caption, DataError):  # the reader found none
+        raise caption
     if not isinstance(caption, str):
         raise DataError(
             f"{where}: the caption is {brief(caption)}, not a string or a list of strings; "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from maskery.core.errors import DataError, reason_of
+from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pictures import Place, image_refs
 from maskery.data.pairs.records import (
@@ -27,14 +28,12 @@ from maskery.data.pairs.records import (
     find_column,
     person_column,
     printable,
+    require_named,
 )
 from maskery.data.pairs.tables import read_json
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
-)
 # A tar file is made of blocks of this many bytes.
 BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
@@ -141,9 +140,9 @@ class Shard:
             raise DataError(f"{self.path} is cut short: its end mark is missing; restore it")
 
     def samples(self) -> Iterator[tuple[str, Members]]:
-        """Yield consecutive members of one stem, which ends at the first dot of the file name."""
-        members: Members = {}
-        last, passed_over = "", 0
+        """Yield the members of each stem, which ends at the first dot of the file name."""
+        found: dict[str, Members] = {}
+        last, apart, passed_over = "", set[str](), 0
         for member in self.members():
             folder, _, base = posixpath.normpath(member.name).rpartition("/")
             base, _, suffix = base.partition(".")
@@ -151,21 +150,26 @@ class Shard:
             if _is_extra(stem, suffix):
                 passed_over += 1
                 continue
-            if members and stem != last:
-                yield last, members
-                members = {}
-            if suffix in members:
+            if stem in found and stem != last:
+                apart.add(stem)
+            if suffix in found.setdefault(stem, {}):
                 raise DataError(f"{self.path}: member {member.name!r} occurs twice; remove one")
-            last, members[suffix] = stem, member
-        if members:
-            yield last, members
+            last, found[stem][suffix] = stem, member
+        if apart:
+            log.warning(
+                "%s: members of %d samples lie apart, first of %r; they are joined here, but other "
+                "readers lose them: pack them side by side",
+                *(self.path, len(apart), min(apart)),
+            )
         if passed_over:
-            log.info("%s: %d members are no samples and are passed over", self.path, passed_over)
+            told = "%s: %d members are hidden, notes or without a key, and are passed over"
+            log.info(told, self.path, passed_over)
+        yield from found.items()
 
     def record(self, stem: str, members: Members) -> Record:
         """Return the record of one sample."""
         where, asked = f"{self.path}, sample {stem!r}", self.config.image_column
-        images = [s for s in members if (s in IMAGE_SUFFIXES if asked is None else s == asked)]
+        images = [s for s in members if (s in SUFFIXES if asked is None else s == asked)]
         if len(images) != 1:
             raise DataError(
                 f"{where} has {len(images)} images among its members "
@@ -174,6 +178,8 @@ class Shard:
             )
         image = members[images[0]]
         caption, row = self._annotation(members, where)
+        if row:
+            require_named(row, self.config, where, "person", "group")
         columns = Columns(
             image=None,
             caption=None,
@@ -190,22 +196,28 @@ class Shard:
         )
 
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
-        """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""
+        """Return the caption (the `.txt` member, unless a key is named), and the `.json` member.
+
+        What is wrong with a caption stands in its place, for whoever checks it.
+        """
         row: Any = {}
-        if "json" in members:
-            row = read_json(self._text(members["json"]), f"{where}, .json")
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: its .json member is not an object; write one")
-        if "txt" in members and self.config.caption_column is None:
-            try:
+        try:
+            if "json" in members:
+                row = read_json(self._text(members["json"]), f"{where}, .json")
+                if not isinstance(row, dict):
+                    row = {}
+                    raise DataError(f"{where}: its .json member is not an object; write one")
+            if "txt" in members and self.config.caption_column is None:
                 return self._text(members["txt"]).decode("utf-8-sig"), row
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: its .txt member is not valid UTF-8; mend it") from error
-        if not row:
-            raise DataError(
-                f"{where} has neither a .txt nor a .json member with its caption; add one"
-            )
-        return row[find_column(row, self.config, "caption", where)], row
+            if not row:
+                raise DataError(
+                    f"{where} has neither a .txt nor a .json member with its caption; add one"
+                )
+            return row[find_column(row, self.config, "caption", where)], row
+        except UnicodeDecodeError:
+            return DataError(f"{where}: its .txt member is not valid UTF-8; mend it"), row
+        except DataError as error:
+            return error, row
 
     def _text(self, member: tarfile.TarInfo) -> bytes:
         if member.size > MAX_TEXT_BYTES:
