@@ -6,12 +6,14 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_pairs import save_tiny_pairs
 
+import maskery
 from maskery.core.errors import CheckpointError, ConfigError, MaskeryError, PluginError
 from maskery.data.images.config import ViewConfig
 from maskery.data.pairs.config import PairsConfig
@@ -233,12 +235,43 @@ def test_errors_before_the_first_step_leave_no_folder(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
-def test_a_policy_that_cannot_be_loaded_is_told_before_the_pairs_are_read(tmp_path: Path) -> None:
-    masking = MaskingConfig(policy=f"{tmp_path / 'mine.py'}:Mine")
-    config = replace(config_of(tmp_path / "none.jsonl", tmp_path / "run"), masking=masking)
-    with pytest.raises(PluginError, match=r"--policy .*: there is no file"):
-        train_pairs(config, progress=False)
+@pytest.mark.parametrize("flag", ["policy", "term", "reader"])
+@pytest.mark.parametrize("text", [None, "Mine = 3"])
+def test_plug_ins_that_do_not_fit_are_told_before_the_pairs_are_read(
+    tmp_path: Path, flag: str, text: str | None
+) -> None:
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    choice, config = f"{file}:Mine", config_of(tmp_path / "none.jsonl", tmp_path / "run")
+    changed = {
+        "policy": {"masking": MaskingConfig(policy=choice)},
+        "term": {"objectives": ImageTextMLMConfig(term=(choice,))},
+        "reader": {"reading": PairsConfig(reader=choice)},
+    }
+    with pytest.raises(PluginError, match=rf"--{flag} .*: (there is no file|.* int)"):
+        train_pairs(replace(config, **changed[flag]), progress=False)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_callbacks_are_told_of_steps_evaluations_and_the_end(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Recorder(maskery.Callback):
+        def on_step(self, step: int, figures: Any) -> None:
+            told.append(f"step {step}, {'mlm' in figures}")
+
+        def on_evaluation(self, step: int, figures: Any) -> None:
+            told.append(f"evaluation {step}, {'right_loss' in figures}")
+
+        def on_end(self) -> None:
+            told.append("end")
+
+    config = config_of(save_tiny_pairs(tmp_path), tmp_path / "run", max_steps=1)
+    maskery.train(config, callbacks=[Recorder()], progress=False)
+    assert told == ["evaluation 0, True", "step 1, True", "evaluation 1, True", "end"]
+    with pytest.raises(ConfigError, match="the callback Recorder is a class"):
+        train_pairs(config_of(tmp_path / "none", tmp_path / "r"), callbacks=[Recorder])  # type: ignore[list-item]
 
 
 def test_a_run_is_the_same_however_its_paths_are_typed_and_wherever_it_is_measured(

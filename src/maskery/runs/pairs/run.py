@@ -17,10 +17,10 @@ from maskery.core.random import Int64Array
 from maskery.core.registry import plugin_identity
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
-from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.config import FORMATS, PairsConfig
 from maskery.data.pairs.formats import Source
 from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs
-from maskery.evaluation.image_text.image_ablation import Condition, sample_pictures, score_pairs
+from maskery.evaluation.image_text.image_fill import Condition, sample_pictures, score_pairs
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
@@ -35,6 +35,7 @@ from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
 from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
+from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def train_pairs(
     progress: bool = True,
     beside: Path | None = None,
     terms: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> PairsResult:
     """Run an image-text configuration from its pairs to a saved model.
 
@@ -115,14 +117,23 @@ def train_pairs(
             and `split`), or a `datasets` dataset with image and caption columns.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
+        callbacks: Called while the run trains; see `Callback`.
 
     Raises:
         MaskeryError: Something the user can mend.
     """
+    if config.reading.reader is not None:
+        FORMATS.find(config.reading.reader)  # before anything else, as other plug-ins
     config = config.anchored()
     prepare = partial(prepare_pairs, source=source)
     return train_image_text(
-        config, prepare, config.pairs, progress=progress, beside=beside, terms=terms
+        config,
+        prepare,
+        config.pairs,
+        progress=progress,
+        beside=beside,
+        terms=terms,
+        callbacks=callbacks,
     )
 
 
