@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
 from maskery.core.errors import DataError, MissingExtraError, reason_of
+from maskery.core.random import UInt64Array
 from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
@@ -77,11 +79,24 @@ def load_image(
     file.seek(0)
     try:
         with module.open(file, formats=_formats()) as image:
-            _check_pixels(image, name, max_pixels)
+            width, height = image.size
+            if not width * height:
+                raise DataError(f"image {name} has {width} x {height} pixels, none; remove it")
+            if width * height > max_pixels:
+                raise DataError(
+                    f"image {name} has {width} x {height} pixels, more than the {max_pixels} "
+                    f"allowed; shrink it or raise max_pixels"
+                )
             if near is not None:
                 # An EXIF turn may exchange the sides.
                 image.draft(None, (max(near), max(near)))
-            return _as_rgb(_upright(image), name)
+            image.load()
+            try:
+                upright: Image = pillow("ImageOps").exif_transpose(image)
+            except Exception:
+                # Cameras and editors write broken EXIF blocks into sound pictures.
+                upright = image
+            return _as_rgb(upright, name)
     except (DataError, MissingExtraError):
         raise
     except module.UnidentifiedImageError as error:
@@ -100,34 +115,17 @@ def load_image(
         raise DataError(f"image {name} is damaged ({why}); restore or remove it") from error
 
 
-def _check_pixels(image: Image, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if not 0 < width * height <= max_pixels:
-        raise DataError(
-            f"image {name} has {width} x {height} pixels, "
-            + (
-                f"more than the {max_pixels} allowed; shrink it or raise max_pixels"
-                if width * height
-                else "none; remove it"
-            )
-        )
-
-
-def _upright(image: Image) -> Image:
-    """Turn the picture as its EXIF orientation says; unreadable EXIF data turns nothing."""
-    image.load()
-    try:
-        turned: Image = pillow("ImageOps").exif_transpose(image)
-    except Exception:
-        # Cameras and editors write broken EXIF blocks into sound pictures.
-        return image
-    return turned
-
-
 def _as_rgb(image: Image, name: str) -> Image:
     """Return a picture of any mode as RGB, detached from its file."""
     if image.mode in DEEP_GREY_MODES:
-        image = _shallow(image, name)
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise DataError(
+                f"image {name} has grey levels from {levels.min()} to {levels.max()}, outside 16 "
+                f"bits; convert it to 8 bits"
+            )
+        # Rounded, not cut off: the brightest level stays the brightest.
+        image = pillow().fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
         raise DataError(
             f"image {name} has floating-point pixels, whose range is unknown; convert it to 8 bits"
@@ -138,18 +136,6 @@ def _as_rgb(image: Image, name: str) -> Image:
         paper.alpha_composite(layered)
         return paper.convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
-
-
-def _shallow(image: Image, name: str) -> Image:
-    """Return 16-bit grey as 8-bit grey, rounded."""
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise DataError(
-            f"image {name} has grey levels from {levels.min()} to {levels.max()}, outside 16 bits; "
-            f"convert it to 8 bits"
-        )
-    shallow: Image = pillow().fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-    return shallow
 
 
 def open_file(path: Path, within: Path | None = None) -> BinaryIO:
@@ -197,6 +183,25 @@ class ImageRef:
             # A file is told by its whole path.
             name = str(getattr(file, "name", self.name))
             return load_image(file, name=name, max_pixels=self.max_pixels, near=near)
+
+
+def content_hashes(refs: Iterable[ImageRef]) -> UInt64Array:
+    """Return (N,) uint64: a hash of each picture's bytes, so that copies and links are known.
+
+    A picture that cannot be read is known by its name.
+    """
+    known: dict[str, bytes] = {}
+    names = []
+    for ref in refs:
+        names.append(ref.name)
+        if ref.name not in known:
+            try:
+                with ref.open() as file:
+                    content = file.read()
+            except (DataError, OSError):
+                content = ref.name.encode()
+            known[ref.name] = blake2b(content, digest_size=8).digest()
+    return np.frombuffer(b"".join(known[name] for name in names), "<u8").astype(np.uint64)
 
 
 class Skipped:
