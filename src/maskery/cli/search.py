@@ -125,7 +125,7 @@ def listing(text: str, hits: Sequence[Hit]) -> str:
 
 def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     """Draw the pictures found, a row for each query."""
-    from maskery.data.gallery.files import read_picture
+    from maskery.data.gallery import read_picture
     from maskery.data.images.drawing import Cell, SheetRow, draw_sheet
 
     rows = []

@@ -79,12 +79,25 @@ def load_image(
     file.seek(0)
     try:
         with module.open(file, formats=_formats()) as image:
-            _check_pixels(image, name, max_pixels)
+            width, height = image.size
+            if not width * height:
+                raise DataError(f"image {name} has {width} x {height} pixels, none; remove it")
+            if width * height > max_pixels:
+                raise DataError(
+                    f"image {name} has {width} x {height} pixels, more than the {max_pixels} "
+                    f"allowed; shrink it or raise max_pixels"
+                )
             if near is not None:
                 # An EXIF turn may exchange the sides.
                 image.draft(None, (max(near), max(near)))
             _scale_key(image)
-            return _as_rgb(_upright(image), name, image.format)
+            image.load()
+            try:
+                upright: Image = pillow("ImageOps").exif_transpose(image)
+            except Exception:
+                # Cameras and editors write broken EXIF blocks into sound pictures.
+                upright = image
+            return _as_rgb(upright, name, image.format)
     except (DataError, MissingExtraError):
         raise
     except module.UnidentifiedImageError as error:
@@ -103,30 +116,6 @@ def load_image(
         raise DataError(f"image {name} is damaged ({why}); restore or remove it") from error
 
 
-def _check_pixels(image: Image, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if not 0 < width * height <= max_pixels:
-        raise DataError(
-            f"image {name} has {width} x {height} pixels, "
-            + (
-                f"more than the {max_pixels} allowed; shrink it or raise max_pixels"
-                if width * height
-                else "none; remove it"
-            )
-        )
-
-
-def _upright(image: Image) -> Image:
-    """Turn the picture as its EXIF orientation says; unreadable EXIF data turns nothing."""
-    image.load()
-    try:
-        turned: Image = pillow("ImageOps").exif_transpose(image)
-    except Exception:
-        # Cameras and editors write broken EXIF blocks into sound pictures.
-        return image
-    return turned
-
-
 def _scale_key(image: Image) -> None:
     """Bring the transparent colour of a PNG to 8 bits, to which Pillow brings its pixels alone."""
     key, depth = image.info.get("transparency"), image.tile[0].args if image.tile else None
@@ -139,7 +128,18 @@ def _scale_key(image: Image) -> None:
 def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
     """Return a picture of any mode as RGB, detached from its file."""
     if image.mode in DEEP_GREY_MODES:
-        image = _shallow(image, name, kind)
+        levels = np.asarray(image).astype(np.int64)
+        # A TIFF of 32 bits may mean any range by them; Pillow scales a PGM's to 16.
+        unknown = image.mode == "I" and kind == "TIFF"
+        if unknown or levels.min() < 0 or levels.max() > 65535:
+            raise DataError(
+                f"image {name} has 32-bit grey levels, from {levels.min()} to {levels.max()}, of "
+                f"unknown range or outside 16 bits; convert it to 8 bits"
+            )
+        # Rounded, not cut off: the brightest level stays the brightest.
+        grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        grey[levels == image.info.get("transparency", -1)] = PAPER[0]
+        image = pillow().fromarray(grey)
     if image.mode == "F":
         raise DataError(
             f"image {name} has floating-point pixels, whose range is unknown; convert it to 8 bits"
@@ -169,22 +169,6 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
     except Exception:
         # As with EXIF: programs write broken profiles into sound pictures.
         return None
-
-
-def _shallow(image: Image, name: str, kind: str | None) -> Image:
-    """Return 16-bit grey as 8-bit grey, rounded."""
-    levels = np.asarray(image).astype(np.int64)
-    # A TIFF of 32 bits may mean any range by them; Pillow scales a PGM's to 16.
-    unknown = image.mode == "I" and kind == "TIFF"
-    if unknown or levels.min() < 0 or levels.max() > 65535:
-        raise DataError(
-            f"image {name} has 32-bit grey levels, from {levels.min()} to {levels.max()}, of "
-            f"unknown range or outside 16 bits; convert it to 8 bits"
-        )
-    grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
-    grey[levels == image.info.get("transparency", -1)] = PAPER[0]
-    shallow: Image = pillow().fromarray(grey)
-    return shallow
 
 
 def open_file(path: Path, within: Path | None = None) -> BinaryIO:

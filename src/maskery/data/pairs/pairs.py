@@ -28,9 +28,9 @@ from maskery.data.corpus.examples import is_held_out, mix
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.formats import HELD_SPLITS, TRAIN_SPLITS, Source, open_source
-from maskery.data.pairs.pictures import Place
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
+    Place,
     Reader,
     Record,
     brief,

@@ -23,9 +23,8 @@ from maskery.core.random import Int64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_stack
-from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
+from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
 from maskery.data.pairs.pairs import NOBODY, Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval

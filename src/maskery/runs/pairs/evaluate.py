@@ -13,10 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
 from maskery.core.errors import ConfigError
-from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, ViewedPairs
+from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
-from maskery.data.pairs.pictures import Pictures
 from maskery.evaluation.image_text.image_fill import (
     Condition,
     WordScores,
