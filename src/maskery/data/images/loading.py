@@ -116,7 +116,7 @@ def load_image(
         raise DataError(f"image {name} is damaged ({why}); restore or remove it") from error
 
 
-def _scale_key(image: Image) -> None:
+def _scale_key(image: Any) -> None:
     """Bring the transparent colour of a PNG to 8 bits, to which Pillow brings its pixels alone."""
     key, depth = image.info.get("transparency"), image.tile[0].args if image.tile else None
     if depth == "RGB;16B" and key is not None:
