@@ -36,17 +36,18 @@ from maskery.evaluation.text import fill, opening
 from maskery.playground.serve import listen, make_server
 from maskery.playground.session import Session
 
-WORDS = (
-    "the universe is change and our life is what our thoughts make it so begin each day by "
-    "telling yourself that you will meet with the busybody the ungrateful the arrogant and the "
-    "deceitful for all these things happen to them because they do not know what is good and "
-    "what is evil but I who have seen the nature of the good"
-).split()
+WORDS = """
+the universe is change and our life is what our thoughts make it so begin each day by telling
+yourself that you will meet with the busybody the ungrateful the arrogant and the deceitful for all
+these things happen to them because they do not know what is good and what is evil but I who have
+seen the nature of the good
+"""
 
 
 def make_text(number: int, length: int) -> str:
     """A text of `length` words with one mask, another for each number."""
-    words = [WORDS[(number * 7 + i) % len(WORDS)] for i in range(length)]
+    known = WORDS.split()
+    words = [known[(number * 7 + i) % len(known)] for i in range(length)]
     words[number % length] = "[MASK]"
     return " ".join(words)
 
