@@ -67,9 +67,8 @@ class Search(Command):
         """Index the folder, search it, and draw the sheet."""
         with quick_imports():
             from maskery.data.tokenise import default_cache_dir
-            from maskery.evaluation.image_text.captions import encode_query
-            from maskery.evaluation.retrieval.gallery import open_gallery
-            from maskery.evaluation.retrieval.search import Searcher
+            from maskery.evaluation.image_text.opening import encode_query
+            from maskery.evaluation.retrieval.search import Searcher, open_gallery
             from maskery.runs.person_search.evaluate import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
@@ -120,7 +119,7 @@ class Search(Command):
 
 def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     """Draw the pictures found, a row for each query."""
-    from maskery.data.gallery.files import read_picture
+    from maskery.data.gallery import read_picture
     from maskery.data.images.drawing import Cell, SheetRow, draw_sheet
 
     rows = []

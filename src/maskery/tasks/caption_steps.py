@@ -22,9 +22,8 @@ from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.random import token_uniforms
 from maskery.core.task import moved
 from maskery.masking.masker import Masker
-from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import OtherImages
+from maskery.models.image_text.text_encoder import ImageKeys, OtherImages
 from maskery.objectives import mlm, mrtd
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 

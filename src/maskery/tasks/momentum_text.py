@@ -112,7 +112,8 @@ class MomentumTextMLM(TextMLM):
         super().__init__(model, masker, pin_memory=pin_memory)
         if config.detects:
             # Original against replaced (RaSa, section 3.3).
-            head, generator = nn.Linear(width := model.hf.config.hidden_size, 2), torch.Generator()
+            width = model.hf.config.get_text_config().hidden_size
+            head, generator = nn.Linear(width, 2), torch.Generator()
             drawn = torch.randn(head.weight.shape, generator=generator.manual_seed(masker.seed))
             head.load_state_dict({"weight": drawn * width**-0.5, "bias": torch.zeros(2)})
             model.add_head(HEAD, head)

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import fingerprint
+from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search

@@ -54,7 +54,7 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
     config = open_run(folder).finished(TextRunConfig)
     run = prepare_text(config, progress=False)
     if batch_tokens is not None:
-        run.held_out.batch_tokens = batch_tokens
+        run.held_out.step_size = batch_tokens
     scored = {"before": run.score()}
     with_head = kept_scores(Path(folder) / WITH_HEAD, run.identity)
     if with_head is not None:

@@ -20,13 +20,13 @@ from maskery.core.errors import CheckpointError
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
-from maskery.evaluation.auc import judged_auc
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
     ExampleSums,
     MaskedScores,
     compare,
+    judged_auc,
     summarise,
 )
 from maskery.runs.frame.run_folder import write_bytes

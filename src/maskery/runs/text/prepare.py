@@ -16,7 +16,7 @@ from maskery.core.batch import Vocabulary, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.processes import join_processes
 from maskery.core.task import Task
-from maskery.data.batching import Template, TextSource
+from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
 from maskery.masking.config import MaskingConfig
@@ -117,16 +117,16 @@ def prepare_text(
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
-    settings = {
-        "template": Template.of(data.tokenizer),
-        "max_length": max_length,
-        "batch_tokens": config.training.batch_tokens,
-        "micro_tokens": config.training.micro_batch_tokens,
-        "layout": layout,
-        "seed": config.training.seed,
-    }
-    train, held_out = data.sources(settings)
-    others = {name: TextSource(*chosen, **settings) for name, chosen in data.others.items()}
+    batching = Batching(
+        template=Template.of(data.tokenizer),
+        max_length=max_length,
+        batch_tokens=config.training.batch_tokens,
+        micro_tokens=config.training.micro_batch_tokens,
+        layout=layout,
+        seed=config.training.seed,
+    )
+    train, held_out = data.sources(batching)
+    others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
     alone, steps = head_steps(config, train)
     return TextRun(
         config=config,
@@ -211,7 +211,7 @@ def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
     if loaded.new_parameters:
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
-        counts = data.token_counts(loaded.model.config.vocab_size)
+        counts = data.token_counts(loaded.model.config.get_text_config().vocab_size)
         start_new_head(loaded.model, loaded.new_parameters, counts)
     return loaded
 
