@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:Text", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),
     "quickstart person-search": ("quickstart:People", "draw people and learn to find them"),
+    "quickstart pairs": ("quickstart:Emoji", "learn words and pictures from emoji"),
     "train person-search": ("train:person_search", "learn to find people by their descriptions"),
     "train pairs": ("train:pairs", "learn to fill the words of captions from their pictures"),
     "train": ("train:repeat", "repeat any run with --config FILE, in the next free folder"),
