@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlparse
 
 from maskery.core.errors import ConfigError, harmless
+from maskery.core.ranges import take_text_as_paths
 from maskery.core.system import is_main_process
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def parse(
         if not end.code:
             raise
         raise ConfigError(one_line(report.getvalue())) from end
+    take_text_as_paths(parsed)  # type: ignore[arg-type]
     return parsed
 
 
