@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -119,6 +120,7 @@ def configured(folder: Path, form: str, seed: int) -> tuple[str, float, TextRunC
     named, *settings = form.split(",")
     name, _, weight = named.partition(":")
     output = folder / f"{form}-{seed}".replace(":", "-")
+    shutil.rmtree(output, ignore_errors=True)  # of a run that was broken off
     config = replace(quickstart_config(write_corpus(folder), output), cache_dir=folder / "cache")
     training = replace(config.training, seed=seed)
     for key, value in (setting.split("=") for setting in settings):

@@ -191,3 +191,25 @@ def test_a_sample_follows_from_the_texts_alone(folder: Path) -> None:
     half = sample(stores[0], held, int(stores[0].lengths()[held].sum()) // 2)
     low = is_held_out(np.asarray(stores[0].ids)[half], 0.25).mean()
     assert 0.3 < low < 0.7
+
+
+@pytest.mark.parametrize("name", ["notes.jsonl", "notes.txt"])
+def test_pieces_of_one_text_stand_on_one_side(folder: Path, name: str) -> None:
+    generator = np.random.default_rng(1)
+    vocabulary = [word for line in lines(200) for word in line.split()]
+    texts = [" ".join(generator.choice(vocabulary, 60)) for _ in range(40)]
+    as_json = name.endswith("jsonl")
+    written = [json.dumps({"text": text}) if as_json else text for text in texts]
+    (folder / name).write_text("\n".join(written), "utf-8")
+    corpus = Corpus.open([str(folder / name)], CorpusConfig(max_example_chars=90))
+    tokenizer = load_tokenizer(str(folder / "model"))
+    store = tokenise(corpus, tokenizer, folder / "cache")
+    text_of = [next(n for n, text in enumerate(texts) if one.text in text) for one in corpus]
+    assert len(text_of) == store.num_documents > 120
+    train, held = split(store, tokenizer, 0.3)
+    assert {text_of[n] for n in held}.isdisjoint(text_of[n] for n in train)
+    assert 4 < len({text_of[n] for n in held}) < 36
+    assert len(set(store.ids.tolist())) == store.num_documents
+    # Shards, which are not compared with one another, go by the ids alone.
+    by_id = is_held_out(np.asarray(store.ids), 0.3)
+    assert len({(text_of[n], bool(by_id[n])) for n in range(len(text_of))}) == 40

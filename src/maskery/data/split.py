@@ -148,12 +148,13 @@ def sample(store: Documents, documents: Ints, most_tokens: int) -> Ints:
 
 
 def _groups(tokenizer: PreTrainedTokenizerBase, *stores: TokenStore) -> Ints:
-    """Return the group of each document of all stores, (N,) from 0."""
-    if sum(store.num_documents for store in stores) > MOST_DOCUMENTS:
-        ids = np.concatenate([np.asarray(store.ids) for store in stores])
-        groups: Ints = np.unique(ids, return_inverse=True)[1].astype(np.int64)
-        return groups
-    return copy_groups(list(chain.from_iterable(texts_of(store, tokenizer) for store in stores)))
+    """Return the group of each document of all stores, (N,) from 0: copies, and pieces of one."""
+    ids = np.concatenate([np.asarray(store.ids) for store in stores])
+    pieces: Ints = np.unique(mix(ids) >> np.uint64(32), return_inverse=True)[1].astype(np.int64)
+    if len(ids) > MOST_DOCUMENTS:
+        return pieces
+    copies = copy_groups(list(chain.from_iterable(texts_of(store, tokenizer) for store in stores)))
+    return connected(copies, copies.max(initial=-1) + 1 + pieces)[copies]
 
 
 def texts_of(

@@ -231,7 +231,8 @@ def vectors_table(probe: Data) -> Table:
     over = {"labels": "texts", "tokens": "words", "pairs": "pairs"}[probe["kind"]]
     rows = []
     for found in probe["figures"]:
-        values = (found["chance"], found["lexical"], *found["models"].values())
+        # What it is compared with stands first, as "before" does elsewhere.
+        values = (found["chance"], found["lexical"], *reversed(found["models"].values()))
         cells = [figure(value, share=True) for value in values]
         if found["difference"] is not None:
             change = figure(found["difference"], share=True, signed=True)
@@ -247,7 +248,7 @@ def vectors_table(probe: Data) -> Table:
     return Table(
         title="Are its vectors still good?",
         corner=probe["kind"],
-        columns=("chance", "counted words", *names, *["difference"] * (len(names) == 2)),
+        columns=("chance", "counted words", *names[::-1], *["difference"] * (len(names) == 2)),
         rows=tuple(rows),
         notes=tuple(notes),
     )

@@ -78,6 +78,30 @@ def mix(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return mixed
 
 
+class Piece(str):
+    """A piece of a text that was cut; `of` is the id of the text's first piece."""
+
+    of: int
+
+
+def piece_id(text: str, first: int) -> int:
+    """Return the id of a piece that follows another of this id, on the same side of a split.
+
+    `mix` of the pieces' ids agrees in the upper 32 bits, by which a share is held out.
+    """
+    of_first, own = mix(np.array([first, example_id(text)], np.uint64)).tolist()
+    return _unmix(of_first >> 32 << 32 | own & 0xFFFFFFFF)
+
+
+def _unmix(mixed: int) -> int:
+    """Return the seed whose output of SplitMix64 this is."""
+    for shift, multiplier in ((31, MULTIPLIER_2), (27, MULTIPLIER_1)):
+        mixed ^= mixed >> shift ^ mixed >> 2 * shift
+        mixed = mixed * pow(multiplier, -1, 1 << 64) % (1 << 64)
+    mixed ^= mixed >> 30 ^ mixed >> 60
+    return (mixed - GOLDEN_GAMMA) % (1 << 64)
+
+
 @dataclass(kw_only=True)
 class ReadingReport:
     """Counts of what reading came upon, from the start of an iteration."""
@@ -276,7 +300,7 @@ class Cutter:
     def __init__(self, limit: int, report: ReadingReport) -> None:
         self.limit, self.report = limit, report
         self.parts: list[str] = []
-        self.size = self.num_pieces = 0
+        self.size = self.num_pieces = self.first = 0
 
     def add(self, text: str) -> list[str]:
         """Take more of the unit; return the pieces that are full."""
@@ -290,18 +314,27 @@ class Cutter:
             return []
         pieces, rest = cut("".join(self.parts), self.limit)
         self.parts, self.size = [rest] if rest else [], len(rest)
-        self.num_pieces += len(pieces)
-        return pieces
+        return [self._piece(piece) for piece in pieces]
 
     def finish(self) -> list[str]:
         """End the unit; return its last piece, if it is not blank."""
         last = "".join(self.parts).strip()
-        num_pieces = self.num_pieces + bool(last)
-        if num_pieces > 1:
+        pieces = [self._piece(last)] if last else []
+        if self.num_pieces > 1:
             self.report.cut += 1
-            self.report.pieces += num_pieces
+            self.report.pieces += self.num_pieces
         self.parts, self.size, self.num_pieces = [], 0, 0
-        return [last] if last else []
+        return pieces
+
+    def _piece(self, text: str) -> str:
+        """Count a piece; those after the first know its id."""
+        self.num_pieces += 1
+        if self.num_pieces == 1:
+            self.first = example_id(text)
+            return text
+        piece = Piece(text)
+        piece.of = self.first
+        return piece
 
     def whole(self, text: str) -> list[str]:
         """Return the pieces of a unit that is all there."""
@@ -343,9 +376,13 @@ def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
             text = reading.mend(text)
             if text is None:
                 continue
+        # What reads plain text has cut it already.
+        of = raw_text.of if isinstance(raw_text, Piece) else None
         for piece in [text] if len(text) <= limit else cutter.whole(text):
+            first = piece.of if isinstance(piece, Piece) else of
             report.examples += 1
-            yield Example(piece, reading.source, example_id(piece))
+            number = example_id(piece) if first is None else piece_id(piece, first)
+            yield Example(piece, reading.source, number)
 
 
 def _is_sound(text: str) -> bool:

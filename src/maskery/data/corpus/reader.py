@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from maskery.data.corpus.dataset_corpus import GivenTexts
 
 # Raised whenever the same files give other examples than before, so that stores are rebuilt.
-READING_VERSION = 1
+READING_VERSION = 2
 
 
 class Corpus:
