@@ -15,8 +15,9 @@ from maskery.cli.main import Command, as_text, percent, table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports
+from maskery.evaluation.retrieval.config import LABELS
 from maskery.people.config import PeopleConfig
-from maskery.report.tables import RANKINGS, before_after_table, run_tables, sights_table
+from maskery.report.tables import before_after_table, run_tables, sights_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +159,9 @@ class Emoji(Quickstart):
         self.clear()
         outcome = run_pairs_quickstart(self.output, progress=not self.json)
         folder, document = outcome.result.folder, outcome.result.to_json()
-        rows = [["found by their names", "chance", *RANKINGS.values(), "pictures"]]
+        rows = [["found by their names", "chance", *LABELS.values(), "pictures"]]
         for about, figures in outcome.searches.items():
-            values = [getattr(figures.contrastive, name).value for name in RANKINGS]
+            values = [getattr(figures.contrastive, name).value for name in LABELS]
             shares = map(percent, [figures.chance, *values])
             rows.append([about, *shares, f"{figures.num_images:,}"])
         document |= {"searches": outcome.searches, "picture": outcome.picture}
