@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
-from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, sample_searches, spread_queries
+from maskery.evaluation.retrieval.retrieval_set import (
+    RetrievalSet,
+    draw_searches,
+    spread_queries,
+)
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.image_text.config import PersonSearchRunConfig, small
@@ -63,9 +66,5 @@ def run_person_search_quickstart(
     test, after = measured(replace(config, model=str(result.folder)))
     ranking = after.contrastive if after.reranked is None else after.reranked
     queries = spread_queries(len(ranking))
-    rows = []
-    for sample in sample_searches(test, queries, ranking[queries]):
-        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
-        rows.append(SheetRow(heading=sample.caption, cells=cells))
-    draw_sheet(rows).save(folder / PICTURE)
+    draw_searches(test, queries, ranking[queries]).save(folder / PICTURE)
     return result, before, after

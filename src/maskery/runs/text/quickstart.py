@@ -29,7 +29,7 @@ def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
         model="minilm",
         output=output,
         hidden_dropout=0.0,  # a small model does not overfit in two epochs
-        probe=write_topics(output.parent),
+        probe=str(write_topics(output.parent)),
         reading=CorpusConfig(unit="paragraph"),
         masking=MaskingConfig(mask_rate=0.3),  # learns more from each token read
         training=TrainingConfig(
