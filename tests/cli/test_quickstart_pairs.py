@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from drawn_emoji import serve_npm
-from maskery.runs.pairs.config import PairsRunConfig
 from PIL import Image
 
 from maskery.cli.main import main
 from maskery.data.images.config import ViewConfig
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.pairs import emoji, quickstart
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "emoji"
