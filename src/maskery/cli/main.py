@@ -102,6 +102,15 @@ def usage() -> str:
     )
 
 
+def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Return the command that arguments start with, and the rest of them."""
+    for count in (2, 1):
+        name = " ".join(arguments[:count])
+        if name in COMMANDS:
+            return name, list(arguments[count:])
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 for anything the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -119,14 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] in MOVED:
         return complain(arguments[0], MOVED[arguments[0]])
-    # "train text" before "train"
-    words = next((n for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), 0)
-    if not words:
+    found = find_command(arguments)
+    if found is None:
         known = ", ".join(COMMANDS)
         return complain("", f"there is no command '{arguments[0]}'; there are {known}")
-    name = " ".join(arguments[:words])
+    name, rest = found
     try:
-        run(name, list(arguments[words:]))
+        run(name, rest)
         return 0
     except StoppedError as end:
         return complain(name, end, end.exit_code) if is_main_process() else end.exit_code
