@@ -225,11 +225,9 @@ def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 def _shingles(text: str) -> set[bytes]:
     """Return a text's pairs of neighbouring words; of letters, where it is one word."""
-    parts: Sequence[str] = text.split(" ")
-    if len(parts) < 2:
-        parts = text
-    pairs = {f"{a} {b}".encode() for a, b in pairwise(parts)}
-    return pairs or {text.encode()}
+    words = text.split(" ")
+    pairs = pairwise(words if len(words) > 1 else text)
+    return {f"{a} {b}".encode() for a, b in pairs} or {text.encode()}
 
 
 def _alike(values: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

@@ -38,8 +38,12 @@ class GivenTexts:
 
     def texts(self, reading: Reading) -> Iterator[str]:
         """Yield the texts, always the same ones."""
+        is_table = hasattr(self.data, "column_names")
+        reading.unit = "row" if is_table else "text"
         try:
-            yield from read_dataset(self.data, reading)
+            for text in reading.texts(_rows(self.data, reading) if is_table else self.data):
+                reading.on_read(len(text))
+                yield text
         except MaskeryError:
             raise
         except Exception as error:  # the library, the network and a user's iterable raise anything
@@ -93,15 +97,6 @@ class HubDataset(GivenTexts):
         else:
             content = str(self.data._fingerprint)
         return repr((self.label, self.config.split, self.config.text_column, content))
-
-
-def read_dataset(data: Any, reading: Reading) -> Iterator[str]:
-    """Yield the texts of a `Dataset` or `IterableDataset`, or of an iterable."""
-    is_table = hasattr(data, "column_names")
-    reading.unit = "row" if is_table else "text"
-    for text in reading.texts(_rows(data, reading) if is_table else data):
-        reading.on_read(len(text))
-        yield text
 
 
 def _rows(dataset: Any, reading: Reading) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import Reading
@@ -23,8 +23,18 @@ TOKEN_CHARS = 16
 
 def read_json_lines(reading: Reading) -> Iterator[str]:
     """Yield the texts of a JSON lines file."""
+    decoder = new_decoder(reading)
     with open_blocks(reading) as blocks:
-        yield from _texts(_records_of_lines(blocks, reading), reading)
+        for number, line in enumerate(whole_lines(blocks, reading), start=1):
+            reading.number = number
+            if not line or line.isspace():
+                continue
+            try:
+                record = decoder.decode(line)
+            except (ValueError, RecursionError) as error:
+                reading.refuse(f"is not valid JSON ({_why(error)})")
+            else:
+                yield from _texts([record], reading)
 
 
 def read_json(reading: Reading) -> Iterator[str]:
@@ -35,42 +45,22 @@ def read_json(reading: Reading) -> Iterator[str]:
         yield from _texts(records, reading)
 
 
-def _records_of_lines(blocks: Iterator[str], reading: Reading) -> Iterator[object]:
-    decoder = new_decoder(reading)
-    for number, line in enumerate(whole_lines(blocks, reading), start=1):
-        reading.number = number
-        if not line or line.isspace():
-            continue
-        try:
-            record = decoder.decode(line)
-        except (ValueError, RecursionError) as error:
-            reading.refuse(f"is not valid JSON ({_why(error)})")
-        else:
-            yield record
-
-
-def _texts(records: Iterator[object], reading: Reading) -> Iterator[str]:
+def _texts(records: Iterable[object], reading: Reading) -> Iterator[str]:
+    names = {str: "string", list: "list", bool: "boolean", int: "number", float: "number"}
     for record in records:
         if isinstance(record, dict):
             text = reading.text_of(record)
             if text is not None:
                 yield text
         else:
-            column = reading.config.text_column
-            reading.refuse(f"is a JSON {_kind(record)}, not an object with a column {column!r}")
+            kind, column = names.get(type(record), "null"), reading.config.text_column
+            reading.refuse(f"is a JSON {kind}, not an object with a column {column!r}")
 
 
 def new_decoder(reading: Reading) -> json.JSONDecoder:
-    """Return a decoder that lets the marks of bad text pass, where there may be some.
-
-    They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
-    """
+    """Return a decoder that lets the marks of bad text pass, where there may be some."""
+    # They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
     return json.JSONDecoder(strict=reading.config.on_bad_text == "fail")
-
-
-def _kind(value: object) -> str:
-    names = {str: "string", list: "list", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
 
 
 def _why(error: Exception) -> str:

@@ -102,12 +102,18 @@ class Corpus:
             PluginError: A reader of the user's own fails.
         """
         self.begin()
-        report = self.report
-        if self._source is None:
-            yield from self._file_examples()
-        else:
+        report, before = self.report, 0
+        if self._source is not None:
             reading = self._reading(self._source.label, Path())
             yield from examples(self._source.texts(reading), reading)
+        for number, size in enumerate(self.sizes):
+            if size == 0:
+                report.empty_files += 1
+                continue
+            yield from self.read_file(number)
+            # Parquet reads some bytes twice and others never; at the end the sum is right.
+            before = before + size if size is not None else self.bytes_read
+            self.bytes_read = before
         if not report.examples:
             raise self._no_text(report)
 
@@ -166,7 +172,11 @@ class Corpus:
         else:
             for path, size in zip(self.files, self.sizes, strict=True):
                 digest.update(repr((size, *self._how(path))).encode())
-                digest.update(self._digest_of(path))
+                content = blake2b(digest_size=32)
+                stamp = getattr(path, "stamp", None)  # of a remote file, without reading it
+                for block in [f"{path} {stamp}".encode()] if stamp else self._blocks(path):
+                    content.update(block)
+                digest.update(content.digest())
         return digest.hexdigest()
 
     def read_file(self, number: int, span: tuple[int, int] | None = None) -> Iterator[Example]:
@@ -191,30 +201,13 @@ class Corpus:
         _, compression = split_suffix(path)
         return file_format or plugin_identity(str(config.reader)), compression, how, encoding
 
-    def _digest_of(self, path: Path) -> bytes:
-        digest = blake2b(digest_size=32)
-        stamp = getattr(path, "stamp", None)
-        if stamp is not None:
-            digest.update(f"{path} {stamp}".encode())
-            return digest.digest()
+    def _blocks(self, path: Path) -> Iterator[bytes]:
         try:
             with path.open("rb") as file:
                 while block := file.read(self.block_bytes):
-                    digest.update(block)
+                    yield block
         except OSError as error:
             raise cannot_read(path, error) from error
-        return digest.digest()
-
-    def _file_examples(self) -> Iterator[Example]:
-        before = 0
-        for number, size in enumerate(self.sizes):
-            if size == 0:
-                self.report.empty_files += 1
-                continue
-            yield from self.read_file(number)
-            # Parquet reads some bytes twice and others never; at the end the sum is right.
-            before = before + size if size is not None else self.bytes_read
-            self.bytes_read = before
 
     def _reading(self, source: str, path: Path, span: tuple[int, int] | None = None) -> Reading:
         self._now = Reading(

@@ -44,7 +44,12 @@ def read_table(reading: Reading) -> Iterator[str]:
         rest = chain([header_line], (line for _, line in lines))
         rows = (_quoted_rows if quoted else _plain_rows)(rest, delimiter, first, reading)
         header = next(rows)
-        _check_header(header, reading)
+        for name in reading.roots_of(header):
+            if header.count(name) > 1:
+                raise DataError(
+                    f"{reading.place} names the column {name!r} {header.count(name)} times; "
+                    "rename the others, or name another column by --text-column"
+                )
         for row in rows:
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
@@ -67,16 +72,6 @@ def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...])
         if not wanted.isdisjoint(next(csv.reader([header_line], delimiter=delimiter))):
             return delimiter
     return delimiters[0]
-
-
-def _check_header(header: list[str], reading: Reading) -> None:
-    """Refuse a header without the text columns, or with several of a name."""
-    for name in reading.roots_of(header):
-        if header.count(name) > 1:
-            raise DataError(
-                f"{reading.place} names the column {name!r} {header.count(name)} times; "
-                "rename the others, or name another column by --text-column"
-            )
 
 
 def _plain_rows(
@@ -206,18 +201,16 @@ def _batch_rows(metadata: Any, columns: list[str]) -> int:
     return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(1.0, mean))))
 
 
-def _values(batch: Any, reading: Reading) -> list[object]:
+def _values(batch: Any, reading: Reading) -> Any:
     """Return the values of a batch: strings, bytes (also where UTF-8 is damaged), or records."""
     import pyarrow as pa
 
     if batch.schema.names != [reading.config.text_column]:
-        records: list[object] = batch.to_pylist()
-        return records
+        return batch.to_pylist()
     array = batch.column(0)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     try:
-        values: list[object] = array.to_pylist()
+        return array.to_pylist()
     except UnicodeDecodeError:  # some writers do not check what they write
-        values = array.cast(pa.large_binary()).to_pylist()
-    return values
+        return array.cast(pa.large_binary()).to_pylist()
