@@ -32,7 +32,7 @@ from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.tokenise import tokenise
-from maskery.models.dropout import use_fast_dropout
+from maskery.models.attention import use_fast_dropout
 from maskery.models.layout import can_pack
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel

@@ -75,7 +75,7 @@ def test_mistakes_are_one_line_each(
 
 
 def test_flags_go_before_presets() -> None:
-    from maskery.cli.command import parse
+    from maskery.cli.main import parse
     from maskery.cli.train import command_class, starting_point
 
     command = command_class("person-search")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 from served import Client
 
-from maskery.playground import connections
+from maskery.playground import serve as connections
 
 HALF = "GET / HTTP/1.1\r\nHost: 127.0.0.1"
 BODY = "POST /api/fill HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from maskery.cli.command import Command, as_text
+from maskery.cli.main import Command, as_text
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import quick_imports
 from maskery.report.tables import vectors_table

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from maskery.cli.command import Command, as_text, percent, table
+from maskery.cli.main import Command, as_text, percent, table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.command import Command, table
+from maskery.cli.main import Command, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports

@@ -16,7 +16,7 @@ from maskery.data.gallery import GalleryStore
 from maskery.data.images.loading import ImageRef
 from maskery.data.images.views import view
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.retrieval.gallery import Gallery, fingerprint, index_folder, open_gallery
+from maskery.evaluation.retrieval.search import Gallery, fingerprint, index_folder, open_gallery
 
 
 @pytest.fixture(scope="module")

@@ -114,8 +114,6 @@ def read_texts(reading: Reading) -> Iterator[str]:
     """Yield the texts of a file by the reader of its format."""
     choice = _choice(reading.path, reading.config)
     reader: Any = READERS.find(choice)
-    if not callable(reader):
-        raise READERS.misfit(choice, f"it is of type {type(reader).__name__}")
     try:
         if format_of(reading.path, reading.config):
             yield from reader(reading)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
 from maskery.core.errors import DataError, MissingExtraError, reason_of
+from maskery.core.random import UInt64Array
 from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
@@ -181,6 +183,25 @@ class ImageRef:
             # A file is told by its whole path.
             name = str(getattr(file, "name", self.name))
             return load_image(file, name=name, max_pixels=self.max_pixels, near=near)
+
+
+def content_hashes(refs: Iterable[ImageRef]) -> UInt64Array:
+    """Return (N,) uint64: a hash of each picture's bytes, so that copies and links are known.
+
+    A picture that cannot be read is known by its name.
+    """
+    known: dict[str, bytes] = {}
+    names = []
+    for ref in refs:
+        names.append(ref.name)
+        if ref.name not in known:
+            try:
+                with ref.open() as file:
+                    content = file.read()
+            except (DataError, OSError):
+                content = ref.name.encode()
+            known[ref.name] = blake2b(content, digest_size=8).digest()
+    return np.frombuffer(b"".join(known[name] for name in names), "<u8").astype(np.uint64)
 
 
 class Skipped:

@@ -36,8 +36,14 @@ CONTAINERS = (".parquet", ".tar")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # A range of more names is a slip of the keyboard, and writing it out would fill the memory.
 MAX_RANGE = 1_000_000
-# Hugging Face names files `train-00000-of-00002.parquet`, or puts them into a folder `train`.
-SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
+# In the order in which they are preferred; those of `HELD_SPLITS` for measuring.
+TRAIN_SPLITS = ("train", "training")
+HELD_SPLITS = ("test", "testing", "validation", "valid", "val", "dev", "evaluation", "eval")
+# As Hugging Face finds it in the name of a file or folder, between separators or digits:
+# `train-00000-of-00002.parquet`, `cc3m-train-0000.tar`, `val2017/`.
+SPLIT_NAME = re.compile(
+    rf"(?:.*?[-._ \d])??({'|'.join(TRAIN_SPLITS + HELD_SPLITS)})(?:[-._ \d].*)?", re.IGNORECASE
+)
 
 
 def open_source(source: Source, config: PairsConfig) -> Reader:
@@ -60,11 +66,18 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     splits = file_splits(paths, root)
     if splits is None or len(paths) < 2:
         return reader
-    named = (
-        record if record.split is not None else replace(record, split=splits[record.place[0]])
-        for record in reader.records
-    )
-    return replace(reader, records=named)
+    return replace(reader, records=_named(reader.records, splits, source))
+
+
+def _named(records: Iterator[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
+    """Give each record the split in its file's name, unless it names its own."""
+    empty = set(splits)
+    for record in records:
+        split = splits[record.place[0]] if record.split is None else record.split
+        empty.discard(split)
+        yield replace(record, split=split)
+    if empty:
+        raise DataError(f"{source}: split {min(empty)!r} holds no pairs; fill or remove its files")
 
 
 def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], Path]:
@@ -158,7 +171,7 @@ def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
     """Return the split in each file's name, as Hugging Face does; None unless all have one."""
     names = ([path.stem, *reversed(path.relative_to(root).parts[:-1])] for path in paths)
     found = [next(filter(None, map(SPLIT_NAME.fullmatch, parts)), None) for parts in names]
-    splits = [match[1] for match in found if match]
+    splits = [match[1].lower() for match in found if match]
     return splits if len(splits) == len(found) else None
 
 

@@ -54,8 +54,10 @@ class RetrievalSet:
     ) -> None:
         self.pairs, self.captions, self.pictures, self.view = pairs, captions, pictures, view
         self.batch_images = batch_images
-        first: dict[str, int] = {}
-        self._first = np.array([first.setdefault(p.image.name, i) for i, p in enumerate(pairs)])
+        # Where nobody is named, equal bytes are one picture under any name.
+        first: dict[str | int, int] = {}
+        names = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
+        self._first = np.array([first.setdefault(name, i) for i, name in enumerate(names)])
         self._need_one_person_each()
 
     @classmethod

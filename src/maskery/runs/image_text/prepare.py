@@ -30,8 +30,7 @@ from maskery.data.vocabulary import learnt_tokenizer
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import build_from_encoders, build_from_scratch
-from maskery.models.image_text.config import check_image_size
-from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.model import ImageTextModel, check_image_size
 from maskery.models.loading import known_as, load_tokenizer, resolve
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text

@@ -33,10 +33,9 @@ from maskery.models.loading import resolve
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.config_file import open_run, run_kind
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.extra_state import load_extra, replaced_words_auc
-from maskery.runs.text.held_out import AS_LOADED, WITH_HEAD, kept_scores
+from maskery.runs.text.held_out import AS_LOADED, WITH_HEAD, kept_scores, replaced_words_auc
 from maskery.runs.text.prepare import prepare_text, text_parts
-from maskery.tasks.text_mlm import make_text_task
+from maskery.tasks.text_mlm import load_extra, make_text_task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,13 +28,13 @@ from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.extra_state import new_parameters
 from maskery.runs.text.prepare import (
     EVALUATION_MASKING,
     TextRun,
     prepare_text,
     text_task,
 )
+from maskery.tasks.text_mlm import new_parameters
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
 
