@@ -29,17 +29,11 @@ MULTIPLIER_1, MULTIPLIER_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Example(NamedTuple):
-    r"""One text of a corpus.
+    """One text of a corpus."""
 
-    Attributes:
-        text: Stripped of white space at both ends, never blank; line ends are `\n`.
-        source: The file, or the hub dataset, it comes from.
-        id: Unsigned 64-bit, from `example_id`.
-    """
-
-    text: str
-    source: str
-    id: int
+    text: str  # stripped of white space at both ends, never blank; line ends are "\n"
+    source: str  # the file, or the hub dataset, it comes from
+    id: int  # unsigned 64-bit, from `example_id`
 
 
 def example_id(text: str) -> int:
@@ -54,10 +48,7 @@ def example_id(text: str) -> int:
 def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
     """Choose the held-out share of examples, by a hash of their ids: (N,) bool.
 
-    `share` is expected of distinct texts; a larger one holds out a superset of a smaller one.
-
-    Raises:
-        ConfigError: The share is outside [0, 1].
+    A larger share holds out a superset of a smaller one.
     """
     if not 0.0 <= share <= 1.0:
         raise ConfigError(f"the held-out share is {share}: it must be from 0 to 1")
@@ -125,12 +116,8 @@ class ReadingReport:
             (self.empty, "left out", "empty text", ""),
             (self.merged, "read", "table row", " of several lines, by quotes"),
         )
-        parts = [f"{done} {_count(n, noun)}{rest}" for n, done, noun, rest in found if n]
+        parts = [f"{done} {n:,} {noun}{'s'[: n != 1]}{rest}" for n, done, noun, rest in found if n]
         return "; ".join(parts) or None
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 MISSING = object()

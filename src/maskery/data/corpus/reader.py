@@ -119,7 +119,8 @@ class Corpus:
 
     def begin(self) -> None:
         """Count anew what is read and come upon."""
-        self.bytes_read, self.report = 0, ReadingReport()
+        self.bytes_read: int = 0
+        self.report: ReadingReport = ReadingReport()
 
     def groups(self, column: str) -> Iterator[tuple[int, str]]:
         """Read from the start, and yield each example's id with its value in a column.
@@ -151,13 +152,7 @@ class Corpus:
         """Hash all that the examples depend on: contents and order of the files, and the config.
 
         Names do not count, beyond the suffixes. Reads every file once, unless a file system tells
-        of a remote one what it is known by.
-
-        Returns:
-            32 hexadecimal digits: BLAKE2b (RFC 7693) of 16 bytes.
-
-        Raises:
-            DataError: A file cannot be read, or the hub cannot be asked for its revision.
+        of a remote one what it is known by. Returns 32 hexadecimal digits.
         """
         digest = blake2b(digest_size=16)
         common = (READING_VERSION, self.config.on_bad_text, self.config.max_example_chars)

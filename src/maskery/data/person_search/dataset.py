@@ -93,12 +93,7 @@ class PersonSearchData:
 
 
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
-    """Read and check a dataset; images stay where they are until they are loaded.
-
-    Raises:
-        DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
-            said to show two persons, images are missing, or a split shows fewer than two persons.
-    """
+    """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
     records = list(read_annotations(config.dataset, root))
     images = _image_folder(config)

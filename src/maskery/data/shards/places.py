@@ -36,11 +36,7 @@ class Place:
         self.folder, self.name = folder, str(folder)
 
     def manifest(self) -> bytes:
-        """Return the bytes of `shards.json`.
-
-        Raises:
-            DataError: There is none, or it cannot be read.
-        """
+        """Return the bytes of `shards.json`."""
         path = self.folder / MANIFEST
         if not path.is_file():
             raise DataError(
@@ -53,11 +49,7 @@ class Place:
             raise cannot_read(path, error) from error
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """Return the path of a local file whose checksum is right: a shard, or one beside it.
-
-        Raises:
-            DataError: It is missing, damaged or cannot be read.
-        """
+        """Return the path of a local file whose checksum is right: a shard, or one beside it."""
         path = self.folder / file
         damage = find_damage(path, num_bytes, sha256)
         if damage is not None:
