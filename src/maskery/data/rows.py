@@ -132,7 +132,7 @@ def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 class RowSource(TextSource):
-    """The batches of a run over rows in memory, special tokens included; empty ones are left out."""
+    """The batches of a run over rows in memory, special tokens included, without empty ones."""
 
     def __init__(
         self,

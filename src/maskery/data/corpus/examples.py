@@ -189,7 +189,13 @@ class Reading:
         self.read_group(record)
         values = [_inside(record, name) for name in self.config.columns_of(record)]
         if not any(value is MISSING for value in values):
-            return self._joined(values)
+            others = [value for value in values if value is not None and not isinstance(value, str)]
+            texts = [value for value in values if isinstance(value, str)]
+            if len(values) == 1:
+                return self.value(values[0])
+            if others or not texts:
+                return self._refuse_type(others[0] if others else None)
+            return self.value(self.config.joined(texts))
         # A column that the first record lacks is most likely a wrong name: skipping would skip all.
         if self.first_record or self.config.on_bad_text != "skip":
             raise self.missing_column([str(name) for name in record])
@@ -208,16 +214,6 @@ class Reading:
             roots.append(root)
         return list(dict.fromkeys(roots))
 
-    def _joined(self, values: list[object]) -> str | None:
-        if len(values) == 1:
-            return self.value(values[0])
-        texts = [value for value in values if isinstance(value, str)]
-        others = [value for value in values if value is not None and not isinstance(value, str)]
-        if others or not texts:
-            self._refuse_type(others[0] if others else None)
-            return None
-        return self.value(self.config.joined(texts))
-
     def texts(self, items: Iterable[Any]) -> Iterator[str]:
         """Yield the texts of items: texts themselves, or records with the text column."""
         for item in items:
@@ -230,32 +226,27 @@ class Reading:
         """Return the text of a table's cell, or None if it is skipped."""
         self.first_record = False
         if isinstance(value, bytes):
-            value = self._decoded(value)
-            if value is None:
-                return None
-        if isinstance(value, str):
-            # The same text has the same id whatever the line ends of the system it comes from.
-            return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
-        self._refuse_type(value)
-        return None
+            try:
+                value = value.decode()
+            except UnicodeDecodeError as error:
+                if self.config.on_bad_text != "replace":
+                    self.refuse(
+                        f"holds 0x{error.object[error.start]:02x} at byte {error.start} of its "
+                        "value, which is not valid utf-8"
+                    )
+                    return None
+                self.report.replaced += 1
+                value = error.object.decode("utf-8", "replace")
+        if not isinstance(value, str):
+            return self._refuse_type(value)
+        # The same text has the same id whatever the line ends of the system it comes from.
+        return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
 
-    def _refuse_type(self, value: object) -> None:
+    def _refuse_type(self, value: object) -> str | None:
         self.first_record = False
         kind = "null" if value is None else type(value).__name__
         self.refuse(f"has a value of type {kind} in {self.config.text_column!r}, not a string")
-
-    def _decoded(self, value: bytes) -> str | None:
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            if self.config.on_bad_text == "replace":
-                self.report.replaced += 1
-                return value.decode("utf-8", "replace")
-            self.refuse(
-                f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
-                "which is not valid utf-8"
-            )
-            return None
+        return None
 
     def mend(self, text: str) -> str | None:
         """Deal with a text of NUL or surrogate characters as the config says; None skips it.

@@ -102,7 +102,8 @@ class Corpus:
             PluginError: A reader of the user's own fails.
         """
         self.begin()
-        report, before = self.report, 0
+        report: ReadingReport = self.report
+        before: int = 0
         if self._source is not None:
             reading = self._reading(self._source.label, Path())
             yield from examples(self._source.texts(reading), reading)
@@ -119,8 +120,7 @@ class Corpus:
 
     def begin(self) -> None:
         """Count anew what is read and come upon."""
-        self.bytes_read: int = 0
-        self.report: ReadingReport = ReadingReport()
+        self.bytes_read, self.report = 0, ReadingReport()
 
     def groups(self, column: str) -> Iterator[tuple[int, str]]:
         """Read from the start, and yield each example's id with its value in a column.

@@ -320,9 +320,9 @@ def _bad_text(
 
 
 def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, bytes | None]:
-    """Return the offset of the first bad text from the start of `data`, and its byte; None for NUL."""
-    # Decoding again byte by byte is slow, happens once, and gives the exact offset for any
-    # encoding, stateful ones and NUL characters of several bytes included.
+    """Return the offset of the first bad text from the start of `data`, and its byte if any."""
+    # A NUL character is bad, too, and has none. Decoding again byte by byte is slow, happens once,
+    # and gives the exact offset for any encoding, stateful ones and wide NUL characters included.
     decoder = codecs.getincrementaldecoder(name)("strict")
     decoder.setstate(state)
     for index in range(max(1, len(data))):
