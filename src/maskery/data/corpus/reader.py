@@ -94,6 +94,10 @@ class Corpus:
         """
         return cls(config=config or CorpusConfig(), source=_datasets().GivenTexts(data, name))
 
+    def begin(self) -> None:
+        """Count anew what is read and come upon."""
+        self.bytes_read, self.report = 0, ReadingReport()
+
     def __iter__(self) -> Iterator[Example]:
         """Read from the start.
 
@@ -102,8 +106,7 @@ class Corpus:
             PluginError: A reader of the user's own fails.
         """
         self.begin()
-        report: ReadingReport = self.report
-        before: int = 0
+        report, before = self.report, 0
         if self._source is not None:
             reading = self._reading(self._source.label, Path())
             yield from examples(self._source.texts(reading), reading)
@@ -117,10 +120,6 @@ class Corpus:
             self.bytes_read = before
         if not report.examples:
             raise self._no_text(report)
-
-    def begin(self) -> None:
-        """Count anew what is read and come upon."""
-        self.bytes_read, self.report = 0, ReadingReport()
 
     def groups(self, column: str) -> Iterator[tuple[int, str]]:
         """Read from the start, and yield each example's id with its value in a column.
