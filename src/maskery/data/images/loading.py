@@ -64,8 +64,8 @@ def load_image(
     """Decode a picture to RGB, or raise a DataError.
 
     Of an animation the first frame is taken; EXIF orientation is applied; transparent pixels show
-    white; 16-bit grey is scaled to 8 bits; CMYK and palettes are converted. `near` is the (width,
-    height) in pixels that will be asked of the result.
+    white; 16-bit grey is scaled to 8 bits; CMYK, palettes and colour profiles become sRGB. `near`
+    is the (width, height) in pixels that will be asked of the result.
     """
     module = pillow()
     if not file.seek(0, os.SEEK_END):
@@ -85,13 +85,14 @@ def load_image(
                 # A JPEG of at least twice that size is decoded at a half, a quarter or an eighth,
                 # several times faster. An EXIF turn may exchange the sides.
                 image.draft(None, (max(near), max(near)))
+            _scale_key(image)
             image.load()
             try:
                 upright: Image = pillow("ImageOps").exif_transpose(image)
             except Exception:
                 # Cameras and editors write broken EXIF blocks into sound pictures.
                 upright = image
-            return _as_rgb(upright, name)
+            return _as_rgb(upright, name, image.format)
     except (DataError, MissingExtraError):
         raise
     except module.UnidentifiedImageError as error:
@@ -110,27 +111,59 @@ def load_image(
         raise DataError(f"image {name} is damaged ({why}); restore or remove it") from error
 
 
-def _as_rgb(image: Image, name: str) -> Image:
+def _scale_key(image: Any) -> None:
+    """Bring the transparent colour of a PNG to 8 bits, to which Pillow brings its pixels alone."""
+    key, depth = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if depth == "RGB;16B" and key is not None:
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+    elif depth in ("L;2", "L;4") and key is not None:
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[depth]
+
+
+def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
     """Return a picture of any mode as RGB, detached from its file."""
     if image.mode in DEEP_GREY_MODES:
         levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
+        # A TIFF of 32 bits may mean any range by them; Pillow scales a PGM's to 16.
+        unknown = image.mode == "I" and kind == "TIFF"
+        if unknown or levels.min() < 0 or levels.max() > 65535:
             raise DataError(
-                f"image {name} has grey levels from {levels.min()} to {levels.max()}, outside 16 "
-                f"bits; convert it to 8 bits"
+                f"image {name} has 32-bit grey levels, from {levels.min()} to {levels.max()}, of "
+                f"unknown range or outside 16 bits; convert it to 8 bits"
             )
         # Rounded, not cut off: the brightest level stays the brightest.
-        image = pillow().fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+        grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        grey[levels == image.info.get("transparency", -1)] = PAPER[0]
+        image = pillow().fromarray(grey)
     if image.mode == "F":
         raise DataError(
             f"image {name} has floating-point pixels, whose range is unknown; convert it to 8 bits"
         )
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        paper: Image = pillow().new("RGBA", layered.size, (*PAPER, 255))
-        paper.alpha_composite(layered)
+    if image.has_transparency_data or image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if profile := image.info.get("icc_profile"):
+        transform = _to_srgb(profile, image.mode)
+        image = image if transform is None else transform.apply(image)
+    if image.mode == "RGBA":
+        paper: Image = pillow().new("RGBA", image.size, (*PAPER, 255))
+        paper.alpha_composite(image)
         return paper.convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> Any:
+    """Return the transform from a colour profile to sRGB; None where there is nothing to do."""
+    try:
+        cms = pillow("ImageCms")
+        found = cms.ImageCmsProfile(io.BytesIO(profile))
+        if cms.getProfileDescription(found).startswith(("sRGB IEC61966", "sRGB built-in")):
+            return None  # most pictures that have one
+        target = "RGBA" if mode == "RGBA" else "RGB"
+        return cms.buildTransform(found, cms.createProfile("sRGB"), mode, target)
+    except Exception:
+        # As with EXIF: programs write broken profiles into sound pictures.
+        return None
 
 
 def open_file(path: Path, within: Path | None = None) -> BinaryIO:

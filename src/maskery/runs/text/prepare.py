@@ -243,7 +243,7 @@ def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
     if loaded.new_parameters:
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
-        counts = data.token_counts(loaded.model.config.vocab_size)
+        counts = data.token_counts(loaded.model.config.get_text_config().vocab_size)
         start_new_head(loaded.model, loaded.new_parameters, counts)
     return loaded
 
