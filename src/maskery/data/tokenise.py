@@ -289,21 +289,16 @@ def word_starts(
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
     inside = is_unspaced(text)
     if len(ids) and inside.any():
-        first = _first_characters(encoding, text)
+        # The first character of each token, past the space that it counts to itself.
+        kept = ((start, end, len(text[start:end].lstrip())) for start, end in encoding.offsets)
+        # Of a space alone nothing is left: then the space itself.
+        places = [end - rest if rest else start for start, end, rest in kept]
+        first = np.array(places, np.int64).clip(max=len(text) - 1)
         unspaced, numbers = inside[first], word_numbers(text, inside)[first]
         both = unspaced[1:] & unspaced[:-1]
         crossed = unspaced[1:] != unspaced[:-1]
         starts[1:] = np.where(both, numbers[1:] != numbers[:-1], starts[1:] | crossed)
     return starts
-
-
-def _first_characters(encoding: Encoding, text: str) -> npt.NDArray[np.int64]:
-    """Return the first character of each token, past the space that it counts to itself: (t,)."""
-    firsts = []
-    for start, end in encoding.offsets:
-        kept = len(text[start:end].lstrip())  # of a space alone, nothing
-        firsts.append(end - kept if kept else start)
-    return np.array(firsts, np.int64).clip(max=len(text) - 1)
 
 
 def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
