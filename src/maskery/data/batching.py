@@ -190,7 +190,7 @@ def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     return Windows(
         documents=documents,
         starts=index * size + np.minimum(index, longer),
-        lengths=size + (index < longer),
+        lengths=size + (index < longer),  # the first ones take the remainder, a token each
     )
 
 

@@ -36,6 +36,7 @@ from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# Of a file that is larger than memory, this much is summed or counted at a time.
 BLOCK_BYTES = 1 << 22
 # Documents end to end: token ids (t,), word starts (t,), lengths (n,) that sum to t, ids (n,).
 Part = tuple[
@@ -291,4 +292,5 @@ def _write_files(
             columns[name].append(values)
     files = {name: column.finish() for name, column in columns.items()}
     manifest = {"format": FORMAT, "files": files, "about": about}
+    # Last: a store without it is none, so one that was cut short is never read.
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")

@@ -19,6 +19,7 @@ from maskery.core.errors import ConfigError, DataError
 from maskery.data.corpus.config import CorpusConfig
 
 NOT_SPACE = re.compile(r"\S")
+# Read at once: so much that calls cost nothing beside decoding, and little beside a run's memory.
 BLOCK_BYTES = 1 << 20
 # A JSON line, a JSON value or a CSV row must be held whole to be understood.
 MAX_RECORD_CHARS = 1 << 26

@@ -225,6 +225,7 @@ def _need_expected_splits(
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
     """Cut training identities into those to train on and those that choose the epoch."""
+    # By persons, and by a hash: nobody is on both sides, and every run has the same sides.
     groups = group_ids_of([f"person\0{record.person}" for record in records])
     if (count := len(np.unique(groups))) < 4:
         raise DataError(

@@ -97,6 +97,7 @@ def make_shards(
             "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
             "lines files and name their folder"
         )
+    # By the sizes of the files alone, so every rank plans the same pieces without asking others.
     pieces = plan_pieces(corpus, config.shard_bytes)
     job = Job(
         corpus=corpus,
@@ -284,6 +285,7 @@ def do_pieces(
         return
     pool = ProcessPoolExecutor(
         count,
+        # A forked process would inherit the tokenizer's threads in the middle of their work.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(job, backend.to_str()),
