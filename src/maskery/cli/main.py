@@ -31,6 +31,7 @@ from maskery.core.errors import (
     harmless,
     reason_of,
 )
+from maskery.core.ranges import take_text_as_paths
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:Text", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),
     "quickstart person-search": ("quickstart:People", "draw people and learn to find them"),
+    "quickstart pairs": ("quickstart:Emoji", "learn words and pictures from emoji"),
     "train person-search": ("train:person_search", "learn to find people by their descriptions"),
     "train pairs": ("train:pairs", "learn to fill the words of captions from their pictures"),
     "train": ("train:repeat", "repeat any run with --config FILE, in the next free folder"),
@@ -235,6 +237,7 @@ def parse(
         if not end.code:
             raise
         raise ConfigError(one_line(report.getvalue())) from end
+    take_text_as_paths(parsed)  # type: ignore[arg-type]
     return parsed
 
 

@@ -35,7 +35,7 @@ class AddedWords:
     known: tuple[str, ...]  # words of the file that were single tokens already
 
 
-def read_words(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
+def read_words(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
     """Read the words of a file, one a line, for a tokenizer if it is given."""
     lines = list(read_sentences(path))
     _refuse(lines, None if tokenizer is None else tokenizer.backend_tokenizer, path)
@@ -43,7 +43,7 @@ def read_words(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> 
 
 
 def add_words(
-    tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: Path
+    tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: str | Path
 ) -> AddedWords:
     """Return a tokenizer that knows some words as single tokens; `source` is their file.
 
@@ -82,7 +82,7 @@ def require_growing(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: Path) -> None:
+def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: str | Path) -> None:
     """Refuse a list with lines that cannot be one token, and name them all."""
     faults = [fault for line in lines if (fault := _fault(line, backend))]
     if faults:

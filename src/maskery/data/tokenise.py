@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 
 if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
@@ -75,7 +76,7 @@ def default_cache_dir() -> Path:
     """Return `$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
     chosen = os.environ.get("MASKERY_CACHE")
     if chosen:
-        return Path(chosen)
+        return local_path(chosen, "MASKERY_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskery"
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from maskery.core.errors import DataError
-from maskery.data.corpus import streams, record_files
+from maskery.data.corpus import record_files, streams
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 

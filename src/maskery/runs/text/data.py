@@ -158,7 +158,7 @@ class StoredText:
         """True if the held-out text that decides is not of the corpus."""
         return self.held_store is not self.store
 
-    def _add_words(self, path: Path | None) -> AddedWords | None:
+    def _add_words(self, path: str | None) -> AddedWords | None:
         if path is None:
             return None
         from maskery.data.added_words import add_words, read_words, require_growing
