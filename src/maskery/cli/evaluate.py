@@ -309,10 +309,8 @@ def way_of(models: Sequence[str], flags: set[str]) -> type[Way]:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return positional arguments, and flags without their values, of any way to evaluate.
-
-    The flags decide which parser reads them, so they are looked at before there is one.
-    """
+    """Return positional arguments, and flags without their values, of any way to evaluate."""
+    # The flags decide which parser reads them, so they are looked at before there is one.
     sizes = {flag: size for way in WAYS for flag, size in flags_of(way).items()}
     positional: list[str] = []
     flags: set[str] = set()

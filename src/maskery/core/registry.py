@@ -188,10 +188,8 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
 
 
 def plugin_identity(choice: str) -> str:
-    """Return a plug-in's name with its file's hash, for a run's identity; other names stay.
-
-    So a run that is resumed with a changed plug-in is another run.
-    """
+    """Return a plug-in's name with its file's hash, for a run's identity; other names stay."""
+    # So a run that is resumed with a changed plug-in is another run.
     match = PLUGIN.fullmatch(choice)
     if match is None:
         return choice

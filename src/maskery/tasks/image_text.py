@@ -304,10 +304,8 @@ class ImageTextTask:
         return sums | own_sums(self.own_terms, parts), negatives
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
-        """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`.
-
-        The twin goes without the user's terms, which it does not read.
-        """
+        """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`."""
+        # The user's terms in the twin are never read.
         twin = without_terms(self.twin.state_dict())
         state = {f"twin.{name}": tensor for name, tensor in twin.items()}
         for name, queue in self.queues.items():
