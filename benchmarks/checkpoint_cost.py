@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from maskery.masking.masker import Masker
-from maskery.models.dropout import use_fast_dropout
+from maskery.models.attention import use_fast_dropout
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import prepare_text
 from maskery.tasks.text_mlm import TextMLM

@@ -34,8 +34,7 @@ from transformers import BertConfig, ViTConfig
 from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.image_text.config import ImageTextConfig
-from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_batch import PreparedPairs
 from maskery.tasks.image_text_config import PersonSearchConfig

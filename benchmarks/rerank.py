@@ -29,9 +29,14 @@ import torch
 from image_text_step import fusion_pass
 from maskery.core.batch import TokenBatch
 from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.features import ReadImages, read_images, read_texts
 from maskery.evaluation.retrieval.metrics import rank
-from maskery.evaluation.retrieval.rerank import by_image, match_images
+from maskery.evaluation.retrieval.rerank import (
+    ReadImages,
+    by_image,
+    match_images,
+    read_images,
+    read_texts,
+)
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes

@@ -15,7 +15,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.config import BenchConfig
-from maskery.cli.command import parse, print_json, set_up_logging, table
+from maskery.cli.main import parse, print_json, set_up_logging, table
 from maskery.core.errors import DataError, MaskeryError
 
 PROGRAM = "bench"

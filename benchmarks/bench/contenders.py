@@ -28,11 +28,11 @@ from transformers import (
 from bench.config import BenchConfig
 from maskery.core.system import keep_freed_memory
 from maskery.core.task import Prepared
-from maskery.data.batching import Template, TextSource
+from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.tokenise import tokenise
-from maskery.models.dropout import use_fast_dropout
+from maskery.models.attention import use_fast_dropout
 from maskery.models.layout import can_pack
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -104,11 +104,13 @@ def maskery(
     source = TextSource(
         store,
         torch.arange(store.num_documents).numpy(),
-        Template.of(tokenizer),
-        max_length=BLOCK,
-        batch_tokens=config.batch_tokens,
-        layout="packed" if packed else "padded",
-        seed=config.seed,
+        Batching(
+            template=Template.of(tokenizer),
+            max_length=BLOCK,
+            batch_tokens=config.batch_tokens,
+            layout="packed" if packed else "padded",
+            seed=config.seed,
+        ),
     )
     run = TextRunConfig(corpus=(str(config.corpus),), training=settings)
     task = text_task(run, model, tokenizer, source)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from maskery.cli import command as console
+from maskery.cli import main as console
 
 
 def test_a_name_server_that_fails_or_never_answers_means_offline(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from maskery.cli.command import parse
 from maskery.cli.convert import Convert
+from maskery.cli.main import parse
 from maskery.core.errors import ConfigError, ModelError
 
 

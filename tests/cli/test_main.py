@@ -11,8 +11,7 @@ from tiny_text import save_tiny_model
 
 import maskery
 from maskery.cli import main as main_module
-from maskery.cli.command import Command
-from maskery.cli.main import COMMANDS, find_command, main
+from maskery.cli.main import COMMANDS, Command, find_command, main
 from maskery.cli.train import take_config
 from maskery.core import errors
 from maskery.core.errors import ConfigError

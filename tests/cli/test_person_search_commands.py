@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_persons import save_cuhk
 
 from maskery.cli.main import main
+from maskery.data.images.drawing import RIGHT
 from maskery.people.config import PeopleConfig
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.person_search.config import PersonSearchRunConfig
@@ -75,7 +76,7 @@ def test_mistakes_are_one_line_each(
 
 
 def test_flags_go_before_presets() -> None:
-    from maskery.cli.command import parse
+    from maskery.cli.main import parse
     from maskery.cli.train import command_class, starting_point
 
     command = command_class("person-search")
@@ -115,7 +116,7 @@ def test_the_quickstart_prints_chance_both_rankings_and_draws_searches(
         assert picture.height > 600
         # Somewhere a right picture is framed.
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
-        assert quickstart.RIGHT in colours
+        assert RIGHT in colours
     assert load_config(output / "run" / "config.yaml", PersonSearchRunConfig).data.root.is_dir()
     assert "in use" in refused(["quickstart", "person-search", "--output", str(output)], capsys)
 

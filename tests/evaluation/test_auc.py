@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from maskery.core.errors import DataError
-from maskery.evaluation.auc import auc
+from maskery.evaluation.text.masked import auc
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 8])

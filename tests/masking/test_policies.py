@@ -358,7 +358,7 @@ def test_a_policy_that_breaks_its_contract_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("made", "says"),
     [
-        ("3", "it is of type int, without select"),
+        ("3", "it is of type int; it must be"),
         ("lambda tokenizer: 3", "it made a int, without select"),
         ("lambda: 3", "called with the tokenizer it fails: TypeError"),
     ],

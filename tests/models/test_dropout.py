@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskery.models.dropout import FastDropout, keep_mask, use_fast_dropout
+from maskery.models.attention import FastDropout, keep_mask, use_fast_dropout
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])

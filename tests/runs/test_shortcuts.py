@@ -25,8 +25,7 @@ from maskery import (
 )
 from maskery.evaluation.image_text.explain import explain as explain_opened
 from maskery.evaluation.image_text.image_fill import ImageFiller, load_picture
-from maskery.evaluation.retrieval.gallery import open_gallery
-from maskery.evaluation.retrieval.search import Searcher
+from maskery.evaluation.retrieval.search import Searcher, open_gallery
 
 QUERY = "this is a red square"
 

@@ -16,7 +16,7 @@ from maskery.core.batch import Vocabulary
 from maskery.data.rows import RowSource
 from maskery.masking.masker import Masker
 from maskery.models import attention
-from maskery.models.dropout import use_fast_dropout
+from maskery.models.attention import use_fast_dropout
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.tasks.compiling import static_shapes
 from maskery.tasks.text_mlm import LEFT_OUT, PreparedText, TextMLM

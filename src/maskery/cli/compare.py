@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.command import Command, as_text, prepare_output
+from maskery.cli.main import Command, as_text, prepare_output
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_text
 
@@ -42,7 +42,7 @@ class Comparing(Command):
     def report(self, rows: Sequence[Row]) -> None:
         """Print a comparison, and write it into the files that were named."""
         from maskery.evaluation.text.comparison import reference
-        from maskery.report.comparison import comparison_page, comparison_table
+        from maskery.report.page import comparison_page, comparison_table
 
         if self.csv is not None:
             write_text(self.csv, as_csv(rows))

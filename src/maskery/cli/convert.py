@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from maskery.cli.command import Command
+from maskery.cli.main import Command
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, check_ranges
 from maskery.core.system import quick_imports

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.command import Command, as_text, as_texts, parse, set_up_logging
+from maskery.cli.main import Command, as_text, as_texts, parse, set_up_logging
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, Weight, check_ranges
 from maskery.core.system import quick_imports

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from maskery.cli.command import Command, check_png, percent, prepare_output, shown, table
+from maskery.cli.main import Command, check_png, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
 from maskery.core.system import quick_imports
 

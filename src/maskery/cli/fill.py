@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.command import Command, percent, table
+from maskery.cli.main import Command, percent, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, check_ranges
 from maskery.core.system import quick_imports

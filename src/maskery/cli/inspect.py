@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.command import Command, table
+from maskery.cli.main import Command, table
 from maskery.core.errors import DataError, reason_of
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports

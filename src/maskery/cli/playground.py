@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from maskery.cli.command import Command
+from maskery.cli.main import Command
 from maskery.core.system import quick_imports
 from maskery.playground.serve import PlaygroundConfig
 

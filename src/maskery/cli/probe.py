@@ -6,12 +6,11 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from maskery.cli.command import Command, as_text
+from maskery.cli.main import Command, as_text
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import quick_imports
 from maskery.report.tables import vectors_table
@@ -37,8 +36,9 @@ class Probe(Command):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, a hub name or minilm."""
-    labels: Path
-    """Labelled texts: .jsonl, .csv, .tsv or .parquet; CoNLL columns for --kind tokens."""
+    labels: str
+    """Labelled texts: .jsonl, .csv, .tsv or .parquet, here or at an address; CoNLL columns for
+    --kind tokens."""
     against: str | None = None
     """Another model; differences are MODEL minus this one."""
     kind: Literal["labels", "tokens", "pairs"] = "labels"

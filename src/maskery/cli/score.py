@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.command import Command, table
+from maskery.cli.main import Command, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports
@@ -46,8 +46,9 @@ class Score(Command):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder or a hub name."""
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """One sentence a line; - for standard input; also .gz, .xz, .zst, .bz2."""
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """One sentence a line, here or at an address; - for standard input; also .gz, .xz, .zst
+    and .bz2."""
     pairs: bool = False
     """Two sentences a line with a tab between them, the one that should be likelier first: tells
     which is, and the share of pairs that are as they should be."""

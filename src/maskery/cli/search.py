@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.command import Command, check_png, percent, prepare_output, shown, table
+from maskery.cli.main import Command, check_png, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, check_ranges
 from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
-    from maskery.evaluation.retrieval.gallery import Gallery
-    from maskery.evaluation.retrieval.search import Hit
+    from maskery.evaluation.retrieval.search import Gallery, Hit
 
     Found = tuple[str, Sequence[Hit]]  # A query and its pictures
 
@@ -65,9 +64,8 @@ class Search(Command):
         """Index the folder, search it, and draw the sheet."""
         with quick_imports():
             from maskery.data.tokenise import default_cache_dir
-            from maskery.evaluation.image_text.captions import encode_query
-            from maskery.evaluation.retrieval.gallery import open_gallery
-            from maskery.evaluation.retrieval.search import Searcher
+            from maskery.evaluation.image_text.opening import encode_query
+            from maskery.evaluation.retrieval.search import Searcher, open_gallery
             from maskery.runs.person_search.settings import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
@@ -127,7 +125,7 @@ def listing(text: str, hits: Sequence[Hit]) -> str:
 
 def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     """Draw the pictures found, a row for each query."""
-    from maskery.data.gallery.files import read_picture
+    from maskery.data.gallery import read_picture
     from maskery.data.images.drawing import Cell, SheetRow, draw_sheet
 
     rows = []

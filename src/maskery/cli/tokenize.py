@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from maskery.cli.command import Command
+from maskery.cli.main import Command
 from maskery.core.system import signals_stop
 from maskery.runs.text.tokenize import TokenizeConfig, tokenize_corpus
 

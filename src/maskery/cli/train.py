@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.command import Command, as_text, parse
+from maskery.cli.main import Command, as_text, parse
 from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -40,10 +40,18 @@ class Registry(Generic[T]):
         flag: The flag that names one, such as `--policy`; messages say it.
         contract: What a thing of this kind is, in one phrase that follows "it must be".
         ours: By name, a thing, or `package.module:attribute` that is imported when it is chosen.
+        fits: Tells whether a user's thing looks like one, before anything is done with it.
     """
 
-    def __init__(self, flag: str, contract: str, ours: Mapping[str, T | str]) -> None:
-        self.flag, self.contract = flag, contract
+    def __init__(
+        self,
+        flag: str,
+        contract: str,
+        ours: Mapping[str, T | str],
+        *,
+        fits: Callable[[Any], bool] = callable,
+    ) -> None:
+        self.flag, self.contract, self._fits = flag, contract, fits
         self._things: dict[str, T | str] = dict(ours)
 
     @property
@@ -69,17 +77,20 @@ class Registry(Generic[T]):
         """Return the thing that is chosen; objects are returned as they are.
 
         Raises:
-            PluginError: There is no such thing, or the file that it names cannot be loaded.
+            PluginError: There is no such thing, the file that it names cannot be loaded, or it
+                does not fit.
         """
-        if not isinstance(choice, str):
-            return choice
-        self.check(choice)
-        found: Any = self._things.get(choice)
-        if found is None:
-            found = load_plugin(choice, flag=self.flag, contract=self.contract)
-        elif isinstance(found, str):
-            module, _, attribute = found.partition(":")
-            found = getattr(importlib.import_module(module), attribute)
+        found: Any = choice
+        if isinstance(choice, str):
+            self.check(choice)
+            found = self._things.get(choice)
+            if isinstance(found, str):
+                module, _, attribute = found.partition(":")
+                return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+            if found is None:
+                found = load_plugin(choice, flag=self.flag, contract=self.contract)
+        if not self._fits(found):
+            raise self.misfit(choice, f"it is of type {type(found).__name__}")
         return found  # type: ignore[no-any-return]
 
     def misfit(self, choice: object, found: str) -> PluginError:

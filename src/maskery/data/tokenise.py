@@ -1,4 +1,9 @@
-"""From a corpus to a token store, once for each (content, tokenizer)."""
+"""From a corpus to a token store, once for each (content, tokenizer); where words begin.
+
+Words of scripts that write no spaces between them, such as Thai, Burmese and Chinese, are cut by
+ICU's dictionaries (`pip install 'maskery[words]'`); without them each piece of the tokenizer is a
+word of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +25,8 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
-from maskery.data.unspaced import begins_unspaced, is_unspaced, word_numbers, word_rules
 
 if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +51,20 @@ METASPACE, BYTE_LEVEL_SPACE = "▁", "Ġ"
 CONTROL_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # No text has it: a file with NUL bytes is refused as binary.
 TYPED = "\0"
+# First and last code points, ascending.
+UNSPACED = (
+    *((0x0E01, 0x0E7F), (0x0E81, 0x0EFF)),  # Thai, Lao
+    *((0x0F00, 0x0FFF), (0x1000, 0x109F)),  # Tibetan, Burmese
+    *((0x1780, 0x17FF), (0x1950, 0x19DF)),  # Khmer, Tai Le, New Tai Lue
+    *((0x1A20, 0x1AAF), (0x1B00, 0x1B7F)),  # Tai Tham, Balinese
+    *((0x3005, 0x3007), (0x3031, 0x3035)),  # marks of repetition, and zero
+    *((0x3041, 0x30FF), (0x31F0, 0x31FF)),  # kana
+    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF)),  # ideographs
+    *((0xA980, 0xA9FF), (0xAA60, 0xAADF)),  # Javanese, Burmese, Tai Viet
+    *((0xF900, 0xFAFF), (0xFF66, 0xFF9F)),  # ideographs, half-width kana
+    (0x20000, 0x3FFFF),
+)
+_BOUNDS = np.array([edge for first, last in UNSPACED for edge in (first, last + 1)], np.uint32)
 
 
 Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
@@ -55,7 +76,7 @@ def default_cache_dir() -> Path:
     """Return `$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
     chosen = os.environ.get("MASKERY_CACHE")
     if chosen:
-        return Path(chosen)
+        return local_path(chosen, "MASKERY_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskery"
 
 
@@ -305,3 +326,53 @@ def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     sizes = np.diff(places, append=len(starts))
     long = sizes > (MOST_OF_A_TEXT if len(places) == 1 else MOST_PIECES)
     return starts | np.repeat(long, sizes) if long.any() else starts
+
+
+@cache
+def segmenter() -> Callable[[str], list[str]] | None:
+    """Return ICU's function from text to its words; None, with a line that says so, without it."""
+    try:
+        from icu4py.breakers import WordBreaker
+    except ImportError:
+        log.warning(
+            "the text holds scripts without spaces, in which each token counts as a word; for "
+            "their words: pip install 'maskery[words]'"
+        )
+        return None
+    # The dictionaries are the same in every locale.
+    return lambda text: [str(word) for word in WordBreaker(text, "en")]
+
+
+def is_unspaced(text: str) -> npt.NDArray[np.bool_]:
+    """Mark the characters of these scripts: (n,) bool."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    inside: npt.NDArray[np.bool_] = np.searchsorted(_BOUNDS, codes, side="right") % 2 == 1
+    return inside
+
+
+def begins_unspaced(piece: str) -> bool:
+    """Return True if a piece begins with a character of these scripts."""
+    return piece[:1] >= chr(UNSPACED[0][0]) and bool(is_unspaced(piece[:1])[0])
+
+
+def word_rules() -> str:
+    """Return what decides where words begin, for the names of what is kept on disk."""
+    try:
+        return f"words by icu4py {version('icu4py')}"
+    except PackageNotFoundError:
+        return "words by pieces"
+
+
+def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Number the words of the marked characters in order: (n,) int64; others have no meaning."""
+    cut = segmenter()
+    numbers = np.arange(len(text))
+    if cut is None:
+        return numbers
+    edges = np.flatnonzero(np.diff(inside, prepend=False, append=False)).tolist()
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        start = first
+        for word in cut(text[first:last]):
+            numbers[start : start + len(word)] = start
+            start += len(word)
+    return numbers

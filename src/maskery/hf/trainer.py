@@ -19,7 +19,7 @@ from maskery.data.rows import Row
 from maskery.hf.collator import MaskCollator
 from maskery.masking.config import MaskingConfig
 from maskery.models import attention
-from maskery.models.dropout import use_fast_dropout
+from maskery.models.attention import use_fast_dropout
 from maskery.models.layout import PACKABLE, can_pack, first_position, pack
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import PEAK, build_optimiser

@@ -34,6 +34,7 @@ POLICIES: Registry[Policy | PolicyMaker] = Registry(
         "word": "maskery.masking.policies:WordPolicy",
         "span": "maskery.masking.policies:SpanPolicy",
     },
+    fits=lambda policy: callable(policy) or hasattr(policy, "select"),
 )
 register_policy = POLICIES.register
 

@@ -127,8 +127,6 @@ def _make_policy(config: MaskingConfig, tokenizer: PreTrainedTokenizerBase | Non
         return cast(Policy, found(p=config.span_p, longest=config.span_max))
     # A class has the method too, unbound: it is called like any other maker.
     if isinstance(found, type) or not hasattr(found, "select"):
-        if not callable(found):
-            raise POLICIES.misfit(choice, f"it is of type {type(found).__name__}, without select")
         if tokenizer is None:
             raise ConfigError(
                 f"--policy {choice} is made from the tokenizer, and only its vocabulary is given; "

@@ -63,7 +63,8 @@ TERMS: Mapping[str, Term] = {
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
 # Keys of a line in metrics.jsonl that a term's name would overwrite.
 RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second"}
-CHOICES: Registry[Any] = Registry("--term", CONTRACT, TERMS)
+# `LossTerm.of` tells more exactly what does not fit.
+CHOICES: Registry[Any] = Registry("--term", CONTRACT, TERMS, fits=lambda _: True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,17 +155,9 @@ def load_terms(choices: Sequence[str], objects: Sequence[Any], model: Any) -> li
     Raises:
         PluginError: One cannot be loaded or breaks the contract, or two have one name.
     """
-    named: dict[str, tuple[str, float]] = {}
-    for entry in choices:
-        # The same plug-in from a config.yaml and from the command line is one term: the later one,
-        # which may load code, with the weight of the earlier one unless it says another.
-        place = str(anchored_choice(split_weight(entry)[0]))
-        default = named[place][1] if place in named else 1.0
-        named[place] = split_weight(entry, default)
     terms = [
-        LossTerm.of(_make(CHOICES.find(choice), choice, model), weight=weight, choice=choice)
-        for choice, weight in named.values()
-        if choice not in TERMS and weight > 0
+        LossTerm.of(_make(found, choice, model), weight=weight, choice=choice)
+        for choice, weight, found in _found(choices)
     ]
     terms += [LossTerm.of(thing) for thing in objects]
     seen: dict[str, str] = {}
@@ -176,6 +169,36 @@ def load_terms(choices: Sequence[str], objects: Sequence[Any], model: Any) -> li
             )
         seen[term.name] = term.choice
     return terms
+
+
+def check_terms(choices: Sequence[str], objects: Sequence[Any]) -> None:
+    """Load and check the terms that are not built in, but for classes, which a task makes.
+
+    Raises:
+        PluginError: One cannot be loaded or breaks the contract.
+    """
+    for choice, _, found in _found(choices):
+        # A class is made once, with the model: its weights are drawn then.
+        if not isinstance(found, type):
+            LossTerm.of(found, choice=choice)
+    for thing in objects:
+        LossTerm.of(thing)
+
+
+def _found(choices: Sequence[str]) -> list[tuple[str, float, Any]]:
+    """Load the plug-ins among choices; returns each with its name and its weight above 0."""
+    named: dict[str, tuple[str, float]] = {}
+    for entry in choices:
+        # The same plug-in from a config.yaml and from the command line is one term: the later one,
+        # which may load code, with the weight of the earlier one unless it says another.
+        place = str(anchored_choice(split_weight(entry)[0]))
+        default = named[place][1] if place in named else 1.0
+        named[place] = split_weight(entry, default)
+    return [
+        (choice, weight, CHOICES.find(choice))
+        for choice, weight in named.values()
+        if choice not in TERMS and weight > 0
+    ]
 
 
 def _make(found: Any, choice: str, model: Any) -> Any:

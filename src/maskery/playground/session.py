@@ -1,11 +1,13 @@
-"""The models of a playground and the calls that the page makes, without any HTTP."""
+"""The models of a playground, its gallery, and the calls that the page makes, without any HTTP."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import re
 from collections import OrderedDict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,55 @@ from maskery.evaluation.image_text.opening import (
     load_picture,
     open_image_text,
 )
+from maskery.evaluation.retrieval.search import Searcher, open_gallery
 from maskery.evaluation.text.fill import MASK, Filler, saliency
 from maskery.evaluation.text.pseudo_likelihood import Scorer, WordScore
 from maskery.evaluation.text.words_of_text import Word
 from maskery.playground import requests
-from maskery.playground.gallery import GallerySearch
 from maskery.playground.requests import RequestError
+
+SIDE = 320  # pixels of a thumbnail
+# Pictures that were found lately, whose thumbnails can be loaded.
+REMEMBERED = 1_000
+RERANK = 16
+
+
+class GallerySearch:
+    """A gallery and one model."""
+
+    def __init__(self, opened: OpenImageText, folder: Path, cache_dir: Path) -> None:
+        gallery = open_gallery(opened, folder, cache_dir=cache_dir, progress=True)
+        ranking = opened.retrieval.ranking
+        # Somebody waits for the page, so it looks again at fewer pictures than the command line.
+        ranking = replace(ranking, rerank=min(ranking.rerank, RERANK, len(gallery)))
+        self.searcher = Searcher(opened, gallery, ranking)
+        self._paths: OrderedDict[str, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.searcher.gallery)
+
+    def search(self, text: str, top: int) -> dict[str, Any]:
+        """Find pictures, as `maskery search`, each named by a hash."""
+        hits = []
+        for hit in self.searcher.search(text, top=top):
+            name = hashlib.blake2b(os.fsencode(hit.path), digest_size=8).hexdigest()
+            self._paths[name] = hit.path
+            self._paths.move_to_end(name)
+            found = {"similarity": hit.similarity, "match": hit.match}
+            hits.append({"picture": name, "name": Path(hit.path).name, **found})
+        while len(self._paths) > REMEMBERED:
+            self._paths.popitem(last=False)
+        return {"hits": hits}
+
+    def thumbnail(self, name: str) -> bytes:
+        """Return a picture that was found, as a small JPEG."""
+        if name not in self._paths:
+            raise RequestError("no such picture; search again", 404)
+        image = self.searcher.picture(self._paths[name])
+        image.thumbnail((SIDE, SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
 
 
 class Session:

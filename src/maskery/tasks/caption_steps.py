@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from maskery.core.batch import TokenBatch
 from maskery.core.random import token_uniforms
 from maskery.masking.masker import Masker
-from maskery.models.image_text.attention import ImageKeys
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import OtherImages
+from maskery.models.image_text.text_encoder import ImageKeys, OtherImages
 from maskery.objectives import mlm, mrtd
 from maskery.tasks.image_text_batch import (
     MaskedText,

@@ -117,7 +117,9 @@ class MomentumTextMLM(TextMLM):
         """
         super().__init__(model, masker, pin_memory=pin_memory)
         if config.detects:
-            model.add_head(HEAD, new_head(model.hf.config.hidden_size, seed=masker.seed))
+            model.add_head(
+                HEAD, new_head(model.hf.config.get_text_config().hidden_size, seed=masker.seed)
+            )
         self.config, self.mrtd_masker, self.loss_weights = config, mrtd_masker, config.weights
         momentum = DEFAULT_MOMENTUM if config.momentum is None else config.momentum
         self.twin = MomentumTwin(model, momentum, train_mode=config.twin_train_mode)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
-from maskery.core.errors import MaskeryError, PluginError, reason_of
-from maskery.core.task import Task
+from maskery.core.errors import CheckpointError, MaskeryError, PluginError, reason_of
+from maskery.core.task import EXTRA_STATE, Task
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -30,6 +32,8 @@ from maskery.tasks.text_mlm_config import MRTD, OBJECTIVES, TextMLMConfig
 log = logging.getLogger(__name__)
 
 LEFT_OUT = "mlm_left_out"
+# Of the names in a task's extra state, those of the momentum twin's model.
+TWIN = "twin.hf."
 TASK_PARTS = tuple(name for name in ("model", "loss_weights", *vars(Task)) if name[0] != "_")
 
 
@@ -227,3 +231,64 @@ def report_left_out(task: Task[Any, Any]) -> None:
             100.0 * task.num_left_out / everything,
             f"{task.shapes.num_masked:,}",
         )
+
+
+# The parts of an objective that lie beside a saved model, the twin as `twin.*` and heads such as
+# `mrtd_head.*`. Transformers does not read the file, so the folder stays a plain language model.
+def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -> None:
+    """Write what a model folder holds beyond the masked language model, if there is anything."""
+    tensors = {n: t for n, t in task.extra_state().items() if n.startswith(TWIN)}
+    tensors |= own_tensors(task, model)
+    if tensors:
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, folder / EXTRA_STATE)
+
+
+@torch.no_grad()
+def load_extra(
+    task: Task[Any, Any], model: MaskedLanguageModel, folder: Path, *, needed: bool
+) -> None:
+    """Take over the twin and the heads that `save_extra` wrote, where the task has any.
+
+    What is missing is an error only where it is `needed`.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another model.
+    """
+    path, state = folder / EXTRA_STATE, task.extra_state()
+    own = own_tensors(task, model)
+    if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):
+        return
+    try:
+        tensors = load_file(path)
+        for name, tensor in own.items():
+            if needed or name in tensors:
+                if tensors[name].shape != tensor.shape:  # copying would repeat rows in silence
+                    raise RuntimeError(f"'{name}' has another shape")
+                tensor.copy_(tensors[name])
+    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the momentum twin and heads in '{path}' cannot be read "
+            f"({reason_of(error, most=120)}); restore the file, or train again"
+        ) from error
+    # The twin's own copy of the heads is never read, so it is not saved.
+    twin = {name: tensor for name, tensor in tensors.items() if name.startswith(TWIN)}
+    if twin or needed:
+        task.load_extra_state({**state, **twin})
+
+
+def own_tensors(task: Task[Any, Any], model: MaskedLanguageModel) -> dict[str, torch.Tensor]:
+    """Return, by name within the trained module, what an objective trains beside the model."""
+    shared = {id(tensor) for tensor in (*model.hf.parameters(), *model.hf.buffers())}
+    found = (*task.model.named_parameters(), *task.model.named_buffers())
+    return {name: tensor for name, tensor in found if id(tensor) not in shared}
+
+
+def new_parameters(
+    task: Task[Any, Any], model: MaskedLanguageModel, loaded: Iterable[str]
+) -> set[str]:
+    """Return the names, within the trained module, of parameters that start from nothing."""
+    parameters = dict(model.hf.named_parameters())
+    fresh = {id(parameters[name]) for name in loaded if name in parameters}
+    names = {name for name, tensor in task.model.named_parameters() if id(tensor) in fresh}
+    return names | set(own_tensors(task, model))

@@ -9,7 +9,6 @@ the checkpoint with the best held-out figure, which stays beside the newest ones
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
-from maskery.core.system import replace_folder, write_whole
+from maskery.core.system import replace_folder, sha256_of, write_whole
 from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, STATE, Snapshot
 
 log = logging.getLogger(__name__)
@@ -126,7 +125,7 @@ class Checkpoints:
                 save_file(dict(tensors), partial / name)
             (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
             # The manifest comes last, because a folder with a manifest counts as complete.
-            manifest = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+            manifest = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
             write_whole(partial / MANIFEST, json.dumps(manifest).encode())
             replace_folder(partial, final)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -221,13 +220,8 @@ def find_damage(path: Path) -> str | None:
     try:
         manifest: dict[str, str] = json.loads((path / MANIFEST).read_text("utf-8"))
         for name in FILES:
-            if _sha256(path / name) != manifest[name]:
+            if sha256_of(path / name) != manifest[name]:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return str(error)
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

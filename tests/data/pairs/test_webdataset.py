@@ -187,3 +187,66 @@ def test_equal_names_in_two_shards_are_two_pictures(tmp_path: Path, members: Mem
     colours = [pair.image.load().getpixel((0, 0)) for pair in pairs]
     assert colours == [(250, 0, 0), (0, 250, 0)]
     assert len(set(pairs.ids.tolist())) == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [],
+        [("1.txt", b"caf\xe9")],
+        [("1.txt", b"?!")],
+        [("1.json", b"{")],
+        [("1.json", b'{"caption": 3}')],
+        [("1.json", b'{"caption": "caf\xe9"}')],
+    ],
+    ids=["missing", "not UTF-8", "no word", "no JSON", "a number", "JSON not UTF-8"],
+)
+def test_bad_captions_of_samples_are_skipped_and_counted(
+    tmp_path: Path, members: Members, bad: Members
+) -> None:
+    content = tar([*members[:3], *bad, ("2.png", members[0][1]), ("2.txt", b"blue")])
+    pairs = opened(tmp_path, content, PairsConfig(on_bad_caption="skip"))
+    assert [pair.captions for pair in pairs] == [("red",), ("blue",)]
+    assert pairs.skipped_captions.count == 1
+    assert "sample '1'" in str(pairs.skipped_captions)
+    refused(tmp_path, content, "sample '1'")
+
+
+def test_members_of_one_key_that_lie_apart_are_joined_and_told_of(
+    tmp_path: Path, members: Members, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = opened(tmp_path, tar([members[0], members[2], members[1], members[3]]))
+    assert [pair.captions for pair in pairs] == [("red",), ("green",)]
+    assert pairs[1].image.load().getpixel((0, 0)) == (0, 250, 0)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "members of 2 samples lie apart, first of '0'" in said
+    assert "\n" not in said
+
+
+def test_members_without_a_key_are_passed_over_and_counted(
+    tmp_path: Path, members: Members, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    nameless = [(".png", members[0][1]), ("a/.txt", b"lost")]
+    pairs = opened(tmp_path, tar([*members[:2], *nameless, *members[2:]]))
+    assert [pair.captions for pair in pairs] == [("red",), ("green",)]
+    assert "2 members are hidden, notes or without a key" in caplog.text
+
+
+def test_a_column_that_is_named_and_not_there_is_refused(
+    tmp_path: Path, members: Members, pictures: list[bytes]
+) -> None:
+    content = tar([*members[:2], ("0.json", b'{"patient": 3}')])
+    for kind in ("person", "group"):
+        with pytest.raises(DataError, match=f"no column 'who'.*name one of them as {kind}_column"):
+            opened(tmp_path, content, PairsConfig(**{f"{kind}_column": "who"}))
+    pairs = opened(tmp_path, content, PairsConfig(group_column="patient"))
+    assert pairs.groups.to_pylist() == ["3"]
+    with pytest.raises(DataError, match="--group-column patient is empty for 2 pairs"):
+        opened(tmp_path, tar(members), PairsConfig(group_column="patient"))
+
+
+def test_pictures_of_rare_endings(tmp_path: Path, members: Members) -> None:
+    for suffix in ("jfif", "apng", "JPE"):
+        pairs = opened(tmp_path, tar([(f"0.{suffix}", members[0][1]), members[1]]))
+        assert pairs[0].image.load().getpixel((0, 0)) == (250, 0, 0)

@@ -9,8 +9,7 @@ from tiny_image_text import save_tiny_image_text
 
 from maskery.core.errors import DataError
 from maskery.data.person_search.config import clean_caption
-from maskery.evaluation.image_text.captions import origins, words_of
-from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, origins, words_of
 from maskery.evaluation.retrieval.config import ModelRetrieval
 
 

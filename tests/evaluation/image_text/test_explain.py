@@ -11,9 +11,8 @@ from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import ConfigError, DataError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.captions import words_of
 from maskery.evaluation.image_text.explain import Target, explain
-from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, words_of
 from maskery.evaluation.retrieval.config import ModelRetrieval
 
 CAPTION = "this is a red square, of paper."

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.evaluation.image_text.image_ablation import score_pairs, score_words
+from maskery.evaluation.image_text.image_fill import score_pairs, score_words
 from maskery.evaluation.text.masked import FROZEN_EPOCH
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker

@@ -6,8 +6,7 @@ import pytest
 from tiny_image_text import save_tiny_image_text
 
 from maskery.core.errors import DataError
-from maskery.evaluation.image_text.captions import encode_query
-from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
+from maskery.evaluation.image_text.opening import OpenImageText, encode_query, open_image_text
 from maskery.evaluation.retrieval.config import ModelRetrieval
 
 

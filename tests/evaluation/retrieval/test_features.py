@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maskery.core.errors import DataError
-from maskery.evaluation.retrieval.features import large_array
+from maskery.evaluation.retrieval.rerank import large_array
 
 SHAPE = (3, 700, 1000)  # 8.4 MB
 

@@ -12,11 +12,11 @@ from PIL import Image
 from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import DataError, ModelError
-from maskery.data.gallery.store import GalleryStore
+from maskery.data.gallery import GalleryStore
 from maskery.data.images.loading import ImageRef
 from maskery.data.images.views import view
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
-from maskery.evaluation.retrieval.gallery import Gallery, fingerprint, index_folder, open_gallery
+from maskery.evaluation.retrieval.search import Gallery, fingerprint, index_folder, open_gallery
 
 
 @pytest.fixture(scope="module")

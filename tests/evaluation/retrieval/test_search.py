@@ -24,9 +24,8 @@ from maskery.evaluation.retrieval.config import (
     RetrievalConfig,
     save_model_retrieval,
 )
-from maskery.evaluation.retrieval.gallery import Gallery, open_gallery
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
-from maskery.evaluation.retrieval.search import Searcher, nearest, search
+from maskery.evaluation.retrieval.search import Gallery, Searcher, nearest, open_gallery, search
 
 TEXT = "this is a red square of paper"
 

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from maskery.core.errors import ConfigError, MaskeryError, ModelError
-from maskery.models.checkpoint_import.beside import VISION_HEADS, heads_of, read_tokenizer
 from maskery.models.checkpoint_import.convert import import_checkpoint
+from maskery.models.checkpoint_import.state_dict import VISION_HEADS, heads_of, read_tokenizer
 
 WORDS = 50
 SIZES: dict[str, Any] = {

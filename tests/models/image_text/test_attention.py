@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from maskery.models.image_text.attention import PackedRows
-from maskery.models.image_text.text_encoder import TextFusionEncoder
+from maskery.models.image_text.text_encoder import PackedRows, TextFusionEncoder
 
 R, L, IMAGES, N, W = 6, 7, 3, 5, 10
 LENGTHS = torch.tensor([7, 3, 5, 7, 4, 2])

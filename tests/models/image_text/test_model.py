@@ -9,8 +9,12 @@ from transformers import AutoConfig, AutoModel, BertConfig, ViTConfig
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.models.image_text.build import build_from_scratch
-from maskery.models.image_text.config import ImageTextConfig
-from maskery.models.image_text.model import VISION_FAMILIES, ImageTextModel, VisionEncoder
+from maskery.models.image_text.model import (
+    VISION_FAMILIES,
+    ImageTextConfig,
+    ImageTextModel,
+    VisionEncoder,
+)
 from maskery.models.image_text.sizes import RASA, ImageTextSizes
 
 TINY = ImageTextSizes(image_size=(16, 8), width=16, num_heads=2, embed_dim=6, max_length=12)

@@ -97,7 +97,7 @@ def test_the_memory_is_that_which_is_asked_for(
         asked.append(memory_bytes)
         return np.empty(shape, np.float32)
 
-    monkeypatch.setattr("maskery.evaluation.retrieval.features.large_array", noted)
+    monkeypatch.setattr("maskery.evaluation.retrieval.rerank.large_array", noted)
     assert main(["evaluate", runs[0], "--memory-mb", "3"]) == 0
     assert main(["evaluate", runs[0]]) == 0
     assert asked == [3_000_000, 1_024_000_000]

@@ -12,7 +12,7 @@ import pytest
 from tiny_text import WORDS, lines, save_tiny_model
 
 from maskery.cli import train as command
-from maskery.cli.command import gathered, parse
+from maskery.cli.main import gathered, parse
 from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.system import read_metrics
 from maskery.data.corpus.config import StreamingConfig

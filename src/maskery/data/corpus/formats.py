@@ -79,11 +79,10 @@ def register(suffix: str, reader: UserReader) -> None:
 
 def split_suffix(path: Path) -> tuple[str, str]:
     """Return the suffix of the format and of the compression ("" if there is none), lower case."""
-    name, compression = path.name.lower(), ""
-    if Path(name).suffix in COMPRESSIONS:
-        compression = Path(name).suffix
-        name = name.removesuffix(compression)
-    return Path(name).suffix, compression
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSIONS:
+        return Path(path.name[: -len(suffix)].lower()).suffix, suffix
+    return suffix, ""
 
 
 def supported_suffixes() -> str:
@@ -114,8 +113,6 @@ def read_texts(reading: Reading) -> Iterator[str]:
     """Yield the texts of a file by the reader of its format."""
     choice = _choice(reading.path, reading.config)
     reader: Any = READERS.find(choice)
-    if not callable(reader):
-        raise READERS.misfit(choice, f"it is of type {type(reader).__name__}")
     try:
         if format_of(reading.path, reading.config):
             yield from reader(reading)

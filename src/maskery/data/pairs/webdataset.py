@@ -15,32 +15,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import DataError, os_errors, reason_of
+from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import Place, image_refs
 from maskery.data.pairs.records import (
     GROUP_COLUMN,
     SPLIT_COLUMN,
     Columns,
+    Place,
     Reader,
     Record,
     find_column,
+    image_refs,
     person_column,
     printable,
+    require_named,
 )
 from maskery.data.pairs.tables import read_json
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
-)
 # A tar file is made of blocks of this many bytes.
 BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
 # Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
+# The members of one stem, by suffix.
+Members: TypeAlias = dict[str, tarfile.TarInfo]
 
 
 def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
@@ -49,39 +51,28 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
         raise DataError(
             f"images is {config.images}, but tar shards hold their images themselves; leave it out"
         )
-    ref = image_refs(root, config.max_pixels, partial(_read_member, paths))
-    return Reader(records=_records(paths, config, root), ref=ref)
+
+    def records() -> Iterator[Record]:
+        for number, path in enumerate(paths):
+            with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
+                shard = Shard(number, path, path.relative_to(root).as_posix(), file, config)
+                for stem, members in shard.samples():
+                    yield shard.record(stem, members)
+
+    return Reader(records(), image_refs(root, config.max_pixels, partial(_read_member, paths)))
 
 
 def _read_member(paths: Sequence[Path], place: Place) -> bytes:
     """Return the bytes of a member; a place is (shard, offset, size)."""
     shard, offset, size = place
     path = paths[shard]
-    try:
-        # Opened for each image, so that threads and forked workers share no position.
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read(size)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
+    # Opened for each image, so that threads and forked workers share no position.
+    with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(size)
     if len(content) < size:
         raise DataError(f"{path} has been cut short since it was indexed; restore it")
     return content
-
-
-# The members of one stem, by suffix.
-Members: TypeAlias = dict[str, tarfile.TarInfo]
-
-
-def _records(paths: Sequence[Path], config: PairsConfig, root: Path) -> Iterator[Record]:
-    for number, path in enumerate(paths):
-        try:
-            with path.open("rb") as file:
-                shard = Shard(number, path, path.relative_to(root).as_posix(), file, config)
-                for stem, members in shard.samples():
-                    yield shard.record(stem, members)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
 
 
 def _is_extra(stem: str, suffix: str) -> bool:
@@ -124,11 +115,8 @@ class Shard:
                 f"{self.path} is not a sound, uncompressed tar file ({reason_of(error)}); "
                 f"restore or decompress it"
             ) from error
-        self._check_end(end)
-
-    def _check_end(self, end: int) -> None:
-        """Check that only zeros follow the last member, and at least one block of them."""
-        # `tarfile` ends quietly at a damaged header, where shards were joined or cut short.
+        # `tarfile` ends quietly at a damaged header, where shards were joined or cut short: only
+        # zeros may follow the last member, and at least one block of them.
         size = self.file.seek(0, os.SEEK_END)
         self.file.seek(min(end, size))
         while chunk := self.file.read(1 << 20):
@@ -141,9 +129,9 @@ class Shard:
             raise DataError(f"{self.path} is cut short: its end mark is missing; restore it")
 
     def samples(self) -> Iterator[tuple[str, Members]]:
-        """Yield consecutive members of one stem, which ends at the first dot of the file name."""
-        members: Members = {}
-        last, passed_over = "", 0
+        """Yield the members of each stem, which ends at the first dot of the file name."""
+        found: dict[str, Members] = {}
+        last, apart, passed_over = "", set[str](), 0
         for member in self.members():
             folder, _, base = posixpath.normpath(member.name).rpartition("/")
             base, _, suffix = base.partition(".")
@@ -151,21 +139,26 @@ class Shard:
             if _is_extra(stem, suffix):
                 passed_over += 1
                 continue
-            if members and stem != last:
-                yield last, members
-                members = {}
-            if suffix in members:
+            if stem in found and stem != last:
+                apart.add(stem)
+            if suffix in found.setdefault(stem, {}):
                 raise DataError(f"{self.path}: member {member.name!r} occurs twice; remove one")
-            last, members[suffix] = stem, member
-        if members:
-            yield last, members
+            last, found[stem][suffix] = stem, member
+        if apart:
+            log.warning(
+                "%s: members of %d samples lie apart, first of %r; they are joined here, but other "
+                "readers lose them: pack them side by side",
+                *(self.path, len(apart), min(apart)),
+            )
         if passed_over:
-            log.info("%s: %d members are no samples and are passed over", self.path, passed_over)
+            told = "%s: %d members are hidden, notes or without a key, and are passed over"
+            log.info(told, self.path, passed_over)
+        yield from found.items()
 
     def record(self, stem: str, members: Members) -> Record:
         """Return the record of one sample."""
         where, asked = f"{self.path}, sample {stem!r}", self.config.image_column
-        images = [s for s in members if (s in IMAGE_SUFFIXES if asked is None else s == asked)]
+        images = [s for s in members if (s in SUFFIXES if asked is None else s == asked)]
         if len(images) != 1:
             raise DataError(
                 f"{where} has {len(images)} images among its members "
@@ -174,6 +167,8 @@ class Shard:
             )
         image = members[images[0]]
         caption, row = self._annotation(members, where)
+        if row:
+            require_named(row, self.config, where, "person", "group")
         columns = Columns(
             image=None,
             caption=None,
@@ -192,20 +187,24 @@ class Shard:
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
         """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""
         row: Any = {}
-        if "json" in members:
-            row = read_json(self._text(members["json"]), f"{where}, .json")
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: its .json member is not an object; write one")
-        if "txt" in members and self.config.caption_column is None:
-            try:
+        try:
+            if "json" in members:
+                row = read_json(self._text(members["json"]), f"{where}, .json")
+                if not isinstance(row, dict):
+                    row = {}
+                    raise DataError(f"{where}: its .json member is not an object; write one")
+            if "txt" in members and self.config.caption_column is None:
                 return self._text(members["txt"]).decode("utf-8-sig"), row
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: its .txt member is not valid UTF-8; mend it") from error
-        if not row:
-            raise DataError(
-                f"{where} has neither a .txt nor a .json member with its caption; add one"
-            )
-        return row[find_column(row, self.config, "caption", where)], row
+            if not row:
+                raise DataError(
+                    f"{where} has neither a .txt nor a .json member with its caption; add one"
+                )
+            return row[find_column(row, self.config, "caption", where)], row
+        except UnicodeDecodeError:
+            return DataError(f"{where}: its .txt member is not valid UTF-8; mend it"), row
+        except DataError as error:
+            # It stands in the caption's place, for whoever checks that and may leave it out.
+            return error, row
 
     def _text(self, member: tarfile.TarInfo) -> bytes:
         if member.size > MAX_TEXT_BYTES:

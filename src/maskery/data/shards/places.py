@@ -18,8 +18,7 @@ from typing import BinaryIO, TypeVar
 from maskery.core.errors import DataError
 from maskery.data.corpus.files import MANIFEST, is_address, open_address, unreadable
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.shards.manifest import MAX_MANIFEST_BYTES
-from maskery.data.shards.shard_file import find_damage
+from maskery.data.shards.manifest import MAX_MANIFEST_BYTES, find_damage
 from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 
 log = logging.getLogger(__name__)

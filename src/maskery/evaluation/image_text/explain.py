@@ -24,11 +24,17 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.captions import Word, words_of
-from maskery.evaluation.image_text.opening import OpenImageText, can_fill, can_match, load_picture
-from maskery.models.image_text.attention import ImageKeys
+from maskery.evaluation.image_text.opening import (
+    OpenImageText,
+    Word,
+    can_fill,
+    can_match,
+    load_picture,
+    words_of,
+)
 from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.text_encoder import ImageKeys
 
 if TYPE_CHECKING:
     from PIL.Image import Image

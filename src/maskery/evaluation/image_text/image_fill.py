@@ -1,21 +1,270 @@
-"""Filling masks with the help of a picture.
+"""Fill masks with a picture, and the image ablation: with the right one, a wrong one, and none.
 
-Shapes: B sequences, L tokens, M masks, V vocabulary.
+Masks are frozen and wrong pictures fixed, so the three answers are to the same questions and can be
+compared word by word.
+
+Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens
+from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
+from maskery.core.errors import DataError
+from maskery.core.random import Int64Array, UInt64Array
+from maskery.data.images.config import ViewConfig
+from maskery.data.images.drawing import png_uri
+from maskery.data.images.loading import pillow
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.image_ablation import side_by_side
+from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.image_text.opening import OpenImageText, load_picture
-from maskery.evaluation.text.fill import Filler
-from maskery.models.image_text.attention import ImageKeys
+from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.text.fill import Candidate, Filler, candidates
+from maskery.evaluation.text.masked import FROZEN_EPOCH, ExampleSums, require_numbers, token_rows
+from maskery.evaluation.text.samples import context, whole_words
+from maskery.masking.masker import Masker
+from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.text_encoder import ImageKeys
+
+Condition = Literal["right", "wrong", "none"]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+# Captions with pictures, their ids with masks in them, and the masked positions.
+Question: TypeAlias = tuple[JudgedPairs, Int64Array, Int64Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordScores:
+    """Chosen words, masked one at a time."""
+
+    # By condition, the share filled with the word or a synonym of it.
+    accuracy: dict[Condition, Interval]
+    difference: dict[Condition, Interval]  # `right` minus `wrong`, and `right` minus `none`, paired
+    words: int  # words that were masked
+    examples: int  # pictures or persons they come from
+
+
+@torch.no_grad()
+def score_pairs(
+    model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
+) -> dict[Condition, ExampleSums]:
+    """Predict the frozen masks of every caption under each condition."""
+
+    def questions() -> Iterator[Question]:
+        for batch in batches:
+            masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
+            yield batch, masked.input_ids, masked.positions
+
+    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+        return token_rows(logits, torch.from_numpy(originals).to(model.device)).cpu().numpy()
+
+    none = "no held-out caption has a token that can be masked; bring more pairs"
+    scored = _score(model, questions(), measure, none)
+    for sums in scored.values():
+        require_numbers(torch.from_numpy(sums.sums))
+    return scored
+
+
+@torch.no_grad()
+def score_words(
+    model: ImageTextModel,
+    batches: Iterable[JudgedPairs],
+    accepted: Mapping[int, frozenset[int]],
+    mask_token_id: int,
+) -> WordScores:
+    """Mask each chosen word of each caption, one at a time, and fill it under each condition.
+
+    `accepted` has the ids that are right in the place of a chosen word's.
+    """
+    chosen = np.array(sorted(accepted), np.int64)
+
+    def questions() -> Iterator[Question]:
+        for batch in batches:
+            for positions in _one_each(batch.text, np.isin(batch.text.input_ids, chosen)):
+                ids = batch.text.input_ids.copy()
+                ids[positions] = mask_token_id
+                yield batch, ids, positions
+
+    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+        filled = logits.argmax(dim=-1).tolist()
+        hits = [f in accepted[o] for f, o in zip(filled, originals.tolist(), strict=True)]
+        return np.column_stack((np.ones(len(hits)), np.array(hits, float)))
+
+    none = "none of the words to score stands in a held-out caption; name others"
+    scored = _score(model, questions(), measure, none)
+    count = scored["right"].sums[:, 0]
+    hits = {condition: sums.sums[:, 1] for condition, sums in scored.items()}
+    return WordScores(
+        accuracy={name: ratio_interval(hit, count, "share") for name, hit in hits.items()},
+        difference={
+            name: ratio_interval(hits["right"] - hit, count, "difference of shares")
+            for name, hit in hits.items()
+            if name != "right"
+        },
+        words=int(count.sum()),
+        examples=len(count),
+    )
+
+
+def _score(
+    model: ImageTextModel,
+    questions: Iterable[Question],
+    # Turns logits (M, V) and original ids (M,) into one row a token.
+    measure: Callable[[torch.Tensor, Int64Array], npt.NDArray[np.float64]],
+    none: str,
+) -> dict[Condition, ExampleSums]:
+    """Ask questions under each condition and sum by picture or person; `none` is told of none."""
+    groups: list[UInt64Array] = []
+    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {name: [] for name in CONDITIONS}
+    for batch, ids, positions in questions:
+        if not len(positions):
+            continue
+        groups.append(batch.groups[sequences(batch.text, positions)])
+        for condition, logits in logits_by_condition(model, batch, ids, positions).items():
+            rows[condition].append(measure(logits, batch.text.input_ids[positions]))
+    if not groups:
+        raise DataError(none)
+    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
+    scored = {}
+    for condition, parts in rows.items():
+        sums = np.zeros((len(unique), parts[0].shape[1]))
+        np.add.at(sums, inverse, np.concatenate(parts))
+        scored[condition] = ExampleSums(ids=unique, sums=sums)
+    return scored
+
+
+def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
+    """Return the sequence that each token position lies in."""
+    return np.searchsorted(batch.boundaries, positions, side="right") - 1
+
+
+def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[Int64Array]:
+    """Yield the wanted tokens in rounds, each with at most one of a sequence."""
+    positions = np.flatnonzero(wanted)
+    rows = sequences(batch, positions)
+    turn = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
+    return (positions[turn == number] for number in range(int(turn.max(initial=-1)) + 1))
+
+
+def logits_by_condition(
+    model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
+) -> dict[Condition, torch.Tensor]:
+    """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
+    ids, real, places = side_by_side(batch.text.lengths, input_ids)
+    pictures = {"right": batch.right, "wrong": batch.wrong}
+
+    def compute(model: ImageTextModel) -> dict[Condition, torch.Tensor]:
+        device = model.device
+        rows = torch.from_numpy(places[positions]).to(device)
+        mask = torch.from_numpy(real).to(device)
+        hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
+        keys = model.project_images(model.encode_image(batch.images.to(device)))
+        answers: dict[Condition, torch.Tensor] = {}
+        for condition in CONDITIONS:
+            seen = None
+            if condition in pictures:
+                seen = [key.select(pictures[condition].to(device)) for key in keys]
+            fused = model.text_encoder.fuse(hidden, mask, seen)
+            answers[condition] = model.text_encoder.mlm_logits(fused.flatten(0, 1)[rows]).float()
+        return answers
+
+    # Through `forward`, where a sharded model is put together.
+    scored: dict[Condition, torch.Tensor] = model(compute=compute)
+    return scored
+
+
+def side_by_side(
+    lengths: Int64Array, input_ids: Int64Array
+) -> tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]:
+    """Return padded ids (B, L), their mask (B, L), and each token's place in B * L."""
+    real = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.zeros(real.shape, np.int64)
+    ids[real] = input_ids
+    return ids, real, np.flatnonzero(real)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFill:
+    """One hidden word of a held-out caption."""
+
+    left: str  # the text before it
+    word: str  # the word
+    right: str  # the text after it
+    picture: str  # the caption's picture, a PNG as a data URI
+    wrong_picture: str  # the wrong one
+    # By condition (right, wrong, none), the likeliest words.
+    guesses: dict[str, tuple[Candidate, ...]]
+    probabilities: dict[str, float]  # by condition, of the word itself
+
+
+@torch.no_grad()
+def sample_pictures(
+    model: ImageTextModel,
+    batches: Iterable[JudgedPairs],
+    tokenizer: PreTrainedTokenizerBase,
+    view: ViewConfig,
+    *,
+    count: int = 8,
+    top_k: int = 3,
+) -> tuple[PictureFill, ...]:
+    """Fill a word of `count` captions of the first batch in each condition, by a fixed seed."""
+    batch = next(iter(batches))
+    positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)
+    ids = batch.text.input_ids.copy()
+    ids[positions] = int(tokenizer.mask_token_id)
+    logs = {
+        condition: logits.log_softmax(dim=-1).cpu()
+        for condition, logits in logits_by_condition(model, batch, ids, positions).items()
+    }
+    found = []
+    for row, position in enumerate(positions.tolist()):
+        sequence = int(sequences(batch.text, position))
+        first, last = batch.text.boundaries[sequence : sequence + 2].tolist()
+        target = int(batch.text.input_ids[position])
+        left, right = context(ids[first:last], position - first, tokenizer)
+        found.append(
+            PictureFill(
+                left=left,
+                word=tokenizer.decode([target]).strip(),
+                right=right,
+                picture=data_uri(batch.images[batch.right[sequence]], view),
+                wrong_picture=data_uri(batch.images[batch.wrong[sequence]], view),
+                guesses={
+                    name: candidates(log[row], tokenizer, top_k) for name, log in logs.items()
+                },
+                probabilities={name: float(log[row, target].exp()) for name, log in logs.items()},
+            )
+        )
+    return tuple(found)
+
+
+def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Int64Array:
+    """Choose one position in each of a few captions: a random whole word, the same every time."""
+    places = np.flatnonzero(whole_words(batch.text, vocabulary))
+    edges = np.searchsorted(places, batch.text.boundaries)
+    generator = np.random.default_rng(0)
+    found: dict[int, int] = {}  # by picture or person, each shown once
+    for group, first, last in zip(batch.groups.tolist(), edges[:-1], edges[1:], strict=True):
+        # In shorter captions nothing is left to tell the word by.
+        if group not in found and last - first >= 3 and len(found) < count:
+            found[group] = int(generator.choice(places[first:last]))
+    return np.array(list(found.values()), np.int64)
+
+
+def data_uri(pixels: torch.Tensor, view: ViewConfig) -> str:
+    """Return a prepared picture (3, H, W) as it looked, as a PNG in a data URI."""
+    mean, std = (np.array(c, np.float32)[:, None, None] for c in view.normalisation)
+    shown = (pixels.float().cpu().numpy() * std + mean).clip(0, 1)
+    array = (shown.transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    return png_uri(pillow().fromarray(array))
 
 
 class ImageFiller(Filler):

@@ -1,11 +1,11 @@
-"""Nearest neighbour and linear probe over frozen vectors, with paired differences.
+"""Nearest neighbour, linear probe and ranks of partners over frozen vectors.
 
-Both judge every example. The neighbour is the most similar other text (cosine), each left out in
+All judge every example. The neighbour is the most similar other text (cosine), each left out in
 turn. The probe is logistic regression (scikit-learn), fitted on the folds that an example is not
 in, its strength chosen by inner folds of those. Folds follow from the texts alone, and equal texts
 share one, so figures do not depend on the order of a file.
 
-Shapes: N examples, D width, C classes.
+Shapes: N examples or pairs, D width, C classes.
 """
 
 from __future__ import annotations
@@ -140,3 +140,37 @@ def grouped_interval(values: npt.NDArray[Any], groups: Ints, *, difference: bool
         np.bincount(groups).astype(np.float64),
         "difference of shares" if difference else "share",
     )
+
+
+Floats = npt.NDArray[np.float64]
+
+
+def pair_scores(first: Any, second: Any, partners: Sequence[str]) -> tuple[Floats, Floats]:
+    """Return whether each text finds its partner first, and the reciprocal of its rank.
+
+    Partners of equal score share their place: each is as likely to stand first as the others.
+
+    Args:
+        first: (N, D) rows of length 1, dense or sparse.
+        second: (N, D) rows of the partners.
+        partners: N names of the partners; those of one name are one.
+
+    Returns:
+        (N,) the chance that the partner stands first; (N,) 1 / its mean rank.
+    """
+    names, one_each, own = np.unique(
+        np.array(partners, object).astype(str), return_index=True, return_inverse=True
+    )
+    candidates = second[one_each]
+    num = first.shape[0]
+    size = max(1, BLOCK_BYTES // (8 * len(names)))
+    found, reciprocal = np.zeros(num), np.zeros(num)
+    for start in range(0, num, size):
+        block = first[start : start + size] @ candidates.T
+        similar = np.asarray(block.todense()) if hasattr(block, "todense") else np.array(block)
+        rows = np.arange(len(similar))
+        right = similar[rows, own[start : start + size]][:, None]
+        better, equal = (similar > right).sum(axis=1), (similar == right).sum(axis=1)
+        found[start : start + size] = (better == 0) / equal
+        reciprocal[start : start + size] = 1.0 / (better + (equal + 1) / 2.0)
+    return found, reciprocal

@@ -18,9 +18,9 @@ from maskery.core.registry import require
 from maskery.data.split import as_read
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.probe import classify
+from maskery.evaluation.probe.classify import pair_scores
 from maskery.evaluation.probe.encode import Encoder, Vectors
 from maskery.evaluation.probe.labels import Labelled
-from maskery.evaluation.probe.ranking import pair_scores
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -22,13 +22,6 @@ from maskery.core.errors import DataError
 from maskery.core.processes import Processes
 from maskery.core.random import Int64Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.features import (
-    ReadImages,
-    ReadTexts,
-    read_images,
-    read_texts,
-    require_fusion,
-)
 from maskery.evaluation.retrieval.metrics import (
     RankingFigures,
     matches_of,
@@ -36,7 +29,14 @@ from maskery.evaluation.retrieval.metrics import (
     summarise_texts,
     text_figures,
 )
-from maskery.evaluation.retrieval.rerank import match_scores
+from maskery.evaluation.retrieval.rerank import (
+    ReadImages,
+    ReadTexts,
+    match_scores,
+    read_images,
+    read_texts,
+    require_fusion,
+)
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 

@@ -1,28 +1,193 @@
-"""Matching (ITM) scores of each text with its best images, image by image.
+"""Encode texts and images once each, and match each text with its best images, image by image.
 
 The released evaluations of ALBEF and RaSa take one text at a time, repeat it for its k images, and
 project the keys and values of all k images anew in every fusion layer. Here the pairs are sorted by
-image: each image is projected once, and all texts that want it look at it together.
+image: each image is projected once, and all texts that want it look at it together. Image tokens
+that would take too much memory go to a temporary file.
 
-Shapes: T texts, K candidates of each, I images, R texts of one image, S tokens of those.
+Shapes: T texts, K candidates of each, S tokens of all texts, D text width, I images, N image
+tokens, W image width, E features, R texts of one image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from maskery.core.batch import TokenBatch
+from maskery.core.errors import DataError, reason_of
 from maskery.core.processes import Processes
-from maskery.core.random import Int64Array
+from maskery.core.random import Float32Array, Int64Array
+from maskery.data.batching import cut_by_padded_size
+from maskery.evaluation.image_text.image_fill import side_by_side
 from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.features import ReadImages, ReadTexts, by_length, tokens_of
 from maskery.evaluation.text.masked import require_numbers
-from maskery.models.image_text.attention import ImageKeys
-from maskery.models.image_text.class_token import Rows, fuse_class_tokens, fusion_layers
+from maskery.models.image_text.class_token import (
+    Rows,
+    before_looking,
+    fuse_class_tokens,
+    fusion_layers,
+)
 from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.text_encoder import ImageKeys
+
+# Written at a time where the file system cannot reserve space.
+CHUNK_BYTES = 1 << 20
+# Errors of a file system that cannot reserve space.
+NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadTexts:
+    """Texts after the layers that see no image."""
+
+    features: torch.Tensor  # (T, E), unit length
+    # (S, D), end to end, after the self-attention of the first fusion layer; None where only the
+    # features were wanted.
+    states: torch.Tensor | None
+    # (T + 1,) int64; text t is `states[boundaries[t]:boundaries[t + 1]]`.
+    boundaries: Int64Array
+
+    @property
+    def lengths(self) -> Int64Array:
+        """(T,) int64, in tokens."""
+        return np.diff(self.boundaries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadImages:
+    """Images after the vision encoder."""
+
+    features: torch.Tensor  # (I, E), unit length
+    # (I, N, W) float32, in memory or in a temporary file; None where only the features were wanted.
+    tokens: Float32Array | None
+
+
+@torch.no_grad()
+def read_texts(
+    model: ImageTextModel, texts: TokenBatch, *, states: bool, batch_tokens: int = 4096
+) -> ReadTexts:
+    """Encode each text once, those of similar length together."""
+    device, num = model.device, len(texts.lengths)
+    features = torch.empty(num, model.config.embed_dim, device=device)
+    width = model.config.text_config.hidden_size
+    kept = torch.empty(texts.num_tokens, width, device=device) if states else None
+    for chosen in by_length(texts.lengths, batch_tokens):
+        picked = tokens_of(texts.boundaries, chosen)
+        ids, real, _ = side_by_side(texts.lengths[chosen], texts.input_ids[picked])
+        mask = torch.from_numpy(real).to(device)
+        hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
+        features[torch.from_numpy(chosen)] = model.text_feature(hidden).float()
+        if kept is not None:
+            begun = before_looking(model.text_encoder, hidden, mask)[mask]
+            kept[torch.from_numpy(picked).to(device)] = begun.float()
+    return ReadTexts(features=features, states=kept, boundaries=texts.boundaries)
+
+
+@torch.no_grad()
+def read_images(
+    model: ImageTextModel,
+    batches: Iterable[torch.Tensor],
+    count: int,
+    *,
+    tokens: bool,
+    memory_bytes: int = 1_000_000_000,
+) -> ReadImages:
+    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width).
+
+    Tokens are kept where matching will follow, in a temporary file where they would take more than
+    `memory_bytes`; it is gone as soon as nothing refers to it.
+    """
+    features = torch.empty(count, model.config.embed_dim, device=model.device)
+    kept: Float32Array | None = None
+    done = 0
+    for pixels in batches:
+        end = done + len(pixels)
+        if end > count:
+            raise DataError(f"more than {count} images came; name as many persons as images")
+        read = model.encode_image(pixels.to(model.device))
+        features[done:end] = model.image_feature(read).float()
+        if tokens:
+            if kept is None:
+                kept = large_array((count, *read.shape[1:]), memory_bytes)
+            kept[done:end] = read.float().cpu().numpy()
+        done = end
+    if done != count:
+        raise DataError(f"{done} images came, and {count} persons are named; they must be as many")
+    return ReadImages(features=features, tokens=kept)
+
+
+def require_fusion(model: ImageTextModel) -> None:
+    """Refuse a model in which text cannot look at an image."""
+    if not fusion_layers(model.text_encoder):
+        raise DataError(
+            "the model has no fusion layers, so it cannot match a text with an image; turn the "
+            "re-ranking off (0)"
+        )
+
+
+def by_length(lengths: Int64Array, batch_tokens: int) -> list[Int64Array]:
+    """Return indices in groups of similar length, each at most `batch_tokens` once padded."""
+    order = np.argsort(lengths, kind="stable")
+    cost = np.minimum(lengths[order], batch_tokens)  # a longer text has a group of its own
+    return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens).tolist())]
+
+
+def tokens_of(boundaries: Int64Array, chosen: Int64Array) -> Int64Array:
+    """Return the indices of all tokens of the chosen texts, in that order."""
+    lengths = boundaries[chosen + 1] - boundaries[chosen]
+    ends = np.cumsum(lengths)
+    within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
+    places: Int64Array = np.repeat(boundaries[chosen], lengths) + within
+    return places
+
+
+def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
+    """Return an array in memory, or in a nameless temporary file where it would be too large."""
+    size = 4 * math.prod(shape)
+    if size <= memory_bytes:
+        return np.empty(shape, np.float32)
+    try:
+        with tempfile.TemporaryFile() as file:
+            # A file with holes would kill the process at the first page that finds no space.
+            _reserve(file.fileno(), size)
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        megabytes = math.ceil(size / 1_000_000)
+        raise DataError(
+            f"the image tokens take {megabytes:,} MB in a temporary file, for which "
+            f"{_temporary_folder()} no room ({error.strerror or reason_of(error)}); set TMPDIR to "
+            f"a folder with room, raise --memory-mb to {megabytes} to keep them in memory, or turn "
+            f"the re-ranking off with --rerank 0"
+        ) from error
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its whole size on the disk, not only in name."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:  # macOS does not have it
+        if getattr(error, "errno", errno.ENOSYS) not in NOT_OFFERED:
+            raise
+        zeros = memoryview(bytes(CHUNK_BYTES))
+        while size > 0:
+            size -= os.write(file, zeros[:size])
+
+
+def _temporary_folder() -> str:
+    try:
+        return f"'{tempfile.gettempdir()}' has"
+    except OSError:  # no folder can be written to at all
+        return "there is"
+
 
 # More projected together gain nothing.
 IMAGES_AT_ONCE = 64

@@ -24,10 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
-from maskery.evaluation.text.mask_places import MaskPlaces, spoken
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
-from maskery.evaluation.text.words_of_text import TextReader, Word
+from maskery.evaluation.text.words_of_text import MaskPlaces, TextReader, Word, spoken
 from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
 

@@ -25,14 +25,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from maskery.core.errors import ConfigError, ModelError, reason_of
 from maskery.core.task import EXTRA_STATE
-from maskery.models.checkpoint_import.beside import (
+from maskery.models.checkpoint_import.state_dict import (
     TEXT_HEADS,
+    ImportReport,
+    first_parts,
     heads_of,
     part_of,
     read_described,
+    read_state_dict,
     read_tokenizer,
 )
-from maskery.models.checkpoint_import.state_dict import ImportReport, first_parts, read_state_dict
 from maskery.models.checkpoint_import.timm_vit import (
     fit_positions,
     layer_numbers,
@@ -40,8 +42,7 @@ from maskery.models.checkpoint_import.timm_vit import (
     shape_of,
     vit_config,
 )
-from maskery.models.image_text.config import ImageTextConfig
-from maskery.models.image_text.model import VISION_FAMILIES, ImageTextModel
+from maskery.models.image_text.model import VISION_FAMILIES, ImageTextConfig, ImageTextModel
 from maskery.models.loading import quiet_transformers, refuse_random_layers
 
 VISION, TEXT = "visual_encoder.", "text_encoder.bert."

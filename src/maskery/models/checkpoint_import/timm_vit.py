@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from transformers import ViTConfig
 
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.beside import VISION_HEADS, heads_of
+from maskery.models.checkpoint_import.state_dict import VISION_HEADS, heads_of
 
 TOP = {
     "cls_token": "embeddings.cls_token",

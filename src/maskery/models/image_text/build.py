@@ -10,8 +10,14 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 
 from maskery.core.errors import ModelError
 from maskery.models.checkpoint_import.timm_vit import resize_positions
-from maskery.models.image_text.config import ImageTextConfig, check_image_size, image_size_of, pair
-from maskery.models.image_text.model import ImageTextModel, vision_family
+from maskery.models.image_text.model import (
+    ImageTextConfig,
+    ImageTextModel,
+    check_image_size,
+    image_size_of,
+    pair,
+    vision_family,
+)
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.models.loading import load_weights, read_config
 

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.models.image_text.attention import ImageKeys, PackedRows
-from maskery.models.image_text.text_encoder import TextFusionEncoder
+from maskery.models.image_text.text_encoder import ImageKeys, PackedRows, TextFusionEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

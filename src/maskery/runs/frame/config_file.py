@@ -22,7 +22,7 @@ import yaml
 
 from maskery.core.errors import ConfigError, reason_of
 from maskery.core.registry import anchored_choice, from_file
-from maskery.runs.frame.run_folder import has_model, write_json, write_text
+from maskery.runs.frame.run_folder import has_model, warn_of_another_model, write_json, write_text
 
 CONFIG = "config.yaml"
 SAMPLES = "samples.json"
@@ -190,6 +190,7 @@ class OpenRun:
                 f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
                 f"{self.folder / CONFIG} --resume auto"
             )
+        warn_of_another_model(self.folder, "figures are of what is there now")
         found: Any = self.config
         moved: ConfigT = dataclasses.replace(found, output=self.folder)
         return moved

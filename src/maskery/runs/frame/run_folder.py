@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from maskery.core.errors import CheckpointError
-from maskery.core.system import write_whole
+from maskery.core.system import sha256_of, write_whole
 
 if TYPE_CHECKING:
     from maskery.core.processes import Processes
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODEL = "model"
+# Sums of the files of the model that the run has saved, and those files.
+SUMS = "model_sums.json"
+READ_BACK = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*")
 TOKENIZER = "tokenizer"
 EVALUATION = "evaluation.json"
 LOCK = ".lock"
@@ -50,6 +53,24 @@ def default_folder(corpus: str, model: str) -> Path:
 def has_model(folder: Path) -> bool:
     """Return True if a run has written its model, which it does at its end."""
     return (folder / MODEL / "config.json").is_file()
+
+
+def model_sums(model: Path) -> dict[str, str]:
+    """Return the sha256 of the files that a model is read from, by name."""
+    files = (model / name for pattern in READ_BACK for name in model.glob(pattern))
+    return {path.name: sha256_of(path) for path in sorted(files) if path.is_file()}
+
+
+def warn_of_another_model(folder: Path, what_now: str) -> None:
+    """Warn if the model in a run folder is not the one that the run has saved."""
+    try:
+        saved = json.loads((folder / SUMS).read_text("utf-8"))
+    except FileNotFoundError:
+        return  # an older run, or one without a model
+    except (OSError, ValueError, RecursionError):
+        saved = None
+    if has_model(folder) and model_sums(folder / MODEL) != saved:
+        log.warning("'%s' is not the model that the run saved; %s", folder / MODEL, what_now)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

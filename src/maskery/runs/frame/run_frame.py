@@ -22,7 +22,14 @@ from maskery.core.registry import plugin_identity
 from maskery.core.system import replace_folder
 from maskery.evaluation.intervals import Interval
 from maskery.runs.frame.config_file import CONFIG, save_config
-from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json
+from maskery.runs.frame.run_folder import (
+    EVALUATION,
+    SUMS,
+    held_run_folder,
+    model_sums,
+    warn_of_another_model,
+    write_json,
+)
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import BaseTrainingConfig
 from maskery.training.loop import Summary
@@ -97,6 +104,8 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
+        warn_of_another_model(folder.parent, "it is replaced by what the last checkpoint holds")
+        write_json(folder.parent / SUMS, model_sums(partial))
         replace_folder(partial, folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

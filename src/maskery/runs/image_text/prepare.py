@@ -21,18 +21,16 @@ from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
+from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import build_from_encoders, build_from_scratch
-from maskery.models.image_text.config import check_image_size
-from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.model import ImageTextModel, check_image_size
 from maskery.models.loading import known_as, load_tokenizer, resolve
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text

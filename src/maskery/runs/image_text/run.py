@@ -13,10 +13,12 @@ from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import PairSource
 from maskery.data.person_search.batches import PersonSource
 from maskery.masking.config import POLICIES
+from maskery.objectives.terms import check_terms
 from maskery.runs.frame.run_folder import MODEL, default_folder
 from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
 from maskery.runs.image_text.config import ImageTextRunConfig, PairsTrainingConfig
 from maskery.runs.image_text.prepare import Prepared
+from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
@@ -79,7 +81,9 @@ class ImageTextRun(ABC, Generic[ResultT]):
         told = (self.train.captions.skipped, self.train.pictures.skipped, *self._skips())
         return tuple(str(skipped) for skipped in told if skipped.count)
 
-    def train_measure_save(self, folder: Path, *, progress: bool) -> ResultT:
+    def train_measure_save(
+        self, folder: Path, *, progress: bool, callbacks: Sequence[Callback]
+    ) -> ResultT:
         """Train in a run folder, measure, and save the model."""
         model = self.prepared.start.model
         loop = TrainingLoop(
@@ -91,6 +95,7 @@ class ImageTextRun(ABC, Generic[ResultT]):
             identity=self.identity,
             evaluate=lambda _step: self._logged(),
             progress=progress,
+            callbacks=callbacks,
         )
         summary = loop.train(resume=self.config.resume == "auto")
         model.eval()
@@ -108,16 +113,21 @@ def train_image_text(
     progress: bool,
     beside: Path | None,
     terms: Sequence[Any],
+    callbacks: Sequence[Callback],
 ) -> ResultT:
     """Prepare a run in its folder, named after `data` by default, and train it there."""
-    # A policy that cannot be loaded is told before anything is read.
+    # What cannot be loaded is told before anything is read, and leaves no run folder.
     POLICIES.find(config.masking.policy)
+    check_terms(config.objectives.term, terms)
+    check_callbacks(callbacks)
     result: ResultT = run_in_folder(
         config,
         beside or default_folder(data, config.start),
         prepare=lambda folder: prepare(
             config, folder=folder, progress=progress and is_main_process(), terms=terms
         ),
-        train=lambda run, folder: run.train_measure_save(folder, progress=progress),
+        train=lambda run, folder: run.train_measure_save(
+            folder, progress=progress, callbacks=callbacks
+        ),
     )
     return result

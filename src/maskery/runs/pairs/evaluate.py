@@ -13,12 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
 from maskery.core.errors import ConfigError
-from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, ViewedPairs
+from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
-from maskery.data.pairs.pictures import Pictures
-from maskery.evaluation.auc import judged_auc
-from maskery.evaluation.image_text.image_ablation import (
+from maskery.evaluation.image_text.image_fill import (
     Condition,
     WordScores,
     score_pairs,
@@ -31,6 +29,7 @@ from maskery.evaluation.text.masked import (
     ExampleSums,
     MaskedScores,
     compare,
+    judged_auc,
     summarise,
 )
 from maskery.evaluation.text.opening import require_same_tokenizer

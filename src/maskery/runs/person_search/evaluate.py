@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from maskery.core.errors import ConfigError
 from maskery.data.images.drawing import png_uri
-from maskery.data.pairs.captions import fingerprint
+from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig

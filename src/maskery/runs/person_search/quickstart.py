@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
-from maskery.evaluation.retrieval.retrieval_set import sample_searches, spread_queries
+from maskery.evaluation.retrieval.retrieval_set import draw_searches, spread_queries
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.person_search.config import PersonSearchRunConfig, small
@@ -80,7 +79,10 @@ def run_person_search_quickstart(
     result = train_person_search(config, progress=progress)
     run = prepare_person_search(replace(config, model=str(result.folder)), progress=False)
     after = _measure(run)
-    draw_searches(run, after, folder / PICTURE)
+    assert run.test is not None
+    ranking = after.contrastive if after.reranked is None else after.reranked
+    queries = spread_queries(len(ranking))
+    draw_searches(run.test, queries, ranking[queries]).save(folder / PICTURE)
     return PersonSearchQuickstart(
         result=result,
         before=before,
@@ -94,15 +96,3 @@ def _measure(run: PersonSearchRun) -> Retrieval:
     assert run.test is not None
     with torch.no_grad():
         return run.measure(run.test)
-
-
-def draw_searches(run: PersonSearchRun, found: Retrieval, path: Path) -> None:
-    """Draw five captions of the test split with their ten best pictures, right ones framed."""
-    assert run.test is not None
-    ranking = found.contrastive if found.reranked is None else found.reranked
-    queries = spread_queries(len(ranking))
-    rows = []
-    for sample in sample_searches(run.test, queries, ranking[queries]):
-        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
-        rows.append(SheetRow(heading=sample.caption, cells=cells))
-    draw_sheet(rows).save(path)

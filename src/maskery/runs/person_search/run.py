@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from maskery.core.processes import join_processes
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import fingerprint
+from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
@@ -34,6 +34,7 @@ from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_ima
 from maskery.runs.person_search.config import PersonSearchRunConfig
 from maskery.runs.person_search.settings import retrieval_of
 from maskery.tasks.loss_terms import without_terms
+from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.parallel import whole
 from maskery.training.snapshot import restore_task
@@ -123,6 +124,7 @@ def train_person_search(
     progress: bool = True,
     beside: Path | None = None,
     terms: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> PersonSearchResult:
     """Run a person-search configuration from its dataset to the model of its best epoch.
 
@@ -131,6 +133,7 @@ def train_person_search(
         progress: Draw progress bars.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
+        callbacks: Called while the run trains; see `Callback`.
 
     Raises:
         MaskeryError: Something the user can mend.
@@ -139,7 +142,13 @@ def train_person_search(
     config = config.anchored()
     data = str(config.data.root)
     return train_image_text(
-        config, prepare_person_search, data, progress=progress, beside=beside, terms=terms
+        config,
+        prepare_person_search,
+        data,
+        progress=progress,
+        beside=beside,
+        terms=terms,
+        callbacks=callbacks,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
-from maskery.data.batching import TextSource
+from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.split import sample, split, split_by_value, without_held_out
@@ -67,7 +67,7 @@ class TextData(Protocol):
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """Return (vocab_size,) int64: about how often each token stands in the corpus."""
 
-    def sources(self, settings: dict[str, Any]) -> tuple[TextSource | ShardSource, TextSource]:
+    def sources(self, batching: Batching) -> tuple[TextSource | ShardSource, TextSource]:
         """Return training and held-out batches."""
 
     def describe(self) -> str:
@@ -158,7 +158,7 @@ class StoredText:
         """True if the held-out text that decides is not of the corpus."""
         return self.held_store is not self.store
 
-    def _add_words(self, path: Path | None) -> AddedWords | None:
+    def _add_words(self, path: str | None) -> AddedWords | None:
         if path is None:
             return None
         from maskery.data.added_words import add_words, read_words, require_growing
@@ -191,10 +191,10 @@ class StoredText:
         """See `TextData`; exact."""
         return self.store.token_counts(vocab_size)
 
-    def sources(self, settings: dict[str, Any]) -> tuple[TextSource, TextSource]:
+    def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
         """See `TextData`."""
-        train = TextSource(self.store, self.train_documents, **settings)
-        return train, TextSource(self.held_store, self.held_documents, **settings)
+        train = TextSource(self.store, self.train_documents, batching)
+        return train, TextSource(self.held_store, self.held_documents, batching)
 
     def describe(self) -> str:
         """See `TextData`."""

@@ -33,10 +33,9 @@ from maskery.models.loading import resolve
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.config_file import open_run, run_kind
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.extra_state import load_extra, replaced_words_auc
-from maskery.runs.text.held_out import AS_LOADED, WITH_HEAD, kept_scores
+from maskery.runs.text.held_out import AS_LOADED, WITH_HEAD, kept_scores, replaced_words_auc
 from maskery.runs.text.prepare import prepare_text, text_parts
-from maskery.tasks.text_mlm import make_text_task
+from maskery.tasks.text_mlm import load_extra, make_text_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
     config = open_run(folder).finished(TextRunConfig)
     run = prepare_text(config, progress=False)
     if batch_tokens is not None:
-        run.held_out.batch_tokens = batch_tokens
+        run.held_out.step_size = batch_tokens
     scored = {"before": run.score()}
     with_head = kept_scores(Path(folder) / WITH_HEAD, run.identity)
     if with_head is not None:

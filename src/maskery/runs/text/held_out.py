@@ -7,18 +7,28 @@ might forget.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
+from maskery.core.task import Task
 from maskery.evaluation.intervals import Interval
-from maskery.evaluation.text.masked import ExampleSums, MaskedScores, compare, summarise
+from maskery.evaluation.text.masked import (
+    FROZEN_EPOCH,
+    ExampleSums,
+    MaskedScores,
+    compare,
+    judged_auc,
+    summarise,
+)
 from maskery.runs.frame.run_folder import write_bytes
 from maskery.runs.text.prepare import TextRun
 
@@ -176,3 +186,26 @@ def kept_scores(path: Path, identity: str) -> ExampleSums | None:
             f"the run folder where all processes see it"
         )
     return found
+
+
+@torch.no_grad()
+def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
+    """Return the area under the ROC curve of replaced against original words on held-out text.
+
+    The twin fills frozen masks by sampling, as in training, and the model judges every token that
+    is not special.
+
+    Returns:
+        None without replaced token detection, and where nothing or everything was replaced.
+    """
+    if "mrtd" not in task.loss_weights:
+        return None
+    from maskery.tasks.momentum_text import MomentumTextMLM
+
+    if not isinstance(task, MomentumTextMLM):
+        return None
+    task.model.eval()
+    task.twin.follow_device()
+    device = next(task.model.parameters()).device
+    prepared = (task.prepare(batch, epoch=FROZEN_EPOCH, progress=0.0) for batch in batches)
+    return judged_auc(task.judge(one.to(device)) for one in prepared)

@@ -28,13 +28,13 @@ from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.extra_state import new_parameters
 from maskery.runs.text.prepare import (
     EVALUATION_MASKING,
     TextRun,
     prepare_text,
     text_task,
 )
+from maskery.tasks.text_mlm import new_parameters
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
 
@@ -192,8 +192,8 @@ def describe_lengths(lengths: npt.NDArray[np.int64]) -> Lengths:
 
 def describe_batches(run: TextRun, source: TextSource) -> Batches:
     """Return what the steps of a run compute, and what other ways of batching would."""
-    config, limit = run.config, source.max_length
-    documents = source.store.lengths() + source.template.num_special
+    config, limit = run.config, source.batching.max_length
+    documents = source.store.lengths() + source.batching.template.num_special
     lengths, training = source.lengths, config.training
     masker = Masker.of(run.loaded.tokenizer, config.masking, seed=training.seed)
     masked = []
@@ -218,7 +218,7 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
     lengths = source.lengths
     total = float(lengths.sum())
     # Random batches of about as many sequences, each padded to its longest.
-    mixed = plan_epoch(lengths, seed=source.seed, epoch=0, batch_tokens=source.batch_tokens)
+    mixed = plan_epoch(lengths, seed=source.seed, epoch=0, batch_tokens=source.step_size)
 
     def padded(plan: Plan) -> float:
         steps = (lengths[plan.step(step)] for step in range(plan.num_steps))

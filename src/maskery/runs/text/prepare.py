@@ -17,7 +17,7 @@ from maskery.core.batch import Vocabulary, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.processes import join_processes
 from maskery.core.task import Task
-from maskery.data.batching import Template, TextSource
+from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
 from maskery.masking.config import MaskingConfig
@@ -132,15 +132,15 @@ def prepare_text(
     pad_token = pad_token_id(data.tokenizer)
     model = MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token)
     max_length = choose_max_length(config, loaded)
-    settings = {
-        "template": Template.of(data.tokenizer),
-        "max_length": max_length,
-        "batch_tokens": config.training.batch_tokens,
-        "micro_tokens": config.training.micro_batch_tokens,
-        "layout": layout,
-        "seed": config.training.seed,
-    }
-    train, held_out = data.sources(settings)
+    batching = Batching(
+        template=Template.of(data.tokenizer),
+        max_length=max_length,
+        batch_tokens=config.training.batch_tokens,
+        micro_tokens=config.training.micro_batch_tokens,
+        layout=layout,
+        seed=config.training.seed,
+    )
+    train, held_out = data.sources(batching)
     alone, steps = head_steps(config, train)
     return TextRun(
         config=config,
@@ -150,7 +150,7 @@ def prepare_text(
         train=train,
         held_out=held_out,
         others={
-            name: TextSource(store, chosen, **settings)
+            name: TextSource(store, chosen, batching)
             for name, (store, chosen) in data.others.items()
         },
         head_steps=alone,
@@ -243,7 +243,7 @@ def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
     if loaded.new_parameters:
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
-        counts = data.token_counts(loaded.model.config.vocab_size)
+        counts = data.token_counts(loaded.model.config.get_text_config().vocab_size)
         start_new_head(loaded.model, loaded.new_parameters, counts)
     return loaded
 

@@ -47,7 +47,7 @@ def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
         model="minilm",
         output=output,
         hidden_dropout=0.0,
-        probe=write_topics(output.parent),
+        probe=str(write_topics(output.parent)),
         reading=CorpusConfig(unit="paragraph"),
         masking=MaskingConfig(mask_rate=0.3),
         training=TrainingConfig(

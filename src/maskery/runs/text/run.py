@@ -14,8 +14,10 @@ import torch
 from maskery.core.errors import ConfigError
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
+from maskery.data.corpus.formats import READERS
 from maskery.evaluation.intervals import Verdict, interval_note, judge
-from maskery.models.dropout import use_fast_dropout
+from maskery.masking.config import POLICIES
+from maskery.models.attention import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import (
@@ -29,8 +31,7 @@ from maskery.runs.frame.run_frame import (
 )
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
-from maskery.runs.text.extra_state import load_extra, new_parameters, replaced_words_auc, save_extra
-from maskery.runs.text.held_out import HeldOutText, Measured
+from maskery.runs.text.held_out import HeldOutText, Measured, replaced_words_auc
 from maskery.runs.text.prepare import (
     Objective,
     TextRun,
@@ -39,9 +40,9 @@ from maskery.runs.text.prepare import (
     text_parts,
     text_task,
 )
-from maskery.tasks.text_mlm import report_left_out
+from maskery.tasks.text_mlm import load_extra, new_parameters, report_left_out, save_extra
 from maskery.tasks.text_mlm_config import OBJECTIVES
-from maskery.training.journal import Callback
+from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
@@ -125,6 +126,10 @@ def train_text(
         )
     # What cannot be loaded is told before the corpus is read, and leaves no run folder.
     OBJECTIVES.find(config.objectives.objective if objective is None else objective)
+    POLICIES.find(config.masking.policy)
+    if config.reading.reader is not None:
+        READERS.find(config.reading.reader)
+    check_callbacks(callbacks)
     if config.probe is not None:
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
     config = replace(config.anchored(), model=anchored(config.model))

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords
-from maskery.data.batching import TextSource
+from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import open_place
@@ -70,22 +70,21 @@ class ShardedText:
             counts += self.shards.open([entry]).token_counts(vocab_size)
         return counts
 
-    def sources(self, settings: dict[str, Any]) -> tuple[ShardSource, TextSource]:
-        """See `TextData`; `settings` are what `ShardSource` and `TextSource` share."""
+    def sources(self, batching: Batching) -> tuple[ShardSource, TextSource]:
+        """See `TextData`."""
         streaming = self.config.streaming
-        held_out = TextSource(
-            self.held_out_store, np.arange(self.held_out_store.num_documents), **settings
-        )
+        documents = np.arange(self.held_out_store.num_documents)
+        held_out = TextSource(self.held_out_store, documents, batching)
         # What was set aside when the shards were made is in none of them.
         own = [self.held_out_store] if self.config.deciding_data else []
         named = [store for store, _ in self.others.values()]
         outside = [np.asarray(store.ids) for store in (*own, *named)]
         train = ShardSource(
             self.shards,
+            batching,
             shuffle_shards=streaming.shuffle_shards,
             cache_shards=streaming.cache_shards,
             exclude=np.concatenate(outside) if outside else None,
-            **settings,
         )
         return train, held_out
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.gallery.files import digest_of, find_pictures, read_picture
+from maskery.data.gallery import digest_of, find_pictures, read_picture
 
 
 def test_pictures_are_found_by_suffix_in_order(
@@ -23,6 +23,8 @@ def test_pictures_are_found_by_suffix_in_order(
     (tmp_path / "a" / "round").symlink_to(tmp_path)
     found = find_pictures(tmp_path)
     assert "2 entries of the gallery are no regular files" in caplog.text
+    assert "1 entries of the gallery have no picture's ending" in caplog.text
+    assert "first 'a/notes.txt'" in caplog.text
     with pytest.raises(DataError, match="is no regular file"):
         read_picture(tmp_path, "pipe.png")
     assert list(found) == ["a/c.png", "a/e.webp", "b.JPG"]
@@ -30,6 +32,14 @@ def test_pictures_are_found_by_suffix_in_order(
     before = found["b.JPG"]
     os.utime(tmp_path / "b.JPG", ns=(1, 1))
     assert find_pictures(tmp_path)["b.JPG"] == (before.size, 1)
+
+
+def test_rare_endings_and_names_without_one(tmp_path: Path) -> None:
+    names = ["a.jfif", "b.APNG", "c.jpe", "f00dcafe", "v1.2/picture"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find_pictures(tmp_path)) == names
 
 
 def test_folders_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
