@@ -61,20 +61,17 @@ def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
 def run_person_search_quickstart(
     folder: Path,
     *,
-    drawn: PeopleConfig | None = None,
-    configure: Callable[[PersonSearchRunConfig], PersonSearchRunConfig] = lambda config: config,
     draw_progress: Progress | None = None,
     progress: bool = True,
 ) -> PersonSearchQuickstart:
     """Draw people, measure, train, measure again, and show searches, in a new or empty folder.
 
-    `drawn` are other people than `people_config`'s, `configure` changes the run's configuration,
-    and `draw_progress` is called as `draw_people` does.
+    `draw_progress` is called as `draw_people` does.
     """
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    draw_people(folder / PEOPLE, drawn or people_config(), draw_progress)
-    config = configure(quickstart_config(folder / PEOPLE, folder / RUN))
+    draw_people(folder / PEOPLE, people_config(), draw_progress)
+    config = quickstart_config(folder / PEOPLE, folder / RUN)
     before = _measure(prepare_person_search(config, progress=False))
     result = train_person_search(config, progress=progress)
     run = prepare_person_search(replace(config, model=str(result.folder)), progress=False)
