@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,11 +12,10 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, draw_searches, evaluate_set
-from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.image_text.config import PairsRunConfig, PairsTrainingConfig
 from maskery.runs.pairs.emoji import SIDE, WORDS, available_sets, write_emoji
 from maskery.runs.pairs.run import PairsResult, train_pairs
-from maskery.runs.person_search.settings import open_for_retrieval
+from maskery.runs.person_search.evaluate import open_for_retrieval
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 NAMES_ALONE = PairsConfig(caption_column="name")  # Many emoji share keywords
@@ -26,14 +24,6 @@ SEARCHES = (
     *("man running: pale skin, facing right", "flag: Japan", "grinning face with sweat"),
     *("red heart", "cat face", "strawberry", "right arrow"),
 )
-
-
-class PairsQuickstart(NamedTuple):
-    """The result of the quickstart."""
-
-    result: PairsResult  # its figures are those of filling
-    searches: dict[str, RetrievalFigures]  # by what is searched
-    gallery: Path  # the pictures of the last and largest of them, where ten searches are drawn
 
 
 def quickstart_config(folder: Path) -> PairsRunConfig:
@@ -55,11 +45,12 @@ def quickstart_config(folder: Path) -> PairsRunConfig:
     )
 
 
-def run_pairs_quickstart(folder: Path, *, progress: bool = True) -> PairsQuickstart:
+def run_pairs_quickstart(
+    folder: Path, *, progress: bool = True
+) -> tuple[PairsResult, dict[str, RetrievalFigures], Path]:
     """Fetch emoji, train on two artists' pictures, and search a third's, in a new or empty folder.
 
-    Raises:
-        DataError: There are no emoji on this machine; said before the folder is made.
+    Returns the run, figures by what is searched, and the pictures that ten drawn searches are in.
     """
     seen, other = folder / "emoji", folder / "other"
     tables = {"held-out concepts": seen / "test-google.jsonl"}
@@ -79,4 +70,4 @@ def run_pairs_quickstart(folder: Path, *, progress: bool = True) -> PairsQuickst
     queries = np.array(wanted or range(min(10, len(captions))), np.int64)
     sheet = draw_searches(found, queries, retrieval.contrastive[queries], height=SIDE)
     sheet.save(folder / "searches.png")
-    return PairsQuickstart(result, searches, table.parent / table.stem.removeprefix("test-"))
+    return result, searches, table.parent / table.stem.removeprefix("test-")
