@@ -221,7 +221,7 @@ def test_absolute_paths_below_the_images(tmp_path: Path) -> None:
     (tmp_path / "reid_raw.json").write_text(json.dumps(rows), "utf-8")
     data = opened("cuhk-pedes", tmp_path, images=tmp_path / "imgs")
     assert data.train[0].image.name == "cam_a/000_0.png"
-    with pytest.raises(DataError, match="is absolute.* as --images"):
+    with pytest.raises(DataError, match=r"is absolute.* as --images"):
         opened("cuhk-pedes", tmp_path)
 
 

@@ -93,12 +93,7 @@ class PersonSearchData:
 
 
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
-    """Read and check a dataset; images stay where they are until they are loaded.
-
-    Raises:
-        DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
-            said to show two persons, images are missing, or a split shows fewer than two persons.
-    """
+    """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
     records = list(read_annotations(config.dataset, root, config.images))
     images = _image_folder(config)
@@ -180,6 +175,16 @@ def leaks_note(records: Sequence[Record]) -> str:
     )
 
 
+def _need_two_persons(records: Sequence[Record], what: str) -> None:
+    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
+    count = len({record.person for record in records})
+    if count < 2:
+        raise DataError(
+            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
+            f"anyone from; bring at least 2"
+        )
+
+
 def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
     """Leave out pictures that a split measured later also shows, as links or copies; notes them."""
     held: set[int] = set()
@@ -241,16 +246,6 @@ def without_missing(
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _need_two_persons(records: Sequence[Record], what: str) -> None:
-    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
-    count = len({record.person for record in records})
-    if count < 2:
-        raise DataError(
-            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
-            f"anyone from; bring at least 2"
-        )
-
-
 def _need_expected_splits(
     config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
 ) -> None:
@@ -268,6 +263,7 @@ def _need_expected_splits(
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
     """Cut training identities into those to train on and those that choose the epoch."""
+    # By persons, and by a hash: nobody is on both sides, and every run has the same sides.
     groups = group_ids_of([f"person\0{record.person}" for record in records])
     if (count := len(np.unique(groups))) < 4:
         raise DataError(
@@ -336,7 +332,15 @@ def read_annotations(
             for record in json_records(path, settings):
                 yield _checked(layout, replace(record, images=images), split)
         except DataError as error:
-            raise _explained(error, layout, path) from error
+            if "has no column" not in str(error):
+                raise
+            for other, its in LAYOUTS.items():
+                if its.image_key != layout.image_key and repr(its.image_key) in str(error):
+                    raise DataError(
+                        f"{path}: its records name the image {its.image_key!r} as {its.title} "
+                        f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
+                    ) from error
+            raise
 
 
 def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
@@ -379,16 +383,3 @@ def _checked(layout: Layout, record: Record, split: str | None) -> Record:
             f"{record.where}: no person is named; person search needs an id for each image"
         )
     return replace(record, split=named, person=person, image=picture_name(record))
-
-
-def _explained(error: DataError, layout: Layout, path: Path) -> DataError:
-    """Return the error, with the dataset whose image key the records have, if it is another's."""
-    if "has no column" not in str(error):
-        return error
-    for other, candidate in LAYOUTS.items():
-        if candidate.image_key != layout.image_key and repr(candidate.image_key) in str(error):
-            return DataError(
-                f"{path}: its records name the image {candidate.image_key!r} as {candidate.title} "
-                f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
-            )
-    return error

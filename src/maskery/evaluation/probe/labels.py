@@ -6,13 +6,15 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import fsspec
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
@@ -48,7 +50,8 @@ def read_labelled(
     """Read a label file.
 
     Args:
-        path: `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed; CoNLL columns for `tokens`.
+        path: `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed, here or at an address; CoNLL
+            columns for `tokens`.
         kind: What a row is.
         text_column: The column of the text, or of the first text of a pair.
         label_column: The column of the label, or of the second text. Default: `label`, or `pair`.
@@ -57,9 +60,7 @@ def read_labelled(
         DataError: The file or a column is missing, a row is damaged, or the labels cannot be
             classes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"there is no label file '{path}'; name a file with a text and a label")
+    path = one_file(path, "a text and a label in each row")
     if kind == "tokens":
         return _read_conll(path)
     label_column = label_column or ("pair" if kind == "pairs" else "label")
@@ -92,28 +93,33 @@ def read_labelled(
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a file as mappings from column to value."""
-    suffixes = [suffix for suffix in path.suffixes if suffix in SUFFIXES]
+    suffixes = [suffix for suffix in PurePath(path.name).suffixes if suffix in SUFFIXES]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".parquet":
         yield from _parquet_rows(path)
         return
-    try:
-        with fsspec.open(
-            str(path), "rt", encoding="utf-8-sig", compression="infer", newline=""
-        ) as file:
-            if kind in (".jsonl", ".json"):
-                yield from _json_rows(path, file)
-            elif kind in (".csv", ".tsv"):
-                yield from _table_rows(path, file, "\t" if kind == ".tsv" else ",")
-            else:
-                raise DataError(
-                    f"'{path}' is of no known kind; labels are read from .jsonl, .csv, .tsv and "
-                    f".parquet files"
-                )
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error})") from error
+    with _opened(path) as file:
+        if kind in (".jsonl", ".json"):
+            yield from _json_rows(path, file)
+        elif kind in (".csv", ".tsv"):
+            yield from _table_rows(path, file, "\t" if kind == ".tsv" else ",")
+        else:
+            raise DataError(
+                f"'{path}' is of no known kind; labels are read from .jsonl, .csv, .tsv and "
+                f".parquet files"
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file as text, unpacked if its suffix says so."""
+    how = {"encoding": "utf-8-sig", "compression": "infer", "newline": ""}
+    with asked(path):
+        try:
+            with fsspec.open(str(path), "rt", **how) as file:
+                yield file
+        except UnicodeDecodeError as error:
+            raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -121,8 +127,9 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        for batch in ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+        with path.open("rb") as file:
+            for batch in ParquetFile(file).iter_batches():
+                yield from batch.to_pylist()
     except (OSError, ArrowException) as error:
         raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
 
@@ -185,29 +192,24 @@ def _read_conll(path: Path) -> Labelled:
     """Read columns: a word first, its label last, a blank line between sentences."""
     sentences: list[list[tuple[str, str]]] = [[]]
     width = 0
-    try:
-        with fsspec.open(str(path), "rt", encoding="utf-8-sig", compression="infer") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    sentences.append([])
-                    continue
-                if line.startswith(("# ", "#\t")):
-                    continue
-                columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
-                width = width or len(columns)
-                if len(columns) != width or width < 2:
-                    raise DataError(
-                        f"'{path}': line {number} has {len(columns)} columns, "
-                        + (
-                            f"the lines before it {width}"
-                            if width > 1
-                            else "and needs a word and its label"
-                        )
-                    )
-                if columns[0] != DOCUMENT_START:
-                    sentences[-1].append((columns[0], columns[-1]))
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                sentences.append([])
+                continue
+            if line.startswith(("# ", "#\t")):
+                continue
+            columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+            width = width or len(columns)
+            if len(columns) != width or width < 2:
+                known = (
+                    f"the lines before it {width}"
+                    if width > 1
+                    else "and needs a word and its label"
+                )
+                raise DataError(f"'{path}': line {number} has {len(columns)} columns, {known}")
+            if columns[0] != DOCUMENT_START:
+                sentences[-1].append((columns[0], columns[-1]))
     kept = [sentence for sentence in sentences if sentence]
     words = tuple(tuple(word for word, _ in sentence) for sentence in kept)
     return Labelled(

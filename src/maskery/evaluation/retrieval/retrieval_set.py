@@ -21,6 +21,7 @@ from maskery.core.errors import DataError
 from maskery.core.processes import Processes
 from maskery.core.random import Int64Array
 from maskery.data.images.config import ViewConfig
+from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_stack
 from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
@@ -216,3 +217,18 @@ def sample_searches(
         found = tuple(FoundPicture(image, fits) for image, fits in both if image is not None)
         samples.append(SearchSample(split.caption(query), found))
     return tuple(samples)
+
+
+def draw_searches(
+    split: RetrievalSet,
+    queries: Int64Array,  # (Q,) of the T captions
+    ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
+    *,
+    height: int = 192,  # pixels of a picture
+) -> Image:
+    """Draw captions with their ten best pictures, right ones framed."""
+    rows = []
+    for sample in sample_searches(split, queries, ranking):
+        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
+        rows.append(SheetRow(heading=sample.caption, cells=cells))
+    return draw_sheet(rows, height=height)

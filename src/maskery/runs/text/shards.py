@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords
@@ -31,12 +31,7 @@ COUNTED_SHARDS = 4
 
 
 class ShardedText:
-    """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text.
-
-    Raises:
-        DataError: There are no complete shards, or they are damaged.
-        ModelError: The model's tokenizer is not the one the shards were made with.
-    """
+    """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text."""
 
     def __init__(self, config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> None:
         self.config = config
@@ -99,7 +94,16 @@ class ShardedText:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
         if config.model.startswith(SCRATCH):
-            return load_tokenizer_files(self.shards.tokenizer_folder())
+            folder = self.shards.tokenizer_folder()
+            try:
+                saved: PreTrainedTokenizerBase
+                saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(
+                    f"the tokenizer in '{folder}' cannot be loaded "
+                    f"({str(error).splitlines()[0]}); make the shards again"
+                ) from error
+            return saved
         tokenizer = load_tokenizer(config.model)
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
             raise ModelError(
@@ -129,16 +133,3 @@ class ShardedText:
             return other.open(chosen)
         corpus = Corpus.open(config.deciding_data, config.reading)
         return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
-
-
-def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that was saved with the shards."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make "
-            "the shards again"
-        ) from error
