@@ -78,20 +78,16 @@ class GallerySearch:
 class Session:
     """One or two models, and the pictures that were dropped on the page.
 
-    Args:
-        names: Run folders, model folders or hub names.
-        gallery: A folder of pictures to search with the first model that looks at pictures.
-
-    Raises:
-        ModelError: One cannot be opened, or cannot search.
-        DataError: The gallery has no pictures.
+    A gallery is a folder of pictures to search with the first model that looks at pictures.
     """
 
     def __init__(
         self, *names: str, gallery: Path | None = None, cache_dir: Path | None = None
     ) -> None:
         self.names = names
-        self._opened: list[Filler | OpenImageText] = [_open(name) for name in names]
+        self._opened: list[Filler | OpenImageText] = [
+            open_image_text(name) if is_image_text(name) else Filler.of(name) for name in names
+        ]
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         # A few are kept, with their pictures encoded.
         self._looking = lru_cache(2 * requests.PICTURES)(self._look)
@@ -270,12 +266,6 @@ class Shifted:
         if place < 0:
             return place
         return place - self._step * sum(start < place for start in self._starts)
-
-
-def _open(name: str) -> Filler | OpenImageText:
-    if is_image_text(name):
-        return open_image_text(name)
-    return Filler.of(name)
 
 
 def _shown(name: str) -> str:

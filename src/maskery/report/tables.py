@@ -124,23 +124,15 @@ def named_figure(name: str, value: Any, *, signed: bool = False) -> Figure:
 
 
 def scores_table(
-    columns: Data,
+    columns: Data,  # scores by heading
     difference: Data | None = None,
     *,
-    over: str = "examples",
-    last: str = "difference",
-    heads: Data | None = None,
-    mrtd_auc: Data | None = None,
+    over: str = "examples",  # in plain words
+    last: str = "difference",  # its heading
+    heads: Data | None = None,  # the prediction head of each column, in words
+    mrtd_auc: Data | None = None,  # by heading: how well replaced words are told from original ones
 ) -> Table:
-    """Return a column for each `MaskedScores`, and their paired difference last.
-
-    Args:
-        columns: Scores by heading.
-        over: The examples in plain words.
-        last: The heading of the difference.
-        heads: The prediction head of each column, in words.
-        mrtd_auc: How well replaced words are told from original ones, by heading, where known.
-    """
+    """Return a column for each `MaskedScores`, and their paired difference last."""
     first = next(iter(columns.values()))
     rows: list[tuple[str, tuple[Figure | None, ...]]] = []
     if heads:
@@ -300,8 +292,8 @@ def spread_table(spread: Mapping[str, Data], seeds: Sequence[int | None]) -> Tab
     rows = []
     for name, label in RANKINGS.items():
         found = (figures[name] for figures in spread.values())
-        cells = (f"{100 * f['mean']:.1f}% +- {100 * f['deviation']:.1f}" for f in found)
-        rows.append((label, tuple(Figure(value=cell) for cell in cells)))
+        values = (f"{100 * f['mean']:.1f}% +- {100 * f['deviation']:.1f}" for f in found)
+        rows.append((label, tuple(Figure(value=value) for value in values)))
     known = ", ".join("unknown" if seed is None else str(seed) for seed in seeds)
     return Table(
         title="",

@@ -27,7 +27,6 @@ from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.evaluation.text.fill import end_to_end
-from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
 
@@ -104,14 +103,14 @@ def guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
     trained = ["mlm"]
     if bool(model.text_proj.bias.any()) and bool(model.vision_proj.bias.any()):
         trained.append("itc")
-    if fusion_layers(model.text_encoder) and bool(model.itm_head.bias.any()):
+    if model.text_encoder.fusion_layers and bool(model.itm_head.bias.any()):
         trained.append("itm")
     return ModelRetrieval(trained=tuple(trained))
 
 
 def can_match(opened: OpenImageText) -> bool:
     """Return True if the matching head (ITM) has been trained."""
-    return "itm" in opened.retrieval.trained and bool(fusion_layers(opened.model.text_encoder))
+    return "itm" in opened.retrieval.trained and bool(opened.model.text_encoder.fusion_layers)
 
 
 def can_contrast(opened: OpenImageText) -> bool:

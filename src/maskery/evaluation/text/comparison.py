@@ -82,11 +82,6 @@ def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[
     ]
 
 
-def reference(rows: Sequence[Row]) -> Row:
-    """Return the row that the others are compared with."""
-    return next(row for row in rows if not row.difference)
-
-
 def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
     own, ids = run.sums.ids, first.sums.ids
     added, missing = (len(np.setdiff1d(a, b)) for a, b in ((own, ids), (ids, own)))

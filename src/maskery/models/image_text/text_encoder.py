@@ -288,6 +288,11 @@ class TextFusionEncoder(nn.Module):
         )
         self.cls: Any = nn.ModuleDict({"predictions": Predictions(config)})
 
+    @property
+    def fusion_layers(self) -> list[Any]:
+        """The layers that look at the image."""
+        return list(self.bert.encoder.layer[self.fusion_layer :])
+
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
@@ -309,8 +314,7 @@ class TextFusionEncoder(nn.Module):
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """Project (I, N, W) image tokens to keys and values, one entry for each fusion layer."""
-        layers: Any = self.bert.encoder.layer[self.fusion_layer :]
-        return [layer.project_image(image_tokens) for layer in layers]
+        return [layer.project_image(image_tokens) for layer in self.fusion_layers]
 
     def fuse(
         self,
@@ -334,8 +338,8 @@ class TextFusionEncoder(nn.Module):
         mask, rows = self._laid_out(attention_mask)
         if rows is not None:
             hidden = rows.gather(hidden)
-        layers = self.bert.encoder.layer[self.fusion_layer :]
-        for layer, keys, apart in zip(layers, images or repeat(None), others, strict=False):
+        looks = zip(self.fusion_layers, images or repeat(None), others, strict=False)
+        for layer, keys, apart in looks:
             hidden = layer(hidden, mask, keys, apart, rows)
         return hidden if rows is None else rows.spread(hidden)
 
