@@ -30,11 +30,7 @@ from maskery.core.random import Float32Array, Int64Array
 from maskery.data.batching import cut_by_padded_size
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.text.masked import require_numbers
-from maskery.models.image_text.class_token import (
-    Rows,
-    before_looking,
-    fuse_class_tokens,
-)
+from maskery.models.image_text.class_token import Rows, before_looking, fuse_class_tokens
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.layout import pad

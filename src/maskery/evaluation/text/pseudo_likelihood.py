@@ -106,9 +106,7 @@ class Scorer:
         self.batch_copies = max(1, LOGITS // vocabulary_size(filler.tokenizer))
 
     def score(
-        self,
-        texts: Iterable[str],
-        name: Callable[[int], str] = lambda index: f"text {index + 1}",
+        self, texts: Iterable[str], name: Callable[[int], str] = lambda index: f"text {index + 1}"
     ) -> Iterator[TextScore]:
         """Score any number of texts, in their order; `name` tells messages which text is meant."""
         remaining = enumerate(texts)
