@@ -101,10 +101,24 @@ class Session:
     def info(self) -> dict[str, Any]:
         """Return the models, the limits and the size of the gallery."""
         names = ("characters", "masks", "top_k", "words", "scored_tokens", "picture_bytes")
+        models: list[dict[str, Any]] = []
+        for index, path in enumerate(map(Path, self.names)):
+            filler = self._filler(index, None)
+            # A folder's own name: the page need not know where it lies.
+            shown = path.resolve().name if path.is_dir() else self.names[index]
+            again = any(model["name"] == shown for model in models)
+            models.append(
+                {
+                    "name": f"{shown} (2)" if again else shown,
+                    "positions": filler.limit,
+                    "pictures": isinstance(filler, ImageFiller),
+                    "detects": isinstance(filler, ImageFiller) and filler.detects,
+                }
+            )
         return {
             "version": __version__,
             "mask": MASK,
-            "models": [self._described(index) for index in range(len(self.names))],
+            "models": models,
             "limits": {name: getattr(requests, name.upper()) for name in names},
             "gallery": 0 if self.gallery is None else len(self.gallery),
         }
@@ -206,17 +220,6 @@ class Session:
             raise RequestError("there is no gallery", 404)
         return self.gallery.thumbnail(name)
 
-    def _described(self, index: int) -> dict[str, Any]:
-        filler = self._filler(index, None)
-        shown = [_shown(name) for name in self.names]
-        again = shown[index] in shown[:index]
-        return {
-            "name": f"{shown[index]} (2)" if again else shown[index],
-            "positions": filler.limit,
-            "pictures": isinstance(filler, ImageFiller),
-            "detects": isinstance(filler, ImageFiller) and filler.detects,
-        }
-
     def _seeing(self) -> int:
         """Return the index of the first model that looks at pictures."""
         for index, opened in enumerate(self._opened):
@@ -266,9 +269,3 @@ class Shifted:
         if place < 0:
             return place
         return place - self._step * sum(start < place for start in self._starts)
-
-
-def _shown(name: str) -> str:
-    """Return a folder's own name: the page need not know where it lies."""
-    path = Path(name)
-    return path.resolve().name if path.is_dir() else name

@@ -100,7 +100,10 @@ def explain(
     else:
         mask_id = int(opened.tokenizer.mask_token_id)
         rows, chances = word_heat(network, ids, keys, chosen, words, mask_id)
-    grid = patch_grid(network, pixels)
+    patch: Any = network.config.vision_config.patch_size  # one number stands for both sides
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    # Patches from top to bottom and from left to right; they are the last of the image tokens.
+    grid = pixels.shape[-2] // sides[0], pixels.shape[-1] // sides[1]
     return Explanation(
         caption=caption,
         words=tuple(
@@ -179,13 +182,6 @@ def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     """Return the mean over heads of ReLU(gradient * map): (R, L, N), 0 or more."""
     (gradient,) = torch.autograd.grad(output, attention)
     return (gradient * attention.detach()).relu().mean(dim=1)
-
-
-def patch_grid(model: ImageTextModel, pixels: torch.Tensor) -> tuple[int, int]:
-    """Return the patches of a picture from top to bottom and from left to right."""
-    patch: Any = model.config.vision_config.patch_size
-    height, width = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
-    return pixels.shape[-2] // height, pixels.shape[-1] // width
 
 
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:

@@ -92,11 +92,11 @@ def open_image_text(name: str) -> OpenImageText:
         model=model,
         tokenizer=load_tokenizer(name),
         view=preprocessing_of(name, model, ViewConfig()),
-        retrieval=read_model_retrieval(name) or guess_model_retrieval(model),
+        retrieval=read_model_retrieval(name) or _guess_model_retrieval(model),
     )
 
 
-def guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
+def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
     """Guess which losses trained a model that has no settings file."""
     # Biases start at exactly zero, and no optimiser leaves a trained one there. The bias over the
     # vocabulary may start at the words' frequencies, so that head counts as trained.
@@ -139,18 +139,18 @@ def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> View
     """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
     mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
-    height, width = model.config.image_size
+    height, width = map(int, model.config.image_size)
     return view.for_encoder(
-        height=int(height),
-        width=int(width),
-        mean=_channels(described.get("image_mean")) or mean,
-        std=_channels(described.get("image_std")) or std,
+        height=height,
+        width=width,
+        mean=_channels(described.get("image_mean"), mean),
+        std=_channels(described.get("image_std"), std),
     )
 
 
-def _channels(found: Any) -> Channels | None:
+def _channels(found: Any, usual: Channels) -> Channels:
     if not isinstance(found, list) or len(found) != 3:
-        return None
+        return usual
     return float(found[0]), float(found[1]), float(found[2])
 
 

@@ -98,24 +98,16 @@ def open_gallery(
     opened: OpenImageText,
     folder: Path,
     *,
-    cache_dir: Path,
+    cache_dir: Path,  # of all indices
     batch_images: int = 32,
     rehash: bool = False,
     progress: bool = False,
 ) -> Gallery:
-    """Bring a gallery's index up to date, and open it.
+    """Bring the index of a folder of pictures up to date, and open it.
 
-    Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
-
-    Args:
-        folder: Of pictures, with folders in it.
-        cache_dir: Folder of all indices.
-        rehash: Read every file, rather than trust those whose size and time are as they were, and
-            try again those that could not be decoded.
-
-    Raises:
-        DataError: There is no readable picture, or the index cannot be written.
-        ModelError: The model's features say nothing.
+    Each batch is kept as soon as it is done, so that a run that was interrupted is continued. With
+    `rehash`, every file is read, rather than trusted where its size and time are as they were, and
+    those that could not be decoded are tried again.
     """
     require_contrast(opened)
     found = find_pictures(folder)
@@ -158,14 +150,13 @@ class Indexing:
         before = store.files()
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
-        encoded = 0
+        encoded, size = 0, self.batch_images
         unread: dict[str, str] = {}
         quiet = not self.progress
         with tqdm(total=len(suspects), desc="indexing", leave=False, disable=quiet) as bar:
-            for first in range(0, len(suspects), self.batch_images):
-                batch = suspects[first : first + self.batch_images]
-                encoded += self._take_in(store, batch, unread)
-                bar.update(len(batch))
+            for first in range(0, len(suspects), size):
+                encoded += self._take_in(store, suspects[first : first + size], unread)
+                bar.update(min(size, len(suspects) - first))
         gone = [path for path in before if path not in self.found or path in unread]
         if gone:
             store.forget(gone)
@@ -312,33 +303,20 @@ class Searcher:
                 log.warning("%s", error)
         if not pictures:
             return hits
-        model, config = self.opened.model, self.config
-        batches = view_batches(
-            list(pictures.values()),
-            self.opened.view,
-            Skipped("image", "fail"),
-            batch_images=config.batch_images,
-        )
-        images = read_images(
-            model,
-            (pixels for _, pixels in batches),
-            len(pictures),
-            tokens=True,
-            memory_bytes=config.memory_bytes,
-        )
+        model, config, refs = self.opened.model, self.config, list(pictures.values())
+        skipped, size = Skipped("image", "fail"), config.batch_images
+        batches = view_batches(refs, self.opened.view, skipped, batch_images=size)
+        pixels, most = (pixels for _, pixels in batches), config.memory_bytes
+        images = read_images(model, pixels, len(refs), tokens=True, memory_bytes=most)
         # The index keeps features in half precision; here they are at hand as they were computed.
         similar = (read.features @ images.features.T).cpu()
         candidates = torch.arange(len(pictures))[None]
         scores, logits = match_scores(model, read, images, candidates, similar, config)
-        chances = logits[0].softmax(dim=-1)[:, 1]
+        columns = (similar[0], logits[0].softmax(dim=-1)[:, 1], scores[0])
+        known = list(zip(pictures, *(column.tolist() for column in columns), strict=True))
         matched = [
-            Hit(
-                path=list(pictures)[i],
-                similarity=float(similar[0, i]),
-                match=float(chances[i]),
-                score=float(scores[0, i]),
-            )
-            for i in rank(scores)[0].tolist()
+            Hit(path=path, similarity=similarity, match=match, score=score)
+            for path, similarity, match, score in (known[i] for i in rank(scores)[0].tolist())
         ]
         return matched + [hit for hit in hits if hit.path not in pictures]
 

@@ -93,11 +93,7 @@ class Filler:
 
     @classmethod
     def of(cls, model: str | Path | OpenModel) -> Filler:
-        """Open a text model for filling: `Filler.of("runs/notes").fill("A [MASK] idea.")`.
-
-        Raises:
-            ModelError: It cannot be loaded, or has no trained head.
-        """
+        """Open a text model for filling: `Filler.of("runs/notes").fill("A [MASK] idea.")`."""
         opened = open_model(model)
         return Filler(opened.model, opened.tokenizer)
 

@@ -154,8 +154,7 @@ def true_log_probabilities(
 ) -> npt.NDArray[np.float64]:
     """Return the log-probabilities (M,) of the true tokens (M,), from logits (M, V)."""
     losses = F.cross_entropy(logits, torch.from_numpy(targets).to(logits.device), reduction="none")
-    values: npt.NDArray[np.float64] = -losses.double().cpu().numpy()
-    return values
+    return (-losses).double().cpu().numpy()
 
 
 def token_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
