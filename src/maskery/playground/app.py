@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 # Everything the page needs comes from its own address; pictures may also be in memory.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -104,14 +99,13 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
 
 def page_files() -> dict[str, tuple[bytes, str]]:
     """Return the page's files and their content types, by path."""
-    files = {}
     folder = importlib.resources.files("maskery.playground").joinpath("static")
-    for entry in folder.iterdir():
-        suffix = f".{entry.name.rpartition('.')[2]}"
-        if suffix in KINDS:
-            files[f"/{entry.name}"] = (entry.read_bytes(), KINDS[suffix])
-    files["/"] = files["/index.html"]
-    return files
+    files = {
+        f"/{entry.name}": (entry.read_bytes(), KINDS[kind])
+        for entry in folder.iterdir()
+        if (kind := entry.name.rpartition(".")[2]) in KINDS
+    }
+    return {**files, "/": files["/index.html"]}
 
 
 def respond(content: Content, status: int = 200) -> Response:

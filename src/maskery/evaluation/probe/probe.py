@@ -71,26 +71,12 @@ def probe(
     labelled: Labelled,
     against: Encoder | None = None,
     *,
-    seen: Iterable[str] = (),
-    linear: bool = True,
-    seeds: Sequence[int] = (),
+    seen: Iterable[str] = (),  # texts of the training corpus; labelled ones among them are counted
+    linear: bool = True,  # also fit linear probes to classes of texts: most of the time
+    seeds: Sequence[int] = (),  # also fine-tune encoder and head on classes of texts, once for each
     progress: bool = False,
 ) -> ProbeResult:
-    """Judge an encoder by a task.
-
-    Args:
-        model: The encoder.
-        labelled: The task, from `read_labelled`.
-        against: Another to compare with.
-        seen: Texts that a model was trained on; labelled texts among them are counted.
-        linear: Also fit linear probes to classes of texts, which takes most of the time.
-        seeds: Also fine-tune encoder and head on classes of texts, once for each.
-        progress: Draw bars.
-
-    Raises:
-        DataError: There are too few examples or classes.
-        ModelError: A model's vectors are no numbers.
-    """
+    """Judge an encoder by a task from `read_labelled`, beside another where one is given."""
     task = Task.of(labelled, seen)
     task.linear = linear
     encoders = {model.name: model}
@@ -110,8 +96,7 @@ def probe(
             raise DataError("--tune needs a class for each text: leave it out, or --kind labels")
         from maskery.evaluation.probe.tune import tuned_figure
 
-        made = tuned_figure(task, encoders, lexical, seeds, same=same, progress=progress)
-        figures.append(made)
+        figures.append(tuned_figure(task, encoders, lexical, seeds, same=same, progress=progress))
     return ProbeResult(
         kind=labelled.kind,
         examples=task.size,
@@ -330,9 +315,7 @@ class PairTask(Task):
 def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
     """Cut texts in two, as pairs: does a half find its other half?
 
-    Args:
-        texts: Equal ones are taken once.
-        least_words: Shorter texts are left out; in scripts without spaces, four letters are a word.
+    Shorter texts are left out, and equal ones are taken once.
     """
     first, second = [], []
     for text in dict.fromkeys(" ".join(text.split()) for text in texts):
@@ -340,6 +323,7 @@ def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
         if len(words) >= least_words:
             first.append(" ".join(words[: len(words) // 2]))
             second.append(" ".join(words[len(words) // 2 :]))
+        # In scripts without spaces, four letters count as a word.
         elif len(words) * 25 < len(text) and len(text) >= 4 * least_words:
             first.append(text[: len(text) // 2])
             second.append(text[len(text) // 2 :])

@@ -71,6 +71,6 @@ def fuse_class_tokens(
             hidden = layer.attention(hidden, rows.mask, rows)
         elif last:  # the only layer: its self-attention has been run, by `before_looking`
             hidden = hidden[rows.firsts]
-        hidden = layer.crossattention(hidden[None], keys)[0]
+        hidden = layer.crossattention(hidden[None], images=keys)[0]
         hidden = layer.output(layer.intermediate(hidden), hidden)
     return hidden
