@@ -35,6 +35,7 @@ CONNECTIONS = 256
 # Connections taken in at once. A few such crowds fit into `CONNECTIONS`, so that the request of
 # whoever came with them is read before others push him out.
 BACKLOG = 64
+HOST = "127.0.0.1"
 
 
 class Impatient(H11Protocol):
@@ -104,9 +105,6 @@ class Impatient(H11Protocol):
         if self._waits is not None:
             self._waits.cancel()
             self._waits = None
-
-
-HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,13 +138,8 @@ def _score(
             rows[condition].append(measure(logits, batch.text.input_ids[positions]))
     if not groups:
         raise DataError(none)
-    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
-    scored = {}
-    for condition, parts in rows.items():
-        sums = np.zeros((len(unique), parts[0].shape[1]))
-        np.add.at(sums, inverse, np.concatenate(parts))
-        scored[condition] = ExampleSums(ids=unique, sums=sums)
-    return scored
+    shown = np.concatenate(groups)
+    return {name: ExampleSums.of(shown, np.concatenate(parts)) for name, parts in rows.items()}
 
 
 def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:

@@ -39,6 +39,8 @@ from maskery.models.layout import pad
 CHUNK_BYTES = 1 << 20
 # Errors of a file system that cannot reserve space.
 NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+# More projected together gain nothing.
+IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +171,6 @@ def _reserve(file: int, size: int) -> None:
         zeros = memoryview(bytes(CHUNK_BYTES))
         while size > 0:
             size -= os.write(file, zeros[:size])
-
-
-# More projected together gain nothing.
-IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)

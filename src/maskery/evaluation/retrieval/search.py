@@ -47,6 +47,11 @@ log = logging.getLogger(__name__)
 
 # Bytes of a gallery's own name in the name of its index.
 MOST_OF_NAME = 100
+log = logging.getLogger(__name__)
+# Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
+BLOCK_NUMBERS = 1 << 19
+# More than are wanted, compared again exactly: close ones may change places by rounding.
+MARGIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +174,7 @@ class Indexing:
             troubles=[*unread.values(), *store.troubles()],
         )
 
+    @torch.no_grad()
     def _take_in(self, store: GalleryStore, batch: list[str], unread: dict[str, str]) -> int:
         """Encode the contents that are new, and return the number that could be."""
         files: dict[str, tuple[Stamp, bytes]] = {}
@@ -183,34 +189,16 @@ class Indexing:
             files[path], contents[digest] = (self.found[path], digest), picture
         for digest in store.known(contents, readable=self.rehash):
             del contents[digest]
-        features, troubles = self._encode(contents)
-        store.save(files, features, troubles)
-        return len(features)
-
-    @torch.no_grad()
-    def _encode(
-        self, pictures: Mapping[bytes, ImageRef]
-    ) -> tuple[dict[bytes, npt.NDArray[np.float16]], dict[bytes, str]]:
-        """Return features, and the reasons of pictures that have none, by digest."""
-        digests, model = list(pictures), self.opened.model
+        digests, refs, model = list(contents), list(contents.values()), self.opened.model
         features: dict[bytes, npt.NDArray[np.float16]] = {}
-        troubles = Skipped("image", "skip")
-        # A batch of files: no more pictures than are encoded at once.
-        refs, size = list(pictures.values()), self.batch_images
-        for indices, pixels in view_batches(refs, self.opened.view, troubles, batch_images=size):
+        skipped, size = Skipped("image", "skip"), self.batch_images
+        for indices, pixels in view_batches(refs, self.opened.view, skipped, batch_images=size):
             tokens = model.encode_image(pixels.to(model.device))
             encoded = model.image_feature(tokens).float().cpu().numpy().astype(np.float16)
             features |= {digests[i]: row for i, row in zip(indices, encoded, strict=True)}
         left = [digest for digest in digests if digest not in features]
-        return features, dict(zip(left, troubles.reasons, strict=True))
-
-
-log = logging.getLogger(__name__)
-
-# Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
-BLOCK_NUMBERS = 1 << 19
-# More than are wanted, compared again exactly: close ones may change places by rounding.
-MARGIN = 16
+        store.save(files, features, dict(zip(left, skipped.reasons, strict=True)))
+        return len(features)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,11 @@ from maskery.data.tokenise import (
     word_starts,
 )
 
+# Words of these scripts follow each other without a space: Thai, Lao, Burmese, Khmer, kana, Han.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
@@ -147,12 +152,6 @@ class TextReader:
         spelt = str(self.tokenizer.convert_ids_to_tokens(token))
         bare = self.tokenizer.get_vocab().get(spelt.removeprefix(self.space), token)
         return int(bare)
-
-
-# Words of these scripts follow each other without a space: Thai, Lao, Burmese, Khmer, kana, Han.
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
 
 
 class MaskPlaces:

@@ -47,6 +47,14 @@ ENDS = {
 }
 ZIP = b"PK\x03\x04"
 SHOWN = 8  # keys in a message
+CONFIG, WORDS = "config.json", "vocab.txt"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+# Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
+# and DeiT has 6; small BERTs differ as well.
+TEXT_HEADS = {768: 12, 1024: 16}
+VISION_HEADS = {192: 3, 768: 12, 1024: 16, 1280: 16}
+# Rows of padding, as of all vocabularies that are rounded up, are fewer than this share.
+PADDING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,16 +243,6 @@ class ImportReport:
         lines += [f"  missing    {name} (freshly initialised)" for name in self.missing]
         lines += [f"  left over  {name}" for name in self.left_over]
         return lines
-
-
-CONFIG, WORDS = "config.json", "vocab.txt"
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-# Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
-# and DeiT has 6; small BERTs differ as well.
-TEXT_HEADS = {768: 12, 1024: 16}
-VISION_HEADS = {192: 3, 768: 12, 1024: 16, 1280: 16}
-# Rows of padding, as of all vocabularies that are rounded up, are fewer than this share.
-PADDING = 0.01
 
 
 def read_described(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from transformers.utils import ModelOutput
 from maskery.core.errors import ModelError
 from maskery.models.image_text.text_encoder import ImageKeys, TextFusionEncoder
 
+ResultT = TypeVar("ResultT")
+
 
 class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     """Sizes of an `ImageTextModel`."""
@@ -81,9 +83,6 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
         return size, size
     height, width = size
     return height, width
-
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, kw_only=True)
