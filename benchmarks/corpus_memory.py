@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from maskery.data.batching import Template, TextSource
+from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.tokenise import tokenise
@@ -83,9 +83,7 @@ def main() -> None:
         source = TextSource(
             store,
             np.arange(store.num_documents),
-            Template.of(tokenizer),
-            max_length=512,
-            batch_tokens=4096,
+            Batching(template=Template.of(tokenizer), max_length=512, batch_tokens=4096),
         )
         for step in range(20):
             source.micro_batches(0, step)

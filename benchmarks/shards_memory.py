@@ -28,14 +28,13 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from maskery.core.batch import vocabulary_size
-from maskery.data.batching import Template
+from maskery.data.batching import Batching, Template
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.making import claim_folder, make_shards, write_manifest
-from maskery.data.shards.piece_work import Job, PieceRecord, write_record, write_stretch
-from maskery.data.shards.pieces import Piece
+from maskery.data.shards.pieces import Job, Piece, PieceRecord, write_record, write_stretch
 from maskery.data.shards.places import open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.runs.text.config import TextRunConfig
@@ -251,9 +250,8 @@ def logged(path: Path) -> list[int]:
 def make_source(shards: Path) -> ShardSource:
     """As a run makes it."""
     opened = TokenShards(open_place(str(shards), shards))
-    return ShardSource(
-        opened, Template(prefix=(2,), suffix=(3,)), max_length=128, batch_tokens=4096
-    )
+    template = Template(prefix=(2,), suffix=(3,))
+    return ShardSource(opened, Batching(template=template, max_length=128, batch_tokens=4096))
 
 
 def memory() -> float:

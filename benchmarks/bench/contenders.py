@@ -28,7 +28,7 @@ from transformers import (
 from bench.config import BenchConfig
 from maskery.core.system import keep_freed_memory
 from maskery.core.task import Prepared
-from maskery.data.batching import Template, TextSource
+from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.tokenise import tokenise
@@ -37,7 +37,8 @@ from maskery.models.layout import can_pack
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import text_task
+from maskery.runs.text.prepare import compiled, text_parts
+from maskery.tasks.text_mlm import make_text_task
 from maskery.training.config import Precision, TrainingConfig
 from maskery.training.stepper import Prefetch, Stepper
 
@@ -104,14 +105,17 @@ def maskery(
     source = TextSource(
         store,
         torch.arange(store.num_documents).numpy(),
-        Template.of(tokenizer),
-        max_length=BLOCK,
-        batch_tokens=config.batch_tokens,
-        layout="packed" if packed else "padded",
-        seed=config.seed,
+        Batching(
+            template=Template.of(tokenizer),
+            max_length=BLOCK,
+            batch_tokens=config.batch_tokens,
+            layout="packed" if packed else "padded",
+            seed=config.seed,
+        ),
     )
     run = TextRunConfig(corpus=(str(config.corpus),), training=settings)
-    task = text_task(run, model, tokenizer, source)
+    parts = text_parts(run, model, tokenizer)
+    task = make_text_task(compiled(parts, run, source) if config.compile else parts)
     total = sum(source.num_steps(epoch) for epoch in range(EPOCHS))
     stepper = Stepper(task, settings, total_steps=total)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.task import StandIn
-from maskery.data.batching import Layout, Template, TextSource, assemble, cut_windows
+from maskery.data.batching import Batching, Layout, Template, TextSource, assemble, cut_windows
 from maskery.data.store import TokenStore, write_store
 
 BERT = Template(prefix=(1,), suffix=(2,))
@@ -31,6 +32,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     part = np.arange(10, 10 + total), generator.random(total) < 0.7, lengths, ids
     write_store(folder, [part], vocab_size=100_000, about={})
     return TokenStore.open(folder)
+
+
+def batching(**settings: Any) -> Batching:
+    return Batching(template=BERT, **settings)
 
 
 def everything(store: TokenStore) -> np.ndarray:
@@ -81,11 +86,7 @@ def test_the_tokens_of_an_epoch_are_the_corpus(
     source = TextSource(
         store,
         everything(store),
-        BERT,
-        max_length=24,
-        batch_tokens=100,
-        micro_tokens=50,
-        layout=layout,
+        batching(max_length=24, batch_tokens=100, micro_tokens=50, layout=layout),
     )
     for epoch in (0, 1):
         batches = []
@@ -103,7 +104,7 @@ def test_the_tokens_of_an_epoch_are_the_corpus(
 
 
 def test_a_token_of_a_window_keeps_its_document_and_position(store: TokenStore) -> None:
-    source = TextSource(store, everything(store), BERT, max_length=16, batch_tokens=64)
+    source = TextSource(store, everything(store), batching(max_length=16, batch_tokens=64))
     edges = store.boundaries.tolist()
     names = {
         int(store.tokens[edges[document] + place]): (int(store.ids[document]), place)
@@ -125,7 +126,7 @@ def test_in_order_reads_every_window_once_within_the_budget(
     store: TokenStore, layout: Layout, batch_tokens: int
 ) -> None:
     source = TextSource(
-        store, everything(store), BERT, max_length=24, batch_tokens=batch_tokens, layout=layout
+        store, everything(store), batching(max_length=24, batch_tokens=batch_tokens, layout=layout)
     )
     batches = list(source.in_order())
     assert read(batches) == Counter(store.tokens.tolist())
@@ -138,20 +139,20 @@ def test_in_order_reads_every_window_once_within_the_budget(
 
 
 def test_chosen_documents_alone_are_read(store: TokenStore) -> None:
-    source = TextSource(store, np.array([7, 2]), BERT, max_length=512, batch_tokens=1024)
+    source = TextSource(store, np.array([7, 2]), batching(max_length=512, batch_tokens=1024))
     edges = store.boundaries
     expected = [*store.tokens[edges[2] : edges[3]], *store.tokens[edges[7] : edges[8]]]
     assert read(list(source.in_order())) == Counter(int(token) for token in expected)
 
 
 def test_no_documents(store: TokenStore) -> None:
-    source = TextSource(store, np.zeros(0, np.int64), BERT, max_length=24, batch_tokens=100)
+    source = TextSource(store, np.zeros(0, np.int64), batching(max_length=24, batch_tokens=100))
     assert source.num_steps(0) == 0
     assert list(source.in_order()) == []
 
 
 def test_more_processes_than_examples(store: TokenStore) -> None:
-    source = TextSource(store, np.array([0]), BERT, max_length=512, batch_tokens=1024)
+    source = TextSource(store, np.array([0]), batching(max_length=512, batch_tokens=1024))
     shares = [source.micro_batches(0, 0, rank=rank, world_size=4) for rank in range(4)]
     assert [len(share) for share in shares] == [1, 1, 1, 1]
     assert sum(isinstance(share[0], StandIn) for share in shares) == 3
@@ -159,7 +160,7 @@ def test_more_processes_than_examples(store: TokenStore) -> None:
 
 def test_no_room_for_a_token(store: TokenStore) -> None:
     with pytest.raises(ConfigError, match=r"raise --max-length"):
-        TextSource(store, everything(store), BERT, max_length=2, batch_tokens=100)
+        TextSource(store, everything(store), batching(max_length=2, batch_tokens=100))
 
 
 def tokenizer(processor: object | None) -> PreTrainedTokenizerFast:
@@ -233,4 +234,4 @@ def test_the_order_of_the_chosen_documents_is_kept() -> None:
 @pytest.mark.parametrize("max_tokens", [0, -2])
 def test_windows_need_room(max_tokens: int) -> None:
     with pytest.raises(ConfigError, match=f"would hold {max_tokens} tokens.*--max-length"):
-        cut_windows(np.array([5]), np.array([0]), max_tokens)
+        _ = batching(max_length=max_tokens + BERT.num_special, batch_tokens=100).room

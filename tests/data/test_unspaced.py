@@ -13,8 +13,13 @@ from transformers import PreTrainedTokenizer
 from maskery.data.batching import Template, assemble
 from maskery.data.corpus.config import VocabularyConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.tokenise import break_long_words, encode_texts
-from maskery.data.unspaced import is_unspaced, segmenter, word_numbers
+from maskery.data.tokenise import (
+    break_long_words,
+    encode_texts,
+    is_unspaced,
+    segmenter,
+    word_numbers,
+)
 from maskery.data.vocabulary import train_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker

@@ -14,8 +14,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from maskery.data.tokenise import byte_level_alphabet, encode_texts
-from maskery.data.unspaced import segmenter
+from maskery.data.tokenise import byte_level_alphabet, encode_texts, segmenter
 
 TEXTS = [
     "the unaffable philosopher was writing meditations",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_text import save_tiny_model
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from maskery.cli.main import main
 from maskery.core.errors import ModelError
+from maskery.evaluation.text.fill import Filler
 from maskery.models.loading import (
     known_as,
     load_config,
@@ -96,6 +99,68 @@ def test_a_tokenizer_without_a_mask_token(tmp_path: Path, whole: Path) -> None:
     (tmp_path / "config.json").write_text((whole / "config.json").read_text())
     with pytest.raises(ModelError, match="has no mask token"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("role", ["unk", "pad", "sep"])
+def test_a_mask_token_that_means_something_else(tmp_path: Path, role: str) -> None:
+    """Every unknown word would be a mask."""
+    folder = save_tiny_model(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.mask_token = getattr(tokenizer, f"{role}_token")
+    tokenizer.save_pretrained(folder)
+    told = rf"has no mask token but '{re.escape(tokenizer.mask_token)}', its {role} token: masked"
+    with pytest.raises(ModelError, match=told) as caught:
+        load_masked_lm(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_without_a_mask_token(tmp_path: Path) -> None:
+    """Transformers adds one beyond the rows of the model."""
+    folder = save_tiny_model(tmp_path)
+    described = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    vocabulary = described["model"]["vocab"]
+    kept = [token for token in sorted(vocabulary, key=vocabulary.get) if token != "[MASK]"]
+    described["model"]["vocab"] = {token: index for index, token in enumerate(["[unused]", *kept])}
+    described["added_tokens"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(described), "utf-8")
+    size = len(vocabulary)
+    told = rf"adds the mask token '\[MASK\]' as the id {size} and '.*' has {size} rows: they"
+    with pytest.raises(ModelError, match=told):
+        load_masked_lm(str(folder))
+
+
+def test_rows_beyond_the_tokenizer_are_told_and_never_filled_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = BertForMaskedLM.from_pretrained(save_tiny_model(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model.resize_token_embeddings(len(tokenizer) + 7, mean_resizing=False)
+    with torch.no_grad():
+        model.cls.predictions.bias[-7:] = 50.0  # by far the likeliest
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO):
+        filler = Filler.of(str(tmp_path))
+    assert [record.message for record in caplog.records] == [
+        f"'{tmp_path}' has 7 rows beyond its tokenizer's ids; none of them is filled in"
+    ]
+    for pieces in (False, True):
+        (mask, _) = filler.fill("the [MASK] and [MASK]", pieces=pieces).masks
+        assert all(candidate.token_id < len(tokenizer) for candidate in mask)
+
+
+def test_weights_without_a_place_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_tiny_model(tmp_path)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"num_hidden_layers": 1}))
+    load_masked_lm(str(folder))
+    (record,) = caplog.records
+    assert record.message == (
+        f"'{folder}' has 16 weights that its model has no place for (bert.encoder.layer.1.attention"
+        ".output.LayerNorm.bias, bert.encoder.layer.1.attention.output.LayerNorm.weight, "
+        "bert.encoder.layer.1.attention.output.dense.bias and 13 more); they are left out"
+    )
 
 
 def test_weights_that_are_cut_short(tmp_path: Path, whole: Path) -> None:

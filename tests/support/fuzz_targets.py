@@ -39,24 +39,23 @@ from fuzz_mutations import (
 )
 from hypothesis import strategies as st
 
+from maskery.cli.corpus import Tokenize
 from maskery.core.errors import MaskeryError
-from maskery.data.batching import Template
+from maskery.data.batching import Batching, Template
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import load_image
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest
+from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest, write_shard
 from maskery.data.shards.pieces import plan_pieces, read_piece
 from maskery.data.shards.places import Place
-from maskery.data.shards.shard_file import write_shard
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, write_store
 from maskery.evaluation.retrieval.config import FILE, ModelRetrieval, read_model_retrieval
 from maskery.runs.frame.config_file import load_config, to_plain
-from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.tokenize import TokenizeConfig
 from maskery.training.checkpoint import MANIFEST, Checkpoints
 from maskery.training.snapshot import Position, SnapshotMaker, restore
 
@@ -234,7 +233,7 @@ def read_picture(case: bytes, folder: Path) -> None:
 CONFIGS: list[Any] = [
     TextRunConfig(corpus=("a.txt",), output=Path("run")),
     PairsRunConfig(pairs="a.json"),
-    TokenizeConfig(paths=("a.txt", "out")),
+    Tokenize(paths=("a.txt", "out")),
 ]
 
 
@@ -409,7 +408,7 @@ def read_shards(case: tuple[str, bytes, bool], folder: Path) -> None:
         (folder / "shards.json").write_text(json.dumps(manifest))
     shards = TokenShards(Place(folder))
     template = Template(prefix=(2,), suffix=(3,))
-    source = ShardSource(shards, template, max_length=5, batch_tokens=8)
+    source = ShardSource(shards, Batching(template=template, max_length=5, batch_tokens=8))
     try:
         for step in range(source.num_steps(0)):
             source.micro_batches(0, step)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from transformers import BertTokenizer
 
 COLOURS = {
@@ -16,15 +17,21 @@ COLOURS = {
 }
 
 
-def save_tiny_pairs(folder: Path, count: int = 24, *, persons: bool = False) -> Path:
-    """Write `count` pictures, two captions each; with persons, three pictures show each."""
+def save_tiny_pairs(
+    folder: Path, count: int = 24, *, persons: bool = False, first: int = 0
+) -> Path:
+    """Write `count` pictures, two captions each; with persons, three pictures show each.
+
+    No two files of a folder have the same bytes; those of two folders have, unless `first` differs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):
         name, colour = list(COLOURS.items())[number % len(COLOURS)]
-        # Neighbouring shades, so that no two files are the same.
         shade = tuple(max(0, value - number % 7) for value in colour)
-        Image.new("RGB", (16, 16), shade).save(folder / f"{number:03d}.png")
+        own = PngInfo()
+        own.add_text("number", str(first + number))
+        Image.new("RGB", (16, 16), shade).save(folder / f"{number:03d}.png", pnginfo=own)
         row: dict[str, object] = {
             "image": f"{number:03d}.png",
             "caption": [f"this is a {name} square of paper", f"the sheet of paper is all {name}"],

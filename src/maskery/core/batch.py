@@ -84,6 +84,22 @@ class StaticShapes:
     num_masked: int  # M. Masked tokens beyond are left out of the loss, and counted.
 
 
+def require_mask(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the mask token; a ModelError if there is none that means nothing else."""
+    found = tokenizer.mask_token_id
+    fault = "has no mask token" if found is None else ""
+    for role in ("unk", "pad", "cls", "sep", "bos", "eos"):
+        if found is not None and found == getattr(tokenizer, f"{role}_token_id"):
+            fault = f"has no mask token but '{tokenizer.mask_token}', its {role} token"
+    if fault:
+        raise ModelError(
+            f"the tokenizer of '{tokenizer.name_or_path}' {fault}: masked language modelling needs "
+            f"one; use a BERT-like model, or add one to the tokenizer (mask_token in its "
+            f"special_tokens_map)"
+        )
+    return int(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """The token ids that masking deals with."""
@@ -110,12 +126,7 @@ class Vocabulary:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         """Read them from a Hugging Face tokenizer; without a mask token it is a ModelError."""
-        if tokenizer.mask_token_id is None:
-            raise ModelError(
-                f"the tokenizer of '{tokenizer.name_or_path}' has no mask token: masked language "
-                f"modelling needs one; use a BERT-like model, or add one to the tokenizer "
-                f"(mask_token in its special_tokens_map)"
-            )
+        mask_token_id = require_mask(tokenizer)
         special = {int(i) for i in tokenizer.all_special_ids}
         # Added tokens that are marked as special, such as ModernBERT's `<|endoftext|>`.
         special |= {int(i) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
@@ -124,7 +135,7 @@ class Vocabulary:
         special |= set(range(size)).difference(tokenizer.get_vocab().values())
         return cls(
             size=size,
-            mask_token_id=int(tokenizer.mask_token_id),
+            mask_token_id=mask_token_id,
             special_ids=tuple(sorted(special)),
         )
 

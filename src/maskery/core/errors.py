@@ -6,6 +6,16 @@ value, the rule it breaks and the fix; the command line prints that line and exi
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+# Python's errors for JSON, or arrays, of another shape than expected.
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
 
 def reason_of(error: BaseException, *, most: int = 300) -> str:
     """Return another library's error in one line of at most `most` characters."""
@@ -80,3 +90,12 @@ class StoppedError(MaskeryError):
     def __init__(self, message: str, *, exit_code: int = 143) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # the command's: 128 plus the number of the signal
+
+
+@contextmanager
+def os_errors(problem: str, fix: str) -> Iterator[None]:
+    """Turn errors of the file system in a block into one line: `problem (reason); fix`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{problem} ({error.strerror or reason_of(error)}); {fix}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,28 +35,20 @@ class AddedWords:
     known: tuple[str, ...]  # words of the file that were single tokens already
 
 
-def read_words(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
-    """Read the words of a file, one a line, for a tokenizer if it is given.
-
-    Raises:
-        DataError: The file cannot be read, or some lines are not one word; all are named.
-    """
+def read_words(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
+    """Read the words of a file, one a line, for a tokenizer if it is given."""
     lines = list(read_sentences(path))
     _refuse(lines, None if tokenizer is None else tokenizer.backend_tokenizer, path)
     return lines
 
 
 def add_words(
-    tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: Path
+    tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: str | Path
 ) -> AddedWords:
-    """Return a tokenizer that knows some words as single tokens.
+    """Return a tokenizer that knows some words as single tokens; `source` is their file.
 
-    Those it has already, and repetitions, change nothing. `source` is the file, for messages. A
-    longer word that begins with a new one may be cut after it by WordPiece and Unigram.
-
-    Raises:
-        DataError: Some words cannot be one token of this tokenizer; all are named.
-        ModelError: The tokenizer is written in Python, or marks the ends of words.
+    Those it has already, and repetitions, change nothing. A longer word that begins with a new one
+    may be cut after it by WordPiece and Unigram.
     """
     require_growing(tokenizer)
     backend = tokenizer.backend_tokenizer
@@ -90,7 +82,7 @@ def require_growing(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: Path) -> None:
+def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: str | Path) -> None:
     """Refuse a list with lines that cannot be one token, and name them all."""
     faults = [fault for line in lines if (fault := _fault(line, backend))]
     if faults:
@@ -132,39 +124,27 @@ def grow(
         model["vocab"] |= {token: index for index, token in added.items()}
         model["vocab"] |= {word: index for index, word in enumerate(words, first)}
     else:
-        model["vocab"] = _longer_unigram(model["vocab"], added, words, first)
+        # A Unigram model has pieces with scores, and an id is a place in the list.
+        vocab = model["vocab"]
+        rarest = min(score for _, score in vocab)
+        # Added tokens are found before the model sees a text, so their pieces are not looked up.
+        between = (added.get(index, f"\0{index}") for index in range(len(vocab), first))
+        vocab += [[token, 2 * rarest] for token in between]
+        for word, pieces in words.items():
+            # As likely as the rarest piece, unless its own pieces together are likelier.
+            likeliest = sum(vocab[piece][1] for piece in pieces) if pieces else rarest
+            vocab.append([word, max(rarest, likeliest + 0.1)])
     if model["type"] == "BPE":
         model["ignore_merges"] = True
-        if words and _keeps_signs(described):
-            described["pre_tokenizer"] = _apart(described["pre_tokenizer"], words)
+        before = described["pre_tokenizer"]
+        # Metaspace leaves a comma with the word before it until the model cuts them, so new words
+        # are set apart from the signs after them.
+        if words and "Metaspace" in json.dumps(before):
+            pattern = f"(?:{'|'.join(map(re.escape, words))})(?!\\w)"
+            split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+            parts = [before, {**split, "invert": False}]
+            described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
     return described
-
-
-def _longer_unigram(
-    vocab: list[list[Any]], added: Mapping[int, str], words: Mapping[str, Sequence[int]], first: int
-) -> list[list[Any]]:
-    """Return the pieces and scores of a Unigram model with words; an id is a place in the list."""
-    rarest = min(score for _, score in vocab)
-    # Added tokens are found before the model sees a text, so their pieces are never looked up.
-    between = (added.get(index, f"\0{index}") for index in range(len(vocab), first))
-    grown = [*vocab, *([token, 2 * rarest] for token in between)]
-    for word, pieces in words.items():
-        # As likely as the rarest piece, unless its own pieces together are likelier.
-        likeliest = sum(grown[piece][1] for piece in pieces) if pieces else rarest
-        grown.append([word, max(rarest, likeliest + 0.1)])
-    return grown
-
-
-def _keeps_signs(described: Mapping[str, Any]) -> bool:
-    """True if a comma stays with the word before it until the model cuts them."""
-    return "Metaspace" in json.dumps(described["pre_tokenizer"])
-
-
-def _apart(pre_tokenizer: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
-    """Return a pre-tokenizer that also sets new words apart from the signs after them."""
-    pattern = f"(?:{'|'.join(map(re.escape, words))})(?!\\w)"
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-    return {"type": "Sequence", "pretokenizers": [pre_tokenizer, {**split, "invert": False}]}
 
 
 def _copy(tokenizer: PreTrainedTokenizerBase, described: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -9,10 +9,11 @@ Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from itertools import chain, pairwise
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from maskery.core.task import StandIn
 from maskery.data.store import Documents
 
 Ints = npt.NDArray[np.int64]
+BatchT = TypeVar("BatchT")
 Layout = Literal["packed", "padded"]
 # Padded batches are cut from pools of this many budgets, sorted by length: large enough that
 # neighbours are of like length, small enough that an epoch is still well mixed.
@@ -65,13 +67,9 @@ class Plan:
 def plan_epoch(
     lengths: Ints, *, seed: int, epoch: int, batch_tokens: int, layout: Layout = "packed"
 ) -> Plan:
-    """Shuffle the examples and cut them into steps.
+    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps.
 
-    `lengths` is (W,) int64, special tokens included; `seed` is below 2**64. In the padded layout,
-    padding counts as tokens of a step, and examples of like length share one.
-
-    Raises:
-        ConfigError: An example alone exceeds the budget.
+    In the padded layout, padding counts as tokens of a step, and examples of like length share one.
     """
     longest = int(lengths.max(initial=0))
     if longest > batch_tokens:
@@ -80,9 +78,10 @@ def plan_epoch(
     order = random_order(names, position=EXAMPLE_ORDER, seed=seed, epoch=epoch)
     if layout == "packed":
         return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
-    order = sort_in_pools(order, lengths, batch_tokens)
-    boundaries = cut_by_padded_size(lengths[order], batch_tokens)
-    plan = Plan(order=order, boundaries=boundaries)
+    # Ties keep their shuffled order.
+    pool = (np.cumsum(lengths[order]) - 1) // (POOL_BUDGETS * batch_tokens)
+    order = order[np.lexsort((lengths[order], pool))]
+    plan = Plan(order=order, boundaries=cut_by_padded_size(lengths[order], batch_tokens))
     # Else the steps of a pool would come in order of length.
     names = np.arange(plan.num_steps, dtype=np.uint64)
     return plan.in_order(random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch))
@@ -134,27 +133,19 @@ def cut_by_padded_size(lengths: Ints, budget: int) -> Ints:
     return np.array(cuts, np.int64)
 
 
-def sort_in_pools(order: Ints, lengths: Ints, batch_tokens: int) -> Ints:
-    """Sort stretches of a shuffled order by length; ties keep their shuffled order."""
-    pool = (np.cumsum(lengths[order]) - 1) // (POOL_BUDGETS * batch_tokens)
-    return order[np.lexsort((lengths[order], pool))]
-
-
 def split_step(lengths: Ints, *, micro_tokens: int, parts: int) -> list[Ints]:
     """Cut a step into micro-batches: at least `parts`, a multiple of it, none over the budget.
 
-    Where one example exceeds the budget by itself, its length is the budget. Longest first into the
-    emptiest, so that the parts are of like size.
-
-    Returns:
-        Indices into `lengths`, each ascending; empty where there are fewer examples than parts.
+    Returns indices into `lengths`, each ascending; empty where there are fewer examples than parts.
     """
+    # An example that exceeds the budget by itself is the budget.
     budget = max(micro_tokens, int(lengths.max(initial=0)))
     count = max(1, -(-int(lengths.sum()) // budget))
     while True:
         count = -(-count // parts) * parts
         sizes = np.zeros(count, np.int64)
         members: list[list[int]] = [[] for _ in range(count)]
+        # Longest first into the emptiest, so that the parts are of like size.
         for index in np.argsort(-lengths, kind="stable").tolist():
             emptiest = int(np.argmin(sizes))
             sizes[emptiest] += lengths[index]
@@ -187,15 +178,8 @@ class Windows:
 
 
 def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
-    """Cut documents into as few windows as they need, of equal length to within one token.
-
-    Equal windows give every token context; full windows with a remainder would leave stubs.
-    `lengths` is (N,) int64, `chosen` indices into it; special tokens are not counted.
-    """
-    if max_tokens < 1:
-        raise ConfigError(
-            f"a window would hold {max_tokens} tokens besides the special ones; raise --max-length"
-        )
+    """Cut the chosen of (N,) documents into as few windows as they need, of like length."""
+    # Equal windows give every token context; full windows with a remainder would leave stubs.
     chosen = chosen[lengths[chosen] > 0]
     total = lengths[chosen]
     num_windows = -(-total // max_tokens)
@@ -206,7 +190,7 @@ def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     return Windows(
         documents=documents,
         starts=index * size + np.minimum(index, longer),
-        lengths=size + (index < longer),
+        lengths=size + (index < longer),  # the first ones take the remainder, a token each
     )
 
 
@@ -225,8 +209,11 @@ class Template:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
         """Read it off what the tokenizer does to a one-word text."""
-        probe, bare = "", []
-        for probe in _probes(tokenizer):
+        # "a" may be no letter of its script: then any of the tokens that it has.
+        others = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+        probes = chain(["a"], (tokenizer.decode([index]) for index in sorted(others)))
+        bare: list[int] = []
+        for probe in probes:
             bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
             if bare:
                 break
@@ -239,13 +226,6 @@ class Template:
             f"the tokenizer of '{tokenizer.name_or_path}' changes a text when it adds special "
             f"tokens ({bare} became {full}); use another tokenizer"
         )
-
-
-def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    yield "a"
-    # That may be no letter of its script: then the tokens that it has.
-    for index in sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)):
-        yield tokenizer.decode([index])
 
 
 def assemble(
@@ -282,54 +262,57 @@ def assemble(
     )
 
 
-class TextSource:
-    """The batches of a run over some documents, cut into windows and put in special tokens.
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """Settings of the batches of a run over texts."""
 
-    Implements `core.task.BatchSource`.
+    template: Template
+    max_length: int  # the most tokens of a sequence, special ones included
+    batch_tokens: int  # the most tokens of a step
+    micro_tokens: int | None = None  # the most tokens of a micro-batch; default: of a step
+    layout: Layout = "packed"
+    seed: int = 0  # of the order
 
-    Args:
-        store: Tokenised documents.
-        documents: Those that are read, as indices.
-        template: Special tokens of a sequence.
-        max_length: The most tokens of a sequence, special ones included.
-        batch_tokens: The most tokens of a step.
-        micro_tokens: The most tokens of a micro-batch. Default: `batch_tokens`.
-        layout: Packed or padded.
-        seed: Of the order.
+    @property
+    def room(self) -> int:
+        """The most tokens of a window, special ones not counted."""
+        room = self.max_length - self.template.num_special
+        if room < 1:
+            raise ConfigError(
+                f"a window would hold {room} tokens besides the special ones; raise --max-length"
+            )
+        return room
+
+
+class PlannedSource(ABC, Generic[BatchT]):
+    """Examples in the order of a plan for each epoch; implements `core.task.BatchSource`.
+
+    `lengths` (W,) are the tokens of the examples, of which a step has `step_size` at most and a
+    micro-batch `micro_size`.
     """
 
     def __init__(
-        self,
-        store: Documents,
-        documents: Ints,
-        template: Template,
-        *,
-        max_length: int,
-        batch_tokens: int,
-        micro_tokens: int | None = None,
-        layout: Layout = "packed",
-        seed: int = 0,
+        self, lengths: Ints, step_size: int, micro_size: int | None, layout: Layout, seed: int
     ) -> None:
-        self.store, self.template, self.max_length = store, template, max_length
-        room = max_length - template.num_special
-        self.windows = cut_windows(store.lengths(), documents, room)
-        self.lengths = self.windows.lengths + template.num_special  # (W,)
-        self.batch_tokens, self.micro_tokens = batch_tokens, micro_tokens or batch_tokens
-        self.layout: Layout = layout
-        self.seed = seed
+        self.lengths, self.layout, self.seed = lengths, layout, seed
+        self.step_size, self.micro_size = step_size, micro_size or step_size
         self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
+
+    @abstractmethod
+    def batch(self, chosen: Ints, epoch: int = 0, crowd: Ints | None = None) -> BatchT:
+        """Return the batch of some examples, by their indices.
+
+        `crowd` are the examples of the same micro-batch on all processes; by default `chosen`.
+        """
 
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self.kept_plan is None or self.kept_plan[0] != epoch:
+            named = {"seed": self.seed, "epoch": epoch}
             plan = plan_epoch(
-                self.lengths,
-                seed=self.seed,
-                epoch=epoch,
-                batch_tokens=self.batch_tokens,
-                layout=self.layout,
+                self.lengths, **named, batch_tokens=self.step_size, layout=self.layout
             )
-            self.kept_plan = (epoch, plan)
+            self.kept_plan = epoch, plan
         return self.kept_plan[1]
 
     def num_steps(self, epoch: int) -> int:
@@ -338,14 +321,33 @@ class TextSource:
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
-        """Return one process's share of a step."""
+    ) -> Sequence[BatchT | StandIn[BatchT]]:
+        """Return one process's share of a step.
+
+        A process that is left without an example computes one once more, and counts it for nothing.
+        """
         chosen = self.plan(epoch).step(step)
-        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_tokens, parts=world_size)
-        return [
-            self.batch(chosen[part]) if len(part) else StandIn(self.batch(chosen[:1]))
-            for part in parts[rank::world_size]
-        ]
+        parts = split_step(self.lengths[chosen], micro_tokens=self.micro_size, parts=world_size)
+        batches: list[BatchT | StandIn[BatchT]] = []
+        for turn in range(0, len(parts), world_size):
+            mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
+            batch = self.batch(chosen[mine if len(mine) else [0]], epoch, chosen[crowd])
+            batches.append(batch if len(mine) else StandIn(batch))
+        return batches
+
+
+class TextSource(PlannedSource[TokenBatch]):
+    """The batches of a run over some `documents` of a store, by their indices.
+
+    They are cut into windows, which are put in special tokens.
+    """
+
+    def __init__(self, store: Documents, documents: Ints, batching: Batching) -> None:
+        self.store, self.batching = store, batching
+        self.windows = cut_windows(store.lengths(), documents, batching.room)
+        lengths = self.windows.lengths + batching.template.num_special
+        sizes = batching.batch_tokens, batching.micro_tokens
+        super().__init__(lengths, *sizes, batching.layout, batching.seed)
 
     def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
         """Return limits that hold for the first epochs on every process."""
@@ -359,11 +361,12 @@ class TextSource:
         if num_processes > 1:
             # The longest goes to the emptiest part, so none is above the mean by more than one.
             tokens = min(tokens, -(-tokens // num_processes) + longest)
-        tokens = min(tokens, max(self.micro_tokens, longest))
+        tokens = min(tokens, max(self.micro_size, longest))
         return Bounds(num_tokens=tokens, num_sequences=sequences, longest=longest)
 
-    def batch(self, chosen: Ints) -> TokenBatch:
+    def batch(self, chosen: Ints, epoch: int = 0, crowd: Ints | None = None) -> TokenBatch:
         """Return the batch of some windows, shortest first: equal lengths are neighbours."""
+        del epoch, crowd  # each window is the same in all of them
         chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
         return assemble(
@@ -373,14 +376,14 @@ class TextSource:
             self.windows.lengths[chosen],
             np.asarray(self.store.ids[documents]),
             starts,
-            self.template,
+            self.batching.template,
         )
 
     def in_order(self) -> Iterator[TokenBatch]:
         """Yield every window once, by length, in batches of the budget: for evaluation."""
         order = np.argsort(self.lengths, kind="stable")
         # A window longer than the budget fills it: it is read by itself.
-        cost = np.minimum(self.lengths[order], self.batch_tokens)
+        cost = np.minimum(self.lengths[order], self.step_size)
         cut = cut_by_sum if self.layout == "packed" else cut_by_padded_size
-        for first, end in pairwise(cut(cost, self.batch_tokens).tolist()):
+        for first, end in pairwise(cut(cost, self.step_size).tolist()):
             yield self.batch(order[first:end])

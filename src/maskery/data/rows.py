@@ -19,17 +19,17 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
-from maskery.data.batching import Layout, Template, TextSource, assemble
+from maskery.data.batching import Batching, Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.store import Documents
 from maskery.data.tokenise import (
     BYTE_LEVEL_SPACE,
     METASPACE,
+    begins_unspaced,
     encode_texts,
     is_byte_level,
     starts_word_table,
 )
-from maskery.data.unspaced import begins_unspaced
 
 Row = Mapping[str, Any]
 # The class of a character that goes with any other.
@@ -132,13 +132,7 @@ def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 class RowSource(TextSource):
-    """The batches of a run over rows in memory, special tokens included; see `TextSource`.
-
-    Rows without tokens are left out.
-
-    Raises:
-        DataError: There are no rows.
-    """
+    """The batches of a run over rows in memory, special tokens included, without empty ones."""
 
     def __init__(
         self,
@@ -150,16 +144,16 @@ class RowSource(TextSource):
         seed: int = 0,
     ) -> None:
         flat = flatten(rows)
-        super().__init__(
-            Documents(flat.input_ids, flat.word_starts, flat.boundaries, flat.example_ids),
-            np.arange(len(rows)),
-            Template(prefix=(), suffix=()),
+        batching = Batching(
+            template=Template(prefix=(), suffix=()),
             max_length=max(1, int(flat.lengths.max())),  # so that each row is one window
             batch_tokens=batch_tokens,
             micro_tokens=micro_tokens,
             layout=layout,
             seed=seed,
         )
+        held = Documents(flat.input_ids, flat.word_starts, flat.boundaries, flat.example_ids)
+        super().__init__(held, np.arange(len(rows)), batching)
 
 
 class PieceWords:

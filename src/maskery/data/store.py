@@ -32,10 +32,11 @@ import numpy as np
 import numpy.typing as npt
 from filelock import lock_descriptor
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# Of a file that is larger than memory, this much is summed or counted at a time.
 BLOCK_BYTES = 1 << 22
 # Documents end to end: token ids (t,), word starts (t,), lengths (n,) that sum to t, ids (n,).
 Part = tuple[
@@ -47,26 +48,21 @@ Part = tuple[
 
 
 def partial_of(path: Path) -> Path:
-    """Return a new name beside a file or folder, to write it by before it is moved to its place.
-
-    The name tells the machine: on some shared file systems, locks are seen on one machine alone.
-    """
+    """Return a new name beside a file or folder, to write it by before it is moved to its place."""
+    # The name tells the machine: on some shared file systems, locks are seen on one machine alone.
     return path.with_name(f"{path.name}.partial-{_machine()}-{secrets.token_hex(4)}")
 
 
 def own_folder(cache_dir: Path, name: str) -> Path:
-    """Return a folder of the cache that this user alone may enter; made if it is not there.
-
-    Raises:
-        DataError: It, or the cache, is another user's, who could put anything there.
-    """
+    """Return a folder of the cache that this user alone may enter; made if it is not there."""
     folder = cache_dir / name
-    try:
+    with os_errors(f"the cache folder '{folder}' cannot be made", "name another with --cache-dir"):
         cache_dir.parent.mkdir(parents=True, exist_ok=True)
         for path in (cache_dir, folder):
             path.mkdir(mode=0o700, exist_ok=True)
             found = path.stat()
-            # In a folder as /tmp nobody replaces what is another's.
+            # Another user could put anything there; in a folder as /tmp nobody replaces what is
+            # another's.
             shared = path == cache_dir and found.st_mode & stat.S_ISVTX
             if found.st_uid != os.geteuid() and not shared:
                 raise DataError(
@@ -75,11 +71,6 @@ def own_folder(cache_dir: Path, name: str) -> Path:
                 )
         if found.st_mode & 0o077:
             folder.chmod(0o700)
-    except OSError as error:
-        raise DataError(
-            f"the cache folder '{folder}' cannot be made ({error.strerror}); name another with "
-            f"--cache-dir"
-        ) from error
     return folder
 
 
@@ -100,17 +91,12 @@ def create_owned(path: Path) -> IO[bytes]:
 def ownerless(folder: Path, inside: str = "") -> Iterator[Path]:
     """Find names from `partial_of` in a folder that a process of this machine left behind."""
     for path in folder.glob(f"*.partial-{_machine()}-*"):
-        if not _is_owned(path / inside):
-            yield path
-
-
-def _is_owned(path: Path) -> bool:
-    try:
-        # Some shared file systems lock only what is open for writing.
-        with path.open("r+b") as stream:
-            return not lock_descriptor(stream.fileno(), blocking=False)
-    except OSError:  # gone by now, or it cannot be told
-        return True
+        with suppress(OSError):  # gone by now, or it cannot be told
+            # Some shared file systems lock only what is open for writing.
+            with (path / inside).open("r+b") as stream:
+                free = lock_descriptor(stream.fileno(), blocking=False)
+            if free:
+                yield path
 
 
 def _machine() -> str:
@@ -207,14 +193,7 @@ class TokenStore(Documents):
             if verify and not store._is_sound(vocab_size):
                 raise DataError(f"the token store '{folder}' has parts that do not fit together")
             return store
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except (OSError, *MALFORMED) as error:
             why = reason_of(error)
             raise DataError(f"'{folder}' holds no complete token store ({why})") from error
 
@@ -258,7 +237,7 @@ class _Column:
         self.items = self.crc32 = 0
 
     def append(self, values: npt.NDArray[Any]) -> None:
-        data = np.ascontiguousarray(values.astype(self.dtype, copy=False)).tobytes()
+        data = values.astype(self.dtype, copy=False).tobytes()
         self.stream.write(data)
         self.items += len(values)
         self.crc32 = zlib.crc32(data, self.crc32)
@@ -275,25 +254,20 @@ def write_store(
     """Write a store beside its place, and move it there when it is whole.
 
     An exception removes what was written; what killed writers have left beside it goes first.
-
-    Raises:
-        DataError: It cannot be written.
     """
     partial = partial_of(folder)
+    problem = f"the token store could not be written to '{folder.parent}'"
+    fix = "free some space there, or choose another place with --cache-dir"
     try:
-        for left in ownerless(folder.parent, "tokens.bin"):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with ExitStack() as stack:  # the files are owned until the store is in its place
+        # The files are owned until the store is in its place.
+        with os_errors(problem, fix), ExitStack() as stack:
+            for left in ownerless(folder.parent, "tokens.bin"):
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir(parents=True)
             _write_files(partial, parts, vocab_size, about, stack)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
-    except OSError as error:
-        raise DataError(
-            f"the token store could not be written to '{folder.parent}' ({error.strerror}); free "
-            f"some space there, or choose another place with --cache-dir"
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -301,20 +275,22 @@ def write_store(
 def _write_files(
     partial: Path, parts: Iterable[Part], vocab_size: int, about: dict[str, Any], stack: ExitStack
 ) -> None:
-    def create(name: str, dtype: type[np.generic]) -> _Column:
-        return _Column(stack.enter_context(create_owned(partial / f"{name}.bin")), dtype)
-
-    tokens = create("tokens", token_type(vocab_size))
-    word_starts = create("word_starts", np.bool_)
-    boundaries = create("boundaries", np.int64)
-    ids = create("ids", np.uint64)
-    boundaries.append(np.zeros(1, np.int64))
-    for part_tokens, part_starts, lengths, part_ids in parts:
-        boundaries.append(tokens.items + np.cumsum(lengths))
-        tokens.append(part_tokens)
-        word_starts.append(part_starts)
-        ids.append(part_ids)
-    columns = {"tokens": tokens, "word_starts": word_starts, "boundaries": boundaries, "ids": ids}
+    types: dict[str, type[np.generic]] = {
+        "tokens": token_type(vocab_size),
+        "word_starts": np.bool_,
+        "boundaries": np.int64,
+        "ids": np.uint64,
+    }
+    columns = {
+        name: _Column(stack.enter_context(create_owned(partial / f"{name}.bin")), dtype)
+        for name, dtype in types.items()
+    }
+    columns["boundaries"].append(np.zeros(1, np.int64))
+    for tokens, word_starts, lengths, ids in parts:
+        ends = columns["tokens"].items + np.cumsum(lengths)
+        for name, values in zip(types, (tokens, word_starts, ends, ids), strict=True):
+            columns[name].append(values)
     files = {name: column.finish() for name, column in columns.items()}
     manifest = {"format": FORMAT, "files": files, "about": about}
+    # Last: a store without it is none, so one that was cut short is never read.
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")

@@ -1,4 +1,9 @@
-"""From a corpus to a token store, once for each (content, tokenizer)."""
+"""From a corpus to a token store, once for each (content, tokenizer); where words begin.
+
+Words of scripts that write no spaces between them, such as Thai, Burmese and Chinese, are cut by
+ICU's dictionaries (`pip install 'maskery[words]'`); without them each piece of the tokenizer is a
+word of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +25,8 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
-from maskery.data.unspaced import begins_unspaced, is_unspaced, word_numbers, word_rules
 
 if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +51,20 @@ METASPACE, BYTE_LEVEL_SPACE = "▁", "Ġ"
 CONTROL_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # No text has it: a file with NUL bytes is refused as binary.
 TYPED = "\0"
+# First and last code points, ascending.
+UNSPACED = (
+    *((0x0E01, 0x0E7F), (0x0E81, 0x0EFF)),  # Thai, Lao
+    *((0x0F00, 0x0FFF), (0x1000, 0x109F)),  # Tibetan, Burmese
+    *((0x1780, 0x17FF), (0x1950, 0x19DF)),  # Khmer, Tai Le, New Tai Lue
+    *((0x1A20, 0x1AAF), (0x1B00, 0x1B7F)),  # Tai Tham, Balinese
+    *((0x3005, 0x3007), (0x3031, 0x3035)),  # marks of repetition, and zero
+    *((0x3041, 0x30FF), (0x31F0, 0x31FF)),  # kana
+    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF)),  # ideographs
+    *((0xA980, 0xA9FF), (0xAA60, 0xAADF)),  # Javanese, Burmese, Tai Viet
+    *((0xF900, 0xFAFF), (0xFF66, 0xFF9F)),  # ideographs, half-width kana
+    (0x20000, 0x3FFFF),
+)
+_BOUNDS = np.array([edge for first, last in UNSPACED for edge in (first, last + 1)], np.uint32)
 
 
 Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
@@ -55,20 +76,14 @@ def default_cache_dir() -> Path:
     """Return `$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
     chosen = os.environ.get("MASKERY_CACHE")
     if chosen:
-        return Path(chosen)
+        return local_path(chosen, "MASKERY_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskery"
 
 
 def tokenise(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
-    """Return the token store of a corpus, made now or found from an earlier run.
-
-    A store that turns out damaged is made again, with a warning.
-
-    Raises:
-        DataError: The corpus holds no tokens, or the store cannot be written.
-    """
+    """Return the token store of a corpus, made now or found from an earlier run."""
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
     key.update(f"\0{word_rules()}".encode())
@@ -119,11 +134,9 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Toke
 
 
 def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> str:
-    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text.
-
-    They are renamed and not removed, so every id stays; a Unigram model would find them among its
-    pieces even where the `tokenizers` library is told to split them.
-    """
+    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text."""
+    # They are renamed and not removed, so every id stays; a Unigram model would find them among its
+    # pieces even where the `tokenizers` library is told to split them.
     described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     control = {getattr(tokenizer, f"{role}_token") for role in CONTROL_ROLES} - {None, keep}
 
@@ -246,13 +259,11 @@ def is_byte_level(backend: Tokenizer) -> bool:
 
 
 def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.NDArray[np.bool_]:
-    """Mark the tokens that start a word whatever stands before them: (V,) bool.
-
-    Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
-    which split at spaces only; and they take any text for one word where nothing is split before
-    the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
-    does a space marker.
-    """
+    """Mark the tokens that start a word whatever stands before them: (V,) bool."""
+    # Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
+    # which split at spaces only; and they take any text for one word where nothing is split before
+    # the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
+    # does a space marker.
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
     alphabet = byte_level_alphabet() if byte_level else {}
     # Elsewhere Ġ is a letter (of Maltese).
@@ -279,7 +290,11 @@ def word_starts(
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
     inside = is_unspaced(text)
     if len(ids) and inside.any():
-        first = _first_characters(encoding, text)
+        # The first character of each token, past the space that it counts to itself.
+        kept = ((start, end, len(text[start:end].lstrip())) for start, end in encoding.offsets)
+        # Of a space alone nothing is left: then the space itself.
+        places = [end - rest if rest else start for start, end, rest in kept]
+        first = np.array(places, np.int64).clip(max=len(text) - 1)
         unspaced, numbers = inside[first], word_numbers(text, inside)[first]
         both = unspaced[1:] & unspaced[:-1]
         crossed = unspaced[1:] != unspaced[:-1]
@@ -287,21 +302,60 @@ def word_starts(
     return starts
 
 
-def _first_characters(encoding: Encoding, text: str) -> npt.NDArray[np.int64]:
-    """Return the first character of each token, past the space that it counts to itself: (t,)."""
-    firsts = []
-    for start, end in encoding.offsets:
-        kept = len(text[start:end].lstrip())  # of a space alone, nothing
-        firsts.append(end - kept if kept else start)
-    return np.array(firsts, np.int64).clip(max=len(text) - 1)
-
-
 def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Make each token a word of words that are too long, above all where a text is one of them.
-
-    Else a row would be masked whole, with nothing left to learn it from.
-    """
+    """Make each token a word of words that are too long, above all where a text is one of them."""
+    # Else a row would be masked whole, with nothing left to learn it from.
     places = np.flatnonzero(starts)
     sizes = np.diff(places, append=len(starts))
     long = sizes > (MOST_OF_A_TEXT if len(places) == 1 else MOST_PIECES)
     return starts | np.repeat(long, sizes) if long.any() else starts
+
+
+@cache
+def segmenter() -> Callable[[str], list[str]] | None:
+    """Return ICU's function from text to its words; None, with a line that says so, without it."""
+    try:
+        from icu4py.breakers import WordBreaker
+    except ImportError:
+        log.warning(
+            "the text holds scripts without spaces, in which each token counts as a word; for "
+            "their words: pip install 'maskery[words]'"
+        )
+        return None
+    # The dictionaries are the same in every locale.
+    return lambda text: [str(word) for word in WordBreaker(text, "en")]
+
+
+def is_unspaced(text: str) -> npt.NDArray[np.bool_]:
+    """Mark the characters of these scripts: (n,) bool."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    inside: npt.NDArray[np.bool_] = np.searchsorted(_BOUNDS, codes, side="right") % 2 == 1
+    return inside
+
+
+def begins_unspaced(piece: str) -> bool:
+    """Return True if a piece begins with a character of these scripts."""
+    return piece[:1] >= chr(UNSPACED[0][0]) and bool(is_unspaced(piece[:1])[0])
+
+
+def word_rules() -> str:
+    """Return what decides where words begin, for the names of what is kept on disk."""
+    try:
+        return f"words by icu4py {version('icu4py')}"
+    except PackageNotFoundError:
+        return "words by pieces"
+
+
+def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Number the words of the marked characters in order: (n,) int64; others have no meaning."""
+    cut = segmenter()
+    numbers = np.arange(len(text))
+    if cut is None:
+        return numbers
+    edges = np.flatnonzero(np.diff(inside, prepend=False, append=False)).tolist()
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        start = first
+        for word in cut(text[first:last]):
+            numbers[start : start + len(word)] = start
+            start += len(word)
+    return numbers

@@ -79,11 +79,7 @@ Texts = Callable[[str], Iterator[str]]
 def learnt_tokenizer(
     corpus: Corpus, config: VocabularyConfig, kept: Path | None, *, progress: bool = True
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that a run keeps in the folder `kept`, or learn one and keep it there.
-
-    Raises:
-        ModelError: The one that is kept is damaged.
-    """
+    """Return the tokenizer that a run keeps in a folder, or learn one and keep it there."""
     from transformers import AutoTokenizer
 
     # Learnt again, it might weigh its pieces differently, and the run could not be resumed.
@@ -109,12 +105,7 @@ def learnt_tokenizer(
 def train_tokenizer(
     corpus: Corpus, config: VocabularyConfig, *, progress: bool = True
 ) -> PreTrainedTokenizerBase:
-    """Learn the pieces of a corpus, at most `config.vocab_size`.
-
-    The trainers by themselves do not see to it that a repeated run gets the same: they number
-    characters in the order of a randomly seeded hash table, and break ties by those numbers. So the
-    corpus is read once more, before, and the trainer is told the alphabet and its numbers.
-    """
+    """Learn the pieces of a corpus, at most `config.vocab_size`."""
     from transformers import BertTokenizer, PreTrainedTokenizerFast
 
     def texts(doing: str) -> Iterator[str]:
@@ -130,20 +121,21 @@ def train_tokenizer(
         return BertTokenizer(
             vocab=_train_pieces(backend, config, texts).get_vocab(), model_max_length=512
         )
-    backend = _LEARN[config.tokenizer](config, _normalizer(config), texts)
+    # NFC, after the folding that was asked for.
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
+    if config.strip_accents:
+        steps += [normalizers.NFD(), normalizers.StripAccents()]
+    normalizer = normalizers.Sequence([*steps, normalizers.NFC()])
+    backend = _LEARN[config.tokenizer](config, normalizer, texts)
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
     )
-    pad, unknown, first, last, mask = SPECIAL
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token=pad,
-        unk_token=unknown,
-        cls_token=first,
-        sep_token=last,
-        mask_token=mask,
+        **dict(zip(roles, SPECIAL, strict=True)),
         model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
@@ -154,14 +146,6 @@ def _special(lstrip: bool = False) -> list[AddedToken]:
     *others, mask = SPECIAL
     plain = [AddedToken(token, special=True) for token in others]
     return [*plain, AddedToken(mask, special=True, lstrip=lstrip)]
-
-
-def _normalizer(config: VocabularyConfig) -> normalizers.Normalizer:
-    """Return NFC, after the folding that was asked for."""
-    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
-    if config.strip_accents:
-        steps += [normalizers.NFD(), normalizers.StripAccents()]
-    return normalizers.Sequence([*steps, normalizers.NFC()])
 
 
 def _learn_wordpiece(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
@@ -175,13 +159,9 @@ def _learn_wordpiece(config: VocabularyConfig, normalizer: Any, texts: Texts) ->
             pre_tokenizers.Split(Regex(rf"\p{{Han}}|.{{{MAX_WORD_CHARS}}}"), "isolated"),
         ]
     )
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.WordPiece(CONTINUING, cleanup=False),
-            decoders.Fuse(),
-            decoders.Replace(Regex(UNWRITTEN_SPACES), ""),
-        ]
-    )
+    unwritten = decoders.Replace(Regex(UNWRITTEN_SPACES), "")
+    words = decoders.WordPiece(CONTINUING, cleanup=False)
+    backend.decoder = decoders.Sequence([words, decoders.Fuse(), unwritten])
     return _train_pieces(backend, config, texts)
 
 
@@ -190,9 +170,14 @@ def _train_pieces(backend: Tokenizer, config: VocabularyConfig, texts: Texts) ->
     # Each character may need two pieces: one that starts a word and one that continues it.
     limit = min(MAX_ALPHABET, (config.vocab_size - len(SPECIAL)) // 2)
     alphabet = alphabet_of(backend, texts("reading the alphabet"), limit)
+
+    def may_continue(character: str) -> bool:  # punctuation and ideographs cannot
+        word = backend.normalizer.normalize_str(f"a{character}")
+        return [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(word)] == [word]
+
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=_special() + [CONTINUING + c for c in alphabet if may_continue(backend, c)],
+        special_tokens=_special() + [CONTINUING + c for c in alphabet if may_continue(c)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -233,9 +218,8 @@ def _learn_unigram(config: VocabularyConfig, normalizer: Any, texts: Texts) -> T
     # The trainer keeps every character that it sees, so rarer ones are left to bytes.
     alphabet = alphabet_of(backend, texts("reading the alphabet"), (room - len(SPECIAL)) // 2)
     rare = re.compile(f"[^\\s{re.escape(''.join(alphabet))}]+")
-    known = (
-        rare.sub(" ", normalizer.normalize_str(text)) for text in texts("learning a vocabulary")
-    )
+    read = map(normalizer.normalize_str, texts("learning a vocabulary"))
+    known = (rare.sub(" ", text) for text in read)
     trainer = trainers.UnigramTrainer(
         vocab_size=room,
         special_tokens=_special(lstrip=True),
@@ -261,6 +245,8 @@ _LEARN = {"wordpiece": _learn_wordpiece, "bpe": _learn_bpe, "unigram": _learn_un
 
 def alphabet_of(backend: Tokenizer, texts: Iterable[str], limit: int) -> list[str]:
     """Return the `limit` most frequent normalised characters, sorted; ties go to the lower."""
+    # The trainers number characters in the order of a randomly seeded hash table, and break ties by
+    # those numbers. So that a repeated run gets the same, they are told the alphabet beforehand.
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(unicodedata.normalize("NFC", text))
@@ -271,9 +257,3 @@ def alphabet_of(backend: Tokenizer, texts: Iterable[str], limit: int) -> list[st
                 normal[part] += count
     ranked = sorted(normal, key=lambda character: (-normal[character], character))
     return sorted(ranked[:limit])
-
-
-def may_continue(backend: Tokenizer, character: str) -> bool:
-    """Return True if a character can stand inside a word; punctuation and ideographs cannot."""
-    normal = backend.normalizer.normalize_str(f"a{character}")
-    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)] == [normal]

@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskery.core.batch import IGNORE_INDEX, MaskedTokens, StaticShapes
+from maskery.core.errors import ModelError, reason_of
 
 PACKABLE = frozenset({
     "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "esm",
@@ -107,10 +108,14 @@ def pad(
     positions: npt.NDArray[np.int64],
     *,
     pad_token_id: int,
+    least: int = 0,
 ) -> EncoderInputs:
-    """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s."""
+    """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s.
+
+    `least` is the shortest that rows may be.
+    """
     lengths = np.diff(boundaries)
-    longest = int(lengths.max(initial=0))
+    longest = max(least, int(lengths.max(initial=0)))
     inside = np.arange(longest)[None, :] < lengths[:, None]
     padded = np.full(inside.shape, pad_token_id, np.int64)
     padded[inside] = input_ids
@@ -193,23 +198,51 @@ def first_position(config: PreTrainedConfig) -> int:
 
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return the most tokens a sequence may have, or None where the model sets no limit."""
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
     return limit - first_position(config)
 
 
-@torch.no_grad()
-def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
-    """Return the largest difference of packed from padded logits, as a share of the largest one."""
-    generator = np.random.default_rng(seed)
+def least_length(config: PreTrainedConfig) -> int:
+    """Return how long rows of padded batches must be."""
+    if config.model_type == "reformer":  # trains with all of its positions, and no fewer
+        return int(config.max_position_embeddings)
+    return 5 if config.model_type == "funnel" else 0  # it pools neighbours, and fails below
+
+
+def _sample(
+    hf: PreTrainedModel, pad_token_id: int, seed: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return ids (T,) of sequences at random, their boundaries (B + 1,), and all positions (T,)."""
     limit = max_positions(hf.config) or 64
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
-    low = 5 if hf.config.vocab_size > 10 else 0
-    ids = generator.integers(low, hf.config.vocab_size, int(boundaries[-1]), dtype=np.int64)
+    size = hf.config.get_text_config().vocab_size
+    low = 5 if size > 10 else 0
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)
     ids[ids == pad_token_id] = low + (pad_token_id == low)
-    everything = np.arange(len(ids))
+    return ids, boundaries, np.arange(len(ids))
+
+
+@torch.no_grad()
+def require_readable(hf: PreTrainedModel, pad_token_id: int) -> None:
+    """Raise a ModelError if a family needs more than token ids and a mask of what is padding."""
+    least = least_length(hf.config)
+    try:
+        _logits(hf.eval(), pad(*_sample(hf, pad_token_id), pad_token_id=pad_token_id, least=least))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as failure:
+        raise ModelError(
+            f"models of the family '{hf.config.model_type}' with these settings cannot read texts "
+            f"of any length ({reason_of(failure)}); use another encoder"
+        ) from failure
+
+
+@torch.no_grad()
+def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
+    """Return the largest difference of packed from padded logits, as a share of the largest one."""
+    ids, boundaries, everything = _sample(hf, pad_token_id, seed)
     was_training = hf.training
     hf.eval()
     try:

@@ -6,6 +6,7 @@ Shapes: V vocabulary, D width.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,11 +32,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from maskery.core.batch import vocabulary_size
+from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ModelError, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
-from maskery.models.layout import PACKABLE
+from maskery.models.layout import PACKABLE, require_readable
+
+log = logging.getLogger(__name__)
 
 ATTENTION_DROPOUTS = (
     "attention_probs_dropout_prob",
@@ -112,11 +115,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     source = resolve(name)
     with _loading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if tokenizer.mask_token_id is None:
-        raise ModelError(
-            f"the tokenizer of '{name}' has no mask token, and masked language modelling needs "
-            f"one; use a BERT-like model"
-        )
+    require_mask(tokenizer)
     return tokenizer
 
 
@@ -175,12 +174,9 @@ def load_masked_lm(
         settings = {"attn_implementation": kind, "dtype": "float32", "trust_remote_code": False}
         model, info = load_weights(AutoModelForMaskedLM, name, config=config, **settings)
     refuse_random_layers(name, model, info)
-    size = vocabulary_size(tokenizer)
-    if size > config.vocab_size:
-        raise ModelError(
-            f"the tokenizer of '{name}' has ids up to {size - 1} and its model "
-            f"{config.vocab_size} rows: they do not belong together; use the model's own tokenizer"
-        )
+    require_rows(f"'{name}'", model, tokenizer)
+    if config.model_type not in PACKABLE:  # those are tried where it is decided to pack
+        require_readable(model, int(tokenizer.pad_token_id or 0))
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -189,6 +185,22 @@ def load_masked_lm(
         ),
         attention_dropouts=dropouts,
     )
+
+
+def require_rows(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model without a row for each id of its tokenizer; rows beyond are told."""
+    size, rows = vocabulary_size(tokenizer), model.config.get_text_config().vocab_size
+    if size < rows:
+        told = "%s has %d rows beyond its tokenizer's ids; none of them is filled in"
+        log.info(told, name, rows - size)
+    elif size > rows:
+        fault = f"has ids up to {size - 1}"
+        if tokenizer.mask_token_id >= rows:
+            fault = f"adds the mask token '{tokenizer.mask_token}' as the id {size - 1}"
+        raise ModelError(
+            f"the tokenizer {fault} and {name} has {rows} rows: they do not belong together; use "
+            f"the model's own tokenizer"
+        )
 
 
 def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
@@ -232,13 +244,16 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Refuse weights that leave a part of the encoder at random, except a head or a pooler."""
+    """Refuse weights that leave a part of the encoder at random, except a head or a pooler.
+
+    Weights that no part of the model reads are named.
+    """
     prefix = f"{model.base_model_prefix}."
     random = sorted(
         key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
     )
     if random:
-        shown = ", ".join(random[:3]) + (f" and {len(random) - 3} more" if random[3:] else "")
+        shown = _some(random)
         fix, unexpected = "name a folder with all of its weights", info["unexpected_keys"]
         firsts = {key.partition(".")[0] for key in unexpected}
         foreign = f"{min(firsts)}." if len(firsts) == 1 else ""  # such as `module.`
@@ -251,6 +266,14 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
             f"the weights of '{name}' lack {len(random)} parameters of its encoder, which would "
             f"start at random ({shown}): {fix}"
         )
+    if unread := sorted(info["unexpected_keys"]):
+        told = "'%s' has %d weights that its model has no place for (%s); they are left out"
+        log.warning(told, name, len(unread), _some(unread))
+
+
+def _some(keys: Sequence[str]) -> str:
+    """Name three keys at most."""
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if keys[3:] else "")
 
 
 @contextmanager
@@ -327,7 +350,7 @@ def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_siz
 
     By `pieces`, a new word starts as the mean of the ids it was cut into before, or of all.
     """
-    old = int(hf.config.vocab_size)
+    old = int(hf.config.get_text_config().vocab_size)
     if vocab_size > old:
         hf.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = [hf.get_input_embeddings().weight]

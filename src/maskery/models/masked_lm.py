@@ -25,6 +25,7 @@ from maskery.models.layout import (
     EncoderInputs,
     StaticInputs,
     first_position,
+    least_length,
     pack,
     pack_static,
     pad,
@@ -106,7 +107,8 @@ class MaskedLanguageModel(nn.Module):
         if self.packed:
             start = first_position(self.hf.config)
             return pack(ids, boundaries, masked.positions, first_position=start)
-        return pad(ids, boundaries, masked.positions, pad_token_id=self.pad_token_id)
+        least = least_length(self.hf.config)
+        return pad(ids, boundaries, masked.positions, pad_token_id=self.pad_token_id, least=least)
 
     def lay_out_static(self, masked: MaskedTokens, shapes: StaticShapes) -> StaticInputs:
         """Turn a masked batch into forward arguments of constant shapes; for packed models."""
@@ -137,7 +139,10 @@ class MaskedLanguageModel(nn.Module):
         finally:
             if self._pruning is not None:
                 self._pruning.rows = None
+        # Perceiver returns all of its positions, and Reformer what it was padded to.
         hidden: torch.Tensor = output[0]
+        if hidden.dim() == 3:
+            hidden = hidden[:, : inputs.input_ids.shape[1]]
         hidden = hidden.reshape(-1, hidden.shape[-1])
         pruned = self._pruning is not None and self._pruning.done
         return hidden if pruned else hidden.index_select(0, inputs.rows)

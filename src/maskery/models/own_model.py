@@ -33,11 +33,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from maskery.core.batch import Vocabulary
+from maskery.core.batch import require_mask
 from maskery.core.errors import ModelError, reason_of
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, can_pack
-from maskery.models.loading import Loaded
+from maskery.models.loading import Loaded, require_rows
 from maskery.models.masked_lm import MaskedLanguageModel
 
 log = logging.getLogger(__name__)
@@ -122,12 +122,8 @@ def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
             f"{type(hf).__name__} has no masked-language-modelling head; load it with "
             f"AutoModelForMaskedLM"
         )
-    size = Vocabulary.of(tokenizer).size
-    if size > hf.config.vocab_size:
-        raise ModelError(
-            f"the tokenizer has ids up to {size - 1} and {type(model).__name__} has "
-            f"{hf.config.vocab_size} rows; give the model as many rows as the tokenizer has ids"
-        )
+    require_mask(tokenizer)
+    require_rows(type(model).__name__, hf, tokenizer)
     if hf.config.model_type in PACKABLE:  # Maskery's attention computes the same
         hf.set_attn_implementation(attention.NAME)
     return Loaded(model=hf.eval(), tokenizer=tokenizer)

@@ -246,13 +246,8 @@ class Journal:
         values = self.window.means(self.processes)
         self.window = Window()
         values |= more
-        if self.processes.is_main:
-            self._warn(step, values)
-            self.tracker.log(TRAIN, step, values)
-        return values
-
-    def _warn(self, step: int, values: dict[str, float]) -> None:
-        """Warn of skipped steps and of a spike, which is also added to the line."""
+        if not self.processes.is_main:
+            return values
         if SKIPPED in values:
             log.warning(
                 "%d steps up to step %d were skipped: their loss or gradient was no finite number",
@@ -261,13 +256,15 @@ class Journal:
             )
         usual = self._spikes.usual(values["loss"]) if "loss" in values else None
         if usual is not None:
-            values[SPIKE] = usual
             log.warning(
                 "the loss is %.3f at step %d, and was about %.3f before",
                 values["loss"],
                 step,
                 usual,
             )
+        spike = {} if usual is None else {SPIKE: usual}
+        self.tracker.log(TRAIN, step, values | spike)
+        return values
 
     def held_out(self, step: int, values: Mapping[str, float]) -> bool:
         """Write held-out figures; returns True if they are the best after any step so far."""

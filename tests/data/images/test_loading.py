@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from maskery.core.errors import DataError
 from maskery.data.images.loading import ImageRef, Skipped, decode_many, load_image
@@ -97,24 +97,25 @@ def test_damaged_inside() -> None:
     assert "is damaged (" in message(bytes(broken))
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A small PNG whose header claims a huge picture."""
+def raw_png(
+    size: tuple[int, int], content: bytes, *, depth: int = 8, colour: int = 2, key: bytes = b""
+) -> bytes:
+    """A PNG of any depth; `key` are the bytes of its transparent colour."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content))
-            + kind
-            + content
-            + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\x00" * 1000))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(content)), chunk(b"IEND", b"")]
+    if key:
+        parts.insert(1, chunk(b"tRNS", key))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG whose header claims a huge picture."""
+    return raw_png((width, height), b"\x00" * 1000)
 
 
 def test_decompression_bombs_are_not_decoded() -> None:
@@ -188,6 +189,58 @@ def test_unknown_ranges_are_refused() -> None:
     assert "floating-point" in message(encoded(Image.new("F", (2, 2), 0.5), "TIFF"))
     deep = Image.fromarray(np.array([[0, 70_000]], np.int32))
     assert "outside 16 bits" in message(encoded(deep, "TIFF"))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int16])
+def test_integers_of_a_tiff_that_may_mean_any_range_are_refused(dtype: Any) -> None:
+    content = encoded(Image.fromarray(np.array([[0, 200]], dtype)), "TIFF")
+    assert "32-bit grey levels, from 0 to 200, of unknown range" in message(content)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "key", "expected"),
+    [
+        (2, 0, bytes([0b00011011]), b"\x00\x01", [0, 255, 170, 255]),
+        (4, 0, bytes([0x0F, 0x60]), b"\x00\x06", [0, 255, 255]),
+        (8, 0, bytes([5, 6, 7]), b"\x00\x06", [5, 255, 7]),
+        (16, 0, struct.pack(">3H", 0, 1000, 65535), struct.pack(">H", 1000), [0, 255, 255]),
+        (16, 0, struct.pack(">2H", 0, 257), struct.pack(">H", 258), [0, 1]),
+        (16, 2, struct.pack(">6H", *[0x1234] * 3, *[0x5678] * 3), b"\x12\x34" * 3, [255, 0x56]),
+    ],
+)
+def test_a_transparent_colour_shows_white_at_any_depth(
+    depth: int, colour: int, row: bytes, key: bytes, expected: list[int]
+) -> None:
+    content = raw_png((len(expected), 1), b"\0" + row, depth=depth, colour=colour, key=key)
+    assert loaded(content)[0].tolist() == [[level] * 3 for level in expected]
+
+
+def swapped_profile() -> bytes:
+    """A profile under which the first channel is blue and the last is red."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    place = profile.index("sRGB".encode("utf-16-be"))
+    profile[place : place + 8] = "swap".encode("utf-16-be")
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_colours_are_those_of_the_profile(mode: str, kind: str) -> None:
+    image = Image.new("RGB", (2, 2), (250, 20, 30)).convert(mode)
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    plain = loaded(encoded(image, kind, **options))
+    swapped = loaded(encoded(image, kind, icc_profile=swapped_profile(), **options))
+    assert np.abs(swapped - plain[..., ::-1]).max() <= 2
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    np.testing.assert_array_equal(loaded(encoded(image, kind, icc_profile=srgb, **options)), plain)
+
+
+@pytest.mark.parametrize("profile", [b"no profile", swapped_profile()[:200], swapped_profile()])
+def test_a_profile_that_does_not_fit_does_not_lose_a_sound_picture(profile: bytes) -> None:
+    content = encoded(Image.new("L", (1, 1), 77), "PNG", icc_profile=profile)
+    assert loaded(content).tolist() == [[[77] * 3]]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])

@@ -13,10 +13,15 @@ from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_pixels
-from maskery.data.pairs.batches import HeldOutPairs, PairSource, ViewedPairs
-from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
+from maskery.data.pairs.batches import (
+    CaptionTokens,
+    HeldOutPairs,
+    PairSource,
+    Pictures,
+    ViewedPairs,
+    tokenise_captions,
+)
 from maskery.data.pairs.pairs import Pairs, group_ids
-from maskery.data.pairs.pictures import Pictures
 
 VIEW = ViewConfig(height=8, width=8, mean=HALF_MEAN, std=HALF_STD, pad=2, crop_scale=(0.3, 1.0))
 

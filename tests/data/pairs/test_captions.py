@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import DataError
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import tokenise_captions
+from maskery.data.pairs.batches import tokenise_captions
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.vocabulary import train_tokenizer
 

@@ -9,8 +9,9 @@ from tiny_pairs import save_tiny_pairs
 
 from maskery.core.errors import DataError
 from maskery.data.images.loading import ImageRef
+from maskery.data.pairs.batches import BYTES_PER_PIXEL, Pictures
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import BYTES_PER_PIXEL, Pictures, image_refs
+from maskery.data.pairs.records import image_refs
 
 
 def test_what_fits_stays_in_memory_and_the_rest_is_read_again(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.task import StandIn
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import tokenise_captions
-from maskery.data.pairs.pictures import Pictures
+from maskery.data.pairs.batches import Pictures, tokenise_captions
 from maskery.data.person_search.batches import PersonSource, ViewedPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search

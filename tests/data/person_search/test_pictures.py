@@ -13,8 +13,7 @@ from tiny_persons import draw_images, person_tokenizer, records, save_cuhk
 from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import tokenise_captions
-from maskery.data.pairs.pictures import Pictures
+from maskery.data.pairs.batches import Pictures, tokenise_captions
 from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search

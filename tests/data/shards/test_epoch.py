@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.batching import cut_by_padded_size, cut_by_sum, cut_windows
-from maskery.data.shards.epoch import (
+from maskery.data.shards.source import (
     Epoch,
     count_steps,
     cut_exactly,

@@ -24,9 +24,8 @@ from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id, is_held_out
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards import making, piece_work
-from maskery.data.shards.manifest import DocumentLengths, Manifest
-from maskery.data.shards.shard_file import read_shards
+from maskery.data.shards import making, pieces
+from maskery.data.shards.manifest import DocumentLengths, Manifest, read_shards
 from maskery.data.tokenise import encode_texts, tokenizer_fingerprint
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -102,7 +101,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from shard_folders import shard
-from maskery.data.shards import shard_file
+from maskery.data.shards import manifest
 left = int(sys.argv[3])
 def counted(function):
     def wrapper(*arguments):
@@ -143,9 +142,9 @@ def test_what_is_complete_is_not_made_again(
     archive = sorted(folder.glob("shard-*.safetensors"))[-2:]
     archive[1].unlink()  # the last of the archive, whose piece must be read again
     calls: list[str] = []
-    write = piece_work.write_stretch
+    write = pieces.write_stretch
     monkeypatch.setattr(
-        piece_work, "write_stretch", lambda name, *rest: (calls.append(name), write(name, *rest))[1]
+        pieces, "write_stretch", lambda name, *rest: (calls.append(name), write(name, *rest))[1]
     )
     made = shard(corpus, folder)
     assert calls == [archive[1].name.removeprefix("shard-").removesuffix(".safetensors")]

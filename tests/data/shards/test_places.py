@@ -14,7 +14,7 @@ from shard_folders import contents, shard
 from tiny_text import lines
 
 from maskery.core.errors import DataError, MissingExtraError
-from maskery.data.batching import Template
+from maskery.data.batching import Batching, Template
 from maskery.data.corpus.files import holds_shards
 from maskery.data.shards import places
 from maskery.data.shards.places import Place, RemotePlace, open_place
@@ -54,10 +54,10 @@ def entry(data: bytes) -> tuple[int, str]:
 def test_an_address_gives_the_batches_of_the_folder(
     folder: Path, remote: Any, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"max_length": 24, "batch_tokens": 100, "shuffle_shards": 2}
-    here = ShardSource(TokenShards(Place(folder)), TEMPLATE, **settings)
+    batching = Batching(template=TEMPLATE, max_length=24, batch_tokens=100)
+    here = ShardSource(TokenShards(Place(folder)), batching, shuffle_shards=2)
     place = open_remote(tmp_path)
-    there = ShardSource(TokenShards(place), TEMPLATE, cache_shards=1, **settings)
+    there = ShardSource(TokenShards(place), batching, cache_shards=1, shuffle_shards=2)
     assert there.num_steps(0) == here.num_steps(0)
     most = 0
     for step in range(here.num_steps(0)):

@@ -14,7 +14,7 @@ from tiny_text import lines
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.core.task import StandIn
-from maskery.data.batching import Template, TextSource
+from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import Place
@@ -40,8 +40,10 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_source(folder: Path, **changes: Any) -> ShardSource:
-    settings = {"max_length": 24, "batch_tokens": 100, "shuffle_shards": 3, "seed": 5, **changes}
-    return ShardSource(TokenShards(Place(folder)), TEMPLATE, **settings)
+    own = {name: changes.pop(name) for name in ("exclude", "shuffle_shards") if name in changes}
+    settings = {"max_length": 24, "batch_tokens": 100, "seed": 5, **changes}
+    batching = Batching(template=TEMPLATE, **settings)
+    return ShardSource(TokenShards(Place(folder)), batching, **{"shuffle_shards": 3, **own})
 
 
 def named(batch: TokenBatch) -> list[Token]:
@@ -78,7 +80,7 @@ def test_an_epoch_is_the_corpus_once_within_the_budget(
     )
     held = set(source.shards.held_out(10**9).ids.tolist())
     kept = np.flatnonzero(~np.isin(np.asarray(store.ids), list(held)))
-    plain = TextSource(store, kept, TEMPLATE, max_length=24, batch_tokens=100)
+    plain = TextSource(store, kept, Batching(template=TEMPLATE, max_length=24, batch_tokens=100))
     assert 0 < len(kept) < store.num_documents
     assert Counter(read) == Counter(flat(steps_of(plain, 0)))
     for step in range(source.num_steps(0)):

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_image_text import new_image_text, save_tiny_image_text
 
 from maskery.core.errors import DataError, ModelError
-from maskery.data.gallery.store import GalleryStore
+from maskery.data.gallery import GalleryStore
 from maskery.data.images.loading import ImageRef
 from maskery.data.images.views import view
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text

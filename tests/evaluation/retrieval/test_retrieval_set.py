@@ -14,9 +14,8 @@ from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view
-from maskery.data.pairs.captions import tokenise_captions
+from maskery.data.pairs.batches import Pictures, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
 from maskery.evaluation.retrieval.config import RetrievalConfig

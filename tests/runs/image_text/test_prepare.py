@@ -24,9 +24,8 @@ from transformers import (
 from maskery.cli.main import main
 from maskery.data.images.config import CLIP_MEAN, HALF_MEAN, IMAGENET_MEAN
 from maskery.data.pairs.pairs import Pairs
-from maskery.runs.image_text.config import PairsTrainingConfig
+from maskery.runs.image_text.config import PairsRunConfig, PairsTrainingConfig
 from maskery.runs.image_text.prepare import StartModel, start_model
-from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.run import train_pairs
 
 SIZES: dict[str, Any] = {

@@ -151,14 +151,14 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
 def test_a_run_goes_on_with_the_same_pairs_and_settings_alone(tmp_path: Path) -> None:
     pairs = save_tiny_pairs(tmp_path / "data", 24)
     named = save_tiny_pairs(tmp_path / "named", 24, persons=True)
-    others = save_tiny_pairs(tmp_path / "others", 8)
+    others = save_tiny_pairs(tmp_path / "others", 8, first=100)
     plain = config_of(pairs, tmp_path / "plain", max_steps=1)
     judged = replace(plain, output=tmp_path / "judged", eval_pairs=str(others))
     for config in (plain, judged):
         train_pairs(config, progress=False)
     others.write_text("\n".join(others.read_text("utf-8").splitlines()[2:]), "utf-8")
     for config, change, told in (
-        (plain, {"eval_pairs": str(named)}, "eval_pairs_fingerprint is '.*' here and not set"),
+        (plain, {"eval_pairs": str(others)}, "eval_pairs_fingerprint is '.*' here and not set"),
         (judged, {}, "eval_pairs_fingerprint is '.*' here and '.*' in the run"),
         (judged, {"eval_pairs": None}, "held_out_share is 0.2 here and not set in the run"),
         (plain, {"held_out_share": 0.3}, "held_out_share is 0.3 here and 0.2 in the run"),
@@ -175,15 +175,16 @@ def test_a_run_goes_on_with_the_same_pairs_and_settings_alone(tmp_path: Path) ->
 
 def test_a_run_goes_on_from_the_model_and_twin_of_another(tmp_path: Path) -> None:
     pairs = save_tiny_pairs(tmp_path / "data", 24)
+    others = save_tiny_pairs(tmp_path / "others", 8, first=100)
     first = train_pairs(config_of(pairs, tmp_path / "first", max_steps=3), progress=False)
     config = replace(
         config_of(pairs, tmp_path / "second", max_steps=1),
         model=str(first.folder),
-        eval_pairs=str(pairs),
+        eval_pairs=str(others),
     )
     second = train_pairs(config, progress=False)
     rows = [json.loads(line) for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
-    again = evaluate_pairs_run(first.folder, eval_pairs=str(pairs))
+    again = evaluate_pairs_run(first.folder, eval_pairs=str(others))
     assert rows[0]["right_loss"] == pytest.approx(again.scores["right"].loss.value, abs=1e-5)
     respelt = replace(config, model=os.path.relpath(first.folder / "model"), resume="auto")
     assert train_pairs(respelt, progress=False).summary.resumed_from == 1
@@ -277,7 +278,7 @@ def test_a_run_is_the_same_however_its_paths_are_typed_and_wherever_it_is_measur
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny_pairs(tmp_path / "data", 12)
-    save_tiny_pairs(tmp_path / "held", 6)
+    save_tiny_pairs(tmp_path / "held", 6, first=100)
     monkeypatch.chdir(tmp_path)
     typed = config_of(Path("data/pairs.jsonl"), tmp_path / "run", epochs=1)
     typed = replace(typed, eval_pairs="held/pairs.jsonl", reading=PairsConfig(images=Path("data")))
@@ -315,7 +316,7 @@ def test_a_reader_of_the_users_own_and_records_in_python_give_the_same_run(tmp_p
 def test_splits_in_file_names_are_trained_on_and_measured(tmp_path: Path) -> None:
     for split, count in (("train", 9), ("test", 6)):
         folder = tmp_path / "data" / split
-        save_tiny_pairs(folder, count).rename(folder / "metadata.jsonl")
+        save_tiny_pairs(folder, count, first=count * 100).rename(folder / "metadata.jsonl")
     config = config_of(tmp_path / "data", tmp_path / "run", max_steps=1)
     run = prepare_pairs(config, progress=False)
     assert len(run.train.ids) == 9

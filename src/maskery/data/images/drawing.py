@@ -59,10 +59,7 @@ class SheetRow:
 
 
 def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10) -> Image:
-    """Lay rows of pictures out on white paper, `columns` at most side by side.
-
-    Pictures are scaled to `height` pixels; none is made wider than twice that.
-    """
+    """Lay rows of pictures, `height` pixels high, out on white paper, some columns side by side."""
     if not any(row.cells for row in rows):
         raise DataError("there is no picture to put on the sheet")
     widest = max(_scaled(cell.image, height)[0] for row in rows for cell in row.cells)
@@ -80,12 +77,14 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
 
 
 def _scaled(image: Image, height: int) -> tuple[int, int]:
+    # No wider than twice the height, or one panorama would set the width of every column.
     factor = min(height / image.height, 2 * height / image.width)
     return max(1, round(image.width * factor)), max(1, round(image.height * factor))
 
 
 def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int) -> Image:
     image_module, fonts = pillow(), pillow("ImageFont")
+    # Pillow's own font: there is one on every machine.
     heading_font, label_font = map(fonts.load_default, (HEADING_SIZE, LABEL_SIZE))
     # At least eight letters a line, however narrow the sheet is.
     letters = max(8, int((width - 2 * MARGIN) / max(1.0, heading_font.getlength("n"))))
@@ -110,18 +109,12 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
         part.paste(resized, (left + FRAME, upper + FRAME))
         below = upper + size[1] + 2 * FRAME + 2
         for turn, text in enumerate(cell.label):
-            shown = _shortened(text, label_font, step[0] - 4)
+            shown = text
+            while text and label_font.getlength(shown) > step[0] - 4:
+                text = text[1:]  # the start goes: the end of a path says most
+                shown = f"...{text}"
             draw.text((left + FRAME, below + turn * small), shown, fill=FAINT, font=label_font)
     return part
-
-
-def _shortened(text: str, font: Any, width: int) -> str:
-    """Cut off the start of a text that is too long: the end of a path says most."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"...{text}") > width:
-        text = text[1:]
-    return f"...{text}"
 
 
 def heat_over(image: Image, heat: Float32Array) -> Image:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
 from maskery.core.errors import DataError, MissingExtraError, reason_of
+from maskery.core.random import UInt64Array
 from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
@@ -59,17 +61,11 @@ def load_image(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     near: tuple[int, int] | None = None,
 ) -> Image:
-    """Decode a picture to RGB.
+    """Decode a picture to RGB, or raise a DataError.
 
     Of an animation the first frame is taken; EXIF orientation is applied; transparent pixels show
-    white; 16-bit grey is scaled to 8 bits; CMYK and palettes are converted.
-
-    Args:
-        near: (width, height) in pixels that will be asked of the result. A JPEG of at least twice
-            that size is decoded at a half, a quarter or an eighth, several times faster.
-
-    Raises:
-        DataError: It is empty, no picture, damaged, too large or of an odd pixel type.
+    white; 16-bit grey is scaled to 8 bits; CMYK, palettes and colour profiles become sRGB. `near`
+    is the (width, height) in pixels that will be asked of the result.
     """
     module = pillow()
     if not file.seek(0, os.SEEK_END):
@@ -77,11 +73,26 @@ def load_image(
     file.seek(0)
     try:
         with module.open(file, formats=_formats()) as image:
-            _check_pixels(image, name, max_pixels)
+            width, height = image.size
+            if not width * height:
+                raise DataError(f"image {name} has {width} x {height} pixels, none; remove it")
+            if width * height > max_pixels:
+                raise DataError(
+                    f"image {name} has {width} x {height} pixels, more than the {max_pixels} "
+                    f"allowed; shrink it or raise max_pixels"
+                )
             if near is not None:
-                # An EXIF turn may exchange the sides.
+                # A JPEG of at least twice that size is decoded at a half, a quarter or an eighth,
+                # several times faster. An EXIF turn may exchange the sides.
                 image.draft(None, (max(near), max(near)))
-            return _as_rgb(_upright(image), name)
+            _scale_key(image)
+            image.load()
+            try:
+                upright: Image = pillow("ImageOps").exif_transpose(image)
+            except Exception:
+                # Cameras and editors write broken EXIF blocks into sound pictures.
+                upright = image
+            return _as_rgb(upright, name, image.format)
     except (DataError, MissingExtraError):
         raise
     except module.UnidentifiedImageError as error:
@@ -100,56 +111,59 @@ def load_image(
         raise DataError(f"image {name} is damaged ({why}); restore or remove it") from error
 
 
-def _check_pixels(image: Image, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if not 0 < width * height <= max_pixels:
-        raise DataError(
-            f"image {name} has {width} x {height} pixels, "
-            + (
-                f"more than the {max_pixels} allowed; shrink it or raise max_pixels"
-                if width * height
-                else "none; remove it"
-            )
-        )
+def _scale_key(image: Any) -> None:
+    """Bring the transparent colour of a PNG to 8 bits, to which Pillow brings its pixels alone."""
+    key, depth = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if depth == "RGB;16B" and key is not None:
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+    elif depth in ("L;2", "L;4") and key is not None:
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[depth]
 
 
-def _upright(image: Image) -> Image:
-    """Turn the picture as its EXIF orientation says; unreadable EXIF data turns nothing."""
-    image.load()
-    try:
-        turned: Image = pillow("ImageOps").exif_transpose(image)
-    except Exception:
-        # Cameras and editors write broken EXIF blocks into sound pictures.
-        return image
-    return turned
-
-
-def _as_rgb(image: Image, name: str) -> Image:
+def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
     """Return a picture of any mode as RGB, detached from its file."""
     if image.mode in DEEP_GREY_MODES:
-        image = _shallow(image, name)
+        levels = np.asarray(image).astype(np.int64)
+        # A TIFF of 32 bits may mean any range by them; Pillow scales a PGM's to 16.
+        unknown = image.mode == "I" and kind == "TIFF"
+        if unknown or levels.min() < 0 or levels.max() > 65535:
+            raise DataError(
+                f"image {name} has 32-bit grey levels, from {levels.min()} to {levels.max()}, of "
+                f"unknown range or outside 16 bits; convert it to 8 bits"
+            )
+        # Rounded, not cut off: the brightest level stays the brightest.
+        grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        grey[levels == image.info.get("transparency", -1)] = PAPER[0]
+        image = pillow().fromarray(grey)
     if image.mode == "F":
         raise DataError(
             f"image {name} has floating-point pixels, whose range is unknown; convert it to 8 bits"
         )
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        paper: Image = pillow().new("RGBA", layered.size, (*PAPER, 255))
-        paper.alpha_composite(layered)
+    if image.has_transparency_data or image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if profile := image.info.get("icc_profile"):
+        transform = _to_srgb(profile, image.mode)
+        image = image if transform is None else transform.apply(image)
+    if image.mode == "RGBA":
+        paper: Image = pillow().new("RGBA", image.size, (*PAPER, 255))
+        paper.alpha_composite(image)
         return paper.convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-def _shallow(image: Image, name: str) -> Image:
-    """Return 16-bit grey as 8-bit grey, rounded."""
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise DataError(
-            f"image {name} has grey levels from {levels.min()} to {levels.max()}, outside 16 bits; "
-            f"convert it to 8 bits"
-        )
-    shallow: Image = pillow().fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-    return shallow
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> Any:
+    """Return the transform from a colour profile to sRGB; None where there is nothing to do."""
+    try:
+        cms = pillow("ImageCms")
+        found = cms.ImageCmsProfile(io.BytesIO(profile))
+        if cms.getProfileDescription(found).startswith(("sRGB IEC61966", "sRGB built-in")):
+            return None  # most pictures that have one
+        target = "RGBA" if mode == "RGBA" else "RGB"
+        return cms.buildTransform(found, cms.createProfile("sRGB"), mode, target)
+    except Exception:
+        # As with EXIF: programs write broken profiles into sound pictures.
+        return None
 
 
 def open_file(path: Path, within: Path | None = None) -> BinaryIO:
@@ -197,6 +211,25 @@ class ImageRef:
             # A file is told by its whole path.
             name = str(getattr(file, "name", self.name))
             return load_image(file, name=name, max_pixels=self.max_pixels, near=near)
+
+
+def content_hashes(refs: Iterable[ImageRef]) -> UInt64Array:
+    """Return (N,) uint64: a hash of each picture's bytes, so that copies and links are known.
+
+    A picture that cannot be read is known by its name.
+    """
+    known: dict[str, bytes] = {}
+    names = []
+    for ref in refs:
+        names.append(ref.name)
+        if ref.name not in known:
+            try:
+                with ref.open() as file:
+                    content = file.read()
+            except (DataError, OSError):
+                content = ref.name.encode()
+            known[ref.name] = blake2b(content, digest_size=8).digest()
+    return np.frombuffer(b"".join(known[name] for name in names), "<u8").astype(np.uint64)
 
 
 class Skipped:

@@ -77,8 +77,16 @@ def view_pixels(
         resized = resized.transpose(module.Transpose.FLIP_LEFT_RIGHT)
     if config.augment_operations:
         resized = augment(resized, config, uniforms[Draw.AUGMENT :])
-    pixels = _pad_and_crop(np.array(resized), config, uniforms)
-    _erase(pixels, config, uniforms)
+    pixels, pad = np.array(resized), config.pad
+    if pad:  # shifted by up to `pad` pixels each way; the gap has the mean colour
+        height, width, _ = pixels.shape
+        padded = np.empty((height + 2 * pad, width + 2 * pad, 3), np.uint8)
+        padded[:] = _mean_colour(config)
+        padded[pad : pad + height, pad : pad + width] = pixels
+        top, left = (int(uniforms[d] * (2 * pad + 1)) for d in (Draw.PAD_Y, Draw.PAD_X))
+        pixels = padded[top : top + height, left : left + width].copy()
+    if uniforms[Draw.ERASE] < config.erase_probability:
+        _erase(pixels, config, uniforms)
     return pixels
 
 
@@ -126,31 +134,8 @@ def _crop_box(
     return left, top, min(left + width, size[0]), min(top + height, size[1])
 
 
-def _mean_colour(config: ViewConfig) -> npt.NDArray[np.uint8]:
-    colour = np.array(config.normalisation[0]) * 255
-    return colour.round().astype(np.uint8)
-
-
-def _pad_and_crop(
-    pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[float]
-) -> npt.NDArray[np.uint8]:
-    """Shift the picture by up to `pad` pixels each way; the gap has the mean colour."""
-    pad = config.pad
-    if not pad:
-        return pixels
-    height, width, _ = pixels.shape
-    padded = np.empty((height + 2 * pad, width + 2 * pad, 3), np.uint8)
-    padded[:] = _mean_colour(config)
-    padded[pad : pad + height, pad : pad + width] = pixels
-    top = int(uniforms[Draw.PAD_Y] * (2 * pad + 1))
-    left = int(uniforms[Draw.PAD_X] * (2 * pad + 1))
-    return padded[top : top + height, left : left + width].copy()
-
-
 def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[float]) -> None:
     """Paint a random rectangle over with the mean colour, in place."""
-    if uniforms[Draw.ERASE] >= config.erase_probability:
-        return
     height, width, _ = pixels.shape
     area = _between(config.erase_scale, uniforms[Draw.ERASE_AREA]) * height * width
     ratio = _log_between(ERASE_RATIO, uniforms[Draw.ERASE_RATIO])
@@ -159,6 +144,10 @@ def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[flo
     top = int(uniforms[Draw.ERASE_Y] * (height - erased_height + 1))
     left = int(uniforms[Draw.ERASE_X] * (width - erased_width + 1))
     pixels[top : top + erased_height, left : left + erased_width] = _mean_colour(config)
+
+
+def _mean_colour(config: ViewConfig) -> npt.NDArray[np.uint8]:
+    return (np.array(config.normalisation[0]) * 255).round().astype(np.uint8)
 
 
 def augment(image: Image, config: ViewConfig, uniforms: Sequence[float]) -> Image:

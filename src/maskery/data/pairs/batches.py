@@ -1,35 +1,164 @@
-"""Batches of pairs: two random views of each picture and one of its captions, in a fixed order.
+"""What training and measuring read of pairs: caption tokens, decoded pictures, and their batches.
 
-Everything random is a function of (seed, epoch, example): the order, the views, the caption. So a
-batch does not depend on the number of processes, on threads or on resuming.
+A batch has two random views of each picture and one of its captions. Everything random is a
+function of (seed, epoch, example): the order, the views, the caption. So a batch does not depend on
+the number of processes, on threads or on resuming.
 
-Shapes: N examples, B examples of a batch, I pictures, H height, W width.
+Shapes: N pairs or examples, C captions, T tokens of all captions, B examples of a batch, I
+pictures, H height, W width.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Generic, TypeVar
+from hashlib import blake2b
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
-from maskery.core.task import StandIn
-from maskery.data.batching import Plan, plan_epoch, split_step
+from maskery.data.batching import PlannedSource, Template, assemble
 from maskery.data.images.config import ViewConfig
+from maskery.data.images.loading import MAX_WORKERS, Skipped, decode_many
 from maskery.data.images.views import view_draws, view_stack
-from maskery.data.pairs.captions import CaptionTokens
 from maskery.data.pairs.pairs import Pairs, wrong_pairs
-from maskery.data.pairs.pictures import Pictures
+from maskery.data.pairs.records import brief
+from maskery.data.tokenise import encoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# Tokenizers work on lists in parallel; larger ones gain nothing, and each text in them takes
+# kilobytes until it is read.
+CAPTIONS_AT_ONCE = 4096
+# Pillow's number of the filter that views resize with.
+BICUBIC = 3
+# Pillow pads red, green and blue to a word.
+BYTES_PER_PIXEL = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTokens:
+    """Every usable caption, tokenised once."""
+
+    tokens: npt.NDArray[np.int32]  # (T,) int32, without special tokens
+    word_starts: npt.NDArray[np.bool_]  # (T,) bool
+    # (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
+    boundaries: Int64Array
+    owners: Int64Array  # (C,) int64, ascending: the pair of each caption
+    places: Int64Array  # (C,) int64: its number among its pair's captions
+    # (C,) int64: the caption's first token among its pair's, special tokens counted. A pair's
+    # captions are windows of one document, so that each has masks of its own.
+    starts: Int64Array
+    template: Template  # the special tokens of a sequence
+    skipped: Skipped  # captions that were left out because nothing in them can be masked
+    num_cut: int  # captions that were cut at the longest length
+
+    def token_counts(self, vocab_size: int) -> Int64Array:
+        """Count each token of the captions: (V,) int64."""
+        return np.bincount(self.tokens, minlength=vocab_size).astype(np.int64)
+
+    def batch(self, captions: Int64Array, example_ids: npt.NDArray[np.uint64]) -> TokenBatch:
+        """Return some captions end to end, each under the id of its pair."""
+        firsts, ends = self.boundaries[captions], self.boundaries[captions + 1]
+        arrays = self.tokens, self.word_starts, firsts, ends - firsts, example_ids
+        return assemble(*arrays, self.starts[captions], self.template)
+
+
+def tokenise_captions(
+    pairs: Pairs, tokenizer: PreTrainedTokenizerBase, skipped: Skipped, *, max_length: int
+) -> CaptionTokens:
+    """Tokenise all captions, cut to `max_length` tokens; `skipped` is told of unusable ones."""
+    template = Template.of(tokenizer)
+    longest = max_length - template.num_special
+    captions = ((n, place) for n, pair in enumerate(pairs) for place in range(len(pair.captions)))
+    owners, places = np.array(list(captions), np.int64).T
+    texts = (caption for pair in pairs for caption in pair.captions)
+    encode, parts = encoder(tokenizer), []
+    while chunk := list(islice(texts, CAPTIONS_AT_ONCE)):
+        parts.append(encode(chunk))
+    tokens, words, lengths = map(np.concatenate, zip(*parts, strict=True))
+    rows = np.repeat(np.arange(len(lengths)), lengths)  # the caption of each token
+    within = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    # A piece of a caption still describes the picture; the count is told at the end.
+    kept = within < longest
+    protected = Vocabulary.of(tokenizer).protected
+    maskable = np.bincount(rows, kept & ~protected[tokens], len(lengths)) > 0
+    for owner, place in zip(owners[~maskable].tolist(), places[~maskable].tolist(), strict=True):
+        pair = pairs[owner]
+        skipped.report(
+            DataError(
+                f"the caption {brief(pair.captions[place])} of image {pair.image.name} holds no "
+                f"token that could be masked; correct it or choose another tokenizer"
+            )
+        )
+    if not maskable.any():
+        raise DataError(f"no caption is left to learn from ({skipped}); bring others")
+    kept &= maskable[rows]
+    owners, cut = owners[maskable], np.minimum(lengths[maskable], longest)
+    before = np.cumsum(cut + template.num_special) - cut - template.num_special
+    return CaptionTokens(
+        tokens=tokens[kept].astype(np.int32),
+        word_starts=words[kept],
+        boundaries=np.concatenate(([0], np.cumsum(cut))),
+        owners=owners,
+        places=places[maskable],
+        # Counted from the first caption of the same pair.
+        starts=before - before[np.searchsorted(owners, owners, side="left")],
+        template=template,
+        skipped=skipped,
+        num_cut=int((lengths > longest).sum()),
+    )
+
+
+def fingerprint(pairs: Pairs) -> str:
+    """Return a hash of the pairs' ids, which follow from image names and captions."""
+    return blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()
+
+
+class Pictures:
+    """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
+
+    A picture that cannot be read is None from then on; `skipped` is told of it once.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        on_bad_image: Literal["skip", "fail"],
+        *,
+        near: tuple[int, int] | None,  # size to keep them at; None where they are to be cropped
+        cache_bytes: int = 0,
+    ) -> None:
+        self.skipped = Skipped("image", on_bad_image)
+        self._pairs, self._near, self._room = pairs, near, cache_bytes
+        self._kept: dict[int, Image | None] = {}
+        self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
+
+    def load(self, indices: Sequence[int]) -> list[Image | None]:
+        """Return the RGB pictures of some pairs, None for those that were skipped."""
+        wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
+        refs = [self._pairs[i].image for i in wanted]
+        images = decode_many(refs, self.skipped, near=self._near, pool=self._pool)
+        if self._near is not None:  # at the size of a view, so that no epoch resizes it again
+            images = [image and image.resize(self._near, BICUBIC) for image in images]
+        decoded = dict(zip(wanted, images, strict=True))
+        for index, image in decoded.items():
+            size = 0 if image is None else image.width * image.height * BYTES_PER_PIXEL
+            # Those that come first stay: every epoch comes back to them in another order.
+            if size <= self._room:
+                self._room -= size
+                self._kept[index] = image
+        return [decoded[i] if i in decoded else self._kept[i] for i in indices]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,66 +185,24 @@ class JudgedPairs:
 ViewedT = TypeVar("ViewedT")
 
 
-class PicturedExamples(ABC, Generic[ViewedT]):
-    """Training examples with a picture each: their order, their pictures and views.
-
-    `ids` (N,) are those of the examples, and `pairs` (N,) the pairs whose pictures they have. A
-    step has `batch_size` examples over all processes, a micro-batch at most `micro_size`.
-    """
+class PicturedExamples(PlannedSource[ViewedT]):
+    """Training examples with a picture each: their order, their pictures and views."""
 
     def __init__(
         self,
-        ids: UInt64Array,
-        pairs: Int64Array,
+        ids: UInt64Array,  # (N,)
+        pairs: Int64Array,  # (N,) of which each example has the picture
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
-        batch_size: int,
-        micro_size: int | None,
+        batch_size: int,  # examples of a step, over all processes
+        micro_size: int | None,  # most examples of a micro-batch
         seed: int,
     ) -> None:
+        # Pictures cost the same whatever their captions, so each example counts as one token.
+        super().__init__(np.ones(len(ids), np.int64), batch_size, micro_size, "packed", seed)
         self.ids, self.pairs = ids, pairs
         self.captions, self.pictures, self.view = captions, pictures, view
-        self.batch_size, self.micro_size = batch_size, micro_size or batch_size
-        self.seed = seed
-        self._plan: tuple[int, Plan] | None = None
-
-    @abstractmethod
-    def batch(self, members: Int64Array, epoch: int, crowd: Int64Array | None = None) -> ViewedT:
-        """Return the batch of some examples, without pictures that cannot be read.
-
-        `crowd` are the examples of the same micro-batch on all processes; by default `members`.
-        """
-
-    def num_steps(self, epoch: int) -> int:
-        """Return the number of steps of an epoch."""
-        del epoch  # each has as many
-        return -(-len(self.ids) // self.batch_size)
-
-    def micro_batches(
-        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> Sequence[ViewedT | StandIn[ViewedT]]:
-        """Return one process's share of a step: every `world_size`-th example of it.
-
-        A process that is left without one computes an example once more, and counts it for nothing.
-        """
-        members = self.plan(epoch).step(step)
-        ones = np.ones(len(members), np.int64)
-        parts = split_step(ones, micro_tokens=self.micro_size, parts=world_size)
-        batches: list[ViewedT | StandIn[ViewedT]] = []
-        for turn in range(0, len(parts), world_size):
-            mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
-            batch = self.batch(members[mine if len(mine) else [0]], epoch, members[crowd])
-            batches.append(batch if len(mine) else StandIn(batch))
-        return batches
-
-    def plan(self, epoch: int) -> Plan:
-        """Return the steps of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            ones = np.ones(len(self.ids), np.int64)  # tokens of the budget that each counts as
-            plan = plan_epoch(ones, seed=self.seed, epoch=epoch, batch_tokens=self.batch_size)
-            self._plan = (epoch, plan)
-        return self._plan[1]
 
     def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
@@ -158,19 +245,19 @@ class PairSource(PicturedExamples[ViewedPairs]):
         super().__init__(ids, chosen, captions, pictures, view, *sizes, seed)
 
     def batch(
-        self, members: Int64Array, epoch: int, crowd: Int64Array | None = None
+        self, chosen: Int64Array, epoch: int = 0, crowd: Int64Array | None = None
     ) -> ViewedPairs:
-        """Return the batch of some pairs in an epoch, with one caption of each."""
+        """Return the batch of some pairs that can be read, with one caption of each."""
         del crowd
-        members, images = self.readable(members, epoch)
+        members, images = self.readable(chosen, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
         owners, pairs = self.captions.owners, self.pairs[members]
         first = np.searchsorted(owners, pairs, side="left")
         count = np.searchsorted(owners, pairs, side="right") - first
         drawn = uniforms(self.seed, Stream.CAPTION, epoch, ids, np.zeros(len(ids), np.int64))
-        chosen = first + (drawn.astype(np.float64) * count).astype(np.int64)
-        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(chosen, ids))
+        captions = first + (drawn.astype(np.float64) * count).astype(np.int64)
+        return ViewedPairs(image1=image1, image2=image2, text1=self.captions.batch(captions, ids))
 
 
 class HeldOutPairs:

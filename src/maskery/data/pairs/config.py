@@ -20,7 +20,7 @@ CONTRACT = (
 OURS = {
     "json": "maskery.data.pairs.tables:open_json",
     "csv": "maskery.data.pairs.tables:open_csv",
-    "parquet": "maskery.data.pairs.parquet:open_parquet",
+    "parquet": "maskery.data.pairs.tables:open_parquet",
     "webdataset": "maskery.data.pairs.webdataset:open_webdataset",
 }
 FORMATS: Registry[Callable[..., Any]] = Registry("--reader", CONTRACT, OURS)

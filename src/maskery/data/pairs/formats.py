@@ -17,8 +17,16 @@ from typing import Any, TypeAlias
 from maskery.core.errors import DataError, MaskeryError, reason_of
 from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
-from maskery.data.pairs.pictures import Place, image_refs, stored_bytes
-from maskery.data.pairs.records import Columns, Reader, Record, brief, find_columns
+from maskery.data.pairs.records import (
+    Columns,
+    Place,
+    Reader,
+    Record,
+    brief,
+    find_columns,
+    image_refs,
+    stored_bytes,
+)
 from maskery.data.pairs.tables import table_folder
 
 # A path or pattern, an iterable of records, or a `datasets` dataset.
@@ -28,8 +36,14 @@ CONTAINERS = (".parquet", ".tar")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # A range of more names is a slip of the keyboard, and writing it out would fill the memory.
 MAX_RANGE = 1_000_000
-# Hugging Face names files `train-00000-of-00002.parquet`, or puts them into a folder `train`.
-SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(-\d+-of-\d+)?")
+# In the order in which they are preferred; those of `HELD_SPLITS` for measuring.
+TRAIN_SPLITS = ("train", "training")
+HELD_SPLITS = ("test", "testing", "validation", "valid", "val", "dev", "evaluation", "eval")
+# As Hugging Face finds it in the name of a file or folder, between separators or digits:
+# `train-00000-of-00002.parquet`, `cc3m-train-0000.tar`, `val2017/`.
+SPLIT_NAME = re.compile(
+    rf"(?:.*?[-._ \d])??({'|'.join(TRAIN_SPLITS + HELD_SPLITS)})(?:[-._ \d].*)?", re.IGNORECASE
+)
 
 
 def open_source(source: Source, config: PairsConfig) -> Reader:
@@ -46,16 +60,24 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     choice = config.reader or _format_of(paths, source)
     opener = FORMATS.find(choice)
     if choice not in OURS:
-        return _open_with(opener, choice, paths, config, root)
+        given = GivenRecords(config, root, choice)
+        return given.reader(chain.from_iterable(given.of_file(path, opener) for path in paths))
     reader: Reader = opener(paths, config, root)
     splits = file_splits(paths, root)
     if splits is None or len(paths) < 2:
         return reader
-    named = (
-        record if record.split is not None else replace(record, split=splits[record.place[0]])
-        for record in reader.records
-    )
-    return replace(reader, records=named)
+    return replace(reader, records=_named(reader.records, splits, source))
+
+
+def _named(records: Iterator[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
+    """Give each record the split in its file's name, unless it names its own."""
+    empty = set(splits)
+    for record in records:
+        split = splits[record.place[0]] if record.split is None else record.split
+        empty.discard(split)
+        yield replace(record, split=split)
+    if empty:
+        raise DataError(f"{source}: split {min(empty)!r} holds no pairs; fill or remove its files")
 
 
 def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], Path]:
@@ -120,8 +142,9 @@ def expand(source: str | Path) -> list[Path]:
                 f"{missing[0]}; restore them or correct the range"
             )
         return paths
-    paths = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
-    paths = [path for path in paths if path.is_file()]
+    # Path.glob takes no absolute pattern.
+    names = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+    paths = [path for path in map(Path, names) if path.is_file()]
     if not paths:
         raise DataError(f"{text} does not exist; name a file, a folder or a pattern of pairs")
     return paths
@@ -146,14 +169,10 @@ def _ranged(text: str) -> list[str]:
 
 def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
     """Return the split in each file's name, as Hugging Face does; None unless all have one."""
-    found = []
-    for path in paths:
-        names = [path.stem, *reversed(path.relative_to(root).parts[:-1])]
-        match = next(filter(None, map(SPLIT_NAME.fullmatch, names)), None)
-        if match is None:
-            return None
-        found.append(match[1])
-    return found
+    names = ([path.stem, *reversed(path.relative_to(root).parts[:-1])] for path in paths)
+    found = [next(filter(None, map(SPLIT_NAME.fullmatch, parts)), None) for parts in names]
+    splits = [match[1].lower() for match in found if match]
+    return splits if len(splits) == len(found) else None
 
 
 class GivenRecords:
@@ -164,13 +183,21 @@ class GivenRecords:
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
         self.config, self.choice = config, choice
-        self.root = config.images or root
+        self.folder, self.root = root, config.images or root
         self._spool: Any = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its readers
         weakref.finalize(self, self._spool.close)
         self._columns: dict[frozenset[str], Columns] = {}
 
+    def of_file(self, path: Path, read: Callable[[Path], Any]) -> Iterator[Record]:
+        """Yield the records that a user's reader finds in a file, or in a folder."""
+        if not callable(read):
+            raise FORMATS.misfit(str(self.choice), f"it is of type {type(read).__name__}")
+        # A folder is the root itself.
+        folder = "" if path.is_dir() else table_folder(path, self.config, self.folder)
+        yield from self.read(partial(read, path), str(path), folder)
+
     def read(self, rows: Callable[[], Any], source: str, folder: str = "") -> Iterator[Record]:
-        """Yield the records of one file."""
+        """Yield the records of one file or object."""
         number = 0
         try:
             for number, row in enumerate(rows(), start=1):
@@ -179,7 +206,7 @@ class GivenRecords:
                 yield self._record(row, f"{source}, record {number}", folder)
         except MaskeryError:
             raise
-        except Exception as error:
+        except Exception as error:  # a user's code raises anything
             what = f"fails after record {number} of {source}"
             raise self._misfit(f"{what}: {type(error).__name__}: {reason_of(error)}") from error
 
@@ -201,19 +228,18 @@ class GivenRecords:
         if isinstance(image, Mapping):  # as `datasets` has undecoded images
             image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if isinstance(image, bytes | bytearray | memoryview):
-            return columns.read(row, where, image=where, place=self._keep(image))
+            offset = self._spool.seek(0, os.SEEK_END)
+            self._spool.write(image)
+            self._spool.flush()
+            return columns.read(
+                row, where, image=where, place=(0, offset, memoryview(image).nbytes)
+            )
         if isinstance(image, Path | str):
             path, root = Path(image), self.root.absolute()
             # A path that is not below the root is left for the check.
             name = path.relative_to(root) if path.is_relative_to(root) else image
             return columns.read(row, where, image=str(name), folder=folder)
         raise self._misfit(f"{where} has the image {brief(image)}")
-
-    def _keep(self, content: bytes | bytearray | memoryview) -> Place:
-        offset = self._spool.seek(0, os.SEEK_END)
-        self._spool.write(content)
-        self._spool.flush()
-        return 0, offset, memoryview(content).nbytes
 
     def read_bytes(self, place: Place) -> bytes:
         """Return the bytes at a place of the temporary file."""
@@ -225,25 +251,9 @@ class GivenRecords:
         return Reader(records, image_refs(self.root, self.config.max_pixels, self.read_bytes))
 
 
-def _open_with(
-    read: Callable[[Path], Any], choice: str, paths: Sequence[Path], config: PairsConfig, root: Path
-) -> Reader:
-    """Open files with a user's reader."""
-    given = GivenRecords(config, root, choice)
-
-    def records() -> Iterator[Record]:
-        for path in paths:
-            if not callable(read):
-                raise FORMATS.misfit(choice, f"it is of type {type(read).__name__}")
-            # A folder is the root itself.
-            folder = "" if path.is_dir() else table_folder(path, config, root)
-            yield from given.read(partial(read, path), str(path), folder)
-
-    return given.reader(records())
-
-
 def _open_object(source: Any, config: PairsConfig) -> Reader:
     """Open an iterable of mappings, or a `datasets` dataset, whose images stay where they are."""
+    where = "the records"
     if hasattr(source, "cast_column") and hasattr(source, "features"):
         import datasets
 
@@ -255,8 +265,6 @@ def _open_object(source: Any, config: PairsConfig) -> Reader:
         is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
         if hasattr(source, "__len__") and not is_path:  # a stream has no rows to come back to
             return _open_rows(source, columns, config)
-    else:
-        where = "the records"
     given = GivenRecords(config, Path())
     return given.reader(given.read(lambda: source, where))
 
@@ -264,17 +272,15 @@ def _open_object(source: Any, config: PairsConfig) -> Reader:
 def _open_rows(dataset: Any, columns: Columns, config: PairsConfig) -> Reader:
     """Open a `datasets` dataset with images in it, which are read when they are needed."""
 
-    def records() -> Iterator[Record]:
-        for number, row in enumerate(dataset.remove_columns(columns.image)):
-            name, place = f"row {number}", (0, number, 0)
-            yield columns.read(row, f"the dataset, {name}", image=name, place=place)
-
     def content(place: Place) -> bytes:
-        value = dataset[place[1]][columns.image]
+        value, where = dataset[place[1]][columns.image], f"the dataset, row {place[1]}"
         return stored_bytes(
-            value,
-            f"the dataset, row {place[1]}",
-            lambda path: ImageRef.file(Path(path).name, Path(path).parent),
+            value, where, lambda path: ImageRef.file(Path(path).name, Path(path).parent)
         )
 
-    return Reader(records(), image_refs(Path(), config.max_pixels, content))
+    rows = enumerate(dataset.remove_columns(columns.image))
+    records = (
+        columns.read(row, f"the dataset, row {n}", image=f"row {n}", place=(0, n, 0))
+        for n, row in rows
+    )
+    return Reader(records, image_refs(Path(), config.max_pixels, content))

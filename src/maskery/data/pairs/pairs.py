@@ -8,9 +8,11 @@ Shapes: N pairs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -18,16 +20,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.corpus.examples import is_held_out, mix
-from maskery.data.images.loading import ImageRef, Skipped
+from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.formats import Source, file_splits, open_source, source_files
-from maskery.data.pairs.pictures import Place
+from maskery.data.pairs.formats import HELD_SPLITS, TRAIN_SPLITS, Source, open_source
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
+    Place,
     Reader,
     Record,
     brief,
@@ -36,9 +39,10 @@ from maskery.data.pairs.records import (
     pair_id,
     picture_name,
 )
+from maskery.data.split import connected
 
-# In the order in which they are preferred for measuring.
-HELD_SPLITS = ("test", "validation", "valid", "val", "dev")
+log = logging.getLogger(__name__)
+
 # In `Pairs.persons`: the pair names no person.
 NOBODY = -1
 # Pairs that wait as Python objects before they become an Arrow array, a tenth of the size.
@@ -49,6 +53,7 @@ SCHEMA = pa.schema(
         "captions": pa.large_list(pa.large_string()),
         "person": pa.large_string(),
         "group": pa.large_string(),
+        "split": pa.large_string(),
         "id": pa.uint64(),
         "place": pa.list_(pa.int64(), 3),
     }
@@ -96,29 +101,46 @@ class Pairs:
             DataError: It cannot be read, holds no pairs, or a record is bad.
             PluginError: The reader of `config` is none, or breaks its contract.
         """
-        config = config or PairsConfig()
-        name = source if isinstance(source, str | Path) else "the source"
-        reader = open_source(source, config)
-        return cls.of(_of_split(reader, config, name), reader.ref, config, name)
+        pairs, held = cls._read(source, config or PairsConfig(), several=False)
+        assert held is None
+        return pairs
 
     @classmethod
     def open_splits(
         cls, source: Source, config: PairsConfig | None = None
     ) -> tuple[Pairs, Pairs | None]:
-        """Read the pairs to train on and, where files are named by splits, those to measure on.
+        """Read the pairs to train on and, where splits are named, those to measure on.
 
-        Of `train-00000-of-00001.parquet` beside `test-...`, as Hugging Face keeps them, the test
-        split (else the validation split) is measured. A `split` in the settings is read alone.
+        Of `train-00000-of-00001.parquet` beside `test-...`, as Hugging Face keeps them, or of a
+        column `split`, the test split (else the validation split) is measured. A `split` in the
+        settings is read alone.
         """
-        config = config or PairsConfig()
-        splits: set[str] = set()
-        if config.split is None and isinstance(source, str | Path):
-            splits = set(file_splits(*source_files(source, config)) or ())
-        held = [name for name in HELD_SPLITS if name in splits]
-        if "train" not in splits or not held:
-            return cls.open(source, config), None
-        train, judged = (cls.open(source, replace(config, split=s)) for s in ("train", held[0]))
-        return train, judged
+        return cls._read(source, config or PairsConfig(), several=True)
+
+    @classmethod
+    def _read(
+        cls, source: Source, config: PairsConfig, *, several: bool
+    ) -> tuple[Pairs, Pairs | None]:
+        name = source if isinstance(source, str | Path) else "the source"
+        reader = open_source(source, config)
+        records = _of_split(reader, config, name, several=several)
+        table, skipped = _table(records, config, name)
+        splits = {str(split).lower(): split for split in table["split"].unique().to_pylist()}
+        if len(splits) < 2:
+            return cls(table, reader.ref, skipped), None
+        wanted = [
+            next((splits[name] for name in names if name in splits), None)
+            for names in (TRAIN_SPLITS, HELD_SPLITS)
+        ]
+        if None in wanted:
+            raise _several_splits(str(name), splits.values())
+        if left := sorted(set(splits.values()) - set(wanted)):
+            log.warning("neither trained on nor measured: split %s", ", ".join(map(brief, left)))
+        log.info("split %r is trained on and split %r measured", *wanted)
+        train, held = (
+            cls(table.filter(pc.field("split") == w), reader.ref, skipped) for w in wanted
+        )
+        return train, held
 
     @classmethod
     def of(
@@ -129,15 +151,8 @@ class Pairs:
         source: str | Path,
     ) -> Pairs:
         """Check records and make pairs of them; `ref` makes an image of its name and place."""
-        skipped = Skipped("caption", config.on_bad_caption)
-        rows = _checked(records, config, skipped)
-        tables = []
-        while chunk := list(islice(rows, CHUNK)):
-            tables.append(pa.Table.from_pylist(chunk, SCHEMA))
-        if not tables:
-            left_out = f" ({skipped})" if skipped.count else ""
-            raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
-        return cls(pa.concat_tables(tables), ref, skipped)
+        table, skipped = _table(records, config, source)
+        return cls(table, ref, skipped)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -155,6 +170,11 @@ class Pairs:
             person=None if person == NOBODY else person,
         )
 
+    @cached_property
+    def contents(self) -> UInt64Array:
+        """A hash of each picture's bytes, (N,): copies and links have one. Reads every picture."""
+        return content_hashes(self[index].image for index in range(len(self)))
+
     def prepared(self, prepare: Callable[[str], str]) -> Pairs:
         """Return the same pairs with something done to each caption, such as cleaning."""
         changed = copy(self)
@@ -165,7 +185,24 @@ class Pairs:
         return (self[index] for index in range(len(self)))
 
 
-def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterator[Record]:
+def _table(
+    records: Iterable[Record], config: PairsConfig, source: str | Path
+) -> tuple[pa.Table, Skipped]:
+    """Check records and return those with a usable caption as a table of `SCHEMA`."""
+    skipped = Skipped("caption", config.on_bad_caption)
+    rows = _checked(records, config, skipped)
+    tables = []
+    while chunk := list(islice(rows, CHUNK)):
+        tables.append(pa.Table.from_pylist(chunk, SCHEMA))
+    if not tables:
+        left_out = f" ({skipped})" if skipped.count else ""
+        raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
+    return pa.concat_tables(tables), skipped
+
+
+def _of_split(
+    reader: Reader, config: PairsConfig, source: str | Path, *, several: bool
+) -> Iterator[Record]:
     """Yield the records of the split that is asked for; several are not mixed unasked."""
     found: dict[str | None, None] = {}  # in their order
     for record in reader.records:
@@ -181,18 +218,22 @@ def _of_split(reader: Reader, config: PairsConfig, source: str | Path) -> Iterat
                 f"{record.where}: {source} holds records with a {SPLIT_COLUMN!r} and records "
                 f"without; name the split of every record, or of none"
             )
-        if config.split is None and len(found) > 1:
-            raise DataError(
-                f"{record.where}: {source} holds several splits ({', '.join(map(brief, found))}, "
-                f"perhaps more); choose one as split"
-            )
+        if config.split is None and len(found) > 1 and not several:
+            raise _several_splits(f"{record.where}: {source}", found)
         if config.split is None or split == config.split:
-            yield record
+            yield replace(record, split=split)
     if config.split is not None and config.split not in found:
         raise DataError(
             f"{source} has no split {config.split!r}, only "
             f"{', '.join(map(brief, found)) or 'none'}; choose one of these"
         )
+
+
+def _several_splits(where: str, found: Iterable[object]) -> DataError:
+    return DataError(
+        f"{where} holds several splits ({', '.join(map(brief, found))}, perhaps more); choose one "
+        f"as split"
+    )
 
 
 def _checked(
@@ -213,7 +254,8 @@ def _checked(
         captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
         if captions:
             row = {"name": name, "captions": captions, "person": person, "group": group}
-            yield row | {"id": pair_id(name, captions), "place": record.place}
+            number = pair_id(name, captions)
+            yield row | {"split": record.split, "id": number, "place": record.place}
     if config.group_column is not None and empty:
         raise DataError(
             f"--group-column {config.group_column} is empty for {empty:,} pairs, which could stand "
@@ -222,9 +264,12 @@ def _checked(
 
 
 def group_ids(pairs: Pairs) -> UInt64Array:
-    """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture."""
+    """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture.
+
+    Where they share a picture, by its name or by its bytes, they are one.
+    """
     columns = pairs.persons.tolist(), pairs.groups.to_pylist(), pairs.names.to_pylist()
-    return group_ids_of(
+    own = group_ids_of(
         [
             f"person\0{pairs.person_names[person]}"
             if person != NOBODY
@@ -234,6 +279,13 @@ def group_ids(pairs: Pairs) -> UInt64Array:
             for person, group, name in zip(*columns, strict=True)
         ]
     )
+    unique, of_group = np.unique(own, return_inverse=True)
+    of_picture = np.unique(pairs.contents, return_inverse=True)[1]
+    joined = connected(of_group, of_picture + len(unique))[of_group]
+    # Known by the least name, which is its own where nothing is shared.
+    least = np.full(joined.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, joined, own)
+    return least[joined]
 
 
 def group_ids_of(names: Sequence[str]) -> UInt64Array:
@@ -266,6 +318,8 @@ def wrong_pairs(groups: UInt64Array, among: Int64Array) -> Int64Array:
             "all held-out pairs show the same picture or person, so there is no wrong picture to "
             "compare with; hold out more, or bring other --eval-pairs"
         )
+    # Each group's wrong one is the next in a circle by hash: the same in every run, and no
+    # neighbour of the file, which may be of the same kind.
     order = unique[np.argsort(mix(unique), kind="stable")]
     following = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
     members: dict[int, list[int]] = {}

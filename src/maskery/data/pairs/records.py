@@ -1,20 +1,21 @@
-"""One record of a source of pairs, and the checks it must pass."""
+"""One record of a source of pairs, the checks it must pass, and where its picture lies."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 from maskery.core.errors import DataError
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import FILE, IN_FILE, Place
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,11 @@ CAPTION_COLUMNS = ("caption", "captions", "title", "text")
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
 # Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person.
 PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
+# Three numbers that say where bytes lie; their meaning is up to the reader that made them.
+Place: TypeAlias = tuple[int, int, int]
+# The second number of images that are files of their own, where others have a row or an offset.
+IN_FILE = -1
+FILE: Place = (0, IN_FILE, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +37,13 @@ class Record:
     """One record as a reader found it, unchecked."""
 
     image: Any = None  # its name; where images are files, their path below `folder`
-    # A string or a list of strings, if all is well; a `DataError` where it could not be read.
-    caption: Any = None
+    caption: Any = None  # a string or a list of strings, if all is well
     person: Any = None  # an int, a string or None, if all is well
     group: Any = None  # likewise; records of one group stay on one side of a split
     split: Any = None  # a string or None, if all is well
     where: str  # file and line (or record, row, member), for messages
     place: Place = FILE  # of the image's bytes; the reader's `ref` understands it
     folder: str = ""  # folder of the table that names the image, below the root of all images
-
-    @property
-    def is_file(self) -> bool:
-        """True if the image is a file of its own, so that its name is a path."""
-        return self.place[1] == IN_FILE
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,35 @@ class Reader:
 
     records: Iterator[Record]  # every record, in order; may raise `DataError` on the way
     ref: Callable[[str, Place], ImageRef]  # from an image's name and place to the image
+
+
+def image_refs(
+    root: Path, max_pixels: int, read: Callable[[Place], bytes] | None = None
+) -> Callable[[str, Place], ImageRef]:
+    """Return the function from name and place to image: a file of the root, or read bytes."""
+
+    def stored(place: Place) -> BinaryIO:
+        assert read is not None
+        return io.BytesIO(read(place))
+
+    def ref(name: str, place: Place) -> ImageRef:
+        if place[1] == IN_FILE:
+            return ImageRef.file(name, root, max_pixels)
+        return ImageRef(name, partial(stored, place), max_pixels)
+
+    return ref
+
+
+def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
+    """Return an image as tables store it: bytes, or a mapping of bytes or else a path."""
+    if isinstance(value, Mapping):
+        path, value = value.get("path"), value.get("bytes")
+        if value is None and path:
+            with file(path).open() as opened:
+                return opened.read()
+    if not isinstance(value, bytes):
+        raise DataError(f"{where}: the image is null; remove the row")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +95,8 @@ class Columns:
 
     def read(self, row: Mapping[str, Any], where: str, **found: Any) -> Record:
         """Return the record in a row; a missing key reads as None, and `found` goes first."""
-        fields: dict[str, Any] = {
-            field: row.get(name) for field, name in vars(self).items() if name is not None
-        }
+        named = {field: name for field, name in vars(self).items() if name is not None}
+        fields: dict[str, Any] = {field: row.get(name) for field, name in named.items()}
         return Record(where=where, **(fields | found))
 
 
@@ -88,20 +116,19 @@ def find_columns(available: Collection[str], config: PairsConfig, where: str) ->
 
 
 def person_column(available: Collection[str], config: PairsConfig) -> str | None:
-    """Return the column that names the person, or None.
-
-    An `id` is a person only in a published layout: in COCO and many others it numbers captions.
-    Were it taken for a person, captions of one picture would stand on both sides of a split.
-    """
+    """Return the column that names the person, or None."""
     wanted = config.person_column or PERSON_COLUMN
     if wanted in available:
         return wanted
+    # An `id` is a person only in a published layout: in COCO and many others it numbers captions.
+    # Taken for a person, it would put captions of one picture on both sides of a split.
     published = config.id_is_person or any(keys <= set(available) for keys in PUBLISHED)
     named = config.person_column is None and "id" in available
     return "id" if named and published else None
 
 
 def _shown(names: Collection[str]) -> str:
+    # Twelve: a table of many columns is told by its first, and the message stays a line.
     text = ", ".join(repr(name) for name in list(names)[:12])
     return text + (", ..." if len(names) > 12 else "") if names else "none"
 
@@ -127,11 +154,9 @@ def find_column(
     found = [name for name in usual if name in available] if named is None else [named]
     if len(found) == 1:
         return found[0]
-    problem = (
-        f"several columns that may hold the {kind}: {_shown(found)}"
-        if found
-        else f"no {kind} column ({', '.join(usual)}), only {_shown(available)}"
-    )
+    problem = f"no {kind} column ({', '.join(usual)}), only {_shown(available)}"
+    if found:
+        problem = f"several columns that may hold the {kind}: {_shown(found)}"
     raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
 
 
@@ -176,12 +201,10 @@ def checked_image_name(value: object, where: str) -> str:
 
 
 def picture_name(record: Record) -> str:
-    """Return the name that tells a record's picture from all others.
-
-    A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
-    """
-    if not record.is_file:
+    """Return the name that tells a record's picture from all others."""
+    if record.place[1] != IN_FILE:
         return str(record.image)
+    # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
     name = checked_image_name(record.image, record.where)
     return posixpath.normpath(posixpath.join(record.folder, name))
 

@@ -1,44 +1,65 @@
-"""Pairs in text tables: JSON (one list), JSONL (one object a line), CSV and TSV.
+"""Pairs in tables: JSON (one list), JSONL (one object a line), CSV and TSV, and Parquet.
 
-A table names its images by paths, relative to its own folder unless `images` is set. Hugging Face's
-`imagefolder` is a folder of such tables, called `metadata.jsonl` or `metadata.csv`.
+A text table names its images by paths, relative to its own folder unless `images` is set. Hugging
+Face's `imagefolder` is a folder of such tables, called `metadata.jsonl` or `metadata.csv`. In
+Parquet images are bytes, as Hugging Face datasets writes them, or paths.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from maskery.core.errors import DataError, reason_of
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskery.core.errors import DataError, os_errors, reason_of
+from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import IN_FILE, image_refs
 from maskery.data.pairs.records import (
+    IN_FILE,
     SPLIT_COLUMN,
     Columns,
+    Place,
     Reader,
     Record,
     brief,
     find_columns,
+    image_refs,
     person_column,
+    picture_name,
+    printable,
+    stored_bytes,
 )
 
 # Windows programs write it at the start of UTF-8 files.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITE_SPACE = b" \t\r\n"
+# Row groups whose images stay in memory: a few, as each may hold hundreds of megabytes.
+GROUPS_KEPT = 4
+# What pyarrow raises on damaged files.
+UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
 
 
-def open_tables(
+def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
+    """Return the folder that a table's image paths are relative to, itself relative to the root."""
+    return "" if config.images is not None else path.parent.relative_to(root).as_posix()
+
+
+def _open_text(
     read: Callable[[Path, PairsConfig], Iterator[Record]],
     paths: Sequence[Path],
     config: PairsConfig,
     root: Path,
 ) -> Reader:
-    """Open tables that are read by one of the functions below."""
+    """Open tables that are read by one of the two functions below."""
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
@@ -49,40 +70,32 @@ def open_tables(
     return Reader(records=records(), ref=image_refs(config.images or root, config.max_pixels))
 
 
-def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
-    """Return the folder that a table's image paths are relative to, itself relative to the root."""
-    return "" if config.images is not None else path.parent.relative_to(root).as_posix()
-
-
 def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     """Read a table whose header is separated by tabs or by commas."""
+    reader: Any = None
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from _csv_rows(path, file, config)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path") from error
+        with (
+            os_errors(f"{path} cannot be read", "correct the path"),
+            path.open(encoding="utf-8-sig", newline="") as file,
+        ):
+            start = file.readline()  # the header decides; the reader below starts anew
+            file.seek(0)
+            # open_clip writes tabs into files called .csv.
+            reader = csv.reader(file, delimiter="\t" if "\t" in start else ",", strict=True)
+            header: list[str] = next(reader, [])
+            if len(set(header)) < len(header):
+                raise DataError(f"{path}, line 1: a column name occurs twice; rename one")
+            columns = find_columns(header, config, f"{path}, line 1")
+            for row in filter(None, reader):
+                where = f"{path}, line {reader.line_num}"
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{where}: {len(row)} fields where the header has {len(header)}; quote "
+                        f"fields that hold the separator"
+                    )
+                yield columns.read(dict(zip(header, row, strict=True)), where)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not valid UTF-8 ({error.reason}); save it as UTF-8") from error
-
-
-def _csv_rows(path: Path, file: TextIO, config: PairsConfig) -> Iterator[Record]:
-    start = file.readline()  # the header decides; the reader below starts anew
-    file.seek(0)
-    # open_clip writes tabs into files called .csv.
-    reader = csv.reader(file, delimiter="\t" if "\t" in start else ",", strict=True)
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}, line 1: a column name occurs twice; rename one")
-        columns = find_columns(header, config, f"{path}, line 1")
-        for row in filter(None, reader):
-            where = f"{path}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise DataError(
-                    f"{where}: {len(row)} fields where the header has {len(header)}; quote fields "
-                    f"that hold the separator"
-                )
-            yield columns.read(dict(zip(header, row, strict=True)), where)
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; mend the quoting") from error
 
@@ -102,24 +115,16 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
         split = None if row.get(SPLIT_COLUMN) is None else SPLIT_COLUMN
         named = {"split": split, "person": person_column(row, config)}
         first = first or named
-        _require_same_names(first, named, where)
-        yield columns.read(row, where)
-
-
-def _require_same_names(
-    first: Mapping[str, str | None], other: Mapping[str, str | None], where: str
-) -> None:
-    """Refuse a record that names a split or a person where the first does not, or the reverse."""
-    for kind, own in first.items():
-        if own != other[kind]:
+        for kind in (kind for kind, key in named.items() if key != first[kind]):
             found, expected = (
-                f"a {kind} as {key!r}" if key is not None else f"no {kind}"
-                for key in (other[kind], own)
+                f"no {kind}" if keys[kind] is None else f"a {kind} as {keys[kind]!r}"
+                for keys in (named, first)
             )
             raise DataError(
                 f"{where}: the record has {found} and the first one {expected}; name the {kind} "
                 f"in every record, under one key, or in none"
             )
+        yield columns.read(row, where)
 
 
 def read_json(text: bytes, where: str) -> Any:
@@ -140,27 +145,121 @@ def read_json(text: bytes, where: str) -> Any:
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     """Yield the values of a list, or one a line, and where each is."""
     of_lines = False
+    with os_errors(f"{path} cannot be read", "correct the path"), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            start = text.strip(WHITE_SPACE)
+            if start[:1] == b"[" and not of_lines:
+                # Blank lines before it count, for messages about places in it.
+                whole = b"\n" * (number - 1) + text + file.read()
+                values = enumerate(read_json(whole, str(path)), start=1)
+                yield from ((value, f"{path}, record {place}") for place, value in values)
+            elif start:
+                of_lines, where = True, f"{path}, line {number}"
+                if start == b"{":
+                    raise DataError(
+                        f"{where}: an object over several lines; expected a list of records, "
+                        f"or one record on each line"
+                    )
+                yield read_json(text, where), where
+
+
+open_json = partial(_open_text, json_records)
+open_csv = partial(_open_text, csv_records)
+
+
+def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
+    """Open one or more Parquet tables; DataError if a file is none, or lacks a column."""
+    tables = [Table(path, config, root, number) for number, path in enumerate(paths)]
+    images = config.images or root
+    # A row group is read whole, for any of its images.
+    group_of = lru_cache(GROUPS_KEPT)(lambda number, group: tables[number].group(group))
+
+    def read(place: Place) -> bytes:
+        number, row, _ = place
+        table = tables[number]
+        where = f"{table.path}, row {row}"
+
+        def file(path: object) -> ImageRef:
+            record = Record(image=path, where=where, folder=table.folder)
+            return ImageRef.file(picture_name(record), images)
+
+        group = int(np.searchsorted(table.first_rows, row, side="right")) - 1
+        value = group_of(number, group)[row - int(table.first_rows[group])].as_py()
+        return stored_bytes(value, where, file)
+
+    records = (record for table in tables for record in table.records())
+    return Reader(records, image_refs(images, config.max_pixels, read))
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Turn errors of the block into one line about a Parquet file."""
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-                start = text.strip(WHITE_SPACE)
-                if start[:1] == b"[" and not of_lines:
-                    # Blank lines before it count, for messages about places in it.
-                    whole = b"\n" * (number - 1) + text + file.read()
-                    values = enumerate(read_json(whole, str(path)), start=1)
-                    yield from ((value, f"{path}, record {place}") for place, value in values)
-                elif start:
-                    of_lines, where = True, f"{path}, line {number}"
-                    if start == b"{":
-                        raise DataError(
-                            f"{where}: an object over several lines; expected a list of records, "
-                            f"or one record on each line"
-                        )
-                    yield read_json(text, where), where
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path") from error
+        yield
+    except UNSOUND as error:
+        why = reason_of(error, most=200)
+        raise DataError(
+            f"{path} is not a sound Parquet file ({why}); restore or remove it"
+        ) from error
 
 
-open_json = partial(open_tables, json_records)
-open_csv = partial(open_tables, csv_records)
+class Table:
+    """One Parquet table, opened for each row group and closed again, for forked workers' sake."""
+
+    def __init__(self, path: Path, config: PairsConfig, root: Path, number: int) -> None:
+        self.path, self.number = path, number
+        self.name = path.relative_to(root).as_posix()
+        self.folder = table_folder(path, config, root)
+        with _sound(path):
+            file = pq.ParquetFile(path)
+        self.metadata, schema = file.metadata, file.schema_arrow
+        sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
+        self.first_rows = np.cumsum([0, *sizes])
+        self.columns: Columns = find_columns(schema.names, config, str(path))
+        self.kind = schema.field(self.columns.image).type
+        self.is_path = pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind)
+        is_bytes = pa.types.is_binary(self.kind) or pa.types.is_large_binary(self.kind)
+        is_struct = pa.types.is_struct(self.kind) and self.kind.get_field_index("bytes") >= 0
+        if not (is_bytes or is_struct or self.is_path):
+            raise DataError(
+                f"{path}: column {self.columns.image!r} is of type {self.kind}; expected bytes, "
+                f"paths, or Hugging Face's struct of both"
+            )
+
+    def records(self) -> Iterator[Record]:
+        """Yield every row, without its image bytes."""
+        columns = self.columns
+        wanted = [columns.caption, *filter(None, (columns.person, columns.split, columns.group))]
+        if self.is_path:
+            wanted.append(columns.image)
+        elif pa.types.is_struct(self.kind) and self.kind.get_field_index("path") >= 0:
+            wanted.append(f"{columns.image}.path")
+        with _sound(self.path):
+            # Captions are short: thousands of rows are a few megabytes.
+            batches = pq.ParquetFile(self.path).iter_batches(batch_size=4096, columns=wanted)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows):
+                yield self._record(row, number)
+
+    def _record(self, row: dict[str, Any], number: int) -> Record:
+        where, columns = f"{self.path}, row {number}", self.columns
+        if self.is_path:
+            place = (self.number, IN_FILE, 0)
+            return columns.read(row, where, place=place, folder=self.folder)
+        name, image = f"{self.name}#{number}", row.get(str(columns.image))
+        if isinstance(image, dict) and image.get("path"):
+            # Beside bytes the path is only a name, and often the same in every row.
+            name = f"{name}/{Path(image['path']).name}"
+        return columns.read(row, where, place=(self.number, number, 0), image=printable(name))
+
+    def group(self, group: int) -> Any:
+        """Return the image column of a row group."""
+        expected = self.metadata.row_group(group).num_rows
+        with _sound(self.path):
+            with pq.ParquetFile(self.path, metadata=self.metadata) as file:
+                table = file.read_row_group(group, columns=[self.columns.image], use_threads=False)
+            # Damage inside a page can shorten it without an error.
+            if table.num_rows != expected:
+                raise ValueError(f"row group {group} has {table.num_rows} of {expected} rows")
+        return table.column(0)

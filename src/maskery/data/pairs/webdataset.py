@@ -11,21 +11,21 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import DataError, os_errors, reason_of
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.pictures import Place, image_refs
 from maskery.data.pairs.records import (
     GROUP_COLUMN,
     SPLIT_COLUMN,
     Columns,
+    Place,
     Reader,
     Record,
     find_column,
+    image_refs,
     person_column,
     printable,
     require_named,
@@ -40,6 +40,8 @@ BLOCK = 512
 MAX_TEXT_BYTES = 1 << 24
 # Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
+# The members of one stem, by suffix.
+Members: TypeAlias = dict[str, tarfile.TarInfo]
 
 
 def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
@@ -48,47 +50,26 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
         raise DataError(
             f"images is {config.images}, but tar shards hold their images themselves; leave it out"
         )
-    ref = image_refs(root, config.max_pixels, partial(_read_member, paths))
-    return Reader(records=_records(paths, config, root), ref=ref)
 
-
-def _read_member(paths: Sequence[Path], place: Place) -> bytes:
-    """Return the bytes of a member; a place is (shard, offset, size)."""
-    shard, offset, size = place
-    path = paths[shard]
-    try:
-        # Opened for each image, so that threads and forked workers share no position.
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read(size)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
-    if len(content) < size:
-        raise DataError(f"{path} has been cut short since it was indexed; restore it")
-    return content
-
-
-# The members of one stem, by suffix.
-Members: TypeAlias = dict[str, tarfile.TarInfo]
-
-
-def _records(paths: Sequence[Path], config: PairsConfig, root: Path) -> Iterator[Record]:
-    for number, path in enumerate(paths):
-        try:
-            with path.open("rb") as file:
+    def records() -> Iterator[Record]:
+        for number, path in enumerate(paths):
+            with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
                 shard = Shard(number, path, path.relative_to(root).as_posix(), file, config)
                 for stem, members in shard.samples():
                     yield shard.record(stem, members)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
 
+    def read(place: Place) -> bytes:
+        shard, offset, size = place
+        path = paths[shard]
+        # Opened for each image, so that threads and forked workers share no position.
+        with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) < size:
+            raise DataError(f"{path} has been cut short since it was indexed; restore it")
+        return content
 
-def _is_extra(stem: str, suffix: str) -> bool:
-    """Return True for members of no sample: hidden ones, of macOS or of webdataset, and notes."""
-    # macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset its notes as `__meta__`.
-    *folders, base = stem.split("/")
-    hidden = not base or any(part.startswith((".", "__")) for part in (*folders, base))
-    return hidden or suffix == "md" or base.upper() in NOTES
+    return Reader(records(), image_refs(root, config.max_pixels, read))
 
 
 @dataclass(frozen=True)
@@ -123,11 +104,8 @@ class Shard:
                 f"{self.path} is not a sound, uncompressed tar file ({reason_of(error)}); "
                 f"restore or decompress it"
             ) from error
-        self._check_end(end)
-
-    def _check_end(self, end: int) -> None:
-        """Check that only zeros follow the last member, and at least one block of them."""
-        # `tarfile` ends quietly at a damaged header, where shards were joined or cut short.
+        # `tarfile` ends quietly at a damaged header, where shards were joined or cut short: only
+        # zeros may follow the last member, and at least one block of them.
         size = self.file.seek(0, os.SEEK_END)
         self.file.seek(min(end, size))
         while chunk := self.file.read(1 << 20):
@@ -147,7 +125,10 @@ class Shard:
             folder, _, base = posixpath.normpath(member.name).rpartition("/")
             base, _, suffix = base.partition(".")
             stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
-            if _is_extra(stem, suffix):
+            # macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset its notes as
+            # `__meta__`.
+            hidden = not base or any(part.startswith((".", "__")) for part in stem.split("/"))
+            if hidden or suffix == "md" or base.upper() in NOTES:
                 passed_over += 1
                 continue
             if stem in found and stem != last:
@@ -196,10 +177,7 @@ class Shard:
         )
 
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
-        """Return the caption (the `.txt` member, unless a key is named), and the `.json` member.
-
-        What is wrong with a caption stands in its place, for whoever checks it.
-        """
+        """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""
         row: Any = {}
         try:
             if "json" in members:
@@ -217,6 +195,7 @@ class Shard:
         except UnicodeDecodeError:
             return DataError(f"{where}: its .txt member is not valid UTF-8; mend it"), row
         except DataError as error:
+            # It stands in the caption's place, for whoever checks that and may leave it out.
             return error, row
 
     def _text(self, member: tarfile.TarInfo) -> bytes:

@@ -16,14 +16,12 @@ import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
-from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
+from maskery.core.random import Int64Array, Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.images.config import ViewConfig
-from maskery.data.pairs.batches import PicturedExamples, ViewedPairs
-from maskery.data.pairs.captions import CaptionTokens
+from maskery.data.pairs.batches import CaptionTokens, PicturedExamples, Pictures, ViewedPairs
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.data.rows import hash_rows
 
 
@@ -59,7 +57,10 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         owners = captions.owners
         # Only whole batches are read: with fewer captions than one has, all of them are one.
         sizes = min(batch_pairs, len(owners)), micro_pairs or batch_pairs
-        ids = caption_ids(pairs.ids, captions)
+        # An id for each caption, from its pair's id and its place there.
+        place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")
+        spread = (place.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
+        ids = mix(pairs.ids[owners] + spread)
         super().__init__(ids, owners, captions, pictures, view, *sizes, seed)
         self.persons = pairs.persons[owners]
         self.weak_pair_probability = weak_pair_probability
@@ -72,54 +73,43 @@ class PersonSource(PicturedExamples[ViewedPersons]):
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch."""
         del epoch  # each has as many
-        return len(self.ids) // self.batch_size
+        return len(self.ids) // self.step_size
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[ViewedPersons | StandIn[ViewedPersons]]:
         """Return one process's share of a step; see `PicturedExamples.micro_batches`."""
-        if self.batch_size < world_size:
+        if self.step_size < world_size:
             raise ConfigError(
-                f"a step has {self.batch_size} pairs and there are {world_size} processes: each "
+                f"a step has {self.step_size} pairs and there are {world_size} processes: each "
                 f"needs one at least; raise --batch-pairs"
             )
         return super().micro_batches(epoch, step, rank=rank, world_size=world_size)
 
     def batch(
-        self, members: Int64Array, epoch: int, crowd: Int64Array | None = None
+        self, chosen: Int64Array, epoch: int = 0, crowd: Int64Array | None = None
     ) -> ViewedPersons:
         """Return the batch of some captions in an epoch, and the persons of the crowd."""
-        crowd_ids = torch.from_numpy(self.persons[members if crowd is None else crowd])
-        members, images = self.readable(members, epoch)
+        crowd_ids = torch.from_numpy(self.persons[chosen if crowd is None else crowd])
+        members, images = self.readable(chosen, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
-        others = self._weak(members, epoch)
-        replaced = self._content[others] != self._content[members]
-        return ViewedPersons(
-            image1=image1,
-            image2=image2,
-            text1=self.captions.batch(members, ids),
-            text2=self.captions.batch(others, ids),
-            person_ids=torch.from_numpy(self.persons[members]),
-            replaced=torch.from_numpy(replaced.astype(np.int64)),
-            crowd_ids=crowd_ids,
-        )
-
-    def _weak(self, members: Int64Array, epoch: int) -> Int64Array:
-        """Return for each caption itself or, by chance, any of its person: (B,) int64."""
-        ids, zeros = self.ids[members], np.zeros(len(members), np.int64)
+        # Each caption itself or, by chance, any of its person.
+        zeros = np.zeros(len(members), np.int64)
         whether, which = (
             uniforms(self.seed, Stream.CAPTION, epoch, ids, zeros + place).astype(np.float64)
             for place in (0, 1)
         )
         persons = self.persons[members]
         place = self._firsts[persons] + (which * self._counts[persons]).astype(np.int64)
-        return np.where(whether < self.weak_pair_probability, self._by_person[place], members)
-
-
-def caption_ids(pair_ids: UInt64Array, captions: CaptionTokens) -> UInt64Array:
-    """Return (C,) uint64: an id for each caption, from its pair's id and its place there."""
-    owners = captions.owners
-    place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")
-    spread = (place.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
-    return mix(pair_ids[owners] + spread)
+        others = np.where(whether < self.weak_pair_probability, self._by_person[place], members)
+        replaced = self._content[others] != self._content[members]
+        return ViewedPersons(
+            image1=image1,
+            image2=image2,
+            text1=self.captions.batch(members, ids),
+            text2=self.captions.batch(others, ids),
+            person_ids=torch.from_numpy(persons),
+            replaced=torch.from_numpy(replaced.astype(np.int64)),
+            crowd_ids=crowd_ids,
+        )

@@ -1,9 +1,14 @@
-"""A person-search dataset, checked and cut into what is trained on, chosen by and measured on."""
+"""A person-search dataset, checked and cut into what is trained on, chosen by and measured on.
+
+Layouts are those of CUHK-PEDES (Li et al., CVPR 2017), ICFG-PEDES (Ding et al., 2021), RSTPReid
+(Zhu et al., ACM MM 2021) and the output of RaSa's `data_process.py`: one JSON record for each
+image.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +20,64 @@ from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
-from maskery.data.pairs.pictures import image_refs
-from maskery.data.pairs.records import Record, brief, checked_captions
-from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig, clean_caption
-from maskery.data.person_search.layouts import IMAGES, LAYOUTS, read_annotations
+from maskery.data.pairs.records import (
+    Record,
+    brief,
+    checked_captions,
+    checked_person,
+    image_refs,
+    picture_name,
+)
+from maskery.data.pairs.tables import json_records
+from maskery.data.person_search.config import (
+    SPLITS,
+    DatasetName,
+    PersonSearchDataConfig,
+    clean_caption,
+)
 
 log = logging.getLogger(__name__)
+
+IMAGES = "imgs"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One published layout."""
+
+    title: str
+    # Names of its annotation file; the first that exists is read. With `{split}` in them, each
+    # split has a file of its own.
+    files: tuple[str, ...]
+    image_key: str  # Key of the image in its records
+    splits: tuple[str, ...] = SPLITS  # Those it has
+
+
+LAYOUTS: dict[DatasetName, Layout] = {
+    "cuhk-pedes": Layout("CUHK-PEDES", ("reid_raw.json",), "file_path"),
+    # The releases of ICFG-PEDES differ in the name of the file; its folders `train/` and `test/`
+    # are not its split, which only the records tell.
+    "icfg-pedes": Layout(
+        "ICFG-PEDES",
+        ("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG-PDES.json"),
+        "file_path",
+        splits=("train", "test"),
+    ),
+    "rstpreid": Layout("RSTPReid", ("data_captions.json",), "img_path"),
+    "rasa": Layout(
+        "RaSa's data_process.py", ("processed_data/{split}.json", "{split}.json"), "file_path"
+    ),
+    "drawn-people": Layout("drawn people", ("reid_raw.json",), "file_path"),
+    "jsonl": Layout(
+        "lines with image, caption and person", ("{split}.jsonl", "pairs_{split}.jsonl"), "image"
+    ),
+}
+
+
+class AnnotationConfig(PairsConfig):
+    """Settings of annotations, in which an `id` is a person."""
+
+    id_is_person = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,28 +93,26 @@ class PersonSearchData:
 
 
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
-    """Read and check a dataset; images stay where they are until they are loaded.
-
-    Raises:
-        DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
-            said to show two persons, images are missing, or a split shows fewer than two persons.
-    """
+    """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
     records = list(read_annotations(config.dataset, root))
     images = _image_folder(config)
-    refuse_leaks(records)
-    annotated = {record.split for record in records}
-    notes = [shared_ids(records)]
+    annotated, leaks = {record.split for record in records}, leaks_note(records)
     records, missing = without_missing(records, images, config)
-    notes.append(missing)
+    notes = [leaks, missing]
     by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
     _need_expected_splits(config, by_split)
     skipped = Skipped("caption", config.on_bad_caption)
     for split, found in by_split.items():
         by_split[split], note = merge_pictures(found, partial(_captions, config, skipped))
         notes.append(note and f"{split}: {note}")
-        if split in annotated or split == "train":
-            _need_two_persons(by_split[split], f"the {split} split of '{root}'")
+        count = len({record.person for record in by_split[split]})
+        # With one person nobody can be mistaken, and all figures would be 100%.
+        if count < 2 and (split in annotated or split == "train"):
+            raise DataError(
+                f"the {split} split of '{root}' shows {count} different "
+                f"person{'' if count == 1 else 's'}: nobody to tell anyone from; bring at least 2"
+            )
     notes = [note for note in (*notes, str(skipped)) if note]
     if "val" not in annotated:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
@@ -105,8 +160,8 @@ def _image_folder(config: PersonSearchDataConfig) -> Path:
     return folder
 
 
-def refuse_leaks(records: Sequence[Record]) -> None:
-    """Refuse images that are in two splits."""
+def leaks_note(records: Sequence[Record]) -> str:
+    """Refuse images that are in two splits; returns a warning about ids that are, or ""."""
     leaks = _in_several_splits((record.image, record.split) for record in records)
     if leaks:
         name, (one, other, *_) = next(iter(leaks.items()))
@@ -114,10 +169,6 @@ def refuse_leaks(records: Sequence[Record]) -> None:
             f"{len(leaks)} images are in two splits, first {brief(name)} in {one} and {other}: "
             f"what is measured on would be trained on; remove it from one of them"
         )
-
-
-def shared_ids(records: Sequence[Record]) -> str:
-    """Return a warning where splits share ids (they may be numbered anew in each), else ""."""
     shared = _in_several_splits((record.person, record.split) for record in records)
     if not shared:
         return ""
@@ -157,16 +208,6 @@ def without_missing(
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _need_two_persons(records: Sequence[Record], what: str) -> None:
-    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
-    count = len({record.person for record in records})
-    if count < 2:
-        raise DataError(
-            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
-            f"anyone from; bring at least 2"
-        )
-
-
 def _need_expected_splits(
     config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
 ) -> None:
@@ -184,6 +225,7 @@ def _need_expected_splits(
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
     """Cut training identities into those to train on and those that choose the epoch."""
+    # By persons, and by a hash: nobody is on both sides, and every run has the same sides.
     groups = group_ids_of([f"person\0{record.person}" for record in records])
     if (count := len(np.unique(groups))) < 4:
         raise DataError(
@@ -233,3 +275,71 @@ def merge_pictures(
         f"with the captions of all its records{left_out}"
     )
     return merged, note if joined else ""
+
+
+def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
+    """Yield every record of a dataset with its split; image and person are names, and checked."""
+    layout = LAYOUTS[dataset]
+    if dataset == "jsonl" and root.is_file():
+        files: list[tuple[str | None, Path]] = [(None, root)]
+    elif root.is_dir():
+        files = _files(dataset, root)
+    else:
+        raise DataError(f"there is no folder '{root}'; give the folder of {layout.title} as --root")
+    for split, path in files:
+        settings = AnnotationConfig(image_column=layout.image_key)
+        try:
+            for record in json_records(path, settings):
+                yield _checked(layout, record, split)
+        except DataError as error:
+            if "has no column" not in str(error):
+                raise
+            for other, its in LAYOUTS.items():
+                if its.image_key != layout.image_key and repr(its.image_key) in str(error):
+                    raise DataError(
+                        f"{path}: its records name the image {its.image_key!r} as {its.title} "
+                        f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
+                    ) from error
+            raise
+
+
+def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
+    """Return each annotation file with its split, None where the records name it."""
+    for pattern in LAYOUTS[dataset].files:
+        splits = SPLITS if "{split}" in pattern else (None,)
+        paths = [(split, root / pattern.format(split=split)) for split in splits]
+        found = [(split, path) for split, path in paths if path.is_file()]
+        if found and found[0] == paths[0]:  # there is always one to train on
+            return found
+    named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
+    message = (
+        f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of "
+        f"{LAYOUTS[dataset].title}"
+    )
+    for other, names in named.items():
+        for name in names:
+            if other != dataset and (root / name).is_file():
+                title = LAYOUTS[other].title
+                raise DataError(f"{message}, but {name}, those of {title}; give --dataset {other}")
+    raise DataError(f"{message}; correct --root")
+
+
+def _checked(layout: Layout, record: Record, split: str | None) -> Record:
+    named = record.split if split is None else split
+    if layout.image_key == "image" and named is None:
+        named = "train"
+    if named not in SPLITS:
+        raise DataError(
+            f"{record.where}: the split is {brief(named)}; it must be one of {', '.join(SPLITS)}"
+        )
+    if split is not None and record.split not in (None, split):
+        raise DataError(
+            f"{record.where}: the split is {brief(record.split)} in the file of {split}; move the "
+            f"record to the file of its split"
+        )
+    person = checked_person(record.person, record.where)
+    if person is None:
+        raise DataError(
+            f"{record.where}: no person is named; person search needs an id for each image"
+        )
+    return replace(record, split=named, person=person, image=picture_name(record))

@@ -27,17 +27,31 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from maskery.core.batch import vocabulary_size
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, os_errors
 from maskery.core.system import signals_held
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.formats import is_portable
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, Manifest
-from maskery.data.shards.piece_work import RECORDS, Job, do_piece, load_piece, load_shard
-from maskery.data.shards.pieces import Piece, plan_fingerprint, plan_pieces
-from maskery.data.shards.shard_file import entry_of, write_bytes, write_first
+from maskery.data.shards.manifest import (
+    LENGTHS,
+    TOKENIZER,
+    DocumentLengths,
+    Manifest,
+    entry_of,
+    write_bytes,
+)
+from maskery.data.shards.pieces import (
+    RECORDS,
+    Job,
+    Piece,
+    do_piece,
+    load_piece,
+    load_shard,
+    plan_fingerprint,
+    plan_pieces,
+)
 from maskery.data.tokenise import (
     Encode,
     byte_bar,
@@ -77,16 +91,13 @@ def make_shards(
     """Make the shards of a corpus that this rank is to make, and the manifest if it is the last.
 
     Shards of the same corpus and settings that the folder holds are kept.
-
-    Raises:
-        DataError: The corpus cannot be read, the folder holds shards of something else or cannot
-            be written, or a process died.
     """
     if not corpus.files:
         raise DataError(
             "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
             "lines files and name their folder"
         )
+    # By the sizes of the files alone, so every rank plans the same pieces without asking others.
     pieces = plan_pieces(corpus, config.shard_bytes)
     job = Job(
         corpus=corpus,
@@ -125,7 +136,7 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
     """
     plan = job.folder / PLAN
-    try:
+    with os_errors(f"the folder '{job.folder}' cannot be used", "name another"):
         job.folder.mkdir(parents=True, exist_ok=True)
         # Listed before the plan is read: where there is no plan then, no rank had got further.
         names = [path.name for path in job.folder.iterdir()]
@@ -143,14 +154,25 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
                 "repeat the command that began it, or name another folder"
             )
         (job.folder / RECORDS).mkdir(exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"the folder '{job.folder}' cannot be used ({error.strerror}); name another"
-        ) from error
     save_tokenizer(job.folder, tokenizer)
     if job.config.shard_count == 1:  # nobody else is at work here, so these were left by the killed
         for path in job.folder.glob("*.partial-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_first(path: Path, data: bytes) -> None:
+    """Write a file whole unless there is one: the first is never replaced."""
+    aside = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    write_bytes(aside, data)
+    try:
+        path.hardlink_to(aside)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: between these two another may be first
+        if not path.exists():
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -159,16 +181,14 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     if final.is_dir():
         return
     partial = folder / f"{TOKENIZER}.partial-{secrets.token_hex(4)}"
-    try:
-        tokenizer.save_pretrained(partial)
-        partial.rename(final)
-    except OSError as error:
-        if final.is_dir():  # another rank was first
+    with os_errors(f"the tokenizer cannot be written to '{final}'", "free some space"):
+        try:
+            tokenizer.save_pretrained(partial)
+            partial.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another rank was first
+                raise
             shutil.rmtree(partial, ignore_errors=True)
-            return
-        raise DataError(
-            f"the tokenizer cannot be written to '{final}' ({error.strerror}); free some space"
-        ) from error
 
 
 def write_manifest(
@@ -200,7 +220,10 @@ def write_manifest(
         fingerprint=job.fingerprint,
         tokenizer=tokenizer.name_or_path,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        tokenizer_files=tuple(map(entry_of, sorted((job.folder / TOKENIZER).iterdir()))),
+        tokenizer_files=tuple(
+            entry_of(path.name, path.read_bytes())
+            for path in sorted((job.folder / TOKENIZER).iterdir())
+        ),
         vocab_size=job.vocab_size,
         held_out_share=job.config.held_out_share,
         lengths=write_bytes(job.folder / LENGTHS, lengths.to_bytes()),
@@ -213,6 +236,7 @@ def write_manifest(
 
 def summary(made: Made) -> dict[str, object]:
     """Return the result as `--json` prints it."""
+    manifest = made.manifest
     about: dict[str, object] = {
         "folder": str(made.folder),
         "pieces": made.pieces,
@@ -220,18 +244,21 @@ def summary(made: Made) -> dict[str, object]:
         "tokens_made": made.tokens_made,
         "made_anew": list(made.damaged),
         "missing_pieces": made.missing,
-        "complete": made.manifest is not None,
+        "complete": manifest is not None,
     }
-    if made.manifest is not None:
-        about |= {
-            "shards": len(made.manifest.shards),
-            "documents": made.manifest.documents,
-            "tokens": made.manifest.tokens,
-            "held_out_documents": sum(entry.documents for entry in made.manifest.held_out),
-            "held_out_tokens": sum(entry.tokens for entry in made.manifest.held_out),
-            "tokenizer_fingerprint": made.manifest.tokenizer_fingerprint,
+    return (
+        about
+        if manifest is None
+        else about
+        | {
+            "shards": len(manifest.shards),
+            "documents": manifest.documents,
+            "tokens": manifest.tokens,
+            "held_out_documents": sum(entry.documents for entry in manifest.held_out),
+            "held_out_tokens": sum(entry.tokens for entry in manifest.held_out),
+            "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
         }
-    return about
+    )
 
 
 Done = tuple[int, int, list[str]]
@@ -258,6 +285,7 @@ def do_pieces(
         return
     pool = ProcessPoolExecutor(
         count,
+        # A forked process would inherit the tokenizer's threads in the middle of their work.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(job, backend.to_str()),
@@ -291,13 +319,9 @@ def _start_worker(job: Job, backend: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    sentinel = parent.sentinel
+    threading.Thread(target=lambda: wait([sentinel]) and os._exit(1), daemon=True).start()
     _worker = job, encoder_of(Tokenizer.from_str(backend))
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 def _work(piece: Piece) -> Done:

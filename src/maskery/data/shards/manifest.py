@@ -1,23 +1,30 @@
-"""`shards.json`: the shards of a corpus, their tokens and documents, and the tokenizer they are of.
+"""The files of a folder of shards: written whole, checked when read, listed in `shards.json`.
 
-Beside it lie the shards, `held-out-*` files with the documents set aside for evaluation,
-`lengths.safetensors` with how many documents of each length every shard has (from which the steps
-of an epoch are counted without reading a shard), and `tokenizer/`.
+A shard is a safetensors file of four arrays: `tokens` (uint16 or uint32) and `word_starts` (bool)
+of all documents end to end, without special tokens; `lengths` (uint32) and `ids` (uint64), one a
+document. The same arrays make the same bytes. `held-out-*` files are shards of the documents set
+aside for evaluation, `lengths.safetensors` tells how many documents of each length every shard has
+(from which the steps of an epoch are counted without reading a shard), and `tokenizer/` is theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
+from maskery.core.system import sha256_of, write_whole
 from maskery.data.corpus.files import MANIFEST
+from maskery.data.store import Documents, Part, token_type
 
 FORMAT = 1
 LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
@@ -26,6 +33,12 @@ MAX_MANIFEST_BYTES = 1 << 30
 # No folders: nothing that a manifest names may lie outside its own.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 SHA256, HASH = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
+DTYPES: dict[str, tuple[type[np.generic], ...]] = {
+    "tokens": (np.uint16, np.uint32),
+    "word_starts": (np.bool_,),
+    "lengths": (np.uint32,),
+    "ids": (np.uint64,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +122,7 @@ class Manifest:
             fields["tokenizer_files"] = tuple(FileEntry(**f) for f in fields["tokenizer_files"])
             fields["lengths"] = FileEntry(**fields["lengths"])
             return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except MALFORMED as error:
             raise DataError(
                 f"{where} is no sound list of shards ({reason_of(error)}); repeat the maskery "
                 f"tokenize command that made it"
@@ -143,12 +156,8 @@ class DocumentLengths:
     def gather(cls, histograms: Sequence[Sequence[Sequence[int]]]) -> DocumentLengths:
         """Make it from a list of (length, count) for each shard."""
         flat = np.array([pair for rows in histograms for pair in rows], np.uint32).reshape(-1, 2)
-        sizes = [len(rows) for rows in histograms]
-        return cls(
-            offsets=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
-            lengths=flat[:, 0].copy(),
-            counts=flat[:, 1].copy(),
-        )
+        offsets = np.cumsum([0, *map(len, histograms)], dtype=np.int64)
+        return cls(offsets=offsets, lengths=flat[:, 0].copy(), counts=flat[:, 1].copy())
 
     def of(self, shard: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return lengths and counts of one shard, int64."""
@@ -192,3 +201,78 @@ class DocumentLengths:
             if counts.sum() != shard.documents or lengths @ counts != shard.tokens:
                 return False
         return True
+
+
+def write_shard(path: Path, part: Part, *, vocab_size: int) -> ShardEntry:
+    """Write a shard: whole, or not at all."""
+    from safetensors.numpy import save
+
+    tokens, word_starts, lengths, ids = part
+    stored = tokens.astype(token_type(vocab_size)), word_starts, lengths.astype(np.uint32), ids
+    written = write_bytes(path, save(dict(zip(DTYPES, stored, strict=True))))
+    return ShardEntry(**vars(written), documents=len(ids), tokens=len(tokens))
+
+
+def write_bytes(path: Path, data: bytes) -> FileEntry:
+    """Write a file whole, or not at all; ranks may write the same one at once."""
+    fix = "free some space there and repeat the command: what is complete is kept"
+    with os_errors(f"'{path}' cannot be written", fix):
+        write_whole(path, data, aside=f"partial-{secrets.token_hex(4)}")
+    return entry_of(path.name, data)
+
+
+def entry_of(name: str, data: bytes) -> FileEntry:
+    """Describe the content of a file."""
+    return FileEntry(file=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
+    """Return the difference of a file from its recorded size and checksum, or None."""
+    try:
+        # The size first: it costs nothing, and most damage is a file that was cut short.
+        size = path.stat().st_size
+        if size != num_bytes:
+            return f"it has {size} of {num_bytes} bytes"
+        if sha256_of(path) != sha256:
+            return "it does not match its checksum"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None
+
+
+def read_shards(paths: Sequence[Path], *, vocab_size: int) -> Documents:
+    """Read at least one shard into memory, several as one, and check that their arrays fit."""
+    return Documents.gather(_read(path, vocab_size) for path in paths)
+
+
+def _read(path: Path, vocab_size: int) -> Part:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+        why = _misfit(arrays, vocab_size)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        why = reason_of(error)
+    if why:
+        raise DataError(
+            f"'{path}' is no sound token shard ({why}); repair the folder by repeating the "
+            f"maskery tokenize command that made it"
+        )
+    return arrays["tokens"], arrays["word_starts"], arrays["lengths"], arrays["ids"]
+
+
+def _misfit(arrays: dict[str, npt.NDArray[Any]], vocab_size: int) -> str:
+    """Return the first thing that is wrong with the arrays of a shard, or ""."""
+    for name, kinds in DTYPES.items():
+        if arrays[name].dtype not in kinds or arrays[name].ndim != 1:
+            return f"{name} is of type {arrays[name].dtype}, {arrays[name].ndim}-dimensional"
+    tokens = arrays["tokens"]
+    if len(arrays["ids"]) != len(arrays["lengths"]):
+        return "it has not as many ids as documents"
+    # In int64, which no sum of uint32 leaves.
+    if not len(tokens) == len(arrays["word_starts"]) == arrays["lengths"].sum(dtype=np.int64):
+        return "its documents have not as many tokens as it has"
+    if len(tokens) and int(tokens.max()) >= vocab_size:
+        return f"it holds ids beyond the vocabulary of {vocab_size}"
+    return ""

@@ -1,36 +1,52 @@
-"""Cut a corpus into pieces that are tokenised independently: a pure function of the files.
+"""Pieces of a corpus: cut by the sizes of its files alone, read and tokenised each by itself.
 
 A piece is a list of spans: whole files, stretches of text and JSON lines that begin and end at line
 ends, and row groups of Parquet. Plain text and JSON lines are cut at multiples of a size in bytes,
-moved to the next line end. Whoever reads a piece finds the two line ends by itself, so planning
-asks for the sizes of the files alone. What cannot be cut (compressed files, CSV with its quoted
-line ends, `.json`, documents, encodings whose line ends are not the byte 0x0A) is read whole, and
-makes several shards one after the other where it is large.
+moved to the next line end, which whoever reads a piece finds by itself. What cannot be cut
+(compressed files, CSV with its quoted line ends, `.json`, documents, encodings whose line ends are
+not the byte 0x0A) is read whole, and makes several shards one after the other where it is large.
+
+Each shard is written aside, flushed and renamed, and then a record of it beside; a shard without a
+record is absent. A piece that makes several shards goes on after the last sound one: its text is
+read again, but not tokenised.
 """
 
 from __future__ import annotations
 
 import codecs
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from maskery.core.errors import MALFORMED
 from maskery.data.corpus.config import AUTO, CorpusConfig
-from maskery.data.corpus.examples import Example
+from maskery.data.corpus.examples import Example, ReadingReport, is_held_out
 from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
+from maskery.data.corpus.record_files import parquet_errors
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.corpus.table_files import parquet_errors
 from maskery.data.shards.config import ShardingConfig
+from maskery.data.shards.manifest import (
+    ShardEntry,
+    check_sound,
+    find_damage,
+    is_count,
+    write_bytes,
+    write_shard,
+)
+from maskery.data.store import Documents
+from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_batches
 
 # Raised whenever the same files are cut elsewhere than before.
 CUTTING_VERSION = 1
+# Read at once in search of a line end, which is nearly always in the first block.
 BLOCK_BYTES = 1 << 20
 # Encodings in which the byte 0x0A is a line end wherever it stands.
 LINE_ENCODINGS = re.compile(
@@ -41,8 +57,13 @@ LINE_ENCODINGS = re.compile(
 LINE_END = re.compile(rb"\n(?![\xef\xfe\xff])")
 PARAGRAPH_END = re.compile(rb"\n\r?\n(?![\xef\xfe\xff])")
 LONGEST_END = 3  # bytes of a paragraph end
+RECORDS = "records"
+# Characters of a shard beyond which a piece goes on in the next one. What is cut by bytes has no
+# more characters than bytes, and stays below.
+OVERFULL = 1.25
 
 Kind = Literal["whole", "bytes", "row groups"]
+RecordT = TypeVar("RecordT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +112,7 @@ def spans_of(number: int, corpus: Corpus, shard_bytes: int) -> list[Span]:
         return [Span(file=number, size=shard_bytes)]
     if size == 0:
         return []
-    count = -(-size // shard_bytes)
+    count = -(-size // shard_bytes)  # rounded up: no piece is larger than asked for
     if count > 1 and not split_suffix(path)[1] and format_of(path, corpus.config) == "parquet":
         return row_group_spans(number, path, size, shard_bytes)
     if count > 1 and is_cuttable(path, corpus.config):
@@ -118,9 +139,8 @@ def row_group_spans(number: int, path: Path, size: int, shard_bytes: int) -> lis
 
     with parquet_errors(path), path.open("rb") as file:
         metadata = pq.read_metadata(file)
-    rows = np.array(
-        [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64
-    )
+    groups = range(metadata.num_row_groups)
+    rows = np.array([metadata.row_group(group).num_rows for group in groups], np.int64)
     if not len(rows):
         return [Span(file=number, size=size)]
     total = max(1, int(rows.sum()))
@@ -149,6 +169,7 @@ def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> in
                 # The byte after it must be known.
                 if found and start + found.end() < size and found.end() < len(held):
                     return start + found.end()
+                # An end may lie across two blocks.
                 start += max(0, len(held) - LONGEST_END)
                 held = held[-LONGEST_END:]
     except OSError as error:
@@ -178,17 +199,158 @@ def read_piece(piece: Piece, corpus: Corpus) -> Iterator[Example]:
     """Yield the examples of a piece, as reading its files would; `corpus.report` is of them."""
     corpus.begin()
     for span in piece.spans:
-        if span.kind != "bytes":
-            rows = (span.start, span.end) if span.kind == "row groups" else None
-            yield from corpus.read_file(span.file, rows)
-            continue
-        path, size = corpus.files[span.file], corpus.sizes[span.file]
-        assert size is not None  # else it would not have been cut
-        is_text = format_of(path, corpus.config) == "text"
-        paragraphs = is_text and corpus.config.unit == "paragraph"
-        first, end = (
-            line_boundary(path, offset, size, paragraphs=paragraphs)
-            for offset in (span.start, span.end)
+        bounds: tuple[int, ...] = span.start, span.end
+        if span.kind == "bytes":
+            path, size = corpus.files[span.file], corpus.sizes[span.file]
+            assert size is not None  # else it would not have been cut
+            is_text = format_of(path, corpus.config) == "text"
+            whole = is_text and corpus.config.unit == "paragraph"
+            bounds = tuple(line_boundary(path, at, size, paragraphs=whole) for at in bounds)
+        if span.kind == "whole" or bounds[0] < bounds[1]:  # else no line begins in it
+            chosen = None if span.kind == "whole" else (bounds[0], bounds[1])
+            yield from corpus.read_file(span.file, chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that all pieces share, sent to every process."""
+
+    corpus: Corpus
+    config: ShardingConfig
+    folder: Path
+    fingerprint: str
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """The files that one stretch of a piece became; an empty one is None."""
+
+    train: ShardEntry | None
+    held_out: ShardEntry | None
+    lengths: list[list[int]]  # (length, count) of the training documents, ascending
+
+    def __post_init__(self) -> None:
+        documents = sum(count for _, count in self.lengths)
+        tokens = sum(length * count for length, count in self.lengths)
+        known = (self.train.documents, self.train.tokens) if self.train else (0, 0)
+        check_sound(known == (documents, tokens), "count")
+
+    def damage(self, folder: Path) -> str | None:
+        """Return the first thing that is wrong with its files, or None."""
+        for entry in filter(None, (self.train, self.held_out)):
+            damage = find_damage(folder / entry.file, entry.bytes, entry.sha256)
+            if damage:
+                return f"{entry.file}: {damage}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceRecord:
+    """A finished piece: its number of shards, and the counts of its `ReadingReport`."""
+
+    shards: int
+    report: dict[str, int]
+
+    def __post_init__(self) -> None:
+        check_sound(is_count(self.shards) and all(map(is_count, self.report.values())), "count")
+        check_sound(self.report.keys() <= {field.name for field in fields(ReadingReport)}, "report")
+
+
+def do_piece(piece: Piece, job: Job, encode: Encode) -> tuple[int, int, list[str]]:
+    """Make the shards of a piece that are missing.
+
+    Returns:
+        The piece's number, the tokens that were made now, and what was found damaged.
+    """
+    finished = load_piece(piece.number, job)
+    damaged: list[str] = []
+    if finished is not None:
+        found = [load_shard(piece.number, i, job) for i in range(finished.shards)]
+        damage = [record.damage(job.folder) if record else "its record" for record in found]
+        damaged = [what for what in damage if what]
+        if not damaged:
+            return piece.number, 0, []
+    for place in (job.folder, job.folder / RECORDS):  # what a killed process had begun
+        for path in place.glob(f"*{piece.number:06d}*.partial-*"):
+            path.unlink(missing_ok=True)
+    made = count = 0
+    examples = read_piece(piece, job.corpus)
+    for count, batches in enumerate(stretches(examples, job.config.shard_bytes), start=1):
+        record = load_shard(piece.number, count - 1, job)
+        if record is not None and record.damage(job.folder) is None:
+            for _ in batches:  # read on, without tokenising
+                pass
+        else:
+            made += write_stretch(f"{piece.number:06d}-{count - 1:04d}", batches, job, encode)
+    about = PieceRecord(shards=count, report=asdict(job.corpus.report))
+    write_record(f"{piece.number:06d}", about, job)
+    return piece.number, made, damaged
+
+
+def stretches(examples: Iterator[Any], shard_bytes: int) -> Iterator[Iterator[Batch]]:
+    """Yield one iterator of batches for each shard; each must be used up before the next."""
+    limit = int(OVERFULL * shard_bytes)
+    batches = batched(examples, min(BATCH_CHARS, limit))
+
+    def stretch(first: Batch) -> Iterator[Batch]:
+        chars = 0
+        for batch in chain([first], batches):
+            yield batch
+            chars += sum(map(len, batch[0]))
+            if chars >= limit:
+                return
+
+    for first in batches:
+        yield stretch(first)
+
+
+def write_stretch(name: str, batches: Iterator[Batch], job: Job, encode: Encode) -> int:
+    """Tokenise and write one shard, and what is held out of it; returns their tokens."""
+    read = Documents.gather(encode_batches(batches, encode))
+    lengths, ids = read.lengths(), read.ids
+    held = is_held_out(ids, job.config.held_out_share)
+    entries: list[ShardEntry | None] = [None, None]
+    for number, (prefix, chosen) in enumerate((("shard", ~held), ("held-out", held))):
+        if chosen.any():
+            inside = np.repeat(chosen, lengths)
+            part = read.tokens[inside], read.word_starts[inside], lengths[chosen], ids[chosen]
+            path = job.folder / f"{prefix}-{name}.safetensors"
+            entries[number] = write_shard(path, part, vocab_size=job.vocab_size)
+    values, counts = np.unique(lengths[~held], return_counts=True)
+    histogram = np.stack((values, counts), axis=1).tolist()
+    write_record(name, ShardRecord(train=entries[0], held_out=entries[1], lengths=histogram), job)
+    return read.num_tokens
+
+
+def write_record(name: str, record: ShardRecord | PieceRecord, job: Job) -> None:
+    """Write a record: whole, or not at all."""
+    text = json.dumps({"fingerprint": job.fingerprint, **asdict(record)})
+    write_bytes(job.folder / RECORDS / f"{name}.json", text.encode())
+
+
+def load_shard(piece: int, number: int, job: Job) -> ShardRecord | None:
+    """Return the record of a shard, or None if there is no valid one."""
+
+    def parse(train: Any, held_out: Any, lengths: Any) -> ShardRecord:
+        return ShardRecord(
+            train=train and ShardEntry(**train),
+            held_out=held_out and ShardEntry(**held_out),
+            lengths=lengths,
         )
-        if first < end:  # else no line begins in it
-            yield from corpus.read_file(span.file, (first, end))
+
+    return _load(parse, f"{piece:06d}-{number:04d}", job)
+
+
+def load_piece(piece: int, job: Job) -> PieceRecord | None:
+    """Return the record of a finished piece, or None if there is no valid one."""
+    return _load(PieceRecord, f"{piece:06d}", job)
+
+
+def _load(parse: Callable[..., RecordT], name: str, job: Job) -> RecordT | None:
+    try:
+        data = json.loads((job.folder / RECORDS / f"{name}.json").read_bytes())
+        # A record of another plan counts as none.
+        return parse(**data) if data.pop("fingerprint") == job.fingerprint else None
+    except (OSError, *MALFORMED):
+        return None

@@ -1,45 +1,60 @@
 """The batches of a run over shards: a few shards at a time, in memory that does not grow.
 
-Shapes: W windows, S steps.
+In every epoch the shards are put in a random order and taken in blocks of a few. The examples of a
+block are shuffled together and cut into steps. How many steps a block has follows from how long its
+documents are, whatever their order, so any step of any epoch is found without reading a shard.
+
+Shapes: W windows, S steps, B blocks.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import ConfigError, DataError
+from maskery.core.errors import DataError
 from maskery.core.task import StandIn
-from maskery.data.batching import Layout, Plan, Template, TextSource, random_order
+from maskery.data.batching import (
+    Batching,
+    Layout,
+    Plan,
+    TextSource,
+    cut_by_sum,
+    over_budget,
+    random_order,
+)
 from maskery.data.corpus.files import MANIFEST
-from maskery.data.shards import epoch as epochs
-from maskery.data.shards.manifest import TOKENIZER, DocumentLengths, FileEntry, Manifest, ShardEntry
+from maskery.data.shards.manifest import (
+    TOKENIZER,
+    DocumentLengths,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    read_shards,
+)
 from maskery.data.shards.places import Place
-from maskery.data.shards.shard_file import read_shards
 from maskery.data.store import Documents
+
+# The positions of the draws; 0 and 4 belong to `data.batching`.
+SHARD_ORDER, WINDOW_ORDER, STEP_ORDER, HELD_OUT_ORDER = 8, 12, 16, 20
+# Window w of shard s is drawn for as s * 2**40 + w.
+WINDOW_BITS = 40
+
+Counts = npt.NDArray[np.int64]
 
 
 class TokenShards:
-    """The shards of a place: its manifest, and each shard read when it is needed.
-
-    Attributes:
-        place: A folder or an address.
-        manifest: What it holds.
-        document_lengths: How long the documents of each shard are.
-    """
+    """The shards of a place: its manifest and the lengths of its documents, and no shard yet."""
 
     def __init__(self, place: Place) -> None:
-        """Read the manifest and the lengths; no shard.
-
-        Raises:
-            DataError: They are missing or damaged.
-        """
         self.place = place
         self.manifest = Manifest.from_json(place.manifest(), f"'{place.name}/{MANIFEST}'")
         path = self.fetch(self.manifest.lengths)
@@ -71,7 +86,7 @@ class TokenShards:
             )
         # The same ones in every run, whatever its seed.
         names = np.arange(len(entries), dtype=np.uint64)
-        order = random_order(names, position=epochs.HELD_OUT_ORDER, seed=0, epoch=0)
+        order = random_order(names, position=HELD_OUT_ORDER, seed=0, epoch=0)
         tokens = np.cumsum([entries[number].tokens for number in order])
         # One is read whole, however many tokens it has.
         count = max(1, int(np.searchsorted(tokens, max_tokens, side="right")))
@@ -85,65 +100,59 @@ class TokenShards:
         return paths[0].parent
 
 
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """Blocks of an epoch: their shards, and their first steps."""
+
+    blocks: list[list[int]]  # the shards of each, in the order they are read
+    firsts: Counts  # (B + 1,): the first step of each block, and the number of steps
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, S."""
+        return int(self.firsts[-1])
+
+    def find(self, step: int) -> tuple[int, int]:
+        """Return the block of a step, and the step's number within it."""
+        block = int(np.searchsorted(self.firsts, step, side="right")) - 1
+        return block, step - int(self.firsts[block])
+
+    def block_steps(self, block: int) -> int:
+        """Return the number of steps of a block."""
+        return int(self.firsts[block + 1] - self.firsts[block])
+
+
 class ShardSource:
     """The batches of a run over shards; implements `core.task.BatchSource`.
 
     The order is a pure function of (seed, epoch, the shards, `shuffle_shards`, lengths, budget). A
     step is made from the shards of its block alone: resuming reads nothing that went before.
-
-    Args:
-        shards: What is read.
-        shuffle_shards: Shards whose examples are shuffled together.
-        cache_shards: Copies kept besides those in use, for shards from an address.
-        exclude: (n,) uint64: documents that are left out, wherever they stand.
-        max_length, batch_tokens, micro_tokens, layout, seed: As in `TextSource`.
     """
 
     def __init__(
         self,
         shards: TokenShards,
-        template: Template,
+        batching: Batching,
         *,
-        max_length: int,
-        batch_tokens: int,
-        micro_tokens: int | None = None,
-        layout: Layout = "packed",
-        seed: int = 0,
-        shuffle_shards: int = 4,
-        cache_shards: int = 16,
-        exclude: npt.NDArray[np.uint64] | None = None,
+        shuffle_shards: int = 4,  # shards whose examples are shuffled together
+        cache_shards: int = 16,  # copies kept besides those in use, for shards from an address
+        exclude: npt.NDArray[np.uint64] | None = None,  # (n,) documents that are left out
     ) -> None:
-        self.shards, self.template, self.seed = shards, template, seed
-        self.max_length, self.batch_tokens = max_length, batch_tokens
-        self.layout: Layout = layout
+        self.shards, self.batching, self.exclude = shards, batching, exclude
         self.shuffle_shards, self.cache_shards = shuffle_shards, cache_shards
-        self.exclude = exclude
-        if max_length <= template.num_special:
-            raise ConfigError(
-                f"a window would hold {max_length - template.num_special} tokens besides the "
-                f"special ones; raise --max-length"
-            )
-        self._settings: dict[str, Any] = {
-            "max_length": max_length,
-            "batch_tokens": batch_tokens,
-            "micro_tokens": micro_tokens,
-            "layout": layout,
-            "seed": seed,
-        }
-        self._epoch: tuple[int, epochs.Epoch] | None = None
+        self._room = batching.room  # asked for now, so that a wrong length fails before the start
+        self._epoch: tuple[int, Epoch] | None = None
         # The block in use and the next one, by (epoch, block).
         self._blocks: dict[tuple[int, int], Future[TextSource]] = {}
         self._thread = ThreadPoolExecutor(1, "shards")
 
-    def epoch(self, number: int) -> epochs.Epoch:
+    def epoch(self, number: int) -> Epoch:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
-            blocks = epochs.shard_blocks(
-                len(self.shards.manifest.shards), self.shuffle_shards, seed=self.seed, epoch=number
-            )
-            counts = [self._count_steps(block) for block in blocks]
-            firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-            self._epoch = number, epochs.Epoch(blocks=blocks, firsts=firsts)
+            num_shards, together = len(self.shards.manifest.shards), self.shuffle_shards
+            blocks = shard_blocks(num_shards, together, seed=self.batching.seed, epoch=number)
+            firsts = np.cumsum([0, *map(self._count_steps, blocks)], dtype=np.int64)
+            self._epoch = number, Epoch(blocks=blocks, firsts=firsts)
         return self._epoch[1]
 
     def num_steps(self, epoch: int) -> int:
@@ -163,12 +172,11 @@ class ShardSource:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _count_steps(self, block: list[int]) -> int:
-        special = self.template.num_special
         rows = [self.shards.document_lengths.of(shard) for shard in block]
         lengths, counts = (np.concatenate(column) for column in zip(*rows, strict=True))
-        room = self.max_length - special
-        histogram = epochs.window_histogram(lengths, counts, room=room, special=special)
-        return epochs.count_steps(histogram, batch_tokens=self.batch_tokens, layout=self.layout)
+        special, settings = self.batching.template.num_special, self.batching
+        histogram = window_histogram(lengths, counts, room=self._room, special=special)
+        return count_steps(histogram, batch_tokens=settings.batch_tokens, layout=settings.layout)
 
     def _block(self, epoch: int, block: int) -> TextSource:
         """Return a block that is loaded, being loaded or loaded now; begins to load the next."""
@@ -183,31 +191,148 @@ class ShardSource:
             self.shards.place.trim(2 * self.shuffle_shards + self.cache_shards)
         return source
 
-    def _load(self, epoch: int, block: int, known: epochs.Epoch) -> TextSource:
+    def _load(self, epoch: int, block: int, known: Epoch) -> TextSource:
         """Fetch the shards of a block and plan its steps."""
-        numbers = known.blocks[block]
+        numbers, settings = known.blocks[block], self.batching
         entries = [self.shards.manifest.shards[number] for number in numbers]
         joined = self.shards.open(entries)
         documents = np.arange(joined.num_documents)
         if self.exclude is not None:
             documents = documents[~np.isin(joined.ids, self.exclude)]
-        source = TextSource(joined, documents, self.template, **self._settings)
+        source = TextSource(joined, documents, settings)
         ends = np.cumsum([entry.documents for entry in entries])
         owners = np.searchsorted(ends, source.windows.documents, side="right")
         num_windows = np.bincount(owners, minlength=len(numbers)).tolist()
-        order = epochs.window_order(numbers, num_windows, seed=self.seed, epoch=epoch)
-        if self.layout == "padded":
+        order = window_order(numbers, num_windows, seed=settings.seed, epoch=epoch)
+        padded = settings.layout == "padded"
+        if padded:
             order = order[np.argsort(source.lengths[order], kind="stable")]
-        boundaries = epochs.cut_exactly(
+        boundaries = cut_exactly(
             source.lengths[order],
             known.block_steps(block),
-            batch_tokens=self.batch_tokens,
-            layout=self.layout,
+            batch_tokens=settings.batch_tokens,
+            layout=settings.layout,
         )
         plan = Plan(order=order, boundaries=boundaries)
-        if self.layout == "padded":  # steps of like length are neighbours until then
+        if padded:  # steps of like length are neighbours until then
             first = int(known.firsts[block])
-            steps = epochs.step_order(first, plan.num_steps, seed=self.seed, epoch=epoch)
-            plan = plan.in_order(steps)
+            plan = plan.in_order(step_order(first, plan.num_steps, seed=settings.seed, epoch=epoch))
         source.kept_plan = epoch, plan
         return source
+
+
+def shard_blocks(num_shards: int, together: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Put the shards in the random order of an epoch, in blocks of `together`."""
+    numbers = np.arange(num_shards, dtype=np.uint64)
+    order = random_order(numbers, position=SHARD_ORDER, seed=seed, epoch=epoch).tolist()
+    return [order[first : first + together] for first in range(0, num_shards, together)]
+
+
+def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch: int) -> Counts:
+    """Return the windows of some shards, numbered end to end, in random order: (W,) int64."""
+    names = [
+        (np.uint64(shard) << np.uint64(WINDOW_BITS)) + np.arange(count, dtype=np.uint64)
+        for shard, count in zip(shards, num_windows, strict=True)
+    ]
+    return random_order(np.concatenate(names), position=WINDOW_ORDER, seed=seed, epoch=epoch)
+
+
+def step_order(first: int, count: int, *, seed: int, epoch: int) -> Counts:
+    """Return steps in random order: (count,) int64; `first` tells an epoch's blocks apart."""
+    names = np.uint64(first) + np.arange(count, dtype=np.uint64)
+    return random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch)
+
+
+def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int) -> Counts:
+    """Count the windows of each length that documents become, as `cut_windows` cuts them.
+
+    `counts` tells how many documents have each of `lengths`, which are without special tokens, as
+    `room` is. The lengths of the result, (room + special + 1,), are with the `special` tokens.
+    """
+    lengths, counts = lengths[lengths > 0], counts[lengths > 0]
+    pieces = -(-lengths // room)
+    size, longer = lengths // pieces, lengths % pieces
+    histogram = np.zeros(room + special + 1, np.int64)
+    np.add.at(histogram, size + special, counts * (pieces - longer))
+    uneven = longer > 0
+    np.add.at(histogram, size[uneven] + special + 1, (counts * longer)[uneven])
+    return histogram
+
+
+def count_steps(histogram: Counts, *, batch_tokens: int, layout: Layout) -> int:
+    """Count the steps that windows need in the worst order.
+
+    Packed, in any order: every step but the last is followed by a window that it has no room for,
+    so it holds more than `batch_tokens - longest` tokens, and at least as many windows as fit were
+    all of them the longest. Padded, sorted by length: exact.
+    """
+    present = np.flatnonzero(histogram)
+    if not len(present):
+        return 0
+    longest = int(present[-1])
+    if longest > batch_tokens:
+        raise over_budget(longest, batch_tokens)
+    if layout == "padded":
+        return len(padded_cuts(histogram, batch_tokens)) - 1
+    tokens = int(present @ histogram[present])
+    by_tokens = -(-tokens // (batch_tokens - longest + 1))
+    by_windows = -(-int(histogram.sum()) // (batch_tokens // longest))
+    return min(by_tokens, by_windows)
+
+
+def padded_cuts(histogram: Counts, batch_tokens: int) -> Counts:
+    """Cut windows sorted by length, each counted as long as the longest of its step: (S + 1,)."""
+    cuts, start, done = [np.zeros(1, np.int64)], 0, 0
+    for length in np.flatnonzero(histogram).tolist():
+        fits, end = batch_tokens // length, done + int(histogram[length])
+        if start + fits < end:
+            # The open step ends where this length no longer fits, but takes none back.
+            first = max(start + fits, done)
+            edges = np.arange(first, end, fits, dtype=np.int64)
+            cuts.append(edges)
+            start = int(edges[-1])
+        done = end
+    cuts.append(np.array([done], np.int64))
+    return np.concatenate(cuts)
+
+
+def cut_exactly(lengths: Counts, num_steps: int, *, batch_tokens: int, layout: Layout) -> Counts:
+    """Cut windows into a number of steps, of like size and none over the budget.
+
+    `lengths` are (W,) in the order they are read, ascending in the padded layout; `num_steps` is
+    from `count_steps` of these windows, or of more. Returns (num_steps + 1,) boundaries.
+    """
+    if len(lengths) < num_steps:
+        raise DataError(
+            f"a block of shards has {len(lengths)} examples left for {num_steps} steps: nearly all "
+            "of it stands in --eval-data, too; name other held-out text"
+        )
+    if num_steps == 0:
+        return np.zeros(1, np.int64)
+    if layout == "padded":
+        return split_fullest(padded_cuts(np.bincount(lengths), batch_tokens), num_steps)
+    low, high = int(lengths.max(initial=1)) - 1, batch_tokens
+    while high - low > 1:  # the smallest budget that needs no more steps
+        middle = (low + high) // 2
+        if len(cut_by_sum(lengths, middle)) - 1 <= num_steps:
+            high = middle
+        else:
+            low = middle
+    return split_fullest(cut_by_sum(lengths, high), num_steps)
+
+
+def split_fullest(boundaries: Counts, num_steps: int) -> Counts:
+    """Halve the steps of most windows until there are as many as asked for."""
+    missing = num_steps - (len(boundaries) - 1)
+    if missing <= 0:
+        return boundaries
+    heap = [(int(a - b), int(a), int(b)) for a, b in pairwise(boundaries)]
+    heapq.heapify(heap)
+    extra = []
+    for _ in range(missing):
+        _, first, end = heapq.heappop(heap)
+        middle = (first + end) // 2
+        extra.append(middle)
+        heapq.heappush(heap, (first - middle, first, middle))
+        heapq.heappush(heap, (middle - end, middle, end))
+    return np.sort(np.concatenate((boundaries, extra)))

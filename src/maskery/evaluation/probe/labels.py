@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import fsspec
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
@@ -39,12 +40,11 @@ def read_labelled(
 ) -> Labelled:
     """Read `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed, or CoNLL columns for `tokens`.
 
-    The columns are those of the text and its label, or of the two texts of a pair; by default
-    `text` with `label` or `pair`. Labels that are no classes are a DataError.
+    The file may lie here or at an address. The columns are those of the text and its label, or of
+    the two texts of a pair; by default `text` with `label` or `pair`. Labels that are no classes
+    are a DataError.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"there is no label file '{path}'; name a file with a text and a label")
+    path = one_file(path, "a text and a label in each row")
     if kind == "tokens":
         return _read_conll(path)
     label_column = label_column or ("pair" if kind == "pairs" else "label")
@@ -77,15 +77,16 @@ def read_labelled(
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a file as mappings from column to value."""
-    suffixes = [suffix for suffix in path.suffixes if suffix in SUFFIXES]
+    suffixes = [suffix for suffix in PurePath(path.name).suffixes if suffix in SUFFIXES]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".parquet":
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
         try:
-            for batch in ParquetFile(path).iter_batches():
-                yield from batch.to_pylist()
+            with path.open("rb") as file:
+                for batch in ParquetFile(file).iter_batches():
+                    yield from batch.to_pylist()
         except (OSError, ArrowException) as error:
             raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
         return
@@ -103,16 +104,14 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a text file, compressed or not; the CSV reader wants line ends as they stand."""
-    try:
-        with fsspec.open(
-            str(path), "rt", encoding="utf-8-sig", compression="infer", newline=""
-        ) as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error})") from error
+    """Open a file as text, unpacked if its suffix says so; `csv` wants line ends as they stand."""
+    how = {"encoding": "utf-8-sig", "compression": "infer", "newline": ""}
+    with asked(path):
+        try:
+            with fsspec.open(str(path), "rt", **how) as file:
+                yield file
+        except UnicodeDecodeError as error:
+            raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
 
 
 def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:

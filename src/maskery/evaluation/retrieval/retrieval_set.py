@@ -21,11 +21,11 @@ from maskery.core.errors import DataError
 from maskery.core.processes import Processes
 from maskery.core.random import Int64Array
 from maskery.data.images.config import ViewConfig
+from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_stack
-from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
+from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
 from maskery.data.pairs.pairs import NOBODY, Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
@@ -55,8 +55,10 @@ class RetrievalSet:
     ) -> None:
         self.pairs, self.captions, self.pictures, self.view = pairs, captions, pictures, view
         self.batch_images = batch_images
-        first: dict[str, int] = {}
-        self._first = np.array([first.setdefault(p.image.name, i) for i, p in enumerate(pairs)])
+        # Where nobody is named, equal bytes are one picture under any name.
+        first: dict[str | int, int] = {}
+        known = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
+        self._first = np.array([first.setdefault(name, i) for i, name in enumerate(known)])
         persons = pairs.persons
         two = (persons != NOBODY) & (persons != persons[self._first])
         for index in np.flatnonzero(two)[:1].tolist():
@@ -210,3 +212,18 @@ def sample_searches(
         found = tuple(FoundPicture(image, fits) for image, fits in both if image is not None)
         samples.append(SearchSample(split.caption(query), found))
     return tuple(samples)
+
+
+def draw_searches(
+    split: RetrievalSet,
+    queries: Int64Array,  # (Q,) of the T captions
+    ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
+    *,
+    height: int = 192,  # pixels of a picture
+) -> Image:
+    """Draw captions with their ten best pictures, right ones framed."""
+    rows = []
+    for sample in sample_searches(split, queries, ranking):
+        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
+        rows.append(SheetRow(heading=sample.caption, cells=cells))
+    return draw_sheet(rows, height=height)

@@ -24,8 +24,16 @@ import torch
 
 from maskery.core.errors import DataError
 from maskery.core.random import Float32Array
-from maskery.data.gallery.files import Stamp, digest_of, find_pictures, read_picture
-from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store, renewed
+from maskery.data.gallery import (
+    DamagedIndex,
+    GalleryStore,
+    Stamp,
+    digest_of,
+    find_pictures,
+    open_store,
+    read_picture,
+    renewed,
+)
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches
 from maskery.data.store import own_folder

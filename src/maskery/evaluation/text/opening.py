@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
-from maskery.data.batching import Template, TextSource
+from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
@@ -171,8 +171,10 @@ def _source(opened: OpenModel, documents: Documents, batch_tokens: int) -> TextS
     return TextSource(
         documents,
         np.arange(len(documents.ids)),
-        Template.of(opened.tokenizer),
-        max_length=limit,
-        batch_tokens=max(batch_tokens, limit),
-        layout="packed" if opened.model.packed else "padded",
+        Batching(
+            template=Template.of(opened.tokenizer),
+            max_length=limit,
+            batch_tokens=max(batch_tokens, limit),
+            layout="packed" if opened.model.packed else "padded",
+        ),
     )

@@ -66,6 +66,7 @@ class TextReader:
             self.special[tokenizer.unk_token_id] = False
         self._template = Template.of(tokenizer)
         self._backend = plain_backend(tokenizer, keep=self.mask_token)
+        self._vocabulary = tokenizer.get_vocab()  # made anew at each call, in milliseconds
         # The vocabulary's sign for the space before a word: "Ġ", "▁", or "" where it has none
         self.space, self._always = "", None
         if (backend := self._backend) is not None:
@@ -135,7 +136,7 @@ class TextReader:
         text takes what follows a mask for another text.
         """
         ids, kept = ids.copy(), np.ones(len(ids), np.bool_)
-        space = self.tokenizer.get_vocab().get(self.space, -1)
+        space = self._vocabulary.get(self.space, -1)
         for place in np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist():
             if place and ids[place - 1] == space:
                 kept[place - 1] = False
@@ -150,7 +151,7 @@ class TextReader:
     def bare(self, token: int) -> int:
         """Return the token without the space before it, or itself if there is no such token."""
         spelt = str(self.tokenizer.convert_ids_to_tokens(token))
-        bare = self.tokenizer.get_vocab().get(spelt.removeprefix(self.space), token)
+        bare = self._vocabulary.get(spelt.removeprefix(self.space), token)
         return int(bare)
 
 

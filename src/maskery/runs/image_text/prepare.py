@@ -21,10 +21,9 @@ from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.captions import CaptionTokens, tokenise_captions
+from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.pictures import Pictures
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer

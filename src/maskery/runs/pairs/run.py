@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskery.core.errors import DataError
+from maskery.core.random import Int64Array
 from maskery.core.registry import plugin_identity
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
-from maskery.data.pairs.config import FORMATS
+from maskery.data.pairs.config import FORMATS, PairsConfig
 from maskery.data.pairs.formats import Source
 from maskery.data.pairs.pairs import Pairs, group_ids, split_pairs
 from maskery.evaluation.image_text.image_fill import Condition, sample_pictures, score_pairs
@@ -29,9 +31,9 @@ from maskery.runs.frame.run_frame import (
     model_card,
     public_name,
 )
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
-from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
@@ -142,14 +144,17 @@ def prepare_pairs(
     folder: Path | None = None,
     progress: bool = True,
     terms: Sequence[Any] = (),
+    training: bool = True,
 ) -> PairsRun:
     """Read, tokenise and split the pairs, and load or make the initial model.
 
     Records in Python or a dataset, as `source`, take the place of the pairs that the config names.
+    What is held out may only be in the training pairs as well where there is no `training`.
     """
     pairs, own = Pairs.open_splits(config.pairs if source is None else source, config.reading)
     if config.eval_pairs is not None:
-        own = Pairs.open(config.eval_pairs, config.reading)
+        read, held_out = Pairs.open_splits(config.eval_pairs, config.reading)
+        own = read if held_out is None else held_out
     prepared = prepare_model(
         config, pairs, config.reading, folder=folder, progress=progress, terms=terms
     )
@@ -161,6 +166,8 @@ def prepare_pairs(
     else:
         captions = prepared.read(own)
         train, held = np.arange(len(pairs)), np.arange(len(own))
+        if training:
+            train = not_held_out(pairs, own, config.reading)
     share = len(held) / (len(train) + len(held))
     view, reader = prepared.start.view, config.reading.reader
     log.info("%s training and %s held-out pairs", f"{len(train):,}", f"{len(held):,}")
@@ -188,6 +195,25 @@ def prepare_pairs(
     )
 
 
+def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Int64Array:
+    """Return the training pairs whose picture, and group where one is named, is not held out."""
+    leaked = np.isin(pairs.contents, own.contents)
+    if reading.group_column is not None:
+        leaked |= np.isin(group_ids(pairs), group_ids(own))
+    if leaked.all():
+        raise DataError(
+            "every training picture is also held out, so nothing is left to train on; name other "
+            "held-out pairs"
+        )
+    if leaked.any():
+        log.warning(
+            "%s training pairs show held-out pictures (the same file or the same bytes) or groups, "
+            "and are not trained on",
+            f"{leaked.sum():,}",
+        )
+    return np.flatnonzero(~leaked)
+
+
 def _fingerprint(pairs: Pairs) -> str:
     """Hash image names, captions, and who is shown, which decides the pairs that are held out."""
     return fingerprint_of(np.concatenate([pairs.ids, group_ids(pairs)]))
@@ -212,12 +238,12 @@ def evaluate_pairs_run(
         reading=replace(config.reading, reader=reader or config.reading.reader),
     )
     with torch.no_grad():
-        return prepare_pairs(config, progress=False).evaluate()
+        return prepare_pairs(config, progress=False, training=False).evaluate()
 
 
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return a few pictures of a finished run with the words that its model fills in."""
-    run = prepare_pairs(trained_config(folder), progress=False)
+    run = prepare_pairs(trained_config(folder), progress=False, training=False)
     start = run.prepared.start
     pictures = sample_pictures(start.model.eval(), run.held_out, start.tokenizer, start.view)
     return {"pictures": [asdict(one) for one in pictures]}

@@ -1,37 +1,46 @@
-"""Read finished text runs for a comparison; score those that have kept no held-out sums."""
+"""Compare finished text runs, and train one with several values of its settings (a sweep).
+
+Each run of a sweep has a folder named after its settings. A second call keeps finished runs and
+goes on with an interrupted one from its newest checkpoint.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from maskery.core.errors import CheckpointError, ConfigError
 from maskery.evaluation.text.comparison import Row, ScoredRun, compare_runs
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.evaluation.text.opening import open_model
-from maskery.runs.frame.config_file import open_run, to_plain
-from maskery.runs.frame.run_folder import write_bytes
+from maskery.models.loading import anchored
+from maskery.runs.frame.config_file import load_config, open_run, to_plain, with_settings
+from maskery.runs.frame.run_folder import EVALUATION, default_folder, has_model, write_bytes
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.held_out import HELD_OUT
 from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.run import train_text
+from maskery.training.snapshot import flat
 
 log = logging.getLogger(__name__)
 
 # Where a run lies and how it was called; not how its model was made.
 PLACES = ("output", "resume", "cache_dir")
+# All runs must be measured on the same text, and lie where the sweep puts them.
+NOT_SWEPT = ("corpus", "eval_data", "held_out_share", "output", "resume", "cache_dir", "engine")
 
 
 def compare_folders(folders: Sequence[Path], against: Path | None = None) -> list[Row]:
-    """Compare finished text runs.
-
-    Raises:
-        ConfigError: There are not two runs, or one is no finished text run.
-        DataError: Their held-out texts or masks differ.
-    """
+    """Compare finished text runs."""
     named = [*folders, *([] if against is None else [against])]
     # The later of equal keys would win: the name as it was given first is kept.
     places = {path.resolve(): path for path in reversed(named)}
@@ -45,15 +54,8 @@ def compare_folders(folders: Sequence[Path], against: Path | None = None) -> lis
 
 def course_of(config: TextRunConfig) -> dict[str, Any]:
     """Return every setting but those of `PLACES`, as `training.seed`."""
-    return _flat({name: v for name, v in to_plain(config).items() if name not in PLACES})
-
-
-def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in plain.items():
-        inside = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{name}.") if inside else {prefix + name: value}
-    return found
+    plain = {name: value for name, value in to_plain(config).items() if name not in PLACES}
+    return {".".join(names): value for names, value in flat(plain)}
 
 
 def _scored(folder: Path, config: TextRunConfig) -> ScoredRun:
@@ -74,3 +76,89 @@ def _scored(folder: Path, config: TextRunConfig) -> ScoredRun:
             f"are computed again"
         ) from error
     return ScoredRun(name=str(folder), settings=course_of(config), tokenizer=tokenizer, sums=sums)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a sweep."""
+
+    config: TextRunConfig  # With its folder as `output`; it resumes what is there
+    finished: bool  # True if the folder holds the whole run
+
+
+def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> list[PlannedRun]:
+    """Return the runs of a sweep, the last setting changing fastest."""
+    base = load_config(path, TextRunConfig)
+    folder = base.output or default_folder(base.corpus[0], base.model)
+    folder = output or folder.with_name(f"{folder.name}-sweep")
+    axes = [_axis(one) for one in over]
+    names = [name for name, _ in axes]
+    if not axes or len(set(names)) < len(names):
+        raise ConfigError("--over names each setting once, as in --over mask_rate=0.15,0.3")
+    runs = [
+        _planned(base, dict(zip(names, values, strict=True)), path, folder)
+        for values in itertools.product(*(values for _, values in axes))
+    ]
+    if len({run.config.output for run in runs}) < len(runs):
+        raise ConfigError("two values of --over give folders of one name; change one of them")
+    return runs
+
+
+def run_sweep(runs: Sequence[PlannedRun], *, progress: bool = True) -> list[Path]:
+    """Train the runs of a sweep that are not finished; returns the folders of all."""
+    folders = []
+    for number, run in enumerate(runs, 1):
+        folder = run.config.output
+        assert folder is not None
+        done = "finished before, and kept" if run.finished else "training"
+        log.info("%s of %s, '%s': %s", number, len(runs), folder, done)
+        if not run.finished:
+            train_text(run.config, progress=progress)
+        folders.append(folder)
+    return folders
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    """Return the name of a setting, and its values."""
+    name, _, listed = text.partition("=")
+    name = name.strip().replace("-", "_")
+    values = [value.strip() for value in listed.split(",")]
+    if "" in values or len({_value(value) for value in values}) < len(values):
+        raise ConfigError(
+            f"--over {text}: it needs a setting with its values, all different, as in "
+            f"--over mask_rate=0.15,0.3"
+        )
+    if name in NOT_SWEPT:
+        raise ConfigError(
+            f"--over {text}: there is no setting '{name}' to change; settings are the flags of "
+            f"maskery train text, with underscores, but for {', '.join(NOT_SWEPT)}"
+        )
+    return name, values
+
+
+def _value(text: str) -> Any:
+    """Return a number, true, false or null as YAML reads it; anything else is text."""
+    try:
+        value = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text
+
+
+def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: Path) -> PlannedRun:
+    named = [f"{name}-{value}" for name, value in settings.items()]
+    folder = output / re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(named))
+    values = {name: _value(value) for name, value in settings.items()}
+    config = with_settings(base, values, where=f"{path} with {', '.join(named)}")
+    config = replace(config.anchored(), output=folder, resume="auto")
+    config = replace(config, model=anchored(config.model))
+    finished = (folder / EVALUATION).is_file() and has_model(folder)
+    if finished:
+        found, wanted = map(course_of, (open_run(folder).config, config))
+        changed = [name for name in wanted if found.get(name) != wanted[name]]
+        if changed:
+            raise ConfigError(
+                f"'{folder}' holds a run with another {changed[0]} ({found.get(changed[0])}, not "
+                f"{wanted[changed[0]]}); name another --output for this sweep"
+            )
+    return PlannedRun(config=config, finished=finished)

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
-from maskery.data.batching import TextSource
+from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.split import sample, split, split_by_value, without_held_out
@@ -67,7 +67,7 @@ class TextData(Protocol):
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """Return (vocab_size,) int64: about how often each token stands in the corpus."""
 
-    def sources(self, settings: dict[str, Any]) -> tuple[TextSource | ShardSource, TextSource]:
+    def sources(self, batching: Batching) -> tuple[TextSource | ShardSource, TextSource]:
         """Return training and held-out batches."""
 
     def describe(self) -> str:
@@ -78,7 +78,13 @@ def open_text(
     config: TextRunConfig, cache_dir: Path, given: Given, *, progress: bool = True
 ) -> TextData:
     """Read and tokenise the corpus of a run, or open the shards that it names."""
-    if given.texts is None and is_sharded(config):
+    places = [] if given.texts is not None else list(filter(holds_shards, config.corpus))
+    if places and len(config.corpus) > 1:
+        raise ConfigError(
+            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
+            f"of the corpus into one folder"
+        )
+    if places:
         if config.add_words is not None:
             raise ConfigError(
                 f"--add-words {config.add_words}: the shards were cut without these words; train "
@@ -94,17 +100,6 @@ def open_text(
         data: TextData = shards.ShardedText(config, cache_dir, progress=progress)
         return data
     return StoredText(config, cache_dir, given, progress=progress)
-
-
-def is_sharded(config: TextRunConfig) -> bool:
-    """Return True if a run reads shards, which must be named alone."""
-    places = [source for source in config.corpus if holds_shards(source)]
-    if places and len(config.corpus) > 1:
-        raise ConfigError(
-            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
-            f"of the corpus into one folder"
-        )
-    return bool(places)
 
 
 class StoredText:
@@ -158,7 +153,7 @@ class StoredText:
         """True if the held-out text that decides is not of the corpus."""
         return self.held_store is not self.store
 
-    def _add_words(self, path: Path | None) -> AddedWords | None:
+    def _add_words(self, path: str | None) -> AddedWords | None:
         if path is None:
             return None
         from maskery.data.added_words import add_words, read_words, require_growing
@@ -191,10 +186,10 @@ class StoredText:
         """See `TextData`; exact."""
         return self.store.token_counts(vocab_size)
 
-    def sources(self, settings: dict[str, Any]) -> tuple[TextSource, TextSource]:
+    def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
         """See `TextData`."""
-        train = TextSource(self.store, self.train_documents, **settings)
-        return train, TextSource(self.held_store, self.held_documents, **settings)
+        train = TextSource(self.store, self.train_documents, batching)
+        return train, TextSource(self.held_store, self.held_documents, batching)
 
     def describe(self) -> str:
         """See `TextData`."""

@@ -40,17 +40,12 @@ from maskery.tasks.text_mlm import load_extra, make_text_task
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out figures of one model, or of two with their paired difference.
+    """Held-out figures of one model, or of two with their paired difference."""
 
-    Attributes:
-        scores: By heading, those of a run's result in order of time, or model names.
-        difference: The last minus the first, where there are two.
-        mrtd_auc: How well replaced words are told from original ones, by the heading of each model
-            that was trained to.
-    """
-
+    # By heading: those of a run's result in order of time, or model names
     scores: dict[str, MaskedScores]
-    difference: dict[str, Interval] | None
+    difference: dict[str, Interval] | None  # The last minus the first, where there are two
+    # How well replaced words are told from original ones, of each model that was trained to
     mrtd_auc: dict[str, float]
 
 
@@ -59,7 +54,7 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
     config = open_run(folder).finished(TextRunConfig)
     run = prepare_text(config, progress=False)
     if batch_tokens is not None:
-        run.held_out.batch_tokens = batch_tokens
+        run.held_out.step_size = batch_tokens
     scored = {"before": run.score()}
     with_head = kept_scores(Path(folder) / WITH_HEAD, run.identity)
     if with_head is not None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords
-from maskery.data.batching import TextSource
+from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import open_place
@@ -31,12 +31,7 @@ COUNTED_SHARDS = 4
 
 
 class ShardedText:
-    """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text.
-
-    Raises:
-        DataError: There are no complete shards, or they are damaged.
-        ModelError: The model's tokenizer is not the one the shards were made with.
-    """
+    """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text."""
 
     def __init__(self, config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> None:
         self.config = config
@@ -70,22 +65,21 @@ class ShardedText:
             counts += self.shards.open([entry]).token_counts(vocab_size)
         return counts
 
-    def sources(self, settings: dict[str, Any]) -> tuple[ShardSource, TextSource]:
-        """See `TextData`; `settings` are what `ShardSource` and `TextSource` share."""
+    def sources(self, batching: Batching) -> tuple[ShardSource, TextSource]:
+        """See `TextData`."""
         streaming = self.config.streaming
-        held_out = TextSource(
-            self.held_out_store, np.arange(self.held_out_store.num_documents), **settings
-        )
+        documents = np.arange(self.held_out_store.num_documents)
+        held_out = TextSource(self.held_out_store, documents, batching)
         # What was set aside when the shards were made is in none of them.
         own = [self.held_out_store] if self.config.deciding_data else []
         named = [store for store, _ in self.others.values()]
         outside = [np.asarray(store.ids) for store in (*own, *named)]
         train = ShardSource(
             self.shards,
+            batching,
             shuffle_shards=streaming.shuffle_shards,
             cache_shards=streaming.cache_shards,
             exclude=np.concatenate(outside) if outside else None,
-            **settings,
         )
         return train, held_out
 
@@ -100,7 +94,16 @@ class ShardedText:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
         if config.model.startswith(SCRATCH):
-            return load_tokenizer_files(self.shards.tokenizer_folder())
+            folder = self.shards.tokenizer_folder()
+            try:
+                saved: PreTrainedTokenizerBase
+                saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(
+                    f"the tokenizer in '{folder}' cannot be loaded "
+                    f"({str(error).splitlines()[0]}); make the shards again"
+                ) from error
+            return saved
         tokenizer = load_tokenizer(config.model)
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
             raise ModelError(
@@ -130,16 +133,3 @@ class ShardedText:
             return other.open(chosen)
         corpus = Corpus.open(config.deciding_data, config.reading)
         return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
-
-
-def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that was saved with the shards."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make "
-            "the shards again"
-        ) from error

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from maskery.core.errors import DataError
-from maskery.data.gallery.files import digest_of, find_pictures, read_picture
+from maskery.data.gallery import digest_of, find_pictures, read_picture
 
 
 def test_pictures_are_found_by_suffix_in_order(

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save
 
 from maskery.core.errors import DataError
-from maskery.data.gallery.files import Stamp
-from maskery.data.gallery.store import DamagedIndex, GalleryStore, open_store
+from maskery.data.gallery import DamagedIndex, GalleryStore, Stamp, open_store
 
 WIDTH = 4
 

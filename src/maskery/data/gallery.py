@@ -1,9 +1,10 @@
-"""The index of a gallery: an SQLite file, and a snapshot of the features in it.
+"""A folder of pictures, found by name and told apart by content, and the index of their features.
 
-SQLite holds what was found out about each file: path, stamp, digest; and for each content, its
-feature or why there is none. Every batch is a transaction, so an interrupted run loses at most one.
-The snapshot (paths and float16 features of the readable pictures, in the order of the paths) is
-derived: it is written anew whenever the database has changed, or if it is lost.
+The index is an SQLite file and a snapshot of the features in it. SQLite holds what was found out
+about each file: path, stamp, digest; and for each content, its feature or why there is none. Every
+batch is a transaction, so an interrupted run loses at most one. The snapshot (paths and float16
+features of the readable pictures, in the order of the paths) is derived: it is written anew
+whenever the database has changed, or if it is lost.
 
 Several programs may index and search one gallery at once: a snapshot replaces the last one whole,
 and who has opened one keeps it, whatever others do.
@@ -11,14 +12,18 @@ and who has opened one keeps it, whatever others do.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sqlite3
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +31,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from maskery.core.errors import DataError, reason_of
-from maskery.data.gallery.files import Stamp
+from maskery.core.errors import DataError, os_errors, reason_of
+from maskery.data.images.loading import SUFFIXES, ImageRef, open_file
 
 log = logging.getLogger(__name__)
 
+# Enough that two of a million pictures are never taken for one.
+DIGEST_BYTES = 16
 DATABASE, SNAPSHOT = "index.sqlite", "features.safetensors"
 # Version of the tables; files of another are made again.
 LAYOUT = 1
@@ -42,9 +49,79 @@ CREATE TABLE files (
 CREATE INDEX files_by_digest ON files (digest);
 CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 """
+JOINED = "FROM files JOIN contents USING (digest)"
 # Errors after which the index is made anew; others, as of a full disk, leave it alone.
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 ResultT = TypeVar("ResultT")
+
+
+class Stamp(NamedTuple):
+    """Size and time of a file, which tell without reading that it changed."""
+
+    size: int
+    mtime_ns: int
+
+
+def find_pictures(folder: Path) -> dict[str, Stamp]:
+    """Return the pictures below a folder, sorted: relative path with slashes, and stamp.
+
+    A file without an ending may be one. Hidden names and links to folders are passed over.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.is_file() else "does not exist"
+        raise DataError(f"the gallery '{folder}' {what}; name a folder of pictures")
+    found: dict[str, Stamp] = {}
+    special: list[str] = []
+    others: list[str] = []
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"the gallery folder '{error.filename}' cannot be listed ({error.strerror}); correct "
+            f"its permissions"
+        ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            key = path.relative_to(folder).as_posix()
+            if path.suffix and path.suffix[1:].lower() not in SUFFIXES:
+                others.append(key)
+                continue
+            try:
+                status = path.stat()
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    special.append(key)
+                continue  # gone since it was listed, or a link to nothing
+            if stat.S_ISREG(status.st_mode):
+                found[key] = Stamp(status.st_size, status.st_mtime_ns)
+            else:
+                special.append(key)  # reading a FIFO or a device may wait for ever
+    for passed, what in ((special, "are no regular files"), (others, "have no picture's ending")):
+        if passed:
+            told = "%d entries of the gallery %s and are passed over, first '%s'"
+            log.warning(told, len(passed), what, min(passed))
+    return dict(sorted(found.items()))
+
+
+def read_picture(folder: Path, name: str) -> ImageRef:
+    """Read a picture's bytes, once, to be hashed and decoded."""
+    path = folder / name
+    try:
+        name.encode("utf-8")  # the index keeps names as text
+    except UnicodeEncodeError as error:
+        raise DataError(f"image {path} has a name that is not UTF-8; rename it") from error
+    with os_errors(f"image {path} cannot be read", "restore it"), open_file(path) as file:
+        return ImageRef.held(str(path), file.read())
+
+
+def digest_of(picture: ImageRef) -> bytes:
+    """Return a hash of a picture's bytes."""
+    with picture.open() as file:
+        return blake2b(file.read(), digest_size=DIGEST_BYTES).digest()
 
 
 class DamagedIndex(Exception):  # noqa: N818
@@ -64,13 +141,9 @@ class GalleryStore:
     def __init__(self, folder: Path, width: int) -> None:
         """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
-        try:
+        fix = "name another with --cache-dir"
+        with os_errors(f"the index folder '{folder}' cannot be made", fix):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"the index folder '{folder}' cannot be made ({error.strerror}); name another "
-                f"with --cache-dir"
-            ) from error
         self._run(self._prepare)
 
     def _prepare(self, database: sqlite3.Connection) -> None:
@@ -86,7 +159,8 @@ class GalleryStore:
 
     def files(self) -> dict[str, Stamp]:
         """Return the known files: by path, the stamp at which the content was read."""
-        rows = self._all("SELECT path, size, mtime_ns FROM files")
+        query = "SELECT path, size, mtime_ns FROM files"
+        rows = self._run(lambda database: database.execute(query).fetchall())
         return {path: Stamp(size, mtime) for path, size, mtime in rows}
 
     def known(self, digests: Iterable[bytes], *, readable: bool = False) -> set[bytes]:
@@ -134,10 +208,8 @@ class GalleryStore:
 
     def troubles(self) -> list[str]:
         """Return the reason of each file that has no feature, in the order of the paths."""
-        rows = self._all(
-            "SELECT trouble FROM files JOIN contents USING (digest) "
-            "WHERE feature IS NULL ORDER BY path"
-        )
+        query = f"SELECT trouble {JOINED} WHERE feature IS NULL ORDER BY path"
+        rows = self._run(lambda database: database.execute(query).fetchall())
         return [str(trouble) for (trouble,) in rows]
 
     def snapshot(self) -> Snapshot:
@@ -160,7 +232,7 @@ class GalleryStore:
         return snapshot
 
     def _read_snapshot(self, database: sqlite3.Connection) -> tuple[str, Snapshot]:
-        readable = "FROM files JOIN contents USING (digest) WHERE feature IS NOT NULL"
+        readable = f"{JOINED} WHERE feature IS NOT NULL"
         database.execute("BEGIN")  # version, count and rows are of one moment
         version = str(_about(database, "version"))
         (count,) = database.execute(f"SELECT count(*) {readable}").fetchone()
@@ -190,12 +262,10 @@ class GalleryStore:
                 f"some space there, or name another folder with --cache-dir"
             ) from error
 
-    def _all(self, query: str) -> list[Any]:
-        return self._run(lambda database: database.execute(query).fetchall())
-
     def _run(self, action: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Do something as one transaction; the database's errors become ours."""
         try:
+            # Others write a batch within seconds; who waits a minute waits for something broken.
             with closing(sqlite3.connect(self.folder / DATABASE, timeout=60)) as database:
                 # A loss of power may damage the file; it is then made anew.
                 database.execute("PRAGMA synchronous = NORMAL")

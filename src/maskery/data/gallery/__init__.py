@@ -1,1 +1,0 @@
-"""A folder of pictures and the index of their features."""
