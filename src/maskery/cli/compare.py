@@ -72,7 +72,7 @@ class Compare(Comparing):
     def compare(self) -> Sequence[Row]:
         """Compare the runs that were named."""
         with quick_imports():
-            from maskery.runs.text.compare import compare_folders
+            from maskery.runs.text.evaluate import compare_folders
         return compare_folders(self.runs, self.against)
 
 
@@ -100,7 +100,7 @@ class Sweep(Comparing):
     def compare(self) -> Sequence[Row]:
         """Train what is missing, and compare all runs."""
         with quick_imports():
-            from maskery.runs.text.compare import compare_folders, plan_sweep, run_sweep
+            from maskery.runs.text.evaluate import compare_folders, plan_sweep, run_sweep
         runs = plan_sweep(self.config, self.over, self.output)
         return compare_folders(run_sweep(runs, progress=not self.json))
 
