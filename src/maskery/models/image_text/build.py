@@ -68,30 +68,18 @@ def build_from_scratch(
 
 
 def build_from_encoders(
-    text: str | Path,
-    vision: str | Path,
+    text: str | Path,  # folder or hub name of a BERT checkpoint
+    vision: str | Path,  # of a ViT, DeiT, CLIP, SigLIP or DINOv2 checkpoint
     *,
-    fusion_layer: int | None = None,
+    fusion_layer: int | None = None,  # the first with cross-attention; by default the middle one
+    # Height and width; positions are interpolated once. By default the vision encoder's own
     image_size: tuple[int, int] | None = None,
-    embed_dim: int = 256,
+    embed_dim: int = 256,  # width of the contrastive features
 ) -> tuple[ImageTextModel, frozenset[str]]:
     """Make a model whose text side is a BERT and whose vision side is a vision encoder.
 
     Cross-attention, projections and heads are freshly initialised; everything else is theirs.
-
-    Args:
-        text: Folder or hub name of a BERT checkpoint.
-        vision: Folder or hub name of a ViT, DeiT, CLIP, SigLIP or DINOv2 checkpoint.
-        fusion_layer: The first layer with cross-attention; by default the middle one.
-        image_size: Height and width wanted; positions are interpolated once. By default the
-            vision encoder's own, or the next below it that is a multiple of its patches.
-        embed_dim: The width of the contrastive features.
-
-    Returns:
-        The model, and the names of its parameters that neither checkpoint had.
-
-    Raises:
-        ModelError: A checkpoint is missing, damaged or of another kind.
+    Returns the model, and the names of its parameters that neither checkpoint had.
     """
     text_config = read_config(str(text))
     if text_config.model_type != "bert":
