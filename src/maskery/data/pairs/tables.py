@@ -63,7 +63,7 @@ def _open_text(
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
-            found = {"folder": table_folder(path, config, root), "images": config.images}
+            found: Any = {"folder": table_folder(path, config, root), "images": config.images}
             for record in read(path, config):
                 yield replace(record, place=(number, IN_FILE, 0), **found)
 
