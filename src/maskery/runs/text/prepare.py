@@ -35,7 +35,7 @@ from maskery.models.loading import (
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
-from maskery.runs.text.data import Given, TextData, open_text
+from maskery.runs.text.data import Given, StoredText, open_text
 from maskery.tasks.text_mlm import TextParts, make_text_task
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.loop import planned_steps
@@ -43,6 +43,7 @@ from maskery.training.optimiser import resolve_precision
 
 if TYPE_CHECKING:
     from maskery.data.shards.source import ShardSource
+    from maskery.runs.text.shards import ShardedText
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def head_steps(config: TextRunConfig, source: TextSource | ShardSource) -> tuple
     return max(0, min(round(config.head_share * total), total - 1)), max(total, 1)
 
 
-def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
+def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) -> Loaded:
     """Load or make the initial model; a new head starts from the frequencies of the tokens."""
     tokenizer = data.tokenizer
     scratch = config.model.startswith(SCRATCH)
@@ -256,7 +257,12 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def identity_of(
-    config: TextRunConfig, data: TextData, given: Given, *, layout: str, max_length: int
+    config: TextRunConfig,
+    data: StoredText | ShardedText,
+    given: Given,
+    *,
+    layout: str,
+    max_length: int,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own = {}

@@ -42,7 +42,7 @@ class ShardedText:
         self.held_out_store = self._held_out(cache_dir, progress)
 
     def described(self) -> dict[str, Any]:
-        """See `TextData`."""
+        """Return what a continuation must share, by name."""
         manifest, streaming = self.shards.manifest, self.config.streaming
         own = self.config.deciding_data
         held_out = fingerprint_of(np.asarray(self.held_out_store.ids)) if own else None
@@ -57,7 +57,7 @@ class ShardedText:
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """See `TextData`; counted in a few shards, spread evenly."""
+        """Return (vocab_size,) int64: counts in a few shards, spread evenly."""
         entries = self.shards.manifest.shards
         step = max(1, len(entries) // COUNTED_SHARDS)
         counts = np.zeros(vocab_size, np.int64)
@@ -66,7 +66,7 @@ class ShardedText:
         return counts
 
     def sources(self, batching: Batching) -> tuple[ShardSource, TextSource]:
-        """See `TextData`."""
+        """Return training and held-out batches."""
         streaming = self.config.streaming
         documents = np.arange(self.held_out_store.num_documents)
         held_out = TextSource(self.held_out_store, documents, batching)
@@ -84,7 +84,7 @@ class ShardedText:
         return train, held_out
 
     def describe(self) -> str:
-        """See `TextData`."""
+        """Return how much there is, in words."""
         manifest = self.shards.manifest
         return (
             f"{len(manifest.shards):,} shards with {manifest.documents:,} training examples, "
