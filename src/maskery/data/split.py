@@ -17,7 +17,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -226,9 +226,12 @@ def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 def _shingles(text: str) -> set[bytes]:
     """Return a text's pairs of neighbouring words; of letters, where it is one word."""
     parts: Sequence[str] = text.split(" ")
+    size = 2
     if len(parts) < 2:
         parts = text
-    pairs = {f"{a} {b}".encode() for a, b in pairwise(parts)}
+        # Long texts of few letters, such as DNA, hold nearly all the pairs that there are.
+        size = 6 if 2 * len(text) > len(set(text)) ** 2 else 2
+    pairs = {" ".join(parts[n : n + size]).encode() for n in range(len(parts) - size + 1)}
     return pairs or {text.encode()}
 
 
