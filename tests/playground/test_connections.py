@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
-from served import Client
+from served import Client, served
 
 from maskery.playground import serve as connections
+from maskery.playground.session import Session
 
 HALF = "GET / HTTP/1.1\r\nHost: 127.0.0.1"
 BODY = "POST /api/fill HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
 BODY += 'Content-Length: 100\r\n\r\n{{"text":'
+GONE = BODY.replace("100", "22").replace('{{"text":', '{{"text":"gone [MASK]"}}')
 TEXT = {"model": 0, "text": "the [MASK] stone"}
 
 
@@ -105,3 +111,40 @@ def test_the_address_with_the_crowd_gives_way(client: Client, stack: ExitStack) 
     # The connection that was opened first has waited longest, and still answers.
     honest.request("GET", "/api/info")
     assert honest.getresponse().status == 200
+
+
+def test_requests_that_do_not_wait_for_their_turn_are_not_answered(
+    client: Client, stack: ExitStack
+) -> None:
+    """Else a few clients with hundreds of requests each would keep all others waiting."""
+    asked = "GET /api/info HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"
+    opened, found = begun(stack, client, asked * 400), b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := opened.recv(1 << 16):
+            found += part
+    assert found.count(b"HTTP/1.1 200") <= 2  # one that came in a later packet has waited
+
+
+def test_whoever_leaves_gives_up_his_turn(models: list[Path], stack: ExitStack) -> None:
+    session = Session(str(models[0]))
+    started, go_on, filled = threading.Event(), threading.Event(), []
+
+    def slow(values: dict[str, object]) -> dict[str, object]:
+        filled.append(values["text"])
+        started.set()
+        assert go_on.wait(30)
+        return {}
+
+    session.fill = slow  # type: ignore[method-assign]
+    threads = stack.enter_context(ThreadPoolExecutor())
+    client = stack.enter_context(served(session))
+    first = threads.submit(client.ask, "fill", {"text": "first [MASK]"})
+    assert started.wait(30)
+    opened = begun(stack, client, GONE)
+    client.request("GET", "/api/info")  # what was sent before this has been read after it
+    opened.close()
+    for _ in range(20):  # each takes the server several turns: by then it has seen the end
+        client.request("GET", "/api/info")
+    go_on.set()
+    assert [first.result().status, client.ask("fill", TEXT).status] == [200, 200]
+    assert filled == ["first [MASK]", TEXT["text"]]

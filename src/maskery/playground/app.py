@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import importlib.resources
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,8 +48,9 @@ HEADERS = {
 }
 BODY_SECONDS = 15.0
 LOCAL_NAMES = ("127.0.0.1", "localhost")
-# Requests that wait while one is computed, and the seconds that one may take.
-QUEUE = 8
+# Requests that wait while one is computed, and the seconds that one may take. Forty pages that ask
+# without a pause must not turn others away: each fill takes some hundredths of a second.
+QUEUE = 64
 SECONDS = 30.0
 
 ResultT = TypeVar("ResultT")
@@ -78,15 +79,16 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
 
     async def ask(request: Request, name: str) -> Content:
         values = parse(await read_body(request, BODY_BYTES, "application/json"), SCHEMAS[name])
-        return await worker.run(lambda: getattr(session, name)(values))
+        return await while_there(request, worker.run(lambda: getattr(session, name)(values)))
 
     async def picture(request: Request) -> Content:
         data = await read_body(request, PICTURE_BYTES, "image/")
-        return await worker.run(lambda: session.add_picture(data))
+        return await while_there(request, worker.run(lambda: session.add_picture(data)))
 
     async def thumbnail(request: Request) -> Content:
         name = request.path_params["name"]
-        return await worker.run(lambda: session.thumbnail(name)), "image/jpeg"
+        found = worker.run(lambda: session.thumbnail(name))
+        return await while_there(request, found), "image/jpeg"
 
     async def file(request: Request, content: Content) -> Content:
         del request
@@ -188,6 +190,22 @@ async def read_body(request: Request, most: int, kind: str) -> bytes:
     except ClientDisconnect as error:  # nobody reads this, and it is no fault of ours
         raise RequestError("the body did not arrive", 400) from error
     return bytes(data)
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Await an answer; if its client goes first, its turn is given up."""
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, gone = asyncio.create_task(work), asyncio.create_task(leave())
+    await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+    if not answer.done():
+        answer.cancel()
+        raise RequestError("the client has gone", 400)  # nobody reads this
+    gone.cancel()
+    return answer.result()
 
 
 class Worker:

@@ -83,7 +83,10 @@ class Impatient(H11Protocol):
         self._watch(again=self.cycle is not before)
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request."""
+        """Begin to wait for the next request; one that was sent before its turn ends it all."""
+        # No browser does that, and a few clients with hundreds each would keep others waiting.
+        if self.conn.trailing_data[0]:
+            self.transport.close()
         super().on_response_complete()
         self._watch(again=True)
 

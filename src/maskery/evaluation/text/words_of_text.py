@@ -63,6 +63,7 @@ class TextReader:
         self._template = Template.of(tokenizer)
         self._backend = plain_backend(tokenizer, keep=self.mask_token)
         self.space = space_marker(self._backend)
+        self._vocabulary = tokenizer.get_vocab()  # made anew at each call, in milliseconds
         self._always = None
         if self._backend is not None:
             vocabulary = self._backend.get_vocab()
@@ -128,7 +129,7 @@ class TextReader:
         text takes what follows a mask for another text.
         """
         ids, kept = ids.copy(), np.ones(len(ids), np.bool_)
-        space = self.tokenizer.get_vocab().get(self.space, -1)
+        space = self._vocabulary.get(self.space, -1)
         for place in np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist():
             if place and ids[place - 1] == space:
                 kept[place - 1] = False
@@ -143,7 +144,7 @@ class TextReader:
     def bare(self, token: int) -> int:
         """Return the token without the space before it, or itself if there is no such token."""
         spelt = str(self.tokenizer.convert_ids_to_tokens(token))
-        bare = self.tokenizer.get_vocab().get(spelt.removeprefix(self.space), token)
+        bare = self._vocabulary.get(spelt.removeprefix(self.space), token)
         return int(bare)
 
 
