@@ -94,6 +94,21 @@ def test_a_damaged_token_store_is_made_again(
     assert_same_outcome(run, outcome(whole))
 
 
+def test_a_model_that_was_exchanged_is_told_and_written_again(
+    tmp_path: Path, server: ForkServer, arguments: list[str], whole: Path
+) -> None:
+    run, told = tmp_path / "run", "is not the model that the run saved"
+    shutil.copytree(whole, run)
+    assert told not in server.run(["evaluate", str(run)], tmp_path / "log-sound")
+    weights = run / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 4)
+    with weights.open("ab") as file:
+        file.write(b"\0\0\0\0")
+    one_line(server.run(["evaluate", str(run)], tmp_path / "log-other"), told)
+    one_line(server.run([*arguments, "--output", str(run)], tmp_path / "log"), told)
+    assert_same_outcome(run, outcome(whole))
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"

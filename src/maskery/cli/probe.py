@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -37,8 +36,9 @@ class Probe(Command):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder, a hub name or minilm."""
-    labels: Path
-    """Labelled texts: .jsonl, .csv, .tsv or .parquet; CoNLL columns for --kind tokens."""
+    labels: str
+    """Labelled texts: .jsonl, .csv, .tsv or .parquet, here or at an address; CoNLL columns for
+    --kind tokens."""
     against: str | None = None
     """Another model; differences are MODEL minus this one."""
     kind: Literal["labels", "tokens", "pairs"] = "labels"

@@ -15,6 +15,7 @@ Fields of type `Literal[...]` are checked too, without a declaration.
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, fields
@@ -28,6 +29,8 @@ from maskery.core.errors import ConfigError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+# `Path` makes one slash of two. A single letter is a drive.
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 # Limits from here on that are one below a power of two are written so: 2**63 - 1.
 WRITTEN_AS_POWERS = 1 << 31
 
@@ -97,11 +100,7 @@ def check_ranges(config: DataclassInstance) -> None:
 
 
 def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:
-    """Return the number that a setting holds as text; None where it is one of some words.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """Return the number that a setting holds as text; None where it is one of some words."""
     if value in words:
         return None
     try:
@@ -154,8 +153,25 @@ def take_text_as_paths(config: DataclassInstance) -> None:
     """Turn text into paths in the fields that are declared as such; in Python either is given."""
     for name in _path_fields(type(config)):
         value = getattr(config, name)
-        if isinstance(value, str):
-            object.__setattr__(config, name, Path(value))  # the dataclasses are frozen
+        if isinstance(value, str | Path):
+            object.__setattr__(config, name, local_path(value, name))  # the dataclasses are frozen
+
+
+def local_path(value: str | Path, name: str) -> Path:
+    """Return a setting as a path; `file://` is taken off.
+
+    Raises:
+        ConfigError: It is an address, which would become a folder named `s3:`.
+    """
+    address = ADDRESS.fullmatch(str(value))
+    if address is None:
+        return Path(value)
+    if address[1] != "file":
+        raise ConfigError(
+            f"{name} is the address '{address[1]}://{address[2]}': it must be a path on this "
+            f"machine; name one, and copy to or from the address"
+        )
+    return Path(f"/{address[2]}")
 
 
 @cache

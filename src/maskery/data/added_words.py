@@ -35,28 +35,20 @@ class AddedWords:
     known: tuple[str, ...]  # words of the file that were single tokens already
 
 
-def read_words(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
-    """Read the words of a file, one a line, for a tokenizer if it is given.
-
-    Raises:
-        DataError: The file cannot be read, or some lines are not one word; all are named.
-    """
+def read_words(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
+    """Read the words of a file, one a line, for a tokenizer if it is given."""
     lines = list(read_sentences(path))
     _refuse(lines, None if tokenizer is None else tokenizer.backend_tokenizer, path)
     return lines
 
 
 def add_words(
-    tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: Path
+    tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: str | Path
 ) -> AddedWords:
-    """Return a tokenizer that knows some words as single tokens.
+    """Return a tokenizer that knows some words as single tokens; `source` is their file.
 
-    Those it has already, and repetitions, change nothing. `source` is the file, for messages. A
-    longer word that begins with a new one may be cut after it by WordPiece and Unigram.
-
-    Raises:
-        DataError: Some words cannot be one token of this tokenizer; all are named.
-        ModelError: The tokenizer is written in Python, or marks the ends of words.
+    Those it has already, and repetitions, change nothing. A longer word that begins with a new one
+    may be cut after it by WordPiece and Unigram.
     """
     require_growing(tokenizer)
     backend = tokenizer.backend_tokenizer
@@ -90,7 +82,7 @@ def require_growing(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: Path) -> None:
+def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: str | Path) -> None:
     """Refuse a list with lines that cannot be one token, and name them all."""
     faults = [fault for line in lines if (fault := _fault(line, backend))]
     if faults:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 
 if TYPE_CHECKING:  # processes that make shards import this, and no Transformers
@@ -74,20 +75,14 @@ def default_cache_dir() -> Path:
     """Return `$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
     chosen = os.environ.get("MASKERY_CACHE")
     if chosen:
-        return Path(chosen)
+        return local_path(chosen, "MASKERY_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskery"
 
 
 def tokenise(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
-    """Return the token store of a corpus, made now or found from an earlier run.
-
-    A store that turns out damaged is made again, with a warning.
-
-    Raises:
-        DataError: The corpus holds no tokens, or the store cannot be written.
-    """
+    """Return the token store of a corpus, made now or found from an earlier run."""
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
     key.update(f"\0{word_rules()}".encode())
@@ -138,11 +133,9 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Toke
 
 
 def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> str:
-    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text.
-
-    They are renamed and not removed, so every id stays; a Unigram model would find them among its
-    pieces even where the `tokenizers` library is told to split them.
-    """
+    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text."""
+    # They are renamed and not removed, so every id stays; a Unigram model would find them among its
+    # pieces even where the `tokenizers` library is told to split them.
     described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     control = {getattr(tokenizer, f"{role}_token") for role in CONTROL_ROLES} - {None, keep}
 
@@ -264,13 +257,11 @@ def is_byte_level(backend: Tokenizer) -> bool:
 
 
 def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.NDArray[np.bool_]:
-    """Mark the tokens that start a word whatever stands before them: (V,) bool.
-
-    Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
-    which split at spaces only; and they take any text for one word where nothing is split before
-    the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
-    does a space marker.
-    """
+    """Mark the tokens that start a word whatever stands before them: (V,) bool."""
+    # Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
+    # which split at spaces only; and they take any text for one word where nothing is split before
+    # the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
+    # does a space marker.
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
     alphabet = byte_level_alphabet() if byte_level else {}
     # Elsewhere Ġ is a letter (of Maltese).
@@ -304,7 +295,11 @@ def unspaced_starts(
     """Return word starts (t,) with those of scripts without spaces."""
     inside = is_unspaced(text)
     if len(starts) and inside.any():
-        first = _first_characters(offsets, text)
+        # The first character of each token, past the space that it counts to itself.
+        kept = ((start, end, len(text[start:end].lstrip())) for start, end in offsets)
+        # Of a space alone nothing is left: then the space itself.
+        places = [end - rest if rest else start for start, end, rest in kept]
+        first = np.array(places, np.int64).clip(max=len(text) - 1)
         unspaced, numbers = inside[first], word_numbers(text, inside)[first]
         both = unspaced[1:] & unspaced[:-1]
         crossed = unspaced[1:] != unspaced[:-1]
@@ -312,20 +307,9 @@ def unspaced_starts(
     return starts
 
 
-def _first_characters(offsets: Sequence[tuple[int, int]], text: str) -> npt.NDArray[np.int64]:
-    """Return the first character of each token, past the space that it counts to itself: (t,)."""
-    firsts = []
-    for start, end in offsets:
-        kept = len(text[start:end].lstrip())  # of a space alone, nothing
-        firsts.append(end - kept if kept else start)
-    return np.array(firsts, np.int64).clip(max=len(text) - 1)
-
-
 def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Make each token a word of words that are too long, above all where a text is one of them.
-
-    Else a row would be masked whole, with nothing left to learn it from.
-    """
+    """Make each token a word of words that are too long, above all where a text is one of them."""
+    # Else a row would be masked whole, with nothing left to learn it from.
     places = np.flatnonzero(starts)
     sizes = np.diff(places, append=len(starts))
     long = sizes > (MOST_OF_A_TEXT if len(places) == 1 else MOST_PIECES)

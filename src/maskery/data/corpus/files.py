@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?::([^\s:/][^\s:]*))?")
 LONGEST_HUB_NAME = 200
+TOLD_EVERY = 100_000  # objects of a long listing, between two lines that say so
 # Written by `maskery tokenize`: the list of all shards at the end, the plan before any other file.
 MANIFEST, PLAN = "shards.json", "plan.json"
 # What file systems of fsspec tell of a file's content: a hash, or a version of it.
@@ -50,7 +52,7 @@ class HubName(NamedTuple):
         return f"{self.name}:{self.configuration}" if self.configuration else self.name
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class RemoteFile:
     """A file at an address, with as much of the interface of `Path` as reading asks for."""
 
@@ -66,7 +68,7 @@ class RemoteFile:
     def name(self) -> str:
         """The last part of the name, without the query of a web address."""
         path = unquote(urlsplit(self.path).path) if "http" in self.path[:4] else self.path
-        return PurePosixPath(path).name
+        return path.rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
@@ -97,11 +99,44 @@ def open_address(source: str) -> tuple[Any, str]:
     """Return the file system of an address, and the name in it."""
     import fsspec
 
-    try:
+    with asked(source):
         filesystem, path = fsspec.core.url_to_fs(source)
+    return filesystem, str(path)
+
+
+@contextmanager
+def asked(source: object) -> Iterator[None]:
+    """Turn what a file system raises in the block, each its own errors, into one line."""
+    try:
+        yield
+    except MaskeryError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"'{source}' does not exist; check the address") from error
     except Exception as error:
         raise unreadable(source, error) from error
-    return filesystem, str(path)
+
+
+def one_file(source: str | Path, holds: str) -> Path:
+    """Return a file, here or at an address (then a `RemoteFile`), that `holds` something.
+
+    Raises:
+        DataError: There is none.
+    """
+    path = Path(source)
+    if is_address(str(source)):
+        filesystem, root = open_address(str(source))
+        with asked(source):
+            info = filesystem.info(root)
+        if "file" in _protocols(filesystem):
+            path = Path(root)
+        elif info["type"] == "file":
+            return cast(Path, _remote(filesystem, root, info))
+    if path.is_file():
+        return path
+    is_folder = path.is_dir() or is_address(str(source))
+    what = "is a folder" if is_folder else "is no file" if path.exists() else "does not exist"
+    raise DataError(f"'{source}' {what}; name a file with {holds}")
 
 
 def unreadable(source: object, error: Exception) -> MaskeryError:
@@ -111,7 +146,11 @@ def unreadable(source: object, error: Exception) -> MaskeryError:
         return MissingExtraError(
             f"'{source}' needs a package that is not installed ({why}); install it with pip"
         )
-    return DataError(f"'{source}' cannot be read ({why}); check the address and the network")
+    refused = isinstance(error, PermissionError) or "credentials" in why.lower()
+    check = "credentials, and what they allow" if refused else "address and the network"
+    if not is_address(str(source)):
+        check = "file and its permissions"
+    return DataError(f"'{source}' cannot be read ({why}); check the {check}")
 
 
 def holds_shards(source: str) -> bool:
@@ -132,12 +171,11 @@ def holds_shards(source: str) -> bool:
 
 
 def _is_there(filesystem: Any, path: str, source: str) -> bool:
-    try:  # `isfile` would take a failing network for a missing file
-        return bool(filesystem.info(path)["type"] == "file")
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except Exception as error:  # every file system has errors of its own
-        raise unreadable(source, error) from error
+    with asked(source):  # `isfile` would take a failing network for a missing file
+        try:
+            return bool(filesystem.info(path)["type"] == "file")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
 
 def hub_name(sources: Sequence[str]) -> HubName | None:
@@ -305,35 +343,54 @@ class Finder:
         filesystem, root = open_address(source)
         if "file" in _protocols(filesystem):
             return self.files_of(root)
-        try:
+        with asked(source):
             return self._listed(filesystem, root) or self._fail_empty(f"'{source}'")
-        except FileNotFoundError as error:
-            raise DataError(f"'{source}' does not exist; check the address") from error
-        except MaskeryError:
-            raise
-        except Exception as error:  # every file system has errors of its own
-            raise unreadable(source, error) from error
 
     def _listed(self, filesystem: Any, root: str) -> list[RemoteFile]:
         # In a web address, a question mark begins the query.
         web = not {"http", "https"}.isdisjoint(_protocols(filesystem))
-        keep: Callable[[Any], Any] = self._usable
-        if ("*" in root) if web else glob.has_magic(root):
-            infos = filesystem.glob(root, detail=True)
-            keep = self._supported
-        else:
+        is_glob = "*" in root if web else glob.has_magic(root)
+        keep: Callable[[Any], Any] = self._supported if is_glob else self._usable
+        if not is_glob:
             info = filesystem.info(root)
             if info["type"] != "directory":
                 return [cast(RemoteFile, self._supported(_remote(filesystem, root, info)))]
-            infos = filesystem.find(root, detail=True)
-        depth = root.rstrip("/").count("/") + 1
-        files = [
-            _remote(filesystem, path, info)
-            for path, info in infos.items()
-            if info["type"] == "file"
-            and not any(part.startswith(".") for part in path.split("/")[depth:])
-        ]
-        return [file for file in files if keep(file)]
+        # What is certain of all names: hidden files that the user spelled out count.
+        plain = re.split(r"[*?[]", root)[0] if is_glob else f"{root.rstrip('/')}/"
+        depth, files = plain.count("/"), []
+        for number, (path, info) in enumerate(_found(filesystem, root, plain), 1):
+            hidden = any(part.startswith(".") for part in path.split("/")[depth:])
+            file = _remote(filesystem, path, info)
+            if info["type"] == "file" and not hidden and keep(file):
+                files.append(file)
+            if number % TOLD_EVERY == 0:
+                log.info("%s objects of %s listed so far", f"{number:,}", root)
+        return files
+
+
+def _found(filesystem: Any, root: str, plain: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and description of what lies in a folder or matches a pattern.
+
+    `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
+    """
+    is_glob = not plain.startswith(root)
+    if "s3" not in _protocols(filesystem):
+        yield from (filesystem.glob if is_glob else filesystem.find)(root, detail=True).items()
+        return
+    from fsspec.utils import glob_translate
+
+    # Page by page: its own `find` holds all of them, a gigabyte and more for a million objects.
+    matches = re.compile(glob_translate(root) if is_glob else "").match
+    bucket, _, prefix = plain.partition("/")
+    page: dict[str, Any] = {"IsTruncated": True}
+    while page["IsTruncated"]:
+        more = page.get("NextContinuationToken")
+        then = {"ContinuationToken": more} if more else {}
+        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **then)
+        for entry in page.get("Contents", ()):
+            name = f"{bucket}/{entry['Key']}"
+            if matches(name) and not name.endswith("/"):  # which stands for a folder
+                yield name, {"type": "file", "size": entry["Size"], "ETag": entry["ETag"]}
 
 
 def _remote(filesystem: Any, path: str, info: dict[str, Any]) -> RemoteFile:

@@ -32,15 +32,15 @@ CONTRACT = (
     "a callable that takes an open file (`for line in file`, or `file.read()`) and yields strings, "
     "or dicts with the text under --text-column"
 )
-TABLES = "maskery.data.corpus.table_files"
+RECORDS = "maskery.data.corpus.record_files"
 # Named by module and attribute: a run on plain text imports no other reader.
 OURS: dict[str, Any] = {
     "text": "maskery.data.corpus.formats:read_text",
-    "jsonl": "maskery.data.corpus.json_files:read_json_lines",
-    "json": "maskery.data.corpus.json_files:read_json",
-    "csv": f"{TABLES}:read_table",
-    "tsv": f"{TABLES}:read_table",
-    "parquet": f"{TABLES}:read_parquet",
+    "jsonl": f"{RECORDS}:read_json_lines",
+    "json": f"{RECORDS}:read_json",
+    "csv": f"{RECORDS}:read_table",
+    "tsv": f"{RECORDS}:read_table",
+    "parquet": f"{RECORDS}:read_parquet",
 }
 READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)
 SUFFIXES = dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text") | {
@@ -79,11 +79,10 @@ def register(suffix: str, reader: UserReader) -> None:
 
 def split_suffix(path: Path) -> tuple[str, str]:
     """Return the suffix of the format and of the compression ("" if there is none), lower case."""
-    name, compression = path.name.lower(), ""
-    if Path(name).suffix in COMPRESSIONS:
-        compression = Path(name).suffix
-        name = name.removesuffix(compression)
-    return Path(name).suffix, compression
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSIONS:
+        return Path(path.name[: -len(suffix)].lower()).suffix, suffix
+    return suffix, ""
 
 
 def supported_suffixes() -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.files import asked, one_file
 from maskery.data.corpus.streams import Readable, decoded_blocks, open_stream
 
-STANDARD_INPUT = Path("-")
+STANDARD_INPUT = "-"
 
 
 class Line(NamedTuple):
@@ -21,10 +22,10 @@ class Line(NamedTuple):
     text: str
 
 
-def read_sentences(path: Path, *, encoding: str = "utf-8") -> Iterator[Line]:
+def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Line]:
     """Yield the lines of a file that are not blank, in order.
 
-    The file may be packed (.gz, .xz, .zst or .bz2); `-` is the standard input.
+    The file may be packed (.gz, .xz, .zst or .bz2), or an address; `-` is the standard input.
 
     Raises:
         DataError: It cannot be read, is not in that encoding, or has no text.
@@ -40,7 +41,9 @@ def read_sentences(path: Path, *, encoding: str = "utf-8") -> Iterator[Line]:
         raise DataError(f"{name_of(path)} has no text; put one sentence on each line")
 
 
-def read_sentence_pairs(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[Line, Line]]:
+def read_sentence_pairs(
+    path: str | Path, *, encoding: str = "utf-8"
+) -> Iterator[tuple[Line, Line]]:
     """Yield pairs of sentences, a tab between them; the one that should be likelier comes first.
 
     Raises:
@@ -56,20 +59,18 @@ def read_sentence_pairs(path: Path, *, encoding: str = "utf-8") -> Iterator[tupl
         yield Line(number, parts[0]), Line(number, parts[1])
 
 
-def name_of(path: Path) -> str:
+def name_of(path: str | Path) -> str:
     """Return a file's name for messages."""
-    return "the standard input" if path == STANDARD_INPUT else str(path)
+    return "the standard input" if str(path) == STANDARD_INPUT else str(path)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Readable]:
-    if path == STANDARD_INPUT:
+def _open(path: str | Path) -> Iterator[Readable]:
+    if str(path) == STANDARD_INPUT:
         yield sys.stdin.buffer
         return
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"'{path}' {what}; name a file with one sentence on each line")
-    with open_stream(path, lambda _: None) as stream:
+    found = one_file(path, "one sentence on each line")
+    with asked(path), open_stream(found, lambda _: None) as stream:
         yield stream
 
 

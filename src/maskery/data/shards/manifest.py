@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
-from maskery.core.system import write_whole
+from maskery.core.system import sha256_of, write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
 
@@ -233,9 +233,8 @@ def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
         size = path.stat().st_size
         if size != num_bytes:
             return f"it has {size} of {num_bytes} bytes"
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                return "it does not match its checksum"
+        if sha256_of(path) != sha256:
+            return "it does not match its checksum"
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None

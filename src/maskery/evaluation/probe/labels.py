@@ -6,13 +6,15 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import fsspec
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
@@ -21,45 +23,28 @@ DOCUMENT_START = "-DOCSTART-"
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """The examples of a probe.
+    """The examples of a probe."""
 
-    Attributes:
-        kind: `labels`: a class for each text; `tokens`: for each word; `pairs`: texts that belong
-            together.
-        texts: One a text, or the first of each pair; for `tokens`, a sentence's words joined by
-            spaces.
-        labels: One a text; the second of each pair; empty for `tokens`.
-        words: For `tokens`, each sentence's words.
-        tags: For `tokens`, each sentence's labels, as many as its words.
-        skipped: Rows that were left out, by reason.
-    """
-
+    # `labels`: a class for each text; `tokens`: for each word; `pairs`: texts that belong together
     kind: Kind
+    # Each text, or the first of each pair; for `tokens`, a sentence's words joined by spaces
     texts: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    words: tuple[tuple[str, ...], ...] = ()
-    tags: tuple[tuple[str, ...], ...] = ()
-    skipped: Mapping[str, int]
+    labels: tuple[str, ...] = ()  # One a text; the second of each pair; empty for `tokens`
+    words: tuple[tuple[str, ...], ...] = ()  # For `tokens`, each sentence's words
+    tags: tuple[tuple[str, ...], ...] = ()  # For `tokens`, a label for each of these words
+    skipped: Mapping[str, int]  # Rows that were left out, by reason
 
 
 def read_labelled(
     path: Path | str, kind: Kind = "labels", *, text_column: str = "text", label_column: str = ""
 ) -> Labelled:
-    """Read a label file.
+    """Read `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed, or CoNLL columns for `tokens`.
 
-    Args:
-        path: `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed; CoNLL columns for `tokens`.
-        kind: What a row is.
-        text_column: The column of the text, or of the first text of a pair.
-        label_column: The column of the label, or of the second text. Default: `label`, or `pair`.
-
-    Raises:
-        DataError: The file or a column is missing, a row is damaged, or the labels cannot be
-            classes.
+    The file may lie here or at an address. The columns are those of the text and its label, or of
+    the two texts of a pair; by default `text` with `label` or `pair`. Labels that are no classes
+    are a DataError.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"there is no label file '{path}'; name a file with a text and a label")
+    path = one_file(path, "a text and a label in each row")
     if kind == "tokens":
         return _read_conll(path)
     label_column = label_column or ("pair" if kind == "pairs" else "label")
@@ -92,39 +77,41 @@ def read_labelled(
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a file as mappings from column to value."""
-    suffixes = [suffix for suffix in path.suffixes if suffix in SUFFIXES]
+    suffixes = [suffix for suffix in PurePath(path.name).suffixes if suffix in SUFFIXES]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".parquet":
-        yield from _parquet_rows(path)
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            with path.open("rb") as file:
+                for batch in ParquetFile(file).iter_batches():
+                    yield from batch.to_pylist()
+        except (OSError, ArrowException) as error:
+            raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
         return
-    try:
-        with fsspec.open(
-            str(path), "rt", encoding="utf-8-sig", compression="infer", newline=""
-        ) as file:
-            if kind in (".jsonl", ".json"):
-                yield from _json_rows(path, file)
-            elif kind in (".csv", ".tsv"):
-                yield from _table_rows(path, file, "\t" if kind == ".tsv" else ",")
-            else:
-                raise DataError(
-                    f"'{path}' is of no known kind; labels are read from .jsonl, .csv, .tsv and "
-                    f".parquet files"
-                )
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error})") from error
+    with _opened(path) as file:
+        if kind in (".jsonl", ".json"):
+            yield from _json_rows(path, file)
+        elif kind in (".csv", ".tsv"):
+            yield from _table_rows(path, file, "\t" if kind == ".tsv" else ",")
+        else:
+            raise DataError(
+                f"'{path}' is of no known kind; labels are read from .jsonl, .csv, .tsv and "
+                f".parquet files"
+            )
 
 
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        for batch in ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-    except (OSError, ArrowException) as error:
-        raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file as text, unpacked if its suffix says so; `csv` wants line ends as they stand."""
+    how = {"encoding": "utf-8-sig", "compression": "infer", "newline": ""}
+    with asked(path):
+        try:
+            with fsspec.open(str(path), "rt", **how) as file:
+                yield file
+        except UnicodeDecodeError as error:
+            raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
 
 
 def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
@@ -144,10 +131,9 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
 
 def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, Any]]:
     # Tab-separated files as published have no quoting.
-    rows = (
-        csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        if delimiter == "\t"
-        else csv.reader(file, delimiter=delimiter)
+    quoted = delimiter != "\t"
+    rows = csv.reader(
+        file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     )
     try:
         header = next(rows, None)
@@ -185,29 +171,21 @@ def _read_conll(path: Path) -> Labelled:
     """Read columns: a word first, its label last, a blank line between sentences."""
     sentences: list[list[tuple[str, str]]] = [[]]
     width = 0
-    try:
-        with fsspec.open(str(path), "rt", encoding="utf-8-sig", compression="infer") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    sentences.append([])
-                    continue
-                if line.startswith(("# ", "#\t")):
-                    continue
-                columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
-                width = width or len(columns)
-                if len(columns) != width or width < 2:
-                    raise DataError(
-                        f"'{path}': line {number} has {len(columns)} columns, "
-                        + (
-                            f"the lines before it {width}"
-                            if width > 1
-                            else "and needs a word and its label"
-                        )
-                    )
-                if columns[0] != DOCUMENT_START:
-                    sentences[-1].append((columns[0], columns[-1]))
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                sentences.append([])
+                continue
+            if line.startswith(("# ", "#\t")):  # comments of CoNLL-U; "#" alone may be a word
+                continue
+            columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+            width = width or len(columns)
+            if len(columns) != width or width < 2:
+                before = f"the lines before it {width}"
+                fault = before if width > 1 else "and needs a word and its label"
+                raise DataError(f"'{path}': line {number} has {len(columns)} columns, {fault}")
+            if columns[0] != DOCUMENT_START:
+                sentences[-1].append((columns[0], columns[-1]))
     kept = [sentence for sentence in sentences if sentence]
     words = tuple(tuple(word for word, _ in sentence) for sentence in kept)
     return Labelled(

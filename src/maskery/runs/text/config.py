@@ -48,7 +48,7 @@ class TextRunConfig(VocabularyConfig):
     group_column: str | None = None
     """Rows with one value in this column, such as patient_id, stand on one side of the split; may
     be nested, as --text-column."""
-    probe: Path | None = None
+    probe: str | None = None
     """A label file: how well the encoder's vectors tell its classes apart, before and after, and at
     every evaluation (--best-metric probe). Default: halves of held-out texts find each other."""
     probe_text: str = "text"
@@ -67,7 +67,7 @@ class TextRunConfig(VocabularyConfig):
         float | None, Range(0, 1, above=True, hint="leave it out to have it estimated")
     ] = None
     """With --compile: rows for masked tokens, as a share of a step's tokens. Default: estimated."""
-    add_words: Path | None = None
+    add_words: str | None = None
     """A file of words, one a line, that become single tokens; their vectors start from the mean of
     their pieces."""
     cache_dir: Path | None = None
@@ -96,6 +96,10 @@ class TextRunConfig(VocabularyConfig):
             value = getattr(self, name)
             if isinstance(value, str):  # else it would count as a list of letters
                 object.__setattr__(self, name, (value,))
+        for name in ("probe", "add_words"):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
         if self.head_share and self.model.startswith(SCRATCH):
             raise ConfigError(
                 f"--head-first {self.head_first} and --model {self.model}: nothing of it is "
@@ -153,11 +157,7 @@ class TextRunConfig(VocabularyConfig):
 
     @property
     def head_share(self) -> float:
-        """The share of `--head-first`; 0 for off, and for auto until a run has chosen.
-
-        Raises:
-            ConfigError: It is neither auto, off nor a number from 0 to below 1.
-        """
+        """The share of `--head-first`; 0 for off, and for auto until a run has chosen."""
         share = Range(0, 1, below=True, hint="try 0.2")
         return number_or_word("head_first", self.head_first, AUTO_OFF, share) or 0.0
 
@@ -173,7 +173,7 @@ class TextRunConfig(VocabularyConfig):
             masking=self.masking.anchored(),
             objectives=self.objectives.anchored(),
             reading=self.reading.anchored(),
-            probe=None if self.probe is None else self.probe.absolute(),
+            probe=None if self.probe is None else _anchored([self.probe])[0],
         )
 
 
