@@ -14,8 +14,8 @@ from PIL import Image
 
 from maskery.cli.main import main
 from maskery.data.images.config import ViewConfig
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.pairs import emoji, quickstart
-from maskery.runs.pairs.config import PairsRunConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "emoji"
 

@@ -19,11 +19,10 @@ from maskery.evaluation.retrieval.retrieval_set import (
     evaluate_set,
     spread_queries,
 )
-from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.image_text.config import PairsRunConfig, PairsTrainingConfig
 from maskery.runs.pairs.emoji import SIDE, WORDS, available_sets, write_emoji
 from maskery.runs.pairs.run import PairsResult, train_pairs
-from maskery.runs.person_search.settings import open_for_retrieval
+from maskery.runs.person_search.evaluate import open_for_retrieval
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 SEEN, OTHER, RUN, PICTURE = "emoji", "other", "run", "searches.png"
