@@ -306,7 +306,10 @@ def _loading(name: str, part: str) -> Iterator[None]:
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         told = str(error).strip() or type(error).__name__
         raise _unloadable(name, part, told) from error
-    except (TypeError, AttributeError) as error:  # JSON, but a list for an object and the like
+    except Exception as error:  # JSON, but a list for an object and the like
+        # Tokenizers raise a bare Exception for a file that is not theirs.
+        if not isinstance(error, TypeError | AttributeError) and type(error) is not Exception:
+            raise
         told = f"one of its files does not hold what belongs there ({reason_of(error)})"
         raise _unloadable(name, part, told) from error
 
