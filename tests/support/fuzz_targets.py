@@ -53,6 +53,7 @@ from fuzz_mutations import (
 )
 from hypothesis import strategies as st
 
+from maskery.cli.corpus import Tokenize
 from maskery.core.errors import MaskeryError
 from maskery.data.batching import Batching, Template
 from maskery.data.corpus.config import CorpusConfig
@@ -67,9 +68,8 @@ from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, write_store
 from maskery.evaluation.retrieval.config import FILE, ModelRetrieval, read_model_retrieval
 from maskery.runs.frame.config_file import load_config, to_plain
-from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.tokenize import TokenizeConfig
 from maskery.training.checkpoint import MANIFEST, Checkpoints
 from maskery.training.snapshot import Position, SnapshotMaker, restore
 
@@ -241,7 +241,7 @@ def read_picture(case: bytes, folder: Path) -> None:
 CONFIGS: list[Any] = [
     TextRunConfig(corpus=("a.txt",), output=Path("run")),
     PairsRunConfig(pairs="a.json"),
-    TokenizeConfig(paths=("a.txt", "out")),
+    Tokenize(paths=("a.txt", "out")),
 ]
 
 

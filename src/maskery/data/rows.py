@@ -132,13 +132,7 @@ def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 class RowSource(TextSource):
-    """The batches of a run over rows in memory, special tokens included; see `TextSource`.
-
-    Rows without tokens are left out.
-
-    Raises:
-        DataError: There are no rows.
-    """
+    """The batches of a run over rows in memory, special tokens included, without empty ones."""
 
     def __init__(
         self,

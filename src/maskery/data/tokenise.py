@@ -83,13 +83,7 @@ def default_cache_dir() -> Path:
 def tokenise(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
-    """Return the token store of a corpus, made now or found from an earlier run.
-
-    A store that turns out damaged is made again, with a warning.
-
-    Raises:
-        DataError: The corpus holds no tokens, or the store cannot be written.
-    """
+    """Return the token store of a corpus, made now or found from an earlier run."""
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
     key.update(f"\0{word_rules()}".encode())
@@ -140,11 +134,9 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Toke
 
 
 def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> str:
-    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text.
-
-    They are renamed and not removed, so every id stays; a Unigram model would find them among its
-    pieces even where the `tokenizers` library is told to split them.
-    """
+    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text."""
+    # They are renamed and not removed, so every id stays; a Unigram model would find them among its
+    # pieces even where the `tokenizers` library is told to split them.
     described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     control = {getattr(tokenizer, f"{role}_token") for role in CONTROL_ROLES} - {None, keep}
 
@@ -267,13 +259,11 @@ def is_byte_level(backend: Tokenizer) -> bool:
 
 
 def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.NDArray[np.bool_]:
-    """Mark the tokens that start a word whatever stands before them: (V,) bool.
-
-    Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
-    which split at spaces only; and they take any text for one word where nothing is split before
-    the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
-    does a space marker.
-    """
+    """Mark the tokens that start a word whatever stands before them: (V,) bool."""
+    # Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
+    # which split at spaces only; and they take any text for one word where nothing is split before
+    # the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
+    # does a space marker.
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
     alphabet = byte_level_alphabet() if byte_level else {}
     # Elsewhere Ġ is a letter (of Maltese).
@@ -300,7 +290,11 @@ def word_starts(
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
     inside = is_unspaced(text)
     if len(ids) and inside.any():
-        first = _first_characters(encoding, text)
+        # The first character of each token, past the space that it counts to itself.
+        kept = ((start, end, len(text[start:end].lstrip())) for start, end in encoding.offsets)
+        # Of a space alone nothing is left: then the space itself.
+        places = [end - rest if rest else start for start, end, rest in kept]
+        first = np.array(places, np.int64).clip(max=len(text) - 1)
         unspaced, numbers = inside[first], word_numbers(text, inside)[first]
         both = unspaced[1:] & unspaced[:-1]
         crossed = unspaced[1:] != unspaced[:-1]
@@ -308,20 +302,9 @@ def word_starts(
     return starts
 
 
-def _first_characters(encoding: Encoding, text: str) -> npt.NDArray[np.int64]:
-    """Return the first character of each token, past the space that it counts to itself: (t,)."""
-    firsts = []
-    for start, end in encoding.offsets:
-        kept = len(text[start:end].lstrip())  # of a space alone, nothing
-        firsts.append(end - kept if kept else start)
-    return np.array(firsts, np.int64).clip(max=len(text) - 1)
-
-
 def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Make each token a word of words that are too long, above all where a text is one of them.
-
-    Else a row would be masked whole, with nothing left to learn it from.
-    """
+    """Make each token a word of words that are too long, above all where a text is one of them."""
+    # Else a row would be masked whole, with nothing left to learn it from.
     places = np.flatnonzero(starts)
     sizes = np.diff(places, append=len(starts))
     long = sizes > (MOST_OF_A_TEXT if len(places) == 1 else MOST_PIECES)

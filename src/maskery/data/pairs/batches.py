@@ -128,9 +128,7 @@ def fingerprint(pairs: Pairs) -> str:
 class Pictures:
     """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
 
-    A picture that cannot be read is None from then on; `skipped` is told of it once. `near` is the
-    (width, height) that pictures are brought to before they are kept; None where they are still to
-    be cropped.
+    A picture that cannot be read is None from then on; `skipped` is told of it once.
     """
 
     def __init__(
@@ -138,7 +136,7 @@ class Pictures:
         pairs: Pairs,
         on_bad_image: Literal["skip", "fail"],
         *,
-        near: tuple[int, int] | None,
+        near: tuple[int, int] | None,  # size to keep them at; None where they are to be cropped
         cache_bytes: int = 0,
     ) -> None:
         self.skipped = Skipped("image", on_bad_image)
@@ -188,21 +186,17 @@ ViewedT = TypeVar("ViewedT")
 
 
 class PicturedExamples(PlannedSource[ViewedT]):
-    """Training examples with a picture each: their order, their pictures and views.
-
-    `ids` (N,) are those of the examples, and `pairs` (N,) the pairs whose pictures they have. A
-    step has `batch_size` examples over all processes, a micro-batch at most `micro_size`.
-    """
+    """Training examples with a picture each: their order, their pictures and views."""
 
     def __init__(
         self,
-        ids: UInt64Array,
-        pairs: Int64Array,
+        ids: UInt64Array,  # (N,)
+        pairs: Int64Array,  # (N,) of which each example has the picture
         captions: CaptionTokens,
         pictures: Pictures,
         view: ViewConfig,
-        batch_size: int,
-        micro_size: int | None,
+        batch_size: int,  # examples of a step, over all processes
+        micro_size: int | None,  # most examples of a micro-batch
         seed: int,
     ) -> None:
         # Pictures cost the same whatever their captions, so each example counts as one token.

@@ -52,20 +52,9 @@ Counts = npt.NDArray[np.int64]
 
 
 class TokenShards:
-    """The shards of a place: its manifest, and each shard read when it is needed.
-
-    Attributes:
-        place: A folder or an address.
-        manifest: What it holds.
-        document_lengths: How long the documents of each shard are.
-    """
+    """The shards of a place: its manifest and the lengths of its documents, and no shard yet."""
 
     def __init__(self, place: Place) -> None:
-        """Read the manifest and the lengths; no shard.
-
-        Raises:
-            DataError: They are missing or damaged.
-        """
         self.place = place
         self.manifest = Manifest.from_json(place.manifest(), f"'{place.name}/{MANIFEST}'")
         path = self.fetch(self.manifest.lengths)
@@ -138,13 +127,6 @@ class ShardSource:
 
     The order is a pure function of (seed, epoch, the shards, `shuffle_shards`, lengths, budget). A
     step is made from the shards of its block alone: resuming reads nothing that went before.
-
-    Args:
-        shards: What is read.
-        batching: As in `TextSource`.
-        shuffle_shards: Shards whose examples are shuffled together.
-        cache_shards: Copies kept besides those in use, for shards from an address.
-        exclude: (n,) uint64: documents that are left out, wherever they stand.
     """
 
     def __init__(
@@ -152,9 +134,9 @@ class ShardSource:
         shards: TokenShards,
         batching: Batching,
         *,
-        shuffle_shards: int = 4,
-        cache_shards: int = 16,
-        exclude: npt.NDArray[np.uint64] | None = None,
+        shuffle_shards: int = 4,  # shards whose examples are shuffled together
+        cache_shards: int = 16,  # copies kept besides those in use, for shards from an address
+        exclude: npt.NDArray[np.uint64] | None = None,  # (n,) documents that are left out
     ) -> None:
         self.shards, self.batching, self.exclude = shards, batching, exclude
         self.shuffle_shards, self.cache_shards = shuffle_shards, cache_shards
@@ -265,8 +247,7 @@ def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int
     """Count the windows of each length that documents become, as `cut_windows` cuts them.
 
     `counts` tells how many documents have each of `lengths`, which are without special tokens, as
-    `room` is, the most tokens of a window. The lengths of the result, (room + special + 1,) int64,
-    are with the `special` tokens.
+    `room` is. The lengths of the result, (room + special + 1,), are with the `special` tokens.
     """
     lengths, counts = lengths[lengths > 0], counts[lengths > 0]
     pieces = -(-lengths // room)

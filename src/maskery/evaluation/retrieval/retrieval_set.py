@@ -57,9 +57,16 @@ class RetrievalSet:
         self.batch_images = batch_images
         # Where nobody is named, equal bytes are one picture under any name.
         first: dict[str | int, int] = {}
-        names = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
-        self._first = np.array([first.setdefault(name, i) for i, name in enumerate(names)])
-        self._need_one_person_each()
+        known = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
+        self._first = np.array([first.setdefault(name, i) for i, name in enumerate(known)])
+        persons = pairs.persons
+        two = (persons != NOBODY) & (persons != persons[self._first])
+        for index in np.flatnonzero(two)[:1].tolist():
+            names = [*pairs.person_names, "nobody"]  # the last is `NOBODY`'s
+            raise DataError(
+                f"image {pairs[index].image.name} is said to show person {names[persons[index]]} "
+                f"and person {names[persons[self._first[index]]]}; correct the one that is wrong"
+            )
 
     @classmethod
     def read_by(
@@ -145,18 +152,6 @@ class RetrievalSet:
         persons = self.pairs.persons
         # Below `NOBODY`, so that no picture shares a number with another or with a person.
         return np.where(persons == NOBODY, NOBODY - 1 - np.arange(len(persons)), persons)
-
-    def _need_one_person_each(self) -> None:
-        """Refuse a picture that is said to show two persons."""
-        persons = self.pairs.persons
-        named = (persons != NOBODY) & (persons != persons[self._first])
-        for index in np.flatnonzero(named)[:1].tolist():
-            names = [*self.pairs.person_names, "nobody"]  # the last is `NOBODY`'s
-            raise DataError(
-                f"image {self.pairs[index].image.name} is said to show person "
-                f"{names[persons[index]]} and person {names[persons[self._first[index]]]}; "
-                f"correct the one that is wrong"
-            )
 
 
 def evaluate_set(

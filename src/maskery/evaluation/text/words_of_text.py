@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
@@ -27,6 +26,11 @@ from maskery.data.tokenise import (
     starts_word_table,
     word_starts,
 )
+
+# Words of these scripts follow each other without a space: Thai, Lao, Burmese, Khmer, kana, Han.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +66,15 @@ class TextReader:
             self.special[tokenizer.unk_token_id] = False
         self._template = Template.of(tokenizer)
         self._backend = plain_backend(tokenizer, keep=self.mask_token)
-        self.space = space_marker(self._backend)
         self._vocabulary = tokenizer.get_vocab()  # made anew at each call, in milliseconds
-        self._always = None
-        if self._backend is not None:
-            vocabulary = self._backend.get_vocab()
-            self._always = starts_word_table(vocabulary, is_byte_level(self._backend))
+        # The vocabulary's sign for the space before a word: "Ġ", "▁", or "" where it has none
+        self.space, self._always = "", None
+        if (backend := self._backend) is not None:
+            byte_level = is_byte_level(backend)
+            self._always = starts_word_table(backend.get_vocab(), byte_level)
+            parts = f"{backend.normalizer}{backend.pre_tokenizer}{backend.decoder}"
+            if byte_level or METASPACE in parts:
+                self.space = BYTE_LEVEL_SPACE if byte_level else METASPACE
 
     def read(self, text: str) -> EncodedText:
         """Cut one text."""
@@ -148,22 +155,6 @@ class TextReader:
         return int(bare)
 
 
-def space_marker(backend: Tokenizer | None) -> str:
-    """Return how a vocabulary writes the space before a word: "Ġ", "▁", or "" where it has none."""
-    if backend is None:
-        return ""
-    if is_byte_level(backend):
-        return BYTE_LEVEL_SPACE
-    parts = f"{backend.normalizer}{backend.pre_tokenizer}{backend.decoder}"
-    return METASPACE if METASPACE in parts else ""
-
-
-# Words of these scripts follow each other without a space: Thai, Lao, Burmese, Khmer, kana, Han.
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
-
-
 class MaskPlaces:
     """The masks of texts, for one vocabulary."""
 
@@ -208,22 +199,17 @@ class MaskPlaces:
 
     def fill(self, text: str, tokens: Sequence[int]) -> str:
         """Return a text with its masks filled, and nothing else changed."""
-        parts, done = [], 0
+        space, filled, done = self.reader.space, "", 0
         for (start, end), token in zip(self.spans(text), tokens, strict=True):
-            parts.append(text[done:start])
-            parts.append(self._written(token, "".join(parts)))
+            filled += text[done:start]
             done = end
-        return "".join([*parts, text[done:]])
-
-    def _written(self, token: int, left: str) -> str:
-        """Return a token as text that follows `left`."""
-        spelt = str(self.tokenizer.convert_ids_to_tokens(token))
-        word = spoken(self.tokenizer, token)
-        if not left or left[-1].isspace():
-            return word
-        if self.reader.space and spelt.startswith(self.reader.space):
-            return f" {word}"
-        return word if self.reader.space else word.removeprefix(CONTINUING)
+            word = spoken(self.tokenizer, token)
+            if filled and not filled[-1].isspace():  # it joins what stands before it
+                spelt = str(self.tokenizer.convert_ids_to_tokens(token))
+                spaced = f" {word}" if spelt.startswith(space) else word
+                word = spaced if space else word.removeprefix(CONTINUING)
+            filled += word
+        return filled + text[done:]
 
     @cached_property
     def _begins_with_space(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +43,10 @@ from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 log = logging.getLogger(__name__)
 
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
+# In the languages that pairs most often come in.
+SIDES = re.compile(
+    r"\b(left|right|links|rechts|gauche|droite|izquierd[ao]|derech[ao]|слева|справа)\b|[左右]", re.I
+)
 ReadingConfig: TypeAlias = PairsConfig | PersonSearchDataConfig
 
 
@@ -126,6 +131,19 @@ def read_captions(
         if told.count:
             log.warning("%s", told)
     return captions
+
+
+def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
+    """Log how many captions say left or right, which a mirrored picture makes wrong."""
+    if not flip_probability:
+        return
+    count = sum(SIDES.search(caption) is not None for pair in pairs for caption in pair.captions)
+    if count:
+        log.warning(
+            "%s captions say left or right, and a share of %g of the pictures is mirrored: if they "
+            "mean sides, add --flip-probability 0",
+            *(f"{count:,}", flip_probability),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +249,7 @@ def prepare_model(
         )
     max_length = config.max_length or limit
     captions = read_captions(pairs, start.tokenizer, reading, max_length)
+    warn_of_sides(pairs, config.view.flip_probability)
     # Before the task is made, whose twin starts as a copy.
     if OUTPUT_BIAS in start.new_parameters:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)

@@ -31,9 +31,9 @@ from maskery.runs.frame.run_frame import (
     model_card,
     public_name,
 )
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
-from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop

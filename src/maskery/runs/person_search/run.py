@@ -28,11 +28,10 @@ from maskery.runs.frame.run_frame import (
     model_card,
     public_name,
 )
-from maskery.runs.image_text.config import PairsTrainingConfig
+from maskery.runs.image_text.config import PairsTrainingConfig, PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
-from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.settings import retrieval_of
+from maskery.runs.person_search.evaluate import retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
