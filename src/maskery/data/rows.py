@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
+from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.batching import Batching, Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.store import Documents
@@ -117,9 +118,7 @@ def flat_column(columns: Sequence[Any], dtype: Any) -> npt.NDArray[Any]:
     return np.fromiter(chain.from_iterable(columns), dtype)
 
 
-def hash_rows(
-    input_ids: npt.NDArray[np.int64], boundaries: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint64]:
+def hash_rows(input_ids: Int64Array, boundaries: Int64Array) -> UInt64Array:
     """Hash each row's tokens and their order: (B,) uint64, equal on any machine."""
     lengths = np.diff(boundaries)
     sums = np.zeros(len(lengths), np.uint64)
@@ -131,7 +130,7 @@ def hash_rows(
     return spread(sums + lengths.astype(np.uint64))
 
 
-def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def spread(values: UInt64Array) -> UInt64Array:
     """Return SplitMix64's outputs number `values` of seed 0, so that neighbours share no bits."""
     return mix(values * np.uint64(GOLDEN_GAMMA))
 
@@ -220,7 +219,7 @@ class PieceWords:
         own = [index for index in special_ids if index < size]
         self._begins[own] = self._ends[own] = True
 
-    def __call__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def __call__(self, ids: Int64Array) -> npt.NDArray[np.bool_]:
         """Return the first token of each word, (T,) bool; the first of a row is always one."""
         starts = self._begins[ids]
         before, after = self._last[ids[:-1]], self._first[ids[1:]]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.random import Int64Array
 from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 
@@ -66,7 +67,7 @@ UNSPACED = (
 _BOUNDS = np.array([edge for first, last in UNSPACED for edge in (first, last + 1)], np.uint32)
 
 
-Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
+Encoded = tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]
 Encode = Callable[[list[str]], Encoded]
 Batch = tuple[list[str], list[int]]
 
@@ -276,7 +277,7 @@ def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.ND
 
 
 def word_starts(
-    encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_], text: str
+    encoding: Encoding, ids: Int64Array, always: npt.NDArray[np.bool_], text: str
 ) -> npt.NDArray[np.bool_]:
     """Mark the first token of each word of a text, encoded without special tokens: (t,) bool.
 
@@ -351,7 +352,7 @@ def word_rules() -> str:
         return "words by pieces"
 
 
-def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> Int64Array:
     """Number the words of the marked characters in order: (n,) int64; others have no meaning."""
     cut = segmenter()
     numbers = np.arange(len(text))
