@@ -16,7 +16,7 @@ from maskery.cli.main import main
 from maskery.data.images.drawing import RIGHT
 from maskery.people.config import PeopleConfig
 from maskery.runs.frame.config_file import load_config
-from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.image_text.config import PersonSearchRunConfig
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
 

@@ -47,21 +47,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train person-search": ("train:person_search", "learn to find people by their descriptions"),
     "train pairs": ("train:pairs", "learn to fill the words of captions from their pictures"),
     "train": ("train:repeat", "repeat any run with --config FILE, in the next free folder"),
-    "tokenize": ("tokenize:Tokenize", "prepare token shards of a large corpus, in parallel"),
+    "tokenize": ("corpus:Tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("quickstart:DrawPeople", "draw a dataset of people with captions"),
     "inspect": (
-        "inspect:Inspect",
+        "corpus:Inspect",
         "look before a long run: lengths, waste, words, time and memory",
     ),
     "evaluate": ("evaluate:evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "compare": ("compare:Compare", "one table of text runs: settings, figures, paired differences"),
     "sweep": ("compare:Sweep", "train a run with several values of its settings, then compare"),
-    "fill": ("fill:Fill", "fill the [MASK]s of a sentence"),
-    "search": ("search:Search", "find pictures in a folder by describing them"),
-    "score": ("score:Score", "how likely sentences and their words are; which of two is likelier"),
+    "fill": ("words:Fill", "fill the [MASK]s of a sentence"),
+    "search": ("pictures:Search", "find pictures in a folder by describing them"),
+    "score": ("words:Score", "how likely sentences and their words are; which of two is likelier"),
     "report": ("train:Report", "draw a run's report again: curves, figures, fills, changed words"),
     "probe": ("probe:Probe", "how good an encoder is for your task, beside counted words"),
-    "explain": ("explain:Explain", "show where a model looks for each word of a caption"),
+    "explain": ("pictures:Explain", "show where a model looks for each word of a caption"),
     "playground": ("playground:Playground", "try a model in the browser, on this machine alone"),
     "convert": (
         "convert:Convert",
@@ -126,9 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"maskery {__version__}")
         return 0
-    found = find_command(arguments)
     if arguments[0] in MOVED:
         return complain(arguments[0], MOVED[arguments[0]])
+    found = find_command(arguments)
     if found is None:
         known = ", ".join(COMMANDS)
         return complain("", f"there is no command '{arguments[0]}'; there are {known}")
@@ -236,7 +236,11 @@ def parse(
     except SystemExit as end:
         if not end.code:
             raise
-        raise ConfigError(one_line(report.getvalue())) from end
+        # Where its stream has no encoding, as here, the parser draws its boxes in ASCII.
+        boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
+        words = " ".join(boxes.sub(" ", report.getvalue()).split())
+        words = re.sub(r"For full helptext, (see|run)", "see", words)
+        raise ConfigError(words) from end
     take_text_as_paths(parsed)  # type: ignore[arg-type]
     return parsed
 
@@ -260,14 +264,6 @@ def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
             taken = False
             others.append(word)
     return [*others, flag, *values]
-
-
-def one_line(report: str) -> str:
-    """Return the flag parser's boxed report as one line."""
-    # Where its stream has no encoding, as here, the parser draws in ASCII.
-    boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
-    words = " ".join(boxes.sub(" ", report).split())
-    return words.replace("For full helptext, see", "see").replace("For full helptext, run", "see")
 
 
 def go_offline_without_a_network() -> None:

@@ -74,12 +74,7 @@ class Registry(Generic[T]):
             )
 
     def find(self, choice: T | str) -> T:
-        """Return the thing that is chosen; objects are returned as they are.
-
-        Raises:
-            PluginError: There is no such thing, the file that it names cannot be loaded, or it
-                does not fit.
-        """
+        """Return the thing that is chosen; objects are returned as they are."""
         found: Any = choice
         if isinstance(choice, str):
             self.check(choice)

@@ -63,12 +63,10 @@ def is_main_process() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Let large tensors come from memory that this process has had before, if glibc allocates it.
-
-    By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
-    step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
-    grow.
-    """
+    """Let large tensors come from memory that this process has had before, where glibc can."""
+    # By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
+    # step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
+    # grow.
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -55,9 +55,20 @@ class Checkpoints:
         nothing comes after it; otherwise the checkpoint before is kept, with a warning.
         """
         assert self._writing is None
+
+        def flush_and_write() -> Path:
+            try:
+                first()
+            except OSError as error:
+                raise CheckpointError(
+                    f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
+                    f"({error.strerror}); free some space there and continue with --resume auto"
+                ) from error
+            return self.write(snapshot)
+
         missing = self.room_for(snapshot)
         if missing is None or must:
-            self._writing = self._thread.submit(self._flush_and_write, snapshot, first)
+            self._writing = self._thread.submit(flush_and_write)
             return
         newest = self.complete()[-1:]
         log.warning(
@@ -68,16 +79,6 @@ class Checkpoints:
             self.folder,
             f"'{newest[0].name}'" if newest else "its beginning",
         )
-
-    def _flush_and_write(self, snapshot: Snapshot, first: Callable[[], None]) -> Path:
-        try:
-            first()
-        except OSError as error:
-            raise CheckpointError(
-                f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
-                f"({error.strerror}); free some space there and continue with --resume auto"
-            ) from error
-        return self.write(snapshot)
 
     def begin_mark_best(self, step: int) -> None:
         """Mark the checkpoint of a step as the best once it is written; in the thread."""
@@ -109,7 +110,8 @@ class Checkpoints:
             free = shutil.disk_usage(self.folder).free
         except OSError:
             return None  # writing will say what is wrong
-        needed = snapshot.num_bytes + HEADROOM
+        tensors = (tensor for content in snapshot.files.values() for tensor in content.values())
+        needed = HEADROOM + sum(tensor.nbytes for tensor in tensors)
         if free >= needed:
             return None
         return f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"

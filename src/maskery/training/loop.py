@@ -206,13 +206,20 @@ class TrainingLoop:
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
         last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0
         self._tokens += tokens
-        self.journal.window.add(losses, tokens, self._counted(step))
+        # What batches count beyond their loss terms is logged as sums.
+        names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
+        counted = {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
+        self.journal.window.add(losses, tokens, counted)
         self.bad_steps.add(losses["grad_norm"])
         bar.update()
         signalled, due = self._asked()
         logs = last or scheduled or done % self.config.log_every == 0
         if logs:
-            self._log(done, step, bar)
+            rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
+            values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
+            loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
+            # Shown when the bar is due: a refresh for each line would fill log files.
+            bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s", refresh=False)
         self._tell_saved()
         self._tell("on_step", done, losses)
         spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many
@@ -262,11 +269,6 @@ class TrainingLoop:
                 number += 1
             epoch_step = 0
 
-    def _counted(self, step: Step) -> Mapping[str, int]:
-        """Return what this process's batches count beyond their loss terms; logged as sums."""
-        names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
-        return {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
-
     def _flags(self) -> list[float]:
         """Return this process's flags: one for each signal, a checkpoint's time, a failed write."""
         minutes = self.config.checkpoint_minutes
@@ -301,20 +303,10 @@ class TrainingLoop:
             f"written; look at the data there, or start afresh with a lower --learning-rate"
         )
 
-    def _log(self, done: int, step: Step, bar: tqdm[Any]) -> None:
-        rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
-        values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
-        loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
-        # Shown when the bar is due: a refresh for each line would fill log files.
-        bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s", refresh=False)
-
     def _due(self, step: int) -> bool:
-        """Return True if held-out figures are due.
-
-        They are at the first and the last step, every `eval_every` steps, and before parameters
-        begin to be trained that were held back.
-        """
+        """Return True if held-out figures are due."""
         every = self.config.eval_every
+        # At the ends, and before parameters begin to be trained that were held back.
         fixed = {0, self.total_steps, *self.stepper.starts}
         return step in fixed or bool(every and step % every == 0)
 

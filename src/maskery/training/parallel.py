@@ -107,7 +107,11 @@ def unshard(model: nn.Module) -> None:
     """Turn a sharded model into a plain one with whole parameters, in place."""
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         return
-    home = _home_of(model)
+    home = next(model.parameters()).device
+    if home.type == "cuda":
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        if needed >= ROOM * torch.cuda.get_device_properties(home).total_memory:
+            home = torch.device("cpu")  # the same for all processes
     whole: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -120,16 +124,6 @@ def unshard(model: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             _leave_fsdp(module)
     model.to(home)
-
-
-def _home_of(model: nn.Module) -> torch.device:
-    """Return the device that has room for a whole model: its own, or the CPU for all processes."""
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        return device
-    needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    total = torch.cuda.get_device_properties(device).total_memory
-    return device if needed < ROOM * total else torch.device("cpu")
 
 
 def _leave_fsdp(module: FSDPModule) -> None:

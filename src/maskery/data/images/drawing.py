@@ -84,6 +84,7 @@ def _scaled(image: Image, height: int) -> tuple[int, int]:
 
 def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int) -> Image:
     image_module, fonts = pillow(), pillow("ImageFont")
+    # Pillow's own font: there is one on every machine.
     heading_font, label_font = map(fonts.load_default, (HEADING_SIZE, LABEL_SIZE))
     # At least eight letters a line, however narrow the sheet is.
     letters = max(8, int((width - 2 * MARGIN) / max(1.0, heading_font.getlength("n"))))

@@ -318,6 +318,8 @@ def wrong_pairs(groups: UInt64Array, among: Int64Array) -> Int64Array:
             "all held-out pairs show the same picture or person, so there is no wrong picture to "
             "compare with; hold out more, or bring other --eval-pairs"
         )
+    # Each group's wrong one is the next in a circle by hash: the same in every run, and no
+    # neighbour of the file, which may be of the same kind.
     order = unique[np.argsort(mix(unique), kind="stable")]
     following = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
     members: dict[int, list[int]] = {}

@@ -160,10 +160,20 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
     one that is resumed the last of them that is not finished.
     """
     if output is None and not resume:
-        return _next_free(default)
+        for number in count(1):
+            folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
+            held = None if _in_use(folder) else hold_folder(folder)
+            if held is not None and held.fresh:
+                return held
+            if held is not None:
+                held.release()
     folder = output or _newest(default)
+    taken = CheckpointError(
+        f"the folder '{folder}' is in use: a run never writes over another; continue it with "
+        f"--resume auto, or name another --output"
+    )
     if not resume and _in_use(folder):
-        raise _taken(folder)
+        raise taken
     held = hold_folder(folder)
     if held is None:
         raise CheckpointError(
@@ -172,7 +182,7 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
         )
     if not resume and not held.fresh:  # filled since the first look
         held.release()
-        raise _taken(folder)
+        raise taken
     if not held.fresh:
         log.info("resuming '%s'", folder)
     return held
@@ -196,18 +206,6 @@ def _newest(default: Path) -> Path:
     newest_first = [begun[number] for number in sorted(begun, reverse=True)]
     unfinished = (path for path in newest_first if not (path / EVALUATION).exists())
     return next(unfinished, next(iter(newest_first), default))
-
-
-def _next_free(default: Path) -> HeldFolder:
-    """Lock the first of the default's numbered folders that nobody has."""
-    for number in count(1):
-        folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
-        held = None if _in_use(folder) else hold_folder(folder)
-        if held is not None and held.fresh:
-            return held
-        if held is not None:
-            held.release()
-    raise AssertionError("numbers do not end")
 
 
 def hold_folder(folder: Path) -> HeldFolder | None:
@@ -260,10 +258,3 @@ def _in_use(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     return any(path.name != LOCK for path in folder.iterdir())
-
-
-def _taken(folder: Path) -> CheckpointError:
-    return CheckpointError(
-        f"the folder '{folder}' is in use: a run never writes over another; continue it with "
-        f"--resume auto, or name another --output"
-    )

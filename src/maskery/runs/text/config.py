@@ -157,11 +157,7 @@ class TextRunConfig(VocabularyConfig):
 
     @property
     def head_share(self) -> float:
-        """The share of `--head-first`; 0 for off, and for auto until a run has chosen.
-
-        Raises:
-            ConfigError: It is neither auto, off nor a number from 0 to below 1.
-        """
+        """The share of `--head-first`; 0 for off, and for auto until a run has chosen."""
         share = Range(0, 1, below=True, hint="try 0.2")
         return number_or_word("head_first", self.head_first, AUTO_OFF, share) or 0.0
 
