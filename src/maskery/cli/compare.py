@@ -41,14 +41,13 @@ class Comparing(Command):
 
     def report(self, rows: Sequence[Row]) -> None:
         """Print a comparison, and write it into the files that were named."""
-        from maskery.evaluation.text.comparison import reference
-        from maskery.report.page import comparison_page, comparison_table
+        from maskery.report.page import comparison_page, comparison_table, reference
 
         if self.csv is not None:
             write_text(self.csv, as_csv(rows))
         if self.page is not None:
             write_text(self.page, comparison_page(rows))
-        data = {"against": reference(rows).name, "rows": rows}
+        data = {"against": reference(rows), "rows": rows}
         self.answer(data, as_text(comparison_table(rows)))
 
 

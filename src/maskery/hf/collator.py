@@ -151,18 +151,16 @@ class MaskCollator:
             padded["attention_mask"] = _padded(given, inside, 0)
         for name in rows[0].keys() - CONSUMED:
             given = _tokenwise(rows, name, masked.batch)
+            # Labels of other kinds, one for each token, are left out of a loss as ours are.
+            filling = IGNORE_INDEX if name.endswith("labels") else 0
+            if name == "token_type_ids":
+                filling = int(self.tokenizer.pad_token_type_id)
             padded[name] = (
                 _stacked([_value(row, name) for row in rows])
                 if given is None
-                else _padded(given, inside, self._filling(name))
+                else _padded(given, inside, filling)
             )
         return padded
-
-    def _filling(self, name: str) -> int:
-        if name == "token_type_ids":
-            return int(self.tokenizer.pad_token_type_id)
-        # Labels of other kinds, one for each token, are left out of a loss as ours are.
-        return IGNORE_INDEX if name.endswith("labels") else 0
 
     def _inside(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return where the padded rows hold tokens: (B, L) bool."""

@@ -200,8 +200,7 @@ class LastLayerPruning:
         self.done = False  # True if the last pass was pruned
         output.register_forward_pre_hook(self._gather)
 
-    def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        del module
+    def _gather(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
         rows = self.rows
         self.done = rows is not None and len(args) == 2
         if rows is None or not self.done:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,11 +28,7 @@ BATCH_TOKENS = 8192
 class Encoder:
     """Makes vectors of texts with a masked language model's encoder; its head is not used.
 
-    Args:
-        hf: The model.
-        tokenizer: Its tokenizer.
-        pooling: Of the model's own folder, or the default.
-        name: For messages.
+    The name is for messages.
     """
 
     def __init__(
@@ -48,32 +45,19 @@ class Encoder:
 
     @classmethod
     def open(cls, name: str) -> Encoder:
-        """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`.
-
-        Raises:
-            ModelError: It cannot be loaded, or its modules are not known.
-        """
+        """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`."""
         loaded = load_masked_lm(name)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(
-            loaded.model.to(device),
-            loaded.tokenizer,
-            Pooling.of(Path(resolve(name))),
-            name=name,
-        )
+        hf = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(hf, loaded.tokenizer, Pooling.of(Path(resolve(name))), name=name)
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
-        """Return a vector of each text, (N, D) float32.
-
-        Args:
-            texts: Longer ones are cut at `max_length` tokens, as sentence encoders do.
-            progress: Draw a bar.
-
-        Raises:
-            ModelError: A vector holds numbers that are none.
-        """
-        hidden = self.hidden(texts, progress=progress)
-        vectors = np.stack([self._pooled(rows) for rows in hidden])
+        """Return a vector of each text, (N, D) float32; longer ones are cut at `max_length`."""
+        vectors = np.stack(
+            [
+                self.pooling.pool(torch.from_numpy(rows), torch.tensor([len(rows)]))[0].numpy()
+                for rows in self.hidden(texts, progress=progress)
+            ]
+        )
         if not np.isfinite(vectors).all():
             bad = int((~np.isfinite(vectors)).any(axis=1).sum())
             raise ModelError(
@@ -82,19 +66,12 @@ class Encoder:
             )
         return vectors
 
-    def _pooled(self, rows: Vectors) -> Vectors:
-        pooled = self.pooling.pool(torch.from_numpy(rows), torch.tensor([len(rows)]))
-        return pooled[0].numpy()
-
     def encode_words(
         self, sentences: Sequence[Sequence[str]], *, progress: bool = False
     ) -> Vectors:
         """Return the vector of each word's first piece, (words of all sentences, D) float32.
 
         Words past the model's limit get zeros.
-
-        Raises:
-            ModelError: The tokenizer cannot tell which pieces belong to which word.
         """
         if not self.tokenizer.is_fast:
             raise ModelError(
@@ -134,15 +111,12 @@ class Encoder:
             while order:
                 batch = order[: max(1, BATCH_TOKENS // len(rows[order[0]]))]
                 order = order[len(batch) :]
-                self._encode_batch([rows[i] for i in batch], batch, found)
+                states = self._states([rows[i] for i in batch])[0].float().cpu().numpy()
+                for i, one in zip(batch, states, strict=True):
+                    found[i] = one[: len(rows[i])].copy()  # a view would keep the whole batch
                 bar.update(len(batch))
         self.hf.train(was_training)
         return found
-
-    def _encode_batch(self, rows: list[list[int]], batch: list[int], found: list[Vectors]) -> None:
-        states, _ = self._states(rows)
-        for place, row, hidden in zip(batch, rows, states.float().cpu().numpy(), strict=True):
-            found[place] = hidden[: len(row)].copy()
 
     def pooled(self, rows: list[list[int]]) -> torch.Tensor:
         """Return the vectors of B tokenised texts, (B, D), for gradients to flow through."""
@@ -151,11 +125,12 @@ class Encoder:
 
     def _states(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return last hidden states, (B, longest, D), and 1 where there is a token."""
-        device, longest = self.hf.device, max(map(len, rows))
+        texts = [torch.tensor(row) for row in rows]
         pad = int(self.tokenizer.pad_token_id or 0)
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-        mask = torch.tensor(
-            [[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device
-        )
-        states: torch.Tensor = self.hf.base_model(input_ids=ids, attention_mask=mask)[0]
+        ids = pad_sequence(texts, batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
+        mask = mask.to(self.hf.device)
+        states: torch.Tensor = self.hf.base_model(
+            input_ids=ids.to(mask.device), attention_mask=mask
+        )[0]
         return states, mask

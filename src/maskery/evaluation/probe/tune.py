@@ -44,11 +44,7 @@ def tuned_figure(
     same: bool = False,
     progress: bool = False,
 ) -> ProbeFigure:
-    """Fine-tune every encoder, and judge the quarter that was held out.
-
-    Raises:
-        DataError: There are too many classes, or too few texts.
-    """
+    """Fine-tune every encoder, and judge the quarter that was held out."""
     if "linear probe" not in lexical:
         raise DataError(f"--tune is for at most {MOST_PROBE_CLASSES:,} classes; leave it out")
     texts, classes = task.labelled.texts, task.classes
@@ -57,12 +53,10 @@ def tuned_figure(
         raise DataError(f"{len(texts):,} texts are too few for --tune; leave it out")
     hits: dict[str, npt.NDArray[np.float64]] = {}
     for name, one in encoders.items():
-        known = next(iter(hits.values())) if hits and same else None
-        hits[name] = (
-            tuned_hits(one, texts, classes, held_out, seeds, progress=progress)
-            if known is None
-            else known
-        )
+        if hits and same:  # equal vectors: nothing would come out otherwise
+            hits[name] = next(iter(hits.values()))
+        else:
+            hits[name] = tuned_hits(one, texts, classes, held_out, seeds, progress=progress)
     number = int(held_out.sum())
     task.notes.append(
         f"fine-tuned: {number:,} texts, a quarter by hash, are judged and the others trained on; "
@@ -86,24 +80,15 @@ def tuned_figure(
 
 
 def tuned_hits(
-    encoder: Encoder,
+    encoder: Encoder,  # left as it is; copies are trained
     texts: Sequence[str],
-    classes: npt.NDArray[np.int64],
-    held_out: npt.NDArray[np.bool_],
-    seeds: Sequence[int],
+    classes: npt.NDArray[np.int64],  # (N,) from 0
+    held_out: npt.NDArray[np.bool_],  # (N,) True for those that are judged and not trained on
+    seeds: Sequence[int],  # each decides the head, the order and the dropout of one fine-tuning
     *,
     progress: bool = False,
 ) -> npt.NDArray[np.float64]:
-    """Return which held-out texts are right after each fine-tuning, (seeds, H), 0 or 1.
-
-    Args:
-        encoder: Left as it is; copies are trained.
-        texts: N of them; cut as the encoder cuts.
-        classes: (N,) from 0.
-        held_out: (N,) True for those that are judged and not trained on.
-        seeds: Each decides the head, the order and the dropout of one fine-tuning.
-        progress: Draw a bar.
-    """
+    """Return which held-out texts are right after each fine-tuning, (seeds, H), 0 or 1."""
     tokens = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_length)
     rows: list[list[int]] = tokens["input_ids"]
     train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)

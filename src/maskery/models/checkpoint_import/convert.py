@@ -113,11 +113,16 @@ def import_checkpoint(
         num_text_heads=num_text_heads,
         num_vision_heads=num_vision_heads,
     )
-    words = _num_words(imported.model.config)
+    config: Any = imported.model.config
     saved: list[Any] = [imported.model]
-    if words is not None:
-        saved.append(read_tokenizer(tokenizer, folder, words))
-    notes = (*checkpoint.notes, _heads_taken(imported.model.config))
+    rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
+    if rows is not None:  # else the model reads no text
+        saved.append(read_tokenizer(tokenizer, folder, rows))
+    sides = (getattr(config, f"{side}_config", None) for side in ("text", "vision"))
+    found = [side for side in sides if side is not None] or [config]
+    # They are told, since no tensor could contradict.
+    heads = (f"{getattr(c, 'num_attention_heads', None)} in the {c.model_type}" for c in found)
+    notes = (*checkpoint.notes, f"attention heads: {', '.join(heads)}")
     report = replace(imported.report, notes=notes)
     for part in saved:
         part.save_pretrained(out)
@@ -126,19 +131,6 @@ def import_checkpoint(
         save_file(extra, out / EXTRA_STATE)
     (out / REPORT).write_text("\n".join(report.lines()) + "\n", "utf-8")
     return report
-
-
-def _num_words(config: Any) -> int | None:
-    """Return the rows of the word embeddings; None of a model that reads no text."""
-    return getattr(getattr(config, "text_config", config), "vocab_size", None)
-
-
-def _heads_taken(config: Any) -> str:
-    """Say how many attention heads each side has, since no tensor could contradict."""
-    sides = (getattr(config, side, None) for side in ("text_config", "vision_config"))
-    found = [side for side in sides if side is not None] or [config]
-    heads = (f"{getattr(c, 'num_attention_heads', None)} in the {c.model_type}" for c in found)
-    return f"attention heads: {', '.join(heads)}"
 
 
 def import_state(
@@ -154,7 +146,7 @@ def import_state(
     vision: Any = {"num_vision_heads": num_vision_heads, "image_size": image_size}
     if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
         return import_albef(state, described, num_text_heads=num_text_heads, **vision)
-    if "patch_embed.proj.weight" in state:
+    if "patch_embed.proj.weight" in state:  # a timm or DeiT vision transformer
         return import_vit(state, described, **vision)
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
