@@ -11,10 +11,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,17 +182,16 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     if backend is not None:
         return encoder_of(backend)
 
-    # Tokenizers in Python know no word ids, and mark their pieces.
-    from maskery.data.rows import PieceWords
+    from maskery.data.rows import PythonReader
 
-    words = PieceWords(tokenizer, tokenizer.all_special_ids)
+    read = PythonReader(tokenizer)
 
     def encode(texts: list[str]) -> Encoded:
-        rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids = np.fromiter(chain.from_iterable(rows), np.int64)
-        starts = [break_long_words(words(np.array(row, np.int64))) for row in rows]
-        lengths = np.array([len(row) for row in rows], np.int64)
-        return ids, np.concatenate([np.zeros(0, np.bool_), *starts]), lengths
+        rows = [read(text) for text in texts]
+        ids = [np.zeros(0, np.int64), *(row[0] for row in rows)]
+        starts = [np.zeros(0, np.bool_), *(break_long_words(row[1]) for row in rows)]
+        lengths = np.array([len(row[0]) for row in rows], np.int64)
+        return np.concatenate(ids), np.concatenate(starts), lengths
 
     return encode
 
@@ -287,12 +285,19 @@ def word_starts(
     """
     words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
     starts = np.ones(len(ids), np.bool_)
-    starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
+    starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
+    return unspaced_starts(starts, encoding.offsets, text)
+
+
+def unspaced_starts(
+    starts: npt.NDArray[np.bool_], offsets: Sequence[tuple[int, int]], text: str
+) -> npt.NDArray[np.bool_]:
+    """Return word starts (t,) with those of scripts without spaces."""
     inside = is_unspaced(text)
-    if len(ids) and inside.any():
+    if len(starts) and inside.any():
         # The first character of each token, past the space that it counts to itself.
-        kept = ((start, end, len(text[start:end].lstrip())) for start, end in encoding.offsets)
+        kept = ((start, end, len(text[start:end].lstrip())) for start, end in offsets)
         # Of a space alone nothing is left: then the space itself.
         places = [end - rest if rest else start for start, end, rest in kept]
         first = np.array(places, np.int64).clip(max=len(text) - 1)
