@@ -246,10 +246,8 @@ def parse(
 
 
 def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
-    """Return arguments in which the values of a flag that is given several times stand together.
-
-    The parser would keep those of the last time alone.
-    """
+    """Return arguments in which the values of a flag that is given several times stand together."""
+    # The parser would keep those of the last time alone.
     if sum(word.partition("=")[0] == flag for word in arguments) < 2:
         return list(arguments)
     others, values, taken = [], [], False

@@ -178,10 +178,8 @@ class Prepared:
         return {**sizes, "seed": training.seed}
 
     def learnt_anew(self, heads: Sequence[str]) -> frozenset[str]:
-        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads.
-
-        Heads count as new although a checkpoint may have them; so do the user's loss terms.
-        """
+        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads."""
+        # Heads count as new although a checkpoint may have them; so do the user's loss terms.
         names = (name for name, _ in self.start.model.named_parameters())
         anew = (name for name in names if belongs(name, (ATTRIBUTE, *heads)))
         return self.start.new_parameters.union(anew)

@@ -12,6 +12,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, draw_searches, evaluate_set
+from maskery.masking.config import MaskingConfig
 from maskery.runs.image_text.config import PairsRunConfig, PairsTrainingConfig
 from maskery.runs.pairs.emoji import SIDE, WORDS, available_sets, write_emoji
 from maskery.runs.pairs.run import PairsResult, train_pairs
@@ -38,6 +39,7 @@ def quickstart_config(folder: Path) -> PairsRunConfig:
         output=folder.parent / "run",
         reading=NAMES_ALONE,
         view=ViewConfig(height=SIDE, width=SIDE, flip_probability=0.0),
+        masking=MaskingConfig(policy="word", mask_rate=0.4, mask_share=1.0, random_share=0.0),
         objectives=ImageTextMLMConfig(alpha=0.0, mrtd_weight=0.0, itc_weight=0.5),
         training=PairsTrainingConfig(
             epochs=100, max_steps=1200, batch_pairs=32, optimiser="muon", learning_rate=1e-3
