@@ -201,12 +201,7 @@ class ClassTask(Task):
                 f"the label file has {len(judged)} {classes} with two texts or more, of "
                 f"{len(counts):,} in all: a probe needs at least two such classes"
             )
-        chosen = Labelled(
-            kind="labels",
-            texts=tuple(labelled.texts[place] for place in kept),
-            labels=tuple(labelled.labels[place] for place in kept),
-            skipped=labelled.skipped,
-        )
+        chosen = labelled.take(kept)
         super().__init__(chosen, notes)
         names, self.classes = np.unique(np.array(chosen.labels), return_inverse=True)
         self.num_classes = len(names)
@@ -247,14 +242,7 @@ class WordTask(Task):
         notes = list(notes)
         if len(kept) < len(labelled.texts):
             notes.append(f"{words:,} words of {len(kept):,} sentences, drawn by a hash, are judged")
-        kept.sort()
-        chosen = Labelled(
-            kind="tokens",
-            texts=tuple(labelled.texts[place] for place in kept),
-            words=tuple(labelled.words[place] for place in kept),
-            tags=tuple(labelled.tags[place] for place in kept),
-            skipped=labelled.skipped,
-        )
+        chosen = labelled.take(sorted(kept))
         super().__init__(chosen, notes)
         self.size = words
         names, self.classes = np.unique(
