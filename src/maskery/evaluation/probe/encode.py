@@ -32,9 +32,11 @@ from maskery.models.pooling import Pooling
 Vectors = npt.NDArray[np.float32]
 # About what a CPU's caches and a GPU's launches are both content with.
 BATCH_TOKENS = 8192
+# Within the range that BERT's appendix searched; few labels want the longer runs.
 EPOCHS, BATCH_TEXTS = 4, 16
 # The head starts from nothing and learns faster; both are usual values.
 ENCODER_RATE, HEAD_RATE = 5e-5, 1e-3
+# As BERT's released code has them: the first steps of Adam are the least sure.
 WARMUP_SHARE = 0.1
 CLIP_NORM = 1.0
 SEEDS = (0, 1, 2)

@@ -46,6 +46,7 @@ from maskery.models.image_text.model import VISION_FAMILIES, ImageTextConfig, Im
 from maskery.models.loading import quiet_transformers, refuse_random_layers
 
 VISION, TEXT = "visual_encoder.", "text_encoder.bert."
+# Heads with the same names in the file and here.
 HEADS = ("vision_proj.", "text_proj.", "itm_head.", "prd_head.", "mrtd_head.")
 HEAD = "cls.predictions."  # BERT's, for masked language modelling
 # Tensors of the head that repeat another one.

@@ -23,6 +23,7 @@ from maskery.models.loading import load_weights, read_config
 
 # Two-tower checkpoints whose vision tower is taken.
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+# ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
 
 
