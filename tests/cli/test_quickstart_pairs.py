@@ -26,8 +26,8 @@ def _short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emoji.cldr_names.cache_clear()
     long = quickstart.quickstart_config
 
-    def short(folder: Path, judged: str) -> PairsRunConfig:
-        config = long(folder, judged)
+    def short(folder: Path) -> PairsRunConfig:
+        config = long(folder)
         view = ViewConfig(height=16, width=16, flip_probability=0.0)
         return replace(config, view=view, training=replace(config.training, max_steps=2))
 

@@ -12,13 +12,12 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from maskery.cli.main import Command, as_text, percent, table
+from maskery.cli.main import Command, as_text, as_texts, percent, table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports
-from maskery.evaluation.retrieval.config import LABELS
 from maskery.people.config import PeopleConfig
-from maskery.report.tables import before_after_table, run_tables, sights_table
+from maskery.report.tables import before_after_table, rankings_table, run_tables, sights_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,19 +125,18 @@ class People(Quickstart):
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji(Quickstart):
-    """Learn words and pictures from emoji that four artists drew: five minutes on two cores.
+    """Learn words and pictures from emoji of two artists: five minutes on two cores.
 
     Needs the `vision` extra and npm, which fetches 250 MB once, or Debian's fonts-noto-color-emoji
-    with the `emoji` extra. Prints how often words of emoji never seen in training are filled with
-    the right picture, a wrong one and none, and how often their names find them, and draws ten
-    searches.
+    with the `emoji` extra. Prints how words of emoji never seen in training are filled with the
+    right picture, a wrong one and none, how their names find them, and draws ten searches.
 
     Examples:
       maskery quickstart pairs
       maskery quickstart pairs --output /tmp/emoji --overwrite
     """
 
-    mark = "emoji/SOURCES.txt"
+    mark = "emoji/google.jsonl"
     output: Path = Path("runs/quickstart-pairs")
     """The folder for the pictures and the run."""
 
@@ -150,22 +148,14 @@ class Emoji(Quickstart):
 
         available_sets()  # without any, an earlier quickstart stays
         self.clear()
-        outcome = run_pairs_quickstart(self.output, progress=not self.json)
-        folder, document = outcome.result.folder, outcome.result.to_json()
-        rows = [["found by their names", "chance", *LABELS.values(), "pictures"]]
-        for about, figures in outcome.searches.items():
-            values = [getattr(figures.contrastive, name).value for name in LABELS]
-            shares = map(percent, [figures.chance, *values])
-            rows.append([about, *shares, f"{figures.num_images:,}"])
-        document |= {"searches": outcome.searches, "picture": outcome.picture}
+        result, searches, gallery = run_pairs_quickstart(self.output, progress=not self.json)
+        found = result.to_json()
+        tables = [rankings_table(asdict(one), about) for about, one in searches.items()]
         self.answer(
-            {**document, "seconds": outcome.seconds},
-            f"{as_text(sights_table(outcome.result.to_json()))}\n\n{table(rows)}\n"
-            f"{outcome.seconds / 60:.1f} minutes in all; ten searches are drawn in "
-            f"{outcome.picture}\n"
-            f"the model is in {folder / 'model'}; try it:\n"
-            f"  maskery search {folder} --gallery {outcome.gallery} "
-            f'"woman astronaut: dark skin"',
+            {**found, "searches": searches},
+            f"{as_texts([sights_table(found), *tables])}\n"
+            f"ten searches are drawn in {self.output / 'searches.png'}; try others:\n"
+            f'  maskery search {result.folder} --gallery {gallery} "woman astronaut: dark skin"',
         )
 
 

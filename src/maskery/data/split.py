@@ -17,7 +17,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -211,9 +211,14 @@ def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 def _shingles(text: str) -> set[bytes]:
     """Return a text's pairs of neighbouring words; of letters, where it is one word."""
-    words = text.split(" ")
-    pairs = pairwise(words if len(words) > 1 else text)
-    return {f"{a} {b}".encode() for a, b in pairs} or {text.encode()}
+    words: Sequence[str] = text.split(" ")
+    size = 2
+    if len(words) < 2:
+        words = text
+        # Long texts of few letters, such as DNA, hold nearly all the pairs that there are.
+        size = 6 if 2 * len(text) > len(set(text)) ** 2 else 2
+    several = (words[n : n + size] for n in range(len(words) - size + 1))
+    return {" ".join(one).encode() for one in several} or {text.encode()}
 
 
 def _alike(values: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

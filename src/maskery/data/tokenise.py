@@ -11,10 +11,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.random import Int64Array
 from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 
@@ -67,7 +67,7 @@ UNSPACED = (
 _BOUNDS = np.array([edge for first, last in UNSPACED for edge in (first, last + 1)], np.uint32)
 
 
-Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
+Encoded = tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]
 Encode = Callable[[list[str]], Encoded]
 Batch = tuple[list[str], list[int]]
 
@@ -182,17 +182,16 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     if backend is not None:
         return encoder_of(backend)
 
-    # Tokenizers in Python know no word ids, and mark their pieces.
-    from maskery.data.rows import PieceWords
+    from maskery.data.rows import PythonReader
 
-    words = PieceWords(tokenizer, tokenizer.all_special_ids)
+    read = PythonReader(tokenizer)
 
     def encode(texts: list[str]) -> Encoded:
-        rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids = np.fromiter(chain.from_iterable(rows), np.int64)
-        starts = [break_long_words(words(np.array(row, np.int64))) for row in rows]
-        lengths = np.array([len(row) for row in rows], np.int64)
-        return ids, np.concatenate([np.zeros(0, np.bool_), *starts]), lengths
+        rows = [read(text) for text in texts]
+        ids = [np.zeros(0, np.int64), *(row[0] for row in rows)]
+        starts = [np.zeros(0, np.bool_), *(break_long_words(row[1]) for row in rows)]
+        lengths = np.array([len(row[0]) for row in rows], np.int64)
+        return np.concatenate(ids), np.concatenate(starts), lengths
 
     return encode
 
@@ -278,7 +277,7 @@ def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.ND
 
 
 def word_starts(
-    encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_], text: str
+    encoding: Encoding, ids: Int64Array, always: npt.NDArray[np.bool_], text: str
 ) -> npt.NDArray[np.bool_]:
     """Mark the first token of each word of a text, encoded without special tokens: (t,) bool.
 
@@ -286,12 +285,19 @@ def word_starts(
     """
     words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
     starts = np.ones(len(ids), np.bool_)
-    starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
+    starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
+    return unspaced_starts(starts, encoding.offsets, text)
+
+
+def unspaced_starts(
+    starts: npt.NDArray[np.bool_], offsets: Sequence[tuple[int, int]], text: str
+) -> npt.NDArray[np.bool_]:
+    """Return word starts (t,) with those of scripts without spaces."""
     inside = is_unspaced(text)
-    if len(ids) and inside.any():
+    if len(starts) and inside.any():
         # The first character of each token, past the space that it counts to itself.
-        kept = ((start, end, len(text[start:end].lstrip())) for start, end in encoding.offsets)
+        kept = ((start, end, len(text[start:end].lstrip())) for start, end in offsets)
         # Of a space alone nothing is left: then the space itself.
         places = [end - rest if rest else start for start, end, rest in kept]
         first = np.array(places, np.int64).clip(max=len(text) - 1)
@@ -346,7 +352,7 @@ def word_rules() -> str:
         return "words by pieces"
 
 
-def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> Int64Array:
     """Number the words of the marked characters in order: (n,) int64; others have no meaning."""
     cut = segmenter()
     numbers = np.arange(len(text))

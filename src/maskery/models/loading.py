@@ -282,7 +282,10 @@ def _loading(name: str, part: str) -> Iterator[None]:
     """Turn Transformers' errors about a part of a model into ours."""
     try:
         yield
-    except UNREADABLE as error:
+    except Exception as error:
+        # Tokenizers raise a bare Exception for a file that is not theirs.
+        if not isinstance(error, UNREADABLE) and type(error) is not Exception:
+            raise
         told = str(error).strip() or type(error).__name__
         if isinstance(error, UnpicklingError):
             told = "its file holds more than tensors, which could run code when read"

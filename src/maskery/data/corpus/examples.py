@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import ConfigError, DataError
+from maskery.core.random import UInt64Array
 from maskery.data.corpus.config import CorpusConfig
 
 NOT_SPACE = re.compile(r"\S")
@@ -46,7 +47,7 @@ def example_id(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
+def is_held_out(ids: UInt64Array, share: float) -> npt.NDArray[np.bool_]:
     """Choose the held-out share of examples, by a hash of their ids: (N,) bool.
 
     A larger share holds out a superset of a smaller one.
@@ -59,7 +60,7 @@ def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.boo
     return mix(ids) < np.uint64(int(share * 2.0**64))
 
 
-def mix(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(ids: UInt64Array) -> UInt64Array:
     """Return the first output of SplitMix64 for each seed of `ids`: (N,) uint64, a bijection."""
     mixed = ids + np.uint64(GOLDEN_GAMMA)
     mixed ^= mixed >> np.uint64(30)
@@ -130,6 +131,8 @@ def _inside(record: Mapping[str, object], name: str) -> object:
         return record[name]
     head, dot, rest = name.partition(".")
     inner = record.get(head)
+    if dot and isinstance(inner, list):
+        return inner  # no path leads through it: its type is refused
     return _inside(inner, rest) if dot and isinstance(inner, Mapping) else MISSING
 
 

@@ -194,7 +194,11 @@ def read_table(reading: Reading) -> Iterator[str]:
         first, header_line = next(((n, line) for n, line in lines if line.strip()), (0, ""))
         if not first:
             return
-        delimiter = choose_delimiter(header_line, reading.config.text_column, DELIMITERS[kind])
+        # The first delimiter that makes a column of the wanted name; failing that, the first.
+        wanted = {reading.config.text_column, *reading.config.text_column.split(",")}
+        headers = {d: next(csv.reader([header_line], delimiter=d)) for d in DELIMITERS[kind]}
+        fitting = (d for d, names in headers.items() if not wanted.isdisjoint(names))
+        delimiter = next(fitting, DELIMITERS[kind][0])
         rest = chain([header_line], (line for _, line in lines))
         rows = (_quoted_rows if quoted else _plain_rows)(rest, delimiter, first, reading)
         header = next(rows)
@@ -217,15 +221,6 @@ def read_table(reading: Reading) -> Iterator[str]:
             text = reading.text_of(dict(zip(header, row, strict=True)))
             if text is not None:
                 yield text
-
-
-def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...]) -> str:
-    """Return the first delimiter that makes a column of that name; failing that, the first."""
-    wanted = {column, *column.split(",")}
-    for delimiter in delimiters:
-        if not wanted.isdisjoint(next(csv.reader([header_line], delimiter=delimiter))):
-            return delimiter
-    return delimiters[0]
 
 
 def _plain_rows(

@@ -173,10 +173,13 @@ def open_file(path: Path, within: Path | None = None) -> BinaryIO:
         # Opening a FIFO would wait for a writer for ever.
         if not resolved.is_file():
             raise DataError(f"image {path} is no regular file; correct its path, or remove it")
-        if within is not None and not resolved.is_relative_to(within.resolve()):
+        root = resolved if within is None else within.resolve()
+        # The links of a hub cache's `snapshots` lead into `blobs`, beside it.
+        beside = (p.parent / "blobs" for p in (root, *root.parents) if p.name == "snapshots")
+        if not any(resolved.is_relative_to(folder) for folder in (root, *beside)):
             raise DataError(
-                f"image {path} is a link that leads out of the image folder, to {resolved}; "
-                f"copy the file into the folder"
+                f"image {path} is a link that leads out of the image folder, to {resolved}; copy "
+                f"the file into the folder, or name a folder that holds both as --images"
             )
         return path.open("rb")
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -161,6 +161,15 @@ class Pictures:
         return [decoded[i] if i in decoded else self._kept[i] for i in indices]
 
 
+class ReadPairs(NamedTuple):
+    """Pairs as a model reads them."""
+
+    pairs: Pairs
+    captions: CaptionTokens  # of these pairs
+    pictures: Pictures  # of these pairs, decoded when they are asked for
+    view: ViewConfig  # of the pictures
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewedPairs:
     """B pairs, as the image-text tasks read them."""
@@ -190,11 +199,9 @@ class PicturedExamples(PlannedSource[ViewedT]):
 
     def __init__(
         self,
+        read: ReadPairs,
         ids: UInt64Array,  # (N,)
         pairs: Int64Array,  # (N,) of which each example has the picture
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
         batch_size: int,  # examples of a step, over all processes
         micro_size: int | None,  # most examples of a micro-batch
         seed: int,
@@ -202,7 +209,7 @@ class PicturedExamples(PlannedSource[ViewedT]):
         # Pictures cost the same whatever their captions, so each example counts as one token.
         super().__init__(np.ones(len(ids), np.int64), batch_size, micro_size, "packed", seed)
         self.ids, self.pairs = ids, pairs
-        self.captions, self.pictures, self.view = captions, pictures, view
+        _, self.captions, self.pictures, self.view = read
 
     def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
@@ -230,19 +237,15 @@ class PairSource(PicturedExamples[ViewedPairs]):
 
     def __init__(
         self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
+        read: ReadPairs,
         chosen: Int64Array,
         *,
         batch_pairs: int,
         micro_pairs: int | None = None,
         seed: int = 0,
     ) -> None:
-        chosen = chosen[np.isin(chosen, captions.owners)]
-        ids, sizes = pairs.ids[chosen], (batch_pairs, micro_pairs)
-        super().__init__(ids, chosen, captions, pictures, view, *sizes, seed)
+        chosen = chosen[np.isin(chosen, read.captions.owners)]
+        super().__init__(read, read.pairs.ids[chosen], chosen, batch_pairs, micro_pairs, seed)
 
     def batch(
         self, chosen: Int64Array, epoch: int = 0, crowd: Int64Array | None = None
@@ -264,19 +267,11 @@ class HeldOutPairs:
     """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one."""
 
     def __init__(
-        self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
-        groups: UInt64Array,
-        chosen: Int64Array,
-        *,
-        batch_pairs: int = 64,
+        self, read: ReadPairs, groups: UInt64Array, chosen: Int64Array, *, batch_pairs: int = 64
     ) -> None:
-        self.ids, self.captions, self.pictures, self.view = pairs.ids, captions, pictures, view
-        self.groups, self.batch_pairs = groups, batch_pairs
-        self.chosen = chosen[np.isin(chosen, captions.owners)]
+        pairs, self.captions, self.pictures, self.view = read
+        self.ids, self.groups, self.batch_pairs = pairs.ids, groups, batch_pairs
+        self.chosen = chosen[np.isin(chosen, self.captions.owners)]
         wrong = wrong_pairs(groups, self.chosen)
         self.wrong = dict(zip(self.chosen.tolist(), wrong.tolist(), strict=True))
 

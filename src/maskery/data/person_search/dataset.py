@@ -8,7 +8,7 @@ image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
-from maskery.data.images.loading import Skipped
+from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
 from maskery.data.pairs.records import (
@@ -95,7 +95,7 @@ class PersonSearchData:
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
-    records = list(read_annotations(config.dataset, root))
+    records = list(read_annotations(config.dataset, root, config.images))
     images = _image_folder(config)
     annotated, leaks = {record.split for record in records}, leaks_note(records)
     records, missing = without_missing(records, images, config)
@@ -106,16 +106,12 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     for split, found in by_split.items():
         by_split[split], note = merge_pictures(found, partial(_captions, config, skipped))
         notes.append(note and f"{split}: {note}")
-        count = len({record.person for record in by_split[split]})
-        # With one person nobody can be mistaken, and all figures would be 100%.
-        if count < 2 and (split in annotated or split == "train"):
-            raise DataError(
-                f"the {split} split of '{root}' shows {count} different "
-                f"person{'' if count == 1 else 's'}: nobody to tell anyone from; bring at least 2"
-            )
-    notes = [note for note in (*notes, str(skipped)) if note]
+        if split in annotated or split == "train":
+            _need_two_persons(by_split[split], f"the {split} split of '{root}'")
     if "val" not in annotated:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
+    notes += [*drop_copies(by_split, images), shared_captions(by_split)]
+    notes = [note for note in (*notes, str(skipped)) if note]
     ref = image_refs(images, DEFAULT_MAX_PIXELS)
     reading = PairsConfig(on_bad_caption=config.on_bad_caption)
     splits = {
@@ -176,6 +172,48 @@ def leaks_note(records: Sequence[Record]) -> str:
         f"{len(shared):,} ids occur in more than one split, first {next(iter(shared))}: they count "
         f"as different persons, as in datasets that number each split anew; where they are the "
         f"same persons, figures on held-out people would be too good"
+    )
+
+
+def _need_two_persons(records: Sequence[Record], what: str) -> None:
+    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
+    count = len({record.person for record in records})
+    if count < 2:
+        raise DataError(
+            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
+            f"anyone from; bring at least 2"
+        )
+
+
+def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
+    """Leave out pictures that a split measured later also shows, as links or copies; notes them."""
+    held: set[int] = set()
+    notes = []
+    for split in reversed(SPLITS):  # test first, then val, then train
+        found = by_split[split]
+        hashes = content_hashes(ImageRef.file(record.image, images) for record in found).tolist()
+        kept = [record for record, own in zip(found, hashes, strict=True) if own not in held]
+        held.update(hashes)
+        if count := len(found) - len(kept):
+            notes.append(
+                f"{count:,} pictures of the {split} split are held out as well, under other names "
+                f"(links, or files of equal bytes), and are left out"
+            )
+            _need_two_persons(kept, f"without its {count:,} copies, the {split} split")
+        by_split[split] = kept
+    return notes
+
+
+def shared_captions(by_split: Mapping[str, Sequence[Record]]) -> str:
+    """Return a warning about captions that describe several persons of a split, else ""."""
+    shared: dict[str, list[str]] = {}
+    for found in by_split.values():
+        shared |= _in_several_splits((c, r.person) for r in found for c in r.caption)
+    if not shared:
+        return ""
+    return (
+        f"{len(shared):,} captions describe several persons word for word, first "
+        f"{brief(next(iter(shared)))}: no search can tell whom they mean"
     )
 
 
@@ -277,7 +315,9 @@ def merge_pictures(
     return merged, note if joined else ""
 
 
-def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
+def read_annotations(
+    dataset: DatasetName, root: Path, images: Path | None = None
+) -> Iterator[Record]:
     """Yield every record of a dataset with its split; image and person are names, and checked."""
     layout = LAYOUTS[dataset]
     if dataset == "jsonl" and root.is_file():
@@ -290,7 +330,7 @@ def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
         settings = AnnotationConfig(image_column=layout.image_key)
         try:
             for record in json_records(path, settings):
-                yield _checked(layout, record, split)
+                yield _checked(layout, replace(record, images=images), split)
         except DataError as error:
             if "has no column" not in str(error):
                 raise

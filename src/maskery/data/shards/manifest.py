@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
+from maskery.core.random import Int64Array
 from maskery.core.system import sha256_of, write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
@@ -148,7 +149,7 @@ def _fits(pattern: re.Pattern[str], value: object) -> bool:
 class DocumentLengths:
     """Counts of documents by length, for each shard."""
 
-    offsets: npt.NDArray[np.int64]  # (number of shards + 1,), into the other two
+    offsets: Int64Array  # (number of shards + 1,), into the other two
     lengths: npt.NDArray[np.uint32]  # ascending within a shard
     counts: npt.NDArray[np.uint32]
 
@@ -159,7 +160,7 @@ class DocumentLengths:
         offsets = np.cumsum([0, *map(len, histograms)], dtype=np.int64)
         return cls(offsets=offsets, lengths=flat[:, 0].copy(), counts=flat[:, 1].copy())
 
-    def of(self, shard: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def of(self, shard: int) -> tuple[Int64Array, Int64Array]:
         """Return lengths and counts of one shard, int64."""
         chosen = slice(int(self.offsets[shard]), int(self.offsets[shard + 1]))
         return self.lengths[chosen].astype(np.int64), self.counts[chosen].astype(np.int64)

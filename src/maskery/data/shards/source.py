@@ -140,7 +140,7 @@ class ShardSource:
     ) -> None:
         self.shards, self.batching, self.exclude = shards, batching, exclude
         self.shuffle_shards, self.cache_shards = shuffle_shards, cache_shards
-        self._room = batching.room  # asked for now, so that a wrong length fails before the start
+        _ = batching.room  # a wrong length fails now, before anything is fetched
         self._epoch: tuple[int, Epoch] | None = None
         # The block in use and the next one, by (epoch, block).
         self._blocks: dict[tuple[int, int], Future[TextSource]] = {}
@@ -150,8 +150,16 @@ class ShardSource:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
             num_shards, together = len(self.shards.manifest.shards), self.shuffle_shards
-            blocks = shard_blocks(num_shards, together, seed=self.batching.seed, epoch=number)
-            firsts = np.cumsum([0, *map(self._count_steps, blocks)], dtype=np.int64)
+            settings, special = self.batching, self.batching.template.num_special
+            blocks = shard_blocks(num_shards, together, seed=settings.seed, epoch=number)
+            counts = [0]
+            for block in blocks:
+                rows = [self.shards.document_lengths.of(shard) for shard in block]
+                columns = (np.concatenate(column) for column in zip(*rows, strict=True))
+                histogram = window_histogram(*columns, room=settings.room, special=special)
+                budget, layout = settings.batch_tokens, settings.layout
+                counts.append(count_steps(histogram, batch_tokens=budget, layout=layout))
+            firsts = np.cumsum(counts, dtype=np.int64)
             self._epoch = number, Epoch(blocks=blocks, firsts=firsts)
         return self._epoch[1]
 
@@ -170,13 +178,6 @@ class ShardSource:
     def close(self) -> None:
         """End the thread that fetches."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _count_steps(self, block: list[int]) -> int:
-        rows = [self.shards.document_lengths.of(shard) for shard in block]
-        lengths, counts = (np.concatenate(column) for column in zip(*rows, strict=True))
-        special, settings = self.batching.template.num_special, self.batching
-        histogram = window_histogram(lengths, counts, room=self._room, special=special)
-        return count_steps(histogram, batch_tokens=settings.batch_tokens, layout=settings.layout)
 
     def _block(self, epoch: int, block: int) -> TextSource:
         """Return a block that is loaded, being loaded or loaded now; begins to load the next."""

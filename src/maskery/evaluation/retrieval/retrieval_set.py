@@ -24,7 +24,7 @@ from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_stack
-from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
+from maskery.data.pairs.batches import Pictures, ReadPairs, tokenise_captions
 from maskery.data.pairs.pairs import NOBODY, Pairs
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
@@ -44,17 +44,9 @@ class RetrievalSet:
     persons is a DataError.
     """
 
-    def __init__(
-        self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
-        *,
-        batch_images: int = 64,
-    ) -> None:
-        self.pairs, self.captions, self.pictures, self.view = pairs, captions, pictures, view
-        self.batch_images = batch_images
+    def __init__(self, read: ReadPairs, *, batch_images: int = 64) -> None:
+        self.pairs, self.captions, self.pictures, self.view = read
+        self.batch_images, pairs = batch_images, read.pairs
         # Where nobody is named, equal bytes are one picture under any name.
         first: dict[str | int, int] = {}
         known = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
@@ -84,7 +76,7 @@ class RetrievalSet:
         skipped = Skipped("caption", on_bad_caption)
         tokens = tokenise_captions(pairs, opened.tokenizer, skipped, max_length=opened.max_tokens)
         pictures = Pictures(pairs, on_bad_image, near=view.size)
-        return cls(pairs, tokens, pictures, view, batch_images=batch_images)
+        return cls(ReadPairs(pairs, tokens, pictures, view), batch_images=batch_images)
 
     @property
     def skipped(self) -> list[str]:

@@ -63,7 +63,7 @@ class WordScore:
     """One word of a text."""
 
     word: str  # As it stands in the text
-    start: int  # Its first character in the text; -1 if the tokenizer keeps no offsets
+    start: int  # Its first character in the text
     end: int  # One past its last character
     # The sum over its pieces, in nats; of a word that the tokenizer does not know, that of its
     # unknown token

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from maskery.core.batch import vocabulary_size
+from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError, reason_of
 from maskery.models.loading import quiet_transformers
 
@@ -312,8 +312,7 @@ def read_tokenizer(name: str | None, folder: Path, num_rows: int) -> PreTrainedT
             f"the tokenizer '{source}' has {size} words and the checkpoint {num_rows} rows for "
             f"them: they do not belong together; name the checkpoint's own with --tokenizer"
         )
-    if tokenizer.mask_token_id is None:
-        raise ModelError(f"the tokenizer '{source}' has no mask token; name another")
+    require_mask(tokenizer)
     return tokenizer
 
 

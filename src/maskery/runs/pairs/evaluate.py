@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
 from maskery.core.errors import ConfigError
-from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ViewedPairs
+from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ReadPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.evaluation.image_text.image_fill import (
@@ -185,7 +185,8 @@ def evaluate_image_text(
         # Pictures stay decoded, for each is seen with its own caption and with others'.
         near = one.view.size
         pictures = Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=CACHE_BYTES)
-        held_out = HeldOutPairs(pairs, captions, pictures, one.view, groups, everything)
+        read = ReadPairs(pairs, captions, pictures, one.view)
+        held_out = HeldOutPairs(read, groups, everything)
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_pairs(one.model, held_out, masker))
         heading = one.name if one.name not in models else f"{one.name} (again)"

@@ -165,22 +165,14 @@ def prepare_person_search(
     )
     total = sum(len(pairs) for pairs in (data.train, data.val, data.test) if pairs)
     train = PersonSource(
-        data.train,
-        prepared.captions,
-        prepared.pictures(data.train, len(data.train) / total),
-        prepared.start.view,
+        prepared.read(data.train, len(data.train) / total),
         weak_pair_probability=config.weak_pair_probability,
         **prepared.batching,
     )
 
     def held_out(pairs: Pairs) -> RetrievalSet:
-        return RetrievalSet(
-            pairs,
-            prepared.read(pairs),
-            prepared.pictures(pairs, len(pairs) / total),
-            prepared.start.view,
-            batch_images=config.retrieval.batch_images,
-        )
+        read = prepared.read(pairs, len(pairs) / total)
+        return RetrievalSet(read, batch_images=config.retrieval.batch_images)
 
     log.info(
         "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",
