@@ -40,6 +40,7 @@ from maskery.models.layout import PACKABLE, require_readable
 
 log = logging.getLogger(__name__)
 
+# The families' names for the same setting.
 ATTENTION_DROPOUTS = (
     "attention_probs_dropout_prob",
     "attention_dropout",
