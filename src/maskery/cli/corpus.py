@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,7 @@ from maskery.runs.text.config import TextRunConfig
 
 if TYPE_CHECKING:
     from maskery.data.shards.making import Made
-    from maskery.runs.text.inspect import Batches, Estimate, Inspection, Lengths
+    from maskery.runs.text.inspect import Inspection
 
 
 BAR = 30
@@ -59,52 +59,46 @@ class Inspect(Command):
             self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
         )
         if self.words_out is not None:
-            write_words(self.words_out, [word.word for word in found.broken])
+            try:
+                self.words_out.write_text("".join(f"{w.word}\n" for w in found.broken), "utf-8")
+            except OSError as error:
+                raise DataError(
+                    f"--words-out {self.words_out} cannot be written ({reason_of(error)})"
+                ) from error
         self.answer(found, describe(found))
-
-
-def write_words(path: Path, words: Sequence[str]) -> None:
-    """Write a list of words, one a line."""
-    try:
-        path.write_text("".join(f"{word}\n" for word in words), "utf-8")
-    except OSError as error:
-        raise DataError(f"--words-out {path} cannot be written ({reason_of(error)})") from error
 
 
 def describe(found: Inspection) -> str:
     """Return an inspection for people."""
-    parts = [describe_lengths(found.lengths, found.duplicates), describe_batches(found.batches)]
-    parts.append(describe_words(found))
-    if found.estimate is not None:
-        parts.append(describe_estimate(found.estimate, found.batches.steps))
-    return "\n\n".join(parts)
-
-
-def describe_lengths(lengths: Lengths, duplicates: int) -> str:
-    """Return the figures of the lengths, and their histogram."""
+    lengths, batches, estimate = found.lengths, found.batches, found.estimate
     most = max(count for _, count in lengths.histogram)
     rows = [["tokens", "examples", ""]]
     for bound, count in lengths.histogram:
         label = "more" if bound is None else f"to {bound:,}"
         if count:
             rows.append([label, f"{count:,}", ("█" * max(1, BAR * count // most)).ljust(BAR)])
-    return (
+    shares = [["text among the computed tokens", ""]]
+    shares += [[name, f"{100 * share:.0f}%"] for name, share in batches.real_share.items()]
+    parts = [
         f"{lengths.examples:,} examples, {lengths.tokens:,} tokens; an example has "
         f"{lengths.median:,.0f} (median), 95% have at most {lengths.p95:,.0f}, the longest "
-        f"{lengths.longest:,}; {duplicates:,} examples repeat an earlier one\n{table(rows)}"
-    )
-
-
-def describe_batches(batches: Batches) -> str:
-    """Return what the steps compute, and what other ways of batching would waste."""
-    rows = [["text among the computed tokens", ""]]
-    rows += [[name, f"{100 * share:.0f}%"] for name, share in batches.real_share.items()]
-    return (
+        f"{lengths.longest:,}; {found.duplicates:,} examples repeat an earlier one\n{table(rows)}",
         f"{batches.steps:,} steps ({batches.layout}); a batch has {batches.tokens:,.0f} tokens and "
         f"{batches.masked_tokens:,.0f} masked ones\n"
         f"{batches.cut:,} examples exceed {batches.max_length} tokens and become several; cutting "
-        f"them off would lose {batches.truncated_tokens:,} tokens\n{table(rows)}"
-    )
+        f"them off would lose {batches.truncated_tokens:,} tokens\n{table(shares)}",
+        describe_words(found),
+    ]
+    if estimate is not None:
+        minutes = estimate.seconds / 60
+        shown = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{minutes:,.1f} minutes"
+        parts.append(
+            f"about {shown} for {batches.steps:,} steps at {estimate.tokens_per_second:,.0f} "
+            f"tokens/s and {estimate.peak_megabytes:,.0f} MB of memory ({estimate.device}; "
+            f"{estimate.timed_steps} timed steps); {estimate.evaluation_seconds / 60:,.1f} minutes "
+            f"of it for {estimate.evaluations:,} evaluations; checkpoints come on top"
+        )
+    return "\n\n".join(parts)
 
 
 def describe_words(found: Inspection) -> str:
@@ -124,18 +118,6 @@ def describe_words(found: Inspection) -> str:
         ]
         lines.append(table(rows))
     return "\n".join(lines)
-
-
-def describe_estimate(estimate: Estimate, steps: int) -> str:
-    """Return time and memory of the whole run."""
-    minutes = estimate.seconds / 60
-    shown = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{minutes:,.1f} minutes"
-    return (
-        f"about {shown} for {steps:,} steps at {estimate.tokens_per_second:,.0f} tokens/s and "
-        f"{estimate.peak_megabytes:,.0f} MB of memory ({estimate.device}; "
-        f"{estimate.timed_steps} timed steps); {estimate.evaluation_seconds / 60:,.1f} minutes of "
-        f"it for {estimate.evaluations:,} evaluations; checkpoints come on top"
-    )
 
 
 # Rank and count by `--ranks-from`.

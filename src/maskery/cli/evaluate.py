@@ -309,10 +309,8 @@ def way_of(models: Sequence[str], flags: set[str]) -> type[Way]:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return positional arguments, and flags without their values, of any way to evaluate.
-
-    The flags decide which parser reads them, so they are looked at before there is one.
-    """
+    """Return positional arguments, and flags without their values, of any way to evaluate."""
+    # The flags decide which parser reads them, so they are looked at before there is one.
     sizes = {flag: size for way in WAYS for flag, size in flags_of(way).items()}
     positional: list[str] = []
     flags: set[str] = set()
@@ -341,16 +339,12 @@ def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, float]:
             inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
             found |= flags_of(hint, inner)  # type: ignore[arg-type]
         elif tyro.conf.Positional not in marks:
-            found[prefix + name] = values_of(hint)
+            options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            tuples = [typing.get_args(one) for one in options if typing.get_origin(one) is tuple]
+            size: float = 0 if hint is bool else 1
+            if tuples:
+                size = math.inf if Ellipsis in tuples[0] else len(tuples[0])
+            found[prefix + name] = size
             if hint is bool:
                 found[f"{prefix}no-{name}"] = 0
     return found
-
-
-def values_of(hint: Any) -> float:
-    """Return the most values of a flag of some type."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    tuples = [typing.get_args(one) for one in options if typing.get_origin(one) is tuple]
-    if not tuples:
-        return 0 if hint is bool else 1
-    return math.inf if Ellipsis in tuples[0] else len(tuples[0])

@@ -154,12 +154,6 @@ class CaptionTargets:
     soft_labels: torch.Tensor | None = None  # (M, V), its probabilities; None where alpha is 0
     replacements: Replacements | None = None  # None where MRTD is off
 
-    def replayable(self, prepared: PreparedPairs) -> PreparedPairs:
-        """Return the batch with the sampled replacements filled in."""
-        if self.replacements is None or prepared.mrtd is None:
-            return prepared
-        return replace(prepared, mrtd=replace(prepared.mrtd, sampled=self.replacements.sampled))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -208,26 +202,24 @@ class CaptionSteps:
             labelled_at=judged.flatten().nonzero().squeeze(-1),
         )
 
-    def generator_inputs(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
-        """Step 3: return the captions that the twin reads, by loss term."""
-        masked = prepared.mlm.input_ids if self.config.alpha > 0 else None
-        anew = None if prepared.mrtd is None else prepared.mrtd.masked_ids
-        return self._inputs(prepared, mlm=masked, mrtd=anew)
-
-    def learner_inputs(
-        self, prepared: PreparedPairs, lesson: CaptionTargets
+    def inputs(
+        self, prepared: PreparedPairs, lesson: CaptionTargets | None = None
     ) -> dict[str, PaddedText]:
-        """Steps 3 and 8: return the captions that the trained model reads, by loss term."""
-        replaced = None if lesson.replacements is None else lesson.replacements.input_ids
-        return self._inputs(prepared, mlm=prepared.mlm.input_ids, mrtd=replaced)
+        """Steps 3 and 8: return the captions that a model reads, by loss term.
 
-    def _inputs(
-        self, prepared: PreparedPairs, **inputs: torch.Tensor | None
-    ) -> dict[str, PaddedText]:
+        Those of the twin or, with its `lesson`, of the trained model.
+        """
+        masked: torch.Tensor | None = prepared.mlm.input_ids
+        anew = None
+        if lesson is None:
+            masked = masked if self.config.alpha > 0 else None
+            anew = None if prepared.mrtd is None else prepared.mrtd.masked_ids
+        elif lesson.replacements is not None:
+            anew = lesson.replacements.input_ids
         # Masking and replacing leave the lengths: the attention mask is the original caption's.
         return {
             name: replace(prepared.text1, input_ids=ids)
-            for name, ids in inputs.items()
+            for name, ids in (("mlm", masked), ("mrtd", anew))
             if ids is not None and name in self.config.weights
         }
 

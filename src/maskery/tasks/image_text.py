@@ -187,7 +187,11 @@ class ImageTextTask:
         # After the loss, or every pair would be among its own candidates twice.
         if candidates is not None:
             candidates.enqueue(self.queues)
-        decided = lesson.replayable(prepared)
+        decided = prepared
+        if lesson.replacements is not None and prepared.mrtd is not None:
+            decided = replace(
+                prepared, mrtd=replace(prepared.mrtd, sampled=lesson.replacements.sampled)
+            )
         if negatives is not None:
             images, texts = negatives
             decided = replace(decided, image_negatives=images, text_negatives=texts)
@@ -202,7 +206,7 @@ class ImageTextTask:
         lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
         if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
-        text = self.captions.learner_inputs(prepared, lesson)["mrtd"]
+        text = self.captions.inputs(prepared, lesson)["mrtd"]
 
         def read(model: ImageTextModel) -> torch.Tensor:
             blocks = encode_captions(model, {"mrtd": text})
@@ -223,7 +227,7 @@ class ImageTextTask:
         self, twin: ImageTextModel, *, prepared: PreparedPairs
     ) -> tuple[CaptionTargets, Candidates | None]:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
-        inputs = self._pair_text(prepared) | self.captions.generator_inputs(prepared)
+        inputs = self._pair_text(prepared) | self.captions.inputs(prepared)
         if not inputs:  # nobody asks the twin
             return CaptionTargets(), None
         tokens = twin.encode_image(prepared.image2)
@@ -246,7 +250,7 @@ class ImageTextTask:
     ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
         """Steps 3, 5, 8 and 9, and all other terms: one pass of images, captions and fusion."""
         tokens = model.encode_image(prepared.image1)
-        inputs = self._pair_text(prepared) | self.captions.learner_inputs(prepared, lesson)
+        inputs = self._pair_text(prepared) | self.captions.inputs(prepared, lesson)
         blocks = encode_captions(model, inputs)
         pair = blocks.pop("pair", None)
         if pair is None or candidates is None:
@@ -300,10 +304,8 @@ class ImageTextTask:
         return sums | own_sums(self.own_terms, parts), negatives
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
-        """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`.
-
-        The twin goes without the user's terms, which it does not read.
-        """
+        """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`."""
+        # The user's terms in the twin are never read.
         twin = without_terms(self.twin.state_dict())
         state = {f"twin.{name}": tensor for name, tensor in twin.items()}
         for name, queue in self.queues.items():

@@ -104,11 +104,9 @@ class MomentumTextMLM(TextMLM):
         mrtd_masker: Masker,
         pin_memory: bool = False,
     ) -> None:
-        """Make the twin, and the head that MRTD needs.
-
-        The seed of `masker` also draws the weights of that head. `mrtd_masker` masks the text anew
-        for the twin to fill; its seed, which also draws the samples, must be another one.
-        """
+        """Make the twin, and the head that MRTD needs."""
+        # `mrtd_masker` masks the text anew for the twin to fill; its seed, which also draws the
+        # samples, is another one than that of `masker`, which draws the weights of the head.
         super().__init__(model, masker, pin_memory=pin_memory)
         if config.detects:
             # Original against replaced (RaSa, section 3.3).

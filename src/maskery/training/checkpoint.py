@@ -33,10 +33,7 @@ HEADROOM = 1 << 20
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written one at a time in a thread.
-
-    `keep` of the newest stay, beside the best.
-    """
+    """The checkpoints of one run folder, written one at a time in a thread; `keep` of them stay."""
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder

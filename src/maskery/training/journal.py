@@ -246,14 +246,14 @@ class Journal:
             )
         usual = self._spikes.usual(values["loss"]) if "loss" in values else None
         if usual is not None:
+            values[SPIKE] = usual
             log.warning(
                 "the loss is %.3f at step %d, and was about %.3f before",
                 values["loss"],
                 step,
                 usual,
             )
-        spike = {} if usual is None else {SPIKE: usual}
-        self.tracker.log(TRAIN, step, values | spike)
+        self.tracker.log(TRAIN, step, values)
         return values
 
     def held_out(self, step: int, values: Mapping[str, float]) -> bool:

@@ -120,7 +120,15 @@ class TrainingLoop:
                 callback.on_end()
 
     def _train(self, *, resume: bool) -> Summary:
-        start = self._restore() if resume else self._position(0, 0, 0)
+        start = self._position(0, 0, 0)
+        if resume:
+            found = self.processes.on_main(self.checkpoints.to_resume_from)
+            if found is not None:
+                start = restore(Path(found), self.task, self.stepper.optimiser, self.identity)
+            self.journal.rewind(start.step, start.window, self.stepper.device)
+            if self.journal.best_step is not None:  # a kill may have come before it was marked
+                self.checkpoints.mark_best(self.journal.best_step)
+            self.bad_steps = BadSteps(self.config.max_bad_steps, start.bad_steps)
         self._done = self._saved = start.step
         # A run may have been stopped between a step's checkpoint and its evaluation.
         if (
@@ -349,16 +357,3 @@ class TrainingLoop:
         self._saved_at = time.perf_counter()
         if main:
             self.checkpoints.begin(snapshot, must=must, first=self.tracker.flush)
-
-    def _restore(self) -> Position:
-        found = self.processes.on_main(self.checkpoints.to_resume_from)
-        position = (
-            self._position(0, 0, 0)
-            if found is None
-            else restore(Path(found), self.task, self.stepper.optimiser, self.identity)
-        )
-        self.journal.rewind(position.step, position.window, self.stepper.device)
-        if self.journal.best_step is not None:  # a kill may have come before it was marked
-            self.checkpoints.mark_best(self.journal.best_step)
-        self.bad_steps = BadSteps(self.config.max_bad_steps, position.bad_steps)
-        return position

@@ -147,10 +147,8 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor_of: Callable[[int
 def learning_rate_factor(
     step: int, total: int, *, warmup_share: float, shape: str, floor: float = 0.0
 ) -> float:
-    """Return the share of the peak learning rate at a step from 0; above 0 and at most 1.
-
-    It depends on the step alone, so resuming needs no state.
-    """
+    """Return the share of the peak learning rate at a step from 0; above 0 and at most 1."""
+    # It depends on the step alone, so resuming needs no state.
     warmup = round(total * warmup_share)
     if step < warmup:
         return (step + 1) / warmup

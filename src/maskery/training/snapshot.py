@@ -71,10 +71,7 @@ class Snapshot:
 
 
 class SnapshotMaker:
-    """Takes snapshots into memory that it keeps: the last must be written before the next is taken.
-
-    Memory for tensors of a GPU is pinned, so that the copies overlap.
-    """
+    """Takes snapshots into memory that it keeps: write the last before you take the next."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, str], torch.Tensor] = {}
@@ -110,6 +107,7 @@ class SnapshotMaker:
     def _copy(self, key: tuple[str, str], tensor: torch.Tensor) -> torch.Tensor:
         kept = self._memory.get(key)
         if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            # Pinned, so that copies from a GPU overlap.
             kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._memory[key] = kept
         return kept.copy_(tensor, non_blocking=True)

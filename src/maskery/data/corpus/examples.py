@@ -131,6 +131,8 @@ def _inside(record: Mapping[str, object], name: str) -> object:
         return record[name]
     head, dot, rest = name.partition(".")
     inner = record.get(head)
+    if dot and isinstance(inner, list):
+        return inner  # no path leads through it: its type is refused
     return _inside(inner, rest) if dot and isinstance(inner, Mapping) else MISSING
 
 

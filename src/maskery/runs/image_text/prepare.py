@@ -135,10 +135,8 @@ def read_captions(
 
 def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
     """Log how many captions say left or right, which a mirrored picture makes wrong."""
-    if not flip_probability:
-        return
     count = sum(SIDES.search(caption) is not None for pair in pairs for caption in pair.captions)
-    if count:
+    if count and flip_probability:
         log.warning(
             "%s captions say left or right, and a share of %g of the pictures is mirrored: if they "
             "mean sides, add --flip-probability 0",
@@ -178,10 +176,8 @@ class Prepared:
         return {**sizes, "seed": training.seed}
 
     def learnt_anew(self, heads: Sequence[str]) -> frozenset[str]:
-        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads.
-
-        Heads count as new although a checkpoint may have them; so do the user's loss terms.
-        """
+        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads."""
+        # Heads count as new although a checkpoint may have them; so do the user's loss terms.
         names = (name for name, _ in self.start.model.named_parameters())
         anew = (name for name in names if belongs(name, (ATTRIBUTE, *heads)))
         return self.start.new_parameters.union(anew)

@@ -215,10 +215,8 @@ def evaluate_pairs_run(
     eval_pairs: str | None = None,
     reader: str | None = None,
 ) -> PairsEvaluation:
-    """Evaluate a run's model on what the run held out, or on other words or pairs.
-
-    A run that was trained with a plug-in as reader needs it named again.
-    """
+    """Evaluate a run's model on what the run held out, or on other words or pairs."""
+    # A file never loads a plug-in, so a reader that the run was trained with is named again.
     config = trained_config(folder)
     config = replace(
         config,

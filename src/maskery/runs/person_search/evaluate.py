@@ -168,15 +168,24 @@ def evaluate_retrieval_models(
     `names` are run folders, or model folders where `data` is given: a source of pairs that name
     persons. The split is of the runs' datasets; `val` where a dataset has no test split.
     """
-    need_different(names)
+    seen: dict[Path, str] = {}
+    for name in names:
+        first = seen.setdefault(Path(name).resolve(), name)
+        if first != name or list(names).count(name) > 1:
+            also = "" if first == name else f", also as '{name}'"
+            raise ConfigError(f"'{first}' is named twice{also}; name each run once")
     overrides = overrides or Overrides()
     conditions, read = Conditions(), cache(open_person_search)
     runs = {name: _own_run(name, needed=data is None) for name in names}
     for name, run in runs.items() if len(names) > 1 else ():
         # Told before the first is measured, which may take an hour.
-        conditions.add(name, _ranking_foreseen(name, overrides))
         known = known_retrieval(name)
-        if run is not None and data is None and known is not None:
+        if known is None:
+            continue
+        ranking = overrides.of_model(known).ranking
+        ranking = ranking if "itm" in known.trained else replace(ranking, rerank=0)
+        conditions.add(name, ranking_conditions(ranking))
+        if run is not None and data is None:
             dataset = read(overrides.of_data(run.data, overrides.of_model(known)))
             conditions.add(name, gallery_conditions(dataset, split))
     own = {name: run_config_of(Path(name).resolve()) for name in names}
@@ -214,17 +223,6 @@ def evaluate_retrieval_models(
     )
 
 
-def need_different(names: Sequence[str]) -> None:
-    """Refuse the same folder twice, however its path is written."""
-    seen: dict[Path, str] = {}
-    for name in names:
-        first = seen.setdefault(Path(name).resolve(), name)
-        if list(names).count(name) > 1:
-            raise ConfigError(f"'{name}' is named twice; name each run once")
-        if first != name:
-            raise ConfigError(f"'{first}' is named twice, also as '{name}'; name each run once")
-
-
 def _own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
     """Return the configuration of a finished run; None of another model, if none is needed."""
     if run_kind(name) == PersonSearchRunConfig.kind:
@@ -235,15 +233,6 @@ def _own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
             f"its own; name some with --data PAIRS"
         )
     return None
-
-
-def _ranking_foreseen(name: str, overrides: Overrides) -> dict[str, str]:
-    """Return how a model will rank pictures, as far as it is known before loading."""
-    known = known_retrieval(name)
-    if known is None:
-        return {}
-    ranking = overrides.of_model(known).ranking
-    return ranking_conditions(ranking if "itm" in known.trained else replace(ranking, rerank=0))
 
 
 def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:

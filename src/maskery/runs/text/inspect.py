@@ -221,7 +221,14 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     rate = statistics.median(speeds[1:] or speeds)
     epochs = total / max(1, steps[0])
     evaluations = 2 + (run.head_steps > 0) + (total - 1) // (training.eval_every or total)
-    scored = evaluations * seconds_to_score(run)
+    # Held-out batches come by length, so those at the ends are not like the others.
+    held = list(run.held_out.in_order())
+    middle = held[len(held) // 2 :][:SCORED_BATCHES]
+    began = time.perf_counter()
+    score_examples(run.model, middle, Masker.of(run.loaded.tokenizer, EVALUATION_MASKING))
+    passed = (time.perf_counter() - began) / sum(batch.num_tokens for batch in middle)
+    texts = (run.held_out, *run.others.values())
+    scored = evaluations * passed * sum(float(text.lengths.sum()) for text in texts)
     if cuda:
         peak = torch.cuda.max_memory_allocated()
     else:  # macOS counts it in bytes, other systems in KiB
@@ -236,19 +243,6 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
         peak_megabytes=peak / 2**20,
         device=torch.cuda.get_device_name() if cuda else "CPU",
     )
-
-
-def seconds_to_score(run: TextRun) -> float:
-    """Return about how long it takes to score the held-out texts once, from a few batches."""
-    texts = [run.held_out, *run.others.values()]
-    batches = list(run.held_out.in_order())
-    # They come by length, so those at the ends are not like the others.
-    middle = batches[len(batches) // 2 :][:SCORED_BATCHES]
-    masker = Masker.of(run.loaded.tokenizer, EVALUATION_MASKING)
-    began = time.perf_counter()
-    score_examples(run.model, middle, masker)
-    rate = sum(batch.num_tokens for batch in middle) / (time.perf_counter() - began)
-    return sum(float(text.lengths.sum()) for text in texts) / rate
 
 
 def broken_words(

@@ -54,11 +54,9 @@ def write_corpus(folder: Path) -> Path:
 
 
 def write_topics(folder: Path) -> Path:
-    """Write paragraphs of the same text, each with its topic as label; returns the file.
-
-    Paragraphs of at least 12 words, each once, of topics with at least 6: 1,155 of 33 topics in
-    Python 3.11. The run is asked whether its vectors still tell the topics apart.
-    """
+    """Write paragraphs of the same text, each with its topic as label; returns the file."""
+    # The run is asked whether its vectors still tell the topics apart. Of shorter paragraphs and of
+    # topics with fewer that says little: 1,155 of 33 topics are left in Python 3.11.
     from pydoc_data.topics import topics
 
     first: dict[str, str] = {}
