@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,18 +107,6 @@ def test_a_model_that_was_exchanged_is_told_and_written_again(
     one_line(server.run(["evaluate", str(run)], tmp_path / "log-other"), told)
     one_line(server.run([*arguments, "--output", str(run)], tmp_path / "log"), told)
     assert_same_outcome(run, outcome(whole))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and os.geteuid() == 0
-    command = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)]
-    if not mounted or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a small disk can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path, left: int) -> Path:

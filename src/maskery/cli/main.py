@@ -76,6 +76,8 @@ MOVED = {
 DISK_TROUBLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
 )  # fmt: skip
+# Of errors that PyTorch and the loader of libraries raise when no memory is left.
+NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")
 # Read by tqdm where a progress bar goes to a file.
 SECONDS_BETWEEN_LOGGED_BARS = "30"
 EXAMPLES = """examples:
@@ -161,6 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain(name, "stopped", 130)
     except Exception as error:
+        if isinstance(error, MemoryError) or any(told in str(error) for told in NO_MEMORY):
+            return complain(
+                name,
+                f"the memory is used up ({reason_of(error, most=120)}); make batches smaller, or "
+                f"let the process have more (ulimit -v); a training run goes on with --resume auto",
+            )
         # Weights are written by a library with an error of its own, too heavy to import here.
         if type(error).__name__ != "SafetensorError" or "I/O error" not in str(error):
             raise

@@ -192,9 +192,9 @@ class Explain(Command):
 
 def draw(explanation: Explanation, image: Image) -> Image:
     """Draw the picture, and again for each word with its heat."""
-    from maskery.data.images.drawing import Cell, SheetRow, draw_sheet, heat_over
+    from maskery.data.images.drawing import Cell, SheetRow, draw_sheet, heat_over, scaled
 
-    small = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
+    small = image.resize(scaled(image, HEIGHT))
     note = "" if explanation.match is None else f"match {percent(explanation.match)}"
     cells = [Cell(image=small, label=(note,))]
     for word in explanation.words:

@@ -96,7 +96,7 @@ class MaskCollator:
     @property
     def epoch(self) -> int:
         """Epoch whose masks are drawn; workers that run already see a change."""
-        return self._clock.epoch
+        return self._clock.read()[0]
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
@@ -105,7 +105,7 @@ class MaskCollator:
     @property
     def progress(self) -> float:
         """Share of the run that is done, for a mask rate with a schedule."""
-        return self._clock.progress
+        return self._clock.read()[1]
 
     @progress.setter
     def progress(self, progress: float) -> None:
@@ -179,13 +179,8 @@ class _Clock:
         self._shared = torch.tensor([0, 0, 0, 0, FOREVER], dtype=torch.float64).share_memory_()
         self._turn, self._taken = -1, 0
 
-    @property
-    def epoch(self) -> int:
-        return int(self._shared[1])
-
-    @property
-    def progress(self) -> float:
-        return float(self._shared[2])
+    def read(self) -> tuple[int, float]:
+        return int(self._shared[1]), float(self._shared[2])
 
     def set(
         self, *, epoch: int, progress: float, step: float = 0.0, batches: float = FOREVER

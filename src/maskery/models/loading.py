@@ -33,13 +33,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.core.batch import require_mask, vocabulary_size
-from maskery.core.errors import ModelError, reason_of
+from maskery.core.errors import MaskeryError, ModelError, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, require_readable
 
 log = logging.getLogger(__name__)
 
+# The families' names for the same setting.
 ATTENTION_DROPOUTS = (
     "attention_probs_dropout_prob",
     "attention_dropout",
@@ -48,11 +49,9 @@ ATTENTION_DROPOUTS = (
 )
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")
 ALIASES = ("minilm",)
-# The errors of damaged files, of a hub out of reach, and of JSON that holds a list for an object.
-UNREADABLE = (
-    *(UnpicklingError, OSError, ValueError, LookupError, RuntimeError, SafetensorError),
-    *(TypeError, AttributeError),
-)
+# Errors of damaged files and of a hub out of reach, whose first line says what is wrong. Others, of
+# many kinds, come from JSON that holds a list for an object, and the like.
+CLEAR = (OSError, ValueError, LookupError, RuntimeError, SafetensorError)
 # The file of a sentence encoder that lists its modules; `models/pooling.py` reads it.
 MODULES = "modules.json"
 
@@ -281,14 +280,13 @@ def _loading(name: str, part: str) -> Iterator[None]:
     """Turn Transformers' errors about a part of a model into ours."""
     try:
         yield
+    except MaskeryError:
+        raise
     except Exception as error:
-        # Tokenizers raise a bare Exception for a file that is not theirs.
-        if not isinstance(error, UNREADABLE) and type(error) is not Exception:
-            raise
         told = str(error).strip() or type(error).__name__
         if isinstance(error, UnpicklingError):
             told = "its file holds more than tensors, which could run code when read"
-        elif isinstance(error, TypeError | AttributeError):
+        elif not isinstance(error, CLEAR):
             told = f"one of its files does not hold what belongs there ({reason_of(error)})"
         if "trust_remote_code" in told:  # Transformers' advice, which we do not take
             told = (

@@ -41,6 +41,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+# A body comes from the same machine; who takes longer holds a connection for nothing.
 BODY_SECONDS = 15.0
 LOCAL_NAMES = ("127.0.0.1", "localhost")
 # Requests that wait while one is computed, and the seconds that one may take. Forty pages that ask

@@ -18,8 +18,9 @@ MASKS = 12  # the joint search goes through the model once for each
 TOP_K = 100
 WORDS = 16
 WORD_CHARACTERS = 100
+# Pictures kept in memory at once, with all their bytes.
 PICTURES = 8
-FOUND = 60
+FOUND = 60  # pictures of a search: more would not be looked at
 
 
 class RequestError(MaskeryError):

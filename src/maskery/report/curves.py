@@ -32,7 +32,7 @@ COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
 VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
 # Where there are more curves than colours, the colours come again with other lines.
 LINES = ("-", "--", ":")
-COLUMNS = 3
+COLUMNS = 3  # charts beside one another in the picture, which is as wide as a slide
 # Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 300 to 340 pixels.
 WIDTH, HEIGHT = 3.6, 2.1
 # The place of the axes in a chart of the page: left, bottom, width, height, as shares of it. Fixed,

@@ -16,6 +16,7 @@ from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
+# Shown in percent; better the more they are.
 SHARES = (*("top1", "top5", "accuracy"), *RANKINGS)
 SPLITS = {"test": "test split", "val": "validation"}
 # Shown elsewhere in the report.

@@ -23,6 +23,7 @@ from maskery.evaluation.intervals import Interval, Kind, ratio_interval
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+# Of few labels three quarters are trained on; each fold costs four fits for each inner one.
 NUM_FOLDS = 4
 INNER_FOLDS = 3
 # From strong to weak, for vectors of length 1: these hold the best of all tasks that were tried.

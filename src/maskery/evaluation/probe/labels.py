@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import fsspec
 
@@ -18,6 +18,7 @@ from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
+T = TypeVar("T")
 DOCUMENT_START = "-DOCSTART-"
 
 
@@ -33,6 +34,17 @@ class Labelled:
     words: tuple[tuple[str, ...], ...] = ()  # For `tokens`, each sentence's words
     tags: tuple[tuple[str, ...], ...] = ()  # For `tokens`, a label for each of these words
     skipped: Mapping[str, int]  # Rows that were left out, by reason
+
+    def take(self, places: Sequence[int]) -> Labelled:
+        """Return some of the examples."""
+
+        def some(column: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(column[place] for place in places) if column else ()
+
+        texts, labels = some(self.texts), some(self.labels)
+        return replace(
+            self, texts=texts, labels=labels, words=some(self.words), tags=some(self.tags)
+        )
 
 
 def read_labelled(

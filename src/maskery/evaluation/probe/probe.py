@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from maskery.data.split import as_read
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.probe import classify
 from maskery.evaluation.probe.classify import grouped_interval, pair_scores
-from maskery.evaluation.probe.encode import Encoder, Vectors
+from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
 Floats = npt.NDArray[np.float64]
@@ -94,8 +94,6 @@ def probe(
     if seeds:
         if not isinstance(task, ClassTask):
             raise DataError("--tune needs a class for each text: leave it out, or --kind labels")
-        from maskery.evaluation.probe.tune import tuned_figure
-
         figures.append(tuned_figure(task, encoders, lexical, seeds, same=same, progress=progress))
     return ProbeResult(
         kind=labelled.kind,
@@ -201,12 +199,7 @@ class ClassTask(Task):
                 f"the label file has {len(judged)} {classes} with two texts or more, of "
                 f"{len(counts):,} in all: a probe needs at least two such classes"
             )
-        chosen = Labelled(
-            kind="labels",
-            texts=tuple(labelled.texts[place] for place in kept),
-            labels=tuple(labelled.labels[place] for place in kept),
-            skipped=labelled.skipped,
-        )
+        chosen = labelled.take(kept)
         super().__init__(chosen, notes)
         names, self.classes = np.unique(np.array(chosen.labels), return_inverse=True)
         self.num_classes = len(names)
@@ -247,14 +240,7 @@ class WordTask(Task):
         notes = list(notes)
         if len(kept) < len(labelled.texts):
             notes.append(f"{words:,} words of {len(kept):,} sentences, drawn by a hash, are judged")
-        kept.sort()
-        chosen = Labelled(
-            kind="tokens",
-            texts=tuple(labelled.texts[place] for place in kept),
-            words=tuple(labelled.words[place] for place in kept),
-            tags=tuple(labelled.tags[place] for place in kept),
-            skipped=labelled.skipped,
-        )
+        chosen = labelled.take(sorted(kept))
         super().__init__(chosen, notes)
         self.size = words
         names, self.classes = np.unique(
@@ -310,6 +296,52 @@ class PairTask(Task):
         first, second = (classify.unit_rows(side) for side in features)
         found, reciprocal = pair_scores(first, second, self.labelled.labels)
         return {"R@1": Judged(scores=found), "MRR": Judged(scores=reciprocal)}
+
+
+def tuned_figure(
+    task: ClassTask,
+    encoders: Mapping[str, Encoder],
+    lexical: Mapping[str, Judged],
+    seeds: Sequence[int],
+    *,
+    same: bool = False,
+    progress: bool = False,
+) -> ProbeFigure:
+    """Fine-tune every encoder, and judge the quarter that was held out."""
+    if "linear probe" not in lexical:
+        raise DataError(
+            f"--tune is for at most {classify.MOST_PROBE_CLASSES:,} classes; leave it out"
+        )
+    texts, classes = task.labelled.texts, task.classes
+    held_out = classify.folds_of(texts, classify.NUM_FOLDS) == 0
+    if not held_out.any() or len(np.unique(classes[~held_out])) < 2:
+        raise DataError(f"{len(texts):,} texts are too few for --tune; leave it out")
+    hits: dict[str, npt.NDArray[np.float64]] = {}
+    for name, one in encoders.items():
+        if hits and same:  # equal vectors: nothing would come out otherwise
+            hits[name] = next(iter(hits.values()))
+        else:
+            hits[name] = tuned_hits(one, texts, classes, held_out, seeds, progress=progress)
+    number = int(held_out.sum())
+    task.notes.append(
+        f"fine-tuned: {number:,} texts, a quarter by hash, are judged and the others trained on; "
+        f"the mean of {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    )
+    commonest = np.bincount(classes[held_out]).max()
+    task.chances = {**task.chances, "fine-tuned": float(commonest / number)}
+    task.apart = np.arange(number)
+    figure = task.figure(
+        "fine-tuned",
+        {name: Judged(scores=found.mean(axis=0)) for name, found in hits.items()},
+        Judged(scores=lexical["linear probe"].scores[held_out]),
+        same=same,
+    )
+    if len(seeds) < 2:
+        return figure
+    spread = {name: float(found.mean(axis=1).std(ddof=1)) for name, found in hits.items()}
+    shown = ", ".join(f"{100 * value:.1f} points ({name})" for name, value in spread.items())
+    task.notes.append(f"fine-tuned: standard deviation over the seeds {shown}")
+    return replace(figure, spread=spread)
 
 
 def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:

@@ -252,10 +252,9 @@ def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float
             f"there are {positives} replaced and {negatives} original words, and both kinds are "
             f"needed to tell them apart; hold out more"
         )
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks = (ends - (counts - 1) / 2)[inverse]
-    above = ranks[labels == 1].sum() - positives * (positives + 1) / 2
+    from scipy.stats import rankdata  # half a second, for few runs
+
+    above = rankdata(scores)[labels == 1].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
 
 

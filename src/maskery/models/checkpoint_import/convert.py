@@ -46,6 +46,7 @@ from maskery.models.image_text.model import VISION_FAMILIES, ImageTextConfig, Im
 from maskery.models.loading import quiet_transformers, refuse_random_layers
 
 VISION, TEXT = "visual_encoder.", "text_encoder.bert."
+# Heads with the same names in the file and here.
 HEADS = ("vision_proj.", "text_proj.", "itm_head.", "prd_head.", "mrtd_head.")
 HEAD = "cls.predictions."  # BERT's, for masked language modelling
 # Tensors of the head that repeat another one.
@@ -143,11 +144,21 @@ def import_state(
 ) -> Imported:
     """Recognise the model of a state dict by its names, or by what its `config.json` says."""
     kind = described.get("model_type")
-    vision: Any = {"num_vision_heads": num_vision_heads, "image_size": image_size}
     if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
-        return import_albef(state, described, num_text_heads=num_text_heads, **vision)
-    if "patch_embed.proj.weight" in state:  # a timm or DeiT vision transformer
-        return import_vit(state, described, **vision)
+        return import_albef(
+            state,
+            described,
+            num_text_heads=num_text_heads,
+            num_vision_heads=num_vision_heads,
+            image_size=image_size,
+        )
+    if "patch_embed.proj.weight" in state:  # a vision transformer of timm or DeiT
+        state = dict(state)
+        config = vit_config(state, described, num_heads=num_vision_heads, image_size=image_size)
+        resized = fit_positions(state, config)
+        model = ViTModel(config, add_pooling_layer=False).eval()
+        placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
+        return Imported(model=model, report=_fill(model, "vit", placed, resized=resized))
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
@@ -159,22 +170,6 @@ def import_state(
         f"RaSa, BERT and timm or DeiT vision transformers are known by their names; what Hugging "
         f"Face has an encoder for, by its config.json beside the file"
     )
-
-
-def import_vit(
-    state: State,
-    described: Mapping[str, Any] | None = None,
-    *,
-    num_vision_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-) -> Imported:
-    """Make a timm or DeiT vision transformer a Hugging Face `ViTModel` without pooler."""
-    state = dict(state)
-    config = vit_config(state, described or {}, num_heads=num_vision_heads, image_size=image_size)
-    resized = fit_positions(state, config)
-    model = ViTModel(config, add_pooling_layer=False).eval()
-    placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
-    return Imported(model=model, report=_fill(model, "vit", placed, resized=resized))
 
 
 def import_bert(

@@ -25,6 +25,7 @@ from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError, reason_of
 from maskery.models.loading import quiet_transformers
 
+# Training loops keep the weights beside the optimiser, under one of these.
 NESTED_UNDER = ("model", "state_dict")
 WHOLE, INDEX = ("model.safetensors", "pytorch_model.bin"), ".index.json"
 # What other files begin with, that are taken for checkpoints.
@@ -48,6 +49,7 @@ ENDS = {
 ZIP = b"PK\x03\x04"
 SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
+# A folder with one of these has a tokenizer of its own; else its list of words is read.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 # Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
 # and DeiT has 6; small BERTs differ as well.

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Two-tower checkpoints whose vision tower is taken.
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+# ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
 
 

@@ -321,8 +321,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{given}: it must be one of {arguments}")
         return value
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{given}: it must be a list")
+        number = "" if Ellipsis in arguments else f" of {len(arguments)}"
+        if not isinstance(value, list) or (number and len(value) != len(arguments)):
+            raise ConfigError(f"{given}: it must be a list{number}")
         return tuple(_convert(item, arguments[0], where) for item in value)
     if dataclasses.is_dataclass(hint):
         return from_plain(value, hint, where)  # type: ignore[arg-type]
