@@ -76,32 +76,19 @@ class Retrieval:
 @torch.no_grad()
 def evaluate_retrieval(
     model: ImageTextModel,
-    images: Iterable[torch.Tensor],
-    texts: TokenBatch,
+    images: Iterable[torch.Tensor],  # batches (B, 3, height, width), normalised, I in all
+    texts: TokenBatch,  # T captions
     *,
-    image_persons: Int64Array,
-    text_persons: Int64Array,
+    image_persons: Int64Array,  # (I,) int64, the person that each image shows
+    text_persons: Int64Array,  # (T,) int64, the person that each caption describes
     config: RetrievalConfig | None = None,
-    processes: Processes | None = None,
+    processes: Processes | None = None,  # they share the matching out, as in `match_scores`
     progress: bool = False,
 ) -> Retrieval:
-    """Let every text find its person among the images.
+    """Let every text find its person among the images; each of both is encoded once.
 
-    Each image and each text is encoded once. The result does not depend on batches.
-
-    Args:
-        model: Put into evaluation mode meanwhile.
-        images: Batches (B, 3, height, width) of I normalised images, in order, as of
-            `maskery.data.images.views.view_batches`.
-        texts: T captions.
-        image_persons: (I,) int64, the person that each image shows.
-        text_persons: (T,) int64, the person that each caption describes.
-        processes: They share the matching out, as in `match_scores`.
-
-    Raises:
-        ModelError: The model predicts values that are not numbers.
-        DataError: There is nothing to find or to be found, a text's person is in no image, or all
-            images show the same person.
+    The result does not depend on batches. A DataError says that there is nothing to find or to be
+    found, that a text's person is in no image, or that all images show the same person.
     """
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))

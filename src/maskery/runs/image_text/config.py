@@ -143,7 +143,8 @@ class PairsRunConfig(ImageTextRunConfig):
     pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")]
     """A .json .jsonl .csv .tsv .parquet or .tar file or pattern, or a folder with metadata."""
     eval_pairs: str | None = None
-    """Held-out pairs of their own, read like the others. Default: a share of the pairs."""
+    """Held-out pairs of their own; their pictures are not trained on. Default: the test split, or a
+    share of the pairs."""
     held_out_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.1")] = (
         0.1
     )

@@ -22,7 +22,7 @@ from maskery.tasks.image_text_config import ImageTextMLMConfig
 NAMES_ALONE = PairsConfig(caption_column="name")  # Many emoji share keywords
 SEARCHES = (
     *("woman astronaut: dark skin", "thumbs up: brown skin", "woman with headscarf: tan skin"),
-    *("man running: pale skin, facing right", "flag: Japan", "grinning face with sweat"),
+    *("man running: pale skin", "flag: Japan", "grinning face with sweat"),
     *("red heart", "cat face", "strawberry", "right arrow"),
 )
 
