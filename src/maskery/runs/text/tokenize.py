@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -31,7 +30,7 @@ class TokenizeConfig:
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ... OUT")]
     """Files, folders and globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), and last the
-    folder of the shards; what is complete there is kept."""
+    folder of the shards; what is complete there is kept. Each may be an address (s3://)."""
     model: str = "minilm"
     """The model whose tokenizer is used: minilm, a folder or a hub name."""
     sharding: Annotated[ShardingConfig, tyro.conf.OmitArgPrefixes] = field(
@@ -47,33 +46,25 @@ class TokenizeConfig:
                 f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
                 "and last the folder for the shards"
             )
-        if "://" in self.paths[-1]:
-            raise ConfigError(
-                f"the shards cannot be written to the address '{self.paths[-1]}': name a folder of "
-                "this machine last, and copy it there when it is complete"
-            )
 
     @property
     def corpus(self) -> tuple[str, ...]:
         """Return the sources to read."""
         return self.paths[:-1]
 
-    @property
-    def output(self) -> Path:
-        """Return the folder of the shards."""
-        return Path(self.paths[-1])
-
 
 def tokenize_corpus(config: TokenizeConfig, *, progress: bool = True) -> Made:
     """Make the shards that are missing, or this rank's part of them."""
     from maskery.data.corpus.reader import Corpus
     from maskery.data.shards.making import make_shards
+    from maskery.data.shards.places import output_folder
     from maskery.models.loading import load_tokenizer
 
     sharding = resolve_ranks(config.sharding, os.environ)
+    folder = output_folder(config.paths[-1])
     corpus = Corpus.open(config.corpus, config.reading)
     tokenizer = load_tokenizer(config.model)
-    return make_shards(corpus, tokenizer, config.output, sharding, progress=progress)
+    return make_shards(corpus, tokenizer, folder, sharding, progress=progress)
 
 
 def resolve_ranks(config: ShardingConfig, environment: Mapping[str, str]) -> ShardingConfig:
