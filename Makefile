@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types browser bench soak docs-images clean
+.PHONY: install quickstart test lint types browser bench soak kills docs-images clean
 
 install: $(VENV)/installed
 
@@ -49,11 +49,13 @@ docs-images: install browser
 	[ -f $(RUN)/model/config.json ] || $(BIN)/maskery train text $(CORPUS) --model minilm --output $(RUN)
 	PYTHONPATH=tests/support $(BIN)/python docs/draw_images.py $(RUN)
 
-# Malformed input by the thousand, and real runs killed 30 times each, at instants that
-# MASKERY_KILLS_SEED decides; MASKERY_KILLS=300 for a night.
+# Malformed and hostile input, 100,000 cases.
 soak: install
-	$(BIN)/python benchmarks/soak.py
-	MASKERY_KILLS=$${MASKERY_KILLS:-30} $(BIN)/pytest --quiet -rP tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --cases 100000
+
+# Real runs of three kinds killed 100 times each, at instants that MASKERY_KILLS_SEED decides.
+kills: install
+	MASKERY_KILLS=$${MASKERY_KILLS:-100} $(BIN)/pytest --quiet -rP tests/faults/test_kills.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -35,8 +35,8 @@ from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
+from maskery.tasks.caption_steps import PreparedPairs
 from maskery.tasks.image_text import ImageTextTask
-from maskery.tasks.image_text_batch import PreparedPairs
 from maskery.tasks.image_text_config import PersonSearchConfig
 
 PAD, CLS, SEP, MASK = 0, 101, 102, 103

@@ -22,7 +22,7 @@ from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.frame.run_folder import write_json
-from maskery.runs.person_search.config import PersonSearchRunConfig, small
+from maskery.runs.image_text.config import PersonSearchRunConfig, small
 from maskery.runs.person_search.run import train_person_search
 from maskery.tasks.image_text_config import PersonSearchConfig
 

@@ -3,9 +3,9 @@
     python benchmarks/soak.py
     python benchmarks/soak.py --cases 100000 --seed 7 --targets text pairs
 
-A case is read, or refused in one line; a traceback, a message of several lines, or more than half a
-minute of processor time is a failure, printed with the smallest case that shows it. The same seed
-tries the same cases. Exits with 1 if anything failed.
+A case is read, or refused in one line; a traceback, a message of several lines, more than two
+seconds of processor time or a gigabyte of memory is a failure, printed with the smallest case that
+shows it. The same seed tries the same cases. Exits with 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import sys
 import time
 import traceback
@@ -27,6 +28,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from fuzz_targets import TARGETS, Target  # noqa: E402
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+
+# More than this in one case is a failure; far more ends the case, rather than the machine.
+MEMORY, MOST = 1 << 30, 6 << 30
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def soak(name: str, target: Target, cases: int, number: int) -> dict[str, Any]:
@@ -45,7 +54,9 @@ def soak(name: str, target: Target, cases: int, number: int) -> dict[str, Any]:
     )
     @given(case=target.cases)
     def attempt(case: object) -> None:
+        before = peak()
         outcomes["read" if target.attempt(case) else "refused"] += 1
+        assert peak() - before < MEMORY, f"{peak() - before:,} bytes of memory"
 
     began, failures = time.process_time(), []
     try:
@@ -79,10 +90,12 @@ def main() -> int:
     # As in the tests: a warning nobody expects is a fault.
     warnings.simplefilter("error")
     logging.disable(logging.CRITICAL)
-    share = -(-arguments.cases // len(arguments.targets))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST, MOST))
+    shares = sum(TARGETS[name].share for name in arguments.targets)
     figures = {}
     for name in arguments.targets:
-        figures[name] = soak(name, TARGETS[name], share, arguments.seed)
+        cases = -(-arguments.cases * TARGETS[name].share // shares)
+        figures[name] = soak(name, TARGETS[name], cases, arguments.seed)
         counts = {k: v for k, v in figures[name].items() if k != "failures"}
         print(f"{name}: {json.dumps(counts)}", file=sys.stderr, flush=True)
         for failure in figures[name]["failures"]:

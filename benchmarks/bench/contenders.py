@@ -37,7 +37,8 @@ from maskery.models.layout import can_pack
 from maskery.models.loading import load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import text_task
+from maskery.runs.text.prepare import compiled, text_parts
+from maskery.tasks.text_mlm import make_text_task
 from maskery.training.config import Precision, TrainingConfig
 from maskery.training.stepper import Prefetch, Stepper
 
@@ -113,7 +114,8 @@ def maskery(
         ),
     )
     run = TextRunConfig(corpus=(str(config.corpus),), training=settings)
-    task = text_task(run, model, tokenizer, source)
+    parts = text_parts(run, model, tokenizer)
+    task = make_text_task(compiled(parts, run, source) if config.compile else parts)
     total = sum(source.num_steps(epoch) for epoch in range(EPOCHS))
     stepper = Stepper(task, settings, total_steps=total)
 

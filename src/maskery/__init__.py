@@ -45,9 +45,8 @@ if TYPE_CHECKING:
     from maskery.models.image_text.model import ImageTextModel
     from maskery.models.masked_lm import MaskedLanguageModel
     from maskery.runs.frame.config_file import open_run
-    from maskery.runs.pairs.config import PairsRunConfig
+    from maskery.runs.image_text.config import PairsRunConfig, PersonSearchRunConfig
     from maskery.runs.pairs.run import train_pairs
-    from maskery.runs.person_search.config import PersonSearchRunConfig
     from maskery.runs.person_search.run import train_person_search
     from maskery.runs.shortcuts import explain, open_filler, search
     from maskery.runs.shortcuts import open_image_text_model as open_image_text

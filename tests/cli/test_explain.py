@@ -35,6 +35,18 @@ def test_a_strip_has_a_panel_for_each_word(
     assert found["target"] == "words"
 
 
+@pytest.mark.parametrize("size", [(1, 1), (30_000, 1), (1, 30_000)])
+def test_pictures_of_any_shape_are_explained_on_a_strip_of_bounded_size(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    model, strip = str(save_tiny_image_text(tmp_path / "model")), tmp_path / "strip.png"
+    Image.new("RGB", size, (220, 20, 20)).save(tmp_path / "a.png")
+    image = ["--image", str(tmp_path / "a.png"), "--output", str(strip)]
+    assert main(["explain", model, "a red square", *image]) == 0
+    with Image.open(strip) as drawn:
+        assert drawn.width * drawn.height < 4_000_000
+
+
 def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:
         assert main(["explain", *arguments]) == 2

@@ -13,9 +13,10 @@ from PIL import Image
 from tiny_persons import save_cuhk
 
 from maskery.cli.main import main
+from maskery.data.images.drawing import RIGHT
 from maskery.people.config import PeopleConfig
 from maskery.runs.frame.config_file import load_config
-from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.image_text.config import PersonSearchRunConfig
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
 
@@ -115,7 +116,7 @@ def test_the_quickstart_prints_chance_both_rankings_and_draws_searches(
         assert picture.height > 600
         # Somewhere a right picture is framed.
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
-        assert quickstart.RIGHT in colours
+        assert RIGHT in colours
     assert load_config(output / "run" / "config.yaml", PersonSearchRunConfig).data.root.is_dir()
     assert "in use" in refused(["quickstart", "person-search", "--output", str(output)], capsys)
 

@@ -42,7 +42,7 @@ def test_the_end_of_another_process_is_told_in_one_line(error: Exception, lost: 
     found = lost_process(error)
     assert (found is not None) == lost
     if found is not None:
-        assert str(found).startswith("another process of the run has ended (")
+        assert str(found).startswith("another process of the run has ended, or is silent (")
         assert "--resume auto" in str(found)
 
 

@@ -65,6 +65,17 @@ def test_every_pair_of_great_overlap_shares_a_group() -> None:
                 assert groups[one] == groups[other]
 
 
+@pytest.mark.parametrize(("letters", "length"), [("ACGT", 150), ("ACDEFGHIKLMNPQRSTVWY", 900)])
+def test_sequences_of_few_letters_are_strangers(letters: str, length: int) -> None:
+    """DNA and proteins hold nearly all pairs of their letters; a copy differs in some places."""
+    generator = np.random.default_rng(3)
+    texts = ["".join(row) for row in generator.choice(list(letters), (30, length))]
+    edited = texts[0][:50] + "A" + texts[0][51:]
+    groups = copy_groups([*texts, edited])
+    assert len(set(groups.tolist())) == 30
+    assert groups[0] == groups[30]
+
+
 def test_many_of_one_kind_and_texts_of_a_word() -> None:
     logs = [f"node {n} of the cluster reports that all is well and sleeps again" for n in range(80)]
     assert len(set(copy_groups(logs))) == 1

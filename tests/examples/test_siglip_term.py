@@ -23,8 +23,7 @@ from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.objectives.itc import Features
 from maskery.objectives.terms import LossTerm
 from maskery.runs.image_text import config as pairs_config
-from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.image_text.config import PairsRunConfig, PairsTrainingConfig
 from maskery.runs.pairs.run import evaluate_pairs_run, train_pairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,16 +94,19 @@ def test_a_damaged_token_store_is_made_again(
     assert_same_outcome(run, outcome(whole))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and os.geteuid() == 0
-    command = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)]
-    if not mounted or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a small disk can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def test_a_model_that_was_exchanged_is_told_and_written_again(
+    tmp_path: Path, server: ForkServer, arguments: list[str], whole: Path
+) -> None:
+    run, told = tmp_path / "run", "is not the model that the run saved"
+    shutil.copytree(whole, run)
+    assert told not in server.run(["evaluate", str(run)], tmp_path / "log-sound")
+    weights = run / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 4)
+    with weights.open("ab") as file:
+        file.write(b"\0\0\0\0")
+    one_line(server.run(["evaluate", str(run)], tmp_path / "log-other"), told)
+    one_line(server.run([*arguments, "--output", str(run)], tmp_path / "log"), told)
+    assert_same_outcome(run, outcome(whole))
 
 
 def fill(disk: Path, left: int) -> Path:

@@ -1,7 +1,7 @@
 """A run killed at random instants and resumed is, in the end, the run that was never killed.
 
 Every second kill waits for a checkpoint that is half written, the first, second or third.
-`MASKERY_KILLS` says how often each kind of run is killed (2; `make soak` kills 30 times).
+`MASKERY_KILLS` says how often each kind of run is killed (2; `make kills`: 100).
 """
 
 from __future__ import annotations

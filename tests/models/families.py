@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
-from maskery.models.loading import implementation
+from maskery.models import attention
+from maskery.models.layout import PACKABLE
 
 VOCAB = 99
 PAD = 1
@@ -144,7 +145,8 @@ def tiny(family: str, *, seed: int = 0, **changed: Any) -> PreTrainedModel:
     """A model of a family, in evaluation mode; weights large enough to matter."""
     config = tiny_config(family, **changed)
     torch.manual_seed(seed)
-    model = AutoModelForMaskedLM.from_config(config, attn_implementation=implementation(config))
+    kind = attention.NAME if config.model_type in PACKABLE else None
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation=kind)
     with torch.no_grad():
         for parameter in model.parameters():
             # Default weights are so small that attention hardly tells positions apart.

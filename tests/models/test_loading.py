@@ -273,3 +273,16 @@ def test_json_of_another_kind_is_one_line(
     assert main(["fill", str(folder), "the [MASK]"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("maskery fill: the ")
+
+
+@pytest.mark.parametrize(
+    ("file", "key"), [("config.json", "add_cross_attention"), ("tokenizer.json", "truncation")]
+)
+def test_a_setting_of_another_kind_is_one_line(tmp_path: Path, file: str, key: str) -> None:
+    """Transformers and Tokenizers have errors of their own for these."""
+    folder = save_tiny_model(tmp_path / "model")
+    described = json.loads((folder / file).read_text("utf-8")) | {key: [2**31]}
+    (folder / file).write_text(json.dumps(described), "utf-8")
+    with pytest.raises(ModelError, match="does not hold what belongs there") as caught:
+        load_masked_lm(str(folder))
+    assert len(str(caught.value).splitlines()) == 1

@@ -24,6 +24,20 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from fuzz_hostile import (
+    bomb_cases,
+    gallery_cases,
+    hostile_json,
+    image_text_cases,
+    plugin_cases,
+    read_bomb,
+    read_gallery,
+    read_image_text,
+    read_plugin,
+    read_tar,
+    tar_cases,
+    write,
+)
 from fuzz_mutations import (
     JSON_VALUES,
     SENTENCES,
@@ -39,6 +53,7 @@ from fuzz_mutations import (
 )
 from hypothesis import strategies as st
 
+from maskery.cli.corpus import Tokenize
 from maskery.core.errors import MaskeryError
 from maskery.data.batching import Batching, Template
 from maskery.data.corpus.config import CorpusConfig
@@ -53,14 +68,13 @@ from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import TokenStore, write_store
 from maskery.evaluation.retrieval.config import FILE, ModelRetrieval, read_model_retrieval
 from maskery.runs.frame.config_file import load_config, to_plain
-from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.tokenize import TokenizeConfig
 from maskery.training.checkpoint import MANIFEST, Checkpoints
 from maskery.training.snapshot import Position, SnapshotMaker, restore
 
 # Seconds of processor time that a case may take.
-LIMIT = 30.0
+LIMIT = 2.0
 
 Files = dict[str, bytes]
 
@@ -72,10 +86,12 @@ class Target:
     Attributes:
         cases: What is tried.
         read: Reads a case; is given an empty folder.
+        share: Of the cases of a soak, beside others; less where a case takes longer.
     """
 
     cases: st.SearchStrategy[Any]
     read: Callable[[Any, Path], None]
+    share: int = 20
 
     def attempt(self, case: Any) -> bool:
         """Read a case; whether it was accepted.
@@ -109,14 +125,6 @@ def limited() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         signal.signal(signal.SIGPROF, before)
-
-
-def write(folder: Path, files: Files) -> None:
-    """Put files into a folder."""
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
 
 
 # Text.
@@ -233,7 +241,7 @@ def read_picture(case: bytes, folder: Path) -> None:
 CONFIGS: list[Any] = [
     TextRunConfig(corpus=("a.txt",), output=Path("run")),
     PairsRunConfig(pairs="a.json"),
-    TokenizeConfig(paths=("a.txt", "out")),
+    Tokenize(paths=("a.txt", "out")),
 ]
 
 
@@ -396,6 +404,12 @@ def read_store(case: tuple[str, bytes, bool], folder: Path) -> None:
     assert store.token_counts(50).sum() <= store.num_tokens
 
 
+def manifest_cases() -> st.SearchStrategy[tuple[str, bytes, bool]]:
+    """The list of the shards with other values in it."""
+    whole = hostile_json(lambda: shard_files()["shards.json"])
+    return whole.map(lambda data: ("shards.json", data, False))
+
+
 def read_shards(case: tuple[str, bytes, bool], folder: Path) -> None:
     """Open a folder of shards and read all batches of an epoch."""
     name, data, fits = case
@@ -501,6 +515,14 @@ TARGETS: dict[str, Target] = {
     "stores": Target(cases=folder_cases(store_files), read=read_store),
     "shards": Target(cases=folder_cases(shard_files), read=read_shards),
     "checkpoints": Target(cases=folder_cases(checkpoint_files), read=read_checkpoint),
+}
+TARGETS |= {
+    "tars": Target(cases=tar_cases(), read=read_tar),
+    "bombs": Target(cases=bomb_cases(), read=read_bomb, share=1),
+    "manifests": Target(cases=manifest_cases(), read=read_shards),
+    "galleries": Target(cases=gallery_cases(), read=read_gallery),
+    "image-text": Target(cases=image_text_cases(), read=read_image_text, share=4),
+    "plug-ins": Target(cases=plugin_cases(), read=read_plugin),
 }
 if importlib.util.find_spec("maskery.data.person_search") is not None:
     TARGETS["person-search"] = Target(cases=annotation_cases(), read=read_annotations)

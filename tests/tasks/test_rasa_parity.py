@@ -19,8 +19,8 @@ from maskery.core.batch import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.checkpoint_import.convert import Imported, import_albef
 from maskery.objectives.itm import has_negative
+from maskery.tasks.caption_steps import MaskedText, MRTDPlan, PaddedText, PreparedPairs
 from maskery.tasks.image_text import ImageTextTask, Step
-from maskery.tasks.image_text_batch import MaskedText, MRTDPlan, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import PersonSearchConfig
 
 # Another record in the same layout, of any size and batch, can be tried in its place.

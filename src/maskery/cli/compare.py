@@ -41,14 +41,13 @@ class Comparing(Command):
 
     def report(self, rows: Sequence[Row]) -> None:
         """Print a comparison, and write it into the files that were named."""
-        from maskery.evaluation.text.comparison import reference
-        from maskery.report.page import comparison_page, comparison_table
+        from maskery.report.page import comparison_page, comparison_table, reference
 
         if self.csv is not None:
             write_text(self.csv, as_csv(rows))
         if self.page is not None:
             write_text(self.page, comparison_page(rows))
-        data = {"against": reference(rows).name, "rows": rows}
+        data = {"against": reference(rows), "rows": rows}
         self.answer(data, as_text(comparison_table(rows)))
 
 
@@ -73,7 +72,7 @@ class Compare(Comparing):
     def compare(self) -> Sequence[Row]:
         """Compare the runs that were named."""
         with quick_imports():
-            from maskery.runs.text.compare import compare_folders
+            from maskery.runs.text.evaluate import compare_folders
         return compare_folders(self.runs, self.against)
 
 
@@ -101,8 +100,7 @@ class Sweep(Comparing):
     def compare(self) -> Sequence[Row]:
         """Train what is missing, and compare all runs."""
         with quick_imports():
-            from maskery.runs.text.compare import compare_folders
-            from maskery.runs.text.sweep import plan_sweep, run_sweep
+            from maskery.runs.text.evaluate import compare_folders, plan_sweep, run_sweep
         runs = plan_sweep(self.config, self.over, self.output)
         return compare_folders(run_sweep(runs, progress=not self.json))
 

@@ -53,7 +53,7 @@ class Convert(Command):
         with quick_imports():
             from maskery.evaluation.retrieval.config import save_model_retrieval
             from maskery.models.checkpoint_import.convert import import_checkpoint
-            from maskery.runs.person_search.settings import released_retrieval
+            from maskery.runs.person_search.evaluate import released_retrieval
 
         report = import_checkpoint(
             self.checkpoint,

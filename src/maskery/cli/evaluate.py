@@ -14,7 +14,7 @@ import tyro
 
 from maskery.cli.main import Command, as_text, as_texts, parse, set_up_logging
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Weight, check_ranges
+from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
@@ -27,6 +27,7 @@ from maskery.report.tables import (
     spread_table,
 )
 from maskery.runs.frame.config_file import run_kind
+from maskery.runs.image_text.config import Overrides
 
 USAGE = """usage: maskery evaluate RUN_OR_MODEL ...
 
@@ -224,37 +225,17 @@ class EvaluateSearch(Way):
     """Pairs that name persons. Default: the pictures that the run held out."""
     held_out: Literal["test", "val"] = "test"
     """Which split of the run's dataset."""
-    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder of the run's dataset now. Default: where it was."""
-    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Likewise the folder that its image paths are relative to."""
-    rerank: Annotated[int | None, Range(0)] = None
-    """The best pictures of each caption that the matching head ranks anew; 0: none. Default: the
-    model's, or 128."""
-    score: Literal["matching", "odds", "sum"] | None = None
-    """The ranking of those, as in train person-search. Default: the model's, or matching."""
-    odds_weight: Weight | None = None
-    """The weight of the odds in --score sum. Default: the model's, or 1."""
-    clean_captions: Literal["auto", "yes", "no"] = "auto"
-    """Lower-case captions and strip them of punctuation. auto: as the captions were that the model
-    was trained on, where that is known."""
-    batch_tokens: BatchTokens | None = None
-    """Text tokens computed at once; the figures do not depend on it. Default: the run's or
-    4096."""
-    memory_mb: Count | None = None
-    """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); the
-    figures do not depend on it. Default: the run's, or 1024."""
+    overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
         if not self.data:
             if self.pairs != PairsConfig():
                 raise ConfigError("--pairs... tells how --data is read; name it, or leave them out")
             return
-        for name in ("held_out", "root", "images"):
-            value = getattr(self, name)
-            if value not in ("test", None):
+        places = {"held_out": self.held_out, **self.overrides.of("root", "images")}
+        for name, value in places.items():
+            if value != "test":
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
                     f"run's; leave one out"
@@ -262,17 +243,14 @@ class EvaluateSearch(Way):
 
     def execute(self) -> None:
         """Evaluate person-search runs, or any image-text models on pairs."""
-        from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models
+        from maskery.runs.person_search.evaluate import evaluate_retrieval_models
 
-        clean = None if self.clean_captions == "auto" else self.clean_captions == "yes"
-        names = ("rerank", "score", "odds_weight", "batch_tokens", "memory_mb", "root", "images")
-        asked = Overrides(clean_captions=clean, **{name: getattr(self, name) for name in names})
         result = evaluate_retrieval_models(
             [self.model, *self.more],
             data=self.source,
             reading=self.pairs,
             split=self.held_out,
-            overrides=asked,
+            overrides=self.overrides,
             progress=not self.json,
         )
         found = result.to_json()
@@ -323,7 +301,7 @@ def way_of(models: Sequence[str], flags: set[str]) -> type[Way]:
         return EvaluateImageText if "--against" in flags else EvaluatePairs
     with quick_imports():
         from maskery.evaluation.image_text.opening import is_image_text
-        from maskery.runs.person_search.settings import finds_alone
+        from maskery.runs.person_search.evaluate import finds_alone
 
     if not is_image_text(models[0]):
         return EvaluateText
@@ -331,10 +309,8 @@ def way_of(models: Sequence[str], flags: set[str]) -> type[Way]:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return positional arguments, and flags without their values, of any way to evaluate.
-
-    The flags decide which parser reads them, so they are looked at before there is one.
-    """
+    """Return positional arguments, and flags without their values, of any way to evaluate."""
+    # The flags decide which parser reads them, so they are looked at before there is one.
     sizes = {flag: size for way in WAYS for flag, size in flags_of(way).items()}
     positional: list[str] = []
     flags: set[str] = set()
@@ -363,16 +339,12 @@ def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, float]:
             inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
             found |= flags_of(hint, inner)  # type: ignore[arg-type]
         elif tyro.conf.Positional not in marks:
-            found[prefix + name] = values_of(hint)
+            options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            tuples = [typing.get_args(one) for one in options if typing.get_origin(one) is tuple]
+            size: float = 0 if hint is bool else 1
+            if tuples:
+                size = math.inf if Ellipsis in tuples[0] else len(tuples[0])
+            found[prefix + name] = size
             if hint is bool:
                 found[f"{prefix}no-{name}"] = 0
     return found
-
-
-def values_of(hint: Any) -> float:
-    """Return the most values of a flag of some type."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    tuples = [typing.get_args(one) for one in options if typing.get_origin(one) is tuple]
-    if not tuples:
-        return 0 if hint is bool else 1
-    return math.inf if Ellipsis in tuples[0] else len(tuples[0])

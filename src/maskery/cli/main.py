@@ -43,24 +43,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:Text", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),
     "quickstart person-search": ("quickstart:People", "draw people and learn to find them"),
+    "quickstart pairs": ("quickstart:Emoji", "learn words and pictures from emoji"),
     "train person-search": ("train:person_search", "learn to find people by their descriptions"),
     "train pairs": ("train:pairs", "learn to fill the words of captions from their pictures"),
     "train": ("train:repeat", "repeat any run with --config FILE, in the next free folder"),
-    "tokenize": ("tokenize:Tokenize", "prepare token shards of a large corpus, in parallel"),
+    "tokenize": ("corpus:Tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("quickstart:DrawPeople", "draw a dataset of people with captions"),
     "inspect": (
-        "inspect:Inspect",
+        "corpus:Inspect",
         "look before a long run: lengths, waste, words, time and memory",
     ),
     "evaluate": ("evaluate:evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "compare": ("compare:Compare", "one table of text runs: settings, figures, paired differences"),
     "sweep": ("compare:Sweep", "train a run with several values of its settings, then compare"),
-    "fill": ("fill:Fill", "fill the [MASK]s of a sentence"),
-    "search": ("search:Search", "find pictures in a folder by describing them"),
-    "score": ("score:Score", "how likely sentences and their words are; which of two is likelier"),
+    "fill": ("words:Fill", "fill the [MASK]s of a sentence"),
+    "search": ("pictures:Search", "find pictures in a folder by describing them"),
+    "score": ("words:Score", "how likely sentences and their words are; which of two is likelier"),
     "report": ("train:Report", "draw a run's report again: curves, figures, fills, changed words"),
     "probe": ("probe:Probe", "how good an encoder is for your task, beside counted words"),
-    "explain": ("explain:Explain", "show where a model looks for each word of a caption"),
+    "explain": ("pictures:Explain", "show where a model looks for each word of a caption"),
     "playground": ("playground:Playground", "try a model in the browser, on this machine alone"),
     "convert": (
         "convert:Convert",
@@ -75,6 +76,8 @@ MOVED = {
 DISK_TROUBLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
 )  # fmt: skip
+# Of errors that PyTorch and the loader of libraries raise when no memory is left.
+NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")
 # Read by tqdm where a progress bar goes to a file.
 SECONDS_BETWEEN_LOGGED_BARS = "30"
 EXAMPLES = """examples:
@@ -125,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"maskery {__version__}")
         return 0
-    found = find_command(arguments)
     if arguments[0] in MOVED:
         return complain(arguments[0], MOVED[arguments[0]])
+    found = find_command(arguments)
     if found is None:
         known = ", ".join(COMMANDS)
         return complain("", f"there is no command '{arguments[0]}'; there are {known}")
@@ -160,6 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain(name, "stopped", 130)
     except Exception as error:
+        if isinstance(error, MemoryError) or any(told in str(error) for told in NO_MEMORY):
+            return complain(
+                name,
+                f"the memory is used up ({reason_of(error, most=120)}); make batches smaller, or "
+                f"let the process have more (ulimit -v); a training run goes on with --resume auto",
+            )
         # Weights are written by a library with an error of its own, too heavy to import here.
         if type(error).__name__ != "SafetensorError" or "I/O error" not in str(error):
             raise
@@ -235,16 +244,18 @@ def parse(
     except SystemExit as end:
         if not end.code:
             raise
-        raise ConfigError(one_line(report.getvalue())) from end
+        # Where its stream has no encoding, as here, the parser draws its boxes in ASCII.
+        boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
+        words = " ".join(boxes.sub(" ", report.getvalue()).split())
+        words = re.sub(r"For full helptext, (see|run)", "see", words)
+        raise ConfigError(words) from end
     take_text_as_paths(parsed)  # type: ignore[arg-type]
     return parsed
 
 
 def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
-    """Return arguments in which the values of a flag that is given several times stand together.
-
-    The parser would keep those of the last time alone.
-    """
+    """Return arguments in which the values of a flag that is given several times stand together."""
+    # The parser would keep those of the last time alone.
     if sum(word.partition("=")[0] == flag for word in arguments) < 2:
         return list(arguments)
     others, values, taken = [], [], False
@@ -259,14 +270,6 @@ def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
             taken = False
             others.append(word)
     return [*others, flag, *values]
-
-
-def one_line(report: str) -> str:
-    """Return the flag parser's boxed report as one line."""
-    # Where its stream has no encoding, as here, the parser draws in ASCII.
-    boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
-    words = " ".join(boxes.sub(" ", report).split())
-    return words.replace("For full helptext, see", "see").replace("For full helptext, run", "see")
 
 
 def go_offline_without_a_network() -> None:

@@ -66,10 +66,9 @@ class Probe(Command):
     def execute(self) -> None:
         """Judge the vectors of one encoder, or of two."""
         with quick_imports():
-            from maskery.evaluation.probe.encode import Encoder
+            from maskery.evaluation.probe.encode import SEEDS, Encoder
             from maskery.evaluation.probe.labels import read_labelled
             from maskery.evaluation.probe.probe import probe
-            from maskery.evaluation.probe.tune import SEEDS
 
         labelled = read_labelled(
             self.labels, self.kind, text_column=self.text_column, label_column=self.label_column

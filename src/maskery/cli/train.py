@@ -184,21 +184,22 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
         return command(run=replace(saved, output=None), repeated=output)
     if command.kind != "person-search":
         return None
-    preset = chosen_preset(arguments)
-    return command(run=kind.load("preset")(preset, tyro.MISSING), preset=preset)
-
-
-def chosen_preset(arguments: Sequence[str]) -> str:
-    """Return the preset that arguments name; the parser refuses other names."""
+    # The parser refuses other names.
     found = re.search(r"(?:^|\s)--preset[=\s](rasa|albef)(?:\s|$)", " ".join(arguments))
-    return found[1] if found else "small"
+    preset = found[1] if found else "small"
+    return command(run=kind.load("preset")(preset, tyro.MISSING), preset=preset)
 
 
 def describe(kind: str, result: Any) -> str:
     """Return the figures of a run's result, and what to do with its model."""
     from maskery.report.tables import run_tables
 
-    folder, found, lines = result.folder, result.to_json(), length_of(result.summary)
+    folder, found, lines, ran = result.folder, result.to_json(), list[str](), result.summary
+    if ran.resumed_from >= ran.steps:
+        lines.append(f"the run was already finished: {ran.steps} steps")
+    elif ran.seconds > 0:
+        speed = f"{ran.tokens / ran.seconds:,.0f} tokens/s"
+        lines.append(f"{ran.steps} steps; {ran.tokens:,} tokens in {ran.seconds:,.0f} s, {speed}")
     lines += [*found.get("skipped", ()), *found.get("notes", ())]
     if kind == "person-search":
         best = "the best model by R@1 on validation identities is that after step"
@@ -208,18 +209,6 @@ def describe(kind: str, result: Any) -> str:
         lines.append(f"verdict: {result.verdict}")
     example = EXAMPLES[kind].format(folder=folder)
     return "\n".join([*lines, f"the model is in {folder / 'model'}; try it:\n  maskery {example}"])
-
-
-def length_of(summary: Any) -> list[str]:
-    """Return the steps, tokens and time of a `Summary`; nothing where no time was spent."""
-    if summary.resumed_from >= summary.steps:
-        return [f"the run was already finished: {summary.steps} steps"]
-    if summary.seconds <= 0:
-        return []
-    return [
-        f"{summary.steps} steps; {summary.tokens:,} tokens in {summary.seconds:,.0f} s, "
-        f"{summary.tokens / summary.seconds:,.0f} tokens/s"
-    ]
 
 
 def finish_report(folder: Path) -> None:

@@ -35,14 +35,11 @@ def harmless(text: str) -> str:
 
 
 class MaskeryError(Exception):
-    """An error that the user can mend; the message says how.
-
-    Names and values are quoted in the message, so characters that cannot be printed are escaped:
-    the message stays one line on any terminal.
-    """
+    """An error that the user can mend; the message says how."""
 
     def __str__(self) -> str:
         message = super().__str__()
+        # Names and values of the user's are quoted, and it is to stay one line on any terminal.
         if message.isprintable():
             return message
         escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
@@ -50,10 +47,9 @@ class MaskeryError(Exception):
 
 
 class ConfigError(MaskeryError):
-    """A setting is outside its range, or two settings contradict each other.
+    """A setting is outside its range, or two settings contradict each other."""
 
-    Not a ValueError: the flag parser turns those into reports of its own.
-    """
+    # Not a ValueError: the flag parser turns those into reports of its own.
 
 
 class PluginError(ConfigError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,8 @@ from maskery.core.system import launched_world_size
 
 # The main process may tokenise a corpus for hours while the others wait.
 PATIENCE = timedelta(days=14)
+# All work alike after that: one that is silent for so many seconds has ended, or is stopped.
+SILENCE = "1800"
 # Words of backends' errors when a connection is gone; gloo's have no type of their own.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
 
@@ -34,6 +37,7 @@ class Processes:
     rank: int = 0  # From 0; the process of rank 0 is the main one, which writes
     world_size: int = 1  # How many processes there are
     group: Any = None  # The group of `torch.distributed` for messages; None with one process
+    patient: Any = None  # The same for what the main process does first
 
     @property
     def is_main(self) -> bool:
@@ -87,10 +91,10 @@ class Processes:
             torch.distributed.all_gather(parts, mine, group=self.group)
         return parts
 
-    def on_main(self, work: Callable[[], str | None]) -> str | None:
+    def on_main(self, work: Callable[[], str | None], *, first: bool = False) -> str | None:
         """Run a function in the main process; every process gets its result, or fails with it."""
         if not self.is_main:
-            done, result = self._from_main(None)
+            done, result = self._from_main(None, first=first)
             if not done:
                 raise OtherProcessError("the main process has stopped")
             return result
@@ -106,7 +110,7 @@ class Processes:
     def main_first(self) -> Iterator[None]:
         """Run a block in the main process, then in all others, which find what it left on disk."""
         if not self.is_main:
-            self.on_main(lambda: None)
+            self.on_main(lambda: None, first=True)
             yield
             return
         done = False
@@ -114,20 +118,23 @@ class Processes:
             yield
             done = True
         finally:
-            self._from_main((done, None))
+            self._from_main((done, None), first=True)
 
-    def _from_main(self, message: tuple[bool, str | None] | None) -> tuple[bool, str | None]:
+    def _from_main(
+        self, message: tuple[bool, str | None] | None, *, first: bool = False
+    ) -> tuple[bool, str | None]:
         """Send the main process's message to all; returns it."""
         if message is not None and self.world_size == 1:
             return message
         # As JSON: PyTorch's own call for objects would unpickle what another process sends.
         data = bytearray() if message is None else bytearray(json.dumps(message).encode())
         length = torch.tensor([len(data)])
+        group = self.patient if first else self.group
         with _other_processes():
-            torch.distributed.broadcast(length, 0, group=self.group)
+            torch.distributed.broadcast(length, 0, group=group)
             sent = data if message is not None else bytearray(int(length))
             box = torch.frombuffer(sent, dtype=torch.uint8)
-            torch.distributed.broadcast(box, 0, group=self.group)
+            torch.distributed.broadcast(box, 0, group=group)
         done, result = json.loads(bytes(box.tolist()))
         return done, result
 
@@ -138,11 +145,13 @@ def join_processes() -> Processes:
     if launched_world_size() == 1:
         return Processes()
     # Accelerate takes a launch without a GPU for several runs of one process, unless told.
-    PartialState(cpu=not torch.accelerator.is_available())
+    silence = timedelta(seconds=int(os.environ.get("MASKERY_TIMEOUT", SILENCE)))
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=silence)
     return Processes(
         rank=torch.distributed.get_rank(),
         world_size=torch.distributed.get_world_size(),
-        group=torch.distributed.new_group(backend="gloo", timeout=PATIENCE),
+        group=torch.distributed.new_group(backend="gloo", timeout=silence),
+        patient=torch.distributed.new_group(backend="gloo", timeout=PATIENCE),
     )
 
 
@@ -164,6 +173,6 @@ def _other_processes() -> Iterator[None]:
 
 def _ended(error: BaseException) -> MaskeryError:
     return MaskeryError(
-        f"another process of the run has ended ({reason_of(error, most=200)}); its own message "
-        f"says why; mend that and repeat the command with --resume auto"
+        f"another process of the run has ended, or is silent ({reason_of(error, most=200)}); its "
+        f"own message says why; mend that and repeat the command with --resume auto"
     )

@@ -100,11 +100,7 @@ def check_ranges(config: DataclassInstance) -> None:
 
 
 def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:
-    """Return the number that a setting holds as text; None where it is one of some words.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """Return the number that a setting holds as text; None where it is one of some words."""
     if value in words:
         return None
     try:

@@ -74,12 +74,7 @@ class Registry(Generic[T]):
             )
 
     def find(self, choice: T | str) -> T:
-        """Return the thing that is chosen; objects are returned as they are.
-
-        Raises:
-            PluginError: There is no such thing, the file that it names cannot be loaded, or it
-                does not fit.
-        """
+        """Return the thing that is chosen; objects are returned as they are."""
         found: Any = choice
         if isinstance(choice, str):
             self.check(choice)
@@ -180,26 +175,21 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(resolved)]
+        # A file that is no Python has no frame of its own.
+        lines += [error.lineno] if isinstance(error, SyntaxError) else []
+        place = f" (line {lines[-1]})" if lines else ""
         raise PluginError(
-            f"{flag} {choice}: '{path}' fails when it is loaded{_line_of(error, resolved)}: "
+            f"{flag} {choice}: '{path}' fails when it is loaded{place}: "
             f"{type(error).__name__}: {reason_of(error)}; it must define {contract}"
         ) from error
     return module
 
 
-def _line_of(error: BaseException, path: Path) -> str:
-    """Return " (line N)" for the last line of the file that the error passed through."""
-    if isinstance(error, SyntaxError):
-        return f" (line {error.lineno})"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    return f" (line {lines[-1]})" if lines else ""
-
-
 def plugin_identity(choice: str) -> str:
-    """Return a plug-in's name with its file's hash, for a run's identity; other names stay.
-
-    So a run that is resumed with a changed plug-in is another run.
-    """
+    """Return a plug-in's name with its file's hash, for a run's identity; other names stay."""
+    # So a run that is resumed with a changed plug-in is another run.
     match = PLUGIN.fullmatch(choice)
     if match is None:
         return choice

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -62,12 +63,10 @@ def is_main_process() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Let large tensors come from memory that this process has had before, if glibc allocates it.
-
-    By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
-    step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
-    grow.
-    """
+    """Let large tensors come from memory that this process has had before, where glibc can."""
+    # By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
+    # step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
+    # grow.
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -208,6 +207,12 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flush_tree(folder: Path) -> None:

@@ -36,11 +36,7 @@ class AddedWords:
 
 
 def read_words(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Line]:
-    """Read the words of a file, one a line, for a tokenizer if it is given.
-
-    Raises:
-        DataError: The file cannot be read, or some lines are not one word; all are named.
-    """
+    """Read the words of a file, one a line, for a tokenizer if it is given."""
     lines = list(read_sentences(path))
     _refuse(lines, None if tokenizer is None else tokenizer.backend_tokenizer, path)
     return lines
@@ -49,14 +45,10 @@ def read_words(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = Non
 def add_words(
     tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: str | Path
 ) -> AddedWords:
-    """Return a tokenizer that knows some words as single tokens.
+    """Return a tokenizer that knows some words as single tokens; `source` is their file.
 
-    Those it has already, and repetitions, change nothing. `source` is the file, for messages. A
-    longer word that begins with a new one may be cut after it by WordPiece and Unigram.
-
-    Raises:
-        DataError: Some words cannot be one token of this tokenizer; all are named.
-        ModelError: The tokenizer is written in Python, or marks the ends of words.
+    Those it has already, and repetitions, change nothing. A longer word that begins with a new one
+    may be cut after it by WordPiece and Unigram.
     """
     require_growing(tokenizer)
     backend = tokenizer.backend_tokenizer

@@ -67,13 +67,9 @@ class Plan:
 def plan_epoch(
     lengths: Ints, *, seed: int, epoch: int, batch_tokens: int, layout: Layout = "packed"
 ) -> Plan:
-    """Shuffle the examples and cut them into steps.
+    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps.
 
-    `lengths` is (W,) int64, special tokens included; `seed` is below 2**64. In the padded layout,
-    padding counts as tokens of a step, and examples of like length share one.
-
-    Raises:
-        ConfigError: An example alone exceeds the budget.
+    In the padded layout, padding counts as tokens of a step, and examples of like length share one.
     """
     longest = int(lengths.max(initial=0))
     if longest > batch_tokens:
@@ -140,18 +136,16 @@ def cut_by_padded_size(lengths: Ints, budget: int) -> Ints:
 def split_step(lengths: Ints, *, micro_tokens: int, parts: int) -> list[Ints]:
     """Cut a step into micro-batches: at least `parts`, a multiple of it, none over the budget.
 
-    Where one example exceeds the budget by itself, its length is the budget. Longest first into the
-    emptiest, so that the parts are of like size.
-
-    Returns:
-        Indices into `lengths`, each ascending; empty where there are fewer examples than parts.
+    Returns indices into `lengths`, each ascending; empty where there are fewer examples than parts.
     """
+    # An example that exceeds the budget by itself is the budget.
     budget = max(micro_tokens, int(lengths.max(initial=0)))
     count = max(1, -(-int(lengths.sum()) // budget))
     while True:
         count = -(-count // parts) * parts
         sizes = np.zeros(count, np.int64)
         members: list[list[int]] = [[] for _ in range(count)]
+        # Longest first into the emptiest, so that the parts are of like size.
         for index in np.argsort(-lengths, kind="stable").tolist():
             emptiest = int(np.argmin(sizes))
             sizes[emptiest] += lengths[index]
@@ -184,11 +178,8 @@ class Windows:
 
 
 def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
-    """Cut documents into as few windows as they need, of equal length to within one token.
-
-    Equal windows give every token context; full windows with a remainder would leave stubs.
-    `lengths` is (N,) int64, `chosen` indices into it; special tokens are not counted.
-    """
+    """Cut the chosen of (N,) documents into as few windows as they need, of like length."""
+    # Equal windows give every token context; full windows with a remainder would leave stubs.
     chosen = chosen[lengths[chosen] > 0]
     total = lengths[chosen]
     num_windows = -(-total // max_tokens)
@@ -199,7 +190,7 @@ def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     return Windows(
         documents=documents,
         starts=index * size + np.minimum(index, longer),
-        lengths=size + (index < longer),
+        lengths=size + (index < longer),  # the first ones take the remainder, a token each
     )
 
 
@@ -317,13 +308,11 @@ class PlannedSource(ABC, Generic[BatchT]):
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self.kept_plan is None or self.kept_plan[0] != epoch:
-            budget, layout = self.step_size, self.layout
-            self.kept_plan = (
-                epoch,
-                plan_epoch(
-                    self.lengths, seed=self.seed, epoch=epoch, batch_tokens=budget, layout=layout
-                ),
+            named = {"seed": self.seed, "epoch": epoch}
+            plan = plan_epoch(
+                self.lengths, **named, batch_tokens=self.step_size, layout=self.layout
             )
+            self.kept_plan = epoch, plan
         return self.kept_plan[1]
 
     def num_steps(self, epoch: int) -> int:

@@ -265,6 +265,7 @@ class GalleryStore:
     def _run(self, action: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Do something as one transaction; the database's errors become ours."""
         try:
+            # Others write a batch within seconds; who waits a minute waits for something broken.
             with closing(sqlite3.connect(self.folder / DATABASE, timeout=60)) as database:
                 # A loss of power may damage the file; it is then made anew.
                 database.execute("PRAGMA synchronous = NORMAL")

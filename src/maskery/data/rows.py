@@ -8,6 +8,7 @@ Shapes: B rows, T tokens of all rows together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
+from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.batching import Batching, Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.store import Documents
@@ -29,11 +31,15 @@ from maskery.data.tokenise import (
     encode_texts,
     is_byte_level,
     starts_word_table,
+    unspaced_starts,
 )
 
 Row = Mapping[str, Any]
 # The class of a character that goes with any other.
 ANY = -1
+# How tokenizers in Python mark their pieces, and how far on in the text the next one is looked for:
+# beyond an unknown word, and not in another sentence.
+MARKS, REACH = re.compile("^(?:##|▁)|(?:@@|</w>)$"), 40
 
 
 def tokenise_rows(
@@ -112,9 +118,7 @@ def flat_column(columns: Sequence[Any], dtype: Any) -> npt.NDArray[Any]:
     return np.fromiter(chain.from_iterable(columns), dtype)
 
 
-def hash_rows(
-    input_ids: npt.NDArray[np.int64], boundaries: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint64]:
+def hash_rows(input_ids: Int64Array, boundaries: Int64Array) -> UInt64Array:
     """Hash each row's tokens and their order: (B,) uint64, equal on any machine."""
     lengths = np.diff(boundaries)
     sums = np.zeros(len(lengths), np.uint64)
@@ -126,19 +130,13 @@ def hash_rows(
     return spread(sums + lengths.astype(np.uint64))
 
 
-def spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def spread(values: UInt64Array) -> UInt64Array:
     """Return SplitMix64's outputs number `values` of seed 0, so that neighbours share no bits."""
     return mix(values * np.uint64(GOLDEN_GAMMA))
 
 
 class RowSource(TextSource):
-    """The batches of a run over rows in memory, special tokens included; see `TextSource`.
-
-    Rows without tokens are left out.
-
-    Raises:
-        DataError: There are no rows.
-    """
+    """The batches of a run over rows in memory, special tokens included, without empty ones."""
 
     def __init__(
         self,
@@ -183,15 +181,20 @@ class PieceWords:
                 values[index] = value_of(token)
             return values
 
+        self.space = ""  # how a tokenizer in Python writes the space before a word
         self._begins, self._ends = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         # By class of character; the same on both sides cuts nowhere.
         self._first, self._last = np.zeros(size, np.int8), np.zeros(size, np.int8)
-        # A tokenizer in Python has no backend; those with pieces write them as BERT does.
-        model = None if backend is None else backend.model
-        prefix = getattr(model, "continuing_subword_prefix", "##" if backend is None else "")
-        suffix = getattr(model, "end_of_word_suffix", "")
-        goes_on = "@@" if backend is None else ""  # fairseq's BPE
-        byte_level = backend is not None and is_byte_level(backend)
+        prefix, suffix, goes_on, byte_level = "", "", "", False
+        if backend is None:  # a tokenizer in Python: BERT's, fairseq's or XLM's marks, if any
+            many = size // 20  # any vocabulary may have a token of such signs
+            prefix = "##" if sum(token.startswith("##") for token in vocabulary) > many else ""
+            goes_on = "@@" if sum(token.endswith("@@") for token in vocabulary) > many else ""
+            suffix = "</w>" if sum(token.endswith("</w>") for token in vocabulary) > many else ""
+        else:
+            prefix = getattr(backend.model, "continuing_subword_prefix", "")
+            suffix = getattr(backend.model, "end_of_word_suffix", "")
+            byte_level = is_byte_level(backend)
         marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
         if prefix and any(token.startswith(prefix) for token in vocabulary):
             self._begins = table(
@@ -199,11 +202,12 @@ class PieceWords:
                     not token.startswith(prefix) or begins_unspaced(token.removeprefix(prefix))
                 )
             )
-        elif goes_on and any(token.endswith(goes_on) for token in vocabulary):
+        elif goes_on:
             self._ends = table(lambda token: not token.endswith(goes_on))
         elif suffix:
             self._ends = table(lambda token: token.endswith(suffix))
         elif any(token.startswith(marker) for token in vocabulary):
+            self.space = marker if backend is None else ""
             always = starts_word_table(vocabulary, byte_level)
             self._begins[: len(always)] = always[:size]
             if byte_level:
@@ -215,7 +219,7 @@ class PieceWords:
         own = [index for index in special_ids if index < size]
         self._begins[own] = self._ends[own] = True
 
-    def __call__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def __call__(self, ids: Int64Array) -> npt.NDArray[np.bool_]:
         """Return the first token of each word, (T,) bool; the first of a row is always one."""
         starts = self._begins[ids]
         before, after = self._last[ids[:-1]], self._first[ids[1:]]
@@ -233,3 +237,40 @@ def _kind(character: str) -> int:
     if not character.isascii() or character.isalpha():
         return 0  # bytes of other scripts are letters, for most
     return 1 if character.isdigit() else 2
+
+
+class PythonReader:
+    """Cut texts with a tokenizer in Python, which marks its pieces and tells no places.
+
+    `keep` is the one control token that is recognised where a text has it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: str = "") -> None:
+        self.tokenizer, self.keep = tokenizer, keep
+        self.words = PieceWords(tokenizer, tokenizer.all_special_ids)
+
+    def __call__(
+        self, text: str
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[int, int]]]:
+        """Return ids (t,), word starts (t,) and character offsets, without special tokens."""
+        parts = re.split(f"({re.escape(self.keep)})", text) if self.keep else [text]
+        ids: list[int] = []
+        for part in parts:
+            plain = part != self.keep or not part
+            ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=plain)[
+                "input_ids"
+            ]
+        row = np.array(ids, np.int64)
+        offsets = places_of(self.tokenizer.convert_ids_to_tokens(ids), text)
+        return row, unspaced_starts(self.words(row), offsets, text), offsets
+
+
+def places_of(pieces: Iterable[str], text: str) -> list[tuple[int, int]]:
+    """Return where pieces start and end in a text, in order; what is not found is empty."""
+    fold = str.lower if len(text.lower()) == len(text) else str  # İ becomes two characters
+    text, at, found = fold(text), 0, []
+    for piece in pieces:
+        bare = fold(MARKS.sub("", piece))
+        start = text.find(bare, at, at + len(bare) + REACH) if bare else -1
+        found.append((at, at) if start < 0 else (start, at := start + len(bare)))
+    return found

@@ -17,7 +17,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +36,10 @@ MOST_DOCUMENTS = 2_000_000
 
 
 def split(store: TokenStore, tokenizer: PreTrainedTokenizerBase, share: float) -> tuple[Ints, Ints]:
-    """Return the training and the held-out documents, by a hash of their groups' content.
+    """Return the training and the held-out documents, about `share`, by a hash of their groups.
 
     A group is known by the least id of its documents, so a corpus without copies is split by the
-    hash of each document alone. About `share` of the corpus is held out.
-
-    Raises:
-        DataError: There are fewer than two groups.
+    hash of each document alone.
     """
     ids = np.asarray(store.ids)
     groups = _groups(tokenizer, store)
@@ -66,15 +63,8 @@ def split_by_value(
     """Return training and held-out documents, so that those of one value are on one side.
 
     What has a copy on the other side is left out, and counted: notes of many patients are alike.
-
-    Args:
-        store: The corpus.
-        tokenizer: What it was tokenised by.
-        share: Of the values.
-        values: The id of each document with its value, by a hash of which the sides are chosen.
-
-    Raises:
-        DataError: There are fewer than two values, or nothing to train or to measure on.
+    `values` are the id of each document with its value, by a hash of which the sides are chosen;
+    `share` is of the values.
     """
     numbers: dict[str, int] = {}
     rows = [(number, numbers.setdefault(value, len(numbers))) for number, value in values]
@@ -116,11 +106,7 @@ def without_held_out(
     held_out: Sequence[TokenStore],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Ints:
-    """Return those documents of a corpus that have no copy or near-copy in the held-out texts.
-
-    Raises:
-        DataError: All of them have.
-    """
+    """Return those documents of a corpus that have no copy or near-copy in the held-out texts."""
     groups = _groups(tokenizer, store, *held_out)
     leaked = np.isin(groups[documents], groups[store.num_documents :])
     if leaked.all():
@@ -225,11 +211,14 @@ def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 def _shingles(text: str) -> set[bytes]:
     """Return a text's pairs of neighbouring words; of letters, where it is one word."""
-    parts: Sequence[str] = text.split(" ")
-    if len(parts) < 2:
-        parts = text
-    pairs = {f"{a} {b}".encode() for a, b in pairwise(parts)}
-    return pairs or {text.encode()}
+    words: Sequence[str] = text.split(" ")
+    size = 2
+    if len(words) < 2:
+        words = text
+        # Long texts of few letters, such as DNA, hold nearly all the pairs that there are.
+        size = 6 if 2 * len(text) > len(set(text)) ** 2 else 2
+    several = (words[n : n + size] for n in range(len(words) - size + 1))
+    return {" ".join(one).encode() for one in several} or {text.encode()}
 
 
 def _alike(values: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

@@ -33,40 +33,32 @@ import numpy.typing as npt
 from filelock import lock_descriptor
 
 from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
+from maskery.core.random import Int64Array, UInt64Array
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# Of a file that is larger than memory, this much is summed or counted at a time.
 BLOCK_BYTES = 1 << 22
 # Documents end to end: token ids (t,), word starts (t,), lengths (n,) that sum to t, ids (n,).
-Part = tuple[
-    npt.NDArray[np.integer[Any]],
-    npt.NDArray[np.bool_],
-    npt.NDArray[np.int64],
-    npt.NDArray[np.uint64],
-]
+Part = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.bool_], Int64Array, UInt64Array]
 
 
 def partial_of(path: Path) -> Path:
-    """Return a new name beside a file or folder, to write it by before it is moved to its place.
-
-    The name tells the machine: on some shared file systems, locks are seen on one machine alone.
-    """
+    """Return a new name beside a file or folder, to write it by before it is moved to its place."""
+    # The name tells the machine: on some shared file systems, locks are seen on one machine alone.
     return path.with_name(f"{path.name}.partial-{_machine()}-{secrets.token_hex(4)}")
 
 
 def own_folder(cache_dir: Path, name: str) -> Path:
-    """Return a folder of the cache that this user alone may enter; made if it is not there.
-
-    Raises:
-        DataError: It, or the cache, is another user's, who could put anything there.
-    """
+    """Return a folder of the cache that this user alone may enter; made if it is not there."""
     folder = cache_dir / name
     with os_errors(f"the cache folder '{folder}' cannot be made", "name another with --cache-dir"):
         cache_dir.parent.mkdir(parents=True, exist_ok=True)
         for path in (cache_dir, folder):
             path.mkdir(mode=0o700, exist_ok=True)
             found = path.stat()
-            # In a folder as /tmp nobody replaces what is another's.
+            # Another user could put anything there; in a folder as /tmp nobody replaces what is
+            # another's.
             shared = path == cache_dir and found.st_mode & stat.S_ISVTX
             if found.st_uid != os.geteuid() and not shared:
                 raise DataError(
@@ -121,8 +113,8 @@ class Documents:
         self,
         tokens: npt.NDArray[np.integer[Any]],
         word_starts: npt.NDArray[np.bool_],
-        boundaries: npt.NDArray[np.int64],
-        ids: npt.NDArray[np.uint64],
+        boundaries: Int64Array,
+        ids: UInt64Array,
     ) -> None:
         self.tokens, self.word_starts = tokens, word_starts
         self.boundaries, self.ids = boundaries, ids
@@ -145,11 +137,11 @@ class Documents:
         """Number of tokens, T."""
         return len(self.tokens)
 
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Int64Array:
         """Return the number of tokens of each document: (N,) int64."""
         return np.diff(self.boundaries)
 
-    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+    def token_counts(self, vocab_size: int) -> Int64Array:
         """Return how often each token stands in the documents: (vocab_size,) int64."""
         counts = np.zeros(vocab_size, np.int64)
         for start in range(0, self.num_tokens, BLOCK_BYTES):
@@ -258,9 +250,6 @@ def write_store(
     """Write a store beside its place, and move it there when it is whole.
 
     An exception removes what was written; what killed writers have left beside it goes first.
-
-    Raises:
-        DataError: It cannot be written.
     """
     partial = partial_of(folder)
     problem = f"the token store could not be written to '{folder.parent}'"
@@ -299,4 +288,5 @@ def _write_files(
             columns[name].append(values)
     files = {name: column.finish() for name, column in columns.items()}
     manifest = {"format": FORMAT, "files": files, "about": about}
+    # Last: a store without it is none, so one that was cut short is never read.
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")

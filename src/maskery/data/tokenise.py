@@ -11,10 +11,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.random import Int64Array
 from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 
@@ -67,7 +67,7 @@ UNSPACED = (
 _BOUNDS = np.array([edge for first, last in UNSPACED for edge in (first, last + 1)], np.uint32)
 
 
-Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
+Encoded = tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]
 Encode = Callable[[list[str]], Encoded]
 Batch = tuple[list[str], list[int]]
 
@@ -83,13 +83,7 @@ def default_cache_dir() -> Path:
 def tokenise(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
-    """Return the token store of a corpus, made now or found from an earlier run.
-
-    A store that turns out damaged is made again, with a warning.
-
-    Raises:
-        DataError: The corpus holds no tokens, or the store cannot be written.
-    """
+    """Return the token store of a corpus, made now or found from an earlier run."""
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
     key.update(f"\0{word_rules()}".encode())
@@ -140,11 +134,9 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Toke
 
 
 def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> str:
-    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text.
-
-    They are renamed and not removed, so every id stays; a Unigram model would find them among its
-    pieces even where the `tokenizers` library is told to split them.
-    """
+    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text."""
+    # They are renamed and not removed, so every id stays; a Unigram model would find them among its
+    # pieces even where the `tokenizers` library is told to split them.
     described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     control = {getattr(tokenizer, f"{role}_token") for role in CONTROL_ROLES} - {None, keep}
 
@@ -190,17 +182,16 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     if backend is not None:
         return encoder_of(backend)
 
-    # Tokenizers in Python know no word ids, and mark their pieces.
-    from maskery.data.rows import PieceWords
+    from maskery.data.rows import PythonReader
 
-    words = PieceWords(tokenizer, tokenizer.all_special_ids)
+    read = PythonReader(tokenizer)
 
     def encode(texts: list[str]) -> Encoded:
-        rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids = np.fromiter(chain.from_iterable(rows), np.int64)
-        starts = [break_long_words(words(np.array(row, np.int64))) for row in rows]
-        lengths = np.array([len(row) for row in rows], np.int64)
-        return ids, np.concatenate([np.zeros(0, np.bool_), *starts]), lengths
+        rows = [read(text) for text in texts]
+        ids = [np.zeros(0, np.int64), *(row[0] for row in rows)]
+        starts = [np.zeros(0, np.bool_), *(break_long_words(row[1]) for row in rows)]
+        lengths = np.array([len(row[0]) for row in rows], np.int64)
+        return np.concatenate(ids), np.concatenate(starts), lengths
 
     return encode
 
@@ -267,13 +258,11 @@ def is_byte_level(backend: Tokenizer) -> bool:
 
 
 def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.NDArray[np.bool_]:
-    """Mark the tokens that start a word whatever stands before them: (V,) bool.
-
-    Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
-    which split at spaces only; and they take any text for one word where nothing is split before
-    the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
-    does a space marker.
-    """
+    """Mark the tokens that start a word whatever stands before them: (V,) bool."""
+    # Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
+    # which split at spaces only; and they take any text for one word where nothing is split before
+    # the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
+    # does a space marker.
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
     alphabet = byte_level_alphabet() if byte_level else {}
     # Elsewhere Ġ is a letter (of Maltese).
@@ -288,7 +277,7 @@ def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.ND
 
 
 def word_starts(
-    encoding: Encoding, ids: npt.NDArray[np.int64], always: npt.NDArray[np.bool_], text: str
+    encoding: Encoding, ids: Int64Array, always: npt.NDArray[np.bool_], text: str
 ) -> npt.NDArray[np.bool_]:
     """Mark the first token of each word of a text, encoded without special tokens: (t,) bool.
 
@@ -296,11 +285,22 @@ def word_starts(
     """
     words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
     starts = np.ones(len(ids), np.bool_)
-    starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.
+    starts[1:] = (words[1:] != words[:-1]) | always[ids[1:]]
+    return unspaced_starts(starts, encoding.offsets, text)
+
+
+def unspaced_starts(
+    starts: npt.NDArray[np.bool_], offsets: Sequence[tuple[int, int]], text: str
+) -> npt.NDArray[np.bool_]:
+    """Return word starts (t,) with those of scripts without spaces."""
     inside = is_unspaced(text)
-    if len(ids) and inside.any():
-        first = _first_characters(encoding, text)
+    if len(starts) and inside.any():
+        # The first character of each token, past the space that it counts to itself.
+        kept = ((start, end, len(text[start:end].lstrip())) for start, end in offsets)
+        # Of a space alone nothing is left: then the space itself.
+        places = [end - rest if rest else start for start, end, rest in kept]
+        first = np.array(places, np.int64).clip(max=len(text) - 1)
         unspaced, numbers = inside[first], word_numbers(text, inside)[first]
         both = unspaced[1:] & unspaced[:-1]
         crossed = unspaced[1:] != unspaced[:-1]
@@ -308,20 +308,9 @@ def word_starts(
     return starts
 
 
-def _first_characters(encoding: Encoding, text: str) -> npt.NDArray[np.int64]:
-    """Return the first character of each token, past the space that it counts to itself: (t,)."""
-    firsts = []
-    for start, end in encoding.offsets:
-        kept = len(text[start:end].lstrip())  # of a space alone, nothing
-        firsts.append(end - kept if kept else start)
-    return np.array(firsts, np.int64).clip(max=len(text) - 1)
-
-
 def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Make each token a word of words that are too long, above all where a text is one of them.
-
-    Else a row would be masked whole, with nothing left to learn it from.
-    """
+    """Make each token a word of words that are too long, above all where a text is one of them."""
+    # Else a row would be masked whole, with nothing left to learn it from.
     places = np.flatnonzero(starts)
     sizes = np.diff(places, append=len(starts))
     long = sizes > (MOST_OF_A_TEXT if len(places) == 1 else MOST_PIECES)
@@ -363,7 +352,7 @@ def word_rules() -> str:
         return "words by pieces"
 
 
-def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> Int64Array:
     """Number the words of the marked characters in order: (n,) int64; others have no meaning."""
     cut = segmenter()
     numbers = np.arange(len(text))

@@ -79,11 +79,7 @@ Texts = Callable[[str], Iterator[str]]
 def learnt_tokenizer(
     corpus: Corpus, config: VocabularyConfig, kept: Path | None, *, progress: bool = True
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that a run keeps in the folder `kept`, or learn one and keep it there.
-
-    Raises:
-        ModelError: The one that is kept is damaged.
-    """
+    """Return the tokenizer that a run keeps in a folder, or learn one and keep it there."""
     from transformers import AutoTokenizer
 
     # Learnt again, it might weigh its pieces differently, and the run could not be resumed.

@@ -30,17 +30,11 @@ LEAST_EXAMPLES = 8
 
 
 class Interval(NamedTuple):
-    """A figure with its 95% interval.
-
-    Attributes:
-        value: The figure.
-        low: The lower end; NaN where there are too few examples for an interval.
-        high: The upper end; NaN likewise.
-    """
+    """A figure with its 95% interval."""
 
     value: float
-    low: float
-    high: float
+    low: float  # NaN where there are too few examples for an interval
+    high: float  # NaN likewise
 
     @property
     def known(self) -> bool:
@@ -60,11 +54,8 @@ def ratio_interval(
 ) -> Interval:
     """Return `sum(numerators) / sum(weights)` with its 95% interval.
 
-    Args:
-        numerators: (N,) the sum of each example.
-        weights: (N,) the tokens, or other units, of each example; those without any do not count.
-        kind: `mean` for sums of any numbers; `share` where each token counts 0 or 1 (or a part of
-            1); `difference of shares` where it counts -1, 0 or 1.
+    Of each example, (N,) its sum and (N,) its tokens; those without any do not count. A token
+    counts any number in a `mean`, 0 to 1 in a `share`, -1 to 1 in a `difference of shares`.
     """
     counted = weights > 0
     sums, tokens = numerators[counted], weights[counted]
@@ -106,20 +97,13 @@ Word = Literal["better", "worse", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The effect of a run on filling words and on the encoder's vectors.
+    """The effect of a run on filling words and on the encoder's vectors."""
 
-    Attributes:
-        filling: Better if the held-out loss fell beyond its interval.
-        others: The same for other held-out texts, by name.
-        vectors: Better if texts find their neighbours, or their halves, more often; None where
-            vectors were not judged.
-        advice: What to do next.
-    """
-
-    filling: Word
-    others: Mapping[str, Word]
+    filling: Word  # Better if the held-out loss fell beyond its interval
+    others: Mapping[str, Word]  # The same for other held-out texts, by name
+    # Better if texts find their neighbours, or their halves, more often; None if not judged
     vectors: Word | None
-    advice: str
+    advice: str  # The next thing to do
 
     def __str__(self) -> str:
         parts = [f"filling words: {self.filling}"]
@@ -130,20 +114,13 @@ class Verdict:
 
 
 def judge(
-    loss: Interval,
-    vectors: Interval | None,
+    loss: Interval,  # of a masked token, held out; below 0 is better
+    vectors: Interval | None,  # of a share that is right by the vectors; above 0 is better
     *,
-    keeps: bool = False,
-    others: Mapping[str, Interval] | None = None,
+    keeps: bool = False,  # True if the run held its vectors to the start's (`--keep-embedding`)
+    others: Mapping[str, Interval] | None = None,  # as `loss`, of other held-out texts by name
 ) -> Verdict:
-    """Judge a run by its differences, after minus before.
-
-    Args:
-        loss: Of the held-out loss of a masked token; below 0 is better.
-        vectors: Of a share that is right by the encoder's vectors; above 0 is better.
-        keeps: True if the run held its vectors to the start's (`--keep-embedding`).
-        others: Of other held-out texts, by name, as `loss`.
-    """
+    """Judge a run by its differences, after minus before."""
     filling = _word(loss, lower_is_better=True)
     other = {name: _word(one, lower_is_better=True) for name, one in (others or {}).items()}
     judged = None if vectors is None else _word(vectors, lower_is_better=False)

@@ -96,7 +96,7 @@ class MaskCollator:
     @property
     def epoch(self) -> int:
         """Epoch whose masks are drawn; workers that run already see a change."""
-        return self._clock.epoch
+        return self._clock.read()[0]
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
@@ -105,7 +105,7 @@ class MaskCollator:
     @property
     def progress(self) -> float:
         """Share of the run that is done, for a mask rate with a schedule."""
-        return self._clock.progress
+        return self._clock.read()[1]
 
     @progress.setter
     def progress(self, progress: float) -> None:
@@ -151,18 +151,16 @@ class MaskCollator:
             padded["attention_mask"] = _padded(given, inside, 0)
         for name in rows[0].keys() - CONSUMED:
             given = _tokenwise(rows, name, masked.batch)
+            # Labels of other kinds, one for each token, are left out of a loss as ours are.
+            filling = IGNORE_INDEX if name.endswith("labels") else 0
+            if name == "token_type_ids":
+                filling = int(self.tokenizer.pad_token_type_id)
             padded[name] = (
                 _stacked([_value(row, name) for row in rows])
                 if given is None
-                else _padded(given, inside, self._filling(name))
+                else _padded(given, inside, filling)
             )
         return padded
-
-    def _filling(self, name: str) -> int:
-        if name == "token_type_ids":
-            return int(self.tokenizer.pad_token_type_id)
-        # Labels of other kinds, one for each token, are left out of a loss as ours are.
-        return IGNORE_INDEX if name.endswith("labels") else 0
 
     def _inside(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return where the padded rows hold tokens: (B, L) bool."""
@@ -181,13 +179,8 @@ class _Clock:
         self._shared = torch.tensor([0, 0, 0, 0, FOREVER], dtype=torch.float64).share_memory_()
         self._turn, self._taken = -1, 0
 
-    @property
-    def epoch(self) -> int:
-        return int(self._shared[1])
-
-    @property
-    def progress(self) -> float:
-        return float(self._shared[2])
+    def read(self) -> tuple[int, float]:
+        return int(self._shared[1]), float(self._shared[2])
 
     def set(
         self, *, epoch: int, progress: float, step: float = 0.0, batches: float = FOREVER

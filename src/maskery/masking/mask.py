@@ -41,6 +41,8 @@ def mask(
 ) -> Masked:
     """Corrupt some tokens and label them; the arguments are never written to.
 
+    Shapes that do not agree, and a share that is out of range, are a ConfigError.
+
     Args:
         input_ids: (B, L) int64, special tokens and padding included.
         vocab_size: Random replacements are drawn below it; V or less.
@@ -55,12 +57,6 @@ def mask(
         seed: From 0 to 2**64 - 1.
         epoch: From 0; other epochs give other masks.
         example_ids: (B,) int64, stable names of the sequences; 0 to B - 1 if None.
-
-    Returns:
-        The corrupted ids, and labels that are -100 wherever nothing was masked.
-
-    Raises:
-        ConfigError: Shapes do not agree, or a share is out of range.
     """
     if input_ids.dim() != 2:
         raise ConfigError(

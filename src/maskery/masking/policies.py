@@ -66,20 +66,15 @@ class Draws:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The tokens that a policy chose.
+    """The tokens that a policy chose."""
 
-    Attributes:
-        selected: (T,) bool; only maskable tokens.
-        anchors: (T,) int64 or None. Tokens with the same anchor, the index of a token of their
-            example, are corrupted alike: all `[MASK]`, all replaced or all kept. None: each token
-            on its own.
-        values: (T,) float32 or None. An example in which nothing was chosen gets one mask all the
-            same: the maskable tokens of least value, several where they share it (a word, a
-            phrase). None: one token, by draws of its own.
-    """
-
-    selected: BoolArray
+    selected: BoolArray  # (T,) bool; only maskable tokens
+    # (T,) int64. Tokens with the same anchor, the index of a token of their example, are corrupted
+    # alike: all `[MASK]`, all replaced or all kept. None: each token on its own.
     anchors: IntArray | None = None
+    # (T,) float32. An example in which nothing was chosen gets one mask all the same: the maskable
+    # tokens of least value, several where they share it (a word, a phrase). None: one token, by
+    # draws of its own.
     values: npt.NDArray[np.float32] | None = None
 
 
@@ -89,13 +84,10 @@ class Policy(Protocol):
     def select(
         self, batch: TokenBatch, maskable: BoolArray, rate: float, draws: Draws
     ) -> Selection:
-        """Choose tokens.
+        """Choose tokens, in expectation a share `rate` of those that are `maskable` (T,) bool.
 
-        Args:
-            batch: The sequences, T tokens with their special ones; not to be written to.
-            maskable: (T,) bool; False at special tokens.
-            rate: Share of the maskable tokens to be chosen, in expectation.
-            draws: All the randomness, so that the choice is repeated in any batch.
+        All randomness comes from `draws`, so that the choice is repeated in any batch; the batch, T
+        tokens with their special ones, is not to be written to.
         """
 
 
@@ -142,13 +134,11 @@ class SpanPolicy:
     SpanBERT draws spans one after another until 15% of a sequence is masked. Here the words of a
     sequence are walked once, unmasked gaps and masked spans in turn, both drawn independently (a
     renewal process started in its steady state). Span lengths have SpanBERT's distribution exactly,
-    spans never touch, the expected share is the rate, and all sequences are walked at once. As in
-    SpanBERT, the tokens of a span are corrupted alike.
+    spans never touch, the expected share is the rate, and the tokens of a span are corrupted alike.
 
     Each word decides by a draw of its own, named by its place in the document, whether a span
-    starts there that is not in the way of an earlier one. So windows of other lengths
-    (`--max-length`) have the same spans, but for a few words after the start of a window: whether
-    a span comes in from before cannot be seen there.
+    starts there. So windows of other lengths (`--max-length`) have the same spans, but for a few
+    words after the start of a window, where a span that comes in from before cannot be seen.
     """
 
     p: float = 0.2  # Parameter of the geometric distribution of lengths

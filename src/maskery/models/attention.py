@@ -132,36 +132,20 @@ def segment_attention(
     for (length, count), *parts in zip(runs, *splits, strict=True):
         # (n, H, L, E) each
         q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
-        mask = window_mask(length, reach, query.device)
+        mask = None
+        if reach is not None and length - 1 > reach:
+            index = torch.arange(length, device=query.device)
+            mask = (index[:, None] - index).abs() <= reach
         if dropout > 0.0:
-            output = _attend_with_dropout(q, k, v, mask, scale, dropout)
+            # Written out, since the CPU's flash attention knows no dropout.
+            scores = torch.matmul(q * scale, k.transpose(2, 3))
+            if mask is not None:
+                scores = scores.masked_fill(~mask, float("-inf"))
+            output = torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), dropout), v)
         else:
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).to(dtype) if outputs else query.new_empty(query.shape)
-
-
-def window_mask(length: int, reach: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return (L, L) bool, True within reach; None if everything is within reach."""
-    if reach is None or length - 1 <= reach:
-        return None
-    index = torch.arange(length, device=device)
-    return (index[:, None] - index[None, :]).abs() <= reach
-
-
-def _attend_with_dropout(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float,
-    dropout: float,
-) -> torch.Tensor:
-    """Write the softmax out, since the CPU's flash attention knows no dropout."""
-    scores = torch.matmul(query * scale, key.transpose(2, 3))
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), dropout), value)
 
 
 def varlen_attention(

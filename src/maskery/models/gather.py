@@ -5,7 +5,7 @@ Shapes: B rows of this process, G rows of all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +57,22 @@ class Crowd:
     @torch.no_grad()
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Gather (B, ...) of each process to (G, ...) on every one; gradients do not pass."""
-        return rows if self.is_alone else _gathered(rows, self.sizes)[self.order]
+        return rows if self.is_alone else self._joined(_everyones(self._padded(rows)))
 
     def gather_with_gradients(self, rows: torch.Tensor) -> torch.Tensor:
         """Gather rows; each process gets the gradients of its rows back from all others."""
         if self.is_alone:
             return rows
-        padded: torch.Tensor = _PassedAround.apply(_padded(rows, max(self.sizes)))  # type: ignore[no-untyped-call]
-        parts = [part[:size] for part, size in zip(padded, self.sizes, strict=True)]
-        return torch.cat(parts)[self.order]
+        parts: torch.Tensor = _PassedAround.apply(self._padded(rows))  # type: ignore[no-untyped-call]
+        return self._joined(parts)
+
+    def _padded(self, rows: torch.Tensor) -> torch.Tensor:
+        # Collectives want equal shapes: every process sends as many rows as the largest has.
+        return torch.cat((rows, rows.new_zeros(max(self.sizes) - len(rows), *rows.shape[1:])))
+
+    def _joined(self, parts: Iterable[torch.Tensor]) -> torch.Tensor:
+        real = [part[:size] for part, size in zip(parts, self.sizes, strict=True)]
+        return torch.cat(real)[self.order]
 
 
 class _PassedAround(torch.autograd.Function):
@@ -87,14 +94,3 @@ def _everyones(rows: torch.Tensor) -> list[torch.Tensor]:
     received = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(received, rows.contiguous())
     return received
-
-
-def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
-    # Collectives want equal shapes: every process sends as many rows as the largest has.
-    missing = rows.new_zeros(count - len(rows), *rows.shape[1:])
-    return torch.cat((rows, missing))
-
-
-def _gathered(rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    parts = _everyones(_padded(rows, max(sizes)))
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

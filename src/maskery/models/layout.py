@@ -78,17 +78,12 @@ class EncoderInputs:
 def pack(
     input_ids: npt.NDArray[np.int64],
     boundaries: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],  # (M,) indices into the T
     *,
-    first_position: int = 0,
-    longest: int | None = None,
+    first_position: int = 0,  # the position id of a sequence's first token
+    longest: int | None = None,  # given where it must not change from batch to batch
 ) -> EncoderInputs:
-    """Lay sequences, (T,) ids with (B + 1,) boundaries, end to end in one row.
-
-    `positions` (M,) are indices into the T, `first_position` is the position id of a sequence's
-    first token, and `longest` the tokens of the longest sequence where the figure must not change
-    from batch to batch.
-    """
+    """Lay sequences, (T,) ids with (B + 1,) boundaries, end to end in one row."""
     lengths = np.diff(boundaries)
     position_ids = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths) + first_position
     cumulative = torch.from_numpy(boundaries.astype(np.int32))

@@ -33,13 +33,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.core.batch import require_mask, vocabulary_size
-from maskery.core.errors import ModelError, reason_of
+from maskery.core.errors import MaskeryError, ModelError, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, require_readable
 
 log = logging.getLogger(__name__)
 
+# The families' names for the same setting.
 ATTENTION_DROPOUTS = (
     "attention_probs_dropout_prob",
     "attention_dropout",
@@ -48,6 +49,9 @@ ATTENTION_DROPOUTS = (
 )
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")
 ALIASES = ("minilm",)
+# Errors of damaged files and of a hub out of reach, whose first line says what is wrong. Others, of
+# many kinds, come from JSON that holds a list for an object, and the like.
+CLEAR = (OSError, ValueError, LookupError, RuntimeError, SafetensorError)
 # The file of a sentence encoder that lists its modules; `models/pooling.py` reads it.
 MODULES = "modules.json"
 
@@ -150,8 +154,13 @@ def load_masked_lm(
         tokenizer: If it is already there.
         seed: Of the weights that the checkpoint does not have.
     """
-    config = load_config(name)
-    dropouts = {} if attention_dropout else turn_off_attention_dropout(config)
+    config, dropouts = load_config(name), {}
+    if not attention_dropout:  # with it, attention takes twice the time
+        for setting in ATTENTION_DROPOUTS:
+            value = getattr(config, setting, None)
+            if isinstance(value, int | float) and value > 0:
+                dropouts[setting] = float(value)
+                setattr(config, setting, 0.0)
     if hidden_dropout is not None:
         for setting in HIDDEN_DROPOUTS:
             if hasattr(config, setting):
@@ -159,14 +168,10 @@ def load_masked_lm(
     tokenizer = tokenizer or load_tokenizer(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, info = load_weights(
-            AutoModelForMaskedLM,
-            name,
-            config=config,
-            attn_implementation=implementation(config),
-            dtype="float32",
-            trust_remote_code=False,
-        )
+        # Maskery's attention where the family can be packed, else the family's own.
+        kind = attention.NAME if config.model_type in PACKABLE else None
+        settings = {"attn_implementation": kind, "dtype": "float32", "trust_remote_code": False}
+        model, info = load_weights(AutoModelForMaskedLM, name, config=config, **settings)
     refuse_random_layers(name, model, info)
     require_rows(f"'{name}'", model, tokenizer)
     if config.model_type not in PACKABLE:  # those are tried where it is decided to pack
@@ -225,33 +230,16 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence the bars and reports of Transformers; we report what matters ourselves."""
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    logging = transformers.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)
         if bars:
-            transformers.logging.enable_progress_bar()
-
-
-def implementation(config: PreTrainedConfig) -> str | None:
-    """Return Maskery's attention where the family can be packed, or None for the family's own."""
-    return attention.NAME if config.model_type in PACKABLE else None
-
-
-def turn_off_attention_dropout(config: PreTrainedConfig) -> dict[str, float]:
-    """Set the attention dropout of a configuration to 0, in place; returns what it was."""
-    before = {
-        name: float(value)
-        for name in ATTENTION_DROPOUTS
-        if isinstance(value := getattr(config, name, None), int | float) and value > 0
-    }
-    for name in before:
-        setattr(config, name, 0.0)
-    return before
+            logging.enable_progress_bar()
 
 
 def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
@@ -265,8 +253,10 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
     )
     if random:
         shown = _some(random)
-        fix, foreign = "name a folder with all of its weights", _foreign_prefix(info)
-        if foreign:
+        fix, unexpected = "name a folder with all of its weights", info["unexpected_keys"]
+        firsts = {key.partition(".")[0] for key in unexpected}
+        foreign = f"{min(firsts)}." if len(firsts) == 1 else ""  # such as `module.`
+        if {key.removeprefix(foreign) for key in unexpected if foreign} & set(info["missing_keys"]):
             fix = (
                 f"every name begins with '{foreign}', as a wrapped model saves them; save the "
                 f"model inside the wrapper"
@@ -285,30 +275,33 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if keys[3:] else "")
 
 
-def _foreign_prefix(info: Mapping[str, Any]) -> str:
-    """Return the prefix that every unexpected key has before a missing one, such as `module.`."""
-    firsts = {key.partition(".")[0] for key in info["unexpected_keys"]}
-    if len(firsts) != 1:
-        return ""
-    prefix = f"{firsts.pop()}."
-    inner = {key.removeprefix(prefix) for key in info["unexpected_keys"]}
-    return prefix if inner & set(info["missing_keys"]) else ""
-
-
 @contextmanager
 def _loading(name: str, part: str) -> Iterator[None]:
     """Turn Transformers' errors about a part of a model into ours."""
     try:
         yield
-    except UnpicklingError as error:
-        refused = "its file holds more than tensors, which could run code when read"
-        raise _unloadable(name, part, refused) from error
-    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
+    except MaskeryError:
+        raise
+    except Exception as error:
         told = str(error).strip() or type(error).__name__
-        raise _unloadable(name, part, told) from error
-    except (TypeError, AttributeError) as error:  # JSON, but a list for an object and the like
-        told = f"one of its files does not hold what belongs there ({reason_of(error)})"
-        raise _unloadable(name, part, told) from error
+        if isinstance(error, UnpicklingError):
+            told = "its file holds more than tensors, which could run code when read"
+        elif not isinstance(error, CLEAR):
+            told = f"one of its files does not hold what belongs there ({reason_of(error)})"
+        if "trust_remote_code" in told:  # Transformers' advice, which we do not take
+            told = (
+                f"'{name}' needs Python code of its own, which Maskery never runs; use a model of "
+                f"a family that Transformers has, or load it yourself and pass the object in Python"
+            )
+        elif Path(resolve(name)).is_dir():
+            told = f"the {part} in '{name}' cannot be loaded: {told.splitlines()[0]}"
+        else:
+            told = (
+                f"the {part} of '{name}' is not a local folder and could not be fetched from the "
+                f"model hub; check the name and the network, or pass a folder (or 'minilm', which "
+                f"needs none)"
+            )
+        raise ModelError(told) from error
 
 
 def check_index(folder: Path) -> None:
@@ -323,20 +316,6 @@ def check_index(folder: Path) -> None:
             raise ValueError(
                 f"{path.name} must name weight files in the same folder, and no others"
             )
-
-
-def _unloadable(name: str, part: str, told: str) -> ModelError:
-    if "trust_remote_code" in told:  # Transformers' advice, which we do not take
-        return ModelError(
-            f"'{name}' needs Python code of its own, which Maskery never runs; use a model of a "
-            f"family that Transformers has, or load it yourself and pass the object in Python"
-        )
-    if Path(resolve(name)).is_dir():
-        return ModelError(f"the {part} in '{name}' cannot be loaded: {told.splitlines()[0]}")
-    return ModelError(
-        f"the {part} of '{name}' is not a local folder and could not be fetched from the model "
-        f"hub; check the name and the network, or pass a folder (or 'minilm', which needs none)"
-    )
 
 
 # Layers, width and heads of the encoders that are trained from scratch.

@@ -139,13 +139,13 @@ class MaskedLanguageModel(nn.Module):
         finally:
             if self._pruning is not None:
                 self._pruning.rows = None
-        # Perceiver returns all of its positions, and Reformer what it was padded to.
         hidden: torch.Tensor = output[0]
+        if self._pruning is not None and self._pruning.done:
+            return hidden.reshape(-1, hidden.shape[-1])  # the M rows, in one sequence
+        # Perceiver returns all of its positions, and Reformer what it was padded to.
         if hidden.dim() == 3:
             hidden = hidden[:, : inputs.input_ids.shape[1]]
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        pruned = self._pruning is not None and self._pruning.done
-        return hidden if pruned else hidden.index_select(0, inputs.rows)
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.rows)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Run the model's own head; (M, D) hidden states to (M, V) logits."""
@@ -200,8 +200,7 @@ class LastLayerPruning:
         self.done = False  # True if the last pass was pruned
         output.register_forward_pre_hook(self._gather)
 
-    def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        del module
+    def _gather(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
         rows = self.rows
         self.done = rows is not None and len(args) == 2
         if rows is None or not self.done:

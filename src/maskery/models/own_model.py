@@ -103,8 +103,8 @@ class _Encoder(nn.Module):
 def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> MaskedLanguageModel:
     """Make a model object trainable, packed where its family can be packed.
 
-    It is a Hugging Face masked language model, a plain module with the parts that this file's
-    docstring names, or a `MaskedLanguageModel`, which is returned as it is.
+    It is a Hugging Face masked language model, a plain module as above, or a `MaskedLanguageModel`,
+    which is returned as it is.
     """
     if isinstance(model, MaskedLanguageModel):
         return model

@@ -76,24 +76,21 @@ class Pooling:
     def pool(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Pool (T, D), with (B,) lengths above 0, to (B, D * number of modes) float32."""
         hidden = hidden.float()
-        ends = lengths.cumsum(0)
-        parts = [self._one(mode, hidden, lengths, ends) for mode in self.modes]
+        ends, parts = lengths.cumsum(0), []
+        for mode in self.modes:
+            if mode == "cls":
+                parts.append(hidden[ends - lengths])
+            elif mode == "lasttoken":
+                parts.append(hidden[ends - 1])
+            elif mode == "max":
+                parts.append(torch.segment_reduce(hidden, "max", lengths=lengths))
+            else:
+                rows = torch.repeat_interleave(lengths)
+                sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
+                counts = lengths[:, None].to(hidden.dtype)
+                parts.append(sums / (counts if mode == "mean" else counts.sqrt()))
         pooled = torch.cat(parts, dim=1)
         return F.normalize(pooled, dim=1) if self.normalise else pooled
-
-    def _one(
-        self, mode: str, hidden: torch.Tensor, lengths: torch.Tensor, ends: torch.Tensor
-    ) -> torch.Tensor:
-        if mode == "cls":
-            return hidden[ends - lengths]
-        if mode == "lasttoken":
-            return hidden[ends - 1]
-        if mode == "max":
-            return torch.segment_reduce(hidden, "max", lengths=lengths)
-        rows = torch.repeat_interleave(lengths)
-        sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
-        counts = lengths[:, None].to(hidden.dtype)
-        return sums / (counts if mode == "mean" else counts.sqrt())
 
 
 def _modes(config: dict[str, Any]) -> tuple[str, ...]:

@@ -42,30 +42,18 @@ class Contrast:
 
 
 def itc_loss(
-    student: Features,
-    teacher: Features,
-    candidates: Features,
+    student: Features,  # (B, E) each, with gradients
+    teacher: Features,  # (B, E) each, of the momentum twin on the other view
+    candidates: Features,  # (C, E) each, the teacher's: of all processes, then of the queues
     *,
-    ids: torch.Tensor,
-    candidate_ids: torch.Tensor,
-    temperature: torch.Tensor,
-    alpha: float,
-    directions: Sequence[Direction] = RASA_DIRECTIONS,
-    crowd_size: int | None = None,
+    ids: torch.Tensor,  # (B,) int64, who is shown
+    candidate_ids: torch.Tensor,  # (C,) int64
+    temperature: torch.Tensor,  # scalar, positive; may be learnt
+    alpha: float,  # the weight of the teacher's similarities in the targets, in [0, 1]
+    directions: Sequence[Direction] = RASA_DIRECTIONS,  # averaged; `i2t` asks images for texts
+    crowd_size: int | None = None,  # G; by default B
 ) -> Contrast:
-    """Contrast each student feature with the teacher's features of the batch and the queues.
-
-    Args:
-        student: (B, E) each, with gradients.
-        teacher: (B, E) each, of the momentum twin on the other view.
-        candidates: (C, E) each, the teacher's: of the batch of all processes, then of the queues.
-        ids: (B,) int64, who is shown.
-        candidate_ids: (C,) int64.
-        temperature: Scalar, positive; may be learnt.
-        alpha: The weight of the teacher's similarities in the targets, in [0, 1].
-        directions: Which contrasts are averaged; `i2t` asks each image for its text.
-        crowd_size: G. Default: B.
-    """
+    """Contrast each student feature with the teacher's features of the batch and the queues."""
     # Each row's target is spread evenly over the candidates of the same identity.
     same = (ids.unsqueeze(1) == candidate_ids.unsqueeze(0)).float()
     hard = same / same.sum(dim=1, keepdim=True)

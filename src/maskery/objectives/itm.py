@@ -17,22 +17,16 @@ from maskery.objectives.mrtd import sample_tokens
 
 
 def draw_hard_negatives(
-    similarities: torch.Tensor,
-    same: torch.Tensor,
-    uniforms: torch.Tensor,
-    own: torch.Tensor | None = None,
+    similarities: torch.Tensor,  # (B, G), over the temperature
+    same: torch.Tensor,  # (B, G) bool: row and column show the same person (itself included)
+    uniforms: torch.Tensor,  # (B,) in [0, 1)
+    own: torch.Tensor | None = None,  # (B,) int64, the column of each row; by default the diagonal
 ) -> torch.Tensor:
     """Draw for each row a column that is not the same, the more similar the likelier: (B,) int64.
 
     The probabilities are the softmax of the similarities over the columns that are allowed. A row
     in which none is allowed gives its own index; the caller leaves it out of the loss
     (`has_negative` says which).
-
-    Args:
-        similarities: (B, G), over the temperature.
-        same: (B, G) bool, True where row and column show the same person (itself included).
-        uniforms: (B,) in [0, 1).
-        own: (B,) int64, the column of each row itself. Default: the diagonal.
     """
     # Masking before the softmax, not after: a similar positive cannot underflow the negatives.
     scores = similarities.float().masked_fill(same, float("-inf"))

@@ -26,14 +26,10 @@ BLOCK_LOGITS = 1 << 20
 
 
 def mlm_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum the cross-entropies at the masked tokens, in nats, in float32.
+    """Sum the cross-entropies at the masked tokens, in nats: a float32 scalar.
 
-    Args:
-        logits: (M, V), the masked rows alone; any floating dtype.
-        targets: (M,) int64, the original ids; rows with `IGNORE_INDEX` count for nothing.
-
-    Returns:
-        Scalar float32; 0 with a gradient when nothing is masked (M = 0).
+    From logits (M, V) of any floating dtype, and targets (M,) int64, of which `IGNORE_INDEX` counts
+    for nothing. It is 0 with a gradient when nothing is masked (M = 0).
     """
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         total: torch.Tensor = CrossEntropySum.apply(logits, targets)  # type: ignore[no-untyped-call]

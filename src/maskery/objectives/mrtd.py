@@ -32,36 +32,23 @@ def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor
 
 
 def mrtd_mask_modeling(
-    mrtd_input_ids: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    mrtd_input_ids: torch.Tensor,  # (B, L) int64, the masked text that the teacher read
+    input_ids: torch.Tensor,  # (B, L) int64, the original text
+    attention_mask: torch.Tensor,  # (B, L) bool or integer, 0 at padding
+    # (N, V), the teacher's probabilities at `positions`, or (B, L, V) or (B * L, V) at every one
     weights: torch.Tensor | None = None,
     *,
+    # (N,) int64, the masked tokens in B * L; by default where masked text and original differ
     positions: torch.Tensor | None = None,
-    uniforms: torch.Tensor | None = None,
-    sampled: torch.Tensor | None = None,
-    special_ids: Sequence[int] = (),
+    uniforms: torch.Tensor | None = None,  # (N,) in [0, 1), the randomness of the draws
+    sampled: torch.Tensor | None = None,  # (N,) int64, the draws themselves, to replay a step
+    special_ids: Sequence[int] = (),  # neither sampled nor labelled
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Replace masked tokens by tokens sampled from the teacher, and label what was replaced.
 
-    A sample that happens to be the original token counts as original, as in ELECTRA. Special
-    tokens are never sampled and carry no label: there is nothing to detect at them.
-
-    Args:
-        mrtd_input_ids: (B, L) int64, the masked text that the teacher read.
-        input_ids: (B, L) int64, the original text.
-        attention_mask: (B, L) bool or integer, 0 at padding.
-        weights: (N, V), the teacher's probabilities at `positions`, or (B, L, V) or (B * L, V) at
-            every position. Not needed when `sampled` is given.
-        positions: (N,) int64, the masked tokens as indices into B * L; by default those where the
-            masked text differs from the original.
-        uniforms: (N,) in [0, 1), the randomness of the draws.
-        sampled: (N,) int64, the draws themselves, to replay a step.
-        special_ids: Ids that are neither sampled nor labelled.
-
-    Returns:
-        The replaced text, (B, L) int64, and its labels, (B, L) int64: 1 where the token is not the
-        original, 0 where it is, -100 at padding and special tokens.
+    Returns (B, L) int64, the replaced text, and its labels (B, L) int64: 1 where the token is not
+    the original, 0 where it is, -100 at padding and special tokens, where there is nothing to
+    detect. A sample that happens to be the original token counts as original, as in ELECTRA.
     """
     if positions is None:
         positions = (mrtd_input_ids != input_ids).flatten().nonzero().squeeze(-1)
@@ -71,7 +58,8 @@ def mrtd_mask_modeling(
         rows = weights.reshape(-1, weights.shape[-1])
         if len(rows) != len(positions):
             rows = rows[positions]
-        sampled = sample_tokens(_without(rows, special_ids), uniforms)
+        special = torch.tensor(special_ids, dtype=torch.int64, device=rows.device)
+        sampled = sample_tokens(rows.index_fill(1, special, 0.0), uniforms)
     # Tokens that were masked but not chosen to change are the original's again.
     replaced = input_ids.flatten().index_copy(0, positions, sampled).view_as(input_ids)
     labels = (replaced != input_ids).long()
@@ -114,9 +102,3 @@ def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     that do not count.
     """
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-
-
-def _without(weights: torch.Tensor, special_ids: Sequence[int]) -> torch.Tensor:
-    """Set the weights (N, V) of special tokens to zero."""
-    special = torch.tensor(special_ids, dtype=torch.int64, device=weights.device)
-    return weights.index_fill(1, special, 0.0)

@@ -81,10 +81,7 @@ class LossTerm(Term):
 
         Its attribute `name` is the term's name (default: its own, or its class's), `label` the one
         for people, and `heads` says what it trains (default: the projections that features come
-        from). `choice` is how the user named it.
-
-        Raises:
-            PluginError: It is no such thing.
+        from). `choice` is how the user named it; what is no such thing is a PluginError.
         """
         if isinstance(thing, LossTerm):
             return thing
@@ -99,14 +96,8 @@ class LossTerm(Term):
             raise PluginError(f"--term {choice}: '{name}' is taken; give it another `name`")
         if isinstance(heads, str) or not set(heads) <= set(HEADS):
             raise CHOICES.misfit(choice, f"its heads are {heads!r}, not among {', '.join(HEADS)}")
-        return cls(
-            name=name,
-            label=str(getattr(thing, "label", name)),
-            heads=tuple(heads),
-            weight=weight,
-            compute=thing,
-            choice=choice,
-        )
+        label, heads = str(getattr(thing, "label", name)), tuple(heads)
+        return cls(name=name, label=label, heads=heads, weight=weight, compute=thing, choice=choice)
 
 
 def belongs(parameter: str, heads: Iterable[str]) -> bool:
@@ -129,9 +120,6 @@ def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, 
 
     Choices are `NAME`, `NAME=WEIGHT`, `FILE.py:NAME` or `FILE.py:NAME=WEIGHT`; of the built-in
     terms the task has those in `known`.
-
-    Raises:
-        PluginError: A choice is neither a term of the task nor a plug-in.
     """
     weights: dict[str, float] = {}
     for choice, weight in map(split_weight, choices):
@@ -151,9 +139,6 @@ def load_terms(choices: Sequence[str], objects: Sequence[Any], model: Any) -> li
 
     Of a plug-in that is named twice the last weight counts. A class that takes an argument is made
     from the model. `objects` are functions, modules and `LossTerm`s from Python.
-
-    Raises:
-        PluginError: One cannot be loaded or breaks the contract, or two have one name.
     """
     terms = [
         LossTerm.of(_make(found, choice, model), weight=weight, choice=choice)
@@ -172,11 +157,7 @@ def load_terms(choices: Sequence[str], objects: Sequence[Any], model: Any) -> li
 
 
 def check_terms(choices: Sequence[str], objects: Sequence[Any]) -> None:
-    """Load and check the terms that are not built in, but for classes, which a task makes.
-
-    Raises:
-        PluginError: One cannot be loaded or breaks the contract.
-    """
+    """Load and check the terms that are not built in, but for classes, which a task makes."""
     for choice, _, found in _found(choices):
         # A class is made once, with the model: its weights are drawn then.
         if not isinstance(found, type):

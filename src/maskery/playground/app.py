@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 # Everything the page needs comes from its own address; pictures may also be in memory.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -46,6 +41,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+# A body comes from the same machine; who takes longer holds a connection for nothing.
 BODY_SECONDS = 15.0
 LOCAL_NAMES = ("127.0.0.1", "localhost")
 # Requests that wait while one is computed, and the seconds that one may take. Forty pages that ask
@@ -73,8 +69,7 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
 
         return Route(path, handle, methods=[method])
 
-    async def info(request: Request) -> Content:
-        del request
+    async def info(_request: Request) -> Content:
         return session.info()
 
     async def ask(request: Request, name: str) -> Content:
@@ -90,8 +85,7 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
         found = worker.run(lambda: session.thumbnail(name))
         return await while_there(request, found), "image/jpeg"
 
-    async def file(request: Request, content: Content) -> Content:
-        del request
+    async def file(_request: Request, content: Content) -> Content:
         return content
 
     return Starlette(
@@ -108,14 +102,13 @@ def make_app(session: Session, worker: Worker | None = None) -> Starlette:
 
 def page_files() -> dict[str, tuple[bytes, str]]:
     """Return the page's files and their content types, by path."""
-    files = {}
     folder = importlib.resources.files("maskery.playground").joinpath("static")
-    for entry in folder.iterdir():
-        suffix = f".{entry.name.rpartition('.')[2]}"
-        if suffix in KINDS:
-            files[f"/{entry.name}"] = (entry.read_bytes(), KINDS[suffix])
-    files["/"] = files["/index.html"]
-    return files
+    files = {
+        f"/{entry.name}": (entry.read_bytes(), KINDS[kind])
+        for entry in folder.iterdir()
+        if (kind := entry.name.rpartition(".")[2]) in KINDS
+    }
+    return {**files, "/": files["/index.html"]}
 
 
 def respond(content: Content, status: int = 200) -> Response:
@@ -127,22 +120,20 @@ def respond(content: Content, status: int = 200) -> Response:
     return Response(content[0], status, headers=HEADERS, media_type=content[1])
 
 
-async def refuse(request: Request, error: Exception) -> Response:
+async def refuse(_request: Request, error: Exception) -> Response:
     """Answer a request that is wrong, at an address that is not there, or too early."""
-    del request
-    if isinstance(error, MaskeryError):
-        response = respond({"error": str(error)}, getattr(error, "status", 422))
-    else:
+    status, message = getattr(error, "status", 422), str(error)
+    if not isinstance(error, MaskeryError):  # raised by Starlette: 404 or 405
+        status = int(getattr(error, "status_code", 404))
         message = "there is nothing here under that address or method"
-        response = respond({"error": message}, int(getattr(error, "status_code", 404)))
+    response = respond({"error": message}, status)
     if response.status_code == 503:
         response.headers["Retry-After"] = "1"
     return response
 
 
-async def fail(request: Request, error: Exception) -> Response:
+async def fail(_request: Request, error: Exception) -> Response:
     """Answer where the fault is ours."""
-    del request
     log.error("a request failed", exc_info=error)
     return respond({"error": "this should not have happened; the terminal has the details"}, 500)
 
@@ -211,9 +202,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, ResultT]) -> R
 class Worker:
     """Run functions one after the other in a thread of their own.
 
-    Args:
-        queue: The most functions that wait.
-        seconds: The longest that one may take, its waiting included.
+    At most `queue` functions wait, and each may take `seconds`, its waiting included.
     """
 
     def __init__(self, *, queue: int = QUEUE, seconds: float = SECONDS) -> None:
@@ -228,13 +217,16 @@ class Worker:
         self._pending += 1
         loop = asyncio.get_running_loop()
 
-        def leave(_: object) -> None:
+        def leave() -> None:
+            self._pending -= 1
+
+        def left(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(self._done)
+                loop.call_soon_threadsafe(leave)
 
         future = self._executor.submit(function)
         # A call that runs cannot be stopped: its place is free only when it is done.
-        future.add_done_callback(leave)
+        future.add_done_callback(left)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
         except TimeoutError as error:
@@ -245,6 +237,3 @@ class Worker:
     def close(self) -> None:
         """Drop the functions that wait and let the last call end."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def _done(self) -> None:
-        self._pending -= 1

@@ -18,8 +18,9 @@ MASKS = 12  # the joint search goes through the model once for each
 TOP_K = 100
 WORDS = 16
 WORD_CHARACTERS = 100
+# Pictures kept in memory at once, with all their bytes.
 PICTURES = 8
-FOUND = 60
+FOUND = 60  # pictures of a search: more would not be looked at
 
 
 class RequestError(MaskeryError):
@@ -30,21 +31,31 @@ class RequestError(MaskeryError):
         self.status = status
 
 
-def text(name: str, value: Any) -> str:
+def text(name: str, value: Any, longest: int = CHARACTERS) -> str:
     """Check a text: its length, and that it holds no half of a character."""
-    return _string(name, value, CHARACTERS)
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be a string")
+    if len(value) > longest:
+        raise RequestError(f"{name} has {len(value):,} characters; at most {longest:,} are taken")
+    if not value.strip():
+        raise RequestError(f"{name} is empty; write something")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name} has half of a character (a lone surrogate)") from error
+    return value
 
 
 def words(name: str, value: Any) -> tuple[str, ...]:
     """Check a list of words."""
     if not isinstance(value, list) or len(value) > WORDS:
         raise RequestError(f"{name} must be a list of at most {WORDS} words")
-    return tuple(_string(name, word, WORD_CHARACTERS) for word in value)
+    return tuple(text(name, word, WORD_CHARACTERS) for word in value)
 
 
 def picture(name: str, value: Any) -> str | None:
     """Check the id of a picture that was sent before, or null."""
-    return None if value is None else _string(name, value, 64)
+    return None if value is None else text(name, value, 64)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -115,17 +126,3 @@ def parse(body: bytes, schema: Schema) -> dict[str, Any]:
         name: check(name, data[name]) if name in data else default
         for name, (check, default) in schema.items()
     }
-
-
-def _string(name: str, value: Any, longest: int) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"{name} must be a string")
-    if len(value) > longest:
-        raise RequestError(f"{name} has {len(value):,} characters; at most {longest:,} are taken")
-    if not value.strip():
-        raise RequestError(f"{name} is empty; write something")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{name} has half of a character (a lone surrogate)") from error
-    return value

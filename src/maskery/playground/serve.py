@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 else:
-    H11Protocol = object  # uvicorn is optional: `connection_kind` names it as the second parent
+    H11Protocol = object  # uvicorn is optional: `make_server` names it as the second parent
 
 # Seconds for a whole request, from the opening or from the last answer, and to take an answer in.
 # More than `BODY_SECONDS` of the application, which says what is late.
@@ -35,13 +35,7 @@ CONNECTIONS = 256
 # Connections taken in at once. A few such crowds fit into `CONNECTIONS`, so that the request of
 # whoever came with them is read before others push him out.
 BACKLOG = 64
-
-
-def connection_kind() -> Any:
-    """Return uvicorn's protocol with `Impatient` before it."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    return type("Connection", (Impatient, H11Protocol), {})
+HOST = "127.0.0.1"
 
 
 class Impatient(H11Protocol):
@@ -116,9 +110,6 @@ class Impatient(H11Protocol):
             self._waits = None
 
 
-HOST = "127.0.0.1"
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlaygroundConfig:
     """A local web page to try a model on: it answers this machine alone."""
@@ -131,12 +122,7 @@ class PlaygroundConfig:
 
 
 def serve(session: Session, config: PlaygroundConfig, ready: Callable[[str], object]) -> None:
-    """Serve until interrupted; `ready` is called with the address once it is known.
-
-    Raises:
-        ConfigError: The port is taken.
-        MissingExtraError: uvicorn or starlette is not installed.
-    """
+    """Serve until interrupted; `ready` is called with the address once it is known."""
     listener = listen(config.port)
     server = make_server(session)
     ready(f"http://{HOST}:{listener.getsockname()[1]}/")
@@ -159,10 +145,12 @@ def make_server(session: Session) -> Any:
     from maskery.playground.app import make_app
 
     uvicorn = require("uvicorn", extra="playground", purpose="serve the playground")
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
     return uvicorn.Server(
         uvicorn.Config(
             make_app(session),
-            http=connection_kind(),
+            http=type("Connection", (Impatient, H11Protocol), {}),
             ws="none",
             lifespan="off",
             log_level="warning",

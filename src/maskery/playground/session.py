@@ -78,20 +78,16 @@ class GallerySearch:
 class Session:
     """One or two models, and the pictures that were dropped on the page.
 
-    Args:
-        names: Run folders, model folders or hub names.
-        gallery: A folder of pictures to search with the first model that looks at pictures.
-
-    Raises:
-        ModelError: One cannot be opened, or cannot search.
-        DataError: The gallery has no pictures.
+    A gallery is a folder of pictures to search with the first model that looks at pictures.
     """
 
     def __init__(
         self, *names: str, gallery: Path | None = None, cache_dir: Path | None = None
     ) -> None:
         self.names = names
-        self._opened: list[Filler | OpenImageText] = [_open(name) for name in names]
+        self._opened: list[Filler | OpenImageText] = [
+            open_image_text(name) if is_image_text(name) else Filler.of(name) for name in names
+        ]
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         # A few are kept, with their pictures encoded.
         self._looking = lru_cache(2 * requests.PICTURES)(self._look)
@@ -105,10 +101,24 @@ class Session:
     def info(self) -> dict[str, Any]:
         """Return the models, the limits and the size of the gallery."""
         names = ("characters", "masks", "top_k", "words", "scored_tokens", "picture_bytes")
+        models: list[dict[str, Any]] = []
+        for index, path in enumerate(map(Path, self.names)):
+            filler = self._filler(index, None)
+            # A folder's own name: the page need not know where it lies.
+            shown = path.resolve().name if path.is_dir() else self.names[index]
+            again = any(model["name"] == shown for model in models)
+            models.append(
+                {
+                    "name": f"{shown} (2)" if again else shown,
+                    "positions": filler.limit,
+                    "pictures": isinstance(filler, ImageFiller),
+                    "detects": isinstance(filler, ImageFiller) and filler.detects,
+                }
+            )
         return {
             "version": __version__,
             "mask": MASK,
-            "models": [self._described(index) for index in range(len(self.names))],
+            "models": models,
             "limits": {name: getattr(requests, name.upper()) for name in names},
             "gallery": 0 if self.gallery is None else len(self.gallery),
         }
@@ -210,17 +220,6 @@ class Session:
             raise RequestError("there is no gallery", 404)
         return self.gallery.thumbnail(name)
 
-    def _described(self, index: int) -> dict[str, Any]:
-        filler = self._filler(index, None)
-        shown = [_shown(name) for name in self.names]
-        again = shown[index] in shown[:index]
-        return {
-            "name": f"{shown[index]} (2)" if again else shown[index],
-            "positions": filler.limit,
-            "pictures": isinstance(filler, ImageFiller),
-            "detects": isinstance(filler, ImageFiller) and filler.detects,
-        }
-
     def _seeing(self) -> int:
         """Return the index of the first model that looks at pictures."""
         for index, opened in enumerate(self._opened):
@@ -270,15 +269,3 @@ class Shifted:
         if place < 0:
             return place
         return place - self._step * sum(start < place for start in self._starts)
-
-
-def _open(name: str) -> Filler | OpenImageText:
-    if is_image_text(name):
-        return open_image_text(name)
-    return Filler.of(name)
-
-
-def _shown(name: str) -> str:
-    """Return a folder's own name: the page need not know where it lies."""
-    path = Path(name)
-    return path.resolve().name if path.is_dir() else name

@@ -32,7 +32,7 @@ COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
 VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
 # Where there are more curves than colours, the colours come again with other lines.
 LINES = ("-", "--", ":")
-COLUMNS = 3
+COLUMNS = 3  # charts beside one another in the picture, which is as wide as a slide
 # Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 300 to 340 pixels.
 WIDTH, HEIGHT = 3.6, 2.1
 # The place of the axes in a chart of the page: left, bottom, width, height, as shares of it. Fixed,
@@ -67,16 +67,6 @@ class Chart:
     percent: bool = False  # True if values are shares, to be shown in percent
 
 
-def _by_text(held_out: Series, figure: str) -> dict[str, str]:
-    """Return the names of a figure of other texts or sights, with what these are called."""
-    found = {name: name.removesuffix(f"_{figure}") for name in held_out}
-    return {name: SIGHTS.get(text, text) for name, text in found.items() if text != name}
-
-
-def _by_ranking(figure: str) -> dict[str, str]:
-    return {f"{ranking}_{figure}": name for ranking, name in RANKED_BY.items()}
-
-
 # Charts of several held-out quantities: their names with those of their curves; True for shares.
 LOSS, ACCURACY = "Loss (nats)", "Held-out accuracy"
 # The figures that other texts and sights have a curve of, in the same charts.
@@ -84,7 +74,10 @@ BESIDE = {LOSS: "loss", ACCURACY: "top1"}
 GROUPS = {
     LOSS: ({"loss": "held out"}, False),
     ACCURACY: ({"top1": "top-1", "top5": "top-5"}, True),
-    **{f"Held-out {title}": (_by_ranking(name), True) for name, title in RANKINGS.items()},
+    **{
+        f"Held-out {title}": ({f"{by}_{name}": shown for by, shown in RANKED_BY.items()}, True)
+        for name, title in RANKINGS.items()
+    },
 }
 
 
@@ -94,7 +87,10 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     charts = []
     for title, (names, percent) in GROUPS.items():
         curves = _curves(train, {"loss": "training"}) if title == LOSS else ()
-        beside = _by_text(held_out, BESIDE[title]) if title in BESIDE else {}
+        # The same figure of other texts and sights has a curve in the same chart.
+        end = f"_{BESIDE[title]}" if title in BESIDE else None
+        others = [name.removesuffix(end) for name in held_out if end and name.endswith(end)]
+        beside = {f"{other}{end}": SIGHTS.get(other, other) for other in others}
         curves += _curves(held_out, names | beside, marked=True)
         charts.append(Chart(title=title, curves=curves, percent=percent))
     if train.keys() & TERMS.keys() == {"mlm"} and train.keys() <= {"loss"} | LABELS.keys():

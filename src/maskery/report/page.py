@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maskery.core.errors import CheckpointError
 from maskery.core.registry import require
 from maskery.core.system import METRICS, read_metrics, write_whole
 from maskery.evaluation.intervals import interval_note
-from maskery.evaluation.text.comparison import Row, reference
-from maskery.report.curves import Chart, charts_of, draw_picture, draw_svg
+from maskery.report.curves import Chart, charts_of, draw_picture, draw_svg, held_out_charts
 from maskery.report.tables import (
     SCORES,
     SHARES,
@@ -25,6 +24,9 @@ from maskery.report.tables import (
     other_figures,
     run_tables,
 )
+
+if TYPE_CHECKING:
+    from maskery.evaluation.text.comparison import Row
 
 EVALUATION = "evaluation.json"
 SAMPLES, CONFIG = "samples.json", "config.yaml"
@@ -43,15 +45,7 @@ NOTHING = {
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` and `curves.png` into a run folder.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        MissingExtraError: jinja2 or matplotlib is not installed.
-        CheckpointError: The folder is no run, a file of it is damaged, or it cannot be written.
-    """
+    """Write `report.html` and `curves.png` into a run folder; returns the path of the page."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train "
@@ -84,12 +78,7 @@ def write_report(folder: Path) -> Path:
 
 
 def fill_template(*, charts: Sequence[Chart], **values: Any) -> str:
-    """Return a page; everything that comes from data is escaped.
-
-    Args:
-        charts: Drawn into the page.
-        **values: Of the template; those that are left out are empty.
-    """
+    """Return a page; everything from data is escaped, and values that are left out are empty."""
     jinja2 = require("jinja2", extra="report", purpose="write the report")
     source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
     environment = jinja2.Environment(
@@ -140,13 +129,18 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
+def reference(rows: Sequence[Row]) -> str:
+    """Return the name of the row that the others are compared with."""
+    return next(row.name for row in rows if not row.difference)
+
+
 def comparison_table(rows: Sequence[Row]) -> Table:
     """Return one line for each row: settings that differ, seeds, figures, differences."""
     scores, seeds = rows[0].scores, any(row.deviation for row in rows)
     notes = (
         f"{scores.masked_tokens:,} masked tokens of {scores.examples:,} examples",
         interval_note(scores.examples),
-        f"difference: each row minus {reference(rows).name}, paired by example",
+        f"difference: each row minus {reference(rows)}, paired by example",
         *["±: standard deviation over seeds, whose mean stands before it"] * seeds,
     )
     names, changes = ("loss", "top1", "top5"), ("loss", "top1")
@@ -166,7 +160,11 @@ def comparison_table(rows: Sequence[Row]) -> Table:
                     *(Figure(value=_setting(value)) for value in row.settings.values()),
                     Figure(value=" ".join(map(str, row.seeds))),
                     *(_figure(row, name) for name in names),
-                    *(_change(row, name) for name in changes),
+                    *(
+                        named_figure(name, row.difference[name], signed=True)
+                        for name in changes
+                        if row.difference
+                    ),
                 ),
             )
             for row in rows
@@ -183,11 +181,6 @@ def _figure(row: Row, name: str) -> Figure:
     return replace(one, value=f"{one.value} ±{scale * row.deviation[name]:.{digits}f}")
 
 
-def _change(row: Row, name: str) -> Figure | None:
-    change = row.difference.get(name)
-    return None if change is None else named_figure(name, change, signed=True)
-
-
 def _setting(value: Any) -> str:
     """Return the value of a setting for people: of paths their last part."""
     if isinstance(value, list):
@@ -197,10 +190,6 @@ def _setting(value: Any) -> str:
 
 def comparison_page(rows: Sequence[Row]) -> str:
     """Return a page about runs, whose names are folders; it needs nothing beside it."""
-    # A table in the terminal needs none of it.
-    from maskery.report.curves import held_out_charts
-    from maskery.report.page import fill_template, metrics_of
-
     runs = {name: metrics_of(Path(name) / METRICS) for row in rows for name in row.runs}
     return fill_template(
         name=f"{len(runs)} runs compared",

@@ -16,6 +16,7 @@ from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
+# Shown in percent; better the more they are.
 SHARES = (*("top1", "top5", "accuracy"), *RANKINGS)
 SPLITS = {"test": "test split", "val": "validation"}
 # Shown elsewhere in the report.
@@ -65,20 +66,15 @@ def run_tables(evaluation: Data) -> list[Table]:
     A run that is not finished has none.
     """
     if "before" in evaluation and "after" in evaluation:
-        columns = _in_time(evaluation)
-        auc, vectors = evaluation.get("mrtd_auc"), evaluation.get("vectors")
+        columns, auc = _in_time(evaluation), evaluation.get("mrtd_auc")
         table = scores_table(
             columns,
             evaluation.get("difference"),
             heads=evaluation.get("heads"),
             mrtd_auc=None if auc is None else {"after": auc},
         )
-        others = evaluation.get("others")
-        return [
-            table,
-            *([others_table(others)] if others else []),
-            *([vectors_table(vectors)] if vectors else []),
-        ]
+        more = (("others", others_table), ("vectors", vectors_table))
+        return [table, *(made(found) for name, made in more if (found := evaluation.get(name)))]
     if "scores" in evaluation:
         return [sights_table(evaluation)]
     splits = [(evaluation.get(split), name) for split, name in SPLITS.items()]
@@ -124,23 +120,15 @@ def named_figure(name: str, value: Any, *, signed: bool = False) -> Figure:
 
 
 def scores_table(
-    columns: Data,
+    columns: Data,  # scores by heading
     difference: Data | None = None,
     *,
-    over: str = "examples",
-    last: str = "difference",
-    heads: Data | None = None,
-    mrtd_auc: Data | None = None,
+    over: str = "examples",  # in plain words
+    last: str = "difference",  # its heading
+    heads: Data | None = None,  # the prediction head of each column, in words
+    mrtd_auc: Data | None = None,  # by heading: how well replaced words are told from original ones
 ) -> Table:
-    """Return a column for each `MaskedScores`, and their paired difference last.
-
-    Args:
-        columns: Scores by heading.
-        over: The examples in plain words.
-        last: The heading of the difference.
-        heads: The prediction head of each column, in words.
-        mrtd_auc: How well replaced words are told from original ones, by heading, where known.
-    """
+    """Return a column for each `MaskedScores`, and their paired difference last."""
     first = next(iter(columns.values()))
     rows: list[tuple[str, tuple[Figure | None, ...]]] = []
     if heads:
@@ -152,8 +140,8 @@ def scores_table(
         rows.append((label, tuple(cells)))
     if mrtd_auc:
         found = (mrtd_auc.get(name) for name in columns)
-        cells_or_none = tuple(None if f is None else figure(f, share=False) for f in found)
-        rows.append(("MRTD AUC", cells_or_none))
+        aucs = tuple(None if one is None else figure(one, share=False) for one in found)
+        rows.append(("MRTD AUC", aucs))
     return Table(
         title="Did it get better?",
         corner="held out",
@@ -259,21 +247,15 @@ def rankings_table(figures: Data, corner: str = "held out") -> Table:
     found = _rankings(figures)
     if figures["image_to_text"] is not None:
         found["pictures to captions"] = figures["image_to_text"]
-    rows = tuple(
-        (
-            label,
-            (
-                _chance(figures) if name == "r1" else None,
-                *(named_figure(name, ranking[name]) for ranking in found.values()),
-            ),
-        )
-        for name, label in RANKINGS.items()
-    )
+    rows = []
+    for name, label in RANKINGS.items():
+        chance = _chance(figures) if name == "r1" else None
+        rows.append((label, (chance, *(named_figure(name, one[name]) for one in found.values()))))
     return Table(
         title="Are the right people found?",
         corner=corner,
         columns=("chance", *found),
-        rows=rows,
+        rows=tuple(rows),
         notes=(_searched(figures),),
     )
 
@@ -300,8 +282,8 @@ def spread_table(spread: Mapping[str, Data], seeds: Sequence[int | None]) -> Tab
     rows = []
     for name, label in RANKINGS.items():
         found = (figures[name] for figures in spread.values())
-        cells = (f"{100 * f['mean']:.1f}% +- {100 * f['deviation']:.1f}" for f in found)
-        rows.append((label, tuple(Figure(value=cell) for cell in cells)))
+        values = (f"{100 * f['mean']:.1f}% +- {100 * f['deviation']:.1f}" for f in found)
+        rows.append((label, tuple(Figure(value=value) for value in values)))
     known = ", ".join("unknown" if seed is None else str(seed) for seed in seeds)
     return Table(
         title="",

@@ -110,12 +110,8 @@ def open_filler(
 
 
 def open_image_text_model(model: str | Path | OpenImageText) -> OpenImageText:
-    """Open an image-text model with all that is known of it; an open one is returned as it is.
-
-    Raises:
-        ModelError: It is no image-text model, or cannot be loaded.
-    """
+    """Open an image-text model with all that is known of it; an open one is returned as it is."""
     from maskery.evaluation.image_text.opening import OpenImageText
-    from maskery.runs.person_search.settings import open_for_retrieval
+    from maskery.runs.person_search.evaluate import open_for_retrieval
 
     return model if isinstance(model, OpenImageText) else open_for_retrieval(str(model))

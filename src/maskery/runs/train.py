@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from maskery.core.errors import ConfigError
-from maskery.runs.frame.config_file import KINDS, given_name, read_config
+from maskery.runs.frame.config_file import KINDS, given_name, read_config, with_settings
 from maskery.runs.frame.run_folder import repeated_folder
-
-ConfigT = TypeVar("ConfigT")
 
 
 def train(
@@ -94,31 +92,3 @@ def sources_or_texts(data: Any) -> tuple[tuple[str, ...], Any]:
             f"there is no text in {type(data).__name__}: pass a path, a dataset, or strings"
         )
     return ("<texts>",), data
-
-
-def with_settings(config: ConfigT, settings: dict[str, Any]) -> ConfigT:
-    """Return a configuration with settings changed, each wherever in it its name stands.
-
-    Raises:
-        ConfigError: There is no such setting, or its value does not fit.
-    """
-    left = dict(settings)
-    changed = _with_settings(config, left)
-    if left:
-        raise ConfigError(
-            f"there is no setting '{min(left)}' in {type(config).__name__}; settings are the flags "
-            f"of maskery train, with underscores"
-        )
-    return changed  # type: ignore[no-any-return]
-
-
-def _with_settings(config: Any, left: dict[str, Any]) -> Any:
-    """Take the settings of a dataclass, and of those within it, out of `left`."""
-    own: dict[str, Any] = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
-        if one.name in left:
-            own[one.name] = left.pop(one.name)
-        elif is_dataclass(value):
-            own[one.name] = _with_settings(value, left)
-    return replace(config, **own)

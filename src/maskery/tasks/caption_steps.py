@@ -1,37 +1,140 @@
-"""Masked and replaced words of captions: RaSa's nine steps without the task's other losses.
+"""Batches of pairs, and their masked and replaced words: RaSa's nine steps without other losses.
 
 RaSa's sensitivity-aware learning (Bai et al., IJCAI 2023, section 3.3). `ImageTextTask` decides
 which passes of the encoder these steps share with the contrast and with matching.
 
-Shapes: B pairs, L caption length, D text width, V vocabulary, M masked tokens, N sampled tokens,
-P judged tokens.
+Shapes: B pairs, H x W pixels, L caption length in tokens, D text width, V vocabulary, M masked
+tokens, N sampled tokens, P judged tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.random import token_uniforms
+from maskery.core.task import moved
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import ImageKeys, OtherImages
 from maskery.objectives import mlm, mrtd
-from maskery.tasks.image_text_batch import (
-    MaskedText,
-    MRTDPlan,
-    PaddedText,
-    PreparedPairs,
-    pad_masked,
-    pad_text,
-    padded_places,
-)
 from maskery.tasks.image_text_config import ImageTextMLMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedText:
+    """B captions side by side."""
+
+    input_ids: torch.Tensor  # (B, L) int64
+    attention_mask: torch.Tensor  # (B, L) bool, False at padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedText:
+    """B captions, masked."""
+
+    input_ids: torch.Tensor  # (B, L) int64, corrupted
+    positions: torch.Tensor  # (M,) int64, the masked tokens as indices into B * L, ascending
+    targets: torch.Tensor  # (M,) int64, the original ids there
+
+
+@dataclass(frozen=True, kw_only=True)
+class MRTDPlan:
+    """Places and randomness of replaced token detection."""
+
+    masked_ids: torch.Tensor  # (B, L) int64, what the twin reads
+    sampled_at: torch.Tensor  # (N,) int64, where it replaces tokens, as indices into B * L
+    uniforms: torch.Tensor  # (N,) float32, the randomness of the draws
+    labelled_at: torch.Tensor  # (P,) int64, where the model says whether a token was replaced
+    sampled: torch.Tensor | None = None  # (N,) int64, the draws, where a step is replayed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedPairs:
+    """A batch of pairs with every decision taken that does not need the model."""
+
+    image1: torch.Tensor  # (B, 3, H, W), for the trained model
+    image2: torch.Tensor  # (B, 3, H, W), for the momentum twin
+    text1: PaddedText  # The captions whose words are masked and replaced
+    # The captions that contrast, matching and relations read; without persons the same.
+    text2: PaddedText
+    ids: torch.Tensor  # (B,) int64; pairs of one id, with persons the person's, are positives
+    mlm: MaskedText  # `text1`, masked for masked language modelling
+    mrtd: MRTDPlan | None  # None where replaced token detection is off or has not started
+    alpha: float  # The weight of the soft labels at this point of the run
+    num_tokens: int  # Real tokens in `text1`
+    terms: frozenset[str]  # The loss terms that are on
+    # With persons: (B,) int64, 1 where `text2` is another picture's caption.
+    replaced: torch.Tensor | None = None
+    # With persons: (2, B) float32, the randomness of the image and text negatives.
+    negative_uniforms: torch.Tensor | None = None
+    # How many negatives can be drawn: twice the pairs that have anyone else beside them in the
+    # batch, of all processes.
+    num_negatives: int = 0
+    # Where a step is replayed: (B,) int64, the image drawn for each text and the text drawn for
+    # each image, as indices into the batch of all processes.
+    image_negatives: torch.Tensor | None = None
+    text_negatives: torch.Tensor | None = None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Of each term that is on: pairs, masked tokens, or tokens judged replaced or not."""
+        pairs = len(self.ids)
+        counts = {
+            "itc": pairs,
+            "mlm": len(self.mlm.positions),
+            "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
+            "itm": pairs + self.num_negatives,
+            "prd": pairs,
+        }
+        # Terms of the user's own stand for one sum over the pairs (`own_sums`).
+        own = dict.fromkeys(sorted(self.terms - counts.keys()), pairs)
+        return {name: count for name, count in counts.items() if name in self.terms} | own
+
+    def to(self, device: torch.device) -> Self:
+        """Return a copy with its tensors on `device`."""
+        return moved(self, device)
+
+
+def padded_places(batch: TokenBatch, length: int) -> npt.NDArray[np.int64]:
+    """Return where each of the T tokens stands among B * `length`: (T,) int64."""
+    rows = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
+    within = np.arange(batch.num_tokens) - batch.boundaries[:-1][rows]
+    return rows * length + within
+
+
+def _pad(
+    batch: TokenBatch, input_ids: npt.NDArray[np.int64], length: int, pad_token_id: int
+) -> torch.Tensor:
+    """Lay (T,) ids of a batch side by side: (B, `length`) int64."""
+    padded = np.full(len(batch.lengths) * length, pad_token_id, np.int64)
+    padded[padded_places(batch, length)] = input_ids
+    return torch.from_numpy(padded.reshape(-1, length))
+
+
+def pad_text(batch: TokenBatch, length: int, pad_token_id: int) -> PaddedText:
+    """Lay the captions of a batch side by side."""
+    return PaddedText(
+        input_ids=_pad(batch, batch.input_ids, length, pad_token_id),
+        attention_mask=torch.from_numpy(np.arange(length) < batch.lengths[:, None]),
+    )
+
+
+def pad_masked(masked: MaskedTokens, length: int, pad_token_id: int) -> MaskedText:
+    """Lay a masked batch side by side."""
+    places = padded_places(masked.batch, length)
+    return MaskedText(
+        input_ids=_pad(masked.batch, masked.input_ids, length, pad_token_id),
+        positions=torch.from_numpy(places[masked.positions]),
+        targets=torch.from_numpy(masked.targets),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +153,6 @@ class CaptionTargets:
 
     soft_labels: torch.Tensor | None = None  # (M, V), its probabilities; None where alpha is 0
     replacements: Replacements | None = None  # None where MRTD is off
-
-    def replayable(self, prepared: PreparedPairs) -> PreparedPairs:
-        """Return the batch with the sampled replacements filled in."""
-        if self.replacements is None or prepared.mrtd is None:
-            return prepared
-        return replace(prepared, mrtd=replace(prepared.mrtd, sampled=self.replacements.sampled))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,26 +202,24 @@ class CaptionSteps:
             labelled_at=judged.flatten().nonzero().squeeze(-1),
         )
 
-    def generator_inputs(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
-        """Step 3: return the captions that the twin reads, by loss term."""
-        masked = prepared.mlm.input_ids if self.config.alpha > 0 else None
-        anew = None if prepared.mrtd is None else prepared.mrtd.masked_ids
-        return self._inputs(prepared, mlm=masked, mrtd=anew)
-
-    def learner_inputs(
-        self, prepared: PreparedPairs, lesson: CaptionTargets
+    def inputs(
+        self, prepared: PreparedPairs, lesson: CaptionTargets | None = None
     ) -> dict[str, PaddedText]:
-        """Steps 3 and 8: return the captions that the trained model reads, by loss term."""
-        replaced = None if lesson.replacements is None else lesson.replacements.input_ids
-        return self._inputs(prepared, mlm=prepared.mlm.input_ids, mrtd=replaced)
+        """Steps 3 and 8: return the captions that a model reads, by loss term.
 
-    def _inputs(
-        self, prepared: PreparedPairs, **inputs: torch.Tensor | None
-    ) -> dict[str, PaddedText]:
+        Those of the twin or, with its `lesson`, of the trained model.
+        """
+        masked: torch.Tensor | None = prepared.mlm.input_ids
+        anew = None
+        if lesson is None:
+            masked = masked if self.config.alpha > 0 else None
+            anew = None if prepared.mrtd is None else prepared.mrtd.masked_ids
+        elif lesson.replacements is not None:
+            anew = lesson.replacements.input_ids
         # Masking and replacing leave the lengths: the attention mask is the original caption's.
         return {
             name: replace(prepared.text1, input_ids=ids)
-            for name, ids in inputs.items()
+            for name, ids in (("mlm", masked), ("mrtd", anew))
             if ids is not None and name in self.config.weights
         }
 
@@ -208,9 +303,13 @@ class CaptionSteps:
         sums: dict[str, torch.Tensor] = {}
         if "mlm" in fused:
             sums["mlm"] = self.mlm_sum(model, fused["mlm"], prepared, lesson.soft_labels)
-        if lesson.replacements is not None:
-            labels = lesson.replacements.labels
-            sums["mrtd"] = mrtd_sum(model, fused["mrtd"], prepared, labels)
+        if lesson.replacements is not None and prepared.mrtd is not None:
+            judged = lesson.replacements.labels.flatten()[prepared.mrtd.labelled_at]
+            # Sampling everywhere leaves out the words that became padding or class tokens; which
+            # ones is known only now, so the mean over the others stands for all.
+            counted = (judged != mrtd.IGNORE).sum().clamp(min=1)
+            logits = mrtd_logits(model, fused["mrtd"], prepared)
+            sums["mrtd"] = mrtd.mrtd_loss_sum(logits, judged) * (len(judged) / counted)
         elif "mrtd" in self.config.weights:
             # Not started: its head takes part without learning, for data parallelism waits for it.
             weights = [weight.sum() for weight in model.mrtd_head.parameters()]
@@ -257,15 +356,3 @@ def mrtd_logits(
     assert prepared.mrtd is not None
     logits: torch.Tensor = model.mrtd_head(fused.flatten(0, 1)[prepared.mrtd.labelled_at])
     return logits
-
-
-def mrtd_sum(
-    model: ImageTextModel, fused: torch.Tensor, prepared: PreparedPairs, labels: torch.Tensor
-) -> torch.Tensor:
-    """Step 9: sum the MRTD loss of the fused replaced caption (B, L, D) over the judged words."""
-    assert prepared.mrtd is not None
-    judged = labels.flatten()[prepared.mrtd.labelled_at]
-    # Sampling everywhere leaves out the words that became padding or class tokens; which ones is
-    # known only now, so the mean over the others stands for all.
-    counted = (judged != mrtd.IGNORE).sum().clamp(min=1)
-    return mrtd.mrtd_loss_sum(mrtd_logits(model, fused, prepared), judged) * (len(judged) / counted)

@@ -103,11 +103,8 @@ def static_shapes(
     num_processes: int = 1,
     masked_capacity: float | None = None,
 ) -> StaticShapes:
-    """Return shapes that hold every micro-batch of a run on packed batches.
-
-    `masked_capacity` is the rows for masked tokens as a share of the tokens; by default it is
-    estimated from the masks of some steps.
-    """
+    """Return shapes that hold every micro-batch of a run on packed batches."""
+    # `masked_capacity` is the rows for masked tokens as a share of the tokens.
     bounds = source.bounds(epochs, num_processes)
     num_tokens, share = round_up(bounds.num_tokens), masked_capacity
     if share is None:

@@ -9,7 +9,7 @@ contrasted with the pictures (ITC, section 3.1), matched against hard negatives 
 being another picture's caption (PRD, section 3.2).
 
 The nine steps of masked and replaced words are in `caption_steps.py`, what is done with whole pairs
-in `pair_steps.py`. The ten encoder passes of the released step are six here: each model reads its
+in `loss_terms.py`. The ten encoder passes of the released step are six here: each model reads its
 images once, its captions once and fuses once. Contrast and hard negatives see the batch of all
 processes in the order in which it was dealt out, so a step is the same however many share it.
 
@@ -23,10 +23,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from maskery.core.errors import ConfigError
+from maskery.core.random import Stream, uniforms
 from maskery.core.registry import split_weight
 from maskery.core.task import part_of
 from maskery.data.pairs.batches import ViewedPairs
@@ -37,17 +39,27 @@ from maskery.models.momentum import FeatureQueue, MomentumTwin
 from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Features
 from maskery.objectives.itm import has_negative, prd_loss_sum
 from maskery.objectives.terms import TERMS, Term, load_terms, trained_terms
-from maskery.tasks.caption_steps import CaptionSteps, CaptionTargets, encode_captions, mrtd_logits
-from maskery.tasks.image_text_batch import PaddedText, PreparedPairs, negative_uniforms, pad_text
+from maskery.tasks.caption_steps import (
+    CaptionSteps,
+    CaptionTargets,
+    PaddedText,
+    PreparedPairs,
+    encode_captions,
+    mrtd_logits,
+    pad_text,
+)
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 from maskery.tasks.loss_terms import (
+    Candidates,
+    Negatives,
     TermInputs,
     attach_terms,
     freeze_unused_heads,
+    itm_sum,
     own_sums,
+    with_negatives,
     without_terms,
 )
-from maskery.tasks.pair_steps import Candidates, Negatives, itm_sum, with_negatives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +72,7 @@ class Step:
 
 
 class ImageTextTask:
-    """The task of pairs and of person search; the terms of its settings decide what is computed.
-
-    Attributes:
-        model: The trained model, or what the loop wrapped it in.
-        twin: Its momentum twin.
-        captions: Steps 2 to 9.
-        queues: The twin's features of earlier pictures, and those of their captions; empty without
-            persons.
-        loss_weights: By loss term, its weight in the total.
-        temperature: The learnt one of the contrast.
-    """
+    """The task of pairs and of person search; the terms of its settings decide what is computed."""
 
     def __init__(
         self,
@@ -85,11 +87,8 @@ class ImageTextTask:
         """Make the twin, attach the user's loss terms, and freeze heads that no term reads.
 
         The loss terms of the user's own are those that `config` names, and functions, modules or
-        `LossTerm`s as `terms`. `mrtd_masker` masks captions again for the twin to fill, with
-        another seed.
-
-        Raises:
-            PluginError: A term of the user's own breaks its contract.
+        `LossTerm`s as `terms`; one that breaks its contract is a PluginError. `mrtd_masker` masks
+        captions again for the twin to fill, with another seed.
         """
         self.config, self.pad_token_id = config, pad_token_id
         self.own_terms = load_terms(config.term, terms, model)
@@ -104,7 +103,9 @@ class ImageTextTask:
         self.loss_weights: Mapping[str, float] = {**config.weights, **own_weights}
         freeze_unused_heads(model, self.terms)
         self.temperature, self.model = model.temp, cast(nn.Module, model)
-        self.directions, self.queues = ALBEF_DIRECTIONS, dict[str, FeatureQueue]()
+        self.directions = ALBEF_DIRECTIONS
+        # The twin's features of earlier pictures, and those of their captions; with persons.
+        self.queues = dict[str, FeatureQueue]()
         # ALBEF's bounds; RaSa's release has none.
         self.temperature_range = (0.001, 0.5)
         if isinstance(config, PersonSearchConfig):
@@ -153,12 +154,16 @@ class ImageTextTask:
         )
         if persons is None:
             return prepared
+        # The image negative of each pair, and its text negative.
+        ids, ones = text2.example_ids, np.ones(len(text2.example_ids), np.int64)
+        seed = self.config.seed
+        drawn = [uniforms(seed, Stream.NEGATIVE, epoch, ids, which * ones) for which in (0, 1)]
         return replace(
             prepared,
             text2=pad_text(text2, length, self.pad_token_id),
             ids=persons.person_ids,
             replaced=persons.replaced,
-            negative_uniforms=negative_uniforms(text2, seed=self.config.seed, epoch=epoch),
+            negative_uniforms=torch.from_numpy(np.stack(drawn)),
             num_negatives=2 * int(has_negative(persons.person_ids, persons.crowd_ids).sum()),
         )
 
@@ -182,7 +187,11 @@ class ImageTextTask:
         # After the loss, or every pair would be among its own candidates twice.
         if candidates is not None:
             candidates.enqueue(self.queues)
-        decided = lesson.replayable(prepared)
+        decided = prepared
+        if lesson.replacements is not None and prepared.mrtd is not None:
+            decided = replace(
+                prepared, mrtd=replace(prepared.mrtd, sampled=lesson.replacements.sampled)
+            )
         if negatives is not None:
             images, texts = negatives
             decided = replace(decided, image_negatives=images, text_negatives=texts)
@@ -193,14 +202,11 @@ class ImageTextTask:
         """Judge, in evaluation mode, which words the twin replaced.
 
         Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
-
-        Raises:
-            ConfigError: The task has no replaced token detection.
         """
         lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
         if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
-        text = self.captions.learner_inputs(prepared, lesson)["mrtd"]
+        text = self.captions.inputs(prepared, lesson)["mrtd"]
 
         def read(model: ImageTextModel) -> torch.Tensor:
             blocks = encode_captions(model, {"mrtd": text})
@@ -221,7 +227,7 @@ class ImageTextTask:
         self, twin: ImageTextModel, *, prepared: PreparedPairs
     ) -> tuple[CaptionTargets, Candidates | None]:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
-        inputs = self._pair_text(prepared) | self.captions.generator_inputs(prepared)
+        inputs = self._pair_text(prepared) | self.captions.inputs(prepared)
         if not inputs:  # nobody asks the twin
             return CaptionTargets(), None
         tokens = twin.encode_image(prepared.image2)
@@ -244,7 +250,7 @@ class ImageTextTask:
     ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
         """Steps 3, 5, 8 and 9, and all other terms: one pass of images, captions and fusion."""
         tokens = model.encode_image(prepared.image1)
-        inputs = self._pair_text(prepared) | self.captions.learner_inputs(prepared, lesson)
+        inputs = self._pair_text(prepared) | self.captions.inputs(prepared, lesson)
         blocks = encode_captions(model, inputs)
         pair = blocks.pop("pair", None)
         if pair is None or candidates is None:
@@ -298,10 +304,8 @@ class ImageTextTask:
         return sums | own_sums(self.own_terms, parts), negatives
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
-        """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`.
-
-        The twin goes without the user's terms, which it does not read.
-        """
+        """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`."""
+        # The user's terms in the twin are never read.
         twin = without_terms(self.twin.state_dict())
         state = {f"twin.{name}": tensor for name, tensor in twin.items()}
         for name, queue in self.queues.items():

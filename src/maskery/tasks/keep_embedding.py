@@ -54,13 +54,8 @@ class PreparedKeep(PreparedText):
 class KeepEmbedding(TextMLM):
     """Predict the masked tokens, and hold the vectors of texts to the frozen start's.
 
-    Args:
-        model: The encoder with its head, as the run starts from it: a copy is kept.
-        masker: Draws the masks.
-        weight: Of the mean distance, 1 - cosine, beside the loss of a masked token in nats.
-        pooling: Makes the vector of a text.
-        frozen_share: The share of the run, from its start, in which the encoder is frozen.
-        pin_memory: Prepare batches in page-locked memory, for a GPU.
+    `weight` is that of the mean distance, 1 - cosine, beside the loss of a masked token in nats;
+    `frozen_share` the share of the run, from its start, in which the encoder is frozen.
     """
 
     def __init__(
@@ -126,11 +121,7 @@ class KeepEmbedding(TextMLM):
 
 
 def keep_embedding(parts: TextParts, weight: float) -> KeepEmbedding:
-    """Make the task from the parts of a run.
-
-    Raises:
-        ConfigError: Steps are to be compiled.
-    """
+    """Make the task from the parts of a run."""
     if parts.compile_backend is not None:
         raise ConfigError(
             "--compile and --keep-embedding do not go together yet; leave out one of them "

@@ -1,7 +1,10 @@
-"""Loss terms of the user's own in an image-text step, and the heads that terms train.
+"""Losses of whole pairs over the batch of all processes: contrast, matching, and the user's own.
 
-Shapes: B pairs of this process, G of all processes, C candidates, N image tokens, W image width,
-L caption length, D text width, E features.
+Contrast and hard negatives: ALBEF (Li et al., NeurIPS 2021), sections 3.2 and 3.3; RaSa (Bai et
+al., IJCAI 2023), section 3.1.
+
+Shapes: B pairs of this process, G of all processes, C candidates (the G, then the queues), N image
+tokens, W image width, L caption length, D text width, E features.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -18,12 +21,132 @@ from torch import nn
 from maskery.core.errors import PluginError, reason_of
 from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
-from maskery.objectives.itc import Features
+from maskery.models.image_text.text_encoder import OtherImages
+from maskery.models.momentum import FeatureQueue
+from maskery.objectives import itm
+from maskery.objectives.itc import Contrast, Direction, Features, itc_loss
 from maskery.objectives.terms import CHOICES, HEADS, LossTerm, Term, belongs
+from maskery.tasks.caption_steps import Block, PreparedPairs
 
 # Where terms with parameters stand in the model, so that they are trained, spread over processes
 # and checkpointed with it.
 ATTRIBUTE = "loss_terms"
+# (B,) int64 each: the image drawn for each text and the text drawn for each image, as indices into
+# the crowd.
+Negatives: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The twin's contrastive features."""
+
+    own: Features  # (B, E) each
+    crowd: Crowd  # The pairs of all processes
+    crowd_ids: torch.Tensor  # (G,) int64
+    everyone: Features  # (C, E) each
+    ids: torch.Tensor  # (C,) int64
+
+    @classmethod
+    def of(
+        cls,
+        twin: ImageTextModel,
+        tokens: torch.Tensor,  # (B, N, W)
+        pair: Block,
+        ids: torch.Tensor,  # (B,) int64
+        queues: Mapping[str, FeatureQueue],  # Of images, then of texts, or empty
+    ) -> Candidates:
+        """Gather the twin's features of all processes, then those of the queues."""
+        own = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
+        crowd = Crowd.of(len(ids), pair.mask.shape[1], ids.device)
+        crowd_ids = everyones = crowd.gather(ids)
+        image, text = crowd.gather(own.image), crowd.gather(own.text)
+        if queues:
+            for queue in queues.values():
+                queue.to(ids.device)
+            images, texts = queues.values()
+            image = torch.cat((image, images.features))
+            text = torch.cat((text, texts.features))
+            everyones = torch.cat((crowd_ids, images.ids))
+        everyone = Features(image=image, text=text)
+        return cls(own=own, crowd=crowd, crowd_ids=crowd_ids, everyone=everyone, ids=everyones)
+
+    def enqueue(self, queues: Mapping[str, FeatureQueue]) -> None:
+        """Let the queues, where there are any, take in the pairs of all processes."""
+        features = (self.everyone.image, self.everyone.text)
+        for queue, everyone in zip(queues.values(), features, strict=False):
+            queue.enqueue(everyone[: len(self.crowd_ids)], self.crowd_ids)
+
+    def contrast(
+        self,
+        model: ImageTextModel,
+        student: Features,
+        prepared: PreparedPairs,
+        directions: Sequence[Direction],
+    ) -> Contrast:
+        """Contrast the trained model's features with these."""
+        return itc_loss(
+            student,
+            self.own,
+            self.everyone,
+            ids=prepared.ids,
+            candidate_ids=self.ids,
+            temperature=model.temp,
+            alpha=prepared.alpha,
+            directions=directions,
+            crowd_size=len(self.crowd_ids),
+        )
+
+    def draw(self, contrast: Contrast, prepared: PreparedPairs) -> Negatives:
+        """Take the hard negatives handed in, or draw them by similarity among other persons."""
+        if prepared.image_negatives is not None and prepared.text_negatives is not None:
+            return prepared.image_negatives, prepared.text_negatives
+        assert prepared.negative_uniforms is not None
+        for_texts, for_images = prepared.negative_uniforms
+        same = prepared.ids.unsqueeze(1) == self.crowd_ids.unsqueeze(0)
+        mine = self.crowd.mine
+        return (
+            itm.draw_hard_negatives(contrast.text_to_image, same, for_texts, mine),
+            itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine),
+        )
+
+
+def with_negatives(
+    model: ImageTextModel,
+    blocks: Mapping[str, Block],
+    tokens: torch.Tensor,  # (B, N, W)
+    negatives: Negatives,
+    crowd: Crowd,
+) -> tuple[dict[str, Block], OtherImages]:
+    """Add wrong texts, then the captions that look at wrong images; return those images, too."""
+    for_texts, for_images = negatives
+    # Everyone's captions as long as the longest of any process, so that they can be exchanged.
+    paired = {name: block.lengthened(crowd.longest) for name, block in blocks.items()}
+    match = paired["match"]
+    paired["wrong text"] = Block(
+        hidden=crowd.gather_with_gradients(match.hidden)[for_images],
+        mask=crowd.gather(match.mask)[for_images],
+    )
+    paired["wrong image"] = match
+    if crowd.is_alone:
+        return paired, for_texts
+    # Drawn from all processes: their gradients find the way back.
+    return paired, model.project_images(crowd.gather_with_gradients(tokens)[for_texts])
+
+
+def itm_sum(
+    model: ImageTextModel,
+    fused: Mapping[str, torch.Tensor],  # (B, L, D) each
+    prepared: PreparedPairs,
+    crowd_ids: torch.Tensor,  # (G,) int64
+) -> torch.Tensor:
+    """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
+    parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
+    judged = torch.cat(parts)
+    possible = itm.has_negative(prepared.ids, crowd_ids)
+    counted = torch.cat((torch.ones_like(possible), possible, possible))
+    # 1 for matching pairs, then 0 for both kinds of negatives.
+    labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
+    return itm.itm_loss_sum(model.itm_head(judged), labels, counted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +216,7 @@ def freeze_unused_heads(model: ImageTextModel, terms: Iterable[Term]) -> None:
 
 
 def own_sums(terms: Sequence[LossTerm], inputs: TermInputs) -> dict[str, torch.Tensor]:
-    """Compute the user's terms, each as a sum that stands for one over the B pairs.
-
-    How many things a term counts is known only after it has run, and the loop divides by counts
-    that are known before: so the term's mean is multiplied by B, and divided by the pairs again.
-
-    Raises:
-        PluginError: A term fails, or returns something else than a sum and a count.
-    """
+    """Compute the user's terms, each as a sum that stands for one over the B pairs."""
     return {term.name: _sum_of(term, inputs) for term in terms}
 
 
@@ -125,6 +241,8 @@ def _sum_of(term: LossTerm, inputs: TermInputs) -> torch.Tensor:
         raise CHOICES.misfit(term.choice, f"its count is {count!r}, not a whole number from 0 on")
     if torch.is_grad_enabled() and not total.requires_grad:
         raise CHOICES.misfit(term.choice, "its loss depends on nothing that is trained")
+    # How many things a term counts is known only now, and the loop divides by counts that are known
+    # before: so the term's mean is multiplied by B, and divided by the pairs again.
     return total * (len(inputs.ids) / max(count, 1))
 
 

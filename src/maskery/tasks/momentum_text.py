@@ -93,13 +93,7 @@ class TextStep:
 
 
 class MomentumTextMLM(TextMLM):
-    """The task: MLM with soft labels, and MRTD, on text alone.
-
-    Attributes:
-        model: The trained model, or what the loop wrapped it in; with MRTD it has the head
-            `mrtd_head` (D to 2), original against replaced.
-        twin: Its momentum twin.
-    """
+    """The task: MLM with soft labels, and MRTD, on text alone."""
 
     def __init__(
         self,
@@ -110,16 +104,17 @@ class MomentumTextMLM(TextMLM):
         mrtd_masker: Masker,
         pin_memory: bool = False,
     ) -> None:
-        """Make the twin, and the head that MRTD needs.
-
-        The seed of `masker` also draws the weights of that head. `mrtd_masker` masks the text anew
-        for the twin to fill; its seed, which also draws the samples, must be another one.
-        """
+        """Make the twin, and the head that MRTD needs."""
+        # `mrtd_masker` masks the text anew for the twin to fill; its seed, which also draws the
+        # samples, is another one than that of `masker`, which draws the weights of the head.
         super().__init__(model, masker, pin_memory=pin_memory)
         if config.detects:
-            model.add_head(
-                HEAD, new_head(model.hf.config.get_text_config().hidden_size, seed=masker.seed)
-            )
+            # Original against replaced (RaSa, section 3.3).
+            width = model.hf.config.get_text_config().hidden_size
+            head, generator = nn.Linear(width, 2), torch.Generator()
+            drawn = torch.randn(head.weight.shape, generator=generator.manual_seed(masker.seed))
+            head.load_state_dict({"weight": drawn * width**-0.5, "bias": torch.zeros(2)})
+            model.add_head(HEAD, head)
         self.config, self.mrtd_masker, self.loss_weights = config, mrtd_masker, config.weights
         momentum = DEFAULT_MOMENTUM if config.momentum is None else config.momentum
         self.twin = MomentumTwin(model, momentum, train_mode=config.twin_train_mode)
@@ -211,13 +206,9 @@ class MomentumTextMLM(TextMLM):
 
     @torch.no_grad()
     def judge(self, prepared: PreparedMomentumText) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ask the model, in evaluation mode, which words the twin replaced.
+        """Judge, in evaluation mode, which words the twin replaced.
 
-        Returns:
-            (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
-
-        Raises:
-            ConfigError: The task has no replaced token detection.
+        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
         """
         taught = self._teach(prepared)
         if taught.input_ids is None or taught.labels is None:
@@ -297,13 +288,3 @@ def momentum_text_mlm(parts: TextParts) -> MomentumTextMLM:
         mrtd_masker=parts.masker.for_generator(parts.settings.mrtd_mask_rate),
         pin_memory=parts.pin_memory,
     )
-
-
-def new_head(width: int, *, seed: int) -> nn.Linear:
-    """Make a head that judges rows of `width` as original or replaced (RaSa, section 3.3)."""
-    head = nn.Linear(width, 2)
-    weights = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        head.weight.copy_(weights * width**-0.5)
-        head.bias.zero_()
-    return head

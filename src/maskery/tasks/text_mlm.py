@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
-from maskery.core.errors import CheckpointError, MaskeryError, PluginError, reason_of
+from maskery.core.errors import CheckpointError, MaskeryError, reason_of
 from maskery.core.task import EXTRA_STATE, Task
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
@@ -58,36 +58,31 @@ class TextParts:
 def make_text_task(
     parts: TextParts, objective: str | Callable[[TextParts], Task[Any, Any]] | None = None
 ) -> Task[Any, Any]:
-    """Make the task of a run.
+    """Make the task of a run by an objective: a name, `FILE.py:NAME`, or a callable.
 
-    Args:
-        parts: The run's model, tokenizer, masker and settings.
-        objective: A name of ours, `FILE.py:NAME`, or a callable. Default: that of the settings.
-
-    Raises:
-        PluginError: The objective cannot be loaded, fails, or makes no task that trains the model.
+    One that fails, or makes no task that trains the model, is a PluginError.
     """
     choice = parts.settings.objective if objective is None else objective
     make = OBJECTIVES.find(choice)
+    named = choice if isinstance(choice, str) else getattr(choice, "__qualname__", choice)
     try:
         task = make(parts)
     except MaskeryError:
         raise
     except Exception as error:
         fails = f"making the task fails with {type(error).__name__}: {reason_of(error)}"
-        raise _misfit(choice, fails) from error
+        raise OBJECTIVES.misfit(named, fails) from error
     missing = [name for name in TASK_PARTS if not hasattr(task, name)]
     if missing:
-        raise _misfit(choice, f"it makes a {type(task).__name__} without {', '.join(missing)}")
+        raise OBJECTIVES.misfit(
+            named, f"it makes a {type(task).__name__} without {', '.join(missing)}"
+        )
     trained = {id(parameter) for parameter in task.model.parameters()}
     if not all(id(parameter) in trained for parameter in parts.model.parameters()):
-        raise _misfit(choice, "its `model` does not hold `parts.model`, which would not be trained")
+        raise OBJECTIVES.misfit(
+            named, "its `model` does not hold `parts.model`, which would not be trained"
+        )
     return task
-
-
-def _misfit(choice: object, found: str) -> PluginError:
-    named = choice if isinstance(choice, str) else getattr(choice, "__qualname__", choice)
-    return OBJECTIVES.misfit(named, found)
 
 
 def text_mlm(parts: TextParts) -> Task[Any, Any]:
@@ -131,19 +126,9 @@ class PreparedText:
 
 
 class TextMLM:
-    """Mask, encode, predict the masked tokens (BERT, section 3.1).
+    """Mask, encode, predict the masked tokens (BERT, section 3.1); `TextParts` has the arguments.
 
-    Args:
-        model: The encoder with its head.
-        masker: Draws the masks.
-        shapes: Fill every batch up to these, for steps that are compiled.
-        compile_backend: Of `torch.compile`; None for a step that is not compiled.
-        pin_memory: Prepare batches in page-locked memory, for a GPU.
-
-    Attributes:
-        model: The same, or what the loop has wrapped it in; call it, and nothing on it.
-        num_predicted: Masked tokens that the loss has run over.
-        num_left_out: Masked tokens left out of it, because a batch had more than `shapes` has rows.
+    The loop may wrap `model`: call it, and nothing on it.
     """
 
     def __init__(
@@ -158,6 +143,7 @@ class TextMLM:
         self.model: torch.nn.Module = model
         self.masker, self.shapes, self.pin_memory = masker, shapes, pin_memory
         self.loss_weights: Mapping[str, float] = {"mlm": 1.0}
+        # Masked tokens that the loss has run over, and those for which a batch had no rows.
         self.num_predicted = self.num_left_out = 0
         self.lay_out, self._lay_out_static = model.lay_out, model.lay_out_static
         self._loss: Callable[..., torch.Tensor] = masked_loss_sum
@@ -251,9 +237,6 @@ def load_extra(
     """Take over the twin and the heads that `save_extra` wrote, where the task has any.
 
     What is missing is an error only where it is `needed`.
-
-    Raises:
-        CheckpointError: It is missing, damaged or of another model.
     """
     path, state = folder / EXTRA_STATE, task.extra_state()
     own = own_tensors(task, model)

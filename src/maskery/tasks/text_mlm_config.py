@@ -86,11 +86,7 @@ class TextMLMConfig:
 
     @property
     def keep_weight(self) -> float:
-        """The weight of `--keep-embedding`; 0 for off, and for auto until a run has chosen.
-
-        Raises:
-            ConfigError: It is neither auto, off nor a number above 0.
-        """
+        """The weight of `--keep-embedding`; 0 for off, and for auto until a run has chosen."""
         above_0 = Range(0, above=True, hint="try 20")
         return number_or_word("keep_embedding", self.keep_embedding, AUTO_OFF, above_0) or 0.0
 

@@ -9,7 +9,6 @@ the checkpoint with the best held-out figure, which stays beside the newest ones
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
-from maskery.core.system import replace_folder, write_whole
+from maskery.core.system import replace_folder, sha256_of, write_whole
 from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, STATE, Snapshot
 
 log = logging.getLogger(__name__)
@@ -34,10 +33,7 @@ HEADROOM = 1 << 20
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written one at a time in a thread.
-
-    `keep` of the newest stay, beside the best.
-    """
+    """The checkpoints of one run folder, written one at a time in a thread; `keep` of them stay."""
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder
@@ -56,9 +52,20 @@ class Checkpoints:
         nothing comes after it; otherwise the checkpoint before is kept, with a warning.
         """
         assert self._writing is None
+
+        def flush_and_write() -> Path:
+            try:
+                first()
+            except OSError as error:
+                raise CheckpointError(
+                    f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
+                    f"({error.strerror}); free some space there and continue with --resume auto"
+                ) from error
+            return self.write(snapshot)
+
         missing = self.room_for(snapshot)
         if missing is None or must:
-            self._writing = self._thread.submit(self._flush_and_write, snapshot, first)
+            self._writing = self._thread.submit(flush_and_write)
             return
         newest = self.complete()[-1:]
         log.warning(
@@ -69,16 +76,6 @@ class Checkpoints:
             self.folder,
             f"'{newest[0].name}'" if newest else "its beginning",
         )
-
-    def _flush_and_write(self, snapshot: Snapshot, first: Callable[[], None]) -> Path:
-        try:
-            first()
-        except OSError as error:
-            raise CheckpointError(
-                f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
-                f"({error.strerror}); free some space there and continue with --resume auto"
-            ) from error
-        return self.write(snapshot)
 
     def begin_mark_best(self, step: int) -> None:
         """Mark the checkpoint of a step as the best once it is written; in the thread."""
@@ -110,7 +107,8 @@ class Checkpoints:
             free = shutil.disk_usage(self.folder).free
         except OSError:
             return None  # writing will say what is wrong
-        needed = snapshot.num_bytes + HEADROOM
+        tensors = (tensor for content in snapshot.files.values() for tensor in content.values())
+        needed = HEADROOM + sum(tensor.nbytes for tensor in tensors)
         if free >= needed:
             return None
         return f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
@@ -126,7 +124,7 @@ class Checkpoints:
                 save_file(dict(tensors), partial / name)
             (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
             # The manifest comes last, because a folder with a manifest counts as complete.
-            manifest = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+            manifest = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
             write_whole(partial / MANIFEST, json.dumps(manifest).encode())
             replace_folder(partial, final)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -221,13 +219,8 @@ def find_damage(path: Path) -> str | None:
     try:
         manifest: dict[str, str] = json.loads((path / MANIFEST).read_text("utf-8"))
         for name in FILES:
-            if _sha256(path / name) != manifest[name]:
+            if sha256_of(path / name) != manifest[name]:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return str(error)
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

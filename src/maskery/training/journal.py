@@ -12,7 +12,7 @@ import logging
 import math
 import statistics
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ NONE, BEST = "none", "best"
 LOWER_IS_BETTER = ("loss", "perplexity")
 # Already the same on every process; loss terms are shares and must be summed.
 WHOLE = "grad_norm"
-STEPS, SKIPPED, TOKENS = "steps", "skipped_steps", "tokens"
+COUNTS = STEPS, SKIPPED, TOKENS = "steps", "skipped_steps", "tokens"
 COUNTED = "counted."
 # A line's loss is a spike this many deviations above the median of the lines before it.
 DEVIATIONS = 6.0
@@ -115,17 +115,13 @@ def _started(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
 
 
 class Window:
-    """Sums over the steps since the last line, read only when a line is written.
+    """Sums over the steps since the last line, by name, read only when a line is written.
 
     Steps whose gradient is not finite are counted, and left out of the means but for `counted`.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counted: Counter[str] = Counter()
-        self.skipped: torch.Tensor | float = 0.0
-        self.steps = 0
-        self.tokens = 0
+    def __init__(self, sums: Mapping[str, torch.Tensor | float] | None = None) -> None:
+        self.sums: dict[str, torch.Tensor | float] = {**dict.fromkeys(COUNTS, 0.0), **(sums or {})}
         self.began = time.perf_counter()
 
     def add(
@@ -136,38 +132,36 @@ class Window:
     ) -> None:
         """Add a step's losses, this process's tokens and its other counts, without waiting."""
         sound = torch.isfinite(losses[WHOLE])
+        more: dict[str, Any] = {STEPS: 1, SKIPPED: (~sound).float(), TOKENS: tokens}
         for name, value in losses.items():
-            kept = torch.where(sound, value, torch.zeros_like(value)).float()
-            self.sums[name] = self.sums[name] + kept if name in self.sums else kept
-        self.skipped = self.skipped + (~sound).float()
-        self.counted.update(counted or {})
-        self.steps += 1
-        self.tokens += tokens
+            more[name] = torch.where(sound, value, torch.zeros_like(value)).float()
+        more |= {f"{COUNTED}{name}": count for name, count in (counted or {}).items()}
+        for name, value in more.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self, processes: Processes) -> dict[str, float]:
         """Return means over the steps and all processes; every process must ask."""
-        sound, counted = self.steps - int(self.skipped), sorted(self.counted)
-        means = {name: float(value) / max(sound, 1) for name, value in self.sums.items()}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        steps, skipped, tokens = (sums.pop(name) for name in COUNTS)
+        sound = steps - skipped
+        counted = sorted(name for name in sums if name.startswith(COUNTED))
+        # Without one sound step there are no losses.
+        means = {n: value / sound for n, value in sums.items() if sound and n not in counted}
         names = sorted(means.keys() - {WHOLE})
-        own = [*(means[name] for name in names), *(self.counted[name] for name in counted)]
-        *shares, tokens = processes.sum([*own, self.tokens])
-        means |= zip(names, shares, strict=False)
-        values = means if sound else {}  # without one sound step there are no losses
-        values |= zip(counted, shares[len(names) :], strict=True)
+        own = [*(means[name] for name in names), *(sums[name] for name in counted), tokens]
+        *shared, tokens = processes.sum(own)
+        values = means | dict(zip(names, shared, strict=False))
+        for name, count in zip(counted, shared[len(names) :], strict=True):
+            values[name.removeprefix(COUNTED)] = count
         values["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
-        if sound < self.steps:
-            values[SKIPPED] = float(self.steps - sound)
-        return values
+        return values | ({SKIPPED: skipped} if skipped else {})
 
     def state(self, processes: Processes) -> tuple[Mapping[str, float], ...]:
         """Return each process's sums, for a checkpoint; every process must ask."""
-        if not self.steps:
+        if not self.sums[STEPS]:
             return ()
-        counted = {f"{COUNTED}{name}": float(self.counted[name]) for name in sorted(self.counted)}
-        names = [*self.sums, *counted, SKIPPED, STEPS, TOKENS]
-        values = [float(value) for value in self.sums.values()]
-        values += [*counted.values(), float(self.skipped), self.steps, self.tokens]
-        rows = processes.gather(values)
+        names = sorted(self.sums)
+        rows = processes.gather([float(self.sums[name]) for name in names])
         return tuple(dict(zip(names, row, strict=True)) for row in rows)
 
     @classmethod
@@ -175,22 +169,18 @@ class Window:
         cls, state: Sequence[Mapping[str, float]], processes: Processes, device: torch.device
     ) -> Window:
         """Return the window of a checkpoint, to the bit if there are as many processes as then."""
-        window = cls()
         if not state:
-            return window
-        if len(state) == processes.world_size:
-            own = dict(state[processes.rank])
-        else:
-            own = dict(state[0])
+            return cls()
+        own = dict(state[processes.rank if len(state) == processes.world_size else 0])
+        if len(state) != processes.world_size:
             # The main process takes all sums that were shared out.
             for name in own.keys() - {WHOLE, SKIPPED, STEPS}:
                 own[name] = sum(row[name] for row in state) if processes.is_main else 0.0
-        window.steps, window.tokens = int(own.pop(STEPS)), int(own.pop(TOKENS))
-        window.skipped = own.pop(SKIPPED)
-        for name in [name for name in own if name.startswith(COUNTED)]:
-            window.counted[name.removeprefix(COUNTED)] = int(own.pop(name))
-        window.sums = {name: torch.tensor(value, device=device) for name, value in own.items()}
-        return window
+        sums: dict[str, torch.Tensor | float] = dict(own)
+        for name in own.keys() - set(COUNTS):
+            if not name.startswith(COUNTED):  # losses are summed in float32
+                sums[name] = torch.tensor(own[name], device=device)
+        return cls(sums)
 
 
 class SpikeWatch:
@@ -246,13 +236,8 @@ class Journal:
         values = self.window.means(self.processes)
         self.window = Window()
         values |= more
-        if self.processes.is_main:
-            self._warn(step, values)
-            self.tracker.log(TRAIN, step, values)
-        return values
-
-    def _warn(self, step: int, values: dict[str, float]) -> None:
-        """Warn of skipped steps and of a spike, which is also added to the line."""
+        if not self.processes.is_main:
+            return values
         if SKIPPED in values:
             log.warning(
                 "%d steps up to step %d were skipped: their loss or gradient was no finite number",
@@ -268,6 +253,8 @@ class Journal:
                 step,
                 usual,
             )
+        self.tracker.log(TRAIN, step, values)
+        return values
 
     def held_out(self, step: int, values: Mapping[str, float]) -> bool:
         """Write held-out figures; returns True if they are the best after any step so far."""

@@ -120,7 +120,15 @@ class TrainingLoop:
                 callback.on_end()
 
     def _train(self, *, resume: bool) -> Summary:
-        start = self._restore() if resume else self._position(0, 0, 0)
+        start = self._position(0, 0, 0)
+        if resume:
+            found = self.processes.on_main(self.checkpoints.to_resume_from)
+            if found is not None:
+                start = restore(Path(found), self.task, self.stepper.optimiser, self.identity)
+            self.journal.rewind(start.step, start.window, self.stepper.device)
+            if self.journal.best_step is not None:  # a kill may have come before it was marked
+                self.checkpoints.mark_best(self.journal.best_step)
+            self.bad_steps = BadSteps(self.config.max_bad_steps, start.bad_steps)
         self._done = self._saved = start.step
         # A run may have been stopped between a step's checkpoint and its evaluation.
         if (
@@ -206,13 +214,20 @@ class TrainingLoop:
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
         last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0
         self._tokens += tokens
-        self.journal.window.add(losses, tokens, self._counted(step))
+        # What batches count beyond their loss terms is logged as sums.
+        names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
+        counted = {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
+        self.journal.window.add(losses, tokens, counted)
         self.bad_steps.add(losses["grad_norm"])
         bar.update()
         signalled, due = self._asked()
         logs = last or scheduled or done % self.config.log_every == 0
         if logs:
-            self._log(done, step, bar)
+            rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
+            values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
+            loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
+            # Shown when the bar is due: a refresh for each line would fill log files.
+            bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s", refresh=False)
         self._tell_saved()
         self._tell("on_step", done, losses)
         spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many
@@ -262,11 +277,6 @@ class TrainingLoop:
                 number += 1
             epoch_step = 0
 
-    def _counted(self, step: Step) -> Mapping[str, int]:
-        """Return what this process's batches count beyond their loss terms; logged as sums."""
-        names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
-        return {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
-
     def _flags(self) -> list[float]:
         """Return this process's flags: one for each signal, a checkpoint's time, a failed write."""
         minutes = self.config.checkpoint_minutes
@@ -301,20 +311,10 @@ class TrainingLoop:
             f"written; look at the data there, or start afresh with a lower --learning-rate"
         )
 
-    def _log(self, done: int, step: Step, bar: tqdm[Any]) -> None:
-        rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
-        values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
-        loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
-        # Shown when the bar is due: a refresh for each line would fill log files.
-        bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s", refresh=False)
-
     def _due(self, step: int) -> bool:
-        """Return True if held-out figures are due.
-
-        They are at the first and the last step, every `eval_every` steps, and before parameters
-        begin to be trained that were held back.
-        """
+        """Return True if held-out figures are due."""
         every = self.config.eval_every
+        # At the ends, and before parameters begin to be trained that were held back.
         fixed = {0, self.total_steps, *self.stepper.starts}
         return step in fixed or bool(every and step % every == 0)
 
@@ -357,16 +357,3 @@ class TrainingLoop:
         self._saved_at = time.perf_counter()
         if main:
             self.checkpoints.begin(snapshot, must=must, first=self.tracker.flush)
-
-    def _restore(self) -> Position:
-        found = self.processes.on_main(self.checkpoints.to_resume_from)
-        position = (
-            self._position(0, 0, 0)
-            if found is None
-            else restore(Path(found), self.task, self.stepper.optimiser, self.identity)
-        )
-        self.journal.rewind(position.step, position.window, self.stepper.device)
-        if self.journal.best_step is not None:  # a kill may have come before it was marked
-            self.checkpoints.mark_best(self.journal.best_step)
-        self.bad_steps = BadSteps(self.config.max_bad_steps, position.bad_steps)
-        return position

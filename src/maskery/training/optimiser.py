@@ -13,7 +13,7 @@ CPU without such products that takes 18 to 28 times as long, so it is not used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,9 @@ def multiplies_bf16(device: torch.device) -> bool:
     """Return True if a device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and cpu_multiplies_bf16(cpu_capabilities())
+    # PyTorch's older versions do not say what the CPU has.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and cpu_multiplies_bf16(capabilities)
 
 
 def cpu_multiplies_bf16(capabilities: Mapping[str, Any]) -> bool:
@@ -66,12 +68,6 @@ def cpu_multiplies_bf16(capabilities: Mapping[str, Any]) -> bool:
     return bool(capabilities.get("avx512_bf16")) and not intel
 
 
-def cpu_capabilities() -> Mapping[str, Any]:
-    """Return what PyTorch knows of this CPU; nothing from versions that do not say."""
-    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return found
-
-
 def mean_width(model: nn.Module) -> float:
     """Return the mean over all matrix elements of their matrix's smaller side; 0 without any."""
     matrices = [p for p in model.parameters() if p.dim() == 2]
@@ -81,12 +77,10 @@ def mean_width(model: nn.Module) -> float:
 
 @contextmanager
 def exact_sums(device: torch.device) -> Iterator[None]:
-    """Add gradients in one order on a CPU, so that a run repeats bit for bit on several threads.
-
-    Where a row is read more than once (`features[negatives]`), PyTorch's threads add its gradients
-    as they come, and the last digits differ from run to run. The step is no slower for it. On other
-    devices the caller's settings stay: what an order costs there has not been measured.
-    """
+    """Add gradients in one order on a CPU, so that a run repeats bit for bit on several threads."""
+    # Where a row is read more than once (`features[negatives]`), PyTorch's threads add its
+    # gradients as they come, and the last digits differ from run to run. The step is no slower for
+    # it. On other devices the caller's settings stay: what an order costs there is not measured.
     if device.type != "cpu":
         yield
         return
@@ -153,10 +147,8 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor_of: Callable[[int
 def learning_rate_factor(
     step: int, total: int, *, warmup_share: float, shape: str, floor: float = 0.0
 ) -> float:
-    """Return the share of the peak learning rate at a step from 0; above 0 and at most 1.
-
-    It depends on the step alone, so resuming needs no state.
-    """
+    """Return the share of the peak learning rate at a step from 0; above 0 and at most 1."""
+    # It depends on the step alone, so resuming needs no state.
     warmup = round(total * warmup_share)
     if step < warmup:
         return (step + 1) / warmup
@@ -169,10 +161,9 @@ def learning_rate_factor(
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW that leaves the groups marked `orthogonal` to Muon.
+    """AdamW that leaves the groups marked `orthogonal` to Muon."""
 
-    One optimiser, so that schedules, checkpoints and sharding treat it like any other.
-    """
+    # One optimiser, so that schedules, checkpoints and sharding treat it like any other.
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -229,14 +220,12 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
 
 def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
     """Return the weights that Muon is for: of linear layers between hidden states."""
-    read_out = set(_weights(m for m in model.modules() if isinstance(m, nn.Embedding)))
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    if output is not None:
-        read_out |= set(_weights([output]))
-    linear = _weights(m for m in model.modules() if isinstance(m, nn.Linear))
-    return {w for w in linear if min(w.shape) >= SMALLEST_SIDE and w not in read_out}
-
-
-def _weights(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    weights = (getattr(module, "weight", None) for module in modules)
-    return [weight for weight in weights if isinstance(weight, nn.Parameter)]
+    read_out = {getattr(output, "weight", None)}
+    read_out |= {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)} - read_out
+    return {
+        weight
+        for weight in linear
+        if isinstance(weight, nn.Parameter) and min(weight.shape) >= SMALLEST_SIDE
+    }

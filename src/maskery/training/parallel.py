@@ -38,11 +38,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def spread(
     task: Task[Any, Any], optimiser: torch.optim.Optimizer, sharding: Sharding, device: torch.device
 ) -> None:
-    """Bring a task's model to the device and spread it over the processes, if there are several.
-
-    A model that is sharded is never whole on the device. The optimiser must be fresh: sharding
-    replaces the parameters it was made for.
-    """
+    """Bring a task's model to the device and spread it over the processes, if there are several."""
     several = join_processes().world_size > 1
     if not several or sharding == "ddp":
         task.model.to(device)
@@ -56,13 +52,14 @@ def spread(
     names = {id(parameter): name for name, parameter in task.model.named_parameters()}
     shard(task.model, mesh)
     sharded = dict(task.model.named_parameters())
+    # The optimiser is fresh: it has no state of the parameters that sharding replaces.
     for group in optimiser.param_groups:
         group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
     twin = twin_of(task)
     if twin is not None:
         shard(twin, mesh)
         twin.to(device)
-    task.model.to(device)  # what is not sharded
+    task.model.to(device)  # what is not sharded; the rest was never whole on the device
 
 
 def gather(task: Task[Any, Any]) -> None:
@@ -107,7 +104,11 @@ def unshard(model: nn.Module) -> None:
     """Turn a sharded model into a plain one with whole parameters, in place."""
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         return
-    home = _home_of(model)
+    home = next(model.parameters()).device
+    if home.type == "cuda":
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        if needed >= ROOM * torch.cuda.get_device_properties(home).total_memory:
+            home = torch.device("cpu")  # the same for all processes
     whole: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -120,16 +121,6 @@ def unshard(model: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             _leave_fsdp(module)
     model.to(home)
-
-
-def _home_of(model: nn.Module) -> torch.device:
-    """Return the device that has room for a whole model: its own, or the CPU for all processes."""
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        return device
-    needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    total = torch.cuda.get_device_properties(device).total_memory
-    return device if needed < ROOM * total else torch.device("cpu")
 
 
 def _leave_fsdp(module: FSDPModule) -> None:

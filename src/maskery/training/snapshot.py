@@ -69,18 +69,9 @@ class Snapshot:
     # By file name, its tensors; empty on other processes than the main one
     files: Mapping[str, Mapping[str, torch.Tensor]]
 
-    @property
-    def num_bytes(self) -> int:
-        """Return the bytes that its tensors take on disk."""
-        tensors = (tensor for content in self.files.values() for tensor in content.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
 
 class SnapshotMaker:
-    """Takes snapshots into memory that it keeps: the last must be written before the next is taken.
-
-    Memory for tensors of a GPU is pinned, so that the copies overlap.
-    """
+    """Takes snapshots into memory that it keeps: write the last before you take the next."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, str], torch.Tensor] = {}
@@ -116,6 +107,7 @@ class SnapshotMaker:
     def _copy(self, key: tuple[str, str], tensor: torch.Tensor) -> torch.Tensor:
         kept = self._memory.get(key)
         if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            # Pinned, so that copies from a GPU overlap.
             kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._memory[key] = kept
         return kept.copy_(tensor, non_blocking=True)
@@ -222,26 +214,26 @@ def require_same_run(checkpoint: Path, stored: str, own: str) -> None:
 def differences(stored: str, own: str) -> list[str]:
     """Return a phrase for each setting that differs; nothing if an identity is no JSON object."""
     try:
-        there, here = dict(_flat(json.loads(stored))), dict(_flat(json.loads(own)))
+        there, here = dict(flat(json.loads(stored))), dict(flat(json.loads(own)))
     except (ValueError, AttributeError, RecursionError):
         return []
+
+    def shown(value: Any) -> str:
+        return "not set" if value is None else repr(value)
+
     return [
-        f"{path[-1]} is {_shown(here.get(path))} here and {_shown(there.get(path))} in the run"
+        f"{path[-1]} is {shown(here.get(path))} here and {shown(there.get(path))} in the run"
         for path in sorted(there.keys() | here.keys())
         if there.get(path) != here.get(path)
     ]
 
 
-def _flat(
-    values: dict[str, Any], parents: tuple[str, ...] = ()
+def flat(
+    values: Mapping[str, Any], parents: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every setting, also of settings within settings, by the names that lead to it."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, (*parents, name))
+            yield from flat(value, (*parents, name))
         else:
             yield (*parents, name), value
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else repr(value)

@@ -107,32 +107,27 @@ class Stepper:
             Scalars on the device, detached: the total as `loss`, each term, and the norm of the
             gradient before it is clipped as `grad_norm`. With several processes, `loss` and terms
             are shares of sums.
-
-        Raises:
-            ModelError: Several processes train parameters that the loss does not reach.
         """
-        with exact_sums(self.device):
-            return self._step(number, prepared, flags)
-
-    def _step(
-        self, number: int, prepared: Sequence[Prepared], flags: Sequence[float]
-    ) -> dict[str, torch.Tensor]:
         self.task.model.train()
         # Dropout follows from (seed, step, process) alone, so that resuming repeats it.
         torch.manual_seed(step_seed(self.config.seed, number, self.processes.rank))
-        set_learning_rate(self.optimiser, lambda start: self._learning_rate_factor(number, start))
+        set_learning_rate(self.optimiser, lambda start: self._rate_factor(number, start))
         self.task.before_step()
-        counts = self._global_counts(prepared, flags)
+        names = sorted(self.task.loss_weights)
+        own = [float(sum(micro.counts.get(name, 0) for micro in prepared)) for name in names]
+        # One message a step, through the CPU: a device is not waited for.
+        total = self.processes.sum([*own, *flags])
+        self.flags, counts = total[len(names) :], dict(zip(names, total, strict=False))
         losses: dict[str, torch.Tensor] = {}
-        with self._holding_back(number):
+        with exact_sums(self.device), self._holding_back(number):
             for index, micro in enumerate(prepared):
                 with last_backward(self.task.model, last=index + 1 == len(prepared)):
                     terms = self._micro_step(micro, counts)
                 for name, term in terms.items():
                     losses[name] = losses.get(name, torch.zeros_like(term)) + term
-        limit = self.config.clip_norm or float("inf")
-        losses["grad_norm"] = clip_gradients(self.parameters, limit)
-        update_if_finite(self.optimiser, self.parameters, losses["grad_norm"])
+            limit = self.config.clip_norm or float("inf")
+            losses["grad_norm"] = clip_gradients(self.parameters, limit)
+            update_if_finite(self.optimiser, self.parameters, losses["grad_norm"])
         return losses
 
     @contextlib.contextmanager
@@ -153,7 +148,7 @@ class Stepper:
             for parameter in waiting:
                 parameter.grad = None
 
-    def _learning_rate_factor(self, number: int, start: int) -> float:
+    def _rate_factor(self, number: int, start: int) -> float:
         """Return the factor of a group that starts at a step, which its warm-up is counted from."""
         return learning_rate_factor(
             max(number - start, 0),
@@ -162,16 +157,6 @@ class Stepper:
             shape=self.config.lr_schedule,
             floor=self.config.lr_floor,
         )
-
-    def _global_counts(
-        self, prepared: Sequence[Prepared], flags: Sequence[float]
-    ) -> dict[str, float]:
-        names = sorted(self.task.loss_weights)
-        own = [float(sum(micro.counts.get(name, 0) for micro in prepared)) for name in names]
-        # One message a step, through the CPU: a device is not waited for.
-        total = self.processes.sum([*own, *flags])
-        self.flags = total[len(names) :]
-        return dict(zip(names, total, strict=False))
 
     def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:
         """Add the gradients of one micro-batch; returns its share of the loss and its terms."""

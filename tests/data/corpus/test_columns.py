@@ -66,6 +66,14 @@ def test_missing_columns(form: str, tmp_path: Path, column: str) -> None:
         list(corpus)
 
 
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "dataset", "rows"])
+def test_no_path_leads_through_a_list(form: str, tmp_path: Path) -> None:
+    rows = [{"note": [{"body": "one"}]}, {"note": [{"body": "two"}]}]
+    corpus = opened(form, tmp_path, CorpusConfig(text_column="note.body"), rows)
+    with pytest.raises(DataError, match=r"a value of type list in 'note\.body', not a string"):
+        list(corpus)
+
+
 def test_a_name_with_a_point_or_comma_is_taken_as_it_is(tmp_path: Path) -> None:
     rows = [{"a.b": "point", "c,d": "comma"}]
     for column, text in rows[0].items():

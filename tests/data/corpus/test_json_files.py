@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import Reading, ReadingReport
-from maskery.data.corpus.json_files import Scanner, read_json, read_json_lines
+from maskery.data.corpus.record_files import Scanner, read_json, read_json_lines
 
 Read = Any
 Write = Any

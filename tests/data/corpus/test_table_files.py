@@ -16,7 +16,7 @@ from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import Reading, ReadingReport
 from maskery.data.corpus.reader import Corpus
-from maskery.data.corpus.table_files import _batch_rows, read_table
+from maskery.data.corpus.record_files import _batch_rows, read_table
 
 Read = Any
 Write = Any

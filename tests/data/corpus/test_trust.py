@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from maskery.core.errors import DataError
-from maskery.data.corpus import streams, table_files
+from maskery.data.corpus import record_files, streams
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 
@@ -72,7 +72,7 @@ def test_a_record_that_never_ends_is_refused(
 def test_a_packed_table_does_not_fill_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_files, "MIN_UNPACKED_BYTES", 1 << 16)
+    monkeypatch.setattr(record_files, "MIN_UNPACKED_BYTES", 1 << 16)
     path = tmp_path / "a.parquet.gz"
     path.write_bytes(gzip.compress(bytes(1 << 24)))
     with pytest.raises(DataError, match="unpacks to more than 100 times its size"):

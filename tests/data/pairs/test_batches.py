@@ -18,6 +18,7 @@ from maskery.data.pairs.batches import (
     HeldOutPairs,
     PairSource,
     Pictures,
+    ReadPairs,
     ViewedPairs,
     tokenise_captions,
 )
@@ -38,10 +39,7 @@ def source_of(
 ) -> PairSource:
     pictures = Pictures(pairs, on_bad, near=None, cache_bytes=cache)
     return PairSource(
-        pairs,
-        captions_of(pairs),
-        pictures,
-        VIEW,
+        ReadPairs(pairs, captions_of(pairs), pictures, VIEW),
         np.arange(len(pairs)),
         **{"batch_pairs": 5, "seed": 3, **settings},
     )
@@ -141,10 +139,7 @@ def test_only_broken_pictures_is_one_line(tmp_path: Path, pairs: Pairs) -> None:
 def held_out(pairs: Pairs, batch_pairs: int) -> HeldOutPairs:
     pictures = Pictures(pairs, "skip", near=None)
     return HeldOutPairs(
-        pairs,
-        captions_of(pairs),
-        pictures,
-        VIEW,
+        ReadPairs(pairs, captions_of(pairs), pictures, VIEW),
         group_ids(pairs),
         np.arange(2, 12),
         batch_pairs=batch_pairs,

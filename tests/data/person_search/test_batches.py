@@ -15,7 +15,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.task import StandIn
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.batches import Pictures, tokenise_captions
+from maskery.data.pairs.batches import Pictures, ReadPairs, tokenise_captions
 from maskery.data.person_search.batches import PersonSource, ViewedPersons
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
@@ -36,10 +36,7 @@ def source(root: Path, batch_pairs: int = 8, **settings: object) -> PersonSource
     )
     pictures = Pictures(data.train, "skip", near=None)
     return PersonSource(
-        data.train,
-        captions,
-        pictures,
-        VIEW,
+        ReadPairs(data.train, captions, pictures, VIEW),
         batch_pairs=batch_pairs,
         **settings,  # type: ignore[arg-type]
     )
@@ -155,7 +152,8 @@ def test_a_query_shows_its_own_words_where_another_caption_was_skipped(tmp_path:
     captions = tokenise_captions(
         data.train, person_tokenizer(), Skipped("caption", "skip"), max_length=24
     )
-    held = RetrievalSet(data.train, captions, Pictures(data.train, "fail", near=None), VIEW)
+    pictures = Pictures(data.train, "fail", near=None)
+    held = RetrievalSet(ReadPairs(data.train, captions, pictures, VIEW))
     assert [held.caption(query) for query in (1, 2, 3)] == [
         data.train[0].captions[1],
         data.train[1].captions[1],
@@ -177,9 +175,8 @@ def test_pictures_that_cannot_be_read_leave_batch_and_gallery(tmp_path: Path) ->
     captions = tokenise_captions(
         data.train, person_tokenizer(), Skipped("caption", "fail"), max_length=24
     )
-    held = RetrievalSet(
-        data.train, captions, Pictures(data.train, "skip", near=None), VIEW, batch_images=4
-    )
+    pictures = Pictures(data.train, "skip", near=None)
+    held = RetrievalSet(ReadPairs(data.train, captions, pictures, VIEW), batch_images=4)
     assert held.gallery.tolist() == list(range(1, 12))
     assert held.queries.tolist() == list(range(2, 24))
     assert len(torch.cat(list(held.images()))) == len(held.image_persons) == 11

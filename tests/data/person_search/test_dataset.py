@@ -182,6 +182,49 @@ def test_an_image_in_two_splits_is_a_leak(tmp_path: Path) -> None:
     assert "'cam_a/000_0.png' in train and test" in message
 
 
+def test_a_picture_in_two_splits_under_two_names_is_left_out_and_counted(tmp_path: Path) -> None:
+    images = save_cuhk(tmp_path, SPLITS) / "imgs" / "cam_a"
+    (images / "000_0.png").write_bytes((images / "006_0.png").read_bytes())  # train and test
+    (images / "001_1.png").unlink()
+    (images / "001_1.png").symlink_to("007_1.png")
+    (images / "004_0.png").write_bytes((images / "006_1.png").read_bytes())  # val and test
+    data = opened("cuhk-pedes", tmp_path)
+    assert sizes(data) == [6, 3, 4]
+    assert [note.split(",")[0] for note in data.notes] == [
+        "1 pictures of the val split are held out as well",
+        "2 pictures of the train split are held out as well",
+    ]
+    for name in ("002_0.png", "002_1.png", "003_0.png", "003_1.png", "000_1.png", "001_0.png"):
+        (images / name).write_bytes((images / "006_0.png").read_bytes())
+    with pytest.raises(DataError, match="without its 8 copies, the train split shows 0 different"):
+        opened("cuhk-pedes", tmp_path)
+
+
+def test_a_caption_of_several_persons_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = records(SPLITS)
+    for row in rows:
+        row["captions"] = [*row["captions"], "A person, on a Bridge."]
+    draw_images(tmp_path / "imgs", rows)
+    (tmp_path / "reid_raw.json").write_text(json.dumps(rows), "utf-8")
+    (note,) = opened("cuhk-pedes", tmp_path).notes
+    assert note.startswith("1 captions describe several persons word for word, first 'a person on")
+    assert caplog.text.count("describe several persons") == 1
+
+
+def test_absolute_paths_below_the_images(tmp_path: Path) -> None:
+    rows = records(SPLITS)
+    draw_images(tmp_path / "imgs", rows)
+    for row in rows:
+        row["file_path"] = str(tmp_path / "imgs" / row["file_path"])
+    (tmp_path / "reid_raw.json").write_text(json.dumps(rows), "utf-8")
+    data = opened("cuhk-pedes", tmp_path, images=tmp_path / "imgs")
+    assert data.train[0].image.name == "cam_a/000_0.png"
+    with pytest.raises(DataError, match=r"is absolute.* as --images"):
+        opened("cuhk-pedes", tmp_path)
+
+
 def test_an_id_in_two_splits_is_counted_and_is_two_persons(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

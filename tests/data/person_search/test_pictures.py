@@ -13,7 +13,7 @@ from tiny_persons import draw_images, person_tokenizer, records, save_cuhk
 from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.batches import Pictures, tokenise_captions
+from maskery.data.pairs.batches import Pictures, ReadPairs, tokenise_captions
 from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
@@ -45,7 +45,10 @@ def batches(data: PersonSearchData) -> list[dict[str, list[Any]]]:
     )
     pictures = Pictures(data.train, "fail", near=(16, 16))
     source = PersonSource(
-        data.train, tokens, pictures, VIEW, batch_pairs=4, weak_pair_probability=0.5, seed=3
+        ReadPairs(data.train, tokens, pictures, VIEW),
+        batch_pairs=4,
+        weak_pair_probability=0.5,
+        seed=3,
     )
     return [
         {
@@ -89,7 +92,8 @@ def test_each_picture_is_in_the_gallery_once_however_its_path_is_written(tmp_pat
     tokens = tokenise_captions(
         data.val, person_tokenizer(), Skipped("caption", "fail"), max_length=32
     )
-    held_out = RetrievalSet(data.val, tokens, Pictures(data.val, "fail", near=(16, 16)), VIEW)
+    pictures = Pictures(data.val, "fail", near=(16, 16))
+    held_out = RetrievalSet(ReadPairs(data.val, tokens, pictures, VIEW))
     names = [data.val[index].image.name for index in held_out.gallery.tolist()]
     assert names == ["cam_a/004_0.png", "cam_a/004_1.png", "cam_a/005_0.png", "cam_a/005_1.png"]
     assert held_out.image_persons.tolist() == [0, 0, 1, 1]

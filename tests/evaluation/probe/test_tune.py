@@ -13,10 +13,9 @@ from tiny_text import WORDS, save_tiny_model
 from maskery.cli.main import main
 from maskery.core.errors import DataError
 from maskery.evaluation.probe.classify import NUM_FOLDS, folds_of
-from maskery.evaluation.probe.encode import Encoder
+from maskery.evaluation.probe.encode import Encoder, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 from maskery.evaluation.probe.probe import probe
-from maskery.evaluation.probe.tune import tuned_hits
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +43,9 @@ def test_the_class_is_learnt_and_the_encoder_stays(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A random model of 32 dimensions learns slower than one that has read.
-    monkeypatch.setattr("maskery.evaluation.probe.tune.ENCODER_RATE", 3e-3)
-    monkeypatch.setattr("maskery.evaluation.probe.tune.HEAD_RATE", 1e-2)
-    monkeypatch.setattr("maskery.evaluation.probe.tune.EPOCHS", 8)
+    monkeypatch.setattr("maskery.evaluation.probe.encode.ENCODER_RATE", 3e-3)
+    monkeypatch.setattr("maskery.evaluation.probe.encode.HEAD_RATE", 1e-2)
+    monkeypatch.setattr("maskery.evaluation.probe.encode.EPOCHS", 8)
     labelled = told()
     classes = np.array([int(label) for label in labelled.labels])
     held_out = folds_of(labelled.texts, NUM_FOLDS) == 0

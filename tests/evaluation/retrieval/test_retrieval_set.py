@@ -14,7 +14,7 @@ from maskery.core.errors import DataError
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view
-from maskery.data.pairs.batches import Pictures, tokenise_captions
+from maskery.data.pairs.batches import Pictures, ReadPairs, tokenise_captions
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
@@ -39,7 +39,7 @@ def retrieval_set(
     skipped = skipped or Skipped("caption", "fail")
     tokens = tokenise_captions(pairs, new_tokenizer(), skipped, max_length=16)
     pictures = Pictures(pairs, on_bad_image, near=VIEW.size)
-    return RetrievalSet(pairs, tokens, pictures, VIEW, **settings)
+    return RetrievalSet(ReadPairs(pairs, tokens, pictures, VIEW), **settings)
 
 
 def captions(data: RetrievalSet) -> list[str]:
@@ -155,7 +155,8 @@ def test_right_pictures_are_those_of_the_person_who_is_described(tmp_path: Path)
         pairs, person_tokenizer(), Skipped("caption", "fail"), max_length=24
     )
     view = ViewConfig(height=16, width=16, mean=HALF_MEAN, std=HALF_STD)
-    split = RetrievalSet(pairs, captions, Pictures(pairs, "skip", near=None), view)
+    pictures = Pictures(pairs, "skip", near=None)
+    split = RetrievalSet(ReadPairs(pairs, captions, pictures, view))
     # The gallery begins at the second picture: the first cannot be read.
     queries = np.array([0, 5])
     ranking = torch.tensor([[1, 0, 2, 4], [2, 3, 9, 1]])

@@ -84,6 +84,26 @@ def test_another_image_size_resizes_positions(
     assert (model.visual_encoder.image_size == size) == resized_once
 
 
+@pytest.mark.parametrize("family", ["vit", "siglip_vision_model"])
+def test_a_size_that_is_no_multiple_of_the_patches_is_told_of_and_cut(
+    bert: tuple[Path, BertForMaskedLM],
+    tmp_path: Path,
+    family: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = AutoConfig.for_model(family, image_size=18, patch_size=4, **SIZES)
+    eyes = AutoModel.from_config(config).eval()
+    eyes.save_pretrained(tmp_path)
+    model = build_from_encoders(bert[0], tmp_path)[0].eval()
+    assert model.config.image_size == [16, 16]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "18 x 18 pixels, no multiple of its patches of 4 x 4; they are read at 16 x 16" in said
+    # The encoder itself never saw the rows and columns beyond its last patches.
+    image = torch.randn(2, 3, 18, 18)
+    expected = eyes(image).last_hidden_state
+    torch.testing.assert_close(model.encode_image(image[..., :16, :16]), expected)
+
+
 def test_same_size_positions_stay() -> None:
     config = AutoConfig.for_model("vit", image_size=16, patch_size=4, **SIZES)
     encoder = AutoModel.from_config(config)

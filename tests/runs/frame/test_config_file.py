@@ -70,6 +70,8 @@ def test_a_file_of_before_the_kind_is_told_by_its_settings(kind: str, tmp_path: 
         ("kind: [text]\n", "it must be one of"),
         ("- a\n", "expected named settings"),
         ("kind: text\ncorpus: [a.txt]\nratte: 1\n", "unknown setting 'ratte'"),
+        ("kind: pairs\npairs: a\nview: {erase_scale: []}\n", "it must be a list of 2"),
+        ("kind: pairs\npairs: a\nview: {mean: [1, 2]}\n", "it must be a list of 3"),
     ],
 )
 def test_a_file_of_no_known_kind_is_one_line(content: str, message: str, tmp_path: Path) -> None:

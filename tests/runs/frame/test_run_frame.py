@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from maskery.core.errors import CheckpointError, DataError, StoppedError
 from maskery.runs.frame.config_file import CONFIG, load_config
-from maskery.runs.frame.run_folder import LOCK, MODEL, TOKENIZER
+from maskery.runs.frame.run_folder import LOCK, MODEL, SUMS, TOKENIZER
 from maskery.runs.frame.run_frame import card_table, public_name, run_in_folder, save_model_folder
 from maskery.training.checkpoint import FILES
 from maskery.training.loop import Summary
@@ -289,6 +289,7 @@ def test_what_a_run_leaves_is_on_disk_when_it_has_its_name(
         CONFIG,
         "evaluation.json",
         MODEL,
+        SUMS,
     ]
 
 

@@ -8,9 +8,12 @@ import pytest
 from maskery.core.errors import ConfigError
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.runs.frame.config_file import from_plain, load_config, save_config, to_plain
-from maskery.runs.image_text.config import ImageTextRunConfig, PairsTrainingConfig
-from maskery.runs.pairs.config import PairsRunConfig
-from maskery.runs.person_search.config import PersonSearchRunConfig
+from maskery.runs.image_text.config import (
+    ImageTextRunConfig,
+    PairsRunConfig,
+    PairsTrainingConfig,
+    PersonSearchRunConfig,
+)
 
 
 def test_text_settings_are_no_settings_and_old_files_with_them_are_read() -> None:

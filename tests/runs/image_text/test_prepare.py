@@ -24,9 +24,8 @@ from transformers import (
 from maskery.cli.main import main
 from maskery.data.images.config import CLIP_MEAN, HALF_MEAN, IMAGENET_MEAN
 from maskery.data.pairs.pairs import Pairs
-from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.image_text.prepare import StartModel, start_model
-from maskery.runs.pairs.config import PairsRunConfig
+from maskery.runs.image_text.config import PairsRunConfig, PairsTrainingConfig
+from maskery.runs.image_text.prepare import StartModel, start_model, warn_of_sides
 from maskery.runs.pairs.run import train_pairs
 
 SIZES: dict[str, Any] = {
@@ -163,3 +162,27 @@ def test_the_encoders_own_normalisation_is_taken_and_saved(
     saved = json.loads((result.folder / "model" / "preprocessor_config.json").read_text())
     assert {name: saved[name] for name in described} == described
     assert saved["size"] == {"height": 16, "width": 16}
+
+
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("a man on the left", True),
+        ("Links steht ein Baum", True),
+        ("слева дом", True),
+        ("左边有一棵树", True),
+        ("a bright leftover", False),
+    ],
+)
+def test_words_for_sides_are_told_of_while_pictures_are_mirrored(
+    caption: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = Pairs.open([{"image": f"{n}.png", "caption": caption} for n in range(3)])
+    warn_of_sides(pairs, 0.5)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == told
+    assert all("3 captions say left or right" in line for line in said)
+    assert all("--flip-probability 0" in line for line in said)
+    caplog.clear()
+    warn_of_sides(pairs, 0.0)
+    assert not caplog.records

@@ -25,11 +25,13 @@ from maskery.evaluation.retrieval.config import (
 )
 from maskery.runs.frame.config_file import load_config, run_kind
 from maskery.runs.frame.run_folder import without_nan
-from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.evaluate import Overrides, evaluate_retrieval_models, spread_of
-from maskery.runs.person_search.settings import (
+from maskery.runs.image_text.config import PersonSearchRunConfig
+from maskery.runs.person_search.evaluate import (
+    Overrides,
+    evaluate_retrieval_models,
     known_retrieval,
     open_for_retrieval,
+    spread_of,
 )
 
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
@@ -243,7 +245,7 @@ def test_a_model_is_measured_alike_wherever_it_lies(
     # What the run was set to makes a difference, so that equality says something.
     for asked in (
         Overrides(score="matching"),
-        Overrides(clean_captions=False),
+        Overrides(clean_captions="no"),
         Overrides(rerank=0),
     ):
         found = evaluate_retrieval_models([names[2]], data=data, overrides=asked)

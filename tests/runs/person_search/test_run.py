@@ -24,8 +24,7 @@ from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.image_text import config as pairs_config
-from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.person_search.config import PRESETS, PersonSearchRunConfig
+from maskery.runs.image_text.config import PRESETS, PairsTrainingConfig, PersonSearchRunConfig
 from maskery.runs.person_search.run import (
     PersonSearchRun,
     prepare_person_search,

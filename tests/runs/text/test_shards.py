@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from shard_folders import contents
 from tiny_text import lines, save_tiny_model
 
+from maskery.cli.corpus import Tokenize, resolve_ranks
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from maskery.core.system import read_metrics
 from maskery.data.corpus.config import StreamingConfig
@@ -21,7 +22,6 @@ from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.prepare import prepare_text
 from maskery.runs.text.run import train_text
-from maskery.runs.text.tokenize import TokenizeConfig, resolve_ranks, tokenize_corpus
 from maskery.training.config import TrainingConfig
 
 
@@ -36,9 +36,7 @@ def shards(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "a.txt").write_text("\n".join(lines(300)), "utf-8")
     sharding = ShardingConfig(shard_mb=0.003, held_out_share=0.1, workers=1)
     paths = (str(work / "a.txt"), str(work / "shards"))
-    made = tokenize_corpus(
-        TokenizeConfig(paths=paths, model=str(model), sharding=sharding), progress=False
-    )
+    made = Tokenize(paths=paths, model=str(model), sharding=sharding).make(progress=False)
     assert made.manifest is not None
     assert len(made.manifest.shards) > 4
     return made.folder
@@ -183,9 +181,7 @@ def test_other_shards_can_be_held_out(shards: Path, model: Path, tmp_path: Path)
     (tmp_path / "b.txt").write_text("\n".join(lines(60, seed=5)), "utf-8")
     sharding = ShardingConfig(shard_mb=0.001, held_out_share=0.1, workers=1)
     paths = (str(tmp_path / "b.txt"), str(tmp_path / "held"))
-    tokenize_corpus(
-        TokenizeConfig(paths=paths, model=str(model), sharding=sharding), progress=False
-    )
+    Tokenize(paths=paths, model=str(model), sharding=sharding).make(progress=False)
     config = config_of(shards, model, tmp_path / "run")
     named = {**vars(config), "eval_data": (str(tmp_path / "held"),)}
     run = prepare_text(TextRunConfig(**named), progress=False)
@@ -247,4 +243,4 @@ def test_a_missing_rank_is_named() -> None:
 
 def test_a_corpus_and_a_folder_must_be_named() -> None:
     with pytest.raises(ConfigError, match="1 path is named: give the files"):
-        TokenizeConfig(paths=("a.txt",))
+        Tokenize(paths=("a.txt",))

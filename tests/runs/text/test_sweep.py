@@ -13,9 +13,9 @@ from maskery.core.errors import ConfigError
 from maskery.core.registry import FromFile
 from maskery.core.system import read_metrics
 from maskery.runs.frame.config_file import save_config
-from maskery.runs.text import sweep
+from maskery.runs.text import evaluate as sweep
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.sweep import plan_sweep
+from maskery.runs.text.evaluate import plan_sweep
 from maskery.training.config import TrainingConfig
 from maskery.training.journal import Callback
 

@@ -20,11 +20,7 @@ BATCH_ROWS = 1000
 class GivenTexts:
     """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library.
 
-    Args:
-        data: A `Dataset` or `IterableDataset`, or an iterable of strings or of mappings with the
-            text under the text column. An iterator, which can be read once only, is read now.
-        label: The source of its examples.
-        name: How messages call all of it. Default: `label`.
+    `label` is the source of its examples, and `name` what messages call all of it.
     """
 
     def __init__(self, data: Any, label: str, name: str | None = None) -> None:
@@ -34,12 +30,17 @@ class GivenTexts:
                 "dataset of the datasets library"
             )
         self.label, self.name = label, name or label
+        # An iterator, which can be read once only, is read now.
         self.data: Any = list(data) if iter(data) is data else data
 
     def texts(self, reading: Reading) -> Iterator[str]:
         """Yield the texts, always the same ones."""
+        is_table = hasattr(self.data, "column_names")
+        reading.unit = "row" if is_table else "text"
         try:
-            yield from read_dataset(self.data, reading)
+            for text in reading.texts(_rows(self.data, reading) if is_table else self.data):
+                reading.on_read(len(text))
+                yield text
         except MaskeryError:
             raise
         except Exception as error:  # the library, the network and a user's iterable raise anything
@@ -53,11 +54,8 @@ class GivenTexts:
         )
 
     def fingerprint(self) -> str | None:
-        """Return what the content is known by, or None if it must be read to know it.
-
-        What is in memory may have been changed since it was named.
-        """
-        return None
+        """Return what the content is known by, or None if it must be read to know it."""
+        return None  # what is in memory may have been changed since it was named
 
 
 class HubDataset(GivenTexts):
@@ -93,15 +91,6 @@ class HubDataset(GivenTexts):
         else:
             content = str(self.data._fingerprint)
         return repr((self.label, self.config.split, self.config.text_column, content))
-
-
-def read_dataset(data: Any, reading: Reading) -> Iterator[str]:
-    """Yield the texts of a `Dataset` or `IterableDataset`, or of an iterable."""
-    is_table = hasattr(data, "column_names")
-    reading.unit = "row" if is_table else "text"
-    for text in reading.texts(_rows(data, reading) if is_table else data):
-        reading.on_read(len(text))
-        yield text
 
 
 def _rows(dataset: Any, reading: Reading) -> Iterator[dict[str, Any]]:

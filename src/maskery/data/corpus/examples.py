@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import ConfigError, DataError
+from maskery.core.random import UInt64Array
 from maskery.data.corpus.config import CorpusConfig
 
 NOT_SPACE = re.compile(r"\S")
+# Read at once: so much that calls cost nothing beside decoding, and little beside a run's memory.
 BLOCK_BYTES = 1 << 20
 # A JSON line, a JSON value or a CSV row must be held whole to be understood.
 MAX_RECORD_CHARS = 1 << 26
@@ -29,17 +31,11 @@ MULTIPLIER_1, MULTIPLIER_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Example(NamedTuple):
-    r"""One text of a corpus.
+    """One text of a corpus."""
 
-    Attributes:
-        text: Stripped of white space at both ends, never blank; line ends are `\n`.
-        source: The file, or the hub dataset, it comes from.
-        id: Unsigned 64-bit, from `example_id`.
-    """
-
-    text: str
-    source: str
-    id: int
+    text: str  # stripped of white space at both ends, never blank; line ends are "\n"
+    source: str  # the file, or the hub dataset, it comes from
+    id: int  # unsigned 64-bit, from `example_id`
 
 
 def example_id(text: str) -> int:
@@ -51,13 +47,10 @@ def example_id(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
+def is_held_out(ids: UInt64Array, share: float) -> npt.NDArray[np.bool_]:
     """Choose the held-out share of examples, by a hash of their ids: (N,) bool.
 
-    `share` is expected of distinct texts; a larger one holds out a superset of a smaller one.
-
-    Raises:
-        ConfigError: The share is outside [0, 1].
+    A larger share holds out a superset of a smaller one.
     """
     if not 0.0 <= share <= 1.0:
         raise ConfigError(f"the held-out share is {share}: it must be from 0 to 1")
@@ -67,7 +60,7 @@ def is_held_out(ids: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.boo
     return mix(ids) < np.uint64(int(share * 2.0**64))
 
 
-def mix(ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(ids: UInt64Array) -> UInt64Array:
     """Return the first output of SplitMix64 for each seed of `ids`: (N,) uint64, a bijection."""
     mixed = ids + np.uint64(GOLDEN_GAMMA)
     mixed ^= mixed >> np.uint64(30)
@@ -125,12 +118,8 @@ class ReadingReport:
             (self.empty, "left out", "empty text", ""),
             (self.merged, "read", "table row", " of several lines, by quotes"),
         )
-        parts = [f"{done} {_count(n, noun)}{rest}" for n, done, noun, rest in found if n]
+        parts = [f"{done} {n:,} {noun}{'s'[: n != 1]}{rest}" for n, done, noun, rest in found if n]
         return "; ".join(parts) or None
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 MISSING = object()
@@ -142,6 +131,8 @@ def _inside(record: Mapping[str, object], name: str) -> object:
         return record[name]
     head, dot, rest = name.partition(".")
     inner = record.get(head)
+    if dot and isinstance(inner, list):
+        return inner  # no path leads through it: its type is refused
     return _inside(inner, rest) if dot and isinstance(inner, Mapping) else MISSING
 
 
@@ -202,7 +193,13 @@ class Reading:
         self.read_group(record)
         values = [_inside(record, name) for name in self.config.columns_of(record)]
         if not any(value is MISSING for value in values):
-            return self._joined(values)
+            others = [value for value in values if value is not None and not isinstance(value, str)]
+            texts = [value for value in values if isinstance(value, str)]
+            if len(values) == 1:
+                return self.value(values[0])
+            if others or not texts:
+                return self._refuse_type(others[0] if others else None)
+            return self.value(self.config.joined(texts))
         # A column that the first record lacks is most likely a wrong name: skipping would skip all.
         if self.first_record or self.config.on_bad_text != "skip":
             raise self.missing_column([str(name) for name in record])
@@ -221,16 +218,6 @@ class Reading:
             roots.append(root)
         return list(dict.fromkeys(roots))
 
-    def _joined(self, values: list[object]) -> str | None:
-        if len(values) == 1:
-            return self.value(values[0])
-        texts = [value for value in values if isinstance(value, str)]
-        others = [value for value in values if value is not None and not isinstance(value, str)]
-        if others or not texts:
-            self._refuse_type(others[0] if others else None)
-            return None
-        return self.value(self.config.joined(texts))
-
     def texts(self, items: Iterable[Any]) -> Iterator[str]:
         """Yield the texts of items: texts themselves, or records with the text column."""
         for item in items:
@@ -243,32 +230,27 @@ class Reading:
         """Return the text of a table's cell, or None if it is skipped."""
         self.first_record = False
         if isinstance(value, bytes):
-            value = self._decoded(value)
-            if value is None:
-                return None
-        if isinstance(value, str):
-            # The same text has the same id whatever the line ends of the system it comes from.
-            return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
-        self._refuse_type(value)
-        return None
+            try:
+                value = value.decode()
+            except UnicodeDecodeError as error:
+                if self.config.on_bad_text != "replace":
+                    self.refuse(
+                        f"holds 0x{error.object[error.start]:02x} at byte {error.start} of its "
+                        "value, which is not valid utf-8"
+                    )
+                    return None
+                self.report.replaced += 1
+                value = error.object.decode("utf-8", "replace")
+        if not isinstance(value, str):
+            return self._refuse_type(value)
+        # The same text has the same id whatever the line ends of the system it comes from.
+        return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
 
-    def _refuse_type(self, value: object) -> None:
+    def _refuse_type(self, value: object) -> str | None:
         self.first_record = False
         kind = "null" if value is None else type(value).__name__
         self.refuse(f"has a value of type {kind} in {self.config.text_column!r}, not a string")
-
-    def _decoded(self, value: bytes) -> str | None:
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            if self.config.on_bad_text == "replace":
-                self.report.replaced += 1
-                return value.decode("utf-8", "replace")
-            self.refuse(
-                f"holds 0x{value[error.start]:02x} at byte {error.start} of its value, "
-                "which is not valid utf-8"
-            )
-            return None
+        return None
 
     def mend(self, text: str) -> str | None:
         """Deal with a text of NUL or surrogate characters as the config says; None skips it.

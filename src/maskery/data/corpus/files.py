@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ from maskery.data.corpus.streams import COMPRESSIONS
 log = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?::([^\s:/][^\s:]*))?")
-LONGEST_HUB_NAME = 200
+LONGEST_HUB_NAME = 200  # longer ones are texts, passed where a name was asked for
 TOLD_EVERY = 100_000  # objects of a long listing, between two lines that say so
 # Written by `maskery tokenize`: the list of all shards at the end, the plan before any other file.
 MANIFEST, PLAN = "shards.json", "plan.json"
@@ -118,11 +118,7 @@ def asked(source: object, done: str = "read") -> Iterator[None]:
 
 
 def one_file(source: str | Path, holds: str) -> Path:
-    """Return a file, here or at an address (then a `RemoteFile`), that `holds` something.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Return a file, here or at an address (then a `RemoteFile`), that `holds` something."""
     path = Path(source)
     if is_address(str(source)):
         filesystem, root = open_address(str(source))
@@ -167,15 +163,12 @@ def holds_shards(source: str) -> bool:
     if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
         return False
     filesystem, root = open_address(source)
-    return any(_is_there(filesystem, f"{root.rstrip('/')}/{name}", source) for name in names)
-
-
-def _is_there(filesystem: Any, path: str, source: str) -> bool:
-    with asked(source):  # `isfile` would take a failing network for a missing file
-        try:
-            return bool(filesystem.info(path)["type"] == "file")
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+    for name in names:
+        # `isfile` would take a failing network for a missing file.
+        with asked(source), suppress(FileNotFoundError, NotADirectoryError):
+            if filesystem.info(f"{root.rstrip('/')}/{name}")["type"] == "file":
+                return True
+    return False
 
 
 def hub_name(sources: Sequence[str]) -> HubName | None:
@@ -194,6 +187,7 @@ def hub_name(sources: Sequence[str]) -> HubName | None:
     suffix, compression = split_suffix(path)
     if path.exists() or suffix in SUFFIXES or suffix in CONVERTERS or compression:
         return None
+    # Most likely a slip in a file's name.
     if "/" in source and Path(source.split("/")[0]).is_dir():
         return None
     return HubName(name=match[1], configuration=match[2])
@@ -202,14 +196,9 @@ def hub_name(sources: Sequence[str]) -> HubName | None:
 def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> list[Path]:
     """Return the files that the sources name, sorted, each once; those at addresses come last.
 
-    Args:
-        sources: Files; folders (searched with all folders in them for files of usable suffixes,
-            hidden ones left out); globs (`**` for any depth); addresses of any of these.
-        config: Its reader decides which suffixes are usable. Default: `CorpusConfig()`.
-
-    Raises:
-        DataError: A source does not exist, has an unsupported suffix, or holds no usable file.
-        MissingExtraError: The package of an address is not installed.
+    Sources are files; folders (searched with all folders in them for files of usable suffixes,
+    hidden ones left out); globs (`**` for any depth); addresses of any of these. The reader of
+    `config` decides which suffixes are usable.
     """
     if not sources:
         raise DataError("no corpus is named; name files, folders, globs or a hub dataset")
@@ -219,13 +208,9 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     for path in sorted(path for path in found if isinstance(path, Path)):
         local.setdefault(path.resolve(), path)
     remote = {str(file): file for file in found if not isinstance(file, Path)}
-    if finder.passed_over:
-        log.warning(
-            "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
-            "such as %s",
-            len(finder.passed_over),
-            finder.passed_over[0],
-        )
+    if passed := finder.passed_over:
+        told = "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
+        log.warning(f"{told}such as %s", len(passed), passed[0])
     return [*local.values(), *(remote[address] for address in sorted(remote))]
 
 

@@ -32,15 +32,15 @@ CONTRACT = (
     "a callable that takes an open file (`for line in file`, or `file.read()`) and yields strings, "
     "or dicts with the text under --text-column"
 )
-TABLES = "maskery.data.corpus.table_files"
+RECORDS = "maskery.data.corpus.record_files"
 # Named by module and attribute: a run on plain text imports no other reader.
 OURS: dict[str, Any] = {
     "text": "maskery.data.corpus.formats:read_text",
-    "jsonl": "maskery.data.corpus.json_files:read_json_lines",
-    "json": "maskery.data.corpus.json_files:read_json",
-    "csv": f"{TABLES}:read_table",
-    "tsv": f"{TABLES}:read_table",
-    "parquet": f"{TABLES}:read_parquet",
+    "jsonl": f"{RECORDS}:read_json_lines",
+    "json": f"{RECORDS}:read_json",
+    "csv": f"{RECORDS}:read_table",
+    "tsv": f"{RECORDS}:read_table",
+    "parquet": f"{RECORDS}:read_parquet",
 }
 READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)
 SUFFIXES = dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text") | {

@@ -94,6 +94,10 @@ class Corpus:
         """
         return cls(config=config or CorpusConfig(), source=_datasets().GivenTexts(data, name))
 
+    def begin(self) -> None:
+        """Count anew what is read and come upon."""
+        self.bytes_read, self.report = 0, ReadingReport()
+
     def __iter__(self) -> Iterator[Example]:
         """Read from the start.
 
@@ -102,18 +106,20 @@ class Corpus:
             PluginError: A reader of the user's own fails.
         """
         self.begin()
-        report = self.report
-        if self._source is None:
-            yield from self._file_examples()
-        else:
+        report, before = self.report, 0
+        if self._source is not None:
             reading = self._reading(self._source.label, Path())
             yield from examples(self._source.texts(reading), reading)
+        for number, size in enumerate(self.sizes):
+            if size == 0:
+                report.empty_files += 1
+                continue
+            yield from self.read_file(number)
+            # Parquet reads some bytes twice and others never; at the end the sum is right.
+            before = before + size if size is not None else self.bytes_read
+            self.bytes_read = before
         if not report.examples:
             raise self._no_text(report)
-
-    def begin(self) -> None:
-        """Count anew what is read and come upon."""
-        self.bytes_read, self.report = 0, ReadingReport()
 
     def groups(self, column: str) -> Iterator[tuple[int, str]]:
         """Read from the start, and yield each example's id with its value in a column.
@@ -145,13 +151,7 @@ class Corpus:
         """Hash all that the examples depend on: contents and order of the files, and the config.
 
         Names do not count, beyond the suffixes. Reads every file once, unless a file system tells
-        of a remote one what it is known by.
-
-        Returns:
-            32 hexadecimal digits: BLAKE2b (RFC 7693) of 16 bytes.
-
-        Raises:
-            DataError: A file cannot be read, or the hub cannot be asked for its revision.
+        of a remote one what it is known by. Returns 32 hexadecimal digits.
         """
         digest = blake2b(digest_size=16)
         common = (READING_VERSION, self.config.on_bad_text, self.config.max_example_chars)
@@ -166,7 +166,11 @@ class Corpus:
         else:
             for path, size in zip(self.files, self.sizes, strict=True):
                 digest.update(repr((size, *self._how(path))).encode())
-                digest.update(self._digest_of(path))
+                content = blake2b(digest_size=32)
+                stamp = getattr(path, "stamp", None)  # of a remote file, without reading it
+                for block in [f"{path} {stamp}".encode()] if stamp else self._blocks(path):
+                    content.update(block)
+                digest.update(content.digest())
         return digest.hexdigest()
 
     def read_file(self, number: int, span: tuple[int, int] | None = None) -> Iterator[Example]:
@@ -191,30 +195,13 @@ class Corpus:
         _, compression = split_suffix(path)
         return file_format or plugin_identity(str(config.reader)), compression, how, encoding
 
-    def _digest_of(self, path: Path) -> bytes:
-        digest = blake2b(digest_size=32)
-        stamp = getattr(path, "stamp", None)
-        if stamp is not None:
-            digest.update(f"{path} {stamp}".encode())
-            return digest.digest()
+    def _blocks(self, path: Path) -> Iterator[bytes]:
         try:
             with path.open("rb") as file:
                 while block := file.read(self.block_bytes):
-                    digest.update(block)
+                    yield block
         except OSError as error:
             raise cannot_read(path, error) from error
-        return digest.digest()
-
-    def _file_examples(self) -> Iterator[Example]:
-        before = 0
-        for number, size in enumerate(self.sizes):
-            if size == 0:
-                self.report.empty_files += 1
-                continue
-            yield from self.read_file(number)
-            # Parquet reads some bytes twice and others never; at the end the sum is right.
-            before = before + size if size is not None else self.bytes_read
-            self.bytes_read = before
 
     def _reading(self, source: str, path: Path, span: tuple[int, int] | None = None) -> Reading:
         self._now = Reading(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,12 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
         DataError: It cannot be read, is not in that encoding, or has no text.
     """
     empty = True
-    with _open(path) as stream:
+    with ExitStack() as stack:
+        stream: Readable = sys.stdin.buffer
+        if str(path) != STANDARD_INPUT:
+            found = one_file(path, "one sentence on each line")
+            stack.enter_context(asked(path))
+            stream = stack.enter_context(open_stream(found, lambda _: None))
         blocks = decoded_blocks(stream, source=name_of(path), encoding=encoding, on_bad_text="fail")
         for number, text in enumerate(_lines(blocks), 1):
             if text.strip():
@@ -62,16 +67,6 @@ def read_sentence_pairs(
 def name_of(path: str | Path) -> str:
     """Return a file's name for messages."""
     return "the standard input" if str(path) == STANDARD_INPUT else str(path)
-
-
-@contextmanager
-def _open(path: str | Path) -> Iterator[Readable]:
-    if str(path) == STANDARD_INPUT:
-        yield sys.stdin.buffer
-        return
-    found = one_file(path, "one sentence on each line")
-    with asked(path), open_stream(found, lambda _: None) as stream:
-        yield stream
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:

@@ -121,11 +121,6 @@ class MultiStream:
         return output
 
 
-def open_gzip(file: CountedFile) -> Readable:
-    """Open a gzip file of any number of members."""
-    return gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[call-overload, no-any-return]
-
-
 def open_zstd(file: CountedFile) -> Readable:
     """Open a Zstandard file of any number of frames."""
     import pyarrow as pa
@@ -135,7 +130,7 @@ def open_zstd(file: CountedFile) -> Readable:
 
 
 COMPRESSIONS: dict[str, Callable[[CountedFile], Readable]] = {
-    ".gz": open_gzip,
+    ".gz": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),  # type: ignore[call-overload]
     ".xz": partial(MultiStream, lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY)),
     ".bz2": partial(MultiStream, bz2.BZ2Decompressor),
     ".zst": open_zstd,
@@ -190,10 +185,9 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
 ) -> Iterator[NamedStream]:
-    """Open a file as a binary stream, decompressed if its last suffix says so.
+    """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so.
 
-    `on_read` is told the bytes of the file, before decompression, as they are read; `span` is the
-    first byte and the one after the last, of a plain file.
+    `on_read` is told the bytes of the file, before decompression, as they are read.
     """
     try:
         file = path.open("rb", buffering=0)
@@ -326,11 +320,9 @@ def _bad_text(
 
 
 def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, bytes | None]:
-    """Return the offset of the first bad text from the start of `data`, and its byte.
-
-    None stands for a NUL character. Decoding again byte by byte is slow, happens once, and gives
-    the exact offset for any encoding, stateful ones and NUL characters of several bytes included.
-    """
+    """Return the offset of the first bad text from the start of `data`, and its byte if any."""
+    # A NUL character is bad, too, and has none. Decoding again byte by byte is slow, happens once,
+    # and gives the exact offset for any encoding, stateful ones and wide NUL characters included.
     decoder = codecs.getincrementaldecoder(name)("strict")
     decoder.setstate(state)
     for index in range(max(1, len(data))):

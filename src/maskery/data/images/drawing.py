@@ -62,7 +62,7 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
     """Lay rows of pictures, `height` pixels high, out on white paper, some columns side by side."""
     if not any(row.cells for row in rows):
         raise DataError("there is no picture to put on the sheet")
-    widest = max(_scaled(cell.image, height)[0] for row in rows for cell in row.cells)
+    widest = max(scaled(cell.image, height)[0] for row in rows for cell in row.cells)
     across = min(columns, max(len(row.cells) for row in rows))
     # Headings need some room above a single narrow picture.
     width = max(360, 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP)
@@ -76,14 +76,16 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
     return sheet
 
 
-def _scaled(image: Image, height: int) -> tuple[int, int]:
-    # No wider than twice the height, or one panorama would set the width of every column.
+def scaled(image: Image, height: int) -> tuple[int, int]:
+    """Return (width, height) of a picture at most so high, and at most twice as wide."""
+    # One panorama would set the width of every column, or take all memory.
     factor = min(height / image.height, 2 * height / image.width)
     return max(1, round(image.width * factor)), max(1, round(image.height * factor))
 
 
 def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int) -> Image:
     image_module, fonts = pillow(), pillow("ImageFont")
+    # Pillow's own font: there is one on every machine.
     heading_font, label_font = map(fonts.load_default, (HEADING_SIZE, LABEL_SIZE))
     # At least eight letters a line, however narrow the sheet is.
     letters = max(8, int((width - 2 * MARGIN) / max(1.0, heading_font.getlength("n"))))
@@ -100,7 +102,7 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
     for number, cell in enumerate(row.cells):
         level, column = divmod(number, columns)
         left, upper = MARGIN + column * step[0], top + level * step[1]
-        size = _scaled(cell.image, height)
+        size = scaled(cell.image, height)
         resized = cell.image.resize(size, image_module.Resampling.LANCZOS)
         if cell.frame is not None:
             box = (left, upper, left + size[0] + 2 * FRAME - 1, upper + size[1] + 2 * FRAME - 1)

@@ -61,17 +61,11 @@ def load_image(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     near: tuple[int, int] | None = None,
 ) -> Image:
-    """Decode a picture to RGB.
+    """Decode a picture to RGB, or raise a DataError.
 
     Of an animation the first frame is taken; EXIF orientation is applied; transparent pixels show
-    white; 16-bit grey is scaled to 8 bits; CMYK, palettes and colour profiles become sRGB.
-
-    Args:
-        near: (width, height) in pixels that will be asked of the result. A JPEG of at least twice
-            that size is decoded at a half, a quarter or an eighth, several times faster.
-
-    Raises:
-        DataError: It is empty, no picture, damaged, too large or of an odd pixel type.
+    white; 16-bit grey is scaled to 8 bits; CMYK, palettes and colour profiles become sRGB. `near`
+    is the (width, height) in pixels that will be asked of the result.
     """
     module = pillow()
     if not file.seek(0, os.SEEK_END):
@@ -88,7 +82,8 @@ def load_image(
                     f"allowed; shrink it or raise max_pixels"
                 )
             if near is not None:
-                # An EXIF turn may exchange the sides.
+                # A JPEG of at least twice that size is decoded at a half, a quarter or an eighth,
+                # several times faster. An EXIF turn may exchange the sides.
                 image.draft(None, (max(near), max(near)))
             _scale_key(image)
             image.load()
@@ -178,10 +173,13 @@ def open_file(path: Path, within: Path | None = None) -> BinaryIO:
         # Opening a FIFO would wait for a writer for ever.
         if not resolved.is_file():
             raise DataError(f"image {path} is no regular file; correct its path, or remove it")
-        if within is not None and not resolved.is_relative_to(within.resolve()):
+        root = resolved if within is None else within.resolve()
+        # The links of a hub cache's `snapshots` lead into `blobs`, beside it.
+        beside = (p.parent / "blobs" for p in (root, *root.parents) if p.name == "snapshots")
+        if not any(resolved.is_relative_to(folder) for folder in (root, *beside)):
             raise DataError(
-                f"image {path} is a link that leads out of the image folder, to {resolved}; "
-                f"copy the file into the folder"
+                f"image {path} is a link that leads out of the image folder, to {resolved}; copy "
+                f"the file into the folder, or name a folder that holds both as --images"
             )
         return path.open("rb")
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -128,9 +128,7 @@ def fingerprint(pairs: Pairs) -> str:
 class Pictures:
     """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
 
-    A picture that cannot be read is None from then on; `skipped` is told of it once. `near` is the
-    (width, height) that pictures are brought to before they are kept; None where they are still to
-    be cropped.
+    A picture that cannot be read is None from then on; `skipped` is told of it once.
     """
 
     def __init__(
@@ -138,7 +136,7 @@ class Pictures:
         pairs: Pairs,
         on_bad_image: Literal["skip", "fail"],
         *,
-        near: tuple[int, int] | None,
+        near: tuple[int, int] | None,  # size to keep them at; None where they are to be cropped
         cache_bytes: int = 0,
     ) -> None:
         self.skipped = Skipped("image", on_bad_image)
@@ -161,6 +159,15 @@ class Pictures:
                 self._room -= size
                 self._kept[index] = image
         return [decoded[i] if i in decoded else self._kept[i] for i in indices]
+
+
+class ReadPairs(NamedTuple):
+    """Pairs as a model reads them."""
+
+    pairs: Pairs
+    captions: CaptionTokens  # of these pairs
+    pictures: Pictures  # of these pairs, decoded when they are asked for
+    view: ViewConfig  # of the pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,27 +195,21 @@ ViewedT = TypeVar("ViewedT")
 
 
 class PicturedExamples(PlannedSource[ViewedT]):
-    """Training examples with a picture each: their order, their pictures and views.
-
-    `ids` (N,) are those of the examples, and `pairs` (N,) the pairs whose pictures they have. A
-    step has `batch_size` examples over all processes, a micro-batch at most `micro_size`.
-    """
+    """Training examples with a picture each: their order, their pictures and views."""
 
     def __init__(
         self,
-        ids: UInt64Array,
-        pairs: Int64Array,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
-        batch_size: int,
-        micro_size: int | None,
+        read: ReadPairs,
+        ids: UInt64Array,  # (N,)
+        pairs: Int64Array,  # (N,) of which each example has the picture
+        batch_size: int,  # examples of a step, over all processes
+        micro_size: int | None,  # most examples of a micro-batch
         seed: int,
     ) -> None:
         # Pictures cost the same whatever their captions, so each example counts as one token.
         super().__init__(np.ones(len(ids), np.int64), batch_size, micro_size, "packed", seed)
         self.ids, self.pairs = ids, pairs
-        self.captions, self.pictures, self.view = captions, pictures, view
+        _, self.captions, self.pictures, self.view = read
 
     def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
@@ -236,19 +237,15 @@ class PairSource(PicturedExamples[ViewedPairs]):
 
     def __init__(
         self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
+        read: ReadPairs,
         chosen: Int64Array,
         *,
         batch_pairs: int,
         micro_pairs: int | None = None,
         seed: int = 0,
     ) -> None:
-        chosen = chosen[np.isin(chosen, captions.owners)]
-        ids, sizes = pairs.ids[chosen], (batch_pairs, micro_pairs)
-        super().__init__(ids, chosen, captions, pictures, view, *sizes, seed)
+        chosen = chosen[np.isin(chosen, read.captions.owners)]
+        super().__init__(read, read.pairs.ids[chosen], chosen, batch_pairs, micro_pairs, seed)
 
     def batch(
         self, chosen: Int64Array, epoch: int = 0, crowd: Int64Array | None = None
@@ -270,19 +267,11 @@ class HeldOutPairs:
     """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one."""
 
     def __init__(
-        self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
-        groups: UInt64Array,
-        chosen: Int64Array,
-        *,
-        batch_pairs: int = 64,
+        self, read: ReadPairs, groups: UInt64Array, chosen: Int64Array, *, batch_pairs: int = 64
     ) -> None:
-        self.ids, self.captions, self.pictures, self.view = pairs.ids, captions, pictures, view
-        self.groups, self.batch_pairs = groups, batch_pairs
-        self.chosen = chosen[np.isin(chosen, captions.owners)]
+        pairs, self.captions, self.pictures, self.view = read
+        self.ids, self.groups, self.batch_pairs = pairs.ids, groups, batch_pairs
+        self.chosen = chosen[np.isin(chosen, self.captions.owners)]
         wrong = wrong_pairs(groups, self.chosen)
         self.wrong = dict(zip(self.chosen.tolist(), wrong.tolist(), strict=True))
 

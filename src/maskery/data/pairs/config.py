@@ -71,7 +71,7 @@ class PairsConfig:
     """Column or key of which pairs of one value stand on one side of the split, such as patient_id.
     Default: group, where there is one; pairs that name a person go by that."""
     split: str | None = None
-    """Read only records of this split; needed where a source holds several."""
+    """Read only records of this split. Default: train pairs keeps train and test apart."""
     on_bad_image: Literal["skip", "fail"] = "skip"
     """An image that cannot be read is skipped and counted, or ends the run."""
     on_bad_caption: Literal["skip", "fail"] = "fail"

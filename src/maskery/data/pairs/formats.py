@@ -235,10 +235,7 @@ class GivenRecords:
                 row, where, image=where, place=(0, offset, memoryview(image).nbytes)
             )
         if isinstance(image, Path | str):
-            path, root = Path(image), self.root.absolute()
-            # A path that is not below the root is left for the check.
-            name = path.relative_to(root) if path.is_relative_to(root) else image
-            return columns.read(row, where, image=str(name), folder=folder)
+            return columns.read(row, where, image=str(image), folder=folder, images=self.root)
         raise self._misfit(f"{where} has the image {brief(image)}")
 
     def read_bytes(self, place: Place) -> bytes:

@@ -76,6 +76,7 @@ class Pairs:
     def __init__(
         self, table: pa.Table, ref: Callable[[str, Place], ImageRef], skipped: Skipped
     ) -> None:
+        self._table = table
         self.names, self._captions = (table[c].combine_chunks() for c in ("name", "captions"))
         self._places = np.array(table["place"].to_pylist(), np.int64)
         self._ref = ref
@@ -101,9 +102,7 @@ class Pairs:
             DataError: It cannot be read, holds no pairs, or a record is bad.
             PluginError: The reader of `config` is none, or breaks its contract.
         """
-        pairs, held = cls._read(source, config or PairsConfig(), several=False)
-        assert held is None
-        return pairs
+        return cls._read(source, config or PairsConfig(), several=False)
 
     @classmethod
     def open_splits(
@@ -115,32 +114,24 @@ class Pairs:
         column `split`, the test split (else the validation split) is measured. A `split` in the
         settings is read alone.
         """
-        return cls._read(source, config or PairsConfig(), several=True)
+        pairs = cls._read(source, config or PairsConfig(), several=True)
+        splits = pairs._table["split"].unique().to_pylist()
+        if len(splits) < 2:
+            return pairs, None
+        wanted = halves(splits)
+        if left := sorted(set(splits) - set(wanted)):
+            log.warning("neither trained on nor measured: split %s", ", ".join(map(brief, left)))
+        log.info("split %r is trained on and split %r measured", *wanted)
+        parts = [pairs._table.filter(pc.field("split") == split) for split in wanted]
+        train, held = (cls(part, pairs._ref, pairs.skipped_captions) for part in parts)
+        return train, held
 
     @classmethod
-    def _read(
-        cls, source: Source, config: PairsConfig, *, several: bool
-    ) -> tuple[Pairs, Pairs | None]:
+    def _read(cls, source: Source, config: PairsConfig, *, several: bool) -> Pairs:
         name = source if isinstance(source, str | Path) else "the source"
         reader = open_source(source, config)
         records = _of_split(reader, config, name, several=several)
-        table, skipped = _table(records, config, name)
-        splits = {str(split).lower(): split for split in table["split"].unique().to_pylist()}
-        if len(splits) < 2:
-            return cls(table, reader.ref, skipped), None
-        wanted = [
-            next((splits[name] for name in names if name in splits), None)
-            for names in (TRAIN_SPLITS, HELD_SPLITS)
-        ]
-        if None in wanted:
-            raise _several_splits(str(name), splits.values())
-        if left := sorted(set(splits.values()) - set(wanted)):
-            log.warning("neither trained on nor measured: split %s", ", ".join(map(brief, left)))
-        log.info("split %r is trained on and split %r measured", *wanted)
-        train, held = (
-            cls(table.filter(pc.field("split") == w), reader.ref, skipped) for w in wanted
-        )
-        return train, held
+        return cls.of(records, reader.ref, config, name)
 
     @classmethod
     def of(
@@ -151,8 +142,15 @@ class Pairs:
         source: str | Path,
     ) -> Pairs:
         """Check records and make pairs of them; `ref` makes an image of its name and place."""
-        table, skipped = _table(records, config, source)
-        return cls(table, ref, skipped)
+        skipped = Skipped("caption", config.on_bad_caption)
+        rows = _checked(records, config, skipped)
+        tables = []
+        while chunk := list(islice(rows, CHUNK)):
+            tables.append(pa.Table.from_pylist(chunk, SCHEMA))
+        if not tables:
+            left_out = f" ({skipped})" if skipped.count else ""
+            raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
+        return cls(pa.concat_tables(tables).combine_chunks(), ref, skipped)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -185,19 +183,11 @@ class Pairs:
         return (self[index] for index in range(len(self)))
 
 
-def _table(
-    records: Iterable[Record], config: PairsConfig, source: str | Path
-) -> tuple[pa.Table, Skipped]:
-    """Check records and return those with a usable caption as a table of `SCHEMA`."""
-    skipped = Skipped("caption", config.on_bad_caption)
-    rows = _checked(records, config, skipped)
-    tables = []
-    while chunk := list(islice(rows, CHUNK)):
-        tables.append(pa.Table.from_pylist(chunk, SCHEMA))
-    if not tables:
-        left_out = f" ({skipped})" if skipped.count else ""
-        raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
-    return pa.concat_tables(tables), skipped
+def halves(splits: Iterable[str | None]) -> list[str | None]:
+    """Return the split to train on and the one to measure on, by their names; None for neither."""
+    known = {str(split).lower(): split for split in splits}
+    both = (TRAIN_SPLITS, HELD_SPLITS)
+    return [next((known[name] for name in names if name in known), None) for names in both]
 
 
 def _of_split(
@@ -218,22 +208,17 @@ def _of_split(
                 f"{record.where}: {source} holds records with a {SPLIT_COLUMN!r} and records "
                 f"without; name the split of every record, or of none"
             )
-        if config.split is None and len(found) > 1 and not several:
-            raise _several_splits(f"{record.where}: {source}", found)
         if config.split is None or split == config.split:
             yield replace(record, split=split)
+    if config.split is None and len(found) > 1 and (not several or None in halves(found)):
+        raise DataError(
+            f"{source} holds several splits ({', '.join(map(brief, found))}); choose one as split"
+        )
     if config.split is not None and config.split not in found:
         raise DataError(
             f"{source} has no split {config.split!r}, only "
             f"{', '.join(map(brief, found)) or 'none'}; choose one of these"
         )
-
-
-def _several_splits(where: str, found: Iterable[object]) -> DataError:
-    return DataError(
-        f"{where} holds several splits ({', '.join(map(brief, found))}, perhaps more); choose one "
-        f"as split"
-    )
 
 
 def _checked(
@@ -318,6 +303,8 @@ def wrong_pairs(groups: UInt64Array, among: Int64Array) -> Int64Array:
             "all held-out pairs show the same picture or person, so there is no wrong picture to "
             "compare with; hold out more, or bring other --eval-pairs"
         )
+    # Each group's wrong one is the next in a circle by hash: the same in every run, and no
+    # neighbour of the file, which may be of the same kind.
     order = unique[np.argsort(mix(unique), kind="stable")]
     following = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
     members: dict[int, list[int]] = {}

@@ -44,6 +44,7 @@ class Record:
     where: str  # file and line (or record, row, member), for messages
     place: Place = FILE  # of the image's bytes; the reader's `ref` understands it
     folder: str = ""  # folder of the table that names the image, below the root of all images
+    images: Path | None = None  # the root, where absolute paths below it are allowed
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def checked_image_name(value: object, where: str) -> str:
         return value
     raise DataError(
         f"{where}: the image path {brief(value)} {problem}; write it relative to the image "
-        f"folder and name that folder as images"
+        f"folder, or name a folder that it lies under as --images"
     )
 
 
@@ -205,8 +206,27 @@ def picture_name(record: Record) -> str:
     if record.place[1] != IN_FILE:
         return str(record.image)
     # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
-    name = checked_image_name(record.image, record.where)
-    return posixpath.normpath(posixpath.join(record.folder, name))
+    below = _below(record.image, record.images)
+    folder, name = (record.folder, record.image) if below is None else ("", below)
+    name = checked_image_name(name, record.where).replace("\\", "/")
+    return posixpath.normpath(posixpath.join(folder, name))
+
+
+def _below(path: object, images: Path | None) -> str | None:
+    """Return an absolute path relative to the image folder; None where it does not lie there."""
+    if images is None or not isinstance(path, str) or "\0" in path:
+        return None
+    for root in (images.absolute(), images.resolve()):
+        if Path(path).is_relative_to(root):
+            return str(Path(path).relative_to(root))
+    foreign = PureWindowsPath(path)
+    if foreign.is_absolute():
+        # The folder is known by its name: C:\data\imgs\a.png lies under /mnt/imgs, as a.png.
+        for place in [n for n, part in enumerate(foreign.parts) if part == images.absolute().name]:
+            name = "/".join(foreign.parts[place + 1 :])
+            if (images / name).is_file():
+                return name
+    return None
 
 
 def checked_captions(

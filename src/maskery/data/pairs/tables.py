@@ -63,9 +63,9 @@ def _open_text(
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
-            folder = table_folder(path, config, root)
+            found: Any = {"folder": table_folder(path, config, root), "images": config.images}
             for record in read(path, config):
-                yield replace(record, folder=folder, place=(number, IN_FILE, 0))
+                yield replace(record, place=(number, IN_FILE, 0), **found)
 
     return Reader(records=records(), ref=image_refs(config.images or root, config.max_pixels))
 
@@ -181,7 +181,7 @@ def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Read
         where = f"{table.path}, row {row}"
 
         def file(path: object) -> ImageRef:
-            record = Record(image=path, where=where, folder=table.folder)
+            record = Record(image=path, where=where, folder=table.folder, images=config.images)
             return ImageRef.file(picture_name(record), images)
 
         group = int(np.searchsorted(table.first_rows, row, side="right")) - 1
@@ -210,7 +210,7 @@ class Table:
     def __init__(self, path: Path, config: PairsConfig, root: Path, number: int) -> None:
         self.path, self.number = path, number
         self.name = path.relative_to(root).as_posix()
-        self.folder = table_folder(path, config, root)
+        self.folder, self.images = table_folder(path, config, root), config.images
         with _sound(path):
             file = pq.ParquetFile(path)
         self.metadata, schema = file.metadata, file.schema_arrow
@@ -246,7 +246,7 @@ class Table:
         where, columns = f"{self.path}, row {number}", self.columns
         if self.is_path:
             place = (self.number, IN_FILE, 0)
-            return columns.read(row, where, place=place, folder=self.folder)
+            return columns.read(row, where, place=place, folder=self.folder, images=self.images)
         name, image = f"{self.name}#{number}", row.get(str(columns.image))
         if isinstance(image, dict) and image.get("path"):
             # Beside bytes the path is only a name, and often the same in every row.

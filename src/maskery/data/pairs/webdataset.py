@@ -11,7 +11,6 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -59,28 +58,18 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
                 for stem, members in shard.samples():
                     yield shard.record(stem, members)
 
-    return Reader(records(), image_refs(root, config.max_pixels, partial(_read_member, paths)))
+    def read(place: Place) -> bytes:
+        shard, offset, size = place
+        path = paths[shard]
+        # Opened for each image, so that threads and forked workers share no position.
+        with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) < size:
+            raise DataError(f"{path} has been cut short since it was indexed; restore it")
+        return content
 
-
-def _read_member(paths: Sequence[Path], place: Place) -> bytes:
-    """Return the bytes of a member; a place is (shard, offset, size)."""
-    shard, offset, size = place
-    path = paths[shard]
-    # Opened for each image, so that threads and forked workers share no position.
-    with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
-        file.seek(offset)
-        content = file.read(size)
-    if len(content) < size:
-        raise DataError(f"{path} has been cut short since it was indexed; restore it")
-    return content
-
-
-def _is_extra(stem: str, suffix: str) -> bool:
-    """Return True for members of no sample: hidden ones, of macOS or of webdataset, and notes."""
-    # macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset its notes as `__meta__`.
-    *folders, base = stem.split("/")
-    hidden = not base or any(part.startswith((".", "__")) for part in (*folders, base))
-    return hidden or suffix == "md" or base.upper() in NOTES
+    return Reader(records(), image_refs(root, config.max_pixels, read))
 
 
 @dataclass(frozen=True)
@@ -136,7 +125,10 @@ class Shard:
             folder, _, base = posixpath.normpath(member.name).rpartition("/")
             base, _, suffix = base.partition(".")
             stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
-            if _is_extra(stem, suffix):
+            # macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset its notes as
+            # `__meta__`.
+            hidden = not base or any(part.startswith((".", "__")) for part in stem.split("/"))
+            if hidden or suffix == "md" or base.upper() in NOTES:
                 passed_over += 1
                 continue
             if stem in found and stem != last:

@@ -19,9 +19,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.random import Int64Array, Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
-from maskery.data.images.config import ViewConfig
-from maskery.data.pairs.batches import CaptionTokens, PicturedExamples, Pictures, ViewedPairs
-from maskery.data.pairs.pairs import Pairs
+from maskery.data.pairs.batches import PicturedExamples, ReadPairs, ViewedPairs
 from maskery.data.rows import hash_rows
 
 
@@ -44,16 +42,14 @@ class PersonSource(PicturedExamples[ViewedPersons]):
 
     def __init__(
         self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
+        read: ReadPairs,
         *,
         batch_pairs: int,
         micro_pairs: int | None = None,
         weak_pair_probability: float = 0.1,
         seed: int = 0,
     ) -> None:
+        pairs, captions, *_ = read
         owners = captions.owners
         # Only whole batches are read: with fewer captions than one has, all of them are one.
         sizes = min(batch_pairs, len(owners)), micro_pairs or batch_pairs
@@ -61,7 +57,7 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")
         spread = (place.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
         ids = mix(pairs.ids[owners] + spread)
-        super().__init__(ids, owners, captions, pictures, view, *sizes, seed)
+        super().__init__(read, ids, owners, *sizes, seed)
         self.persons = pairs.persons[owners]
         self.weak_pair_probability = weak_pair_probability
         # The captions of each person, person after person.

@@ -8,7 +8,7 @@ image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from maskery.core.errors import DataError
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
-from maskery.data.images.loading import Skipped
+from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
 from maskery.data.pairs.records import (
@@ -93,14 +93,9 @@ class PersonSearchData:
 
 
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
-    """Read and check a dataset; images stay where they are until they are loaded.
-
-    Raises:
-        DataError: Annotations are missing, bad or of another dataset, an image is in two splits or
-            said to show two persons, images are missing, or a split shows fewer than two persons.
-    """
+    """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
-    records = list(read_annotations(config.dataset, root))
+    records = list(read_annotations(config.dataset, root, config.images))
     images = _image_folder(config)
     annotated, leaks = {record.split for record in records}, leaks_note(records)
     records, missing = without_missing(records, images, config)
@@ -113,9 +108,10 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         notes.append(note and f"{split}: {note}")
         if split in annotated or split == "train":
             _need_two_persons(by_split[split], f"the {split} split of '{root}'")
-    notes = [note for note in (*notes, str(skipped)) if note]
     if "val" not in annotated:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
+    notes += [*drop_copies(by_split, images), shared_captions(by_split)]
+    notes = [note for note in (*notes, str(skipped)) if note]
     ref = image_refs(images, DEFAULT_MAX_PIXELS)
     reading = PairsConfig(on_bad_caption=config.on_bad_caption)
     splits = {
@@ -179,6 +175,48 @@ def leaks_note(records: Sequence[Record]) -> str:
     )
 
 
+def _need_two_persons(records: Sequence[Record], what: str) -> None:
+    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
+    count = len({record.person for record in records})
+    if count < 2:
+        raise DataError(
+            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
+            f"anyone from; bring at least 2"
+        )
+
+
+def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
+    """Leave out pictures that a split measured later also shows, as links or copies; notes them."""
+    held: set[int] = set()
+    notes = []
+    for split in reversed(SPLITS):  # test first, then val, then train
+        found = by_split[split]
+        hashes = content_hashes(ImageRef.file(record.image, images) for record in found).tolist()
+        kept = [record for record, own in zip(found, hashes, strict=True) if own not in held]
+        held.update(hashes)
+        if count := len(found) - len(kept):
+            notes.append(
+                f"{count:,} pictures of the {split} split are held out as well, under other names "
+                f"(links, or files of equal bytes), and are left out"
+            )
+            _need_two_persons(kept, f"without its {count:,} copies, the {split} split")
+        by_split[split] = kept
+    return notes
+
+
+def shared_captions(by_split: Mapping[str, Sequence[Record]]) -> str:
+    """Return a warning about captions that describe several persons of a split, else ""."""
+    shared: dict[str, list[str]] = {}
+    for found in by_split.values():
+        shared |= _in_several_splits((c, r.person) for r in found for c in r.caption)
+    if not shared:
+        return ""
+    return (
+        f"{len(shared):,} captions describe several persons word for word, first "
+        f"{brief(next(iter(shared)))}: no search can tell whom they mean"
+    )
+
+
 def _in_several_splits(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Return the names that are in more than one split, with these, in their order."""
     splits: dict[str, list[str]] = {}
@@ -208,16 +246,6 @@ def without_missing(
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _need_two_persons(records: Sequence[Record], what: str) -> None:
-    """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
-    count = len({record.person for record in records})
-    if count < 2:
-        raise DataError(
-            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
-            f"anyone from; bring at least 2"
-        )
-
-
 def _need_expected_splits(
     config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
 ) -> None:
@@ -235,6 +263,7 @@ def _need_expected_splits(
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
     """Cut training identities into those to train on and those that choose the epoch."""
+    # By persons, and by a hash: nobody is on both sides, and every run has the same sides.
     groups = group_ids_of([f"person\0{record.person}" for record in records])
     if (count := len(np.unique(groups))) < 4:
         raise DataError(
@@ -286,7 +315,9 @@ def merge_pictures(
     return merged, note if joined else ""
 
 
-def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
+def read_annotations(
+    dataset: DatasetName, root: Path, images: Path | None = None
+) -> Iterator[Record]:
     """Yield every record of a dataset with its split; image and person are names, and checked."""
     layout = LAYOUTS[dataset]
     if dataset == "jsonl" and root.is_file():
@@ -299,9 +330,17 @@ def read_annotations(dataset: DatasetName, root: Path) -> Iterator[Record]:
         settings = AnnotationConfig(image_column=layout.image_key)
         try:
             for record in json_records(path, settings):
-                yield _checked(layout, record, split)
+                yield _checked(layout, replace(record, images=images), split)
         except DataError as error:
-            raise _explained(error, layout, path) from error
+            if "has no column" not in str(error):
+                raise
+            for other, its in LAYOUTS.items():
+                if its.image_key != layout.image_key and repr(its.image_key) in str(error):
+                    raise DataError(
+                        f"{path}: its records name the image {its.image_key!r} as {its.title} "
+                        f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
+                    ) from error
+            raise
 
 
 def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
@@ -344,16 +383,3 @@ def _checked(layout: Layout, record: Record, split: str | None) -> Record:
             f"{record.where}: no person is named; person search needs an id for each image"
         )
     return replace(record, split=named, person=person, image=picture_name(record))
-
-
-def _explained(error: DataError, layout: Layout, path: Path) -> DataError:
-    """Return the error, with the dataset whose image key the records have, if it is another's."""
-    if "has no column" not in str(error):
-        return error
-    for other, candidate in LAYOUTS.items():
-        if candidate.image_key != layout.image_key and repr(candidate.image_key) in str(error):
-            return DataError(
-                f"{path}: its records name the image {candidate.image_key!r} as {candidate.title} "
-                f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
-            )
-    return error

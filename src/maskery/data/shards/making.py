@@ -92,16 +92,13 @@ def make_shards(
     """Make the shards of a corpus that this rank is to make, and the manifest if it is the last.
 
     Shards of the same corpus and settings that the folder holds are kept.
-
-    Raises:
-        DataError: The corpus cannot be read, the folder holds shards of something else or cannot
-            be written, or a process died.
     """
     if not corpus.files:
         raise DataError(
             "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
             "lines files and name their folder"
         )
+    # By the sizes of the files alone, so every rank plans the same pieces without asking others.
     pieces = plan_pieces(corpus, config.shard_bytes)
     job = Job(
         corpus=corpus,
@@ -235,6 +232,7 @@ def write_manifest(
 
 def summary(made: Made) -> dict[str, object]:
     """Return the result as `--json` prints it."""
+    manifest = made.manifest
     about: dict[str, object] = {
         "folder": str(made.folder),
         "pieces": made.pieces,
@@ -242,18 +240,21 @@ def summary(made: Made) -> dict[str, object]:
         "tokens_made": made.tokens_made,
         "made_anew": list(made.damaged),
         "missing_pieces": made.missing,
-        "complete": made.manifest is not None,
+        "complete": manifest is not None,
     }
-    if made.manifest is not None:
-        about |= {
-            "shards": len(made.manifest.shards),
-            "documents": made.manifest.documents,
-            "tokens": made.manifest.tokens,
-            "held_out_documents": sum(entry.documents for entry in made.manifest.held_out),
-            "held_out_tokens": sum(entry.tokens for entry in made.manifest.held_out),
-            "tokenizer_fingerprint": made.manifest.tokenizer_fingerprint,
+    return (
+        about
+        if manifest is None
+        else about
+        | {
+            "shards": len(manifest.shards),
+            "documents": manifest.documents,
+            "tokens": manifest.tokens,
+            "held_out_documents": sum(entry.documents for entry in manifest.held_out),
+            "held_out_tokens": sum(entry.tokens for entry in manifest.held_out),
+            "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
         }
-    return about
+    )
 
 
 Done = tuple[int, int, list[str]]
@@ -279,6 +280,7 @@ def do_pieces(
         return
     pool = ProcessPoolExecutor(
         count,
+        # A forked process would inherit the tokenizer's threads in the middle of their work.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(job, backend.to_str()),
@@ -312,13 +314,9 @@ def _start_worker(job: Job, backend: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    sentinel = parent.sentinel
+    threading.Thread(target=lambda: wait([sentinel]) and os._exit(1), daemon=True).start()
     _worker = job, encoder_of(Tokenizer.from_str(backend))
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 def _work(piece: Piece) -> Done:

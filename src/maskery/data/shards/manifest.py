@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
-from maskery.core.system import write_whole
+from maskery.core.random import Int64Array
+from maskery.core.system import sha256_of, write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
 
@@ -148,7 +149,7 @@ def _fits(pattern: re.Pattern[str], value: object) -> bool:
 class DocumentLengths:
     """Counts of documents by length, for each shard."""
 
-    offsets: npt.NDArray[np.int64]  # (number of shards + 1,), into the other two
+    offsets: Int64Array  # (number of shards + 1,), into the other two
     lengths: npt.NDArray[np.uint32]  # ascending within a shard
     counts: npt.NDArray[np.uint32]
 
@@ -159,7 +160,7 @@ class DocumentLengths:
         offsets = np.cumsum([0, *map(len, histograms)], dtype=np.int64)
         return cls(offsets=offsets, lengths=flat[:, 0].copy(), counts=flat[:, 1].copy())
 
-    def of(self, shard: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def of(self, shard: int) -> tuple[Int64Array, Int64Array]:
         """Return lengths and counts of one shard, int64."""
         chosen = slice(int(self.offsets[shard]), int(self.offsets[shard + 1]))
         return self.lengths[chosen].astype(np.int64), self.counts[chosen].astype(np.int64)
@@ -236,9 +237,8 @@ def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
         size = path.stat().st_size
         if size != num_bytes:
             return f"it has {size} of {num_bytes} bytes"
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                return "it does not match its checksum"
+        if sha256_of(path) != sha256:
+            return "it does not match its checksum"
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None

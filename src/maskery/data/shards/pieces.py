@@ -30,8 +30,8 @@ from maskery.data.corpus.config import AUTO, CorpusConfig
 from maskery.data.corpus.examples import Example, ReadingReport, is_held_out
 from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
+from maskery.data.corpus.record_files import parquet_errors
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.corpus.table_files import parquet_errors
 from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import (
     ShardEntry,
@@ -46,6 +46,7 @@ from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_ba
 
 # Raised whenever the same files are cut elsewhere than before.
 CUTTING_VERSION = 1
+# Read at once in search of a line end, which is nearly always in the first block.
 BLOCK_BYTES = 1 << 20
 # Encodings in which the byte 0x0A is a line end wherever it stands.
 LINE_ENCODINGS = re.compile(
@@ -111,7 +112,7 @@ def spans_of(number: int, corpus: Corpus, shard_bytes: int) -> list[Span]:
         return [Span(file=number, size=shard_bytes)]
     if size == 0:
         return []
-    count = -(-size // shard_bytes)
+    count = -(-size // shard_bytes)  # rounded up: no piece is larger than asked for
     if count > 1 and not split_suffix(path)[1] and format_of(path, corpus.config) == "parquet":
         return row_group_spans(number, path, size, shard_bytes)
     if count > 1 and is_cuttable(path, corpus.config):

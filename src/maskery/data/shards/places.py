@@ -34,6 +34,7 @@ from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# A shard is never held in memory whole to be copied.
 COPY_BYTES = 1 << 22
 # Seconds between attempts to read from an address.
 PAUSES = (1.0, 5.0, 25.0)
@@ -46,11 +47,7 @@ class Place:
         self.folder, self.name = folder, str(folder)
 
     def manifest(self) -> bytes:
-        """Return the bytes of `shards.json`.
-
-        Raises:
-            DataError: There is none, or it cannot be read.
-        """
+        """Return the bytes of `shards.json`."""
         path = self.folder / MANIFEST
         if not path.is_file():
             raise DataError(
@@ -63,11 +60,7 @@ class Place:
             raise cannot_read(path, error) from error
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """Return the path of a local file whose checksum is right: a shard, or one beside it.
-
-        Raises:
-            DataError: It is missing, damaged or cannot be read.
-        """
+        """Return the path of a local file whose checksum is right: a shard, or one beside it."""
         path = self.folder / file
         damage = find_damage(path, num_bytes, sha256)
         if damage is not None:
@@ -88,6 +81,7 @@ class RemotePlace(Place):
         self, address: str, cache_dir: Path, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         name = address.rstrip("/")
+        # An address holds characters that no file name may have.
         here = blake2b(name.encode(), digest_size=8).hexdigest()
         super().__init__(own_folder(cache_dir, "shards") / here)
         self.name, self.sleep = name, sleep
@@ -161,6 +155,7 @@ class RemotePlace(Place):
             except FileNotFoundError:
                 raise
             except Exception as error:  # every file system has its own
+                # What another attempt would not mend.
                 lasting = isinstance(error, PermissionError | ImportError | ValueError)
                 pause = None if lasting else next(pauses, None)
                 if pause is None:

@@ -52,20 +52,9 @@ Counts = npt.NDArray[np.int64]
 
 
 class TokenShards:
-    """The shards of a place: its manifest, and each shard read when it is needed.
-
-    Attributes:
-        place: A folder or an address.
-        manifest: What it holds.
-        document_lengths: How long the documents of each shard are.
-    """
+    """The shards of a place: its manifest and the lengths of its documents, and no shard yet."""
 
     def __init__(self, place: Place) -> None:
-        """Read the manifest and the lengths; no shard.
-
-        Raises:
-            DataError: They are missing or damaged.
-        """
         self.place = place
         self.manifest = Manifest.from_json(place.manifest(), f"'{place.name}/{MANIFEST}'")
         path = self.fetch(self.manifest.lengths)
@@ -138,13 +127,6 @@ class ShardSource:
 
     The order is a pure function of (seed, epoch, the shards, `shuffle_shards`, lengths, budget). A
     step is made from the shards of its block alone: resuming reads nothing that went before.
-
-    Args:
-        shards: What is read.
-        batching: As in `TextSource`.
-        shuffle_shards: Shards whose examples are shuffled together.
-        cache_shards: Copies kept besides those in use, for shards from an address.
-        exclude: (n,) uint64: documents that are left out, wherever they stand.
     """
 
     def __init__(
@@ -152,13 +134,13 @@ class ShardSource:
         shards: TokenShards,
         batching: Batching,
         *,
-        shuffle_shards: int = 4,
-        cache_shards: int = 16,
-        exclude: npt.NDArray[np.uint64] | None = None,
+        shuffle_shards: int = 4,  # shards whose examples are shuffled together
+        cache_shards: int = 16,  # copies kept besides those in use, for shards from an address
+        exclude: npt.NDArray[np.uint64] | None = None,  # (n,) documents that are left out
     ) -> None:
         self.shards, self.batching, self.exclude = shards, batching, exclude
         self.shuffle_shards, self.cache_shards = shuffle_shards, cache_shards
-        self._room = batching.room  # asked for now, so that a wrong length fails before the start
+        _ = batching.room  # a wrong length fails now, before anything is fetched
         self._epoch: tuple[int, Epoch] | None = None
         # The block in use and the next one, by (epoch, block).
         self._blocks: dict[tuple[int, int], Future[TextSource]] = {}
@@ -168,8 +150,16 @@ class ShardSource:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
             num_shards, together = len(self.shards.manifest.shards), self.shuffle_shards
-            blocks = shard_blocks(num_shards, together, seed=self.batching.seed, epoch=number)
-            firsts = np.cumsum([0, *map(self._count_steps, blocks)], dtype=np.int64)
+            settings, special = self.batching, self.batching.template.num_special
+            blocks = shard_blocks(num_shards, together, seed=settings.seed, epoch=number)
+            counts = [0]
+            for block in blocks:
+                rows = [self.shards.document_lengths.of(shard) for shard in block]
+                columns = (np.concatenate(column) for column in zip(*rows, strict=True))
+                histogram = window_histogram(*columns, room=settings.room, special=special)
+                budget, layout = settings.batch_tokens, settings.layout
+                counts.append(count_steps(histogram, batch_tokens=budget, layout=layout))
+            firsts = np.cumsum(counts, dtype=np.int64)
             self._epoch = number, Epoch(blocks=blocks, firsts=firsts)
         return self._epoch[1]
 
@@ -188,13 +178,6 @@ class ShardSource:
     def close(self) -> None:
         """End the thread that fetches."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _count_steps(self, block: list[int]) -> int:
-        rows = [self.shards.document_lengths.of(shard) for shard in block]
-        lengths, counts = (np.concatenate(column) for column in zip(*rows, strict=True))
-        special, settings = self.batching.template.num_special, self.batching
-        histogram = window_histogram(lengths, counts, room=self._room, special=special)
-        return count_steps(histogram, batch_tokens=settings.batch_tokens, layout=settings.layout)
 
     def _block(self, epoch: int, block: int) -> TextSource:
         """Return a block that is loaded, being loaded or loaded now; begins to load the next."""
@@ -265,8 +248,7 @@ def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int
     """Count the windows of each length that documents become, as `cut_windows` cuts them.
 
     `counts` tells how many documents have each of `lengths`, which are without special tokens, as
-    `room` is, the most tokens of a window. The lengths of the result, (room + special + 1,) int64,
-    are with the `special` tokens.
+    `room` is. The lengths of the result, (room + special + 1,), are with the `special` tokens.
     """
     lengths, counts = lengths[lengths > 0], counts[lengths > 0]
     pieces = -(-lengths // room)

@@ -32,7 +32,6 @@ from maskery.evaluation.image_text.opening import (
     load_picture,
     words_of,
 )
-from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import ImageKeys
 
@@ -81,7 +80,7 @@ def explain(
     network = opened.model
     target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
-    whole = target == "matching" and len(fusion_layers(network.text_encoder)) == 1
+    whole = target == "matching" and len(network.text_encoder.fusion_layers) == 1
     ids, words = words_of(opened, caption)
     pixels = view(image, opened.view)[None].to(network.device)
     with torch.no_grad():
@@ -101,7 +100,10 @@ def explain(
     else:
         mask_id = int(opened.tokenizer.mask_token_id)
         rows, chances = word_heat(network, ids, keys, chosen, words, mask_id)
-    grid = patch_grid(network, pixels)
+    patch: Any = network.config.vision_config.patch_size  # one number stands for both sides
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    # Patches from top to bottom and from left to right; they are the last of the image tokens.
+    grid = pixels.shape[-2] // sides[0], pixels.shape[-1] // sides[1]
     return Explanation(
         caption=caption,
         words=tuple(
@@ -157,12 +159,17 @@ def fuse_with_map(
     """Fuse texts with an image: (R, L, D), and a layer's map (R, H, L, N) that has a gradient."""
     with torch.no_grad():
         hidden = model.text_encoder.encode_text(ids.to(model.device), None)
-    layers = fusion_layers(model.text_encoder)
     with torch.enable_grad():
-        for number, (block, image) in enumerate(zip(layers, keys, strict=True)):
+        looks = zip(model.text_encoder.fusion_layers, keys, strict=True)
+        for number, (block, image) in enumerate(looks):
             if number == layer:
                 before = block.attention(hidden, None).detach()
-                attention = _attention_map(block.crossattention.self, before, image)
+                core = block.crossattention.self
+                with torch.no_grad():
+                    query = core.split_heads(core.query(before))
+                    scores = query @ image.keys.transpose(-1, -2) / query.shape[-1] ** 0.5
+                    attention = scores.softmax(dim=-1)
+                attention.requires_grad_()  # a leaf: the gradient that is asked for stops at it
                 context = (attention @ image.values).transpose(1, 2).flatten(2)
                 seen = block.crossattention.output(context, before)
                 hidden = block.output(block.intermediate(seen), seen)
@@ -177,28 +184,11 @@ def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     return (gradient * attention.detach()).relu().mean(dim=1)
 
 
-def patch_grid(model: ImageTextModel, pixels: torch.Tensor) -> tuple[int, int]:
-    """Return the patches of a picture from top to bottom and from left to right."""
-    patch: Any = model.config.vision_config.patch_size
-    height, width = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
-    return pixels.shape[-2] // height, pixels.shape[-1] // width
-
-
-def _attention_map(core: Any, hidden: torch.Tensor, image: ImageKeys) -> torch.Tensor:
-    """Return the map (R, H, L, N), a leaf that gradients stop at."""
-    with torch.no_grad():
-        query = core.split_heads(core.query(hidden))
-        scores = query @ image.keys.transpose(-1, -2) / query.shape[-1] ** 0.5
-        weights = scores.softmax(dim=-1)
-    leaf: torch.Tensor = weights.requires_grad_()
-    return leaf
-
-
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     """Return the target; a head that was never trained explains nothing."""
     matches, fills = can_match(opened), can_fill(opened)
     problem = ""
-    if not fusion_layers(opened.model.text_encoder):
+    if not opened.model.text_encoder.fusion_layers:
         problem = "has no fusion layers: its words never look at the picture; use another model"
     elif not matches and not fills:
         problem = (
@@ -221,7 +211,7 @@ def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
 
 
 def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> int:
-    count = len(fusion_layers(opened.model.text_encoder))
+    count = len(opened.model.text_encoder.fusion_layers)
     chosen = (count - 1) // 2 if layer is None else layer
     if not 0 <= chosen < count:
         raise ConfigError(

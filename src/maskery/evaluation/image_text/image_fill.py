@@ -34,6 +34,7 @@ from maskery.evaluation.text.samples import context, whole_words
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import ImageKeys
+from maskery.models.layout import pad
 
 Condition = Literal["right", "wrong", "none"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
@@ -88,7 +89,12 @@ def score_words(
 
     def questions() -> Iterator[Question]:
         for batch in batches:
-            for positions in _one_each(batch.text, np.isin(batch.text.input_ids, chosen)):
+            places = np.flatnonzero(np.isin(batch.text.input_ids, chosen))
+            rows = sequences(batch.text, places)
+            # In rounds, each with at most one word of a caption.
+            turn = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
+            for number in range(int(turn.max(initial=-1)) + 1):
+                positions = places[turn == number]
                 ids = batch.text.input_ids.copy()
                 ids[positions] = mask_token_id
                 yield batch, ids, positions
@@ -132,13 +138,8 @@ def _score(
             rows[condition].append(measure(logits, batch.text.input_ids[positions]))
     if not groups:
         raise DataError(none)
-    unique, inverse = np.unique(np.concatenate(groups), return_inverse=True)
-    scored = {}
-    for condition, parts in rows.items():
-        sums = np.zeros((len(unique), parts[0].shape[1]))
-        np.add.at(sums, inverse, np.concatenate(parts))
-        scored[condition] = ExampleSums(ids=unique, sums=sums)
-    return scored
+    shown = np.concatenate(groups)
+    return {name: ExampleSums.of(shown, np.concatenate(parts)) for name, parts in rows.items()}
 
 
 def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
@@ -146,26 +147,18 @@ def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
     return np.searchsorted(batch.boundaries, positions, side="right") - 1
 
 
-def _one_each(batch: TokenBatch, wanted: npt.NDArray[np.bool_]) -> Iterable[Int64Array]:
-    """Yield the wanted tokens in rounds, each with at most one of a sequence."""
-    positions = np.flatnonzero(wanted)
-    rows = sequences(batch, positions)
-    turn = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
-    return (positions[turn == number] for number in range(int(turn.max(initial=-1)) + 1))
-
-
 def logits_by_condition(
     model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
-    ids, real, places = side_by_side(batch.text.lengths, input_ids)
+    padded = pad(input_ids, batch.text.boundaries, positions, pad_token_id=0)
     pictures = {"right": batch.right, "wrong": batch.wrong}
 
     def compute(model: ImageTextModel) -> dict[Condition, torch.Tensor]:
         device = model.device
-        rows = torch.from_numpy(places[positions]).to(device)
-        mask = torch.from_numpy(real).to(device)
-        hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
+        inputs = padded.to(device)
+        mask = inputs.arguments["attention_mask"].bool()
+        hidden = model.text_encoder.encode_text(inputs.input_ids, mask)
         keys = model.project_images(model.encode_image(batch.images.to(device)))
         answers: dict[Condition, torch.Tensor] = {}
         for condition in CONDITIONS:
@@ -173,22 +166,13 @@ def logits_by_condition(
             if condition in pictures:
                 seen = [key.select(pictures[condition].to(device)) for key in keys]
             fused = model.text_encoder.fuse(hidden, mask, seen)
-            answers[condition] = model.text_encoder.mlm_logits(fused.flatten(0, 1)[rows]).float()
+            masked = fused.flatten(0, 1)[inputs.rows]
+            answers[condition] = model.text_encoder.mlm_logits(masked).float()
         return answers
 
     # Through `forward`, where a sharded model is put together.
     scored: dict[Condition, torch.Tensor] = model(compute=compute)
     return scored
-
-
-def side_by_side(
-    lengths: Int64Array, input_ids: Int64Array
-) -> tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]:
-    """Return padded ids (B, L), their mask (B, L), and each token's place in B * L."""
-    real = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.zeros(real.shape, np.int64)
-    ids[real] = input_ids
-    return ids, real, np.flatnonzero(real)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,11 +284,11 @@ class ImageFiller(Filler):
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """See `Filler.predict`; every sequence looks at the picture."""
-        ids, real, places = side_by_side(masked.batch.lengths, masked.input_ids)
-        device = self._model.device
-        hidden = self.read(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device))
-        rows = torch.from_numpy(places[masked.positions]).to(device)
-        return self._model.text_encoder.mlm_logits(hidden.flatten(0, 1)[rows]).float()
+        boundaries = masked.batch.boundaries
+        padded = pad(masked.input_ids, boundaries, masked.positions, pad_token_id=0)
+        inputs = padded.to(self._model.device)
+        hidden = self.read(inputs.input_ids, inputs.arguments["attention_mask"].bool())
+        return self._model.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()
 
     @property
     def detects(self) -> bool:

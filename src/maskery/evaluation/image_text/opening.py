@@ -27,7 +27,6 @@ from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.evaluation.text.fill import end_to_end
-from maskery.models.image_text.class_token import fusion_layers
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
 
@@ -93,25 +92,25 @@ def open_image_text(name: str) -> OpenImageText:
         model=model,
         tokenizer=load_tokenizer(name),
         view=preprocessing_of(name, model, ViewConfig()),
-        retrieval=read_model_retrieval(name) or guess_model_retrieval(model),
+        retrieval=read_model_retrieval(name) or _guess_model_retrieval(model),
     )
 
 
-def guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
+def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
     """Guess which losses trained a model that has no settings file."""
     # Biases start at exactly zero, and no optimiser leaves a trained one there. The bias over the
     # vocabulary may start at the words' frequencies, so that head counts as trained.
     trained = ["mlm"]
     if bool(model.text_proj.bias.any()) and bool(model.vision_proj.bias.any()):
         trained.append("itc")
-    if fusion_layers(model.text_encoder) and bool(model.itm_head.bias.any()):
+    if model.text_encoder.fusion_layers and bool(model.itm_head.bias.any()):
         trained.append("itm")
     return ModelRetrieval(trained=tuple(trained))
 
 
 def can_match(opened: OpenImageText) -> bool:
     """Return True if the matching head (ITM) has been trained."""
-    return "itm" in opened.retrieval.trained and bool(fusion_layers(opened.model.text_encoder))
+    return "itm" in opened.retrieval.trained and bool(opened.model.text_encoder.fusion_layers)
 
 
 def can_contrast(opened: OpenImageText) -> bool:
@@ -140,18 +139,18 @@ def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> View
     """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
     mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
-    height, width = model.config.image_size
+    height, width = map(int, model.config.image_size)
     return view.for_encoder(
-        height=int(height),
-        width=int(width),
-        mean=_channels(described.get("image_mean")) or mean,
-        std=_channels(described.get("image_std")) or std,
+        height=height,
+        width=width,
+        mean=_channels(described.get("image_mean"), mean),
+        std=_channels(described.get("image_std"), std),
     )
 
 
-def _channels(found: Any) -> Channels | None:
+def _channels(found: Any, usual: Channels) -> Channels:
     if not isinstance(found, list) or len(found) != 3:
-        return None
+        return usual
     return float(found[0]), float(found[1]), float(found[2])
 
 

@@ -10,7 +10,7 @@ Shapes: N examples or pairs, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ import numpy.typing as npt
 
 from maskery.data.corpus.examples import example_id
 from maskery.data.split import as_read, connected
-from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.intervals import Interval, Kind, ratio_interval
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+# Of few labels three quarters are trained on; each fold costs four fits for each inner one.
 NUM_FOLDS = 4
 INNER_FOLDS = 3
 # From strong to weak, for vectors of length 1: these hold the best of all tasks that were tried.
@@ -38,21 +40,22 @@ def folds_of(texts: Sequence[str], num: int, *, salt: str = "") -> Ints:
 
 
 def nearest(vectors: Any) -> Ints:
-    """Return the most similar other row of each, (N,), by cosine; of equals, the first.
-
-    Args:
-        vectors: (N, D), a NumPy array or a SciPy sparse matrix.
-    """
+    """Return the most similar other row of each of (N, D), by cosine; of equals, the first."""
     rows = unit_rows(vectors)
-    num = rows.shape[0]
-    size = max(1, BLOCK_BYTES // (8 * num))
     found = []
-    for start in range(0, num, size):
-        block = rows[start : start + size] @ rows.T
-        similar = np.asarray(block.todense()) if hasattr(block, "todense") else np.array(block)
+    for start, similar in similarities(rows, rows):
+        # No text is its own neighbour.
         similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -np.inf
         found.append(similar.argmax(axis=1))
     return np.concatenate(found).astype(np.int64)
+
+
+def similarities(rows: Any, others: Any) -> Iterator[tuple[int, Floats]]:
+    """Yield products of (N, D) with (P, D), dense or sparse, in blocks (n, P) with their starts."""
+    size = max(1, BLOCK_BYTES // (8 * others.shape[0]))
+    for start in range(0, rows.shape[0], size):
+        block = rows[start : start + size] @ others.T
+        yield start, np.asarray(block.todense()) if hasattr(block, "todense") else np.array(block)
 
 
 def unit_rows(vectors: Any) -> Any:
@@ -63,13 +66,7 @@ def unit_rows(vectors: Any) -> Any:
 
 
 def probe_hits(vectors: Any, labels: Ints, texts: Sequence[str]) -> Bools:
-    """Return which examples a linear probe gets right, (N,).
-
-    Args:
-        vectors: (N, D), dense or sparse.
-        labels: (N,) class numbers.
-        texts: They decide the folds.
-    """
+    """Return which of (N, D) vectors a linear probe gets right; the texts decide the folds."""
     from sklearn.linear_model import LogisticRegression
 
     rows = unit_rows(vectors)
@@ -133,44 +130,27 @@ def mutual_groups(*neighbours: Ints) -> Ints:
     return connected(np.tile(every, len(pairs)), np.concatenate(pairs))
 
 
-def grouped_interval(values: npt.NDArray[Any], groups: Ints, *, difference: bool) -> Interval:
+def grouped_interval(values: npt.NDArray[Any], groups: Ints, kind: Kind = "share") -> Interval:
     """Return the mean of (N,) hits, or of differences of hits, with an interval over groups."""
-    return ratio_interval(
-        np.bincount(groups, values).astype(np.float64),
-        np.bincount(groups).astype(np.float64),
-        "difference of shares" if difference else "share",
-    )
-
-
-Floats = npt.NDArray[np.float64]
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    return ratio_interval(sums.astype(np.float64), counts.astype(np.float64), kind)
 
 
 def pair_scores(first: Any, second: Any, partners: Sequence[str]) -> tuple[Floats, Floats]:
-    """Return whether each text finds its partner first, and the reciprocal of its rank.
+    """Return (N,) the chance that each text's partner stands first, and (N,) 1 / its mean rank.
 
-    Partners of equal score share their place: each is as likely to stand first as the others.
-
-    Args:
-        first: (N, D) rows of length 1, dense or sparse.
-        second: (N, D) rows of the partners.
-        partners: N names of the partners; those of one name are one.
-
-    Returns:
-        (N,) the chance that the partner stands first; (N,) 1 / its mean rank.
+    From rows (N, D) of length 1 of both sides, dense or sparse, and the partners' names; those of
+    one name are one. Partners of equal score share their place.
     """
-    names, one_each, own = np.unique(
+    _, one_each, own = np.unique(
         np.array(partners, object).astype(str), return_index=True, return_inverse=True
     )
     candidates = second[one_each]
-    num = first.shape[0]
-    size = max(1, BLOCK_BYTES // (8 * len(names)))
-    found, reciprocal = np.zeros(num), np.zeros(num)
-    for start in range(0, num, size):
-        block = first[start : start + size] @ candidates.T
-        similar = np.asarray(block.todense()) if hasattr(block, "todense") else np.array(block)
+    found, reciprocal = [], []
+    for start, similar in similarities(first, candidates):
         rows = np.arange(len(similar))
-        right = similar[rows, own[start : start + size]][:, None]
+        right = similar[rows, own[start : start + len(similar)]][:, None]
         better, equal = (similar > right).sum(axis=1), (similar == right).sum(axis=1)
-        found[start : start + size] = (better == 0) / equal
-        reciprocal[start : start + size] = 1.0 / (better + (equal + 1) / 2.0)
-    return found, reciprocal
+        found.append((better == 0) / equal)
+        reciprocal.append(1.0 / (better + (equal + 1) / 2.0))
+    return np.concatenate(found), np.concatenate(reciprocal)

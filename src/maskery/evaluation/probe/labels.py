@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import fsspec
 
@@ -18,47 +18,43 @@ from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
+T = TypeVar("T")
 DOCUMENT_START = "-DOCSTART-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """The examples of a probe.
+    """The examples of a probe."""
 
-    Attributes:
-        kind: `labels`: a class for each text; `tokens`: for each word; `pairs`: texts that belong
-            together.
-        texts: One a text, or the first of each pair; for `tokens`, a sentence's words joined by
-            spaces.
-        labels: One a text; the second of each pair; empty for `tokens`.
-        words: For `tokens`, each sentence's words.
-        tags: For `tokens`, each sentence's labels, as many as its words.
-        skipped: Rows that were left out, by reason.
-    """
-
+    # `labels`: a class for each text; `tokens`: for each word; `pairs`: texts that belong together
     kind: Kind
+    # Each text, or the first of each pair; for `tokens`, a sentence's words joined by spaces
     texts: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    words: tuple[tuple[str, ...], ...] = ()
-    tags: tuple[tuple[str, ...], ...] = ()
-    skipped: Mapping[str, int]
+    labels: tuple[str, ...] = ()  # One a text; the second of each pair; empty for `tokens`
+    words: tuple[tuple[str, ...], ...] = ()  # For `tokens`, each sentence's words
+    tags: tuple[tuple[str, ...], ...] = ()  # For `tokens`, a label for each of these words
+    skipped: Mapping[str, int]  # Rows that were left out, by reason
+
+    def take(self, places: Sequence[int]) -> Labelled:
+        """Return some of the examples."""
+
+        def some(column: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(column[place] for place in places) if column else ()
+
+        texts, labels = some(self.texts), some(self.labels)
+        return replace(
+            self, texts=texts, labels=labels, words=some(self.words), tags=some(self.tags)
+        )
 
 
 def read_labelled(
     path: Path | str, kind: Kind = "labels", *, text_column: str = "text", label_column: str = ""
 ) -> Labelled:
-    """Read a label file.
+    """Read `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed, or CoNLL columns for `tokens`.
 
-    Args:
-        path: `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed, here or at an address; CoNLL
-            columns for `tokens`.
-        kind: What a row is.
-        text_column: The column of the text, or of the first text of a pair.
-        label_column: The column of the label, or of the second text. Default: `label`, or `pair`.
-
-    Raises:
-        DataError: The file or a column is missing, a row is damaged, or the labels cannot be
-            classes.
+    The file may lie here or at an address. The columns are those of the text and its label, or of
+    the two texts of a pair; by default `text` with `label` or `pair`. Labels that are no classes
+    are a DataError.
     """
     path = one_file(path, "a text and a label in each row")
     if kind == "tokens":
@@ -96,7 +92,15 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     suffixes = [suffix for suffix in PurePath(path.name).suffixes if suffix in SUFFIXES]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".parquet":
-        yield from _parquet_rows(path)
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            with path.open("rb") as file:
+                for batch in ParquetFile(file).iter_batches():
+                    yield from batch.to_pylist()
+        except (OSError, ArrowException) as error:
+            raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
         return
     with _opened(path) as file:
         if kind in (".jsonl", ".json"):
@@ -112,7 +116,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file as text, unpacked if its suffix says so."""
+    """Open a file as text, unpacked if its suffix says so; `csv` wants line ends as they stand."""
     how = {"encoding": "utf-8-sig", "compression": "infer", "newline": ""}
     with asked(path):
         try:
@@ -120,18 +124,6 @@ def _opened(path: Path) -> Iterator[Any]:
                 yield file
         except UnicodeDecodeError as error:
             raise DataError(f"'{path}' is not UTF-8 ({error.reason}); convert it first") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with path.open("rb") as file:
-            for batch in ParquetFile(file).iter_batches():
-                yield from batch.to_pylist()
-    except (OSError, ArrowException) as error:
-        raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
 
 
 def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
@@ -151,10 +143,9 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
 
 def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, Any]]:
     # Tab-separated files as published have no quoting.
-    rows = (
-        csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        if delimiter == "\t"
-        else csv.reader(file, delimiter=delimiter)
+    quoted = delimiter != "\t"
+    rows = csv.reader(
+        file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     )
     try:
         header = next(rows, None)
@@ -197,17 +188,14 @@ def _read_conll(path: Path) -> Labelled:
             if not line.strip():
                 sentences.append([])
                 continue
-            if line.startswith(("# ", "#\t")):
+            if line.startswith(("# ", "#\t")):  # comments of CoNLL-U; "#" alone may be a word
                 continue
             columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             width = width or len(columns)
             if len(columns) != width or width < 2:
-                known = (
-                    f"the lines before it {width}"
-                    if width > 1
-                    else "and needs a word and its label"
-                )
-                raise DataError(f"'{path}': line {number} has {len(columns)} columns, {known}")
+                before = f"the lines before it {width}"
+                fault = before if width > 1 else "and needs a word and its label"
+                raise DataError(f"'{path}': line {number} has {len(columns)} columns, {fault}")
             if columns[0] != DOCUMENT_START:
                 sentences[-1].append((columns[0], columns[-1]))
     kept = [sentence for sentence in sentences if sentence]

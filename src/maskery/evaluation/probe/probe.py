@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from maskery.core.registry import require
 from maskery.data.split import as_read
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.probe import classify
-from maskery.evaluation.probe.classify import pair_scores
-from maskery.evaluation.probe.encode import Encoder, Vectors
+from maskery.evaluation.probe.classify import grouped_interval, pair_scores
+from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
 Floats = npt.NDArray[np.float64]
@@ -30,43 +30,28 @@ MOST_WORDS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFigure:
-    """One figure of a probe.
+    """One figure of a probe."""
 
-    Attributes:
-        name: `nearest neighbour`, `linear probe`, `fine-tuned`, `R@1` or `MRR`.
-        chance: Of a model that knows nothing: for neighbours, two texts of one class meet; for the
-            linear probe, always the commonest class; for pairs, any order.
-        lexical: The same with counted words (TF-IDF) in place of vectors.
-        models: By model name.
-        difference: The first model minus the second, paired; None for one model.
-        spread: By model, the standard deviation over seeds of fine-tuning; None for other figures.
-    """
-
-    name: str
+    name: str  # `nearest neighbour`, `linear probe`, `fine-tuned`, `R@1` or `MRR`
+    # Of a model that knows nothing: for neighbours, two texts of one class meet; for the linear
+    # probe, always the commonest class; for pairs, any order.
     chance: float
-    lexical: Interval
-    models: Mapping[str, Interval]
-    difference: Interval | None = None
+    lexical: Interval  # The same with counted words (TF-IDF) in place of vectors
+    models: Mapping[str, Interval]  # By model name
+    difference: Interval | None = None  # The first model minus the second, paired
+    # By model, the standard deviation over seeds of fine-tuning; None for other figures
     spread: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """The figures of a probe.
+    """The figures of a probe."""
 
-    Attributes:
-        kind: `labels`, `tokens` or `pairs`.
-        examples: N.
-        classes: How many there are; 0 for pairs.
-        figures: One or two.
-        notes: What was left out or is to be known, one line each.
-    """
-
-    kind: str
-    examples: int
-    classes: int
+    kind: str  # `labels`, `tokens` or `pairs`
+    examples: int  # N
+    classes: int  # 0 for pairs
     figures: tuple[ProbeFigure, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()  # One line for each thing that was left out or is to be known
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for `--json` and `evaluation.json`."""
@@ -75,15 +60,10 @@ class ProbeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One figure's scores of every example under one representation.
+    """One figure's scores of every example under one representation."""
 
-    Attributes:
-        scores: (N,) from 0 to 1.
-        neighbours: (N,) the example that judged each, where one did.
-    """
-
-    scores: Floats
-    neighbours: Ints | None = None
+    scores: Floats  # (N,) from 0 to 1
+    neighbours: Ints | None = None  # (N,) the example that judged each, where one did
 
 
 def probe(
@@ -91,26 +71,12 @@ def probe(
     labelled: Labelled,
     against: Encoder | None = None,
     *,
-    seen: Iterable[str] = (),
-    linear: bool = True,
-    seeds: Sequence[int] = (),
+    seen: Iterable[str] = (),  # texts of the training corpus; labelled ones among them are counted
+    linear: bool = True,  # also fit linear probes to classes of texts: most of the time
+    seeds: Sequence[int] = (),  # also fine-tune encoder and head on classes of texts, once for each
     progress: bool = False,
 ) -> ProbeResult:
-    """Judge an encoder by a task.
-
-    Args:
-        model: The encoder.
-        labelled: The task, from `read_labelled`.
-        against: Another to compare with.
-        seen: Texts that a model was trained on; labelled texts among them are counted.
-        linear: Also fit linear probes to classes of texts, which takes most of the time.
-        seeds: Also fine-tune encoder and head on classes of texts, once for each.
-        progress: Draw bars.
-
-    Raises:
-        DataError: There are too few examples or classes.
-        ModelError: A model's vectors are no numbers.
-    """
+    """Judge an encoder by a task from `read_labelled`, beside another where one is given."""
     task = Task.of(labelled, seen)
     task.linear = linear
     encoders = {model.name: model}
@@ -120,7 +86,7 @@ def probe(
     features = {name: task.encode(one, progress) for name, one in encoders.items()}
     judged = {name: task.judge(vectors) for name, vectors in features.items()}
     lexical = task.judge(task.lexical())
-    same = len(features) == 2 and _equal(*features.values())
+    same = len(features) == 2 and np.array_equal(*features.values())
     figures = [
         task.figure(name, {one: found[name] for one, found in judged.items()}, of_words, same=same)
         for name, of_words in lexical.items()
@@ -128,10 +94,7 @@ def probe(
     if seeds:
         if not isinstance(task, ClassTask):
             raise DataError("--tune needs a class for each text: leave it out, or --kind labels")
-        from maskery.evaluation.probe.tune import tuned_figure
-
-        made = tuned_figure(task, encoders, lexical, seeds, same=same, progress=progress)
-        figures.append(made)
+        figures.append(tuned_figure(task, encoders, lexical, seeds, same=same, progress=progress))
     return ProbeResult(
         kind=labelled.kind,
         examples=task.size,
@@ -141,29 +104,13 @@ def probe(
     )
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Return True if two models gave the same vectors, bit for bit."""
-    pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
-    return all(np.array_equal(a, b) for a, b in pairs)
-
-
 class Task:
-    """A task that each representation is judged by; made by `Task.of`.
+    """A task that each representation is judged by; made by `Task.of`."""
 
-    Attributes:
-        labelled: The examples that are judged.
-        notes: What was left out.
-        size: N.
-        num_classes: C; 0 for pairs.
-        chances: By figure, that of a model that knows nothing.
-        apart: (N,) groups of examples that are not independent of each other.
-        linear: Fit linear probes to classes of texts.
-    """
-
-    num_classes = 0
-    linear = True
-    chances: Mapping[str, float]
-    apart: Ints
+    num_classes = 0  # C; 0 for pairs
+    linear = True  # False to fit no linear probes to classes of texts
+    chances: Mapping[str, float]  # By figure, that of a model that knows nothing
+    apart: Ints  # (N,) groups of examples that are not independent of each other
 
     def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
         self.labelled, self.notes, self.size = labelled, list(notes), len(labelled.texts)
@@ -171,18 +118,21 @@ class Task:
 
     @staticmethod
     def of(labelled: Labelled, seen: Iterable[str]) -> Task:
-        """Choose the task of a kind, and note what is left out or was seen in training.
-
-        Raises:
-            DataError: Nothing can be judged.
-            MissingExtraError: scikit-learn is not installed.
-        """
+        """Choose the task of a kind, and note what is left out or was seen in training."""
         require("sklearn", extra="probe", purpose="fit a linear probe")
         notes = [f"{count:,} rows {why} are left out" for why, count in labelled.skipped.items()]
         if not labelled.texts:
-            left_out = "; ".join(["the label file has no row with a text and a label", *notes])
-            raise DataError(left_out)
-        notes += _seen_note(labelled.texts, seen)
+            why = ["the label file has no row with a text and a label", *notes]
+            raise DataError("; ".join(why))
+        known = {as_read(text) for text in seen}
+        count = sum(as_read(text) in known for text in labelled.texts) if known else 0
+        if count:
+            size = len(labelled.texts)
+            all_seen = ": the figures say nothing about texts that the model has not read"
+            notes.append(
+                f"{count:,} of {size:,} labelled texts stand in the training corpus"
+                + all_seen * (count == size)
+            )
         kinds = {"labels": ClassTask, "tokens": WordTask, "pairs": PairTask}
         return kinds[labelled.kind](labelled, notes)
 
@@ -206,39 +156,21 @@ class Task:
         difference = None
         if len(judged) == 2:
             first, second = (found.scores for found in judged.values())
-            # One model twice: no doubt is left.
-            difference = (
-                Interval(0.0, 0.0, 0.0)
-                if same
-                else classify.grouped_interval(first - second, groups, difference=True)
-            )
+            difference = grouped_interval(first - second, groups, "difference of shares")
+            if same:  # no doubt is left
+                difference = Interval(0.0, 0.0, 0.0)
+        models = {one: grouped_interval(found.scores, groups) for one, found in judged.items()}
         return ProbeFigure(
             name=name,
             chance=self.chances[name],
-            lexical=classify.grouped_interval(
-                lexical.scores, self._groups(lexical), difference=False
-            ),
-            models={
-                one: classify.grouped_interval(found.scores, groups, difference=False)
-                for one, found in judged.items()
-            },
+            lexical=grouped_interval(lexical.scores, self._groups(lexical)),
+            models=models,
             difference=difference,
         )
 
     def _groups(self, *judged: Judged) -> Ints:
         neighbours = [found.neighbours for found in judged if found.neighbours is not None]
         return classify.mutual_groups(*neighbours) if neighbours else self.apart
-
-
-def _seen_note(texts: Sequence[str], seen: Iterable[str]) -> list[str]:
-    known = {as_read(text) for text in seen}
-    count = sum(as_read(text) in known for text in texts) if known else 0
-    if not count:
-        return []
-    share = f"{count:,} of {len(texts):,} labelled texts stand in the training corpus"
-    if count == len(texts):
-        share += ": the figures say nothing about texts that the model has not read"
-    return [share]
 
 
 class ClassTask(Task):
@@ -267,12 +199,7 @@ class ClassTask(Task):
                 f"the label file has {len(judged)} {classes} with two texts or more, of "
                 f"{len(counts):,} in all: a probe needs at least two such classes"
             )
-        chosen = Labelled(
-            kind="labels",
-            texts=tuple(labelled.texts[place] for place in kept),
-            labels=tuple(labelled.labels[place] for place in kept),
-            skipped=labelled.skipped,
-        )
+        chosen = labelled.take(kept)
         super().__init__(chosen, notes)
         names, self.classes = np.unique(np.array(chosen.labels), return_inverse=True)
         self.num_classes = len(names)
@@ -313,14 +240,7 @@ class WordTask(Task):
         notes = list(notes)
         if len(kept) < len(labelled.texts):
             notes.append(f"{words:,} words of {len(kept):,} sentences, drawn by a hash, are judged")
-        kept.sort()
-        chosen = Labelled(
-            kind="tokens",
-            texts=tuple(labelled.texts[place] for place in kept),
-            words=tuple(labelled.words[place] for place in kept),
-            tags=tuple(labelled.tags[place] for place in kept),
-            skipped=labelled.skipped,
-        )
+        chosen = labelled.take(sorted(kept))
         super().__init__(chosen, notes)
         self.size = words
         names, self.classes = np.unique(
@@ -361,10 +281,10 @@ class PairTask(Task):
         reciprocals = 1.0 / np.arange(1, partners + 1)
         self.chances = {"R@1": 1.0 / partners, "MRR": float(reciprocals.mean())}
 
-    def encode(self, encoder: Encoder, progress: bool) -> tuple[Vectors, Vectors]:
-        """Return the vectors of both sides."""
+    def encode(self, encoder: Encoder, progress: bool) -> Vectors:
+        """Return the vectors of both sides, (2, N, D)."""
         both = encoder.encode([*self.labelled.texts, *self.labelled.labels], progress=progress)
-        return both[: self.size], both[self.size :]
+        return both.reshape(2, self.size, -1)
 
     def lexical(self) -> Any:
         """Return TF-IDF vectors of both sides, counted together."""
@@ -378,12 +298,56 @@ class PairTask(Task):
         return {"R@1": Judged(scores=found), "MRR": Judged(scores=reciprocal)}
 
 
+def tuned_figure(
+    task: ClassTask,
+    encoders: Mapping[str, Encoder],
+    lexical: Mapping[str, Judged],
+    seeds: Sequence[int],
+    *,
+    same: bool = False,
+    progress: bool = False,
+) -> ProbeFigure:
+    """Fine-tune every encoder, and judge the quarter that was held out."""
+    if "linear probe" not in lexical:
+        raise DataError(
+            f"--tune is for at most {classify.MOST_PROBE_CLASSES:,} classes; leave it out"
+        )
+    texts, classes = task.labelled.texts, task.classes
+    held_out = classify.folds_of(texts, classify.NUM_FOLDS) == 0
+    if not held_out.any() or len(np.unique(classes[~held_out])) < 2:
+        raise DataError(f"{len(texts):,} texts are too few for --tune; leave it out")
+    hits: dict[str, npt.NDArray[np.float64]] = {}
+    for name, one in encoders.items():
+        if hits and same:  # equal vectors: nothing would come out otherwise
+            hits[name] = next(iter(hits.values()))
+        else:
+            hits[name] = tuned_hits(one, texts, classes, held_out, seeds, progress=progress)
+    number = int(held_out.sum())
+    task.notes.append(
+        f"fine-tuned: {number:,} texts, a quarter by hash, are judged and the others trained on; "
+        f"the mean of {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    )
+    commonest = np.bincount(classes[held_out]).max()
+    task.chances = {**task.chances, "fine-tuned": float(commonest / number)}
+    task.apart = np.arange(number)
+    figure = task.figure(
+        "fine-tuned",
+        {name: Judged(scores=found.mean(axis=0)) for name, found in hits.items()},
+        Judged(scores=lexical["linear probe"].scores[held_out]),
+        same=same,
+    )
+    if len(seeds) < 2:
+        return figure
+    spread = {name: float(found.mean(axis=1).std(ddof=1)) for name, found in hits.items()}
+    shown = ", ".join(f"{100 * value:.1f} points ({name})" for name, value in spread.items())
+    task.notes.append(f"fine-tuned: standard deviation over the seeds {shown}")
+    return replace(figure, spread=spread)
+
+
 def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
     """Cut texts in two, as pairs: does a half find its other half?
 
-    Args:
-        texts: Equal ones are taken once.
-        least_words: Shorter texts are left out; in scripts without spaces, four letters are a word.
+    Shorter texts are left out, and equal ones are taken once.
     """
     first, second = [], []
     for text in dict.fromkeys(" ".join(text.split()) for text in texts):
@@ -391,6 +355,7 @@ def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
         if len(words) >= least_words:
             first.append(" ".join(words[: len(words) // 2]))
             second.append(" ".join(words[len(words) // 2 :]))
+        # In scripts without spaces, four letters count as a word.
         elif len(words) * 25 < len(text) and len(text) >= 4 * least_words:
             first.append(text[: len(text) // 2])
             second.append(text[len(text) // 2 :])

@@ -108,7 +108,14 @@ def read_model_retrieval(name: str) -> ModelRetrieval | None:
 
     path = Path(resolve(name)) / FILE
     try:
-        return _checked(json.loads(path.read_text("utf-8")))
+        data: Any = json.loads(path.read_text("utf-8"))
+        if not isinstance(data, dict) or data.keys() != KINDS.keys():
+            raise ConfigError(f"it must have the settings {', '.join(KINDS)} and no others")
+        for setting, kinds in KINDS.items():
+            if type(data[setting]) not in kinds:
+                wanted = " or ".join("null" if k is NoneType else k.__name__ for k in kinds)
+                raise ConfigError(f"{setting} is {data[setting]!r}: it must be {wanted}")
+        return ModelRetrieval(**{**data, "trained": tuple(data["trained"])})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError, ConfigError) as error:
@@ -116,14 +123,3 @@ def read_model_retrieval(name: str) -> ModelRetrieval | None:
             f"'{path}' is damaged ({reason_of(error)}); restore it, or remove it to have what it "
             f"says guessed"
         ) from error
-
-
-def _checked(data: Any) -> ModelRetrieval:
-    """Return the settings that were read from a file."""
-    if not isinstance(data, dict) or data.keys() != KINDS.keys():
-        raise ConfigError(f"it must have the settings {', '.join(KINDS)} and no others")
-    for name, kinds in KINDS.items():
-        if type(data[name]) not in kinds:
-            wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise ConfigError(f"{name} is {data[name]!r}: it must be {wanted}")
-    return ModelRetrieval(**{**data, "trained": tuple(data["trained"])})

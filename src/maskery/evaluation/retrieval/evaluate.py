@@ -35,7 +35,6 @@ from maskery.evaluation.retrieval.rerank import (
     match_scores,
     read_images,
     read_texts,
-    require_fusion,
 )
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
@@ -77,32 +76,19 @@ class Retrieval:
 @torch.no_grad()
 def evaluate_retrieval(
     model: ImageTextModel,
-    images: Iterable[torch.Tensor],
-    texts: TokenBatch,
+    images: Iterable[torch.Tensor],  # batches (B, 3, height, width), normalised, I in all
+    texts: TokenBatch,  # T captions
     *,
-    image_persons: Int64Array,
-    text_persons: Int64Array,
+    image_persons: Int64Array,  # (I,) int64, the person that each image shows
+    text_persons: Int64Array,  # (T,) int64, the person that each caption describes
     config: RetrievalConfig | None = None,
-    processes: Processes | None = None,
+    processes: Processes | None = None,  # they share the matching out, as in `match_scores`
     progress: bool = False,
 ) -> Retrieval:
-    """Let every text find its person among the images.
+    """Let every text find its person among the images; each of both is encoded once.
 
-    Each image and each text is encoded once. The result does not depend on batches.
-
-    Args:
-        model: Put into evaluation mode meanwhile.
-        images: Batches (B, 3, height, width) of I normalised images, in order, as of
-            `maskery.data.images.views.view_batches`.
-        texts: T captions.
-        image_persons: (I,) int64, the person that each image shows.
-        text_persons: (T,) int64, the person that each caption describes.
-        processes: They share the matching out, as in `match_scores`.
-
-    Raises:
-        ModelError: The model predicts values that are not numbers.
-        DataError: There is nothing to find or to be found, a text's person is in no image, or all
-            images show the same person.
+    The result does not depend on batches. A DataError says that there is nothing to find or to be
+    found, that a text's person is in no image, or that all images show the same person.
     """
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))
@@ -115,8 +101,11 @@ def evaluate_retrieval(
         )
         config = replace(config, rerank=num_images)
     matched = config.rerank > 0
-    if matched:
-        require_fusion(model)
+    if matched and not model.text_encoder.fusion_layers:
+        raise DataError(
+            "the model has no fusion layers, so it cannot match a text with an image; turn the "
+            "re-ranking off (0)"
+        )
     was_training = model.training
     model.eval()
     try:
@@ -126,20 +115,30 @@ def evaluate_retrieval(
         encoded = read_texts(model, texts, states=matched, batch_tokens=config.batch_tokens)
         for features in (read.features, encoded.features):
             require_numbers(features)
-        persons = Persons(text_persons, image_persons)
-        contrast = _contrast(encoded, read, persons, config)
+        described, shown = (
+            torch.from_numpy(persons).to(read.features.device)
+            for persons in (text_persons, image_persons)
+        )
+        contrast = _contrast(encoded, read, described, shown, config)
         reranked = None
         if matched:
             reranked = _rerank(model, encoded, read, contrast, config, processes, progress)
-        back = _image_to_text(read, encoded, persons)
+        image_to_text = None
+        if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
+            image_to_text = _image_to_text(encoded, read, described, shown)
     finally:
         model.train(was_training)
+    # At random, the first image is right as often as right ones are in the gallery.
+    persons, counts = np.unique(image_persons, return_counts=True)
+    right = counts[np.searchsorted(persons, text_persons)]
     return Retrieval(
         figures=RetrievalFigures(
-            contrastive=contrast.figures(text_persons),
-            reranked=reranked.figures(text_persons) if reranked else None,
-            image_to_text=back,
-            chance=persons.chance(),
+            contrastive=summarise_texts(text_figures(contrast.matches), text_persons),
+            reranked=(
+                summarise_texts(text_figures(reranked.matches), text_persons) if reranked else None
+            ),
+            image_to_text=image_to_text,
+            chance=float(right.mean() / num_images),
             rerank=config.rerank,
             num_texts=len(text_persons),
             num_images=num_images,
@@ -151,43 +150,22 @@ def evaluate_retrieval(
     )
 
 
-class Persons(NamedTuple):
-    """Persons that are described and shown: (T,) and (I,) int64."""
-
-    texts: Int64Array
-    images: Int64Array
-
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both as tensors on a device."""
-        return torch.from_numpy(self.texts).to(device), torch.from_numpy(self.images).to(device)
-
-    def chance(self) -> float:
-        """Return R@1 at random, which starts with one of a text's right images: their share."""
-        persons, counts = np.unique(self.images, return_counts=True)
-        return float(counts[np.searchsorted(persons, self.texts)].mean() / len(self.images))
-
-
-@dataclass(frozen=True)
-class _Ranking:
+class _Ranking(NamedTuple):
     """The best images of each text, best first."""
 
     order: torch.Tensor  # (T, k) int64
     scores: torch.Tensor  # (T, k), that they are sorted by
     matches: torch.Tensor  # (T, I) bool: True where the image at a rank of the gallery is right
 
-    def figures(self, text_persons: Int64Array) -> RankingFigures:
-        """Return the figures of all texts."""
-        return summarise_texts(text_figures(self.matches), text_persons)
-
 
 def _contrast(
     texts: ReadTexts,
     images: ReadImages,
-    persons: Persons,
+    described: torch.Tensor,  # (T,) int64, persons
+    shown: torch.Tensor,  # (I,) int64
     config: RetrievalConfig,
 ) -> _Ranking:
     """Rank by similarity, as many texts at a time as fit the memory."""
-    described, shown = persons.on(images.features.device)
     kept = min(max(config.rerank, KEPT), len(shown))
     # About 32 bytes a similarity at the peak: scores, sorting and its indices, matches.
     rows = max(1, config.memory_bytes // (32 * len(shown)))
@@ -223,17 +201,15 @@ def _rerank(
     return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), matches)
 
 
-def _image_to_text(images: ReadImages, texts: ReadTexts, persons: Persons) -> RankingFigures | None:
-    """Let images find their texts; None where a person has none."""
-    if not np.isin(persons.images, persons.texts).all():
-        return None
-    described, shown = persons.on(images.features.device)
-    # A thousand images at a time bound the memory.
+def _image_to_text(
+    texts: ReadTexts, images: ReadImages, described: torch.Tensor, shown: torch.Tensor
+) -> RankingFigures:
+    """Let images find their texts, a thousand at a time to bound the memory."""
     parts = [
         text_figures(matches_of(rank(features @ texts.features.T), own, described))
         for features, own in zip(images.features.split(1024), shown.split(1024), strict=True)
     ]
-    return summarise_texts(np.concatenate(parts), persons.images)
+    return summarise_texts(np.concatenate(parts), shown.cpu().numpy())
 
 
 def _require_persons(image_persons: Int64Array, text_persons: Int64Array, num_texts: int) -> None:

@@ -62,18 +62,16 @@ def text_figures(matches: torch.Tensor) -> npt.NDArray[np.float64]:
             f"{without} of {len(matches)} texts have no right image in the gallery, so nothing can "
             f"be found for them; leave them out, or bring their images"
         )
-    parts = [_figures(rows) for rows in matches.split(ROWS_AT_ONCE)]
-    return torch.cat(parts).cpu().numpy()
-
-
-def _figures(matches: torch.Tensor) -> torch.Tensor:
     ranks = torch.arange(1, matches.shape[1] + 1, device=matches.device, dtype=torch.float64)
-    found = matches.cumsum(dim=1)
-    total = found[:, -1].double()
-    found_by = [(found[:, min(cutoff, len(ranks)) - 1] > 0).double() for cutoff in CUTOFFS]
-    precision = torch.where(matches, found / ranks, 0.0).sum(dim=1) / total
-    last = torch.where(matches, ranks, 0.0).amax(dim=1)
-    return torch.stack((*found_by, precision, total / last), dim=1)
+    parts = []
+    for rows in matches.split(ROWS_AT_ONCE):
+        found = rows.cumsum(dim=1)
+        total = found[:, -1].double()
+        found_by = [(found[:, min(cutoff, len(ranks)) - 1] > 0).double() for cutoff in CUTOFFS]
+        precision = torch.where(rows, found / ranks, 0.0).sum(dim=1) / total
+        last = torch.where(rows, ranks, 0.0).amax(dim=1)
+        parts.append(torch.stack((*found_by, precision, total / last), dim=1))
+    return torch.cat(parts).cpu().numpy()
 
 
 def summarise_texts(
@@ -102,9 +100,6 @@ def retrieval_figures(
         text_persons: (T,) integers, the person (or class) that each text describes.
         image_persons: (I,) integers, the person that each image shows.
         stable: As in `rank`.
-
-    Returns:
-        `r1`, `r5`, `r10`, `map` and `minp`, each in [0, 1] with its 95% interval over persons.
 
     Raises:
         DataError: A text has no right image, or the shapes do not fit.

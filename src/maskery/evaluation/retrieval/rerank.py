@@ -11,6 +11,7 @@ tokens, W image width, E features, R texts of one image.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -27,22 +28,19 @@ from maskery.core.errors import DataError, reason_of
 from maskery.core.processes import Processes
 from maskery.core.random import Float32Array, Int64Array
 from maskery.data.batching import cut_by_padded_size
-from maskery.evaluation.image_text.image_fill import side_by_side
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.text.masked import require_numbers
-from maskery.models.image_text.class_token import (
-    Rows,
-    before_looking,
-    fuse_class_tokens,
-    fusion_layers,
-)
+from maskery.models.image_text.class_token import Rows, before_looking, fuse_class_tokens
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import ImageKeys
+from maskery.models.layout import pad
 
 # Written at a time where the file system cannot reserve space.
 CHUNK_BYTES = 1 << 20
 # Errors of a file system that cannot reserve space.
 NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+# More projected together gain nothing.
+IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +80,10 @@ def read_texts(
     kept = torch.empty(texts.num_tokens, width, device=device) if states else None
     for chosen in by_length(texts.lengths, batch_tokens):
         picked = tokens_of(texts.boundaries, chosen)
-        ids, real, _ = side_by_side(texts.lengths[chosen], texts.input_ids[picked])
-        mask = torch.from_numpy(real).to(device)
-        hidden = model.text_encoder.encode_text(torch.from_numpy(ids).to(device), mask)
+        ends = np.append(0, np.cumsum(texts.lengths[chosen]))
+        inputs = pad(texts.input_ids[picked], ends, picked[:0], pad_token_id=0).to(device)
+        mask = inputs.arguments["attention_mask"].bool()
+        hidden = model.text_encoder.encode_text(inputs.input_ids, mask)
         features[torch.from_numpy(chosen)] = model.text_feature(hidden).float()
         if kept is not None:
             begun = before_looking(model.text_encoder, hidden, mask)[mask]
@@ -103,8 +102,7 @@ def read_images(
 ) -> ReadImages:
     """Encode each of `count` images once; they come in normalised batches (B, 3, height, width).
 
-    Tokens are kept where matching will follow, in a temporary file where they would take more than
-    `memory_bytes`; it is gone as soon as nothing refers to it.
+    Tokens are kept where matching will follow, in a temporary file above `memory_bytes`.
     """
     features = torch.empty(count, model.config.embed_dim, device=model.device)
     kept: Float32Array | None = None
@@ -123,15 +121,6 @@ def read_images(
     if done != count:
         raise DataError(f"{done} images came, and {count} persons are named; they must be as many")
     return ReadImages(features=features, tokens=kept)
-
-
-def require_fusion(model: ImageTextModel) -> None:
-    """Refuse a model in which text cannot look at an image."""
-    if not fusion_layers(model.text_encoder):
-        raise DataError(
-            "the model has no fusion layers, so it cannot match a text with an image; turn the "
-            "re-ranking off (0)"
-        )
 
 
 def by_length(lengths: Int64Array, batch_tokens: int) -> list[Int64Array]:
@@ -156,17 +145,19 @@ def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
     if size <= memory_bytes:
         return np.empty(shape, np.float32)
     try:
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile() as file:  # stays until nothing refers to the array
             # A file with holes would kill the process at the first page that finds no space.
             _reserve(file.fileno(), size)
             return np.memmap(file, np.float32, "r+", shape=shape)
     except OSError as error:
-        megabytes = math.ceil(size / 1_000_000)
+        megabytes, where = math.ceil(size / 1_000_000), "there is"
+        with contextlib.suppress(OSError):  # no folder can be written to at all
+            where = f"'{tempfile.gettempdir()}' has"
         raise DataError(
-            f"the image tokens take {megabytes:,} MB in a temporary file, for which "
-            f"{_temporary_folder()} no room ({error.strerror or reason_of(error)}); set TMPDIR to "
-            f"a folder with room, raise --memory-mb to {megabytes} to keep them in memory, or turn "
-            f"the re-ranking off with --rerank 0"
+            f"the image tokens take {megabytes:,} MB in a temporary file, for which {where} no "
+            f"room ({error.strerror or reason_of(error)}); set TMPDIR to a folder with room, raise "
+            f"--memory-mb to {megabytes} to keep them in memory, or turn the re-ranking off with "
+            f"--rerank 0"
         ) from error
 
 
@@ -180,17 +171,6 @@ def _reserve(file: int, size: int) -> None:
         zeros = memoryview(bytes(CHUNK_BYTES))
         while size > 0:
             size -= os.write(file, zeros[:size])
-
-
-def _temporary_folder() -> str:
-    try:
-        return f"'{tempfile.gettempdir()}' has"
-    except OSError:  # no folder can be written to at all
-        return "there is"
-
-
-# More projected together gain nothing.
-IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -251,7 +231,7 @@ def match_images(
     assert images.tokens is not None
     width = model.config.text_config.hidden_size
     # Keys and values, of four bytes a number.
-    each = 2 * 4 * len(fusion_layers(model.text_encoder)) * images.tokens.shape[1] * width
+    each = 2 * 4 * len(model.text_encoder.fusion_layers) * images.tokens.shape[1] * width
     # As many images at a time as fit the memory.
     size = max(1, min(config.memory_bytes // each, IMAGES_AT_ONCE))
     for first in range(0, len(pairs), size):
@@ -269,11 +249,10 @@ def by_image(candidates: Int64Array) -> list[ImageTexts]:
     flat = candidates.ravel()
     order = np.argsort(flat, kind="stable")
     images, firsts = np.unique(flat[order], return_index=True)
-    texts, columns = np.divmod(order, candidates.shape[1])
-    ends = np.append(firsts[1:], len(order))
+    each = [np.split(part, firsts[1:]) for part in np.divmod(order, candidates.shape[1])]
     return [
-        ImageTexts(image=int(image), texts=texts[first:end], columns=columns[first:end])
-        for image, first, end in zip(images, firsts, ends, strict=True)
+        ImageTexts(image=int(image), texts=texts, columns=columns)
+        for image, texts, columns in zip(images, *each, strict=True)
     ]
 
 

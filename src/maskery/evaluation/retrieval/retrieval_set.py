@@ -21,9 +21,10 @@ from maskery.core.errors import DataError
 from maskery.core.processes import Processes
 from maskery.core.random import Int64Array
 from maskery.data.images.config import ViewConfig
+from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_stack
-from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
+from maskery.data.pairs.batches import Pictures, ReadPairs, tokenise_captions
 from maskery.data.pairs.pairs import NOBODY, Pairs
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
@@ -43,22 +44,21 @@ class RetrievalSet:
     persons is a DataError.
     """
 
-    def __init__(
-        self,
-        pairs: Pairs,
-        captions: CaptionTokens,
-        pictures: Pictures,
-        view: ViewConfig,
-        *,
-        batch_images: int = 64,
-    ) -> None:
-        self.pairs, self.captions, self.pictures, self.view = pairs, captions, pictures, view
-        self.batch_images = batch_images
+    def __init__(self, read: ReadPairs, *, batch_images: int = 64) -> None:
+        self.pairs, self.captions, self.pictures, self.view = read
+        self.batch_images, pairs = batch_images, read.pairs
         # Where nobody is named, equal bytes are one picture under any name.
         first: dict[str | int, int] = {}
-        names = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
-        self._first = np.array([first.setdefault(name, i) for i, name in enumerate(names)])
-        self._need_one_person_each()
+        known = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
+        self._first = np.array([first.setdefault(name, i) for i, name in enumerate(known)])
+        persons = pairs.persons
+        two = (persons != NOBODY) & (persons != persons[self._first])
+        for index in np.flatnonzero(two)[:1].tolist():
+            names = [*pairs.person_names, "nobody"]  # the last is `NOBODY`'s
+            raise DataError(
+                f"image {pairs[index].image.name} is said to show person {names[persons[index]]} "
+                f"and person {names[persons[self._first[index]]]}; correct the one that is wrong"
+            )
 
     @classmethod
     def read_by(
@@ -76,7 +76,7 @@ class RetrievalSet:
         skipped = Skipped("caption", on_bad_caption)
         tokens = tokenise_captions(pairs, opened.tokenizer, skipped, max_length=opened.max_tokens)
         pictures = Pictures(pairs, on_bad_image, near=view.size)
-        return cls(pairs, tokens, pictures, view, batch_images=batch_images)
+        return cls(ReadPairs(pairs, tokens, pictures, view), batch_images=batch_images)
 
     @property
     def skipped(self) -> list[str]:
@@ -145,18 +145,6 @@ class RetrievalSet:
         # Below `NOBODY`, so that no picture shares a number with another or with a person.
         return np.where(persons == NOBODY, NOBODY - 1 - np.arange(len(persons)), persons)
 
-    def _need_one_person_each(self) -> None:
-        """Refuse a picture that is said to show two persons."""
-        persons = self.pairs.persons
-        named = (persons != NOBODY) & (persons != persons[self._first])
-        for index in np.flatnonzero(named)[:1].tolist():
-            names = [*self.pairs.person_names, "nobody"]  # the last is `NOBODY`'s
-            raise DataError(
-                f"image {self.pairs[index].image.name} is said to show person "
-                f"{names[persons[index]]} and person {names[persons[self._first[index]]]}; "
-                f"correct the one that is wrong"
-            )
-
 
 def evaluate_set(
     model: ImageTextModel,
@@ -216,3 +204,18 @@ def sample_searches(
         found = tuple(FoundPicture(image, fits) for image, fits in both if image is not None)
         samples.append(SearchSample(split.caption(query), found))
     return tuple(samples)
+
+
+def draw_searches(
+    split: RetrievalSet,
+    queries: Int64Array,  # (Q,) of the T captions
+    ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
+    *,
+    height: int = 192,  # pixels of a picture
+) -> Image:
+    """Draw captions with their ten best pictures, right ones framed."""
+    rows = []
+    for sample in sample_searches(split, queries, ranking):
+        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
+        rows.append(SheetRow(heading=sample.caption, cells=cells))
+    return draw_sheet(rows, height=height)

@@ -55,6 +55,11 @@ log = logging.getLogger(__name__)
 
 # Bytes of a gallery's own name in the name of its index.
 MOST_OF_NAME = 100
+log = logging.getLogger(__name__)
+# Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
+BLOCK_NUMBERS = 1 << 19
+# More than are wanted, compared again exactly: close ones may change places by rounding.
+MARGIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,24 +111,16 @@ def open_gallery(
     opened: OpenImageText,
     folder: Path,
     *,
-    cache_dir: Path,
+    cache_dir: Path,  # of all indices
     batch_images: int = 32,
     rehash: bool = False,
     progress: bool = False,
 ) -> Gallery:
-    """Bring a gallery's index up to date, and open it.
+    """Bring the index of a folder of pictures up to date, and open it.
 
-    Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
-
-    Args:
-        folder: Of pictures, with folders in it.
-        cache_dir: Folder of all indices.
-        rehash: Read every file, rather than trust those whose size and time are as they were, and
-            try again those that could not be decoded.
-
-    Raises:
-        DataError: There is no readable picture, or the index cannot be written.
-        ModelError: The model's features say nothing.
+    Each batch is kept as soon as it is done, so that a run that was interrupted is continued. With
+    `rehash`, every file is read, rather than trusted where its size and time are as they were, and
+    those that could not be decoded are tried again.
     """
     require_contrast(opened)
     found = find_pictures(folder)
@@ -166,14 +163,13 @@ class Indexing:
         before = store.files()
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
-        encoded = 0
+        encoded, size = 0, self.batch_images
         unread: dict[str, str] = {}
         quiet = not self.progress
         with tqdm(total=len(suspects), desc="indexing", leave=False, disable=quiet) as bar:
-            for first in range(0, len(suspects), self.batch_images):
-                batch = suspects[first : first + self.batch_images]
-                encoded += self._take_in(store, batch, unread)
-                bar.update(len(batch))
+            for first in range(0, len(suspects), size):
+                encoded += self._take_in(store, suspects[first : first + size], unread)
+                bar.update(min(size, len(suspects) - first))
         gone = [path for path in before if path not in self.found or path in unread]
         if gone:
             store.forget(gone)
@@ -186,6 +182,7 @@ class Indexing:
             troubles=[*unread.values(), *store.troubles()],
         )
 
+    @torch.no_grad()
     def _take_in(self, store: GalleryStore, batch: list[str], unread: dict[str, str]) -> int:
         """Encode the contents that are new, and return the number that could be."""
         files: dict[str, tuple[Stamp, bytes]] = {}
@@ -200,34 +197,16 @@ class Indexing:
             files[path], contents[digest] = (self.found[path], digest), picture
         for digest in store.known(contents, readable=self.rehash):
             del contents[digest]
-        features, troubles = self._encode(contents)
-        store.save(files, features, troubles)
-        return len(features)
-
-    @torch.no_grad()
-    def _encode(
-        self, pictures: Mapping[bytes, ImageRef]
-    ) -> tuple[dict[bytes, npt.NDArray[np.float16]], dict[bytes, str]]:
-        """Return features, and the reasons of pictures that have none, by digest."""
-        digests, model = list(pictures), self.opened.model
+        digests, refs, model = list(contents), list(contents.values()), self.opened.model
         features: dict[bytes, npt.NDArray[np.float16]] = {}
-        troubles = Skipped("image", "skip")
-        # A batch of files: no more pictures than are encoded at once.
-        refs, size = list(pictures.values()), self.batch_images
-        for indices, pixels in view_batches(refs, self.opened.view, troubles, batch_images=size):
+        skipped, size = Skipped("image", "skip"), self.batch_images
+        for indices, pixels in view_batches(refs, self.opened.view, skipped, batch_images=size):
             tokens = model.encode_image(pixels.to(model.device))
             encoded = model.image_feature(tokens).float().cpu().numpy().astype(np.float16)
             features |= {digests[i]: row for i, row in zip(indices, encoded, strict=True)}
         left = [digest for digest in digests if digest not in features]
-        return features, dict(zip(left, troubles.reasons, strict=True))
-
-
-log = logging.getLogger(__name__)
-
-# Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
-BLOCK_NUMBERS = 1 << 19
-# More than are wanted, compared again exactly: close ones may change places by rounding.
-MARGIN = 16
+        store.save(files, features, dict(zip(left, skipped.reasons, strict=True)))
+        return len(features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,33 +299,20 @@ class Searcher:
                 log.warning("%s", error)
         if not pictures:
             return hits
-        model, config = self.opened.model, self.config
-        batches = view_batches(
-            list(pictures.values()),
-            self.opened.view,
-            Skipped("image", "fail"),
-            batch_images=config.batch_images,
-        )
-        images = read_images(
-            model,
-            (pixels for _, pixels in batches),
-            len(pictures),
-            tokens=True,
-            memory_bytes=config.memory_bytes,
-        )
+        model, config, refs = self.opened.model, self.config, list(pictures.values())
+        skipped, size = Skipped("image", "fail"), config.batch_images
+        batches = view_batches(refs, self.opened.view, skipped, batch_images=size)
+        pixels, most = (pixels for _, pixels in batches), config.memory_bytes
+        images = read_images(model, pixels, len(refs), tokens=True, memory_bytes=most)
         # The index keeps features in half precision; here they are at hand as they were computed.
         similar = (read.features @ images.features.T).cpu()
         candidates = torch.arange(len(pictures))[None]
         scores, logits = match_scores(model, read, images, candidates, similar, config)
-        chances = logits[0].softmax(dim=-1)[:, 1]
+        columns = (similar[0], logits[0].softmax(dim=-1)[:, 1], scores[0])
+        known = list(zip(pictures, *(column.tolist() for column in columns), strict=True))
         matched = [
-            Hit(
-                path=list(pictures)[i],
-                similarity=float(similar[0, i]),
-                match=float(chances[i]),
-                score=float(scores[0, i]),
-            )
-            for i in rank(scores)[0].tolist()
+            Hit(path=path, similarity=similarity, match=match, score=score)
+            for path, similarity, match, score in (known[i] for i in rank(scores)[0].tolist())
         ]
         return matched + [hit for hit in hits if hit.path not in pictures]
 

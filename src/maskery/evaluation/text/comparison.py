@@ -60,7 +60,14 @@ def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[
     """
     for run in runs[1:]:
         _require_same_masks(run, runs[0])
-    groups = _seeds_together(runs)
+    together: dict[tuple[str, int], list[ScoredRun]] = {}
+    repeats: Counter[tuple[str, int]] = Counter()
+    for run in runs:
+        rest = json.dumps({k: v for k, v in run.settings.items() if k != SEED}, sort_keys=True)
+        # A run that was repeated with its own seed says nothing of the spread over seeds.
+        repeats[rest, run.settings[SEED]] += 1
+        together.setdefault((rest, repeats[rest, run.settings[SEED]]), []).append(run)
+    groups = list(together.values())
     means = [
         ExampleSums(ids=runs[0].sums.ids, sums=np.mean([run.sums.sums for run in group], axis=0))
         for group in groups
@@ -82,11 +89,6 @@ def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[
     ]
 
 
-def reference(rows: Sequence[Row]) -> Row:
-    """Return the row that the others are compared with."""
-    return next(row for row in rows if not row.difference)
-
-
 def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
     own, ids = run.sums.ids, first.sums.ids
     added, missing = (len(np.setdiff1d(a, b)) for a, b in ((own, ids), (ids, own)))
@@ -104,17 +106,6 @@ def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
             f"{len(ids):,} examples have another number of masked tokens; compare runs whose "
             f"models share a tokenizer, made by one version of Maskery"
         )
-
-
-def _seeds_together(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:
-    groups: dict[tuple[str, int], list[ScoredRun]] = {}
-    repeats: Counter[tuple[str, int]] = Counter()
-    for run in runs:
-        rest = json.dumps({k: v for k, v in run.settings.items() if k != SEED}, sort_keys=True)
-        # A run that was repeated with its own seed says nothing of the spread over seeds.
-        repeats[rest, run.settings[SEED]] += 1
-        groups.setdefault((rest, repeats[rest, run.settings[SEED]]), []).append(run)
-    return list(groups.values())
 
 
 def _changing_settings(groups: Sequence[Sequence[ScoredRun]]) -> dict[str, str]:

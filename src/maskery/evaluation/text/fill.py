@@ -93,11 +93,7 @@ class Filler:
 
     @classmethod
     def of(cls, model: str | Path | OpenModel) -> Filler:
-        """Open a text model for filling: `Filler.of("runs/notes").fill("A [MASK] idea.")`.
-
-        Raises:
-            ModelError: It cannot be loaded, or has no trained head.
-        """
+        """Open a text model for filling: `Filler.of("runs/notes").fill("A [MASK] idea.")`."""
         opened = open_model(model)
         return Filler(opened.model, opened.tokenizer)
 
@@ -197,12 +193,7 @@ class Filler:
         return module
 
     def _joint(
-        self,
-        ids: list[int],
-        text: str,
-        offered: Sequence[torch.Tensor],
-        top_k: int,
-        beams: int,
+        self, ids: list[int], text: str, offered: Sequence[torch.Tensor], top_k: int, beams: int
     ) -> tuple[Completion, ...]:
         """Search with beams from left to right; each step sees the masks already filled."""
         places = [index for index, token in enumerate(ids) if token == self.mask_id]
@@ -244,9 +235,7 @@ class Filler:
             total += float(self.log_probabilities([sequence])[0, 0, piece])
             sequence[place + offset] = piece
         return WordProbability(
-            word=word,
-            pieces=self.reader.pieces(pieces),
-            probability=math.exp(total),
+            word=word, pieces=self.reader.pieces(pieces), probability=math.exp(total)
         )
 
 
@@ -277,11 +266,7 @@ def candidates(
     """Return the likeliest tokens of (V,) log-probabilities, most likely first."""
     top = logs.topk(min(top_k, len(logs)))
     return tuple(
-        Candidate(
-            token=spoken(tokenizer, token),
-            token_id=token,
-            probability=math.exp(value),
-        )
+        Candidate(token=spoken(tokenizer, token), token_id=token, probability=math.exp(value))
         for value, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         if value > -math.inf
     )

@@ -49,14 +49,9 @@ class OpenModel:
 
 
 def open_model(name: str | Path | OpenModel, *, trained_head: bool = True) -> OpenModel:
-    """Load a text model by name; a model that is open already is returned as it is.
+    """Load a text model: a run folder, a model folder, a hub name, `minilm`, or an open model.
 
-    Args:
-        name: A run folder, a model folder, a hub name or `minilm`.
-        trained_head: Refuse a model whose prediction head would start from noise.
-
-    Raises:
-        ModelError: It cannot be loaded, or has no trained head.
+    With `trained_head`, a model whose prediction head would start from noise is a ModelError.
     """
     if isinstance(name, OpenModel):
         return name
@@ -94,12 +89,8 @@ def held_out_source(
 def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> TextSource:
     """Read texts in memory as a model reads them; each counts as held out.
 
-    Args:
-        texts: Strings, mappings with the text under `text`, or a dataset of `datasets`.
-        batch_tokens: Tokens scored at once; the figures do not depend on it.
-
-    Raises:
-        DataError: There is no text, or one is no string.
+    They are strings, mappings with the text under `text`, or a dataset of `datasets`. The figures
+    do not depend on `batch_tokens`, those that are scored at once.
     """
     batches = batched(Corpus.of(texts, name="the texts"))
     documents = Documents.gather(encode_batches(batches, encoder(opened.tokenizer)))

@@ -41,16 +41,13 @@ def score(
     method: Method = "within-word",
     batch_tokens: int = 4096,
 ) -> list[TextScore]:
-    """Score sentences with a text model: `score("runs/notes", ["A cat sleeps."])`.
+    """Score sentences, in their order, with a model: `score("runs/notes", ["A cat sleeps."])`.
 
     Args:
         model: A run folder, a model folder, a hub name, `minilm`, or an open model.
         sentences: One or more texts.
         method: "original" masks one token at a time, "within-word" also those after it in its word.
         batch_tokens: Tokens computed at once; the scores do not depend on it.
-
-    Returns:
-        One score for each sentence, in their order.
 
     Raises:
         DataError: A sentence has no words, or more tokens than the model has positions.
@@ -66,7 +63,7 @@ class WordScore:
     """One word of a text."""
 
     word: str  # As it stands in the text
-    start: int  # Its first character in the text; -1 if the tokenizer keeps no offsets
+    start: int  # Its first character in the text
     end: int  # One past its last character
     # The sum over its pieces, in nats; of a word that the tokenizer does not know, that of its
     # unknown token
@@ -91,13 +88,7 @@ class TextScore:
 
 
 class Scorer:
-    """Scores texts with one model.
-
-    Args:
-        filler: The model, as it fills masks.
-        method: The pieces of a word that are hidden while one is predicted.
-        batch_tokens: Tokens computed at once; the scores do not depend on it.
-    """
+    """Scores texts with one model; the arguments are those of `score`."""
 
     def __init__(
         self, filler: Filler, *, method: Method = "within-word", batch_tokens: int = 4096
@@ -106,28 +97,21 @@ class Scorer:
         self.batch_copies = max(1, LOGITS // vocabulary_size(filler.tokenizer))
 
     def score(
-        self,
-        texts: Iterable[str],
-        name: Callable[[int], str] = lambda index: f"text {index + 1}",
+        self, texts: Iterable[str], name: Callable[[int], str] = lambda index: f"text {index + 1}"
     ) -> Iterator[TextScore]:
         """Score any number of texts, in their order; `name` tells messages which text is meant."""
         remaining = enumerate(texts)
         while chunk := list(islice(remaining, CHUNK)):
             encoded = [self._encode(text, name(index)) for index, text in chunk]
-            yield from self._score_chunk([text for _, text in chunk], encoded)
-
-    def _score_chunk(
-        self, texts: Sequence[str], encoded: Sequence[EncodedText]
-    ) -> Iterator[TextScore]:
-        # Copies of like length share a batch, so that next to nothing is padding.
-        order = np.argsort([len(one.ids) for one in encoded], kind="stable").tolist()
-        copies = (copy for index in order for copy in self._copies(encoded[index], index))
-        scores = [np.full(len(one.ids), np.nan) for one in encoded]
-        for batch in cut(copies, self.batch_tokens, self.batch_copies):
-            for copy, value in zip(batch, self._log_probabilities(batch), strict=True):
-                scores[copy.text][copy.position] = value
-        for text, one, values in zip(texts, encoded, scores, strict=True):
-            yield self._text_score(text, one, values)
+            # Copies of like length share a batch, so that next to nothing is padding.
+            order = np.argsort([len(one.ids) for one in encoded], kind="stable").tolist()
+            copies = (copy for place in order for copy in self._copies(encoded[place], place))
+            scores = [np.full(len(one.ids), np.nan) for one in encoded]
+            for batch in cut(copies, self.batch_tokens, self.batch_copies):
+                for copy, value in zip(batch, self._log_probabilities(batch), strict=True):
+                    scores[copy.text][copy.position] = value
+            for (_, text), one, values in zip(chunk, encoded, scores, strict=True):
+                yield self._text_score(text, one, values)
 
     def _encode(self, text: str, name: str) -> EncodedText:
         encoded = self.filler.reader.read(text)
@@ -161,8 +145,7 @@ class Scorer:
         )
         logs = true_log_probabilities(self.filler.predict(masked), targets)
         require_numbers(torch.from_numpy(logs))
-        values: list[float] = logs.tolist()
-        return values
+        return list(map(float, logs))
 
     def _text_score(
         self, text: str, encoded: EncodedText, values: npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ Shapes: M masked tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -71,22 +71,20 @@ def sample_text(
     after: Filler,
     batches: Iterable[TokenBatch],
     *,
-    fills: int = 8,
+    fills: int = 8,  # sentences to show
     top_k: int = 5,
     listed: int = 10,
-    rounds: int = 6,
-    most_tokens: int = 20_000,
+    rounds: int = 6,  # times that each example is masked anew, for enough words
+    most_tokens: int = 20_000,  # once so many are read, no more are
 ) -> TextSamples:
-    """Compare two models with one tokenizer word by word on held-out text.
-
-    Args:
-        batches: Held-out examples; once `most_tokens` of them are read, no more are.
-        fills: Sentences to show.
-        rounds: Times that each example is masked anew, for enough words.
-    """
-    tokenizer = before.tokenizer
+    """Compare two models with one tokenizer word by word on held-out text."""
+    tokenizer, held_out, total = before.tokenizer, [], 0
     vocabulary = Vocabulary.of(tokenizer)
-    held_out = [(one, whole_words(one, vocabulary)) for one in _take(batches, most_tokens)]
+    for batch in batches:
+        held_out.append((batch, whole_words(batch, vocabulary)))
+        total += batch.num_tokens
+        if total >= most_tokens:
+            break
     words, old, new = _changes(before, after, held_out, vocabulary, rounds)
     improved, worsened = rank_changes(words, old, new, tokenizer, listed)
     hidden = _hidden_words(held_out, tokenizer)
@@ -129,15 +127,6 @@ def rank_changes(
 
     change = (new - old)[order]
     return described(order[change > 0]), described(order[change < 0][::-1])
-
-
-def _take(batches: Iterable[TokenBatch], most_tokens: int) -> Iterator[TokenBatch]:
-    total = 0
-    for batch in batches:
-        yield batch
-        total += batch.num_tokens
-        if total >= most_tokens:
-            return
 
 
 def _changes(

@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
 from maskery.data.batching import Template
+from maskery.data.rows import PythonReader
 from maskery.data.tokenise import (
     BYTE_LEVEL_SPACE,
     METASPACE,
@@ -28,13 +28,18 @@ from maskery.data.tokenise import (
     word_starts,
 )
 
+# Words of these scripts follow each other without a space: Thai, Lao, Burmese, Khmer, kana, Han.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
     """One word, or punctuation mark, of a text."""
 
-    text: str  # Its characters; of a tokenizer that keeps no offsets, its tokens
-    start: int  # Its first character in the text; -1 if the tokenizer keeps no offsets
+    text: str  # Its characters; of a word that is not found in the text, its tokens
+    start: int  # Its first character in the text
     end: int  # One past its last character
     first: int  # Its first token
     last: int  # One past its last token
@@ -62,12 +67,18 @@ class TextReader:
             self.special[tokenizer.unk_token_id] = False
         self._template = Template.of(tokenizer)
         self._backend = plain_backend(tokenizer, keep=self.mask_token)
-        self.space = space_marker(self._backend)
         self._vocabulary = tokenizer.get_vocab()  # made anew at each call, in milliseconds
-        self._always = None
-        if self._backend is not None:
-            vocabulary = self._backend.get_vocab()
-            self._always = starts_word_table(vocabulary, is_byte_level(self._backend))
+        # The vocabulary's sign for the space before a word: "Ġ", "▁", or "" where it has none
+        self.space = ""
+        if (backend := self._backend) is None:
+            self._read_slowly = PythonReader(tokenizer, keep=self.mask_token)
+            self.space = self._read_slowly.words.space
+        else:
+            byte_level = is_byte_level(backend)
+            self._always = starts_word_table(backend.get_vocab(), byte_level)
+            parts = f"{backend.normalizer}{backend.pre_tokenizer}{backend.decoder}"
+            if byte_level or METASPACE in parts:
+                self.space = BYTE_LEVEL_SPACE if byte_level else METASPACE
 
     def read(self, text: str) -> EncodedText:
         """Cut one text."""
@@ -81,11 +92,11 @@ class TextReader:
                 continue
             start, end = offsets[first][0], offsets[last - 1][1]
             # Some tokenizers count the space before a word to it.
-            while 0 <= start < end and text[start].isspace():
+            while start < end and text[start].isspace():
                 start += 1
             words.append(
                 Word(
-                    text=text[start:end] if start >= 0 else "".join(self.pieces(ids[first:last])),
+                    text=text[start:end] or "".join(self.pieces(ids[first:last])),
                     start=start,
                     end=end,
                     first=first + len(prefix),
@@ -103,21 +114,18 @@ class TextReader:
         self, text: str
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[int, int]]]:
         """Return ids, word starts and character offsets, without the template's tokens."""
-        if self._backend is None or self._always is None:
-            # Tokenizers in Python know neither words nor offsets.
-            ids = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
-            return ids, np.ones(len(ids), np.bool_), [(-1, -1)] * len(ids)
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        ids = np.array(encoding.ids, np.int64)
-        starts = (
-            word_starts(encoding, ids, self._always, text) if len(ids) else np.zeros(0, np.bool_)
-        )
+        if self._backend is None:
+            ids, starts, offsets = self._read_slowly(text)
+        else:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+            ids, offsets = np.array(encoding.ids, np.int64), encoding.offsets
+            starts = word_starts(encoding, ids, self._always, text)
         # A special token that stands in the text is no part of a word.
         special = self.special[ids]
         starts = starts | special
         starts[1:] |= special[:-1]
-        ids, kept = self._without_stray_spaces(text, ids, encoding.offsets)
-        offsets = [offset for offset, keep in zip(encoding.offsets, kept, strict=True) if keep]
+        ids, kept = self._without_stray_spaces(text, ids, offsets)
+        offsets = [offset for offset, keep in zip(offsets, kept, strict=True) if keep]
         return ids[kept], starts[kept], offsets
 
     def _without_stray_spaces(
@@ -146,22 +154,6 @@ class TextReader:
         spelt = str(self.tokenizer.convert_ids_to_tokens(token))
         bare = self._vocabulary.get(spelt.removeprefix(self.space), token)
         return int(bare)
-
-
-def space_marker(backend: Tokenizer | None) -> str:
-    """Return how a vocabulary writes the space before a word: "Ġ", "▁", or "" where it has none."""
-    if backend is None:
-        return ""
-    if is_byte_level(backend):
-        return BYTE_LEVEL_SPACE
-    parts = f"{backend.normalizer}{backend.pre_tokenizer}{backend.decoder}"
-    return METASPACE if METASPACE in parts else ""
-
-
-# Words of these scripts follow each other without a space: Thai, Lao, Burmese, Khmer, kana, Han.
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
 
 
 class MaskPlaces:
@@ -202,28 +194,23 @@ class MaskPlaces:
         touched = [i for i, (a, b) in enumerate(offsets) if a < stop and start < b]
         if touched and set(touched) <= set(chosen):
             return [int(ids[i]) for i in chosen]
-        # It would join the letters beside it, or the tokenizer keeps no offsets: then by itself.
+        # It would join the letters beside it, or is not found in the text: then by itself.
         found: list[int] = self.reader.tokens(f" {word}" if spaced else word)[0].tolist()
         return [self.reader.bare(found[0]), *found[1:]] if found and start and not spaced else found
 
     def fill(self, text: str, tokens: Sequence[int]) -> str:
         """Return a text with its masks filled, and nothing else changed."""
-        parts, done = [], 0
+        space, filled, done = self.reader.space, "", 0
         for (start, end), token in zip(self.spans(text), tokens, strict=True):
-            parts.append(text[done:start])
-            parts.append(self._written(token, "".join(parts)))
+            filled += text[done:start]
             done = end
-        return "".join([*parts, text[done:]])
-
-    def _written(self, token: int, left: str) -> str:
-        """Return a token as text that follows `left`."""
-        spelt = str(self.tokenizer.convert_ids_to_tokens(token))
-        word = spoken(self.tokenizer, token)
-        if not left or left[-1].isspace():
-            return word
-        if self.reader.space and spelt.startswith(self.reader.space):
-            return f" {word}"
-        return word if self.reader.space else word.removeprefix(CONTINUING)
+            word = spoken(self.tokenizer, token)
+            if filled and not filled[-1].isspace():  # it joins what stands before it
+                spelt = str(self.tokenizer.convert_ids_to_tokens(token))
+                spaced = f" {word}" if spelt.startswith(space) else word
+                word = spaced if space else word.removeprefix(CONTINUING)
+            filled += word
+        return filled + text[done:]
 
     @cached_property
     def _begins_with_space(self) -> bool:

@@ -46,6 +46,7 @@ from maskery.models.image_text.model import VISION_FAMILIES, ImageTextConfig, Im
 from maskery.models.loading import quiet_transformers, refuse_random_layers
 
 VISION, TEXT = "visual_encoder.", "text_encoder.bert."
+# Heads with the same names in the file and here.
 HEADS = ("vision_proj.", "text_proj.", "itm_head.", "prd_head.", "mrtd_head.")
 HEAD = "cls.predictions."  # BERT's, for masked language modelling
 # Tensors of the head that repeat another one.
@@ -113,11 +114,16 @@ def import_checkpoint(
         num_text_heads=num_text_heads,
         num_vision_heads=num_vision_heads,
     )
-    words = _num_words(imported.model.config)
+    config: Any = imported.model.config
     saved: list[Any] = [imported.model]
-    if words is not None:
-        saved.append(read_tokenizer(tokenizer, folder, words))
-    notes = (*checkpoint.notes, _heads_taken(imported.model.config))
+    rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
+    if rows is not None:  # else the model reads no text
+        saved.append(read_tokenizer(tokenizer, folder, rows))
+    sides = (getattr(config, f"{side}_config", None) for side in ("text", "vision"))
+    found = [side for side in sides if side is not None] or [config]
+    # They are told, since no tensor could contradict.
+    heads = (f"{getattr(c, 'num_attention_heads', None)} in the {c.model_type}" for c in found)
+    notes = (*checkpoint.notes, f"attention heads: {', '.join(heads)}")
     report = replace(imported.report, notes=notes)
     for part in saved:
         part.save_pretrained(out)
@@ -126,19 +132,6 @@ def import_checkpoint(
         save_file(extra, out / EXTRA_STATE)
     (out / REPORT).write_text("\n".join(report.lines()) + "\n", "utf-8")
     return report
-
-
-def _num_words(config: Any) -> int | None:
-    """Return the rows of the word embeddings; None of a model that reads no text."""
-    return getattr(getattr(config, "text_config", config), "vocab_size", None)
-
-
-def _heads_taken(config: Any) -> str:
-    """Say how many attention heads each side has, since no tensor could contradict."""
-    sides = (getattr(config, side, None) for side in ("text_config", "vision_config"))
-    found = [side for side in sides if side is not None] or [config]
-    heads = (f"{getattr(c, 'num_attention_heads', None)} in the {c.model_type}" for c in found)
-    return f"attention heads: {', '.join(heads)}"
 
 
 def import_state(
@@ -151,11 +144,21 @@ def import_state(
 ) -> Imported:
     """Recognise the model of a state dict by its names, or by what its `config.json` says."""
     kind = described.get("model_type")
-    vision: Any = {"num_vision_heads": num_vision_heads, "image_size": image_size}
     if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
-        return import_albef(state, described, num_text_heads=num_text_heads, **vision)
-    if "patch_embed.proj.weight" in state:
-        return import_vit(state, described, **vision)
+        return import_albef(
+            state,
+            described,
+            num_text_heads=num_text_heads,
+            num_vision_heads=num_vision_heads,
+            image_size=image_size,
+        )
+    if "patch_embed.proj.weight" in state:  # a vision transformer of timm or DeiT
+        state = dict(state)
+        config = vit_config(state, described, num_heads=num_vision_heads, image_size=image_size)
+        resized = fit_positions(state, config)
+        model = ViTModel(config, add_pooling_layer=False).eval()
+        placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
+        return Imported(model=model, report=_fill(model, "vit", placed, resized=resized))
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
@@ -167,22 +170,6 @@ def import_state(
         f"RaSa, BERT and timm or DeiT vision transformers are known by their names; what Hugging "
         f"Face has an encoder for, by its config.json beside the file"
     )
-
-
-def import_vit(
-    state: State,
-    described: Mapping[str, Any] | None = None,
-    *,
-    num_vision_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-) -> Imported:
-    """Make a timm or DeiT vision transformer a Hugging Face `ViTModel` without pooler."""
-    state = dict(state)
-    config = vit_config(state, described or {}, num_heads=num_vision_heads, image_size=image_size)
-    resized = fit_positions(state, config)
-    model = ViTModel(config, add_pooling_layer=False).eval()
-    placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
-    return Imported(model=model, report=_fill(model, "vit", placed, resized=resized))
 
 
 def import_bert(

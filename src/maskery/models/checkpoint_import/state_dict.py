@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from maskery.core.batch import vocabulary_size
+from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError, reason_of
 from maskery.models.loading import quiet_transformers
 
+# Training loops keep the weights beside the optimiser, under one of these.
 NESTED_UNDER = ("model", "state_dict")
 WHOLE, INDEX = ("model.safetensors", "pytorch_model.bin"), ".index.json"
 # What other files begin with, that are taken for checkpoints.
@@ -47,6 +48,15 @@ ENDS = {
 }
 ZIP = b"PK\x03\x04"
 SHOWN = 8  # keys in a message
+CONFIG, WORDS = "config.json", "vocab.txt"
+# A folder with one of these has a tokenizer of its own; else its list of words is read.
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+# Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
+# and DeiT has 6; small BERTs differ as well.
+TEXT_HEADS = {768: 12, 1024: 16}
+VISION_HEADS = {192: 3, 768: 12, 1024: 16, 1280: 16}
+# Rows of padding, as of all vocabularies that are rounded up, are fewer than this share.
+PADDING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +72,11 @@ def read_state_dict(path: Path) -> Checkpoint:
 
     A training checkpoint that keeps its weights under "model" or "state_dict" is entered, and a
     prefix that all names share is dropped. A pickle that asks to run code is refused.
-
-    Raises:
-        ModelError: The file cannot be read, holds no tensors, or numbers that are none.
     """
     notes: list[str] = []
     content: dict[object, object] = {}
     for file in _files(path):
-        content.update(_entered(file, _load(file, notes), notes))
+        content.update(_load(file, notes))
     tensors = {str(n): value for n, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise ModelError(
@@ -115,27 +122,27 @@ def _files(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
         if (index := path / f"{name}{INDEX}").is_file():
-            return _shards(index)
+            try:
+                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+                files = [path / Path(name).name for name in names]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(
+                    f"'{index}' is no index of weights ({reason_of(error)})"
+                ) from error
+            if missing := [file.name for file in files if not file.is_file()]:
+                raise ModelError(
+                    f"'{index}' names {missing[0]}, which is not there; fetch it again"
+                )
+            return files
     raise ModelError(
         f"the folder '{path}' has no {' or '.join(WHOLE)}; it has "
         f"{_listed(sorted(file.name for file in path.iterdir()))}; name the file with the weights"
     )
 
 
-def _shards(index: Path) -> list[Path]:
-    """Return the files that an index of shards names."""
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        files = [index.parent / Path(name).name for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"'{index}' is no index of weights ({reason_of(error)})") from error
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise ModelError(f"'{index}' names {missing[0]}, which is not there; fetch it again")
-    return files
-
-
-def _entered(path: Path, content: object, notes: list[str]) -> dict[object, object]:
-    """Return the dictionary that holds the tensors."""
+def _load(path: Path, notes: list[str]) -> dict[object, object]:
+    """Return the dictionary of a file that holds the tensors."""
+    content = _read(path, notes)
     for key in NESTED_UNDER:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             if others := [other for other in content if other != key]:
@@ -150,10 +157,17 @@ def _entered(path: Path, content: object, notes: list[str]) -> dict[object, obje
     return content
 
 
-def _load(path: Path, notes: list[str]) -> object:
+def _read(path: Path, notes: list[str]) -> object:
     with path.open("rb") as file:
         start = file.read(64)
-    _refuse_others(path, start)
+    what = next((what for known, what in STARTS.items() if start.startswith(known)), None)
+    if what is None and path.suffix in ENDS:
+        what = f"a checkpoint of {ENDS[path.suffix]}, by its name"
+    if what is not None:
+        raise ModelError(
+            f"'{path}' is {what}: a PyTorch or safetensors file is needed; convert it where it "
+            f"comes from, or fetch the other one"
+        )
     # A header's length in eight bytes, then JSON; a PyTorch file is a zip archive or a pickle.
     safe = start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(ZIP))
     if safe != (path.suffix == ".safetensors"):
@@ -181,18 +195,6 @@ def _load(path: Path, notes: list[str]) -> object:
         ) from error
 
 
-def _refuse_others(path: Path, start: bytes) -> None:
-    """Refuse files that are known to be something else, saying what they are."""
-    what = next((what for known, what in STARTS.items() if start.startswith(known)), None)
-    if what is None and path.suffix in ENDS:
-        what = f"a checkpoint of {ENDS[path.suffix]}, by its name"
-    if what is not None:
-        raise ModelError(
-            f"'{path}' is {what}: a PyTorch or safetensors file is needed; convert it where it "
-            f"comes from, or fetch the other one"
-        )
-
-
 def _needs_code(path: Path, error: Exception) -> ModelError:
     """Say whether a refused pickle is a whole model, or what else it asks for."""
     try:
@@ -201,9 +203,14 @@ def _needs_code(path: Path, error: Exception) -> ModelError:
         names = []
     if any(name.startswith("torch.nn.modules.") for name in names):
         return _whole_model(path)
+    refused = reason_of(error, most=160)
+    for line in str(error).splitlines():
+        if "GLOBAL" in line or "Unsupported" in line:  # PyTorch names what it refused
+            refused = line.partition("GLOBAL")[2].strip(" .")[:120] or line.strip()[:120]
+            break
     return ModelError(
         f"checkpoint '{path}' holds more than tensors, which could run code when read "
-        f"({_refused(error)}); save it anew as a plain state_dict, or as safetensors"
+        f"({refused}); save it anew as a plain state_dict, or as safetensors"
     )
 
 
@@ -212,14 +219,6 @@ def _whole_model(path: Path) -> ModelError:
         f"checkpoint '{path}' is a whole saved model, not its tensors: reading it would run code; "
         f"load it where it was made and save model.state_dict()"
     )
-
-
-def _refused(error: Exception) -> str:
-    """Return the name that PyTorch refused, if its message tells it."""
-    for line in str(error).splitlines():
-        if "GLOBAL" in line or "Unsupported" in line:
-            return line.partition("GLOBAL")[2].strip(" .")[:120] or line.strip()[:120]
-    return reason_of(error, most=160)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,16 +245,6 @@ class ImportReport:
         lines += [f"  missing    {name} (freshly initialised)" for name in self.missing]
         lines += [f"  left over  {name}" for name in self.left_over]
         return lines
-
-
-CONFIG, WORDS = "config.json", "vocab.txt"
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-# Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
-# and DeiT has 6; small BERTs differ as well.
-TEXT_HEADS = {768: 12, 1024: 16}
-VISION_HEADS = {192: 3, 768: 12, 1024: 16, 1280: 16}
-# Rows of padding, as of all vocabularies that are rounded up, are fewer than this share.
-PADDING = 0.01
 
 
 def read_described(folder: Path) -> dict[str, Any]:
@@ -309,11 +298,7 @@ def heads_of(
 
 
 def read_tokenizer(name: str | None, folder: Path, num_rows: int) -> PreTrainedTokenizerBase:
-    """Load the tokenizer `name`, or the one in `folder`, and compare it with the vocabulary rows.
-
-    Raises:
-        ModelError: There is none, it cannot be read, or it belongs to another vocabulary.
-    """
+    """Load the tokenizer `name`, or the one in `folder`; it must fit the vocabulary's rows."""
     if name is None and not any((folder / file).is_file() for file in (*TOKENIZERS, WORDS)):
         raise ModelError(
             f"the checkpoint has no tokenizer beside it, without which its {num_rows} words mean "
@@ -327,8 +312,7 @@ def read_tokenizer(name: str | None, folder: Path, num_rows: int) -> PreTrainedT
             f"the tokenizer '{source}' has {size} words and the checkpoint {num_rows} rows for "
             f"them: they do not belong together; name the checkpoint's own with --tokenizer"
         )
-    if tokenizer.mask_token_id is None:
-        raise ModelError(f"the tokenizer '{source}' has no mask token; name another")
+    require_mask(tokenizer)
     return tokenizer
 
 
@@ -339,7 +323,10 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
             if words.is_file() and not any((words.parent / file).is_file() for file in TOKENIZERS):
-                return _of_words(words)
+                listed = words.read_text("utf-8").split("\n")
+                # A list without capitals is of a lower-casing BERT; only [CLS] and such have some.
+                cased = any(word != word.lower() for word in listed if not word.startswith("["))
+                return BertTokenizer(str(words), do_lower_case=not cased)
             return AutoTokenizer.from_pretrained(
                 path if path.is_dir() else source, trust_remote_code=False
             )
@@ -347,10 +334,3 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"'{source}' is not a tokenizer that can be read ({reason_of(error, most=140)})"
         ) from error
-
-
-def _of_words(path: Path) -> PreTrainedTokenizerBase:
-    """Make BERT's tokenizer of a list of words, which is lower-cased only if all words are."""
-    words = path.read_text("utf-8").split("\n")
-    cased = any(word != word.lower() for word in words if not word.startswith("["))
-    return BertTokenizer(str(path), do_lower_case=not cased)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from maskery.models.image_text.model import (
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.models.loading import load_weights, read_config
 
+log = logging.getLogger(__name__)
+
 # Two-tower checkpoints whose vision tower is taken.
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+# ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
 
 
@@ -65,30 +69,18 @@ def build_from_scratch(
 
 
 def build_from_encoders(
-    text: str | Path,
-    vision: str | Path,
+    text: str | Path,  # folder or hub name of a BERT checkpoint
+    vision: str | Path,  # of a ViT, DeiT, CLIP, SigLIP or DINOv2 checkpoint
     *,
-    fusion_layer: int | None = None,
+    fusion_layer: int | None = None,  # the first with cross-attention; by default the middle one
+    # Height and width; positions are interpolated once. By default the vision encoder's own
     image_size: tuple[int, int] | None = None,
-    embed_dim: int = 256,
+    embed_dim: int = 256,  # width of the contrastive features
 ) -> tuple[ImageTextModel, frozenset[str]]:
     """Make a model whose text side is a BERT and whose vision side is a vision encoder.
 
     Cross-attention, projections and heads are freshly initialised; everything else is theirs.
-
-    Args:
-        text: Folder or hub name of a BERT checkpoint.
-        vision: Folder or hub name of a ViT, DeiT, CLIP, SigLIP or DINOv2 checkpoint.
-        fusion_layer: The first layer with cross-attention; by default the middle one.
-        image_size: Height and width wanted; positions are interpolated once. By default the
-            vision encoder's own.
-        embed_dim: The width of the contrastive features.
-
-    Returns:
-        The model, and the names of its parameters that neither checkpoint had.
-
-    Raises:
-        ModelError: A checkpoint is missing, damaged or of another kind.
+    Returns the model, and the names of its parameters that neither checkpoint had.
     """
     text_config = read_config(str(text))
     if text_config.model_type != "bert":
@@ -100,6 +92,7 @@ def build_from_encoders(
     text_config.attention_probs_dropout_prob = 0.0
     bert, info = load_weights(BertForMaskedLM, str(text), config=text_config, dtype="float32")
     eyes = _load_vision(str(vision))
+    image_size = image_size or _whole_patches(eyes.config, str(vision))
     config = ImageTextConfig(
         text_config=text_config,
         vision_config=_resized(eyes.config, image_size),
@@ -140,6 +133,19 @@ def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
             resized = resize_positions(flat, (old[0], old[1]), (new[0], new[1]), leading)
             state[name] = resized if table.dim() == 3 else resized[0]
     return state
+
+
+def _whole_patches(config: Any, name: str) -> tuple[int, int]:
+    """Return an encoder's own image size, or the next below it that its patches cover."""
+    size, patch = image_size_of(config), pair(config.patch_size)
+    whole = size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
+    if whole != size:
+        log.warning(
+            "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d; "
+            "they are read at %d x %d",
+            *(name, *size, *patch, *whole),
+        )
+    return whole
 
 
 def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:

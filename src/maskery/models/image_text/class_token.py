@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +42,6 @@ class Rows(PackedRows):
         )
 
 
-def fusion_layers(encoder: TextFusionEncoder) -> Sequence[Any]:
-    """The layers that look at the image."""
-    layers: Any = encoder.bert.encoder.layer
-    return list(layers[encoder.fusion_layer :])
-
-
 def before_looking(
     encoder: TextFusionEncoder, hidden: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
@@ -56,7 +49,7 @@ def before_looking(
 
     From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
     """
-    attention = fusion_layers(encoder)[0].attention
+    attention = encoder.fusion_layers[0].attention
     attended: torch.Tensor = attention(hidden, attention_mask[:, None, None, :])
     return attended
 
@@ -65,25 +58,19 @@ def fuse_class_tokens(
     encoder: TextFusionEncoder, tokens: torch.Tensor, rows: Rows, image: Sequence[ImageKeys]
 ) -> torch.Tensor:
     """Let all texts look at one image: (S, D) of `before_looking` to (R, D) fused class tokens."""
-    layers = fusion_layers(encoder)
+    layers = encoder.fusion_layers
     hidden = tokens
     for number, (layer, keys) in enumerate(zip(layers, image, strict=True)):
         last = number + 1 == len(layers)
-        if number and last:
-            hidden = _attend_from_class_tokens(layer.attention, hidden, rows)
+        if number and last:  # only class tokens ask, and all tokens of their rows are asked
+            core, asking = layer.attention.self, hidden.index_select(0, rows.firsts)
+            query = core.split_heads(core.query(asking)[:, None])
+            context = core.attend(query, core.project(hidden, rows), rows.mask)
+            hidden = layer.attention.finish(context, asking[:, None], None)[:, 0]
         elif number:
             hidden = layer.attention(hidden, rows.mask, rows)
         elif last:  # the only layer: its self-attention has been run, by `before_looking`
             hidden = hidden[rows.firsts]
-        hidden = layer.crossattention(hidden[None], keys)[0]
+        hidden = layer.crossattention(hidden[None], images=keys)[0]
         hidden = layer.output(layer.intermediate(hidden), hidden)
     return hidden
-
-
-def _attend_from_class_tokens(attention: Any, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Run self-attention of (S, D) within their rows for the class tokens alone: (R, D)."""
-    core, asking = attention.self, hidden.index_select(0, rows.firsts)
-    query = core.split_heads(core.query(asking)[:, None])
-    context = core.attend(query, core.project(hidden, rows), rows.mask)
-    attended: torch.Tensor = attention.finish(context, asking[:, None], None)
-    return attended[:, 0]

@@ -22,6 +22,8 @@ from transformers.utils import ModelOutput
 from maskery.core.errors import ModelError
 from maskery.models.image_text.text_encoder import ImageKeys, TextFusionEncoder
 
+ResultT = TypeVar("ResultT")
+
 
 class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     """Sizes of an `ImageTextModel`."""
@@ -42,8 +44,12 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     tie_word_embeddings: bool = False  # The masked-language-modelling head has no matrix to tie
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.text_config = _text_config(self.text_config)
-        self.vision_config = _vision_config(self.vision_config)
+        text: Any = self.text_config
+        if text is None:
+            text = {"attention_probs_dropout_prob": 0.0}
+        self.text_config = BertConfig(**text) if isinstance(text, dict) else text
+        vision = self.vision_config or {"model_type": "vit"}
+        self.vision_config = AutoConfig.for_model(**vision) if isinstance(vision, dict) else vision
         num_layers: int = self.text_config.num_hidden_layers
         if not 0 <= self.fusion_layer <= num_layers:
             raise ModelError(
@@ -77,21 +83,6 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
         return size, size
     height, width = size
     return height, width
-
-
-def _text_config(config: Any) -> Any:
-    if config is None:
-        return BertConfig(attention_probs_dropout_prob=0.0)
-    return BertConfig(**config) if isinstance(config, dict) else config
-
-
-def _vision_config(config: Any) -> Any:
-    if config is None:
-        config = {"model_type": "vit"}
-    return AutoConfig.for_model(**config) if isinstance(config, dict) else config
-
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,15 +122,38 @@ class SelfAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of text tokens with its output block.
+    """Text tokens attend to their own row (BERT's `attention`), or to an image's tokens.
 
-    Without `key_width` to tokens of their own row, otherwise to those of an image.
+    The latter, ALBEF's `crossattention`, has `key_width`, the width of an image's tokens.
     """
 
     def __init__(self, config: Any, key_width: int | None = None):
         super().__init__()
         self.self = SelfAttention(config, key_width)
         self.output = BertSelfOutput(config)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        rows: PackedRows | None = None,
+        images: ImageKeys | None = None,
+        others: ImageKeys | None = None,
+    ) -> torch.Tensor:
+        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None.
+
+        Row r looks at image r modulo I, but the last S rows at the S images `others`, if given.
+        """
+        query = self.self.split_heads(self.self.query(hidden), rows)
+        if images is None:
+            context = self.self.attend(query, self.self.project(hidden, rows), mask)
+        else:
+            num_others = 0 if others is None else len(others.keys)
+            context = self._in_blocks(query[: len(query) - num_others], images)
+            if others is not None:
+                apart = self.self.attend(query[len(query) - num_others :], others)
+                context = torch.cat((context, apart))
+        return self.finish(context, hidden, rows)
 
     def finish(
         self, context: torch.Tensor, hidden: torch.Tensor, rows: PackedRows | None
@@ -141,42 +164,6 @@ class Attention(nn.Module):
             merged if rows is None else rows.gather(merged), hidden
         )
         return attended
-
-
-class TextAttention(Attention):
-    """Text tokens attend to the text tokens of their own row (BERT's `attention`)."""
-
-    def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, rows: PackedRows | None = None
-    ) -> torch.Tensor:
-        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None."""
-        query = self.self.split_heads(self.self.query(hidden), rows)
-        context = self.self.attend(query, self.self.project(hidden, rows), mask)
-        return self.finish(context, hidden, rows)
-
-
-class ImageAttention(Attention):
-    """Text tokens attend to the tokens of an image (ALBEF's `crossattention`)."""
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        images: ImageKeys,
-        others: ImageKeys | None = None,
-        rows: PackedRows | None = None,
-    ) -> torch.Tensor:
-        """Attend from each text row to its image: (R, L, D), or (T, D) with `rows`, to such.
-
-        Row r looks at image r modulo I, but the last S rows look at the S images `others`, if
-        given.
-        """
-        query = self.self.split_heads(self.self.query(hidden), rows)
-        num_others = 0 if others is None else len(others.keys)
-        context = self._in_blocks(query[: len(query) - num_others], images)
-        if others is not None:
-            apart = self.self.attend(query[len(query) - num_others :], others)
-            context = torch.cat((context, apart))
-        return self.finish(context, hidden, rows)
 
     def _in_blocks(self, query: torch.Tensor, images: ImageKeys) -> torch.Tensor:
         """Attend from whole blocks of I rows: rows of one image become one long row of queries."""
@@ -229,9 +216,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: Any, image_width: int | None = None):
         super().__init__()
-        self.attention = TextAttention(config)
+        self.attention = Attention(config)
         if image_width is not None:
-            self.crossattention = ImageAttention(config, image_width)
+            self.crossattention = Attention(config, image_width)
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config)
 
@@ -250,7 +237,7 @@ class Layer(nn.Module):
         """(R, L, D) to such, or (T, D); without images the cross-attention is skipped."""
         hidden = self.attention(hidden, mask, rows)
         if images is not None:
-            hidden = self.crossattention(hidden, images, others, rows)
+            hidden = self.crossattention(hidden, None, rows, images, others)
         result: torch.Tensor = self.output(self.intermediate(hidden), hidden)
         return result
 
@@ -288,6 +275,11 @@ class TextFusionEncoder(nn.Module):
         )
         self.cls: Any = nn.ModuleDict({"predictions": Predictions(config)})
 
+    @property
+    def fusion_layers(self) -> list[Any]:
+        """The layers that look at the image."""
+        return list(self.bert.encoder.layer[self.fusion_layer :])
+
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
@@ -309,8 +301,7 @@ class TextFusionEncoder(nn.Module):
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """Project (I, N, W) image tokens to keys and values, one entry for each fusion layer."""
-        layers: Any = self.bert.encoder.layer[self.fusion_layer :]
-        return [layer.project_image(image_tokens) for layer in layers]
+        return [layer.project_image(image_tokens) for layer in self.fusion_layers]
 
     def fuse(
         self,
@@ -334,8 +325,8 @@ class TextFusionEncoder(nn.Module):
         mask, rows = self._laid_out(attention_mask)
         if rows is not None:
             hidden = rows.gather(hidden)
-        layers = self.bert.encoder.layer[self.fusion_layer :]
-        for layer, keys, apart in zip(layers, images or repeat(None), others, strict=False):
+        looks = zip(self.fusion_layers, images or repeat(None), others, strict=False)
+        for layer, keys, apart in looks:
             hidden = layer(hidden, mask, keys, apart, rows)
         return hidden if rows is None else rows.spread(hidden)
 

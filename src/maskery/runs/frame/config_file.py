@@ -22,7 +22,7 @@ import yaml
 
 from maskery.core.errors import ConfigError, reason_of
 from maskery.core.registry import anchored_choice, from_file
-from maskery.runs.frame.run_folder import has_model, write_json, write_text
+from maskery.runs.frame.run_folder import has_model, warn_of_another_model, write_json, write_text
 
 CONFIG = "config.yaml"
 SAMPLES = "samples.json"
@@ -58,15 +58,15 @@ KINDS = {
         samples="maskery.runs.text.evaluate:run_samples",
     ),
     "pairs": RunKind(
-        config="maskery.runs.pairs.config:PairsRunConfig",
+        config="maskery.runs.image_text.config:PairsRunConfig",
         train="maskery.runs.pairs.run:train_pairs",
         samples="maskery.runs.pairs.run:run_samples",
     ),
     "person-search": RunKind(
-        config="maskery.runs.person_search.config:PersonSearchRunConfig",
+        config="maskery.runs.image_text.config:PersonSearchRunConfig",
         train="maskery.runs.person_search.run:train_person_search",
         samples="maskery.runs.person_search.evaluate:run_samples",
-        preset="maskery.runs.person_search.config:preset_without_data",
+        preset="maskery.runs.image_text.config:preset_without_data",
     ),
 }
 
@@ -175,11 +175,7 @@ class OpenRun:
     config: Any  # The run's configuration, of the class that belongs to the kind
 
     def finished(self, config: type[ConfigT]) -> ConfigT:
-        """Return the configuration of a run that has saved its model, of the class `config`.
-
-        Raises:
-            ConfigError: The run has no model yet, or is of another kind.
-        """
+        """Return the configuration of a run that has saved its model, of the class `config`."""
         if not isinstance(self.config, config):
             raise ConfigError(
                 f"'{self.folder}' is a run of kind {self.kind}, and one of kind "
@@ -190,27 +186,20 @@ class OpenRun:
                 f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
                 f"{self.folder / CONFIG} --resume auto"
             )
+        warn_of_another_model(self.folder, "figures are of what is there now")
         found: Any = self.config
         moved: ConfigT = dataclasses.replace(found, output=self.folder)
         return moved
 
     def save_samples(self) -> None:
-        """Write `samples.json`: fills, changed words or searches of the model, and the environment.
-
-        Raises:
-            MaskeryError: The run's data or its model is no longer there.
-        """
+        """Write `samples.json`: what the model fills or finds, and the environment."""
         self.finished(type(self.config))
         samples = KINDS[self.kind].load("samples")(self.folder)
         write_json(self.folder / SAMPLES, {"environment": environment(), **samples})
 
 
 def open_run(folder: str | Path) -> OpenRun:
-    """Read the configuration of a run folder of any kind.
-
-    Raises:
-        ConfigError: It is no run folder, or its `config.yaml` is damaged or of an unknown kind.
-    """
+    """Read the configuration of a run folder of any kind."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ConfigError(
@@ -289,6 +278,36 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
         raise ConfigError(f"{where}: {str(error).partition('() ')[2]}") from error
 
 
+def with_settings(config: ConfigT, settings: Mapping[str, Any], *, where: str = "") -> ConfigT:
+    """Return a configuration with settings changed, each wherever in it its name stands.
+
+    With `where`, the place to name in messages, values are those of a file, checked and converted.
+    """
+    left = dict(settings)
+    changed = _with_settings(config, left, where)
+    if left:
+        raise ConfigError(
+            f"there is no setting '{min(left)}' in {type(config).__name__}; settings are the flags "
+            f"of maskery train, with underscores"
+        )
+    return changed  # type: ignore[no-any-return]
+
+
+def _with_settings(config: Any, left: dict[str, Any], where: str) -> Any:
+    """Take the settings of a dataclass, and of those within it, out of `left`."""
+    own, hints = dict[str, Any](), typing.get_type_hints(type(config))
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        group = dataclasses.is_dataclass(value)
+        if one.name in left and not (group and where):  # in Python a group may be given whole
+            given = left.pop(one.name)
+            place = f"{where}: {one.name}"
+            own[one.name] = _convert(given, hints[one.name], place) if where else given
+        elif group:
+            own[one.name] = _with_settings(value, left, where)
+    return dataclasses.replace(config, **own)
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Check a value of a file against the type of its setting."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -302,8 +321,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{given}: it must be one of {arguments}")
         return value
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{given}: it must be a list")
+        number = "" if Ellipsis in arguments else f" of {len(arguments)}"
+        if not isinstance(value, list) or (number and len(value) != len(arguments)):
+            raise ConfigError(f"{given}: it must be a list{number}")
         return tuple(_convert(item, arguments[0], where) for item in value)
     if dataclasses.is_dataclass(hint):
         return from_plain(value, hint, where)  # type: ignore[arg-type]

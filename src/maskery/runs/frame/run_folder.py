@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from maskery.core.errors import CheckpointError
-from maskery.core.system import write_whole
+from maskery.core.system import sha256_of, write_whole
 
 if TYPE_CHECKING:
     from maskery.core.processes import Processes
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODEL = "model"
+# Sums of the files of the model that the run has saved, and those files.
+SUMS = "model_sums.json"
+READ_BACK = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*")
 TOKENIZER = "tokenizer"
 EVALUATION = "evaluation.json"
 LOCK = ".lock"
@@ -50,6 +53,24 @@ def default_folder(corpus: str, model: str) -> Path:
 def has_model(folder: Path) -> bool:
     """Return True if a run has written its model, which it does at its end."""
     return (folder / MODEL / "config.json").is_file()
+
+
+def model_sums(model: Path) -> dict[str, str]:
+    """Return the sha256 of the files that a model is read from, by name."""
+    files = (model / name for pattern in READ_BACK for name in model.glob(pattern))
+    return {path.name: sha256_of(path) for path in sorted(files) if path.is_file()}
+
+
+def warn_of_another_model(folder: Path, what_now: str) -> None:
+    """Warn if the model in a run folder is not the one that the run has saved."""
+    try:
+        saved = json.loads((folder / SUMS).read_text("utf-8"))
+    except FileNotFoundError:
+        return  # an older run, or one without a model
+    except (OSError, ValueError, RecursionError):
+        saved = None
+    if has_model(folder) and model_sums(folder / MODEL) != saved:
+        log.warning("'%s' is not the model that the run saved; %s", folder / MODEL, what_now)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -139,10 +160,20 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
     one that is resumed the last of them that is not finished.
     """
     if output is None and not resume:
-        return _next_free(default)
+        for number in count(1):
+            folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
+            held = None if _in_use(folder) else hold_folder(folder)
+            if held is not None and held.fresh:
+                return held
+            if held is not None:
+                held.release()
     folder = output or _newest(default)
+    taken = CheckpointError(
+        f"the folder '{folder}' is in use: a run never writes over another; continue it with "
+        f"--resume auto, or name another --output"
+    )
     if not resume and _in_use(folder):
-        raise _taken(folder)
+        raise taken
     held = hold_folder(folder)
     if held is None:
         raise CheckpointError(
@@ -151,7 +182,7 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
         )
     if not resume and not held.fresh:  # filled since the first look
         held.release()
-        raise _taken(folder)
+        raise taken
     if not held.fresh:
         log.info("resuming '%s'", folder)
     return held
@@ -175,18 +206,6 @@ def _newest(default: Path) -> Path:
     newest_first = [begun[number] for number in sorted(begun, reverse=True)]
     unfinished = (path for path in newest_first if not (path / EVALUATION).exists())
     return next(unfinished, next(iter(newest_first), default))
-
-
-def _next_free(default: Path) -> HeldFolder:
-    """Lock the first of the default's numbered folders that nobody has."""
-    for number in count(1):
-        folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
-        held = None if _in_use(folder) else hold_folder(folder)
-        if held is not None and held.fresh:
-            return held
-        if held is not None:
-            held.release()
-    raise AssertionError("numbers do not end")
 
 
 def hold_folder(folder: Path) -> HeldFolder | None:
@@ -239,10 +258,3 @@ def _in_use(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     return any(path.name != LOCK for path in folder.iterdir())
-
-
-def _taken(folder: Path) -> CheckpointError:
-    return CheckpointError(
-        f"the folder '{folder}' is in use: a run never writes over another; continue it with "
-        f"--resume auto, or name another --output"
-    )

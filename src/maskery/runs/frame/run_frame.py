@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -22,10 +21,16 @@ from maskery.core.registry import plugin_identity
 from maskery.core.system import replace_folder
 from maskery.evaluation.intervals import Interval
 from maskery.runs.frame.config_file import CONFIG, save_config
-from maskery.runs.frame.run_folder import EVALUATION, held_run_folder, write_json
+from maskery.runs.frame.run_folder import (
+    EVALUATION,
+    SUMS,
+    held_run_folder,
+    model_sums,
+    warn_of_another_model,
+    write_json,
+)
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import BaseTrainingConfig
-from maskery.training.loop import Summary
 from maskery.training.snapshot import require_same_run, stored_identity
 
 CHECKPOINTS = "checkpoints"
@@ -65,9 +70,19 @@ def run_in_folder(
             raise
         result = train(run, folder)
         told: Any = result
-        if processes.is_main and not _already_told(folder, told.summary):
+        trained = told.summary.resumed_from < told.summary.steps
+        if processes.is_main and (trained or not _is_json(folder / EVALUATION)):
+            # Of a run that was finished before, the figures are kept, its time above all.
             write_json(folder / EVALUATION, told.to_json())
     return result
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _may_save_config(folder: Path, identity: str) -> bool:
@@ -83,20 +98,14 @@ def _may_save_config(folder: Path, identity: str) -> bool:
     return not checkpoints or not (folder / CONFIG).exists()
 
 
-def _already_told(folder: Path, summary: Summary) -> bool:
-    """Return True if the run was finished before and its figures, its time above all, are kept."""
-    with contextlib.suppress(OSError, ValueError):
-        json.loads((folder / EVALUATION).read_text("utf-8"))
-        return summary.resumed_from >= summary.steps
-    return False
-
-
 def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Replace a model folder whole, or not at all; `write` fills the folder that it is given."""
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
+        warn_of_another_model(folder.parent, "it is replaced by what the last checkpoint holds")
+        write_json(folder.parent / SUMS, model_sums(partial))
         replace_folder(partial, folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""Settings that pairs and person-search runs share; light to import."""
+"""Settings of runs on pairs and of person search, and presets; light to import."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -9,15 +10,23 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
+from maskery.core.ranges import Count, Range, Weight, check_ranges, take_text_as_paths
 from maskery.data.corpus.config import VocabularyConfig
 from maskery.data.images.config import ViewConfig
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.tasks.image_text_config import ImageTextMLMConfig
+from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 from maskery.training.config import BaseTrainingConfig
 
+PresetName = Literal["small", "rasa", "albef"]
 SCRATCH = "scratch:"
+NO_MODEL = ""  # In presets of large models, whose start the user must name
+EPOCHS = 30
+# Stands for the colours and garments of drawn people in --score-words.
+DRAWN_PEOPLE = "drawn-people"
 SIZES: dict[str, ImageTextSizes] = {
     "tiny": ImageTextSizes(patch_size=8),
     "search": ImageTextSizes(patch_size=8, image_layers=3, text_layers=2, fusion_layers=1),
@@ -123,3 +132,203 @@ class ImageTextRunConfig(VocabularyConfig):
         if self.text_model is not None and self.vision_model is not None:
             return f"{Path(self.text_model).name}+{Path(self.vision_model).name}"
         return self.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsRunConfig(ImageTextRunConfig):
+    """Train masked language modelling with pictures: on any image-caption data."""
+
+    kind: ClassVar[str] = "pairs"
+
+    pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")]
+    """A .json .jsonl .csv .tsv .parquet or .tar file or pattern, or a folder with metadata."""
+    eval_pairs: str | None = None
+    """Held-out pairs of their own; their pictures are not trained on. Default: the test split, or a
+    share of the pairs."""
+    held_out_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.1")] = (
+        0.1
+    )
+    """Share of the pictures (persons, where named) that is held out, chosen by a hash."""
+    score_words: tuple[str, ...] = ()
+    """Words scored one at a time on held-out captions; grey|gray count for each other; drawn-people
+    stands for the colours and garments of drawn people."""
+    reading: Annotated[PairsConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PairsConfig)
+    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: MaskingConfig(policy="word", mask_rate=0.4)
+    )
+    objectives: Annotated[ImageTextMLMConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: ImageTextMLMConfig(itc_weight=0.5)
+    )
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ConfigError("no pairs are named: give a file, a pattern or a folder")
+        super().__post_init__()
+        if self.reading.group_column is not None and self.eval_pairs is not None:
+            raise ConfigError(
+                f"--group-column {self.reading.group_column} and --eval-pairs do not go together: "
+                f"with held-out pairs of their own nothing is split; leave out one of them"
+            )
+
+    def anchored(self) -> Self:
+        """Return the same with absolute paths, which mean the same from any folder."""
+        held_out = None if self.eval_pairs is None else str(Path(self.eval_pairs).absolute())
+        return replace(
+            super().anchored(),
+            pairs=str(Path(self.pairs).absolute()),
+            eval_pairs=held_out,
+            reading=self.reading.anchored(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSearchRunConfig(ImageTextRunConfig):
+    """Train text-based person search: find people by their descriptions."""
+
+    kind: ClassVar[str] = "person-search"
+
+    data: Annotated[PersonSearchDataConfig, tyro.conf.OmitArgPrefixes]
+    weak_pair_probability: Annotated[float, Range(0, 1, below=True)] = 0.1
+    """Chance that a picture is contrasted and matched with any caption of its person (RaSa)."""
+    objectives: Annotated[PersonSearchConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=PersonSearchConfig
+    )
+    retrieval: Annotated[RetrievalConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=RetrievalConfig
+    )
+    training: Annotated[PairsTrainingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=PairsTrainingConfig
+    )
+    """Held-out figures are computed every --eval-every steps. Default: every epoch."""
+
+    def require_start(self) -> None:
+        """Raise a ConfigError if nothing is named to start from, as in presets of large models."""
+        if self.text_model is None and not self.model:
+            raise ConfigError(
+                "no model is named to start from: give --model the folder that maskery convert "
+                "ALBEF.pth writes, or --text-model and --vision-model"
+            )
+
+    def anchored(self) -> Self:
+        """Return the same with absolute paths, which mean the same from any folder."""
+        return replace(super().anchored(), data=self.data.anchored())
+
+
+def rasa(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
+    """RaSa as released (Bai et al., IJCAI 2023; `configs/PS_cuhk_pedes.yaml`)."""
+    # What is not set here is so by default: the defaults are RaSa's.
+    return PersonSearchRunConfig(
+        data=data,
+        model=NO_MODEL,  # ALBEF's checkpoint, converted
+        view=ViewConfig(flip_probability=0.5),
+        objectives=PersonSearchConfig(alpha_warmup=1 / EPOCHS),  # over the first epoch
+        training=PairsTrainingConfig(
+            epochs=EPOCHS,
+            batch_pairs=52,  # of four GPUs
+            micro_batch_pairs=13,
+            learning_rate=1e-5,
+            head_learning_rate=1e-4,  # of the two heads that ALBEF lacks
+            weight_decay=0.02,
+            warmup_share=0.0,
+            lr_schedule="cosine",
+            lr_floor=0.1,  # a cosine from 1e-5 to 1e-6
+            clip_norm=0.0,
+        ),
+    )
+
+
+def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
+    """ALBEF's pre-training objective (Li et al., NeurIPS 2021) on persons, otherwise as `rasa`."""
+    run = rasa(data)
+    # No relations, no replaced words, contrast between images and texts alone.
+    objectives = replace(
+        run.objectives, itc_weight=1.0, prd_weight=0.0, mrtd_weight=0.0, within_modality=False
+    )
+    # Only the picture's own captions.
+    return replace(run, weak_pair_probability=0.0, objectives=objectives)
+
+
+def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
+    """A model from scratch on small pictures, for two cores and minutes."""
+    return PersonSearchRunConfig(
+        data=data,
+        model="scratch:search",
+        masking=MaskingConfig(policy="word", mask_rate=0.3),
+        objectives=PersonSearchConfig(
+            itc_weight=1.0,  # most of what a small model learns in minutes
+            itm_weight=0.5,  # teaches the fusion layer
+            mlm_weight=0.0,
+            prd_weight=0.0,
+            mrtd_weight=0.0,
+            # For runs of few steps the twin follows fast and the queue is short.
+            momentum=0.98,
+            alpha=0.0,
+            queue_size=1024,
+        ),
+        # In minutes the contrast learns more than matching does.
+        retrieval=RetrievalConfig(rerank=16, score="sum", odds_weight=0.2),
+        # Muon learns several times as much from a step as AdamW.
+        training=PairsTrainingConfig(
+            epochs=3, batch_pairs=32, optimiser="muon", learning_rate=1e-3
+        ),
+    )
+
+
+PRESETS: dict[PresetName, Callable[[PersonSearchDataConfig], PersonSearchRunConfig]] = {
+    "small": small,
+    "rasa": rasa,
+    "albef": albef,
+}
+
+
+def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig:
+    """Return a preset with a stand-in for the dataset and its folder, as parsing flags needs it."""
+    return PRESETS[name](PersonSearchDataConfig(dataset=missing, root=missing))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """The user's overrides where a model or a run is measured; None keeps its own setting."""
+
+    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder of the run's dataset now. Default: where it was."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Likewise the folder that its image paths are relative to."""
+    rerank: Annotated[int | None, Range(0)] = None
+    """The best pictures of each caption that the matching head ranks anew; 0: none. Default: the
+    model's, or 128."""
+    score: Literal["matching", "odds", "sum"] | None = None
+    """The ranking of those, as in train person-search. Default: the model's, or matching."""
+    odds_weight: Weight | None = None
+    """The weight of the odds in --score sum. Default: the model's, or 1."""
+    clean_captions: Literal["auto", "yes", "no"] = "auto"
+    """Lower-case captions and strip them of punctuation. auto: as the captions were that the model
+    was trained on, where that is known."""
+    batch_tokens: Annotated[int | None, Range(8)] = None
+    """Text tokens computed at once; the figures do not depend on it. Default: the run's or
+    4096."""
+    memory_mb: Count | None = None
+    """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); the
+    figures do not depend on it. Default: the run's, or 1024."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def of(self, *names: str) -> dict[str, Any]:
+        """Return the overrides of these names that are set."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def of_model(self, retrieval: ModelRetrieval) -> ModelRetrieval:
+        """Return a model's settings with the overrides."""
+        changed = self.of("rerank", "score", "odds_weight")
+        if self.clean_captions != "auto":
+            changed["clean_captions"] = self.clean_captions == "yes"
+        return replace(retrieval, **changed)
+
+    def of_data(
+        self, data: PersonSearchDataConfig, retrieval: ModelRetrieval
+    ) -> PersonSearchDataConfig:
+        """Return where a run's dataset lies now, its captions prepared as a model reads them."""
+        clean, words = retrieval.clean_captions, retrieval.max_words
+        return replace(data, **self.of("root", "images"), clean_captions=clean, max_words=words)

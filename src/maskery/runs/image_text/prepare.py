@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.batches import CaptionTokens, Pictures, tokenise_captions
+from maskery.data.pairs.batches import CaptionTokens, Pictures, ReadPairs, tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
@@ -42,6 +43,10 @@ from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 log = logging.getLogger(__name__)
 
 OUTPUT_BIAS = "text_encoder.cls.predictions.bias"
+# In the languages that pairs most often come in.
+SIDES = re.compile(
+    r"\b(left|right|links|rechts|gauche|droite|izquierd[ao]|derech[ao]|слева|справа)\b|[左右]", re.I
+)
 ReadingConfig: TypeAlias = PairsConfig | PersonSearchDataConfig
 
 
@@ -128,6 +133,17 @@ def read_captions(
     return captions
 
 
+def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
+    """Log how many captions say left or right, which a mirrored picture makes wrong."""
+    count = sum(SIDES.search(caption) is not None for pair in pairs for caption in pair.captions)
+    if count and flip_probability:
+        log.warning(
+            "%s captions say left or right, and a share of %g of the pictures is mirrored: if they "
+            "mean sides, add --flip-probability 0",
+            *(f"{count:,}", flip_probability),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """The model of a run with its task, and how it reads pairs."""
@@ -136,22 +152,21 @@ class Prepared:
     reading: ReadingConfig
     start: StartModel
     max_length: int  # Most tokens of a caption
-    captions: CaptionTokens  # Of the training pairs
+    pairs: Pairs  # To train on
+    captions: CaptionTokens  # Of these pairs
     task: ImageTextTask
 
-    def read(self, pairs: Pairs) -> CaptionTokens:
-        """Return the tokens of other pairs' captions."""
-        return read_captions(pairs, self.start.tokenizer, self.reading, self.max_length)
-
-    def pictures(self, pairs: Pairs, share: float) -> Pictures:
-        """Open the pictures of pairs, to be decoded when they are read.
-
-        They get that share of the memory for decoded pictures.
-        """
+    def read(self, pairs: Pairs, share: float) -> ReadPairs:
+        """Return pairs as the model reads them, with a share of the memory for decoded pictures."""
+        captions = self.captions
+        if pairs is not self.pairs:
+            captions = read_captions(pairs, self.start.tokenizer, self.reading, self.max_length)
         # A crop takes its part of the whole picture, so it is decoded whole.
         near = None if self.config.view.crop_scale else self.start.view.size
         cache_bytes = int(self.config.image_cache_mb * 2**20 * share)
-        return Pictures(pairs, self.reading.on_bad_image, near=near, cache_bytes=cache_bytes)
+        policy = self.reading.on_bad_image
+        pictures = Pictures(pairs, policy, near=near, cache_bytes=cache_bytes)
+        return ReadPairs(pairs, captions, pictures, self.start.view)
 
     @property
     def batching(self) -> dict[str, Any]:
@@ -161,10 +176,8 @@ class Prepared:
         return {**sizes, "seed": training.seed}
 
     def learnt_anew(self, heads: Sequence[str]) -> frozenset[str]:
-        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads.
-
-        Heads count as new although a checkpoint may have them; so do the user's loss terms.
-        """
+        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads."""
+        # Heads count as new although a checkpoint may have them; so do the user's loss terms.
         names = (name for name, _ in self.start.model.named_parameters())
         anew = (name for name in names if belongs(name, (ATTRIBUTE, *heads)))
         return self.start.new_parameters.union(anew)
@@ -231,6 +244,7 @@ def prepare_model(
         )
     max_length = config.max_length or limit
     captions = read_captions(pairs, start.tokenizer, reading, max_length)
+    warn_of_sides(pairs, config.view.flip_probability)
     # Before the task is made, whose twin starts as a copy.
     if OUTPUT_BIAS in start.new_parameters:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
@@ -245,6 +259,7 @@ def prepare_model(
         reading=reading,
         start=start,
         max_length=max_length,
+        pairs=pairs,
         captions=captions,
         task=task,
     )

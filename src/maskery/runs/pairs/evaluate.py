@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
 from maskery.core.errors import ConfigError
-from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ViewedPairs
+from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ReadPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.evaluation.image_text.image_fill import (
@@ -22,7 +22,7 @@ from maskery.evaluation.image_text.image_fill import (
     score_pairs,
     score_words,
 )
-from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
+from maskery.evaluation.image_text.opening import open_image_text
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     FROZEN_EPOCH,
@@ -36,8 +36,8 @@ from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
+from maskery.runs.image_text.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.runs.image_text.prepare import make_task, read_captions, twin_beside
-from maskery.runs.pairs.config import DRAWN_PEOPLE, PairsRunConfig
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
@@ -113,48 +113,38 @@ def accepted_ids(
 ) -> dict[int, frozenset[int]]:
     """Return, by the id of each word to score, the ids that are right in its place.
 
-    Words that are several pieces of the tokenizer, or unknown to it, are left out and named; one
-    must be left.
+    Alternatives are joined by `|`; `drawn-people` has its own. Words that are several pieces of the
+    tokenizer, or unknown to it, are left out and named; one must be left.
     """
-    accepted: dict[int, frozenset[int]] = {}
-    left_out: list[str] = []
-    for word, synonyms in _synonyms(words).items():
-        pieces = {other: _piece(other, tokenizer) for other in {word, *synonyms}}
-        own = pieces[word]
-        if own is None:
-            left_out.append(word)
-        else:
-            accepted[own] = frozenset(piece for piece in pieces.values() if piece is not None)
-    if not accepted:
+    synonyms: dict[str, frozenset[str]] = {}
+    for entry in words:
+        if entry == DRAWN_PEOPLE:
+            from maskery.people.grammar import COLOUR_WORDS, GARMENT_WORDS, SYNONYMS
+
+            synonyms |= {word: SYNONYMS[word] for word in COLOUR_WORDS | GARMENT_WORDS}
+            continue
+        group = frozenset(word.strip() for word in entry.split("|") if word.strip())
+        if not group:
+            raise ConfigError(f"--score-words has an entry without a word, {entry!r}; remove it")
+        synonyms |= dict.fromkeys(group, group)
+    known: dict[str, int] = {}
+    for word in {*synonyms, *(other for others in synonyms.values() for other in others)}:
+        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]  # within a sentence
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            known[word] = int(ids[0])
+    left_out = sorted(synonyms.keys() - known.keys())
+    if len(left_out) == len(synonyms):
         raise ConfigError(
             f"none of the words to score is one token of this tokenizer ({', '.join(left_out)}); "
             f"correct --score-words"
         )
     if left_out:
-        log.warning("not scored, because not one token: %s", ", ".join(sorted(left_out)))
-    return accepted
-
-
-def _synonyms(words: tuple[str, ...]) -> Mapping[str, frozenset[str]]:
-    """Return each word with its alternatives, joined by `|`; `drawn-people` has its own."""
-    chosen: dict[str, frozenset[str]] = {}
-    for entry in words:
-        if entry == DRAWN_PEOPLE:
-            from maskery.people.grammar import COLOUR_WORDS, GARMENT_WORDS, SYNONYMS
-
-            chosen |= {word: SYNONYMS[word] for word in COLOUR_WORDS | GARMENT_WORDS}
-            continue
-        group = frozenset(word.strip() for word in entry.split("|") if word.strip())
-        if not group:
-            raise ConfigError(f"--score-words has an entry without a word, {entry!r}; remove it")
-        chosen |= dict.fromkeys(group, group)
-    return chosen
-
-
-def _piece(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of a word that is one known token within a sentence."""
-    ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+        log.warning("not scored, because not one token: %s", ", ".join(left_out))
+    return {
+        known[word]: frozenset(known[other] for other in {word, *others} if other in known)
+        for word, others in synonyms.items()
+        if word in known
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +170,7 @@ def evaluate_image_text(
     seed: int = 0,
     words: tuple[str, ...] = (),
 ) -> ImageTextEvaluation:
-    """Score one model, or two with the same tokenizer, on every caption of some pairs.
-
-    Raises:
-        MaskeryError: A model cannot be opened, the pairs cannot be read, or the models cut text
-            into different tokens.
-    """
+    """Score one model, or two with the same tokenizer, on every caption of some pairs."""
     opened = [open_image_text(name) for name in ([against] if against else []) + [model]]
     if len(opened) == 2:
         require_same_tokenizer(*opened)
@@ -200,12 +185,19 @@ def evaluate_image_text(
         # Pictures stay decoded, for each is seen with its own caption and with others'.
         near = one.view.size
         pictures = Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=CACHE_BYTES)
-        held_out = HeldOutPairs(pairs, captions, pictures, one.view, groups, everything)
+        read = ReadPairs(pairs, captions, pictures, one.view)
+        held_out = HeldOutPairs(read, groups, everything)
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_pairs(one.model, held_out, masker))
         heading = one.name if one.name not in models else f"{one.name} (again)"
+        task, twin = None, twin_beside(one.name)
+        if twin is not None:  # as `train pairs` has it
+            settings = ImageTextMLMConfig(alpha=0.0)
+            defaults = PairsRunConfig(pairs="any", objectives=settings)
+            task = make_task(defaults, one.model, one.tokenizer)
+            task.load_twin(twin)
         models[heading] = summarise_pairs(
-            scored[-1], one.model, one.tokenizer, held_out, words=words, task=_task_beside(one)
+            scored[-1], one.model, one.tokenizer, held_out, words=words, task=task
         )
         if held_out.pictures.skipped.count:
             log.warning("%s", held_out.pictures.skipped)
@@ -214,14 +206,3 @@ def evaluate_image_text(
         first, last = scored
         difference = {sight: compare(last[sight], first[sight]) for sight in last}
     return ImageTextEvaluation(models=models, difference=difference)
-
-
-def _task_beside(opened: OpenImageText) -> ImageTextTask | None:
-    """Return a task with the momentum twin beside a model, as `train pairs` has it; or None."""
-    twin = twin_beside(opened.name)
-    if twin is None:
-        return None
-    defaults = PairsRunConfig(pairs="any", objectives=ImageTextMLMConfig(alpha=0.0))
-    task = make_task(defaults, opened.model, opened.tokenizer)
-    task.load_twin(twin)
-    return task

@@ -31,9 +31,9 @@ from maskery.runs.frame.run_frame import (
     model_card,
     public_name,
 )
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
-from maskery.runs.pairs.config import PairsRunConfig
 from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
@@ -161,30 +161,19 @@ def prepare_pairs(
     judged = pairs if own is None else own
     groups = group_ids(judged)
     if own is None:
-        captions = prepared.captions
         train, held = split_pairs(groups, config.held_out_share)
     else:
-        captions = prepared.read(own)
         train, held = np.arange(len(pairs)), np.arange(len(own))
         if training:
             train = not_held_out(pairs, own, config.reading)
     share = len(held) / (len(train) + len(held))
-    view, reader = prepared.start.view, config.reading.reader
+    reader = config.reading.reader
     log.info("%s training and %s held-out pairs", f"{len(train):,}", f"{len(held):,}")
     return PairsRun(
         config=config,
         prepared=prepared,
-        train=PairSource(
-            pairs,
-            prepared.captions,
-            prepared.pictures(pairs, 1 - share),
-            view,
-            train,
-            **prepared.batching,
-        ),
-        held_out=HeldOutPairs(
-            judged, captions, prepared.pictures(judged, share), view, groups, held
-        ),
+        train=PairSource(prepared.read(pairs, 1 - share), train, **prepared.batching),
+        held_out=HeldOutPairs(prepared.read(judged, share), groups, held),
         identity=prepared.identity(
             pairs_fingerprint=_fingerprint(pairs),
             eval_pairs_fingerprint=None if own is None else _fingerprint(own),
@@ -226,10 +215,8 @@ def evaluate_pairs_run(
     eval_pairs: str | None = None,
     reader: str | None = None,
 ) -> PairsEvaluation:
-    """Evaluate a run's model on what the run held out, or on other words or pairs.
-
-    A run that was trained with a plug-in as reader needs it named again.
-    """
+    """Evaluate a run's model on what the run held out, or on other words or pairs."""
+    # A file never loads a plug-in, so a reader that the run was trained with is named again.
     config = trained_config(folder)
     config = replace(
         config,

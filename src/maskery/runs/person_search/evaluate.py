@@ -1,10 +1,10 @@
-"""Retrieval figures of person-search runs and image-text models, and their spread over runs."""
+"""Retrieval settings and figures of runs and image-text models, and their spread over runs."""
 
 from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -16,15 +16,19 @@ from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.image_text.opening import (
     OpenImageText,
     can_match,
+    open_image_text,
     preprocessing_of,
     require_contrast,
 )
-from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
+from maskery.evaluation.retrieval.config import (
+    ModelRetrieval,
+    RetrievalConfig,
+    read_model_retrieval,
+)
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES
 from maskery.evaluation.retrieval.retrieval_set import (
@@ -33,14 +37,79 @@ from maskery.evaluation.retrieval.retrieval_set import (
     sample_searches,
     spread_queries,
 )
-from maskery.runs.frame.config_file import open_run, run_kind
-from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.settings import known_retrieval, open_for_retrieval, run_config_of
+from maskery.objectives.terms import TERMS
+from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
+from maskery.runs.frame.run_folder import MODEL
+from maskery.runs.image_text.config import Overrides, PersonSearchRunConfig
 
 log = logging.getLogger(__name__)
 
 HeldOutSplit = Literal["val", "test"]
 RANKINGS = ("contrastive", "reranked")
+
+
+def retrieval_of(
+    config: PersonSearchRunConfig, trained: tuple[str, ...] | None = None
+) -> ModelRetrieval:
+    """Return the settings saved with a model; `trained` are by default the terms that are on."""
+    return ModelRetrieval(
+        clean_captions=config.data.clean_captions,
+        max_words=config.data.max_words,
+        max_length=config.max_length,
+        rerank=config.retrieval.rerank,
+        score=config.retrieval.score,
+        odds_weight=config.retrieval.odds_weight,
+        trained=tuple(config.objectives.weights) if trained is None else trained,
+    )
+
+
+def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
+    """Return retrieval settings for released ALBEF and RaSa checkpoints.
+
+    Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
+    of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
+    `missing` are parameters of the model that the checkpoint lacks.
+    """
+    absent = tuple(missing)
+    trained = (name for name, term in TERMS.items() if not any(map(term.trains, absent)))
+    return ModelRetrieval(
+        clean_captions=True,
+        max_words=50,
+        max_length=50,
+        rerank=128,
+        score="matching",
+        trained=tuple(trained),
+    )
+
+
+def run_config_of(folder: Path) -> PersonSearchRunConfig | None:
+    """Return the configuration of the run that a folder, or the model in it, belongs to."""
+    if folder.name == MODEL and run_kind(folder) is None:
+        folder = folder.parent
+    if run_kind(folder) != PersonSearchRunConfig.kind:
+        return None
+    return load_config(folder / CONFIG, PersonSearchRunConfig)
+
+
+def known_retrieval(name: str) -> ModelRetrieval | None:
+    """Return the retrieval settings in a model's own file or, of older models, of its run."""
+    found = read_model_retrieval(name)
+    if found is not None:
+        return found
+    config = run_config_of(Path(name))
+    return None if config is None else retrieval_of(config)
+
+
+def finds_alone(name: str) -> bool:
+    """Return True if an image-text model is known to find pictures, and not to fill words."""
+    known = known_retrieval(name)
+    return known is not None and "itc" in known.trained and "mlm" not in known.trained
+
+
+def open_for_retrieval(name: str) -> OpenImageText:
+    """`open_image_text`, with everything that is known of the model."""
+    opened = open_image_text(name)
+    return replace(opened, retrieval=known_retrieval(name) or opened.retrieval)
 
 
 @dataclass(frozen=True)
@@ -67,46 +136,16 @@ class RetrievalEvaluation:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overrides:
-    """The user's overrides; None keeps the model's own setting."""
+class Conditions(dict[str, tuple[str, str]]):
+    """What every run is measured under, as the first one was, by what it is about.
 
-    rerank: int | None = None  # Images that matching ranks anew
-    score: Literal["matching", "odds", "sum"] | None = None  # What they are ranked by
-    odds_weight: float | None = None  # Of the score `sum`
-    clean_captions: bool | None = None  # Whether captions are cleaned
-    batch_tokens: int | None = None  # Text tokens computed at once; the figures do not depend on it
-    memory_mb: int | None = None  # As in `RetrievalConfig`; the figures do not depend on it either
-    root: Path | None = None  # Where the runs' dataset lies now
-    images: Path | None = None  # Where its images lie now
-
-    def of(self, *names: str) -> dict[str, Any]:
-        """Return the overrides of these names that are set."""
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
-
-    def of_model(self, retrieval: ModelRetrieval) -> ModelRetrieval:
-        """Return a model's settings with the overrides."""
-        return replace(retrieval, **self.of("rerank", "score", "odds_weight", "clean_captions"))
-
-    def of_data(
-        self, data: PersonSearchDataConfig, retrieval: ModelRetrieval
-    ) -> PersonSearchDataConfig:
-        """Return where a run's dataset lies now, its captions prepared as a model reads them."""
-        clean, words = retrieval.clean_captions, retrieval.max_words
-        return replace(data, **self.of("root", "images"), clean_captions=clean, max_words=words)
-
-
-class Conditions:
-    """Hold every run to the conditions of the first: else a mean over them would say nothing."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, tuple[str, str]] = {}
+    Under other conditions a mean over the runs would say nothing.
+    """
 
     def add(self, name: str, conditions: Mapping[str, str]) -> None:
         """Add conditions under which a run is measured; refuse others than an earlier run's."""
         for about, value in conditions.items():
-            first, expected = self._first.setdefault(about, (name, value))
+            first, expected = self.setdefault(about, (name, value))
             if value != expected:
                 raise ConfigError(
                     f"'{first}' and '{name}' are not measured alike ({about}: {expected} and "
@@ -126,31 +165,30 @@ def evaluate_retrieval_models(
 ) -> RetrievalEvaluation:
     """Measure models, each on the split of its own run, or all on the same pairs.
 
-    Args:
-        names: Run folders, or model folders where `data` is given.
-        data: A source of pairs that name persons; None for what each run held out.
-        reading: How `data` is read; by default `PairsConfig()`.
-        split: Of the runs' datasets; `val` where a dataset has no test split.
-        overrides: Settings to use instead of the models' own.
-        progress: Draw progress bars.
-
-    Raises:
-        ConfigError: A model is named twice, has no data of its own, or is not finished; or several
-            are not measured under the same conditions.
-        ModelError: It cannot be loaded, or was trained without the contrastive loss.
-        DataError: The data cannot be used.
+    `names` are run folders, or model folders where `data` is given: a source of pairs that name
+    persons. The split is of the runs' datasets; `val` where a dataset has no test split.
     """
-    need_different(names)
+    seen: dict[Path, str] = {}
+    for name in names:
+        first = seen.setdefault(Path(name).resolve(), name)
+        if first != name or list(names).count(name) > 1:
+            also = "" if first == name else f", also as '{name}'"
+            raise ConfigError(f"'{first}' is named twice{also}; name each run once")
     overrides = overrides or Overrides()
     conditions, read = Conditions(), cache(open_person_search)
     runs = {name: _own_run(name, needed=data is None) for name in names}
     for name, run in runs.items() if len(names) > 1 else ():
         # Told before the first is measured, which may take an hour.
-        conditions.add(name, _ranking_foreseen(name, overrides))
         known = known_retrieval(name)
-        if run is not None and data is None and known is not None:
+        if known is None:
+            continue
+        ranking = overrides.of_model(known).ranking
+        ranking = ranking if "itm" in known.trained else replace(ranking, rerank=0)
+        conditions.add(name, ranking_conditions(ranking))
+        if run is not None and data is None:
             dataset = read(overrides.of_data(run.data, overrides.of_model(known)))
             conditions.add(name, gallery_conditions(dataset, split))
+    own = {name: run_config_of(Path(name).resolve()) for name in names}
     figures = {}
     for name, run in runs.items():
         opened, settings = _opened(name, run, overrides)
@@ -159,7 +197,16 @@ def evaluate_retrieval_models(
             dataset = read(overrides.of_data(run.data, opened.retrieval))
             gallery = _held_out(opened, run, dataset, split, settings)
         else:
-            gallery = _pairs_read_by(opened, str(data), reading or PairsConfig(), settings)
+            reading = reading or PairsConfig()
+            pairs = Pairs.open(str(data), reading)
+            gallery = RetrievalSet.read_by(
+                opened,
+                # Captions are prepared as those were that the model learnt from.
+                pairs.prepared(opened.retrieval.prepare),
+                on_bad_caption=reading.on_bad_caption,
+                on_bad_image=reading.on_bad_image,
+                batch_images=settings.batch_images,
+            )
         found = evaluate_set(opened.model, gallery, settings, progress=progress).figures
         for line in gallery.skipped:
             log.warning("%s", line)
@@ -171,20 +218,9 @@ def evaluate_retrieval_models(
         figures[name] = found
     return RetrievalEvaluation(
         figures=figures,
-        seeds={name: seed_of(name) for name in names},
+        seeds={name: None if one is None else one.training.seed for name, one in own.items()},
         spread=spread_of(list(figures.values())),
     )
-
-
-def need_different(names: Sequence[str]) -> None:
-    """Refuse the same folder twice, however its path is written."""
-    seen: dict[Path, str] = {}
-    for name in names:
-        first = seen.setdefault(Path(name).resolve(), name)
-        if list(names).count(name) > 1:
-            raise ConfigError(f"'{name}' is named twice; name each run once")
-        if first != name:
-            raise ConfigError(f"'{first}' is named twice, also as '{name}'; name each run once")
 
 
 def _own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
@@ -197,15 +233,6 @@ def _own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
             f"its own; name some with --data PAIRS"
         )
     return None
-
-
-def _ranking_foreseen(name: str, overrides: Overrides) -> dict[str, str]:
-    """Return how a model will rank pictures, as far as it is known before loading."""
-    known = known_retrieval(name)
-    if known is None:
-        return {}
-    ranking = overrides.of_model(known).ranking
-    return ranking_conditions(ranking if "itm" in known.trained else replace(ranking, rerank=0))
 
 
 def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str, str]:
@@ -231,12 +258,6 @@ def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
         "pictures ranked anew (--rerank)": str(settings.rerank),
         "the score they are ranked by": score if settings.rerank else "similarity",
     }
-
-
-def seed_of(name: str) -> int | None:
-    """Return the seed of the run that a folder, or the model in it, belongs to."""
-    config = run_config_of(Path(name).resolve())
-    return None if config is None else config.training.seed
 
 
 def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread]] | None:
@@ -302,19 +323,6 @@ def _held_out(
         on_bad_caption=run.data.on_bad_caption,
         on_bad_image=run.data.on_bad_image,
         view=preprocessing_of(opened.name, opened.model, run.view),
-        batch_images=settings.batch_images,
-    )
-
-
-def _pairs_read_by(
-    opened: OpenImageText, data: str, reading: PairsConfig, settings: RetrievalConfig
-) -> RetrievalSet:
-    """Return pairs, their captions prepared as the model's own were."""
-    return RetrievalSet.read_by(
-        opened,
-        Pairs.open(data, reading).prepared(opened.retrieval.prepare),
-        on_bad_caption=reading.on_bad_caption,
-        on_bad_image=reading.on_bad_image,
         batch_images=settings.batch_images,
     )
 

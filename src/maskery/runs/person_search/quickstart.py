@@ -2,53 +2,38 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
-from maskery.evaluation.retrieval.retrieval_set import sample_searches, spread_queries
+from maskery.evaluation.retrieval.retrieval_set import (
+    RetrievalSet,
+    draw_searches,
+    spread_queries,
+)
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
-from maskery.runs.person_search.config import PersonSearchRunConfig, small
+from maskery.runs.image_text.config import PersonSearchRunConfig, small
 from maskery.runs.person_search.run import (
     PersonSearchResult,
-    PersonSearchRun,
     prepare_person_search,
     train_person_search,
 )
 
 PEOPLE, RUN, PICTURE = "people", "run", "searches.png"
-NUM_TEST, NUM_VAL = 200, 50
-
-Progress = Callable[[int, int], None]
+NUM_PEOPLE, NUM_TEST, NUM_VAL = 2850, 200, 50
 
 
-@dataclass(frozen=True, kw_only=True)
-class PersonSearchQuickstart:
-    """The result of the quickstart."""
-
-    result: PersonSearchResult
-    before: Retrieval  # Figures of the initial model on the test split
-    after: Retrieval  # Those of the trained one
-    picture: Path  # Five searches with their ten best pictures
-    seconds: float  # The time all of it took
-
-
-def people_config(num_people: int = 2850) -> PeopleConfig:
+def people_config() -> PeopleConfig:
     """People in three pictures each; the last 200 are never seen in training."""
-    shares = (NUM_VAL / num_people, NUM_TEST / num_people)
+    shares = (NUM_VAL / NUM_PEOPLE, NUM_TEST / NUM_PEOPLE)
+    splits = (1 - sum(shares), *shares)
     return PeopleConfig(
-        num_people=num_people,
-        images_per_person=3,
-        width=32,
-        height=64,
-        splits=(1 - sum(shares), *shares),
+        num_people=NUM_PEOPLE, images_per_person=3, width=32, height=64, splits=splits
     )
 
 
@@ -60,49 +45,26 @@ def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
 
 
 def run_person_search_quickstart(
-    folder: Path,
-    *,
-    drawn: PeopleConfig | None = None,
-    configure: Callable[[PersonSearchRunConfig], PersonSearchRunConfig] = lambda config: config,
-    draw_progress: Progress | None = None,
-    progress: bool = True,
-) -> PersonSearchQuickstart:
-    """Draw people, measure, train, measure again, and show searches, in a new or empty folder.
+    folder: Path, draw_progress: Callable[[int, int], None] | None = None, *, progress: bool = True
+) -> tuple[PersonSearchResult, Retrieval, Retrieval]:
+    """Draw people, train, measure on the test split before and after, and draw five searches.
 
-    `drawn` are other people than `people_config`'s, `configure` changes the run's configuration,
-    and `draw_progress` is called as `draw_people` does.
+    The folder is new or empty; `draw_progress` is called as `draw_people` does.
     """
-    began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    draw_people(folder / PEOPLE, drawn or people_config(), draw_progress)
-    config = configure(quickstart_config(folder / PEOPLE, folder / RUN))
-    before = _measure(prepare_person_search(config, progress=False))
+    draw_people(folder / PEOPLE, people_config(), draw_progress)
+    config = quickstart_config(folder / PEOPLE, folder / RUN)
+
+    def measured(config: PersonSearchRunConfig) -> tuple[RetrievalSet, Retrieval]:
+        run = prepare_person_search(config, progress=False)
+        assert run.test is not None
+        with torch.no_grad():
+            return run.test, run.measure(run.test)
+
+    _, before = measured(config)
     result = train_person_search(config, progress=progress)
-    run = prepare_person_search(replace(config, model=str(result.folder)), progress=False)
-    after = _measure(run)
-    draw_searches(run, after, folder / PICTURE)
-    return PersonSearchQuickstart(
-        result=result,
-        before=before,
-        after=after,
-        picture=folder / PICTURE,
-        seconds=time.perf_counter() - began,
-    )
-
-
-def _measure(run: PersonSearchRun) -> Retrieval:
-    assert run.test is not None
-    with torch.no_grad():
-        return run.measure(run.test)
-
-
-def draw_searches(run: PersonSearchRun, found: Retrieval, path: Path) -> None:
-    """Draw five captions of the test split with their ten best pictures, right ones framed."""
-    assert run.test is not None
-    ranking = found.contrastive if found.reranked is None else found.reranked
+    test, after = measured(replace(config, model=str(result.folder)))
+    ranking = after.contrastive if after.reranked is None else after.reranked
     queries = spread_queries(len(ranking))
-    rows = []
-    for sample in sample_searches(run.test, queries, ranking[queries]):
-        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
-        rows.append(SheetRow(heading=sample.caption, cells=cells))
-    draw_sheet(rows).save(path)
+    draw_searches(test, queries, ranking[queries]).save(folder / PICTURE)
+    return result, before, after

@@ -28,11 +28,10 @@ from maskery.runs.frame.run_frame import (
     model_card,
     public_name,
 )
-from maskery.runs.image_text.config import PairsTrainingConfig
+from maskery.runs.image_text.config import PairsTrainingConfig, PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
-from maskery.runs.person_search.config import PersonSearchRunConfig
-from maskery.runs.person_search.settings import retrieval_of
+from maskery.runs.person_search.evaluate import retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
@@ -166,22 +165,14 @@ def prepare_person_search(
     )
     total = sum(len(pairs) for pairs in (data.train, data.val, data.test) if pairs)
     train = PersonSource(
-        data.train,
-        prepared.captions,
-        prepared.pictures(data.train, len(data.train) / total),
-        prepared.start.view,
+        prepared.read(data.train, len(data.train) / total),
         weak_pair_probability=config.weak_pair_probability,
         **prepared.batching,
     )
 
     def held_out(pairs: Pairs) -> RetrievalSet:
-        return RetrievalSet(
-            pairs,
-            prepared.read(pairs),
-            prepared.pictures(pairs, len(pairs) / total),
-            prepared.start.view,
-            batch_images=config.retrieval.batch_images,
-        )
+        read = prepared.read(pairs, len(pairs) / total)
+        return RetrievalSet(read, batch_images=config.retrieval.batch_images)
 
     log.info(
         "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",

@@ -116,7 +116,16 @@ class TextRunConfig(VocabularyConfig):
             raise ConfigError(
                 "--group-column is empty: it must be a name; leave it out or name one"
             )
-        self._check_eval_data()
+        texts = [named_text(text) for text in self.eval_data]
+        if not all(path for _, path in texts):
+            raise ConfigError("--eval-data NAME= names no file; write --eval-data NAME=PATH")
+        for kind, found in (("name", [n for n, _ in texts if n]), ("path", [p for _, p in texts])):
+            twice = next((one for one in found if found.count(one) > 1), None)
+            if twice is not None:
+                raise ConfigError(
+                    f"--eval-data gives the {kind} '{twice}' twice; give each text once, with a "
+                    f"name of its own"
+                )
         if self.group_column is not None and self.deciding_data:
             raise ConfigError(
                 f"--group-column {self.group_column} and --eval-data do not go together: with "
@@ -143,25 +152,9 @@ class TextRunConfig(VocabularyConfig):
         """The part of `eval_data` that is measured beside it, by name."""
         return {name: path for name, path in map(named_text, self.eval_data) if name}
 
-    def _check_eval_data(self) -> None:
-        texts = [named_text(text) for text in self.eval_data]
-        if not all(path for _, path in texts):
-            raise ConfigError("--eval-data NAME= names no file; write --eval-data NAME=PATH")
-        for kind, found in (("name", [n for n, _ in texts if n]), ("path", [p for _, p in texts])):
-            twice = next((one for one in found if found.count(one) > 1), None)
-            if twice is not None:
-                raise ConfigError(
-                    f"--eval-data gives the {kind} '{twice}' twice; give each text once, with a "
-                    f"name of its own"
-                )
-
     @property
     def head_share(self) -> float:
-        """The share of `--head-first`; 0 for off, and for auto until a run has chosen.
-
-        Raises:
-            ConfigError: It is neither auto, off nor a number from 0 to below 1.
-        """
+        """The share of `--head-first`; 0 for off, and for auto until a run has chosen."""
         share = Range(0, 1, below=True, hint="try 0.2")
         return number_or_word("head_first", self.head_first, AUTO_OFF, share) or 0.0
 

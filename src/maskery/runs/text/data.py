@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,8 @@ from maskery.runs.text.config import SCRATCH, TextRunConfig
 if TYPE_CHECKING:
     from maskery.data.added_words import AddedWords
     from maskery.data.corpus.config import CorpusConfig
-    from maskery.data.shards.source import ShardSource
     from maskery.data.store import TokenStore
+    from maskery.runs.text.shards import ShardedText
 
 log = logging.getLogger(__name__)
 
@@ -53,32 +53,17 @@ class Given:
             )
 
 
-class TextData(Protocol):
-    """The data of a text run; `added` are the words that --add-words added to the tokenizer."""
-
-    tokenizer: PreTrainedTokenizerBase
-    added: AddedWords | None
-    # Held-out texts beside the one that decides, by name, with the documents that are scored
-    others: dict[str, tuple[TokenStore, npt.NDArray[np.int64]]]
-
-    def described(self) -> dict[str, Any]:
-        """Return what a continuation must share, by name; for `identity`."""
-
-    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """Return (vocab_size,) int64: about how often each token stands in the corpus."""
-
-    def sources(self, batching: Batching) -> tuple[TextSource | ShardSource, TextSource]:
-        """Return training and held-out batches."""
-
-    def describe(self) -> str:
-        """Return how much there is to train and to be measured on, in words."""
-
-
 def open_text(
     config: TextRunConfig, cache_dir: Path, given: Given, *, progress: bool = True
-) -> TextData:
+) -> StoredText | ShardedText:
     """Read and tokenise the corpus of a run, or open the shards that it names."""
-    if given.texts is None and is_sharded(config):
+    places = [] if given.texts is not None else list(filter(holds_shards, config.corpus))
+    if places and len(config.corpus) > 1:
+        raise ConfigError(
+            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
+            f"of the corpus into one folder"
+        )
+    if places:
         if config.add_words is not None:
             raise ConfigError(
                 f"--add-words {config.add_words}: the shards were cut without these words; train "
@@ -91,20 +76,9 @@ def open_text(
             )
         # By name: a run on text imports nothing of shards.
         shards = importlib.import_module("maskery.runs.text.shards")
-        data: TextData = shards.ShardedText(config, cache_dir, progress=progress)
-        return data
+        sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
+        return sharded
     return StoredText(config, cache_dir, given, progress=progress)
-
-
-def is_sharded(config: TextRunConfig) -> bool:
-    """Return True if a run reads shards, which must be named alone."""
-    places = [source for source in config.corpus if holds_shards(source)]
-    if places and len(config.corpus) > 1:
-        raise ConfigError(
-            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
-            f"of the corpus into one folder"
-        )
-    return bool(places)
 
 
 class StoredText:
@@ -173,7 +147,8 @@ class StoredText:
         return added
 
     def described(self) -> dict[str, Any]:
-        """See `TextData`; a store's name is a hash of content and tokenizer."""
+        """Return what a continuation must share, by name; for `identity`."""
+        # A store's name is a hash of content and tokenizer.
         own = self.has_own_held_out
         others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
@@ -188,16 +163,16 @@ class StoredText:
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """See `TextData`; exact."""
+        """Return (vocab_size,) int64: how often each token stands in the corpus."""
         return self.store.token_counts(vocab_size)
 
     def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
-        """See `TextData`."""
+        """Return training and held-out batches."""
         train = TextSource(self.store, self.train_documents, batching)
         return train, TextSource(self.held_store, self.held_documents, batching)
 
     def describe(self) -> str:
-        """See `TextData`."""
+        """Return how much there is to train and to be measured on, in words."""
         tokens = int(self.store.lengths()[self.train_documents].sum())
         of_more = " (a sample: --held-out-tokens)" if self.is_sampled else ""
         return (

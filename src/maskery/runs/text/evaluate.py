@@ -1,16 +1,29 @@
-"""Evaluate a text run before and after its training, or any model on any text."""
+"""Measure finished text runs and models, compare them, and train a sweep of runs to compare.
+
+Each run of a sweep has a folder named after its settings. A second call keeps finished runs and
+goes on with an interrupted one from its newest checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import contextlib
+import itertools
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from maskery.core.batch import TokenBatch
+from maskery.core.errors import CheckpointError, ConfigError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
+from maskery.evaluation.text.comparison import Row, ScoredRun, compare_runs
 from maskery.evaluation.text.fill import Filler
 from maskery.evaluation.text.masked import (
     ExampleSums,
@@ -29,28 +42,164 @@ from maskery.evaluation.text.opening import (
 from maskery.evaluation.text.samples import sample_text
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.loading import resolve
+from maskery.models.loading import anchored, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.runs.frame.config_file import open_run, run_kind
+from maskery.runs.frame.config_file import load_config, open_run, run_kind, to_plain, with_settings
+from maskery.runs.frame.run_folder import EVALUATION, default_folder, has_model, write_bytes
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.held_out import AS_LOADED, WITH_HEAD, kept_scores, replaced_words_auc
+from maskery.runs.text.held_out import (
+    AS_LOADED,
+    HELD_OUT,
+    WITH_HEAD,
+    kept_scores,
+    replaced_words_auc,
+)
 from maskery.runs.text.prepare import prepare_text, text_parts
+from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm import load_extra, make_text_task
+from maskery.training.snapshot import flat
+
+log = logging.getLogger(__name__)
+
+# Where a run lies and how it was called; not how its model was made.
+PLACES = ("output", "resume", "cache_dir")
+# All runs must be measured on the same text, and lie where the sweep puts them.
+NOT_SWEPT = ("corpus", "eval_data", "held_out_share", "output", "resume", "cache_dir", "engine")
+
+
+def compare_folders(folders: Sequence[Path], against: Path | None = None) -> list[Row]:
+    """Compare finished text runs."""
+    named = [*folders, *([] if against is None else [against])]
+    # The later of equal keys would win: the name as it was given first is kept.
+    places = {path.resolve(): path for path in reversed(named)}
+    unique = [places[place] for place in dict.fromkeys(path.resolve() for path in named)]
+    if len(unique) < 2:
+        raise ConfigError("a comparison needs at least two runs; name the folders of two or more")
+    configs = [(path, open_run(path).finished(TextRunConfig)) for path in unique]
+    runs = [_scored(path, config) for path, config in configs]
+    return compare_runs(runs, None if against is None else str(places[against.resolve()]))
+
+
+def course_of(config: TextRunConfig) -> dict[str, Any]:
+    """Return every setting but those of `PLACES`, as `training.seed`."""
+    plain = {name: value for name, value in to_plain(config).items() if name not in PLACES}
+    return {".".join(names): value for names, value in flat(plain)}
+
+
+def _scored(folder: Path, config: TextRunConfig) -> ScoredRun:
+    path = folder / HELD_OUT
+    if path.is_file():
+        sums, identity = ExampleSums.read(path)
+    else:
+        log.warning("'%s' has kept no held-out sums; its model is scored now", folder)
+        run = prepare_text(config, progress=False)
+        sums, identity = run.score(open_model(folder).model), run.identity
+        with contextlib.suppress(CheckpointError):  # a folder that is only read is compared, too
+            write_bytes(path, sums.to_bytes(identity))
+    try:
+        tokenizer = json.loads(identity)["tokenizer_fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"'{path}' does not say which tokenizer its masks are of; remove the file, and they "
+            f"are computed again"
+        ) from error
+    return ScoredRun(name=str(folder), settings=course_of(config), tokenizer=tokenizer, sums=sums)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a sweep."""
+
+    config: TextRunConfig  # With its folder as `output`; it resumes what is there
+    finished: bool  # True if the folder holds the whole run
+
+
+def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> list[PlannedRun]:
+    """Return the runs of a sweep, the last setting changing fastest."""
+    base = load_config(path, TextRunConfig)
+    folder = base.output or default_folder(base.corpus[0], base.model)
+    folder = output or folder.with_name(f"{folder.name}-sweep")
+    axes = [_axis(one) for one in over]
+    names = [name for name, _ in axes]
+    if not axes or len(set(names)) < len(names):
+        raise ConfigError("--over names each setting once, as in --over mask_rate=0.15,0.3")
+    runs = [
+        _planned(base, dict(zip(names, values, strict=True)), path, folder)
+        for values in itertools.product(*(values for _, values in axes))
+    ]
+    if len({run.config.output for run in runs}) < len(runs):
+        raise ConfigError("two values of --over give folders of one name; change one of them")
+    return runs
+
+
+def run_sweep(runs: Sequence[PlannedRun], *, progress: bool = True) -> list[Path]:
+    """Train the runs of a sweep that are not finished; returns the folders of all."""
+    folders = []
+    for number, run in enumerate(runs, 1):
+        folder = run.config.output
+        assert folder is not None
+        done = "finished before, and kept" if run.finished else "training"
+        log.info("%s of %s, '%s': %s", number, len(runs), folder, done)
+        if not run.finished:
+            train_text(run.config, progress=progress)
+        folders.append(folder)
+    return folders
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    """Return the name of a setting, and its values."""
+    name, _, listed = text.partition("=")
+    name = name.strip().replace("-", "_")
+    values = [value.strip() for value in listed.split(",")]
+    if "" in values or len({_value(value) for value in values}) < len(values):
+        raise ConfigError(
+            f"--over {text}: it needs a setting with its values, all different, as in "
+            f"--over mask_rate=0.15,0.3"
+        )
+    if name in NOT_SWEPT:
+        raise ConfigError(
+            f"--over {text}: there is no setting '{name}' to change; settings are the flags of "
+            f"maskery train text, with underscores, but for {', '.join(NOT_SWEPT)}"
+        )
+    return name, values
+
+
+def _value(text: str) -> Any:
+    """Return a number, true, false or null as YAML reads it; anything else is text."""
+    try:
+        value = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text
+
+
+def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: Path) -> PlannedRun:
+    named = [f"{name}-{value}" for name, value in settings.items()]
+    folder = output / re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(named))
+    values = {name: _value(value) for name, value in settings.items()}
+    config = with_settings(base, values, where=f"{path} with {', '.join(named)}")
+    config = replace(config.anchored(), output=folder, resume="auto")
+    config = replace(config, model=anchored(config.model))
+    finished = (folder / EVALUATION).is_file() and has_model(folder)
+    if finished:
+        found, wanted = map(course_of, (open_run(folder).config, config))
+        changed = [name for name in wanted if found.get(name) != wanted[name]]
+        if changed:
+            raise ConfigError(
+                f"'{folder}' holds a run with another {changed[0]} ({found.get(changed[0])}, not "
+                f"{wanted[changed[0]]}); name another --output for this sweep"
+            )
+    return PlannedRun(config=config, finished=finished)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out figures of one model, or of two with their paired difference.
+    """Held-out figures of one model, or of two with their paired difference."""
 
-    Attributes:
-        scores: By heading, those of a run's result in order of time, or model names.
-        difference: The last minus the first, where there are two.
-        mrtd_auc: How well replaced words are told from original ones, by the heading of each model
-            that was trained to.
-    """
-
+    # By heading: those of a run's result in order of time, or model names
     scores: dict[str, MaskedScores]
-    difference: dict[str, Interval] | None
+    difference: dict[str, Interval] | None  # The last minus the first, where there are two
+    # How well replaced words are told from original ones, of each model that was trained to
     mrtd_auc: dict[str, float]
 
 

@@ -42,20 +42,13 @@ AS_LOADED = "as loaded"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Held-out figures of one text.
+    """Held-out figures of one text."""
 
-    Attributes:
-        as_loaded: Those of the initial model where its head was new and was then trained alone;
-            else None.
-        before: Those of the initial model, with the head that was trained alone where there is one.
-        after: Those of the trained model.
-        difference: Paired, after minus before: loss, top1, top5, each (value, low, high).
-    """
-
+    # Of the initial model as it was loaded, where its head was new and was then trained alone
     as_loaded: MaskedScores | None
-    before: MaskedScores
-    after: MaskedScores
-    difference: dict[str, Interval]
+    before: MaskedScores  # Of the initial model, with the head that was trained alone, if it was
+    after: MaskedScores  # Of the trained model
+    difference: dict[str, Interval]  # Paired, after minus before: loss, top1, top5
 
     @property
     def columns(self) -> dict[str, MaskedScores]:
@@ -74,14 +67,10 @@ class Measured:
 
 
 class HeldOutText:
-    """Scores one held-out text of a run at its start, while and after it trains.
+    """Scores one held-out text of a run at its start, while and after it trains."""
 
-    Args:
-        run: Before its first step: the initial model is scored now, if it was not before.
-        folder: The run folder.
-        name: Of the text; empty for the one that decides.
-    """
-
+    # Before the run's first step: the initial model is scored now, if it was not before. The text
+    # that decides has no name.
     def __init__(self, run: TextRun, folder: Path, name: str = "") -> None:
         self.run, self.folder, self.name = run, folder, name
         resume = run.config.resume == "auto"
@@ -142,20 +131,9 @@ def named(file: str, name: str) -> str:
 
 
 def first_scores(
-    folder: Path,
-    identity: str,
-    score: Callable[[], ExampleSums],
-    *,
-    resume: bool,
-    name: str = "",
+    folder: Path, identity: str, score: Callable[[], ExampleSums], *, resume: bool, name: str = ""
 ) -> ExampleSums:
-    """Return the initial model's held-out sums, read if this run has written them before.
-
-    A resumed run compares with them as the first one did.
-
-    Raises:
-        CheckpointError: They could not be written, or the main process alone can read them.
-    """
+    """Return the initial model's held-out sums; a resumed run reads those of the first."""
     path = folder / named(BEFORE, name)
     kept = kept_scores(path, identity) if resume else None
     if kept is not None:
@@ -167,11 +145,7 @@ def first_scores(
 
 
 def kept_scores(path: Path, identity: str) -> ExampleSums | None:
-    """Return the sums in a file; None if it is missing, damaged or of another run.
-
-    Raises:
-        CheckpointError: The main process alone can read them.
-    """
+    """Return the sums in a file; None if it is missing, damaged or of another run."""
     processes = join_processes()
     try:
         kept, of = ExampleSums.read(path)
@@ -193,10 +167,7 @@ def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> f
     """Return the area under the ROC curve of replaced against original words on held-out text.
 
     The twin fills frozen masks by sampling, as in training, and the model judges every token that
-    is not special.
-
-    Returns:
-        None without replaced token detection, and where nothing or everything was replaced.
+    is not special. None without replaced token detection, and where nothing or all was replaced.
     """
     if "mrtd" not in task.loss_weights:
         return None

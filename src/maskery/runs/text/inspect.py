@@ -5,13 +5,14 @@ Shapes: N examples, T tokens, n words of k pieces.
 
 from __future__ import annotations
 
+import resource
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,7 @@ from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import (
-    EVALUATION_MASKING,
-    TextRun,
-    prepare_text,
-    text_task,
-)
+from maskery.runs.text.prepare import EVALUATION_MASKING, TextRun, prepare_text
 from maskery.tasks.text_mlm import new_parameters
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
@@ -69,19 +65,14 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """The batches of a run; `tokens` and `masked_tokens` are means of a batch.
-
-    Attributes:
-        cut: Examples longer than `max_length`, which become several sequences; no token is lost.
-        truncated_tokens: Tokens that a recipe that cuts them off would lose.
-        real_share: Of the computed tokens, those that are text: as planned, if each step were
-            padded to its longest in random order, and if everything were padded to max_length.
-    """
+    """The batches of a run; `tokens` and `masked_tokens` are means of a batch."""
 
     max_length: int
-    cut: int
-    truncated_tokens: int
+    cut: int  # Examples longer than that, which become several sequences; no token is lost
+    truncated_tokens: int  # Tokens that a recipe that cuts them off would lose
     layout: str
+    # The share of text in the computed tokens: as planned, if each step were padded to its longest
+    # in random order, and if everything were padded to max_length
     real_share: dict[str, float]
     steps: int
     tokens: float
@@ -90,63 +81,39 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Time and memory, estimated from a few steps that were taken after a first one.
-
-    Attributes:
-        tokens_per_second: Median.
-        seconds: Of the whole run, its evaluations counted.
-        evaluations: How often the held-out text is scored.
-        evaluation_seconds: Of all of them.
-        peak_megabytes: Of the device's memory, or of this process's on a CPU.
-    """
+    """Time and memory, estimated from a few steps that were taken after a first one."""
 
     timed_steps: int
-    tokens_per_second: float
-    seconds: float
-    evaluations: int
-    evaluation_seconds: float
-    peak_megabytes: float
+    tokens_per_second: float  # Median
+    seconds: float  # Of the whole run, its evaluations counted
+    evaluations: int  # How often the held-out text is scored
+    evaluation_seconds: float  # Of all of them
+    peak_megabytes: float  # Of the device's memory, or of this process's on a CPU
     device: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenWord:
-    """A word of several pieces, and the tokens that one token for it would save.
+    """A word of several pieces, and the tokens that one token for it would save."""
 
-    Attributes:
-        word: As the texts most often spell it.
-        pieces: Tokens of the word.
-        count: Occurrences in the corpus.
-        saved: (pieces - 1) * count.
-    """
-
-    word: str
-    pieces: int
-    count: int
-    saved: int
+    word: str  # As the texts most often spell it
+    pieces: int  # Tokens of the word
+    count: int  # Occurrences in the corpus
+    saved: int  # (pieces - 1) * count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Everything that `maskery inspect` tells.
-
-    Attributes:
-        duplicates: Examples whose text stands in the corpus before.
-        unknown_tokens: Tokens that stand for words which the tokenizer does not know.
-        unknown: Those words, with counts in the texts that were looked at.
-        broken_share: The share of words of three pieces or more.
-        broken: The words for which one token would save most.
-        estimate: None where no step was timed.
-    """
+    """Everything that `maskery inspect` tells."""
 
     lengths: Lengths
-    duplicates: int
+    duplicates: int  # Examples whose text stands in the corpus before
     batches: Batches
-    unknown_tokens: int
-    unknown: tuple[tuple[str, int], ...]
-    broken_share: float
-    broken: tuple[BrokenWord, ...]
-    estimate: Estimate | None
+    unknown_tokens: int  # Tokens that stand for words which the tokenizer does not know
+    unknown: tuple[tuple[str, int], ...]  # Those words, with counts in the texts looked at
+    broken_share: float  # The share of words of three pieces or more
+    broken: tuple[BrokenWord, ...]  # The words for which one token would save most
+    estimate: Estimate | None  # None where no step was timed
 
 
 def inspect_corpus(
@@ -162,7 +129,7 @@ def inspect_corpus(
         )
     store, tokenizer = source.store, run.loaded.tokenizer
     corpus = Corpus.open(config.corpus, config.reading)
-    broken = broken_words(store, tokenizer, listed=listed)
+    share, broken = broken_words(store, tokenizer, listed=listed)
     unknown_tokens, unknown = unknown_words(store, corpus, tokenizer, listed=listed)
     return Inspection(
         lengths=describe_lengths(store.lengths()),
@@ -170,7 +137,7 @@ def inspect_corpus(
         batches=describe_batches(run, source),
         unknown_tokens=unknown_tokens,
         unknown=unknown,
-        broken_share=share_of_broken_words(store),
+        broken_share=share,
         broken=as_spelt(broken, corpus, tokenizer),
         estimate=time_steps(run, source, timed_steps) if timed_steps else None,
     )
@@ -234,7 +201,7 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
 def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     """Take a few steps, and say what all of them would cost; the model is changed by them."""
     training = run.config.training
-    task = text_task(run.config, run.model, run.loaded.tokenizer, source)
+    task = run.task()
     new = new_parameters(task, run.model, run.loaded.new_parameters)
     steps, total = planned_steps(source, training)
     stepper = Stepper(task, training, total_steps=total, new_parameters=new)
@@ -254,47 +221,34 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     rate = statistics.median(speeds[1:] or speeds)
     epochs = total / max(1, steps[0])
     evaluations = 2 + (run.head_steps > 0) + (total - 1) // (training.eval_every or total)
-    scored = evaluations * seconds_to_score(run)
+    # Held-out batches come by length, so those at the ends are not like the others.
+    held = list(run.held_out.in_order())
+    middle = held[len(held) // 2 :][:SCORED_BATCHES]
+    began = time.perf_counter()
+    score_examples(run.model, middle, Masker.of(run.loaded.tokenizer, EVALUATION_MASKING))
+    passed = (time.perf_counter() - began) / sum(batch.num_tokens for batch in middle)
+    texts = (run.held_out, *run.others.values())
+    scored = evaluations * passed * sum(float(text.lengths.sum()) for text in texts)
+    if cuda:
+        peak = torch.cuda.max_memory_allocated()
+    else:  # macOS counts it in bytes, other systems in KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
     return Estimate(
         timed_steps=max(1, len(speeds) - 1),
         tokens_per_second=rate,
         seconds=epochs * float(source.lengths.sum()) / rate + scored,
         evaluations=evaluations,
         evaluation_seconds=scored,
-        peak_megabytes=_peak_megabytes(cuda),
+        peak_megabytes=peak / 2**20,
         device=torch.cuda.get_device_name() if cuda else "CPU",
     )
 
 
-def seconds_to_score(run: TextRun) -> float:
-    """Return about how long it takes to score the held-out texts once, from a few batches."""
-    texts = [run.held_out, *run.others.values()]
-    batches = list(run.held_out.in_order())
-    # They come by length, so those at the ends are not like the others.
-    middle = batches[len(batches) // 2 :][:SCORED_BATCHES]
-    masker = Masker.of(run.loaded.tokenizer, EVALUATION_MASKING)
-    began = time.perf_counter()
-    score_examples(run.model, middle, masker)
-    rate = sum(batch.num_tokens for batch in middle) / (time.perf_counter() - began)
-    return sum(float(text.lengths.sum()) for text in texts) / rate
-
-
-def _peak_megabytes(cuda: bool) -> float:
-    if cuda:
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def broken_words(
     store: TokenStore, tokenizer: PreTrainedTokenizerBase, *, listed: int
-) -> tuple[BrokenWord, ...]:
-    """Return the `listed` words for which one token would save most, most first."""
+) -> tuple[float, list[BrokenWord]]:
+    """Return the share of words of three pieces or more, and those that cost the most tokens."""
     ids = np.asarray(store.tokens[:MOST_TOKENS]).astype(np.int64)
     starts = np.flatnonzero(np.asarray(store.word_starts[:MOST_TOKENS]))
     sizes = np.diff(np.append(starts, len(ids)))
@@ -305,18 +259,14 @@ def broken_words(
             continue
         rows = ids[firsts[:, None] + np.arange(pieces)]
         unique, counts = np.unique(rows, axis=0, return_counts=True)
-        best = np.argsort(-counts, kind="stable")[: 4 * listed]
-        found += [_broken(unique[index], int(counts[index]), tokenizer) for index in best.tolist()]
-    # Signs in a row (rules, ellipses) are no words.
-    words = [word for word in found if any(map(str.isalpha, word.word))]
-    return tuple(sorted(words, key=lambda w: (-w.saved, w.word))[:listed])
-
-
-def _broken(
-    ids: npt.NDArray[np.int64], count: int, tokenizer: PreTrainedTokenizerBase
-) -> BrokenWord:
-    word = tokenizer.decode(ids.tolist()).strip()
-    return BrokenWord(word=word, pieces=len(ids), count=count, saved=(len(ids) - 1) * count)
+        # More than are listed: signs in a row (rules, ellipses), which are no words, go below.
+        for index in np.argsort(-counts, kind="stable")[: 4 * listed].tolist():
+            word, count = tokenizer.decode(unique[index].tolist()).strip(), int(counts[index])
+            if any(map(str.isalpha, word)):
+                saved = (pieces - 1) * count
+                found.append(BrokenWord(word=word, pieces=pieces, count=count, saved=saved))
+    share = float((sizes >= FEWEST_PIECES).mean()) if len(sizes) else 0.0
+    return share, sorted(found, key=lambda w: (-w.saved, w.word))[:listed]
 
 
 def as_spelt(
@@ -339,13 +289,6 @@ def as_spelt(
     )
 
 
-def share_of_broken_words(store: TokenStore) -> float:
-    """Return the share of words that are of three pieces or more."""
-    starts = np.flatnonzero(np.asarray(store.word_starts[:MOST_TOKENS]))
-    sizes = np.diff(np.append(starts, min(store.num_tokens, MOST_TOKENS)))
-    return float((sizes >= FEWEST_PIECES).mean()) if len(sizes) else 0.0
-
-
 def unknown_words(
     store: TokenStore, examples: Iterable[Any], tokenizer: PreTrainedTokenizerBase, *, listed: int
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
@@ -355,21 +298,12 @@ def unknown_words(
     """
     unknown = tokenizer.unk_token_id
     total = 0 if unknown is None else int(store.token_counts(unknown + 1)[unknown])
-    if not total:
-        return 0, ()
-    reader = TextReader(tokenizer)
-    counts: Counter[str] = Counter()
-    texts = 0
-    for example in examples:
+    reader, counts, texts = TextReader(tokenizer), Counter[str](), 0
+    for example in examples if total else ():
         encoded = reader.read(example.text)
-        if not (encoded.ids == unknown).any():
-            continue
-        counts.update(
-            word.text
-            for word in encoded.words
-            if (encoded.ids[word.first : word.last] == unknown).any()
-        )
-        texts += 1
+        words = [w for w in encoded.words if (encoded.ids[w.first : w.last] == unknown).any()]
+        counts.update(word.text for word in words)
+        texts += bool(words)
         if texts == UNKNOWN_TEXTS:
             break
     return total, tuple(counts.most_common(listed))

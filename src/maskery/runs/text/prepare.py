@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ from maskery.models.loading import (
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
-from maskery.runs.text.data import Given, TextData, open_text
+from maskery.runs.text.data import Given, StoredText, open_text
 from maskery.tasks.text_mlm import TextParts, make_text_task
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.loop import planned_steps
@@ -44,10 +43,9 @@ from maskery.training.optimiser import resolve_precision
 
 if TYPE_CHECKING:
     from maskery.data.shards.source import ShardSource
+    from maskery.runs.text.shards import ShardedText
 
 log = logging.getLogger(__name__)
-
-Objective = Callable[[TextParts], Task[Any, Any]]
 
 DEFAULT_MAX_LENGTH = 512
 # Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
@@ -62,45 +60,29 @@ EVALUATION_MASKING = MaskingConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class TextRun:
-    """Everything a text run consists of, before its first step.
+    """Everything a text run consists of, before its first step."""
 
-    Attributes:
-        config: All settings of the run; of those that were `auto`, the objectives' and
-            `head_first` are decided.
-        model: The initial model.
-        loaded: The initial model as it was loaded, with its tokenizer.
-        vocabulary: Of the tokenizer.
-        train: Training batches.
-        held_out: Held-out batches of the text that decides.
-        others: Those of other held-out texts, by name.
-        head_steps: The steps in which the new head is trained alone.
-        frozen_share: Their share of all steps.
-        identity: Everything that a continuation must share, as JSON.
-        about: How much there is to train and to be measured on, in words.
-        progress: True to draw bars.
-        given: Objects in the place of what the configuration names.
-    """
-
+    # All settings; of those that were `auto`, the objectives' and `head_first` are decided.
     config: TextRunConfig
-    model: MaskedLanguageModel
-    loaded: Loaded
-    vocabulary: Vocabulary
-    train: TextSource | ShardSource
-    held_out: TextSource
-    others: dict[str, TextSource]
-    head_steps: int
-    frozen_share: float
-    identity: str
-    about: str
-    progress: bool
-    given: Given
+    model: MaskedLanguageModel  # The initial model
+    loaded: Loaded  # The initial model as it was loaded, with its tokenizer
+    vocabulary: Vocabulary  # Of the tokenizer
+    train: TextSource | ShardSource  # Training batches
+    held_out: TextSource  # Held-out batches of the text that decides
+    others: dict[str, TextSource]  # Those of other held-out texts, by name
+    head_steps: int  # The steps in which the new head is trained alone
+    frozen_share: float  # Their share of all steps
+    sentence_encoder: Path | None  # The start's folder, where it says how to pool vectors
+    identity: str  # Everything that a continuation must share, as JSON
+    about: str  # How much there is to train and to be measured on, in words
+    progress: bool  # True to draw bars
+    given: Given  # Objects in the place of what the configuration names
 
     def score(self, model: MaskedLanguageModel | None = None, *, name: str = "") -> ExampleSums:
         """Return held-out sums of this run's model, or of another with the same tokenizer.
 
-        They are of the text that decides, or of the other one of that name.
-
-        The run's processes share the work: all of them must call this.
+        They are of the text that decides, or of the other one of that name. The run's processes
+        share the work: all of them must call this.
         """
         return score_examples(
             model or self.model,
@@ -109,29 +91,33 @@ class TextRun:
             processes=join_processes(),
         )
 
+    def task(self) -> Task[Any, Any]:
+        """Make the task that the configuration names, or that an objective of the user's makes."""
+        parts = replace(
+            text_parts(self.config, self.model, self.loaded.tokenizer),
+            frozen_share=self.frozen_share,
+            sentence_encoder=self.sentence_encoder,
+        )
+        if self.config.training.compile:
+            parts = compiled(parts, self.config, self.train)
+        return make_text_task(parts, self.given.objective)
+
 
 def prepare_text(
     config: TextRunConfig, *, progress: bool = True, given: Given | None = None
 ) -> TextRun:
-    """Read, tokenise and split the corpus, and load or make the initial model.
-
-    Args:
-        config: All settings of the run.
-        progress: Draw progress bars.
-        given: Objects in the place of what the configuration names.
-
-    Raises:
-        MaskeryError: Something the user can mend.
-    """
+    """Read, tokenise and split the corpus, and load or make the initial model."""
     given = given or Given()
-    config = replace(config, objectives=with_keep(config, given))
+    pooling = None
+    if given.model is None and not config.model.startswith(SCRATCH):
+        start = Path(resolve(config.model))
+        pooling = start if (start / MODULES).is_file() else None
+    config = replace(config, objectives=with_keep(config, given, pooling))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
     config = replace(config, head_first=head_first(config, loaded))
-    layout = choose_layout(config, loaded)
+    layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
-    model = MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token)
-    max_length = choose_max_length(config, loaded)
     batching = Batching(
         template=Template.of(data.tokenizer),
         max_length=max_length,
@@ -141,20 +127,19 @@ def prepare_text(
         seed=config.training.seed,
     )
     train, held_out = data.sources(batching)
+    others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
     alone, steps = head_steps(config, train)
     return TextRun(
         config=config,
-        model=model,
+        model=MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token),
         loaded=loaded,
         vocabulary=Vocabulary.of(data.tokenizer),
         train=train,
         held_out=held_out,
-        others={
-            name: TextSource(store, chosen, batching)
-            for name, (store, chosen) in data.others.items()
-        },
+        others=others,
         head_steps=alone,
         frozen_share=alone / steps,
+        sentence_encoder=pooling,
         identity=identity_of(config, data, given, layout=layout, max_length=max_length),
         about=data.describe(),
         progress=progress,
@@ -162,29 +147,21 @@ def prepare_text(
     )
 
 
-def with_keep(config: TextRunConfig, given: Given) -> TextMLMConfig:
-    """Return the objective's settings with `--keep-embedding auto` decided.
-
-    It is on where the start is a sentence encoder, which people embed texts with, and off with
-    objectives of other names, with a twin, and with steps that are compiled.
-    """
+def with_keep(config: TextRunConfig, given: Given, pooling: Path | None) -> TextMLMConfig:
+    """Return the objective's settings with `--keep-embedding auto` decided."""
     settings = config.objectives
     if settings.keep_embedding != "auto":
         return settings
-    start = None if given.model is not None or SCRATCH in config.model else resolve(config.model)
     plain = settings.objective == "mlm" and not settings.has_twin and given.objective is None
-    if plain and not config.training.compile and start and (Path(start) / MODULES).is_file():
-        log.info("the start is a sentence encoder: its vectors are kept (--keep-embedding off)")
-        return replace(settings, keep_embedding=KEEP_WEIGHT)
-    return replace(settings, keep_embedding="off")
+    # People embed texts with sentence encoders; the other settings do not know how to keep.
+    if pooling is None or not plain or config.training.compile:
+        return replace(settings, keep_embedding="off")
+    log.info("the start is a sentence encoder: its vectors are kept (--keep-embedding off)")
+    return replace(settings, keep_embedding=KEEP_WEIGHT)
 
 
 def head_first(config: TextRunConfig, loaded: Loaded) -> str:
-    """Return `--head-first` with `auto` decided.
-
-    Raises:
-        ConfigError: A share is named, and the head is not new.
-    """
+    """Return `--head-first` with `auto` decided."""
     new = bool(loaded.new_parameters) and not config.model.startswith(SCRATCH)
     if config.head_first == "auto":
         return HEAD_FIRST if new else "off"
@@ -205,15 +182,7 @@ def head_steps(config: TextRunConfig, source: TextSource | ShardSource) -> tuple
     return max(0, min(round(config.head_share * total), total - 1)), max(total, 1)
 
 
-def pooling_modules(run: TextRun) -> Path | None:
-    """Return the folder of the start if it is a sentence encoder, else None."""
-    if run.given.model is not None or run.config.model.startswith(SCRATCH):
-        return None
-    folder = Path(resolve(run.config.model))
-    return folder if (folder / MODULES).is_file() else None
-
-
-def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
+def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) -> Loaded:
     """Load or make the initial model; a new head starts from the frequencies of the tokens."""
     tokenizer = data.tokenizer
     scratch = config.model.startswith(SCRATCH)
@@ -249,11 +218,7 @@ def load(config: TextRunConfig, data: TextData, given: Given) -> Loaded:
 
 
 def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
-    """Return "packed" or "padded".
-
-    Raises:
-        ModelError: Packing is asked for and this model cannot be packed.
-    """
+    """Return "packed" or "padded"."""
     if config.layout == "padded":
         return "padded"
     if config.attention_dropout and torch.cuda.is_available():
@@ -274,11 +239,7 @@ def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
 
 
 def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
-    """Return the most tokens of a sequence.
-
-    Raises:
-        ConfigError: More are asked for than the model has positions.
-    """
+    """Return the most tokens of a sequence."""
     limit = max_positions(loaded.model.config)
     if config.max_length is not None:
         if limit is not None and config.max_length > limit:
@@ -296,7 +257,12 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def identity_of(
-    config: TextRunConfig, data: TextData, given: Given, *, layout: str, max_length: int
+    config: TextRunConfig,
+    data: StoredText | ShardedText,
+    given: Given,
+    *,
+    layout: str,
+    max_length: int,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own = {}
@@ -324,29 +290,6 @@ def identity_of(
     )
 
 
-def text_task(
-    config: TextRunConfig,
-    model: MaskedLanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    source: TextSource | ShardSource,
-    objective: Objective | None = None,
-    *,
-    frozen_share: float = 0.0,
-    sentence_encoder: Path | None = None,
-) -> Task[Any, Any]:
-    """Make the task that a configuration names, or that an objective makes.
-
-    Raises:
-        PluginError: An objective of the user's own breaks its contract.
-    """
-    parts = replace(
-        text_parts(config, model, tokenizer),
-        frozen_share=frozen_share,
-        sentence_encoder=sentence_encoder,
-    )
-    return make_text_task(compiled(parts, config, source), objective)
-
-
 def text_parts(
     config: TextRunConfig, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> TextParts:
@@ -363,13 +306,7 @@ def text_parts(
 def compiled(
     parts: TextParts, config: TextRunConfig, source: TextSource | ShardSource
 ) -> TextParts:
-    """Add constant shapes where `--compile` asks for them.
-
-    Where steps cannot be compiled or that does not pay, one line says why and the run goes on as
-    without it.
-    """
-    if not config.training.compile:
-        return parts
+    """Add constant shapes; where that cannot be or does not pay, one line says why."""
     # Runs that compile nothing need none of this.
     from maskery.tasks.compiling import compile_obstacle, static_shapes
 
@@ -379,9 +316,8 @@ def compiled(
         packed=parts.model.packed,
         half_precision=resolve_precision(config.training, parts.model) == "bf16",
     )
-    if obstacle is None and not isinstance(source, TextSource):
-        obstacle = "batches of token shards have no constant shapes yet"
     if obstacle is not None or not isinstance(source, TextSource):
+        obstacle = obstacle or "batches of token shards have no constant shapes yet"
         log.warning("the step is not compiled: %s", obstacle)
         return parts
     shapes = static_shapes(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.text.fill import Filler, Filling
-from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.masking.config import MaskingConfig
 from maskery.runs.frame.run_folder import write_text
 from maskery.runs.text.config import TextRunConfig
@@ -24,32 +22,16 @@ SENTENCES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuickstartResult:
-    """The figures of the run, and those of the start beside them.
-
-    Attributes:
-        fills: For each sentence, the fillings of the start as it is loaded, and those afterwards.
-    """
-
-    result: TextResult
-    fills: tuple[tuple[Filling, Filling], ...]
-
-
 def quickstart_config(corpus: Path, output: Path) -> TextRunConfig:
-    """Return settings for MiniLM on paragraphs of reference text: two minutes on two cores.
-
-    A mask rate of 0.3 learns more from each token read, and a small model on a small corpus does
-    not overfit in two epochs, so nothing is dropped out.
-    """
+    """Return settings for MiniLM on paragraphs of reference text: two minutes on two cores."""
     return TextRunConfig(
         corpus=(str(corpus),),
         model="minilm",
         output=output,
-        hidden_dropout=0.0,
+        hidden_dropout=0.0,  # a small model does not overfit in two epochs
         probe=str(write_topics(output.parent)),
         reading=CorpusConfig(unit="paragraph"),
-        masking=MaskingConfig(mask_rate=0.3),
+        masking=MaskingConfig(mask_rate=0.3),  # learns more from each token read
         training=TrainingConfig(
             epochs=2,
             max_steps=100,
@@ -72,11 +54,9 @@ def write_corpus(folder: Path) -> Path:
 
 
 def write_topics(folder: Path) -> Path:
-    """Write paragraphs of the same text, each with its topic as label; returns the file.
-
-    Paragraphs of at least 12 words, each once, of topics with at least 6: 1,155 of 33 topics in
-    Python 3.11. The run is asked whether its vectors still tell the topics apart.
-    """
+    """Write paragraphs of the same text, each with its topic as label; returns the file."""
+    # The run is asked whether its vectors still tell the topics apart. Of shorter paragraphs and of
+    # topics with fewer that says little: 1,155 of 33 topics are left in Python 3.11.
     from pydoc_data.topics import topics
 
     first: dict[str, str] = {}
@@ -92,20 +72,16 @@ def write_topics(folder: Path) -> Path:
     return path
 
 
-def run_quickstart(folder: Path, *, progress: bool = True) -> QuickstartResult:
-    """Write the corpus, train, and fill sample sentences before and after."""
+def run_quickstart(
+    folder: Path, *, progress: bool = True
+) -> tuple[TextResult, list[tuple[Filling, Filling]]]:
+    """Write the corpus, train, and fill each sample sentence before and after."""
     folder.mkdir(parents=True, exist_ok=True)
     config = quickstart_config(write_corpus(folder), folder / "run")
     result = train_text(config, progress=progress)
     initial = prepare_text(config, progress=False)
-    before = fill_samples(
-        OpenModel(name=config.model, model=initial.model, tokenizer=initial.loaded.tokenizer)
+    start, trained = (
+        Filler(initial.model, initial.loaded.tokenizer),
+        Filler.of(result.folder),
     )
-    after = fill_samples(open_model(str(result.folder)))
-    return QuickstartResult(result=result, fills=tuple(zip(before, after, strict=True)))
-
-
-def fill_samples(opened: OpenModel) -> list[Filling]:
-    """Fill the sample sentences."""
-    filler = Filler(opened.model, opened.tokenizer)
-    return [filler.fill(sentence) for sentence in SENTENCES]
+    return result, [(start.fill(text), trained.fill(text)) for text in SENTENCES]

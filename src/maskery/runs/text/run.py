@@ -32,15 +32,14 @@ from maskery.runs.frame.run_frame import (
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, replaced_words_auc
-from maskery.runs.text.prepare import (
-    Objective,
-    TextRun,
-    pooling_modules,
-    prepare_text,
-    text_parts,
-    text_task,
+from maskery.runs.text.prepare import TextRun, prepare_text, text_parts
+from maskery.tasks.text_mlm import (
+    TextParts,
+    load_extra,
+    new_parameters,
+    report_left_out,
+    save_extra,
 )
-from maskery.tasks.text_mlm import load_extra, new_parameters, report_left_out, save_extra
 from maskery.tasks.text_mlm_config import OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
@@ -54,25 +53,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TextResult(Measured):
-    """The figures of a finished text run; those of `Measured` are of the text that decides.
+    """The figures of a finished text run; those of `Measured` are of the text that decides."""
 
-    Attributes:
-        folder: The run folder.
-        heads: The head that each column of figures has, in words.
-        others: The figures of other held-out texts, by name.
-        mrtd_auc: How well replaced words are told from original ones; None without MRTD.
-        vectors: How well the encoder's vectors do, after and before; None where nothing was asked.
-        verdict: Whether the run helped, in words.
-        summary: Steps, tokens and time.
-    """
-
-    folder: Path
-    heads: dict[str, str]
-    others: dict[str, Measured]
-    mrtd_auc: float | None
-    summary: Summary
-    vectors: ProbeResult | None
-    verdict: Verdict
+    folder: Path  # The run folder
+    heads: dict[str, str]  # The head that each column of figures has, in words
+    others: dict[str, Measured]  # The figures of other held-out texts, by name
+    mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
+    summary: Summary  # Steps, tokens and time
+    vectors: ProbeResult | None  # How well the encoder's vectors do; None where nobody asked
+    verdict: Verdict  # Whether the run helped, in words
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json` and of `--json`."""
@@ -98,7 +87,7 @@ def train_text(
     eval_texts: Any = None,
     model: torch.nn.Module | None = None,
     tokenizer: Any = None,
-    objective: Objective | None = None,
+    objective: Callable[[TextParts], Task[Any, Any]] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> TextResult:
     """Run a text configuration from its corpus to a saved model.
@@ -141,38 +130,39 @@ def train_text(
         objective=objective,
         callbacks=tuple(callbacks),
     )
-    return run_in_folder(
-        config,
-        beside or default_folder(config.corpus[0], config.model),
-        prepare=lambda folder: _prepared(
-            replace(config, output=folder), given, progress=progress and is_main_process()
-        ),
-        train=lambda run, folder: _train_measure_save(run, folder, progress=progress),
-    )
+    progress = progress and is_main_process()
+
+    def prepare(folder: Path) -> TextRun:
+        run = prepare_text(replace(config, output=folder), progress=progress, given=given)
+        run.train.num_steps(0)  # a budget that is too small shows here
+        # A policy that cannot be made shows here, too, before the folder holds anything.
+        text_parts(config, run.model, run.loaded.tokenizer)
+        log.info("%s, %s layout", run.about, run.held_out.layout)
+        return run
+
+    folder = beside or default_folder(config.corpus[0], config.model)
+    return run_in_folder(config, folder, prepare=prepare, train=train_measure_save)
 
 
-def _prepared(config: TextRunConfig, given: Given, *, progress: bool) -> TextRun:
-    run = prepare_text(config, progress=progress, given=given)
-    run.train.num_steps(0)  # a budget that is too small shows here
-    # A policy that cannot be loaded shows here, too, before the folder holds anything.
-    text_parts(config, run.model, run.loaded.tokenizer)
-    log.info("%s, %s layout", run.about, run.held_out.layout)
-    return run
-
-
-def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextResult:
+def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
     texts = {name: HeldOutText(run, folder, name) for name in ("", *run.others)}
-    # Before the loop restores a checkpoint: the start's vectors are compared with.
-    check = vector_check(run)
+    check: Any = None
+    if run.config.probe is not None or run.sentence_encoder is not None:
+        # By name: a run whose vectors nobody asks about needs none of it. Made before the loop
+        # restores a checkpoint: the start's vectors are compared with.
+        check = importlib.import_module("maskery.runs.text.vectors").VectorCheck.of(run)
 
     def evaluate(step: int) -> dict[str, float]:
         figures = {name: v for text in texts.values() for name, v in text.score(step).items()}
         return figures if check is None else {**figures, "probe": check.figure(step)}
 
-    task = make_task(run)
-    summary = fit(run, task, folder, evaluate, progress=progress)
+    task = run.task()
+    if run.given.model is None and not run.config.model.startswith(SCRATCH):
+        # A model folder that holds a twin or heads goes on with them.
+        load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
+    summary = fit(run, task, folder, evaluate)
     vectors = None if check is None else check.result()
     # A run that was finished already has evaluated nothing.
     scored = summary.resumed_from < summary.steps
@@ -198,38 +188,11 @@ def _train_measure_save(run: TextRun, folder: Path, *, progress: bool) -> TextRe
     return result
 
 
-def vector_check(run: TextRun) -> Any:
-    """Return a `VectorCheck`, or None where the vectors of a run are not judged."""
-    if run.config.probe is None and not pooling_modules(run):
-        return None
-    # By name: a run whose vectors nobody asks about needs none of it.
-    return importlib.import_module("maskery.runs.text.vectors").VectorCheck.of(run)
-
-
-def make_task(run: TextRun) -> Task[Any, Any]:
-    """Make the task of a run; a model folder that holds a twin or heads goes on with them."""
-    config = run.config
-    task = text_task(
-        config,
-        run.model,
-        run.loaded.tokenizer,
-        run.train,
-        run.given.objective,
-        frozen_share=run.frozen_share,
-        sentence_encoder=pooling_modules(run),
-    )
-    if run.given.model is None and not config.model.startswith(SCRATCH):
-        load_extra(task, run.model, Path(resolve(config.model)), needed=False)
-    return task
-
-
 def fit(
     run: TextRun,
     task: Task[Any, Any],
     folder: Path,
     evaluate: Callable[[int], dict[str, float]],
-    *,
-    progress: bool,
 ) -> Summary:
     """Train the run's model in place."""
     config, training = run.config, run.config.training
@@ -242,7 +205,7 @@ def fit(
         folder,
         identity=run.identity,
         evaluate=evaluate,
-        progress=progress,
+        progress=run.progress,
         callbacks=run.given.callbacks,
     )
     summary = loop.train(resume=config.resume == "auto")
@@ -259,11 +222,10 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
     save_extra(task, run.model, folder)
-    sentence_encoder = pooling_modules(run)
-    if sentence_encoder is not None:
+    if run.sentence_encoder is not None:
         from maskery.models.pooling import copy_modules
 
-        copy_modules(sentence_encoder, folder)
+        copy_modules(run.sentence_encoder, folder)
     write_text(folder / "README.md", text_model_card(run.config, result))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords
@@ -31,12 +31,7 @@ COUNTED_SHARDS = 4
 
 
 class ShardedText:
-    """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text.
-
-    Raises:
-        DataError: There are no complete shards, or they are damaged.
-        ModelError: The model's tokenizer is not the one the shards were made with.
-    """
+    """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text."""
 
     def __init__(self, config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> None:
         self.config = config
@@ -47,7 +42,7 @@ class ShardedText:
         self.held_out_store = self._held_out(cache_dir, progress)
 
     def described(self) -> dict[str, Any]:
-        """See `TextData`."""
+        """Return what a continuation must share, by name."""
         manifest, streaming = self.shards.manifest, self.config.streaming
         own = self.config.deciding_data
         held_out = fingerprint_of(np.asarray(self.held_out_store.ids)) if own else None
@@ -62,7 +57,7 @@ class ShardedText:
         }
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """See `TextData`; counted in a few shards, spread evenly."""
+        """Return (vocab_size,) int64: counts in a few shards, spread evenly."""
         entries = self.shards.manifest.shards
         step = max(1, len(entries) // COUNTED_SHARDS)
         counts = np.zeros(vocab_size, np.int64)
@@ -71,7 +66,7 @@ class ShardedText:
         return counts
 
     def sources(self, batching: Batching) -> tuple[ShardSource, TextSource]:
-        """See `TextData`."""
+        """Return training and held-out batches."""
         streaming = self.config.streaming
         documents = np.arange(self.held_out_store.num_documents)
         held_out = TextSource(self.held_out_store, documents, batching)
@@ -89,7 +84,7 @@ class ShardedText:
         return train, held_out
 
     def describe(self) -> str:
-        """See `TextData`."""
+        """Return how much there is, in words."""
         manifest = self.shards.manifest
         return (
             f"{len(manifest.shards):,} shards with {manifest.documents:,} training examples, "
@@ -99,7 +94,16 @@ class ShardedText:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
         if config.model.startswith(SCRATCH):
-            return load_tokenizer_files(self.shards.tokenizer_folder())
+            folder = self.shards.tokenizer_folder()
+            try:
+                saved: PreTrainedTokenizerBase
+                saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(
+                    f"the tokenizer in '{folder}' cannot be loaded "
+                    f"({str(error).splitlines()[0]}); make the shards again"
+                ) from error
+            return saved
         tokenizer = load_tokenizer(config.model)
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
             raise ModelError(
@@ -129,16 +133,3 @@ class ShardedText:
             return other.open(chosen)
         corpus = Corpus.open(config.deciding_data, config.reading)
         return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
-
-
-def load_tokenizer_files(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that was saved with the shards."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the tokenizer in '{folder}' cannot be loaded ({str(error).splitlines()[0]}); make "
-            "the shards again"
-        ) from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from maskery.evaluation.probe.labels import Labelled, read_labelled
 from maskery.evaluation.probe.probe import ClassTask, ProbeResult, Task, halves, probe
 from maskery.models.pooling import Pooling
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import TextRun, pooling_modules
+from maskery.runs.text.prepare import TextRun
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,7 @@ class Remembered(Encoder):
 class VectorCheck:
     """Compares the run's encoder with the one that it started from, on one task.
 
-    Args:
-        run: Before its first step: the start's vectors are made now.
-        labelled: The task.
+    It is made before the run's first step: the start's vectors are made now.
     """
 
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
@@ -63,11 +61,7 @@ class VectorCheck:
     def of(cls, run: TextRun) -> VectorCheck | None:
         """Make the check of a run: its `--probe` file, else halves of held-out texts.
 
-        Returns:
-            None where neither is: halves are judged where the start is a sentence encoder.
-
-        Raises:
-            DataError: The label file cannot be used.
+        None where neither is: halves are judged where the start is a sentence encoder.
         """
         config = run.config
         if config.probe is not None:
@@ -88,15 +82,16 @@ class VectorCheck:
 
     def result(self) -> ProbeResult:
         """Return the figures after and before, and their paired differences."""
-        seen = self._trained_on() if self.run.config.probe is not None else ()
-        return probe(self.after, self.labelled, self.before, linear=False, seen=seen)
-
-    def _trained_on(self) -> Iterator[str]:
-        """Yield the training texts; none of shards, or of so many that reading them takes long."""
-        train = self.run.train
-        if isinstance(train, TextSource) and train.store.num_documents <= MOST_READ:
+        train, seen = self.run.train, cast(Iterable[str], ())
+        # Not of shards, or of so many that reading them takes long.
+        if (
+            self.run.config.probe is not None
+            and isinstance(train, TextSource)
+            and train.store.num_documents <= MOST_READ
+        ):
             documents = np.unique(train.windows.documents)
-            yield from texts_of(train.store, self.run.loaded.tokenizer, documents)
+            seen = texts_of(train.store, self.run.loaded.tokenizer, documents)
+        return probe(self.after, self.labelled, self.before, linear=False, seen=seen)
 
     def figure(self, step: int) -> float:
         """Return the first figure of the encoder as it is at a step, for the log."""
@@ -107,11 +102,7 @@ class VectorCheck:
 
 
 def labels_of(config: TextRunConfig) -> Labelled:
-    """Read the label file of a run.
-
-    Raises:
-        DataError: It cannot be read, or has nothing to judge by.
-    """
+    """Read the label file of a run."""
     assert config.probe is not None
     labelled = read_labelled(
         config.probe, text_column=config.probe_text, label_column=config.probe_label
@@ -122,5 +113,5 @@ def labels_of(config: TextRunConfig) -> Labelled:
 
 def pooling_of(run: TextRun) -> Pooling:
     """Return the pooling of the model that a run starts from; the mean where it says nothing."""
-    folder = pooling_modules(run)
+    folder = run.sentence_encoder
     return Pooling() if folder is None else Pooling.of(folder)

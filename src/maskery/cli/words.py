@@ -1,25 +1,89 @@
-"""`maskery score`."""
+"""`maskery fill` and `maskery score`: commands that read sentences."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.main import Command, table
+from maskery.cli.main import Command, percent, table
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, check_ranges
+from maskery.core.ranges import Count, Range, check_ranges
 from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
+    from maskery.evaluation.text.fill import Filling
     from maskery.evaluation.text.pseudo_likelihood import Scorer, TextScore
-    from maskery.evaluation.text.words_of_text import TextReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill(Command):
+    """Fill the [MASK]s of a sentence.
+
+    Examples:
+      maskery fill runs/meditations-minilm "The [MASK] of the universe is change."
+      maskery fill bert-base-uncased "Paris is the [MASK] of France." --words capital heart
+      maskery fill runs/a "He [MASK] the [MASK]." --top-k 10 --json
+      maskery fill runs/people "A woman in a [MASK] coat." --image people/imgs/000/000001_00.jpg
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, a model folder or a hub name."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCE ...")]
+    """Sentences with one or more [MASK] each."""
+    image: Path | None = None
+    """A picture to look at, for a model that maskery train pairs or convert has written."""
+    top_k: Count = 5
+    """Candidates for each mask, and joint completions."""
+    words: tuple[str, ...] = ()
+    """Words whose probability as they would stand at the first mask is wanted."""
+    pieces: bool = False
+    """Also offer tokens that cannot stand alone there, such as ##ef."""
+    beams: Count = 10
+    """Partial fillings that the joint search of several masks keeps."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ConfigError('no sentence is given: add one, such as "The [MASK] is red."')
+        check_ranges(self)
+
+    def execute(self) -> None:
+        """Fill every sentence."""
+        with quick_imports():
+            from maskery.runs.shortcuts import open_filler
+
+        filler = open_filler(self.model, self.image)
+        fillings = [
+            filler.fill(
+                text, top_k=self.top_k, words=self.words, beams=self.beams, pieces=self.pieces
+            )
+            for text in self.text
+        ]
+        self.answer(fillings, "\n\n".join(map(describe, fillings)))
+
+
+def describe(filling: Filling) -> str:
+    """Return a filling for people."""
+    blocks = [filling.text]
+    for number, candidates in enumerate(filling.masks, 1):
+        rows = [[c.token, percent(c.probability)] for c in candidates]
+        heading = f"mask {number}:\n" if len(filling.masks) > 1 else ""
+        blocks.append(heading + table(rows))
+    if filling.completions:
+        rows = [[c.text, f"{100 * math.exp(c.log_probability):.2f}%"] for c in filling.completions]
+        blocks.append("together:\n" + table(rows))
+    if filling.words:
+        rows = [[w.word, f"{100 * w.probability:.3g}%", " ".join(w.pieces)] for w in filling.words]
+        blocks.append("asked for:\n" + table(rows))
+    return "\n".join(blocks)
+
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +149,27 @@ class Score(Command):
             lines = list(read_sentences(self.file, encoding=self.encoding))
         file, numbers = name_of(self.file), [line.number for line in lines]
         scorer = self.scorer()
-        refuse_masks(scorer.filler.reader, lines, file)
+        reader = scorer.filler.reader
+        for line in lines:
+            if reader.mask_token in line.text:
+                raise ConfigError(
+                    f"{file}: line {line.number} has a {reader.mask_token}, and only words have "
+                    f"a probability; write the word, or use maskery fill"
+                )
         scored = scorer.score(
             (line.text for line in lines), lambda index: f"{file}: line {numbers[index]}"
         )
         # No bar where standard error is no terminal.
         scores = list(tqdm(scored, desc="scoring", total=len(lines), leave=False, disable=None))
-        warn_of_unknown_words(scorer.filler.reader, scores)
+        mark = reader.tokenizer.unk_token
+        unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
+        if unknown:  # their score is that of any unknown word
+            log.warning(
+                "%d words are unknown to the tokenizer and scored as %s: %s",
+                len(unknown),
+                mark,
+                ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else ""),
+            )
         if self.pairs:
             self.report_pairs(list(zip(numbers[::2], scores[::2], scores[1::2], strict=True)))
         else:
@@ -126,17 +204,14 @@ class Score(Command):
 
     def report_pairs(self, pairs: Sequence[tuple[int, TextScore, TextScore]]) -> None:
         """Print which sentence of each pair is likelier; a tie counts half."""
-        differences = [one.log_probability - other.log_probability for _, one, other in pairs]
-        right = sum(0.5 if d == 0 else float(d > 0) for d in differences)
-        rows = [
-            (number, likelier(difference), difference, first.text, second.text)
-            for difference, (number, first, second) in zip(differences, pairs, strict=True)
-        ]
-        listed = [
-            dict(zip(PAIR_COLUMNS, row, strict=True))
-            | {"first": as_json(number, first, False), "second": as_json(number, second, False)}
-            for row, (number, first, second) in zip(rows, pairs, strict=True)
-        ]
+        right, rows, listed = 0.0, [], []
+        for number, one, other in pairs:
+            more = one.log_probability - other.log_probability
+            likelier = "tie" if more == 0 else "first" if more > 0 else "second"
+            right += {"first": 1.0, "tie": 0.5, "second": 0.0}[likelier]
+            rows.append((number, likelier, more, one.text, other.text))
+            both = (as_json(number, score, False) for score in (one, other))
+            listed.append(dict(zip(PAIR_COLUMNS, (number, likelier, more, *both), strict=True)))
         share = right / len(pairs)
         shown = self.rows(PAIR_COLUMNS, rows)
         note = (
@@ -159,32 +234,6 @@ class Score(Command):
         cells = [heading, *[[cell(value) for value in row] for row in rows]]
         # Numbers stand to the right, texts to the left.
         return table(cells, [index for index, one in enumerate(rows[0]) if isinstance(one, str)])
-
-
-def refuse_masks(reader: TextReader, lines: Iterable[Any], file: str) -> None:
-    """Refuse lines with a mask, which has no probability."""
-    for line in lines:
-        if reader.mask_token in line.text:
-            raise ConfigError(
-                f"{file}: line {line.number} has a {reader.mask_token}, and only words have "
-                f"a probability; write the word, or use maskery fill"
-            )
-
-
-def warn_of_unknown_words(reader: TextReader, scores: Iterable[TextScore]) -> None:
-    """Say which words the tokenizer does not know: their score is that of any unknown word."""
-    unknown = reader.tokenizer.unk_token
-    words = {w.word for score in scores for w in score.words if unknown in w.pieces}
-    if words:
-        shown = ", ".join(sorted(words)[:8]) + (", ..." if len(words) > 8 else "")
-        log.warning(
-            "%d words are unknown to the tokenizer and scored as %s: %s", len(words), unknown, shown
-        )
-
-
-def likelier(difference: float) -> str:
-    """Return in a word which of two sentences is likelier."""
-    return "first" if difference > 0 else "second" if difference < 0 else "tie"
 
 
 def as_json(number: int, score: TextScore, words: bool) -> dict[str, Any]:

@@ -1,8 +1,16 @@
-"""Tables with a text column: CSV and TSV (RFC 4180: quoted fields may hold line ends), Parquet."""
+"""Files of records with a text column: JSON, CSV and TSV, Parquet.
+
+JSON is an object on each line (.jsonl, .ndjson), or values one after the other (.json): a list of
+objects, or objects with white space between them, JSON lines and pretty-printed objects alike. It
+is read by a scanner that never holds more than a record. In CSV and TSV (RFC 4180) quoted fields
+may hold line ends.
+"""
 
 from __future__ import annotations
 
 import csv
+import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +23,10 @@ from maskery.data.corpus.examples import Reading
 from maskery.data.corpus.formats import format_of, too_long, whole_lines
 from maskery.data.corpus.streams import COMPRESSIONS, cannot_read, open_blocks, open_stream
 
+SPACE = re.compile(r"[ \t\n\r]*")
+# An error this near the end of what was read may come from a token that goes on after it;
+# the longest that is not a string is an escaped surrogate pair, 12 characters.
+TOKEN_CHARS = 16
 # Spreadsheets of many countries write semicolons into .csv files.
 DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t",)}
 # Arrow's names of the types that hold text, or bytes that may be text.
@@ -29,6 +41,148 @@ UNPACKED_RATIO = 100
 MIN_UNPACKED_BYTES = 1 << 26
 
 
+def read_json_lines(reading: Reading) -> Iterator[str]:
+    """Yield the texts of a JSON lines file."""
+    decoder = new_decoder(reading)
+    with open_blocks(reading) as blocks:
+        for number, line in enumerate(whole_lines(blocks, reading), start=1):
+            reading.number = number
+            if not line or line.isspace():
+                continue
+            try:
+                record = decoder.decode(line)
+            except (ValueError, RecursionError) as error:
+                reading.refuse(f"is not valid JSON ({_why(error)})")
+            else:
+                yield from _texts([record], reading)
+
+
+def read_json(reading: Reading) -> Iterator[str]:
+    """Yield the texts of a JSON file: a list of objects, or objects one after the other."""
+    with open_blocks(reading) as blocks:
+        scanner = Scanner(blocks, reading)
+        records = scanner.elements() if scanner.peek() == "[" else scanner.sequence()
+        yield from _texts(records, reading)
+
+
+def _texts(records: Iterable[object], reading: Reading) -> Iterator[str]:
+    names = {str: "string", list: "list", bool: "boolean", int: "number", float: "number"}
+    for record in records:
+        if isinstance(record, dict):
+            text = reading.text_of(record)
+            if text is not None:
+                yield text
+        else:
+            kind, column = names.get(type(record), "null"), reading.config.text_column
+            reading.refuse(f"is a JSON {kind}, not an object with a column {column!r}")
+
+
+def new_decoder(reading: Reading) -> json.JSONDecoder:
+    """Return a decoder that lets the marks of bad text pass, where there may be some."""
+    # They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
+    return json.JSONDecoder(strict=reading.config.on_bad_text == "fail")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+class Scanner:
+    """Takes JSON values off a stream of text blocks.
+
+    When a value is given out, `reading.place` is the line that it starts at.
+    """
+
+    def __init__(self, blocks: Iterator[str], reading: Reading) -> None:
+        self.blocks, self.reading = blocks, reading
+        self.text, self.position, self.line = "", 0, 1
+        self.decoder = new_decoder(reading)
+
+    def elements(self) -> Iterator[object]:
+        """Yield the elements of the list that starts here."""
+        self._advance(self.position + 1)
+        if self.peek() == "]":
+            self._advance(self.position + 1)
+        else:
+            while True:
+                yield self._value()
+                separator = self.peek()
+                if separator not in (",", "]"):
+                    raise self._invalid("Expecting ',' or ']'")
+                self._advance(self.position + 1)
+                if separator == "]":
+                    break
+        if self.peek():
+            raise self._invalid("Extra data after the list")
+
+    def sequence(self) -> Iterator[object]:
+        """Yield values with nothing but white space between them."""
+        while self.peek():
+            yield self._value()
+
+    def peek(self) -> str:
+        """Return the next character that is not white space, or "" at the end."""
+        while True:
+            space = SPACE.match(self.text, self.position)
+            assert space is not None
+            self._advance(space.end())
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self._read_more():
+                return ""
+
+    def _value(self) -> object:
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                near_the_end = error.pos >= len(self.text) - TOKEN_CHARS
+                may_go_on = near_the_end or error.msg.startswith("Unterminated string")
+                if may_go_on and self._read_more():
+                    continue
+                self._advance(min(error.pos, len(self.text)))
+                raise self._invalid(error.msg) from error
+            except (ValueError, RecursionError) as error:
+                raise self._invalid(_why(error)) from error
+            # A number this near the end may go on: "1" with digits, "1." and "1e-" with them.
+            near_the_end = end + len("e-") >= len(self.text)
+            if isinstance(value, (int, float)) and near_the_end and self._read_more():
+                continue
+            self.reading.number = self.line
+            self._advance(end)
+            return value
+
+    def _advance(self, position: int) -> None:
+        self.line += self.text.count("\n", self.position, position)
+        self.position = position
+
+    def _read_more(self) -> bool:
+        """Read as much again as is held, so that a long record costs linear time."""
+        parts = [self.text[self.position :]]
+        wanted = max(1, len(parts[0]))
+        if wanted > self.reading.max_record_chars:
+            self.reading.number = self.line
+            raise too_long(self.reading)
+        size = 0
+        while size < wanted:
+            block = next(self.blocks, None)
+            if block is None:
+                break
+            parts.append(block)
+            size += len(block)
+        if size == 0:
+            return False
+        self.text, self.position = "".join(parts), 0
+        return True
+
+    def _invalid(self, why: str) -> DataError:
+        self.reading.number = self.line
+        return DataError(f"{self.reading.place} is not valid JSON ({why}); mend the file")
+
+
 def read_table(reading: Reading) -> Iterator[str]:
     """Yield the texts of a .csv or .tsv file with a header."""
     kind = format_of(reading.path, reading.config)
@@ -40,11 +194,20 @@ def read_table(reading: Reading) -> Iterator[str]:
         first, header_line = next(((n, line) for n, line in lines if line.strip()), (0, ""))
         if not first:
             return
-        delimiter = choose_delimiter(header_line, reading.config.text_column, DELIMITERS[kind])
+        # The first delimiter that makes a column of the wanted name; failing that, the first.
+        wanted = {reading.config.text_column, *reading.config.text_column.split(",")}
+        headers = {d: next(csv.reader([header_line], delimiter=d)) for d in DELIMITERS[kind]}
+        fitting = (d for d, names in headers.items() if not wanted.isdisjoint(names))
+        delimiter = next(fitting, DELIMITERS[kind][0])
         rest = chain([header_line], (line for _, line in lines))
         rows = (_quoted_rows if quoted else _plain_rows)(rest, delimiter, first, reading)
         header = next(rows)
-        _check_header(header, reading)
+        for name in reading.roots_of(header):
+            if header.count(name) > 1:
+                raise DataError(
+                    f"{reading.place} names the column {name!r} {header.count(name)} times; "
+                    "rename the others, or name another column by --text-column"
+                )
         for row in rows:
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
@@ -58,25 +221,6 @@ def read_table(reading: Reading) -> Iterator[str]:
             text = reading.text_of(dict(zip(header, row, strict=True)))
             if text is not None:
                 yield text
-
-
-def choose_delimiter(header_line: str, column: str, delimiters: tuple[str, ...]) -> str:
-    """Return the first delimiter that makes a column of that name; failing that, the first."""
-    wanted = {column, *column.split(",")}
-    for delimiter in delimiters:
-        if not wanted.isdisjoint(next(csv.reader([header_line], delimiter=delimiter))):
-            return delimiter
-    return delimiters[0]
-
-
-def _check_header(header: list[str], reading: Reading) -> None:
-    """Refuse a header without the text columns, or with several of a name."""
-    for name in reading.roots_of(header):
-        if header.count(name) > 1:
-            raise DataError(
-                f"{reading.place} names the column {name!r} {header.count(name)} times; "
-                "rename the others, or name another column by --text-column"
-            )
 
 
 def _plain_rows(
@@ -206,18 +350,16 @@ def _batch_rows(metadata: Any, columns: list[str]) -> int:
     return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(1.0, mean))))
 
 
-def _values(batch: Any, reading: Reading) -> list[object]:
+def _values(batch: Any, reading: Reading) -> Any:
     """Return the values of a batch: strings, bytes (also where UTF-8 is damaged), or records."""
     import pyarrow as pa
 
     if batch.schema.names != [reading.config.text_column]:
-        records: list[object] = batch.to_pylist()
-        return records
+        return batch.to_pylist()
     array = batch.column(0)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     try:
-        values: list[object] = array.to_pylist()
+        return array.to_pylist()
     except UnicodeDecodeError:  # some writers do not check what they write
-        values = array.cast(pa.large_binary()).to_pylist()
-    return values
+        return array.cast(pa.large_binary()).to_pylist()

@@ -1,0 +1,225 @@
+"""`maskery inspect` and `maskery tokenize`: commands that read a corpus."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from maskery.cli.main import Command, table
+from maskery.core.errors import ConfigError, DataError, reason_of
+from maskery.core.ranges import Range, check_ranges
+from maskery.core.system import quick_imports, signals_stop
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.shards.config import ShardingConfig
+from maskery.runs.text.config import TextRunConfig
+
+if TYPE_CHECKING:
+    from maskery.data.shards.making import Made
+    from maskery.runs.text.inspect import Inspection
+
+
+BAR = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Look before a long run: lengths, waste, broken words, batches, time and memory.
+
+    Takes the flags of maskery train text, and tells what that run would meet. Trains a few steps to
+    time them; keeps nothing but the token cache.
+
+    Examples:
+      maskery inspect notes.txt --model bert-base-uncased
+      maskery inspect notes.txt --timed-steps 0
+      maskery inspect notes.txt --json
+    """
+
+    run: Annotated[TextRunConfig, tyro.conf.OmitArgPrefixes]
+    timed_steps: Annotated[int, Range(0)] = 4
+    """Steps to time for the estimate; 0 for none."""
+    words: Annotated[int, Range(0)] = 15
+    """Words on each list."""
+    words_out: Path | None = None
+    """Write the candidates for --add-words to this file, one a line, as the texts spell them."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def execute(self) -> None:
+        """Look at the corpus as the run would."""
+        with quick_imports():
+            from maskery.runs.text.inspect import inspect_corpus
+
+        found = inspect_corpus(
+            self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
+        )
+        if self.words_out is not None:
+            try:
+                self.words_out.write_text("".join(f"{w.word}\n" for w in found.broken), "utf-8")
+            except OSError as error:
+                raise DataError(
+                    f"--words-out {self.words_out} cannot be written ({reason_of(error)})"
+                ) from error
+        self.answer(found, describe(found))
+
+
+def describe(found: Inspection) -> str:
+    """Return an inspection for people."""
+    lengths, batches, estimate = found.lengths, found.batches, found.estimate
+    most = max(count for _, count in lengths.histogram)
+    rows = [["tokens", "examples", ""]]
+    for bound, count in lengths.histogram:
+        label = "more" if bound is None else f"to {bound:,}"
+        if count:
+            rows.append([label, f"{count:,}", ("█" * max(1, BAR * count // most)).ljust(BAR)])
+    shares = [["text among the computed tokens", ""]]
+    shares += [[name, f"{100 * share:.0f}%"] for name, share in batches.real_share.items()]
+    parts = [
+        f"{lengths.examples:,} examples, {lengths.tokens:,} tokens; an example has "
+        f"{lengths.median:,.0f} (median), 95% have at most {lengths.p95:,.0f}, the longest "
+        f"{lengths.longest:,}; {found.duplicates:,} examples repeat an earlier one\n{table(rows)}",
+        f"{batches.steps:,} steps ({batches.layout}); a batch has {batches.tokens:,.0f} tokens and "
+        f"{batches.masked_tokens:,.0f} masked ones\n"
+        f"{batches.cut:,} examples exceed {batches.max_length} tokens and become several; cutting "
+        f"them off would lose {batches.truncated_tokens:,} tokens\n{table(shares)}",
+        describe_words(found),
+    ]
+    if estimate is not None:
+        minutes = estimate.seconds / 60
+        shown = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{minutes:,.1f} minutes"
+        parts.append(
+            f"about {shown} for {batches.steps:,} steps at {estimate.tokens_per_second:,.0f} "
+            f"tokens/s and {estimate.peak_megabytes:,.0f} MB of memory ({estimate.device}; "
+            f"{estimate.timed_steps} timed steps); {estimate.evaluation_seconds / 60:,.1f} minutes "
+            f"of it for {estimate.evaluations:,} evaluations; checkpoints come on top"
+        )
+    return "\n\n".join(parts)
+
+
+def describe_words(found: Inspection) -> str:
+    """Return the unknown words, and those worth a token."""
+    lines = [f"{found.unknown_tokens:,} unknown tokens"]
+    if found.unknown:
+        lines[0] += ": " + ", ".join(f"{word} ({count:,})" for word, count in found.unknown)
+    lines.append(
+        f"{100 * found.broken_share:.1f}% of the words are of three pieces or more"
+        + ("; candidates for --add-words:" if found.broken else "")
+    )
+    if found.broken:
+        rows = [["word", "pieces", "count", "tokens saved"]]
+        rows += [
+            [word.word, str(word.pieces), f"{word.count:,}", f"{word.saved:,}"]
+            for word in found.broken
+        ]
+        lines.append(table(rows))
+    return "\n".join(lines)
+
+
+# Rank and count by `--ranks-from`.
+VARIABLES = {
+    "slurm-array": ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+    "slurm-tasks": ("SLURM_PROCID", "SLURM_NTASKS"),
+    "torchrun": ("RANK", "WORLD_SIZE"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenize(Command):
+    """Prepare token shards of a corpus, in parallel, for training that streams them.
+
+    Every shard is complete or absent: a run that was killed is simply repeated, does what is
+    missing or damaged, and leaves the same bytes. On several machines, each does its part; the one
+    that finds all parts done writes shards.json, which training looks for.
+
+    Examples:
+      maskery tokenize books/ shards --model minilm
+      maskery tokenize 'web/*.jsonl.zst' shards --model bert-base-uncased --workers 16
+      maskery tokenize web.txt shards --shard-rank 3 --shard-count 8
+      srun maskery tokenize web/ /shared/shards --ranks-from slurm-array
+      maskery train text shards --model minilm
+      maskery train text s3://bucket/shards --model minilm
+    """
+
+    quiet = False
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ... OUT")]
+    """Files, folders and globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), and last the
+    folder of the shards; what is complete there is kept. Each may be an address (s3://)."""
+    model: str = "minilm"
+    """The model whose tokenizer is used: minilm, a folder or a hub name."""
+    sharding: Annotated[ShardingConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=ShardingConfig
+    )
+    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=CorpusConfig
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.paths) < 2:
+            raise ConfigError(
+                f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
+                "and last the folder for the shards"
+            )
+
+    def make(self, *, progress: bool = True) -> Made:
+        """Make the shards that are missing, or this rank's part of them."""
+        from maskery.data.corpus.reader import Corpus
+        from maskery.data.shards.making import make_shards
+        from maskery.data.shards.places import output_folder
+        from maskery.models.loading import load_tokenizer
+
+        sharding = resolve_ranks(self.sharding, os.environ)
+        folder = output_folder(self.paths[-1])
+        corpus = Corpus.open(self.paths[:-1], self.reading)
+        tokenizer = load_tokenizer(self.model)
+        return make_shards(corpus, tokenizer, folder, sharding, progress=progress)
+
+    def execute(self) -> None:
+        """Tokenise what is missing."""
+        with signals_stop("what is complete is kept: repeat the command to go on"):
+            from maskery.data.shards.making import summary
+
+            made = self.make(progress=not self.json)
+            about = summary(made)
+        if made.manifest is None:
+            text = (
+                f"this part is done: {made.mine} of {made.pieces} pieces, {made.tokens_made:,} "
+                f"tokens made now; {made.missing} pieces are still to come from the other parts. "
+                f"If none is at work any more, repeat the command without --shard-rank to finish"
+            )
+        else:
+            text = (
+                f"{about['shards']:,} shards with {about['documents']:,} examples and "
+                f"{about['tokens']:,} tokens, {about['held_out_tokens']:,} tokens held out; "
+                f"{made.tokens_made:,} made now\n"
+                f"the shards are in {made.folder}; train on them:\n"
+                f"  maskery train text {made.folder} --model {self.model}"
+            )
+        self.answer(about, text)
+
+
+def resolve_ranks(config: ShardingConfig, environment: Mapping[str, str]) -> ShardingConfig:
+    """Return the config with rank and count, read from the environment if it says so."""
+    if config.ranks_from == "flags":
+        return config
+    rank_name, count_name = VARIABLES[config.ranks_from]
+    rank, count = (_number(environment, name, config) for name in (rank_name, count_name))
+    if config.ranks_from == "slurm-array":  # --array=5-19:2 has neither rank 0 nor steps of 1
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        rank = (rank - first) // int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+    return replace(config, ranks_from="flags", shard_rank=rank, shard_count=count)
+
+
+def _number(environment: Mapping[str, str], name: str, config: ShardingConfig) -> int:
+    value = environment.get(name)
+    if value is None or not value.isdigit():
+        found = "is not set" if value is None else f"is {value!r}"
+        raise ConfigError(
+            f"--ranks-from {config.ranks_from} reads {name}, which {found}; give --shard-rank and "
+            f"--shard-count instead"
+        )
+    return int(value)
