@@ -467,7 +467,7 @@ def annotation_files() -> dict[str, list[bytes]]:
         caption = "caption" if dataset == "jsonl" else "captions"
         person = "person" if dataset == "jsonl" else "id"
         records = [
-            {"split": split, caption: [f"a {n}", "man"], image: f"{n}.png", person: n // 2}
+            {"split": split, caption: [f"a {n}", "man"], image: f"{n}.png", person: n}
             for n, split in enumerate(["train"] * 6 + ["val", "val", "test", "test"])
         ]
         if dataset in ("jsonl", "rasa"):
@@ -496,8 +496,9 @@ def read_annotations(case: tuple[str, bytes, dict[str, Any]], folder: Path) -> N
 
     dataset, data, settings = case
     images = "" if dataset == "jsonl" else "imgs/"
-    png = pictures()["png"]
-    write(folder, {f"{images}{n}.png": png for n in range(10)})
+    # What follows a picture's end is not read: ten pictures, none a copy of another.
+    pngs = {f"{images}{n}.png": pictures()["png"] + bytes([n]) for n in range(10)}
+    write(folder, pngs)
     write(folder, {ANNOTATIONS[dataset]: data})
     found = open_person_search(
         PersonSearchDataConfig(dataset=dataset, root=folder, **settings)  # type: ignore[arg-type]

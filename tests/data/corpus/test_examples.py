@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from maskery.core.errors import ConfigError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import Reading, ReadingReport, example_id, is_held_out, mix
+from maskery.data.corpus.reader import Corpus
 
 
 def test_an_id_is_the_hash_of_the_text() -> None:
@@ -60,6 +61,15 @@ def test_a_share_out_of_range_fails(share: float) -> None:
 
 def test_nothing_unusual_needs_no_line() -> None:
     assert ReadingReport(examples=5).describe() is None
+
+
+def test_what_was_decided_is_in_the_line(tmp_path: Path) -> None:
+    for name, encoding in (("a", "utf-8"), ("b", "utf-8"), ("c", "utf-16")):
+        (tmp_path / f"{name}.txt").write_text("Grüße aus Köln\n" * 9, encoding)
+    corpus = Corpus.open([str(tmp_path)], CorpusConfig(encoding="auto"))
+    for _ in range(2):  # each reading counts afresh
+        assert {example.text for example in corpus} == {"Grüße aus Köln"}
+        assert corpus.report.describe() == "--encoding auto: 2 as utf-8, 1 as utf-16-le"
 
 
 def test_the_line_to_the_user() -> None:

@@ -289,6 +289,23 @@ def test_an_encoding_is_found(encoding: str, mark: bytes, block_bytes: int) -> N
     assert decode(mark + text.encode(encoding), "auto", block_bytes=block_bytes) == text
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("latin-1", "Les élèves français étaient déjà arrivés à l'école. Ça va très bien.\n"),
+        ("cp1252", "“It’s a naïve café – he said” … costs €5\n"),
+        ("cp1252", "Hoje o tempo está muito bom. Não há razão, coração.\n"),
+        ("cp1252", "I dag är det fint väder så vi går till parken. Åtta små öar i sjön.\n"),
+        ("cp1250", "Příliš žluťoučký kůň úpěl ďábelské ódy. Dnes je venku velmi hezké počasí.\n"),
+        ("cp1250", "Zażółć gęślą jaźń. Dzisiaj pogoda jest bardzo ładna, więc idziemy.\n"),
+        ("cp1253", "Σήμερα ο καιρός είναι πολύ καλός και πάμε στο πάρκο.\n"),
+        ("gb18030", "我们今天去公园看熊猫，因为天气很好。\n"),
+    ],
+)
+def test_letters_with_marks_are_found(encoding: str, text: str) -> None:
+    assert decode((text * 20).encode(encoding), "auto") == text * 20
+
+
 def test_marks_of_files_that_were_put_together_are_no_text() -> None:
     mark = codecs.BOM_UTF8
     for block_bytes in (1, 2, 1 << 20):

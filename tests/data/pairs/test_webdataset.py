@@ -250,3 +250,12 @@ def test_pictures_of_rare_endings(tmp_path: Path, members: Members) -> None:
     for suffix in ("jfif", "apng", "JPE"):
         pairs = opened(tmp_path, tar([(f"0.{suffix}", members[0][1]), members[1]]))
         assert pairs[0].image.load().getpixel((0, 0)) == (250, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_says_it_is_huge_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """`tarfile` would ask for so much memory."""
+    member = tarfile.TarInfo("a.png")
+    member.type, member.size = kind, 2**33 - 1
+    header = member.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+    refused(tmp_path, header + b"\0" * 2048, "a header of 8,589,934,591 bytes")

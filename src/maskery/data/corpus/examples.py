@@ -6,6 +6,7 @@ Shapes: N examples.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -107,6 +108,7 @@ class ReadingReport:
     empty_files: int = 0
     empty: int = 0  # records without text; blank lines of plain text do not count
     merged: int = 0  # rows of tables that span several lines, by quotes
+    encodings: list[str] = field(default_factory=list, init=False)  # that `auto` decided for
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""
@@ -119,6 +121,8 @@ class ReadingReport:
             (self.merged, "read", "table row", " of several lines, by quotes"),
         )
         parts = [f"{done} {n:,} {noun}{'s'[: n != 1]}{rest}" for n, done, noun, rest in found if n]
+        if counts := Counter(self.encodings).most_common():
+            parts.append("--encoding auto: " + ", ".join(f"{n:,} as {one}" for one, n in counts))
         return "; ".join(parts) or None
 
 

@@ -38,6 +38,11 @@ log = logging.getLogger(__name__)
 BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
+# Members that hold a name or settings of the next one: `tarfile` reads them at once.
+HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 # Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
 # The members of one stem, by suffix.
@@ -72,6 +77,14 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
     return Reader(records(), image_refs(root, config.max_pixels, read))
 
 
+class _Member(tarfile.TarInfo):
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        """Refuse a header that says it is large: so much memory would be asked for."""
+        if self.type in HEADERS and self.size > MAX_TEXT_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar file, open to be indexed."""
@@ -86,7 +99,7 @@ class Shard:
         """Yield the regular files; an unsound shard is refused, not read in part."""
         end = 0
         try:
-            with tarfile.open(fileobj=self.file, mode="r:") as archive:
+            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive:
                 for member in archive:
                     blocks = -(-member.size // BLOCK) if member.isreg() else 0
                     end = member.offset_data + blocks * BLOCK

@@ -229,7 +229,7 @@ def without_missing(
     records: list[Record], images: Path, config: PersonSearchDataConfig
 ) -> tuple[list[Record], str]:
     """Return the records whose image is on disk, and a note about the others."""
-    found = {name: (images / name).exists() for name in dict.fromkeys(r.image for r in records)}
+    found = {name: _is_there(images / name) for name in dict.fromkeys(r.image for r in records)}
     absent = [record for record in records if not found[record.image]]
     if not absent:
         return records, ""
@@ -244,6 +244,13 @@ def without_missing(
         )
     kept = [record for record in records if found[record.image]]
     return kept, f"{note} and are left out, first {brief(first.image)}"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def _need_expected_splits(

@@ -283,7 +283,9 @@ def do_piece(piece: Piece, job: Job, encode: Encode) -> tuple[int, int, list[str
                 pass
         else:
             made += write_stretch(f"{piece.number:06d}-{count - 1:04d}", batches, job, encode)
-    about = PieceRecord(shards=count, report=asdict(job.corpus.report))
+    counts = asdict(job.corpus.report)
+    del counts["encodings"]  # of pieces; records hold numbers, which are summed
+    about = PieceRecord(shards=count, report=counts)
     write_record(f"{piece.number:06d}", about, job)
     return piece.number, made, damaged
 
