@@ -6,6 +6,10 @@ The S3 server is moto's, on this machine.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,13 @@ from typing import Any
 import fsspec
 import pytest
 from s3_server import refuse_credentials, s3_server
+from shard_folders import contents
 from tiny_text import WORDS, lines, save_tiny_model
 
 from maskery.cli.main import main
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, DataError
 from maskery.data.corpus.reader import Corpus
+from maskery.data.shards.places import RemoteFolder, open_place
 from maskery.runs.text.config import TextRunConfig
 
 BUCKET = "bucket"
@@ -98,10 +104,15 @@ def test_a_long_listing_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_commands_read_addresses(
-    s3: Any, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    s3: Any,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text, output = f"s3://{BUCKET}/text/a.txt", str(tmp_path / "run")
     flags = ["--max-steps", "2", "--batch-tokens", "256", "--precision", "fp32", "--json"]
+    monkeypatch.setattr("maskery.cli.train.finish_report", lambda folder: None)
     held, other = (f"s3://{BUCKET}/held/{name}.txt" for name in ("a", "b"))
     s3.pipe(held, "\n".join(lines(30, seed=1)).encode())
     s3.pipe(other, "\n".join(lines(30, seed=2)).encode())
@@ -245,3 +256,190 @@ def test_labels_and_sentences_of_memory(model: str, capsys: pytest.CaptureFixtur
             assert "'memory://mine' is a folder; name a file with" in capsys.readouterr().err
     finally:
         system.rm("/mine", recursive=True)
+
+
+SHARDING = ["--shard-mb", "0.001", "--held-out-share", "0.1", "--workers", "1", "--json"]
+
+
+def stored(system: Any, folder: str) -> dict[str, bytes]:
+    """Every file below an address by its name."""
+    system.invalidate_cache()
+    return {name.removeprefix(f"{folder}/"): system.cat_file(name) for name in system.find(folder)}
+
+
+@pytest.fixture(scope="module")
+def shards(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of shards that were made here."""
+    folder = tmp_path_factory.mktemp("here")
+    (folder / "a.txt").write_text(TEXT)
+    command = ["tokenize", str(folder / "a.txt"), str(folder / "shards"), "--model", model]
+    assert main([*command, *SHARDING]) == 0
+    return contents(folder / "shards")
+
+
+def test_shards_are_written_to_a_bucket_and_trained_on(
+    s3: Any,
+    shards: dict[str, bytes],
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("maskery.cli.train.finish_report", lambda folder: None)
+    target = f"s3://{BUCKET}/shards"
+    command = ["tokenize", f"s3://{BUCKET}/text/a.txt", target, "--model", model, *SHARDING]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == target
+    assert stored(s3, f"{BUCKET}/shards") == shards
+    # What is complete is kept, what is damaged is made anew.
+    damaged = next(name for name in shards if name.startswith("shard-"))
+    s3.pipe_file(f"{BUCKET}/shards/{damaged}", b"cut")
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["made_anew"] == [f"{damaged}: it has 3 of {len(shards[damaged])} bytes"]
+    assert stored(s3, f"{BUCKET}/shards") == shards
+    assert main([*command, "--held-out-share", "0.2"]) == 2
+    assert "holds shards of another corpus, tokenizer or setting" in capsys.readouterr().err
+    run = ["--max-steps", "2", "--batch-tokens", "256", "--precision", "fp32", "--output", "run"]
+    assert main(["train", "text", target, "--model", model, *run]) == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_several_machines_share_a_bucket(s3: Any, shards: dict[str, bytes], model: str) -> None:
+    source, target = f"s3://{BUCKET}/text/a.txt", f"s3://{BUCKET}/parts"
+    command = ["tokenize", source, target, "--model", model, *SHARDING]
+    for rank in (1, 0):
+        assert main([*command, "--shard-count", "2", "--shard-rank", str(rank)]) == 0
+        assert ("shards.json" in stored(s3, f"{BUCKET}/parts")) is (rank == 0)
+    assert stored(s3, f"{BUCKET}/parts") == shards
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", [0, 1, 4, 11, -2, -1])
+def test_a_killed_writer_leaves_nothing_that_looks_finished(
+    shards: dict[str, bytes],
+    model: str,
+    moment: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    system, target = fsspec.filesystem("memory"), "memory://killed/shards"
+    moment = moment if moment >= 0 else len(shards) + moment
+    left, write = moment, RemoteFolder.write_bytes
+
+    def counted(*arguments: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise KilledError
+        left -= 1
+        write(*arguments)
+
+    command = ["tokenize", str(tmp_path / "a.txt"), target, "--model", model, *SHARDING]
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(RemoteFolder, "write_bytes", counted)
+            with pytest.raises(KilledError):
+                main(command)
+        kept = stored(system, "/killed/shards") if moment else {}
+        assert len(kept) == moment
+        assert all(shards[name] == data for name, data in kept.items())
+        with pytest.raises(DataError, match="there are no complete shards of maskery tokenize"):
+            open_place(target, tmp_path / "cache").manifest()
+        assert main(command) == 0
+        assert stored(system, "/killed/shards") == shards
+    finally:
+        system.rm("/killed", recursive=True)
+
+
+KILLED = """
+import os, signal, sys
+from maskery.cli.main import main
+import s3fs
+write = s3fs.S3FileSystem.pipe_file
+count = 0
+def counted(self, path, data):
+    global count
+    count += 1
+    if count == 5:
+        # Half of a request, and no more
+        import socket, urllib.parse
+        host = urllib.parse.urlparse(os.environ["AWS_ENDPOINT_URL"])
+        sender = socket.create_connection((host.hostname, host.port))
+        head = f"PUT /{path} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: {len(data)}\\r\\n\\r\\n"
+        sender.sendall(head.encode() + data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, path, data)
+s3fs.S3FileSystem.pipe_file = counted
+main(sys.argv[1:])
+"""
+
+
+def test_half_a_request_is_no_file(s3: Any, shards: dict[str, bytes], model: str) -> None:
+    target = f"{BUCKET}/half"
+    command = ["tokenize", f"s3://{BUCKET}/text/a.txt", f"s3://{target}", "--model", model]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *command, *SHARDING],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = stored(s3, target)
+    assert len(kept) == 4
+    assert all(shards[name] == data for name, data in kept.items())
+    assert main([*command, *SHARDING]) == 0
+    assert stored(s3, target) == shards
+
+
+def test_shards_of_memory_and_of_file_addresses(
+    shards: dict[str, bytes], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    command = ["tokenize", f"file://{tmp_path}/a.txt", f"file://{tmp_path}/out", "--model", model]
+    assert main([*command, *SHARDING]) == 0
+    assert contents(tmp_path / "out") == shards
+    system = fsspec.filesystem("memory")
+    system.pipe("/texts/a.txt", TEXT.encode())
+    try:
+        command = ["tokenize", "memory://texts/a.txt", "memory://texts/out", "--model", model]
+        assert main([*command, *SHARDING[:-3], "--workers", "2"]) == 0
+        assert "maskery train text memory:///texts/out" in capsys.readouterr().out
+        assert stored(system, "/texts/out") == shards
+        command[2] = "memory://texts"
+        assert main([*command, *SHARDING]) == 2
+        assert "'memory:///texts' holds other things (a.txt)" in capsys.readouterr().err
+    finally:
+        system.rm("/texts", recursive=True)
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    server: tuple[dict[str, str], Any],
+    s3: Any,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    for address, message in (
+        ("s3://no-such-bucket/shards", "does not exist; check the address"),
+        ("https://127.0.0.1:9/shards", "cannot be"),
+        ("gs://bucket/shards", "needs a package that is not installed"),
+    ):
+        assert main(["tokenize", str(tmp_path / "a.txt"), address, "--model", model]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert address.partition("://")[2] in said
+        assert message in said
+    assert not s3.exists("no-such-bucket")
+    refuse_credentials(server[0], after=0)
+    try:
+        target = f"s3://{BUCKET}/refused"
+        assert main(["tokenize", str(tmp_path / "a.txt"), target, "--model", model]) == 2
+        assert "check the credentials, and what they allow" in capsys.readouterr().err
+    finally:
+        refuse_credentials(server[0], after=float("inf"))

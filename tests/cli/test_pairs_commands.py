@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_pairs import save_tiny_pairs
 from tiny_text import save_tiny_model
 
@@ -163,3 +164,30 @@ def test_help_of_these_commands_imports_no_torch() -> None:
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_kind_of_pieces_stands_in_config_card_and_tokenizer(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    assert "with new pieces (--tokenizer wordpiece)" in (run / "model" / "README.md").read_text()
+    monkeypatch.setattr("maskery.cli.train.finish_report", lambda folder: None)
+    output = folder / "pieces"
+    command = ["train", "pairs", str(folder / "data" / "pairs.jsonl"), "--output", str(output)]
+    command += [*FEW, "--tokenizer", "bpe", "--lowercase"]
+    assert main(command) == 0
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    assert (config["tokenizer"], config["lowercase"], config["strip_accents"]) == (
+        "bpe",
+        True,
+        False,
+    )
+    card = (output / "model" / "README.md").read_text()
+    assert "with new pieces (--tokenizer bpe --lowercase)" in card
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    ids = tokenizer("Ein ROTES Café", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids).strip() == "ein rotes café"
+    capsys.readouterr()
+    assert main([*command, "--strip-accents", "--resume", "auto"]) == 2
+    assert "vocabulary" in capsys.readouterr().err

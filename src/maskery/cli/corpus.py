@@ -148,7 +148,7 @@ class Tokenize(Command):
     quiet = False
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ... OUT")]
     """Files, folders and globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), and last the
-    folder of the shards; what is complete there is kept."""
+    folder of the shards; what is complete there is kept. Each may be an address (s3://)."""
     model: str = "minilm"
     """The model whose tokenizer is used: minilm, a folder or a hub name."""
     sharding: Annotated[ShardingConfig, tyro.conf.OmitArgPrefixes] = field(
@@ -164,22 +164,19 @@ class Tokenize(Command):
                 f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
                 "and last the folder for the shards"
             )
-        if "://" in self.paths[-1]:
-            raise ConfigError(
-                f"the shards cannot be written to the address '{self.paths[-1]}': name a folder of "
-                "this machine last, and copy it there when it is complete"
-            )
 
     def make(self, *, progress: bool = True) -> Made:
         """Make the shards that are missing, or this rank's part of them."""
         from maskery.data.corpus.reader import Corpus
         from maskery.data.shards.making import make_shards
+        from maskery.data.shards.places import output_folder
         from maskery.models.loading import load_tokenizer
 
         sharding = resolve_ranks(self.sharding, os.environ)
+        folder = output_folder(self.paths[-1])
         corpus = Corpus.open(self.paths[:-1], self.reading)
         tokenizer = load_tokenizer(self.model)
-        return make_shards(corpus, tokenizer, Path(self.paths[-1]), sharding, progress=progress)
+        return make_shards(corpus, tokenizer, folder, sharding, progress=progress)
 
     def execute(self) -> None:
         """Tokenise what is missing."""

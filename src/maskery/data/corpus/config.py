@@ -157,6 +157,11 @@ class VocabularyConfig:
         flags = [f"--tokenizer {self.tokenizer}", *(f"--{n.replace('_', '-')}" for n in folded)]
         return " ".join(flags)
 
+    def new_pieces(self, start: str) -> str:
+        """Return what follows the name of a start in model cards; nothing for a trained model."""
+        scratch = start.startswith("scratch:")
+        return f" with new pieces ({self.described_vocabulary()})" if scratch else ""
+
     def learns(self) -> dict[str, str]:
         """Return what a continuation must share; earlier versions had one kind and no name."""
         earlier = self.tokenizer == "bert-uncased"

@@ -78,7 +78,7 @@ class RemoteFile:
     @property
     def in_memory(self) -> bool:
         """True for a file that this process alone can see."""
-        return "memory" in _protocols(self.filesystem)
+        return "memory" in protocols(self.filesystem)
 
     def stat(self) -> SimpleNamespace:
         """Return the size as `st_size`."""
@@ -105,7 +105,7 @@ def open_address(source: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def asked(source: object) -> Iterator[None]:
+def asked(source: object, done: str = "read") -> Iterator[None]:
     """Turn what a file system raises in the block, each its own errors, into one line."""
     try:
         yield
@@ -114,7 +114,7 @@ def asked(source: object) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"'{source}' does not exist; check the address") from error
     except Exception as error:
-        raise unreadable(source, error) from error
+        raise unreadable(source, error, done) from error
 
 
 def one_file(source: str | Path, holds: str) -> Path:
@@ -124,7 +124,7 @@ def one_file(source: str | Path, holds: str) -> Path:
         filesystem, root = open_address(str(source))
         with asked(source):
             info = filesystem.info(root)
-        if "file" in _protocols(filesystem):
+        if "file" in protocols(filesystem):
             path = Path(root)
         elif info["type"] == "file":
             return cast(Path, _remote(filesystem, root, info))
@@ -135,8 +135,8 @@ def one_file(source: str | Path, holds: str) -> Path:
     raise DataError(f"'{source}' {what}; name a file with {holds}")
 
 
-def unreadable(source: object, error: Exception) -> MaskeryError:
-    """Return the error for an address that cannot be read, in one line."""
+def unreadable(source: object, error: Exception, done: str = "read") -> MaskeryError:
+    """Return the error for an address that cannot be read or written, in one line."""
     why = reason_of(error)
     if isinstance(error, ImportError):
         return MissingExtraError(
@@ -146,7 +146,7 @@ def unreadable(source: object, error: Exception) -> MaskeryError:
     check = "credentials, and what they allow" if refused else "address and the network"
     if not is_address(str(source)):
         check = "file and its permissions"
-    return DataError(f"'{source}' cannot be read ({why}); check the {check}")
+    return DataError(f"'{source}' cannot be {done} ({why}); check the {check}")
 
 
 def holds_shards(source: str) -> bool:
@@ -326,14 +326,14 @@ class Finder:
 
     def _remote_files(self, source: str) -> list[Any]:
         filesystem, root = open_address(source)
-        if "file" in _protocols(filesystem):
+        if "file" in protocols(filesystem):
             return self.files_of(root)
         with asked(source):
             return self._listed(filesystem, root) or self._fail_empty(f"'{source}'")
 
     def _listed(self, filesystem: Any, root: str) -> list[RemoteFile]:
         # In a web address, a question mark begins the query.
-        web = not {"http", "https"}.isdisjoint(_protocols(filesystem))
+        web = not {"http", "https"}.isdisjoint(protocols(filesystem))
         is_glob = "*" in root if web else glob.has_magic(root)
         keep: Callable[[Any], Any] = self._supported if is_glob else self._usable
         if not is_glob:
@@ -359,7 +359,7 @@ def _found(filesystem: Any, root: str, plain: str) -> Iterator[tuple[str, dict[s
     `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
     """
     is_glob = not plain.startswith(root)
-    if "s3" not in _protocols(filesystem):
+    if "s3" not in protocols(filesystem):
         yield from (filesystem.glob if is_glob else filesystem.find)(root, detail=True).items()
         return
     from fsspec.utils import glob_translate
@@ -384,6 +384,7 @@ def _remote(filesystem: Any, path: str, info: dict[str, Any]) -> RemoteFile:
     return RemoteFile(filesystem, path, None if size is None else int(size), stamp)
 
 
-def _protocols(filesystem: Any) -> set[str]:
+def protocols(filesystem: Any) -> set[str]:
+    """Return the names before `://` that a file system goes by."""
     protocol = filesystem.protocol
     return {protocol} if isinstance(protocol, str) else set(protocol)

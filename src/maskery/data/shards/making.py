@@ -22,6 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -38,8 +39,8 @@ from maskery.data.shards.manifest import (
     LENGTHS,
     TOKENIZER,
     DocumentLengths,
+    FileEntry,
     Manifest,
-    entry_of,
     write_bytes,
 )
 from maskery.data.shards.pieces import (
@@ -106,7 +107,7 @@ def make_shards(
         fingerprint=plan_fingerprint(corpus, config, tokenizer_fingerprint(tokenizer)),
         vocab_size=vocabulary_size(tokenizer),
     )
-    claim_folder(job, tokenizer)
+    claim_folder(job)
     mine = pieces[config.shard_rank :: config.shard_count]
     tokens_made, damaged = 0, []
     bar = byte_bar(sum(piece.size for piece in mine), "tokenising", progress, leave=True)
@@ -130,7 +131,7 @@ def make_shards(
     )
 
 
-def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
+def claim_folder(job: Job) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings.
 
     Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
@@ -154,7 +155,6 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
                 "repeat the command that began it, or name another folder"
             )
         (job.folder / RECORDS).mkdir(exist_ok=True)
-    save_tokenizer(job.folder, tokenizer)
     if job.config.shard_count == 1:  # nobody else is at work here, so these were left by the killed
         for path in job.folder.glob("*.partial-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -162,6 +162,10 @@ def claim_folder(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def write_first(path: Path, data: bytes) -> None:
     """Write a file whole unless there is one: the first is never replaced."""
+    if not isinstance(path, Path):  # an address, where of two at the same instant the last stays
+        if not path.is_file():
+            write_bytes(path, data)
+        return
     aside = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
     write_bytes(aside, data)
     try:
@@ -175,20 +179,15 @@ def write_first(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[FileEntry, ...]:
     """Keep the tokenizer with the shards: models from scratch take it from there."""
     final = folder / TOKENIZER
-    if final.is_dir():
-        return
-    partial = folder / f"{TOKENIZER}.partial-{secrets.token_hex(4)}"
     with os_errors(f"the tokenizer cannot be written to '{final}'", "free some space"):
-        try:
-            tokenizer.save_pretrained(partial)
-            partial.rename(final)
-        except OSError:
-            if not final.is_dir():  # else another rank was first
-                raise
-            shutil.rmtree(partial, ignore_errors=True)
+        final.mkdir(exist_ok=True)
+        with TemporaryDirectory() as here:
+            tokenizer.save_pretrained(here)
+            files = sorted(Path(here).iterdir())
+            return tuple(write_bytes(final / path.name, path.read_bytes()) for path in files)
 
 
 def write_manifest(
@@ -220,10 +219,7 @@ def write_manifest(
         fingerprint=job.fingerprint,
         tokenizer=tokenizer.name_or_path,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        tokenizer_files=tuple(
-            entry_of(path.name, path.read_bytes())
-            for path in sorted((job.folder / TOKENIZER).iterdir())
-        ),
+        tokenizer_files=save_tokenizer(job.folder, tokenizer),
         vocab_size=job.vocab_size,
         held_out_share=job.config.held_out_share,
         lengths=write_bytes(job.folder / LENGTHS, lengths.to_bytes()),
@@ -274,11 +270,10 @@ def do_pieces(
     backend = plain_backend(tokenizer)
     count = min(job.config.workers or len(os.sched_getaffinity(0)), len(pieces))
     # A tokenizer in Python is not sent to other processes, nor is a reader that was registered.
-    portable = all(
-        is_portable(path, job.corpus.config) and not getattr(path, "in_memory", False)
-        for path in job.corpus.files
-    )
-    if count <= 1 or backend is None or not portable:
+    files = job.corpus.files
+    portable = all(is_portable(path, job.corpus.config) for path in files)
+    in_memory = any(getattr(path, "in_memory", False) for path in (*files, job.folder))
+    if count <= 1 or backend is None or in_memory or not portable:
         encode = encoder(tokenizer)
         for piece in pieces:
             yield do_piece(piece, job, encode)

@@ -216,6 +216,9 @@ def write_shard(path: Path, part: Part, *, vocab_size: int) -> ShardEntry:
 
 def write_bytes(path: Path, data: bytes) -> FileEntry:
     """Write a file whole, or not at all; ranks may write the same one at once."""
+    if not isinstance(path, Path):  # a `RemoteFolder`
+        path.write_bytes(data)
+        return entry_of(path.name, data)
     fix = "free some space there and repeat the command: what is complete is kept"
     with os_errors(f"'{path}' cannot be written", fix):
         write_whole(path, data, aside=f"partial-{secrets.token_hex(4)}")

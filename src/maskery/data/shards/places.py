@@ -1,7 +1,8 @@
 """Places of shards: a folder, or any address that fsspec knows (s3://, gs://, https://).
 
-Files from an address are copied to the local disk, whole or not at all, and the oldest copies go
-when there are more than are wanted, so the space used is bounded.
+A file is written to an address in one request, whole or not at all. Files from an address are
+copied to the local disk, whole or not at all, and the oldest copies go when there are more than are
+wanted, so the space used is bounded.
 """
 
 from __future__ import annotations
@@ -9,14 +10,23 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from types import SimpleNamespace
+from typing import Any, BinaryIO, TypeVar, cast
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.files import MANIFEST, is_address, open_address, unreadable
+from maskery.data.corpus.files import (
+    MANIFEST,
+    RemoteFile,
+    asked,
+    is_address,
+    open_address,
+    protocols,
+    unreadable,
+)
 from maskery.data.corpus.streams import cannot_read
 from maskery.data.shards.manifest import MAX_MANIFEST_BYTES, find_damage
 from maskery.data.store import create_owned, own_folder, ownerless, partial_of
@@ -161,3 +171,71 @@ def open_place(source: str, cache_dir: Path) -> Place:
     if is_address(source):
         return RemotePlace(source, cache_dir)
     return Place(Path(source).expanduser())
+
+
+class RemoteFolder(RemoteFile):
+    """A folder at an address, or a name in one, with as much of `Path` as writing shards asks for.
+
+    Raises:
+        FileNotFoundError: Nothing of that name is there.
+        DataError: The address cannot be used, for any other reason.
+    """
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> RemoteFolder:
+        return RemoteFolder(self.filesystem, f"{self.path}/{name}", None, None)
+
+    def mkdir(self, **_: bool) -> None:
+        """Make it where folders are made; most stores have none, and no bucket is made."""
+        with suppress(Exception):
+            self.filesystem.mkdir(self.path, create_parents=False)
+
+    def iterdir(self) -> Iterator[RemoteFolder]:
+        """Yield what is in it; nothing if it is not there."""
+        with suppress(FileNotFoundError):
+            for name in self._asked("ls", detail=False):
+                yield self / name.rstrip("/").rpartition("/")[2]
+
+    def glob(self, pattern: str) -> tuple[()]:
+        """Return nothing: what was being written when a process was killed is not there."""
+        del pattern
+        return ()
+
+    def is_file(self) -> bool:
+        """Return True if there is a file of that name."""
+        with suppress(FileNotFoundError):
+            return bool(self._asked("info")["type"] == "file")
+        return False
+
+    def stat(self) -> SimpleNamespace:
+        """Return the size as `st_size`."""
+        return SimpleNamespace(st_size=self._asked("info")["size"])
+
+    def read_bytes(self) -> bytes:
+        """Return the content."""
+        return cast(bytes, self._asked("cat_file"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write it whole, in one request; a process that is killed in it leaves nothing."""
+        with asked(self, "written"):
+            self.filesystem.pipe_file(self.path, data)
+
+    def _asked(self, method: str, **how: Any) -> Any:
+        self.filesystem.invalidate_cache()  # other machines write here too
+        with asked(self):
+            try:
+                return getattr(self.filesystem, method)(self.path, **how)
+            except FileNotFoundError as error:
+                missing = error
+        raise missing
+
+
+def output_folder(name: str) -> Path:
+    """Return the folder that shards are written to: a path, or a `RemoteFolder`."""
+    if not is_address(name):
+        return Path(name)
+    filesystem, path = open_address(name)
+    if "file" in protocols(filesystem):
+        return Path(path)
+    return cast(Path, RemoteFolder(filesystem, path.rstrip("/"), None, None))

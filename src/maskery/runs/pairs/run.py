@@ -264,7 +264,8 @@ def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str
     text = f"""
 # An image-text masked language model trained with Maskery
 
-Starting from {public_name(config.start)}, trained on {public_name(Path(config.pairs).name)} with
+Starting from {public_name(config.start)}{config.new_pieces(config.start)}, trained on
+{public_name(Path(config.pairs).name)} with
 {config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
 Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same

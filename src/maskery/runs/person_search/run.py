@@ -228,9 +228,9 @@ def person_search_card(
     text = f"""
 # A person-search model trained with Maskery
 
-Starting from {public_name(config.start)}, trained on {config.data.dataset} with the losses
-{losses}. This is the model after step {result.best_step:,} of {result.summary.steps:,}, the best
-by R@1 on validation identities.
+Starting from {public_name(config.start)}{config.new_pieces(config.start)}, trained on
+{config.data.dataset} with the losses {losses}. This is the model after step {result.best_step:,} of
+{result.summary.steps:,}, the best by R@1 on validation identities.
 
 On {split}: {figures.num_texts:,} captions of {figures.num_persons:,} persons against
 {figures.num_images:,} pictures (95% intervals over persons; R@1 of a random ranking is

@@ -245,12 +245,10 @@ def text_model_card(config: TextRunConfig, result: TextResult) -> str:
         losses = (card_figure(scores.loss) for scores in other.columns.values())
         rows.append([f"{name}: loss (nats)", *losses])
     corpus = ", ".join(map(public_name, config.corpus))
-    scratch = config.model.startswith(SCRATCH)
-    pieces = f" with new pieces ({config.described_vocabulary()})" if scratch else ""
     text = f"""
 # A masked language model adapted with Maskery
 
-Starting from {public_name(config.model)}{pieces}, trained on {corpus} with
+Starting from {public_name(config.model)}{config.new_pieces(config.model)}, trained on {corpus} with
 {config.masking.policy} masking at a rate of {config.masking.mask_rate}.
 
 Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
