@@ -85,7 +85,10 @@ def test_linked_folders_are_followed_once(house: Path) -> None:
         ([], "^no corpus is named"),
         (["word " * 2000], "is no name of a file"),
         (["nul\0.txt"], "does not exist"),
-        (["data\\b.txt"], r"^data\\b\.txt does not exist; it has backslashes.* mean data/b\.txt\?$"),
+        (
+            ["data\\b.txt"],
+            r"^data\\b\.txt does not exist; it has backslashes.* mean data/b\.txt\?$",
+        ),
         (["data\\bb.txt"], r"^data\\bb\.txt does not exist; it has backslashes.* mean data/b\.txt"),
         (["no\\such/x.txt"], r"^no\\such/x\.txt does not exist; it has backslashes.*write those$"),
         (["data\\*.txt"], r"^the pattern 'data\\\*\.txt' .* backslashes.* mean data/\*\.txt\?$"),
