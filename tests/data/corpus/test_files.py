@@ -85,6 +85,13 @@ def test_linked_folders_are_followed_once(house: Path) -> None:
         ([], "^no corpus is named"),
         (["word " * 2000], "is no name of a file"),
         (["nul\0.txt"], "does not exist"),
+        (
+            ["data\\b.txt"],
+            r"^data\\b\.txt does not exist; it has backslashes.* mean data/b\.txt\?$",
+        ),
+        (["data\\bb.txt"], r"^data\\bb\.txt does not exist; it has backslashes.* mean data/b\.txt"),
+        (["no\\such/x.txt"], r"^no\\such/x\.txt does not exist; it has backslashes.*write those$"),
+        (["data\\*.txt"], r"^the pattern 'data\\\*\.txt' .* backslashes.* mean data/\*\.txt\?$"),
         ([""], "."),
     ],
 )
@@ -99,6 +106,11 @@ def test_errors_name_the_source_and_the_fix(house: Path, sources: list[str], mes
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     with pytest.raises(DataError, match=r"\\x00/0 does not exist"):
         find_files(["\0/0"])
+
+
+def test_a_file_whose_own_name_has_backslashes_is_read(house: Path) -> None:
+    (house / r"data\b.txt").write_text("a river")
+    assert find_files([r"data\b.txt"]) == [Path(r"data\b.txt")]
 
 
 def test_a_broken_link_is_named(house: Path) -> None:

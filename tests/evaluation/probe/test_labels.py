@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from maskery.cli.main import main
 from maskery.core.errors import DataError
 from maskery.evaluation.probe.labels import read_labelled
 
@@ -84,14 +85,24 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, name: str, text: str, said:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("name", ["a.conll", "a.conllu", "a.txt", "a.tsv", "a.json", "a"])
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("Ann\n", "line 1 has 1 columns, and needs"), ("a N\nb N O\n", "line 2 has 3 columns")],
+    [
+        ("Ann\n", "line 1 has 1 columns, not 2 or more"),
+        ("a N\nb N O\n", "line 2 has 3 columns, where the lines before it have 2"),
+        ("-DOCSTART-\n\na N\n\nb\tN\tO\n", "line 5 has 3 columns"),
+    ],
 )
-def test_columns_that_do_not_agree(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "a.conll").write_text(text, "utf-8")
-    with pytest.raises(DataError, match=said):
-        read_labelled(tmp_path / "a.conll", "tokens")
+def test_columns_that_do_not_agree(
+    tmp_path: Path, name: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(text, "utf-8")
+    assert main(["probe", "minilm", "--labels", str(path), "--kind", "tokens"]) == 2
+    told = capsys.readouterr().err
+    assert f"'{path}': {said}" in told
+    assert told.count("\n") == 1
 
 
 def test_whole_numbers_are_classes(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def one_file(source: str | Path, holds: str) -> Path:
         return path
     is_folder = path.is_dir() or is_address(str(source))
     what = "is a folder" if is_folder else "is no file" if path.exists() else "does not exist"
-    raise DataError(f"'{source}' {what}; name a file with {holds}")
+    fix = "" if is_folder or path.exists() else instead_of(path)
+    raise DataError(f"'{source}' {what}; {fix or f'name a file with {holds}'}")
 
 
 def unreadable(source: object, error: Exception, done: str = "read") -> MaskeryError:
@@ -224,6 +225,19 @@ def near_names(path: Path) -> str:
     return " or ".join(str(path.parent / name) for name in close)
 
 
+def instead_of(path: Path) -> str:
+    """Return what to try in place of a missing path or pattern; empty if nothing is like it."""
+    # On Windows, `as_posix` has turned them all, so that the path stays itself.
+    slashed = Path(path.as_posix().replace("\\", "/"))
+    near = near_names(slashed)
+    if slashed != path and glob.glob(str(slashed), recursive=True):  # noqa: PTH207
+        near = str(slashed)
+    meant = f"did you mean {near}?" if near else ""
+    if slashed == path:
+        return meant
+    return f"it has backslashes, and slashes separate folders here; {meant or 'write those'}"
+
+
 class Finder:
     """Finds the files of sources; `passed_over` lists what in folders is no file."""
 
@@ -254,10 +268,7 @@ class Finder:
             )
         if glob.has_magic(source):
             return self._glob_files(path)
-        near = near_names(path)
-        raise DataError(
-            f"{path} does not exist; {f'did you mean {near}?' if near else 'check the name'}"
-        )
+        raise DataError(f"{path} does not exist; {instead_of(path) or 'check the name'}")
 
     def _supported(self, path: Any) -> Any:
         suffix, _ = split_suffix(path)
@@ -318,10 +329,8 @@ class Finder:
             else:
                 self.passed_over.append(path)
         if not files:
-            raise DataError(
-                f"the pattern {str(pattern)!r} matches no file; check it, and quote it so that the "
-                "shell passes it on"
-            )
+            fix = instead_of(pattern) or "check it, and quote it so that the shell passes it on"
+            raise DataError(f"the pattern '{pattern}' matches no file; {fix}")
         return files
 
     def _remote_files(self, source: str) -> list[Any]:

@@ -188,16 +188,18 @@ def _read_conll(path: Path) -> Labelled:
             if not line.strip():
                 sentences.append([])
                 continue
-            if line.startswith(("# ", "#\t")):  # comments of CoNLL-U; "#" alone may be a word
+            # Comments of CoNLL-U ("#" alone may be a word), and the marks of CoNLL-2003
+            if line.startswith(("# ", "#\t", DOCUMENT_START)):
                 continue
             columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             width = width or len(columns)
             if len(columns) != width or width < 2:
-                before = f"the lines before it {width}"
-                fault = before if width > 1 else "and needs a word and its label"
-                raise DataError(f"'{path}': line {number} has {len(columns)} columns, {fault}")
-            if columns[0] != DOCUMENT_START:
-                sentences[-1].append((columns[0], columns[-1]))
+                before = f"where the lines before it have {width}" if width > 1 else "not 2 or more"
+                raise DataError(
+                    f"'{path}': line {number} has {len(columns)} columns, {before}; each line "
+                    f"needs a word first and its label last, and all lines as many columns"
+                )
+            sentences[-1].append((columns[0], columns[-1]))
     kept = [sentence for sentence in sentences if sentence]
     words = tuple(tuple(word for word, _ in sentence) for sentence in kept)
     return Labelled(
