@@ -49,7 +49,9 @@ def test_ours_lazy_plugins_and_objects(registry: Registry[float], plugin: Path) 
 def test_what_does_not_fit_is_refused(plugin: Path) -> None:
     registry: Registry[object] = Registry("--call", "a callable", {})
     assert registry.find(len) is len
-    with pytest.raises(PluginError, match=r"^--call .*own\.py:TWO: it is of type float; it must be"):
+    with pytest.raises(
+        PluginError, match=r"^--call .*own\.py:TWO: it is of type float; it must be"
+    ):
         registry.find(f"{plugin}:TWO")
 
 

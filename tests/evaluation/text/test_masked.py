@@ -163,7 +163,8 @@ def test_a_model_that_knows_nothing_is_right_once_in_its_vocabulary(tmp_path: Pa
 
 # The last are numbers, whose products are not.
 @pytest.mark.parametrize(
-    ("weight", "said"), [(torch.nan, "the weights of "), (3e38, "the model predicts values that are")]
+    ("weight", "said"),
+    [(torch.nan, "the weights of "), (3e38, "the model predicts values that are")],
 )
 @pytest.mark.parametrize("command", ["evaluate", "fill", "score"])
 def test_predictions_that_are_no_numbers_are_one_line(
