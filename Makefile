@@ -53,9 +53,10 @@ docs-images: install browser
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --cases 100000
 
-# Real runs of three kinds killed 100 times each, at instants that MASKERY_KILLS_SEED decides.
+# Real runs of three kinds killed 100 times each, at instants that MASKERY_KILLS_SEED decides, and two processes
+# of which one is killed, stopped or slow.
 kills: install
-	MASKERY_KILLS=$${MASKERY_KILLS:-100} $(BIN)/pytest --quiet -rP tests/faults/test_kills.py
+	MASKERY_KILLS=$${MASKERY_KILLS:-100} $(BIN)/pytest --quiet -rP tests/faults/test_kills.py tests/faults/test_ranks.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -23,7 +23,8 @@ CONTRACT = "a number"
 
 @pytest.fixture
 def registry() -> Registry[float]:
-    return Registry("--number", CONTRACT, {"one": 1.0, "pi": "math:pi"})
+    ours: dict[str, float | str] = {"one": 1.0, "pi": "math:pi"}
+    return Registry("--number", CONTRACT, ours, fits=lambda _: True)
 
 
 @pytest.fixture
@@ -43,6 +44,15 @@ def test_ours_lazy_plugins_and_objects(registry: Registry[float], plugin: Path) 
     assert registry.find("seven") == 7.0
     with pytest.raises(PluginError, match=r"'one' is registered already"):
         registry.register("one", 3.0)
+
+
+def test_what_does_not_fit_is_refused(plugin: Path) -> None:
+    registry: Registry[object] = Registry("--call", "a callable", {})
+    assert registry.find(len) is len
+    with pytest.raises(
+        PluginError, match=r"^--call .*own\.py:TWO: it is of type float; it must be"
+    ):
+        registry.find(f"{plugin}:TWO")
 
 
 def test_a_file_runs_once_and_its_objects_are_pickled(

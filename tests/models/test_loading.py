@@ -138,7 +138,7 @@ def test_rows_beyond_the_tokenizer_are_told_and_never_filled_in(
     with torch.no_grad():
         model.cls.predictions.bias[-7:] = 50.0  # by far the likeliest
     model.save_pretrained(tmp_path)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="maskery"):
         filler = Filler.of(str(tmp_path))
     assert [record.message for record in caplog.records] == [
         f"'{tmp_path}' has 7 rows beyond its tokenizer's ids; none of them is filled in"

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -161,6 +163,8 @@ def uniforms(
 
 def token_uniforms(batch: TokenBatch, tokens: Int64Array, *, seed: int, epoch: int) -> torch.Tensor:
     """Return one uniform for each of the given tokens (N,), to sample replacements with."""
+    import torch  # workers that tokenise do without
+
     rows = np.searchsorted(batch.boundaries, tokens, side="right") - 1
     positions = batch.starts[rows] + tokens - batch.boundaries[rows]
     drawn = uniforms(seed, Stream.SAMPLE, epoch, batch.example_ids[rows], positions)

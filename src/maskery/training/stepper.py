@@ -125,6 +125,8 @@ class Stepper:
                     terms = self._micro_step(micro, counts)
                 for name, term in terms.items():
                     losses[name] = losses.get(name, torch.zeros_like(term)) + term
+        # Those that are held back have no gradients any more, which the norm would count.
+        with exact_sums(self.device):
             limit = self.config.clip_norm or float("inf")
             losses["grad_norm"] = clip_gradients(self.parameters, limit)
             update_if_finite(self.optimiser, self.parameters, losses["grad_norm"])

@@ -161,11 +161,16 @@ def test_a_model_that_knows_nothing_is_right_once_in_its_vocabulary(tmp_path: Pa
     assert scores.perplexity.value == pytest.approx(size, rel=1e-5)
 
 
+# The last are numbers, whose products are not.
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [(torch.nan, "the weights of "), (3e38, "the model predicts values that are")],
+)
 @pytest.mark.parametrize("command", ["evaluate", "fill", "score"])
 def test_predictions_that_are_no_numbers_are_one_line(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, weight: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = spoil(save_tiny_model(tmp_path / "model"), lambda weight: weight.fill_(torch.nan))
+    folder = spoil(save_tiny_model(tmp_path / "model"), lambda weights: weights.fill_(weight))
     text = tmp_path / "text.txt"
     text.write_text("\n".join(lines(5)), "utf-8")
     arguments = {
@@ -178,7 +183,7 @@ def test_predictions_that_are_no_numbers_are_one_line(
     lines_said = capsys.readouterr().err.splitlines()
     # Behind a progress bar, which erases itself.
     assert len([line for line in lines_said if line.startswith("maskery ")]) == 1
-    assert lines_said[-1].startswith(f"maskery {command}: the model predicts values that are not")
+    assert lines_said[-1].startswith(f"maskery {command}: {said}")
 
 
 def test_evaluate_needs_a_model_and_texts(opened: OpenModel, corpus: Path) -> None:

@@ -111,7 +111,7 @@ def test_masked_tokens_without_a_row_are_reported(
     assert "more masked tokens than its step has rows for" in first
     left_out = sum(row["mlm_left_out"] for row in trained(tmp_path / "run"))
     assert left_out > 0
-    assert last.startswith(f"{left_out} of ")
+    assert last.startswith(f"{left_out:.0f} of ")
     assert "raise --masked-capacity" in last
 
 

@@ -32,8 +32,11 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
     """
     empty = True
     with ExitStack() as stack:
-        stream: Readable = sys.stdin.buffer
-        if str(path) != STANDARD_INPUT:
+        if str(path) == STANDARD_INPUT:
+            if sys.stdin is None:  # as `<&-` leaves it
+                raise DataError("the standard input is closed; pipe sentences in, or name a file")
+            stream: Readable = sys.stdin.buffer
+        else:
             found = one_file(path, "one sentence on each line")
             stack.enter_context(asked(path))
             stream = stack.enter_context(open_stream(found, lambda _: None))
