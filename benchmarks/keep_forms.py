@@ -62,6 +62,7 @@ FORMS: dict[str, tuple[bool, Callable[[torch.Tensor, torch.Tensor], torch.Tensor
     "text": (True, cosine),
     "token": (False, cosine),
     "token-mse": (False, squared),
+    "text-mse": (True, squared),
     "contrast": (True, contrast),
     "similarity": (True, similarity),
 }
