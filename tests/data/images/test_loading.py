@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_pictures import raw_png, swapped_profile
 from PIL import Image, ImageCms
 
 from maskery.core.errors import DataError
@@ -95,22 +95,6 @@ def test_damaged_inside() -> None:
     broken = bytearray(PNG)
     broken[len(PNG) // 2] ^= 0xFF
     assert "is damaged (" in message(bytes(broken))
-
-
-def raw_png(
-    size: tuple[int, int], content: bytes, *, depth: int = 8, colour: int = 2, key: bytes = b""
-) -> bytes:
-    """A PNG of any depth; `key` are the bytes of its transparent colour."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checked = kind + content
-        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(content)), chunk(b"IEND", b"")]
-    if key:
-        parts.insert(1, chunk(b"tRNS", key))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -213,16 +197,6 @@ def test_a_transparent_colour_shows_white_at_any_depth(
 ) -> None:
     content = raw_png((len(expected), 1), b"\0" + row, depth=depth, colour=colour, key=key)
     assert loaded(content)[0].tolist() == [[level] * 3 for level in expected]
-
-
-def swapped_profile() -> bytes:
-    """A profile under which the first channel is blue and the last is red."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
-    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    place = profile.index("sRGB".encode("utf-16-be"))
-    profile[place : place + 8] = "swap".encode("utf-16-be")
-    return bytes(profile)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])

@@ -8,7 +8,6 @@ import json
 import re
 import struct
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageCms
+from odd_pictures import raw_png, swapped_profile
+from PIL import Image
 
 from maskery.core.errors import DataError
 from maskery.data.pairs.config import PairsConfig
@@ -214,16 +214,6 @@ def rare_endings_are_pictures(layout: str, folder: Path) -> None:
     assert np.abs(np.array(found) - GREEN).max() < 4
 
 
-def swapped_profile() -> bytes:
-    """A profile under which red and blue change places."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
-    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    place = profile.index("sRGB".encode("utf-16-be"))
-    profile[place : place + 8] = "swap".encode("utf-16-be")
-    return bytes(profile)
-
-
 def deep(dtype: Any, kind: str = "TIFF") -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.full((3, 4), 200, dtype)).save(out, kind)
@@ -232,11 +222,8 @@ def deep(dtype: Any, kind: str = "TIFF") -> bytes:
 
 def deep_with_key() -> bytes:
     """A PNG of 16-bit grey whose level of 200 is transparent."""
-    content = deep(np.uint16, "PNG")
-    at = content.index(b"IDAT") - 4
-    chunk = b"tRNS" + struct.pack(">H", 200)
-    framed = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return content[:at] + framed + content[at:]
+    row = b"\0" + struct.pack(">4H", *[200] * 4)
+    return raw_png((4, 3), row * 3, depth=16, colour=0, key=struct.pack(">H", 200))
 
 
 def odd_pictures_are_right_or_refused_with_the_reason(layout: str, folder: Path) -> None:

@@ -137,7 +137,7 @@ class RetrievalEvaluation:
 
 
 class Conditions(dict[str, tuple[str, str]]):
-    """What every run is measured under, as the first one was, by what it is about.
+    """Conditions of measuring that all runs share, as the first run had them, by their topic.
 
     Under other conditions a mean over the runs would say nothing.
     """
