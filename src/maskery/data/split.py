@@ -43,8 +43,7 @@ def split(store: TokenStore, tokenizer: PreTrainedTokenizerBase, share: float) -
     """
     ids = np.asarray(store.ids)
     groups = _groups(tokenizer, store)
-    names = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(names, groups, ids)
+    names = least_ids(ids, groups)
     held = _chosen(
         names,
         share,
@@ -178,6 +177,13 @@ def copy_groups(texts: Sequence[str]) -> Ints:
     every = np.arange(len(first))
     pairs = np.array([*_near_pairs(list(first)), *zip(every, every, strict=True)], np.int64)
     return connected(*pairs.T)[of_text]
+
+
+def least_ids(ids: npt.NDArray[np.uint64], groups: Ints) -> npt.NDArray[np.uint64]:
+    """Return the least id of each group from 0, of ids and their groups, (N,) each."""
+    least = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, groups, ids)
+    return least
 
 
 def connected(one: Ints, other: Ints) -> Ints:

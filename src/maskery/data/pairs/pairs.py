@@ -39,7 +39,7 @@ from maskery.data.pairs.records import (
     pair_id,
     picture_name,
 )
-from maskery.data.split import connected
+from maskery.data.split import connected, least_ids
 
 log = logging.getLogger(__name__)
 
@@ -268,9 +268,7 @@ def group_ids(pairs: Pairs) -> UInt64Array:
     of_picture = np.unique(pairs.contents, return_inverse=True)[1]
     joined = connected(of_group, of_picture + len(unique))[of_group]
     # Known by the least name, which is its own where nothing is shared.
-    least = np.full(joined.max() + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(least, joined, own)
-    return least[joined]
+    return least_ids(own, joined)[joined]
 
 
 def group_ids_of(names: Sequence[str]) -> UInt64Array:
