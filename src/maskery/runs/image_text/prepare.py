@@ -135,8 +135,10 @@ def read_captions(
 
 def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
     """Log how many captions say left or right, which a mirrored picture makes wrong."""
+    if not flip_probability:
+        return
     count = sum(SIDES.search(caption) is not None for pair in pairs for caption in pair.captions)
-    if count and flip_probability:
+    if count:
         log.warning(
             "%s captions say left or right, and a share of %g of the pictures is mirrored: if they "
             "mean sides, add --flip-probability 0",
