@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from accelerate import PartialState
 
-from maskery.core.errors import MaskeryError, OtherProcessError, reason_of
+from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, reason_of
 from maskery.core.system import launched_world_size
 
 # The main process may tokenise a corpus for hours while the others wait.
@@ -145,7 +145,10 @@ def join_processes() -> Processes:
     if launched_world_size() == 1:
         return Processes()
     # Accelerate takes a launch without a GPU for several runs of one process, unless told.
-    silence = timedelta(seconds=int(os.environ.get("MASKERY_TIMEOUT", SILENCE)))
+    seconds = os.environ.get("MASKERY_TIMEOUT", SILENCE)
+    if not seconds.isdecimal() or int(seconds) == 0:
+        raise ConfigError(f"MASKERY_TIMEOUT is '{seconds}': it must be seconds, such as {SILENCE}")
+    silence = timedelta(seconds=int(seconds))
     PartialState(cpu=not torch.accelerator.is_available(), timeout=silence)
     return Processes(
         rank=torch.distributed.get_rank(),
