@@ -44,7 +44,7 @@ bench: install
 
 # The site in site/, from docs/, the README and the docstrings; a link that leads nowhere fails it.
 docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
 $(VENV)/installed-docs: $(VENV)/installed

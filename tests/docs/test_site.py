@@ -11,10 +11,8 @@ import yaml
 import maskery
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    str(path.relative_to(ROOT))
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"))
-) + ["benchmarks/RESULTS.md"]
+FOLDERS = ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md")
+PAGES = sorted(str(path.relative_to(ROOT)) for name in FOLDERS for path in ROOT.glob(name))
 LINK = re.compile(r"\]\((?!\w+:)(?P<path>[^)#\s]*)#?(?P<anchor>[^)\s]*)\)")
 
 
