@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
+from maskery.core.precision import inference
 from maskery.core.random import Float32Array
 from maskery.data.gallery import (
     DamagedIndex,
@@ -180,7 +181,7 @@ class Indexing:
             troubles=[*unread.values(), *store.troubles()],
         )
 
-    @torch.no_grad()
+    @inference()
     def _take_in(self, store: GalleryStore, batch: list[str], unread: dict[str, str]) -> int:
         """Encode the contents that are new, and return the number that could be."""
         files: dict[str, tuple[Stamp, bytes]] = {}
