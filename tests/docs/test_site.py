@@ -38,7 +38,7 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 
 def test_every_page_stands_once_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
-    named = re.findall(r"[\w/]+\.md", str(yaml.safe_load(text)["nav"]))
+    named = re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"]))
     own = [name for name in named if not name.startswith("repository/") and name != "index.md"]
     assert sorted(own) == [path.removeprefix("docs/") for path in PAGES if path.startswith("docs/")]
 
