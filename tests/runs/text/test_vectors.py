@@ -148,7 +148,7 @@ def test_report_and_card_say_the_verdict(tmp_path: Path) -> None:
     assert "Are its vectors still good?" in page
     card = (result.folder / "model" / "README.md").read_text("utf-8")
     assert f"Verdict: {result.verdict}" in card
-    assert "| vectors: R@1 | " in card
+    assert re.search(r"## Are its vectors still good.\n\n.*\n.*\n\| R@1 \| ", card)
 
 
 def test_labelled_texts_of_the_corpus_are_counted(
