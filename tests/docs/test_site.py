@@ -11,7 +11,7 @@ import yaml
 import maskery
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md")
+FOLDERS = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/*.md")
 PAGES = sorted(str(path.relative_to(ROOT)) for name in FOLDERS for path in ROOT.glob(name))
 LINK = re.compile(r"\]\((?!\w+:)(?P<path>[^)#\s]*)#?(?P<anchor>[^)\s]*)\)")
 
