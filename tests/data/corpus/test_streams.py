@@ -316,8 +316,17 @@ SHORT = {
         "It is 25 °C, ±2, and costs £30 per m².\n",
     ],
     "cp1252": ["“Yes,” she said — “it’s done…” and left for €20.\n", "Œuvre d’art : 5 €\n"],
-    "gb18030": ["北京 2024 年 GDP 增长 5%。\n", "Hello 世界, 混合文本。\n", "價格是100元，請問您要嗎？\n"],
-    "utf-16-le": ["Päivää, mitä kuuluu?\n", "他在北京大学学习。\n", "我们今天去公园", "Привет, мир\n"],
+    "gb18030": [
+        "北京 2024 年 GDP 增长 5%。\n",
+        "Hello 世界, 混合文本。\n",
+        "價格是100元，請問您要嗎？\n",
+    ],
+    "utf-16-le": [
+        "Päivää, mitä kuuluu?\n",
+        "他在北京大学学习。\n",
+        "我们今天去公园",
+        "Привет, мир\n",
+    ],
     "utf-16-be": ["Plain text.\n", "今日は天気がいいので。\n"],
     "utf-32-le": ["Plain text.\n", "今日は\n"],
 }
