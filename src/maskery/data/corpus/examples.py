@@ -103,7 +103,7 @@ class ReadingReport:
     empty: int = 0  # records without text; blank lines of plain text do not count
     merged: int = 0  # rows of tables that span several lines, by quotes
     # Files by the encoding that `auto` decided for
-    encodings: Counter[str] = field(default_factory=Counter)
+    encodings: Counter[str] = field(default_factory=Counter, init=False)
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""

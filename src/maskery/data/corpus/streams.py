@@ -285,7 +285,7 @@ def detect_encoding(head: bytes) -> str:
     western = (one for one in found if "cp1252" in one.could_be_from_charset)
     if any(w.coherence >= best.coherence and w.chaos <= best.chaos + 0.1 for w in western):
         return "cp1252"
-    return codecs.lookup(best.encoding).name
+    return str(codecs.lookup(best.encoding).name)
 
 
 def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]:

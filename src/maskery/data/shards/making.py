@@ -212,8 +212,9 @@ def write_manifest(
             "the corpus holds no tokens to train on; name a corpus with text in a script that the "
             "tokenizer knows"
         )
-    unusual = ReadingReport(**{**total, "encodings": encodings}).describe()
-    if unusual:
+    report = ReadingReport(**total)
+    report.encodings = encodings
+    if unusual := report.describe():
         log.warning("%s", unusual)
     lengths = DocumentLengths.gather([record.lengths for record in sound if record.train])
     manifest = Manifest(
