@@ -269,7 +269,7 @@ def detect_encoding(head: bytes) -> str:
     low, high = (len(set(head[start::2])) for start in (0, 1))
     end = "le" if high < low else "be"
     wide = [f"utf-32-{end}"] + [f"utf-16-{end}"] * (2 * min(low, high) <= max(low, high))
-    for name in [*(wide if b"\0" in head else ()), "utf-8"]:
+    for name in (wide if b"\0" in head else []) + ["utf-8"]:
         with suppress(UnicodeDecodeError):
             # A character that the head ends in the middle of is no error.
             codecs.getincrementaldecoder(name)().decode(head)
