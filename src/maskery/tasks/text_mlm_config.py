@@ -110,8 +110,10 @@ class TextMLMConfig:
         return replace(self, objective=anchored_choice(self.objective))
 
     def described(self, objective: object = None) -> dict[str, Any]:
-        """Return what a continuation must share: all settings, and a plug-in's hash."""
-        # `objective` is an object in the place of the one that is named; known by its own name.
+        """Return what a continuation must share: all settings, and a plug-in's hash.
+
+        `objective` is an object in the place of the one that is named; known by its own name.
+        """
         named = getattr(objective, "__qualname__", type(objective).__qualname__)
         if objective is None:
             named = plugin_identity(self.objective)

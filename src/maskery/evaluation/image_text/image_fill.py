@@ -82,8 +82,10 @@ def score_words(
     accepted: Mapping[int, frozenset[int]],
     mask_token_id: int,
 ) -> WordScores:
-    """Mask each chosen word of each caption, one at a time, and fill it under each condition."""
-    # `accepted` has the ids that are right in the place of a chosen word's.
+    """Mask each chosen word of each caption, one at a time, and fill it under each condition.
+
+    `accepted` has the ids that are right in the place of a chosen word's.
+    """
     chosen = np.array(sorted(accepted), np.int64)
 
     def questions() -> Iterator[Question]:

@@ -44,9 +44,10 @@ SEEDS = (0, 1, 2)
 
 
 class Encoder:
-    """Makes vectors of texts with a masked language model's encoder; its head is not used."""
+    """Makes vectors of texts with a masked language model's encoder; its head is not used.
 
-    # The name is for messages.
+    The name is for messages.
+    """
 
     def __init__(
         self,
@@ -87,8 +88,10 @@ class Encoder:
     def encode_words(
         self, sentences: Sequence[Sequence[str]], *, progress: bool = False
     ) -> Vectors:
-        """Return the vector of each word's first piece, (words of all sentences, D) float32."""
-        # Words past the model's limit get zeros.
+        """Return the vector of each word's first piece, (words of all sentences, D) float32.
+
+        Words past the model's limit get zeros.
+        """
         if not self.tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of '{self.name}' is written in Python and does not say which "

@@ -101,8 +101,10 @@ def read_images(
     tokens: bool,
     memory_bytes: int = 1_000_000_000,
 ) -> ReadImages:
-    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width)."""
-    # Tokens are kept where matching will follow, in a temporary file above `memory_bytes`.
+    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width).
+
+    Tokens are kept where matching will follow, in a temporary file above `memory_bytes`.
+    """
     features = torch.empty(count, model.config.embed_dim, device=model.device)
     kept: Float32Array | None = None
     done = 0

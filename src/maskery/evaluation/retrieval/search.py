@@ -117,10 +117,12 @@ def open_gallery(
     rehash: bool = False,
     progress: bool = False,
 ) -> Gallery:
-    """Bring the index of a folder of pictures up to date, and open it."""
-    # Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
-    # With `rehash`, every file is read, rather than trusted where its size and time are as they
-    # were, and those that could not be decoded are tried again.
+    """Bring the index of a folder of pictures up to date, and open it.
+
+    Each batch is kept as soon as it is done, so that a run that was interrupted is continued. With
+    `rehash`, every file is read, rather than trusted where its size and time are as they were, and
+    those that could not be decoded are tried again.
+    """
     require_contrast(opened)
     found = find_pictures(folder)
     if not found:
@@ -246,9 +248,10 @@ def search(
 
 
 class Searcher:
-    """Finds pictures of one gallery with one model, which the gallery was indexed with."""
+    """Finds pictures of one gallery with one model, which the gallery was indexed with.
 
-    # The settings say how many of the most similar are ranked anew, and by which score.
+    The settings say how many of the most similar are ranked anew, and by which score.
+    """
 
     def __init__(
         self, opened: OpenImageText, gallery: Gallery, config: RetrievalConfig | None = None

@@ -274,8 +274,10 @@ def candidates(
 
 
 def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:
-    """Weigh the words of a text by how much the likeliest token of a mask depends on them."""
-    # The text has at least one mask, as the tokenizer writes it; `mask` counts them from 0.
+    """Weigh the words of a text by how much the likeliest token of a mask depends on them.
+
+    The text has at least one mask, as the tokenizer writes it; `mask` counts them from 0.
+    """
     logs, vectors, gradient = _gradient(filler, filler.encode(text), mask)
     token = int(logs.argmax())
     norms = (gradient * vectors).norm(dim=-1).flatten().cpu()

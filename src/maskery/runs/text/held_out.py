@@ -164,9 +164,11 @@ def kept_scores(path: Path, identity: str) -> ExampleSums | None:
 
 @inference()
 def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
-    """Return the area under the ROC curve of replaced against original words on held-out text."""
-    # The twin fills frozen masks by sampling, as in training, and the model judges every token that
-    # is not special. None without replaced token detection, and where nothing or all was replaced.
+    """Return the area under the ROC curve of replaced against original words on held-out text.
+
+    The twin fills frozen masks by sampling, as in training, and the model judges every token that
+    is not special. None without replaced token detection, and where nothing or all was replaced.
+    """
     if "mrtd" not in task.loss_weights:
         return None
     from maskery.tasks.momentum_text import MomentumTextMLM
