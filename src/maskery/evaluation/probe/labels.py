@@ -18,7 +18,7 @@ from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
-JSON_STARTS = ('{"', '{ "', '[{')  # no word begins so
+JSON_STARTS = ('{"', '{ "', "[{")  # no word begins so
 T = TypeVar("T")
 DOCUMENT_START = "-DOCSTART-"
 
