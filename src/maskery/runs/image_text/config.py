@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Weight, check_ranges
+from maskery.core.ranges import Count, Range, Settings, Weight
 from maskery.data.corpus.config import VocabularyConfig
 from maskery.data.images.config import ViewConfig
 from maskery.data.pairs.config import PairsConfig
@@ -115,10 +115,6 @@ class ImageTextRunConfig(VocabularyConfig):
                 "all weights are 0, so nothing would be learnt; raise --mlm-weight or --itc-weight"
             )
 
-    def anchored(self) -> Self:
-        """Return the same with absolute paths, which mean the same from any folder."""
-        return replace(self, masking=self.masking.anchored(), objectives=self.objectives.anchored())
-
     @property
     def start(self) -> str:
         """The name of the model that the run starts from."""
@@ -166,7 +162,6 @@ class PairsRunConfig(ImageTextRunConfig):
             super().anchored(),
             pairs=str(Path(self.pairs).absolute()),
             eval_pairs=held_out,
-            reading=self.reading.anchored(),
         )
 
 
@@ -191,10 +186,6 @@ class PersonSearchRunConfig(ImageTextRunConfig):
                 "no model is named to start from: give --model the folder that maskery convert "
                 "ALBEF.pth writes, or --text-model and --vision-model"
             )
-
-    def anchored(self) -> Self:
-        """Return the same with absolute paths, which mean the same from any folder."""
-        return replace(super().anchored(), data=self.data.anchored())
 
 
 def rasa(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
@@ -270,7 +261,7 @@ def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overrides:
+class Overrides(Settings):
     """The user's overrides where a model or a run is measured; None keeps its own setting."""
 
     root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -293,9 +284,6 @@ class Overrides:
     memory_mb: Count | None = None
     """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); the
     figures do not depend on it. Default: the run's, or 1024."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def of(self, *names: str) -> dict[str, Any]:
         """Return the overrides of these names that are set."""

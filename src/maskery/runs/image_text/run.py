@@ -33,13 +33,12 @@ class ImageTextResult(ABC):
     summary: Summary  # Steps, tokens and time
 
     @abstractmethod
+    def _figures(self) -> dict[str, Any]: ...
+
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
-
-    def framed(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """Return figures between what every run tells."""
         named = {"run": str(self.folder), "model": str(self.folder / MODEL)}
-        return {**named, **figures, "training": asdict(self.summary)}
+        return {**named, **self._figures(), "training": asdict(self.summary)}
 
 
 ResultT = TypeVar("ResultT", bound=ImageTextResult)

@@ -44,11 +44,10 @@ class PersonSearchResult(ImageTextResult):
     test: RetrievalFigures | None  # Those on the test split; None where there is none
     notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
 
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
+    def _figures(self) -> dict[str, Any]:
         test = None if self.test is None else asdict(self.test)
         figures = {"best_step": self.best_step, "val": asdict(self.val), "test": test}
-        return {**self.framed(figures), "notes": list(self.notes)}
+        return {**figures, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True, kw_only=True)
