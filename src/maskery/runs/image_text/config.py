@@ -68,6 +68,9 @@ class PairsTrainingConfig(BaseTrainingConfig):
 class ImageTextRunConfig(VocabularyConfig):
     """Settings that every image-text run has; see `PairsRunConfig`, `PersonSearchRunConfig`."""
 
+    # Heads that learn at the rate of new ones although a checkpoint may have them.
+    NEW_HEADS: ClassVar[tuple[str, ...]] = ()
+
     model: str = "scratch:tiny"
     """An image-text model folder (from convert or a run), or scratch:tiny, scratch:search,
     scratch:small."""
@@ -170,6 +173,8 @@ class PersonSearchRunConfig(ImageTextRunConfig):
     """Train text-based person search: find people by their descriptions."""
 
     kind: ClassVar[str] = "person-search"
+    # RaSa trains these two, which ALBEF does not have, at a rate of their own.
+    NEW_HEADS = ("prd_head", "mrtd_head")
 
     data: PersonSearchDataConfig
     weak_pair_probability: Annotated[float, Range(0, 1, below=True)] = 0.1

@@ -165,12 +165,11 @@ class Prepared:
         sizes = {"batch_pairs": training.batch_pairs, "micro_pairs": training.micro_batch_pairs}
         return {**sizes, "seed": training.seed}
 
-    def learnt_anew(self, heads: Sequence[str]) -> frozenset[str]:
-        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads."""
-        # Heads count as new although a checkpoint may have them; so do the user's loss terms.
-        names = (name for name, _ in self.start.model.named_parameters())
-        anew = (name for name in names if belongs(name, (ATTRIBUTE, *heads)))
-        return self.start.new_parameters.union(anew)
+    def learnt_anew(self) -> frozenset[str]:
+        """Return the parameters that learn at `head_learning_rate`."""
+        # The user's loss terms are new, and some heads although a checkpoint may have them.
+        heads, names = self.config.NEW_HEADS, (n for n, _ in self.start.model.named_parameters())
+        return self.start.new_parameters.union(n for n in names if belongs(n, (ATTRIBUTE, *heads)))
 
     def identity(self, **data: Any) -> str:
         """Return all that decides the course of a run, with what tells its data apart."""
