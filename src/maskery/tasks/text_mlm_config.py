@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Settings, Share, number_or_word
-from maskery.core.registry import Registry, is_plugin, plugin_identity
+from maskery.core.registry import Registry, is_plugin
 
 if TYPE_CHECKING:
     from maskery.core.task import Task
@@ -104,14 +104,6 @@ class TextMLMConfig(Settings):
     def weights(self) -> Mapping[str, float]:
         """Return the weight of each loss term."""
         return {"mlm": 1.0, "mrtd": self.mrtd_weight} if self.detects else {"mlm": 1.0}
-
-    def described(self, objective: object = None) -> dict[str, Any]:
-        """Return what a continuation must share: all settings, and a plug-in's hash."""
-        # `objective` is an object in the place of the one that is named; known by its own name.
-        named = getattr(objective, "__qualname__", type(objective).__qualname__)
-        if objective is None:
-            named = plugin_identity(self.objective)
-        return {**asdict(self), "objective": named}
 
     def alpha_at(self, progress: float) -> float:
         """Return alpha after the share `progress` of the run, in [0, 1)."""
