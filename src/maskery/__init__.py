@@ -124,9 +124,10 @@ __all__ = [
 
 @cache
 def _homes() -> dict[str, tuple[str, str]]:
-    """Return the module of each public name, and its name there, from the imports above."""
-    # Nobody runs those imports, but they are written once and type checkers read them too.
+    """Return the module of each public name, and its name there, from the imports above.
 
+    Nobody runs those imports, but they are written once and type checkers read them too.
+    """
     # Not at the top: `import maskery` costs nothing.
     import ast
     import inspect

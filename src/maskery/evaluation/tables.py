@@ -64,8 +64,10 @@ class Table:
 
 
 def run_tables(evaluation: Data) -> list[Table]:
-    """Return the tables of a run: before and after, the sights, or each split's rankings."""
-    # A run that is not finished has none.
+    """Return the tables of a run: before and after, the sights, or each split's rankings.
+
+    A run that is not finished has none.
+    """
     if "before" in evaluation and "after" in evaluation:
         columns, auc = _in_time(evaluation), evaluation.get("mrtd_auc")
         table = scores_table(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from maskery.core.errors import DataError, MaskeryError, reason_of
+from maskery.data.corpus.files import instead_of
 from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
 from maskery.data.pairs.records import (
@@ -47,11 +48,14 @@ SPLIT_NAME = re.compile(
 
 
 def open_source(source: Source, config: PairsConfig) -> Reader:
-    """Find out the format of a source, unless `config.reader` names it, and open it."""
-    # A source is a file; a folder with image metadata, Parquet tables or tar shards; several files
-    # by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
+    """Find out the format of a source, unless `config.reader` names it, and open it.
+
+    A source is a file; a folder with image metadata, Parquet tables or tar shards; several files
+    by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
+    """
     if config.images is not None and not config.images.is_dir():
-        raise DataError(f"the image folder {config.images} does not exist; correct images")
+        fix = instead_of(config.images) or "correct --images"
+        raise DataError(f"the image folder {config.images} does not exist; {fix}")
     if not isinstance(source, str | Path):
         return _open_object(source, config)
     paths, root = source_files(source, config)
@@ -144,7 +148,8 @@ def expand(source: str | Path) -> list[Path]:
     names = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
     paths = [path for path in map(Path, names) if path.is_file()]
     if not paths:
-        raise DataError(f"{text} does not exist; name a file, a folder or a pattern of pairs")
+        fix = instead_of(path) or "name a file, a folder or a pattern of pairs"
+        raise DataError(f"{text} does not exist; {fix}")
     return paths
 
 
@@ -174,9 +179,10 @@ def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
 
 
 class GivenRecords:
-    """Turns mappings into records; images that are bytes wait in a temporary file."""
+    """Turns mappings into records; images that are bytes wait in a temporary file.
 
-    # `choice` is the user's reader, for messages; None where the records are an object in Python.
+    `choice` is the user's reader, for messages; None where the records are an object in Python.
+    """
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
         self.config, self.choice = config, choice

@@ -194,11 +194,12 @@ def write_manifest(
     pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase
 ) -> Manifest:
     """List all shards, now that every piece is finished."""
-    records, total = [], Counter[str]()
+    records, total, encodings = [], Counter[str](), Counter[str]()
     for piece in pieces:
         finished = load_piece(piece.number, job)
         assert finished is not None
         total.update(finished.report)
+        encodings.update(finished.encodings)
         records += [load_shard(piece.number, number, job) for number in range(finished.shards)]
     sound = [record for record in records if record is not None]
     if len(sound) < len(records):
@@ -211,8 +212,9 @@ def write_manifest(
             "the corpus holds no tokens to train on; name a corpus with text in a script that the "
             "tokenizer knows"
         )
-    unusual = ReadingReport(**total).describe()
-    if unusual:
+    report = ReadingReport(**total)
+    report.encodings = encodings
+    if unusual := report.describe():
         log.warning("%s", unusual)
     lengths = DocumentLengths.gather([record.lengths for record in sound if record.train])
     manifest = Manifest(

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import MaskedTokens, Vocabulary
 from maskery.core.errors import DataError
+from maskery.core.precision import inference
 from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
@@ -53,7 +54,7 @@ class WordScores:
     examples: int  # pictures or persons they come from
 
 
-@torch.no_grad()
+@inference()
 def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
@@ -74,15 +75,17 @@ def score_pairs(
     return scored
 
 
-@torch.no_grad()
+@inference()
 def score_words(
     model: ImageTextModel,
     batches: Iterable[JudgedPairs],
     accepted: Mapping[int, frozenset[int]],
     mask_token_id: int,
 ) -> WordScores:
-    """Mask each chosen word of each caption, one at a time, and fill it under each condition."""
-    # `accepted` has the ids that are right in the place of a chosen word's.
+    """Mask each chosen word of each caption, one at a time, and fill it under each condition.
+
+    `accepted` has the ids that are right in the place of a chosen word's.
+    """
     chosen = np.array(sorted(accepted), np.int64)
 
     def questions() -> Iterator[Question]:
@@ -182,7 +185,7 @@ class PictureFill:
     probabilities: dict[str, float]  # by condition, of the word itself
 
 
-@torch.no_grad()
+@inference()
 def sample_pictures(
     model: ImageTextModel,
     batches: Iterable[JudgedPairs],
@@ -255,7 +258,7 @@ class ImageFiller(Filler):
         self._keys: list[ImageKeys] | None = None
         if image is not None:
             pixels = view(load_picture(image, opened.view.size), opened.view)
-            with torch.no_grad():
+            with inference():
                 tokens = opened.model.encode_image(pixels[None].to(opened.model.device))
                 self._keys = opened.model.project_images(tokens)
 
@@ -287,7 +290,7 @@ class ImageFiller(Filler):
         """True if the replaced-token-detection head has been trained."""
         return bool(self._model.mrtd_head.bias.any())
 
-    @torch.no_grad()
+    @inference()
     def replaced(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the probability that each token of texts (B, L) was replaced: (B, L) float32."""
         logits = self._model.mrtd_head(self.read(ids.to(self._model.device))).float()

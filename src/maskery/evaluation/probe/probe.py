@@ -170,9 +170,10 @@ class Task:
 
 
 class ClassTask(Task):
-    """A class for each text: nearest neighbour and linear probe."""
+    """A class for each text: nearest neighbour and linear probe.
 
-    # Texts that stand in the file twice are judged once, with their first label.
+    Texts that stand in the file twice are judged once, with their first label.
+    """
 
     def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
         first: dict[str, int] = {}
@@ -340,8 +341,10 @@ def tuned_figure(
 
 
 def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
-    """Cut texts in two, as pairs: does a half find its other half?"""
-    # Shorter texts are left out, and equal ones are taken once.
+    """Cut texts in two, as pairs: does a half find its other half?
+
+    Shorter texts are left out, and equal ones are taken once.
+    """
     first, second = [], []
     for text in dict.fromkeys(" ".join(text.split()) for text in texts):
         words = text.split(" ")

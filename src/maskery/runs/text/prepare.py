@@ -79,9 +79,11 @@ class TextRun:
     given: Given  # Objects in the place of what the configuration names
 
     def score(self, model: MaskedLanguageModel | None = None, *, name: str = "") -> ExampleSums:
-        """Return held-out sums of this run's model, or of another with the same tokenizer."""
-        # They are of the text that decides, or of the other one of that name. The run's processes
-        # share the work: all of them must call this.
+        """Return held-out sums of this run's model, or of another with the same tokenizer.
+
+        They are of the text that decides, or of the other one of that name. The run's processes
+        share the work: all of them must call this.
+        """
         return score_examples(
             model or self.model,
             scoring(self.others[name] if name else self.held_out, progress=self.progress),
