@@ -183,8 +183,11 @@ def take_text_as_paths(config: DataclassInstance) -> None:
 
 
 def local_path(value: str | Path, name: str) -> Path:
-    """Return a setting as a path, `file://` taken off; any other address is a ConfigError."""
-    # It would become a folder named `s3:`.
+    """Return a setting as a path; `file://` is taken off.
+
+    Raises:
+        ConfigError: It is an address, which would become a folder named `s3:`.
+    """
     address = ADDRESS.fullmatch(str(value))
     if address is None:
         return Path(value)

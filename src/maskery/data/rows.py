@@ -71,9 +71,14 @@ def tokenise_rows(
 
 
 def flatten(rows: Sequence[Row]) -> TokenBatch:
-    """Lay rows end to end; a DataError if they have no `input_ids`, or columns disagree."""
-    # A row without `example_id` is named by a hash of its tokens; one without `word_starts` has
-    # every token for a word of its own.
+    """Lay rows end to end.
+
+    A row without `example_id` is named by a hash of its tokens; one without `word_starts` has every
+    token for a word of its own.
+
+    Raises:
+        DataError: A row has no `input_ids`, or its columns disagree in length.
+    """
     if not rows:
         raise DataError("a batch has no rows; give the collator at least one")
     if any("input_ids" not in row for row in rows):

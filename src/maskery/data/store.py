@@ -100,15 +100,21 @@ def _machine() -> str:
 
 
 class Documents:
-    """Tokenised documents end to end: a token store, shards, or texts in memory."""
+    """Tokenised documents end to end: a token store, shards, or texts in memory.
+
+    Attributes:
+        tokens: (T,) integers, without special tokens; read by slices or index arrays.
+        word_starts: (T,) bool: True at the first token of each word.
+        boundaries: (N + 1,) int64: document n is `tokens[boundaries[n]:boundaries[n + 1]]`.
+        ids: (N,) uint64: stable document ids.
+    """
 
     def __init__(
         self,
-        # (T,), without special tokens; read by slices or index arrays
         tokens: npt.NDArray[np.integer[Any]],
-        word_starts: npt.NDArray[np.bool_],  # (T,), True at the first token of each word
-        boundaries: Int64Array,  # (N + 1,); document n is `tokens[boundaries[n]:boundaries[n + 1]]`
-        ids: UInt64Array,  # (N,), stable ids of the documents
+        word_starts: npt.NDArray[np.bool_],
+        boundaries: Int64Array,
+        ids: UInt64Array,
     ) -> None:
         self.tokens, self.word_starts = tokens, word_starts
         self.boundaries, self.ids = boundaries, ids
@@ -165,8 +171,12 @@ class TokenStore(Documents):
     def open(
         cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None
     ) -> TokenStore:
-        """Open a finished store; what is none, or is damaged, is a DataError."""
-        # To `verify` reads every byte once (about 1 GB/s), and looks for ids beyond `vocab_size`.
+        """Open a finished store; to `verify` reads every byte once (about 1 GB/s).
+
+        Raises:
+            DataError: It is not a store, its files are not what the manifest says or do not fit
+                together, or it holds ids of `vocab_size` and above.
+        """
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
             if manifest["format"] != FORMAT:

@@ -121,8 +121,10 @@ def byte_bar(total: int | None, doing: str, progress: bool, *, leave: bool = Fal
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Tokenizer | None:
-    """Return the Rust tokenizer as texts are read: nothing is cut, padded or a control token."""
-    # `keep` is the one control token that is recognised where a text has it.
+    """Return the Rust tokenizer as texts are read: nothing is cut off, padded or a control token.
+
+    `keep` is the one control token that is recognised where a text has it.
+    """
     if not tokenizer.is_fast:
         return None
     backend = Tokenizer.from_str(without_control_tokens(tokenizer, keep))

@@ -54,10 +54,12 @@ def attention_forward(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend, as Transformers calls its attention functions; returns (B, L, H, E) and None."""
-    # Queries are (B, H, L, E), keys and values (B, G, L, E), G dividing H. When packed, they are
-    # (1, H, T, E), `cu_seq_lens_q` is (S + 1,) int32 and `max_length_q` the length of the longest
-    # segment. A sliding window attends where |i - j| < `sliding_window`.
+    """Attend, with Transformers' signature of attention functions; returns (B, L, H, E) and None.
+
+    Queries are (B, H, L, E), keys and values (B, G, L, E), G dividing H. When packed, they are (1,
+    H, T, E), `cu_seq_lens_q` is (S + 1,) int32 and `max_length_q` the length of the longest
+    segment. A sliding window attends where |i - j| < `sliding_window`.
+    """
     if cu_seq_lens_q is None:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

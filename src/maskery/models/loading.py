@@ -138,14 +138,22 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_masked_lm(
-    name: str,  # `minilm`, a model folder, a run folder or a hub name
+    name: str,
     *,
-    attention_dropout: bool = False,  # True keeps the model's own attention dropout
-    hidden_dropout: float | None = None,  # None for the model's own
-    tokenizer: PreTrainedTokenizerBase | None = None,  # if it is already there
-    seed: int = 0,  # of the weights that the checkpoint does not have
+    attention_dropout: bool = False,
+    hidden_dropout: float | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
 ) -> Loaded:
-    """Load a masked language model in float32; raises ModelError if it cannot be trained on."""
+    """Load a masked language model in float32; raises ModelError if it cannot be trained on.
+
+    Args:
+        name: `minilm`, a model folder, a run folder or a hub name.
+        attention_dropout: Keep the model's own attention dropout.
+        hidden_dropout: Dropout of hidden states; None for the model's own.
+        tokenizer: If it is already there.
+        seed: Of the weights that the checkpoint does not have.
+    """
     config, dropouts = load_config(name), {}
     if not attention_dropout:  # with it, attention takes twice the time
         for setting in ATTENTION_DROPOUTS:

@@ -23,8 +23,13 @@ class Line(NamedTuple):
 
 
 def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Line]:
-    """Yield the lines of a file that are not blank, in order; without any, a DataError."""
-    # The file may be packed (.gz, .xz, .zst or .bz2), or an address; `-` is the standard input.
+    """Yield the lines of a file that are not blank, in order.
+
+    The file may be packed (.gz, .xz, .zst or .bz2), or an address; `-` is the standard input.
+
+    Raises:
+        DataError: It cannot be read, is not in that encoding, or has no text.
+    """
     empty = True
     with ExitStack() as stack:
         if str(path) == STANDARD_INPUT:
@@ -47,7 +52,11 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
 def read_sentence_pairs(
     path: str | Path, *, encoding: str = "utf-8"
 ) -> Iterator[tuple[Line, Line]]:
-    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first."""
+    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first.
+
+    Raises:
+        DataError: As `read_sentences`, or a line does not have two sentences.
+    """
     for number, text in read_sentences(path, encoding=encoding):
         parts = [part.strip() for part in text.split("\t")]
         if len(parts) != 2 or not all(parts):

@@ -214,8 +214,10 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
 def view_batches(
     refs: Sequence[ImageRef], config: ViewConfig, skipped: Skipped, *, batch_images: int = 32
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Decode, resize and normalise pictures: their indices, and pixels (B, 3, H, W) float32."""
-    # Batches in which no picture can be read are left out; `skipped` decides if one is an error.
+    """Decode, resize and normalise pictures: their indices, and their pixels (B, 3, H, W) float32.
+
+    Batches in which no picture can be read are left out; `skipped` decides if one is an error.
+    """
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, "decode") as pool:
         for first in range(0, len(refs), batch_images):

@@ -50,9 +50,12 @@ class Labelled:
 def read_labelled(
     path: Path | str, kind: Kind = "labels", *, text_column: str = "text", label_column: str = ""
 ) -> Labelled:
-    """Read `.jsonl`, `.csv`, `.tsv` or `.parquet`, also packed, or CoNLL columns for `tokens`."""
-    # The file may lie here or at an address. The columns are those of the text and its label, or of
-    # the two texts of a pair; by default `text` with `label` or `pair`.
+    """Read `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed, or CoNLL columns for `tokens`.
+
+    The file may lie here or at an address. The columns are those of the text and its label, or of
+    the two texts of a pair; by default `text` with `label` or `pair`. Labels that are no classes
+    are a DataError.
+    """
     path = one_file(path, "a text and a label in each row")
     if kind == "tokens":
         return _read_conll(path)

@@ -195,8 +195,10 @@ def match_scores(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores (T, K) that sort the candidates, and the logits (T, K, 2) behind them."""
-    # `processes` share the images out, and all get the whole result; all of them must ask.
+    """Return the scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
+
+    `processes` share the images out, and all get the whole result; all of them must ask.
+    """
     from tqdm import tqdm
 
     processes = processes or Processes()

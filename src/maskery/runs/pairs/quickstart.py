@@ -28,9 +28,10 @@ SEARCHES = (
 
 
 def quickstart_config(folder: Path) -> PairsRunConfig:
-    """Return settings for two artists' pictures."""
-    # Nothing is mirrored, for names say left and right. Without replaced words and soft labels a
-    # step takes half the time.
+    """Return settings for two artists' pictures; nothing is mirrored, for names say left and right.
+
+    Without replaced words and soft labels a step takes half the time.
+    """
     return PairsRunConfig(
         pairs=str(folder / "train-*.jsonl"),
         eval_pairs=str(folder / "test-google.jsonl"),
@@ -49,8 +50,10 @@ def quickstart_config(folder: Path) -> PairsRunConfig:
 def run_pairs_quickstart(
     folder: Path, *, progress: bool = True
 ) -> tuple[PairsResult, dict[str, RetrievalFigures], Path]:
-    """Fetch emoji, train on two artists' pictures, and search a third's; the folder is new."""
-    # Returns the run, figures by what is searched, and the pictures that ten drawn searches are in.
+    """Fetch emoji, train on two artists' pictures, and search a third's, in a new or empty folder.
+
+    Returns the run, figures by what is searched, and the pictures that ten drawn searches are in.
+    """
     seen, other = folder / "emoji", folder / "other"
     tables = {"held-out concepts": seen / "test-google.jsonl"}
     for number, name in enumerate(available_sets()[:3]):
