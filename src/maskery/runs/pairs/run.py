@@ -112,13 +112,20 @@ def train_pairs(
     terms: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
 ) -> PairsResult:
-    """Run an image-text configuration from its pairs to a saved model; see `train_text`.
+    """Run an image-text configuration from its pairs to a saved model.
 
     Args:
+        config: All settings of the run.
+        progress: Draw progress bars.
         source: Pairs in Python, in place of those that the config names: an iterable of records
             (mappings with `image`, a path or bytes, `caption`, and where known `person`, `group`
             and `split`), or a `datasets` dataset with image and caption columns.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
+        callbacks: Called while the run trains; see `Callback`.
+
+    Raises:
+        MaskeryError: Something the user can mend.
     """
     if config.reading.reader is not None:
         FORMATS.find(config.reading.reader)  # before anything else, as other plug-ins

@@ -122,7 +122,18 @@ def train_person_search(
     terms: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
 ) -> PersonSearchResult:
-    """Run a person-search configuration to the model of its best epoch; see `train_pairs`."""
+    """Run a person-search configuration from its dataset to the model of its best epoch.
+
+    Args:
+        config: All settings of the run.
+        progress: Draw progress bars.
+        beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
+        terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
+        callbacks: Called while the run trains; see `Callback`.
+
+    Raises:
+        MaskeryError: Something the user can mend.
+    """
     config.require_start()
     config = config.anchored()
     data = str(config.data.root)
