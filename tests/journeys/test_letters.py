@@ -40,7 +40,16 @@ def test_folders_of_old_letters(
     monkeypatch.chdir(tmp_path)
     write_letters(tmp_path / "letters")
     command = ["train", "text", "letters", "--model", "scratch:tiny", "--output", "runs/letters"]
-    command += ["--vocab-size", "300", "--epochs", "40", "--max-steps", "120", "--held-out-share", "0.2"]
+    command += [
+        "--vocab-size",
+        "300",
+        "--epochs",
+        "40",
+        "--max-steps",
+        "120",
+        "--held-out-share",
+        "0.2",
+    ]
     command += ["--batch-tokens", "1024", "--learning-rate", "3e-3", "--encoding", "auto"]
     assert main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
