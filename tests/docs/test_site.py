@@ -11,7 +11,7 @@ import yaml
 import maskery
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md")
+FOLDERS = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/*.md")
 PAGES = sorted(str(path.relative_to(ROOT)) for name in FOLDERS for path in ROOT.glob(name))
 LINK = re.compile(r"\]\((?!\w+:)(?P<path>[^)#\s]*)#?(?P<anchor>[^)\s]*)\)")
 
@@ -50,3 +50,20 @@ def test_the_reference_has_every_public_name_once() -> None:
         for name in re.findall(r"^::: maskery\.(\w+)$", path.read_text("utf-8"), re.MULTILINE)
     ]
     assert sorted(named) == sorted(set(maskery.__all__) - {"__version__"})
+
+
+def test_the_page_about_flags_names_flags_that_exist() -> None:
+    helps = (path.read_text("utf-8") for path in (ROOT / "docs" / "commands").glob("*.md"))
+    known = set(re.findall(r"--[a-z][a-z-]+", "\n".join(helps)))
+    named = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "flags.md").read_text("utf-8")))
+    assert named - known == set()
+
+
+def test_every_section_of_results_is_told_how_to_reproduce() -> None:
+    page = (ROOT / "docs" / "reproduce.md").read_text("utf-8")
+    told = set(re.findall(r"RESULTS\.md#([^)]+)", page))
+    sections = anchors_of(ROOT / "benchmarks" / "RESULTS.md")
+    # The heading of the page; what was not measured; what was tried by hand.
+    assert sections - told == {"results", "gpus", "bf16-on-a-cpu"}
+    for script in re.findall(r"benchmarks/\w+\.py", page):
+        assert (ROOT / script).is_file()

@@ -31,7 +31,7 @@ from maskery.core.errors import (
     harmless,
     reason_of,
 )
-from maskery.core.ranges import take_text_as_paths
+from maskery.core.ranges import Settings, take_text_as_paths
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def complain(name: str, message: object, code: int = 2) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(Settings):
     """A command: its fields are its flags, and its docstring is its help."""
 
     # False: messages of progress are shown, unless --json is given.

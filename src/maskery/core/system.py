@@ -146,8 +146,10 @@ class TerminatedError(KeyboardInterrupt):
 
 @contextmanager
 def signals_stop(how_to_go_on: str) -> Iterator[None]:
-    """Unwind the block at a signal, as Ctrl-C does, and end it with a `StoppedError`."""
-    # `how_to_go_on` ends the message: what is kept, and what the user does next.
+    """Unwind the block at a signal, as Ctrl-C does, and end it with a `StoppedError`.
+
+    `how_to_go_on` ends the message: what is kept, and what the user does next.
+    """
 
     def unwind(number: int, _frame: FrameType | None) -> None:
         raise TerminatedError(number)
@@ -224,8 +226,10 @@ def flush_tree(folder: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
-    """Write a file; until it is whole, what was there stays. After an OSError nothing is left."""
-    # Processes that may write the same file at once each name a suffix of their own as `aside`.
+    """Write a file; until it is whole, what was there stays. After an OSError nothing is left.
+
+    Processes that may write the same file at once each name a suffix of their own as `aside`.
+    """
     partial = path.with_name(f"{path.name}.{aside}")
     try:
         partial.write_bytes(data)

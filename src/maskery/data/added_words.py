@@ -45,9 +45,11 @@ def read_words(path: str | Path, tokenizer: PreTrainedTokenizerBase | None = Non
 def add_words(
     tokenizer: PreTrainedTokenizerBase, lines: Sequence[Line], source: str | Path
 ) -> AddedWords:
-    """Return a tokenizer that knows some words as single tokens; `source` is their file."""
-    # Those it has already, and repetitions, change nothing. A longer word that begins with a new
-    # one may be cut after it by WordPiece and Unigram.
+    """Return a tokenizer that knows some words as single tokens; `source` is their file.
+
+    Those it has already, and repetitions, change nothing. A longer word that begins with a new one
+    may be cut after it by WordPiece and Unigram.
+    """
     require_growing(tokenizer)
     backend = tokenizer.backend_tokenizer
     _refuse(lines, backend, source)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from itertools import chain, pairwise
 from typing import Any, Generic, Literal, TypeVar
 
@@ -37,9 +38,10 @@ EXAMPLE_ORDER, STEP_ORDER = 0, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of an epoch: step s takes `order[boundaries[s]:boundaries[s + 1]]`."""
+    """The steps of an epoch: step s takes `order[boundaries[s]:boundaries[s + 1]]`.
 
-    # `order` is (W,) int64, example indices; `boundaries` (S + 1,) int64.
+    `order` is (W,) int64, example indices; `boundaries` (S + 1,) int64.
+    """
 
     order: Ints
     boundaries: Ints
@@ -66,9 +68,10 @@ class Plan:
 def plan_epoch(
     lengths: Ints, *, seed: int, epoch: int, batch_tokens: int, layout: Layout = "packed"
 ) -> Plan:
-    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps."""
-    # In the padded layout, padding counts as tokens of a step, and examples of like length share
-    # one.
+    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps.
+
+    In the padded layout, padding counts as tokens of a step, and examples of like length share one.
+    """
     longest = int(lengths.max(initial=0))
     if longest > batch_tokens:
         raise over_budget(longest, batch_tokens)
@@ -86,8 +89,10 @@ def plan_epoch(
 
 
 def random_order(names: npt.NDArray[np.uint64], *, position: int, seed: int, epoch: int) -> Ints:
-    """Return the order of some things by a number drawn for the name of each: (N,) int64."""
-    # `position`, a multiple of four, tells the uses of this apart.
+    """Return the order of some things by a number drawn for the name of each: (N,) int64.
+
+    `position`, a multiple of four, tells the uses of this apart.
+    """
     positions = np.full(len(names), position, np.int64)
     keys = random_words(seed, Stream.ORDER, epoch, names, positions)
     return np.argsort(keys, kind="stable")
@@ -102,8 +107,10 @@ def over_budget(longest: int, batch_tokens: int) -> ConfigError:
 
 
 def cut_by_sum(lengths: Ints, budget: int) -> Ints:
-    """Cut where the next example would exceed the budget: (S + 1,) boundaries."""
-    # One that exceeds it alone is a part by itself.
+    """Cut where the next example would exceed the budget: (S + 1,) boundaries.
+
+    One that exceeds it alone is a part by itself.
+    """
     ends = np.cumsum(lengths)
     cuts = [0]
     while cuts[-1] < len(lengths):
@@ -128,24 +135,26 @@ def cut_by_padded_size(lengths: Ints, budget: int) -> Ints:
 
 
 def split_step(lengths: Ints, *, micro_tokens: int, parts: int) -> list[Ints]:
-    """Cut a step into micro-batches: at least `parts`, a multiple of it, none over the budget."""
-    # Returns indices into `lengths`, each ascending; empty where there are fewer examples than
-    # parts.
+    """Cut a step into micro-batches: at least `parts`, a multiple of it, none over the budget.
 
+    Returns indices into `lengths`, each ascending; empty where there are fewer examples than parts.
+    """
     # An example that exceeds the budget by itself is the budget.
     budget = max(micro_tokens, int(lengths.max(initial=0)))
     count = max(1, -(-int(lengths.sum()) // budget))
+    order = np.argsort(-lengths, kind="stable").tolist()
     while True:
         count = -(-count // parts) * parts
-        sizes = np.zeros(count, np.int64)
-        members: list[list[int]] = [[] for _ in range(count)]
+        if count == 1:  # nearly always: no loop, which would hold up the step beside it
+            return [np.arange(len(lengths))]
+        parts_by_size = [(0, part) for part in range(count)]
+        owners = np.zeros(len(lengths), np.int64)
         # Longest first into the emptiest, so that the parts are of like size.
-        for index in np.argsort(-lengths, kind="stable").tolist():
-            emptiest = int(np.argmin(sizes))
-            sizes[emptiest] += lengths[index]
-            members[emptiest].append(index)
-        if int(sizes.max()) <= budget:
-            return [np.array(sorted(m), np.int64) for m in members]
+        for index, length in zip(order, lengths[order].tolist(), strict=True):
+            size, owners[index] = parts_by_size[0]
+            heapreplace(parts_by_size, (size + length, owners[index]))
+        if max(parts_by_size)[0] <= budget:
+            return [np.flatnonzero(owners == part) for part in range(count)]
         count += 1
 
 
@@ -279,10 +288,11 @@ class Batching:
 
 
 class PlannedSource(ABC, Generic[BatchT]):
-    """Examples in the order of a plan for each epoch; implements `core.task.BatchSource`."""
+    """Examples in the order of a plan for each epoch; implements `core.task.BatchSource`.
 
-    # `lengths` (W,) are the tokens of the examples, of which a step has `step_size` at most and a
-    # micro-batch `micro_size`.
+    `lengths` (W,) are the tokens of the examples, of which a step has `step_size` at most and a
+    micro-batch `micro_size`.
+    """
 
     def __init__(
         self, lengths: Ints, step_size: int, micro_size: int | None, layout: Layout, seed: int
@@ -315,9 +325,10 @@ class PlannedSource(ABC, Generic[BatchT]):
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[BatchT | StandIn[BatchT]]:
-        """Return one process's share of a step."""
-        # A process that is left without an example computes one once more, and counts it for
-        # nothing.
+        """Return one process's share of a step.
+
+        A process that is left without an example computes one once more, and counts it for nothing.
+        """
         chosen = self.plan(epoch).step(step)
         parts = split_step(self.lengths[chosen], micro_tokens=self.micro_size, parts=world_size)
         batches: list[BatchT | StandIn[BatchT]] = []
@@ -329,9 +340,10 @@ class PlannedSource(ABC, Generic[BatchT]):
 
 
 class TextSource(PlannedSource[TokenBatch]):
-    """The batches of a run over some `documents` of a store, by their indices."""
+    """The batches of a run over some `documents` of a store, by their indices.
 
-    # They are cut into windows, which are put in special tokens.
+    They are cut into windows, which are put in special tokens.
+    """
 
     def __init__(self, store: Documents, documents: Ints, batching: Batching) -> None:
         self.store, self.batching = store, batching

@@ -63,8 +63,10 @@ class Stamp(NamedTuple):
 
 
 def find_pictures(folder: Path) -> dict[str, Stamp]:
-    """Return the pictures below a folder, sorted: relative path with slashes, and stamp."""
-    # A file without an ending may be one. Hidden names and links to folders are passed over.
+    """Return the pictures below a folder, sorted: relative path with slashes, and stamp.
+
+    A file without an ending may be one. Hidden names and links to folders are passed over.
+    """
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
         raise DataError(f"the gallery '{folder}' {what}; name a folder of pictures")

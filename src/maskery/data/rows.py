@@ -45,9 +45,11 @@ MARKS, REACH = re.compile("^(?:##|▁)|(?:@@|</w>)$"), 40
 def tokenise_rows(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> list[dict[str, Any]]:
-    """Tokenise texts into rows with word starts, for a dataset that fits into memory."""
-    # Texts of more than `max_length` tokens, special ones included, are cut into several rows, so
-    # no token is lost; empty texts give none.
+    """Tokenise texts into rows with word starts, for a dataset that fits into memory.
+
+    Texts of more than `max_length` tokens, special ones included, are cut into several rows, so no
+    token is lost; empty texts give none.
+    """
     template = Template.of(tokenizer)
     room = max_length - template.num_special
     if room < 1:
@@ -159,12 +161,14 @@ class RowSource(TextSource):
 
 
 class PieceWords:
-    """Finds the words of token ids from the tokenizer's pieces, where the text is gone."""
+    """Finds the words of token ids from the tokenizer's pieces, where the text is gone.
 
-    # WordPiece marks pieces that go on (`##ing`), Metaspace and byte-level tokenizers pieces that
-    # begin (`▁the`, `Ġthe`), others the end (`the</w>`). Byte-level tokenizers also cut between
-    # letters, digits and other characters, as GPT-2 does. Where nothing is marked, each token is a
-    # word. Special tokens are words of their own.
+    WordPiece marks pieces that go on (`##ing`), Metaspace and byte-level tokenizers pieces that
+    begin (`▁the`, `Ġthe`), others the end (`the</w>`). Byte-level tokenizers also cut between
+    letters, digits and other characters, as GPT-2 does. Where nothing is marked, each token is a
+    word.
+    Special tokens are words of their own.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: Sequence[int]) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -236,9 +240,10 @@ def _kind(character: str) -> int:
 
 
 class PythonReader:
-    """Cut texts with a tokenizer in Python, which marks its pieces and tells no places."""
+    """Cut texts with a tokenizer in Python, which marks its pieces and tells no places.
 
-    # `keep` is the one control token that is recognised where a text has it.
+    `keep` is the one control token that is recognised where a text has it.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: str = "") -> None:
         self.tokenizer, self.keep = tokenizer, keep

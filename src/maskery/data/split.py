@@ -59,10 +59,12 @@ def split_by_value(
     share: float,
     values: Iterable[tuple[int, str]],
 ) -> tuple[Ints, Ints]:
-    """Return training and held-out documents, so that those of one value are on one side."""
-    # What has a copy on the other side is left out, and counted: notes of many patients are alike.
-    # `values` are the id of each document with its value, by a hash of which the sides are chosen;
-    # `share` is of the values.
+    """Return training and held-out documents, so that those of one value are on one side.
+
+    What has a copy on the other side is left out, and counted: notes of many patients are alike.
+    `values` are the id of each document with its value, by a hash of which the sides are chosen;
+    `share` is of the values.
+    """
     numbers: dict[str, int] = {}
     rows = [(number, numbers.setdefault(value, len(numbers))) for number, value in values]
     known, of_value = np.array([n for n, _ in rows], np.uint64), np.array([n for _, n in rows])
@@ -120,9 +122,10 @@ def without_held_out(
 
 
 def sample(store: Documents, documents: Ints, most_tokens: int) -> Ints:
-    """Return documents of at most so many tokens, ascending; at least one."""
-    # Which they are follows from their texts, so it is the same in every run.
+    """Return documents of at most so many tokens, ascending; at least one.
 
+    Which they are follows from their texts, so it is the same in every run.
+    """
     # The split has chosen by the ids mixed once: what it held out has the lowest of those.
     order = np.argsort(mix(mix(np.asarray(store.ids)[documents])), kind="stable")
     fits = np.cumsum(store.lengths()[documents][order]) <= most_tokens

@@ -156,9 +156,10 @@ def token_type(vocab_size: int) -> type[np.uint16 | np.uint32]:
 
 
 class TokenStore(Documents):
-    """A tokenised corpus in a `folder`, read through memory maps."""
+    """A tokenised corpus in a `folder`, read through memory maps.
 
-    # `about` is what the writer was told of the corpus and the tokenizer.
+    `about` is what the writer was told of the corpus and the tokenizer.
+    """
 
     def __init__(
         self, folder: Path, files: dict[str, npt.NDArray[Any]], about: dict[str, Any]
@@ -246,8 +247,10 @@ class _Column:
 def write_store(
     folder: Path, parts: Iterable[Part], *, vocab_size: int, about: dict[str, Any]
 ) -> None:
-    """Write a store beside its place, and move it there when it is whole."""
-    # An exception removes what was written; what killed writers have left beside it goes first.
+    """Write a store beside its place, and move it there when it is whole.
+
+    An exception removes what was written; what killed writers have left beside it goes first.
+    """
     partial = partial_of(folder)
     problem = f"the token store could not be written to '{folder.parent}'"
     fix = "free some space there, or choose another place with --cache-dir"

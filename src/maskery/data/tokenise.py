@@ -279,8 +279,10 @@ def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.ND
 def word_starts(
     encoding: Encoding, ids: Int64Array, always: npt.NDArray[np.bool_], text: str
 ) -> npt.NDArray[np.bool_]:
-    """Mark the first token of each word of a text, encoded without special tokens: (t,) bool."""
-    # `ids` are its token ids, and `always` is from `starts_word_table`.
+    """Mark the first token of each word of a text, encoded without special tokens: (t,) bool.
+
+    `ids` are its token ids, and `always` is from `starts_word_table`.
+    """
     words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
     starts = np.ones(len(ids), np.bool_)
     # A lone marker ("▁" before a piece of its own) is the start; what follows continues it.

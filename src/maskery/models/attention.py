@@ -118,8 +118,10 @@ def segment_attention(
     dropout: float = 0.0,
     reach: int | None = None,
 ) -> torch.Tensor:
-    """Attend in both directions within each segment; all tensors are (T, H, E)."""
-    # `boundaries` go from 0 to T; `reach` is the furthest |i - j| of a sliding window.
+    """Attend in both directions within each segment; all tensors are (T, H, E).
+
+    `boundaries` go from 0 to T; `reach` is the furthest |i - j| of a sliding window.
+    """
     runs, dtype = runs_of(boundaries), query.dtype
     sizes = [length * count for length, count in runs]
     # In bfloat16, PyTorch's backward takes 3 times as long as with the conversion to float32.
@@ -157,9 +159,11 @@ def varlen_attention(
     dropout: float = 0.0,
     reach: int | None = None,
 ) -> torch.Tensor:
-    """Attend within each segment as `segment_attention` does, with boundaries on the device."""
-    # Queries are (T, H, E), keys and values (T, G, E), G dividing H; `boundaries` (S + 1,) int32
-    # from 0 to T, of segments that may be empty and have at most `longest` tokens.
+    """Attend within each segment as `segment_attention` does, with boundaries on the device.
+
+    Queries are (T, H, E), keys and values (T, G, E), G dividing H; `boundaries` (S + 1,) int32
+    from 0 to T, of segments that may be empty and have at most `longest` tokens.
+    """
     if dropout > 0.0:
         raise ConfigError(
             f"attention dropout is {dropout}, and variable-length attention has none; leave it "

@@ -243,8 +243,10 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Refuse weights that leave a part of the encoder at random, except a head or a pooler."""
-    # Weights that no part of the model reads are named.
+    """Refuse weights that leave a part of the encoder at random, except a head or a pooler.
+
+    Weights that no part of the model reads are named.
+    """
     prefix = f"{model.base_model_prefix}."
     random = sorted(
         key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
@@ -345,8 +347,10 @@ def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -
 
 @torch.no_grad()
 def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_size: int) -> None:
-    """Grow the embeddings and the head to `vocab_size` rows, in place."""
-    # By `pieces`, a new word starts as the mean of the ids it was cut into before, or of all.
+    """Grow the embeddings and the head to `vocab_size` rows, in place.
+
+    By `pieces`, a new word starts as the mean of the ids it was cut into before, or of all.
+    """
     old = int(hf.config.get_text_config().vocab_size)
     if vocab_size > old:
         hf.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -369,9 +373,11 @@ def start_new_head(
     new: Collection[str],  # names of parameters that no checkpoint had
     token_counts: npt.NDArray[np.int64],  # (V,)
 ) -> None:
-    """Set the output bias to log frequencies and square transforms to the identity, in place."""
-    # With both, the untrained head already predicts the corpus' unigram distribution sharpened by
-    # the encoder's similarity to its own input embeddings, and no layer starts from noise.
+    """Set the output bias to log frequencies and square transforms to the identity, in place.
+
+    With both, the untrained head already predicts the corpus' unigram distribution sharpened by
+    the encoder's similarity to its own input embeddings, and no layer starts from noise.
+    """
     output = model.get_output_embeddings()
     for name, module in model.named_modules():
         fresh = f"{name}.weight" in new and module is not output
@@ -381,8 +387,14 @@ def start_new_head(
                 nn.init.zeros_(module.bias)
     bias = getattr(output, "bias", None)
     if bias is not None:
-        counts = np.zeros(len(bias), np.float64)
-        counts[: len(token_counts)] = token_counts[: len(bias)]
-        # One added to each count: a word not seen yet stays possible.
-        frequencies = (counts + 1.0) / (counts.sum() + len(counts))
-        bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias))
+        start_at_frequencies(bias, token_counts)
+
+
+@torch.no_grad()
+def start_at_frequencies(bias: torch.Tensor, token_counts: npt.NDArray[np.int64]) -> None:
+    """Let a head's bias (V,) predict word frequencies before it has learnt anything."""
+    counts = np.zeros(len(bias), np.float64)
+    counts[: len(token_counts)] = token_counts[: len(bias)]
+    # One added to each count: a word not seen yet stays possible.
+    frequencies = (counts + 1.0) / (counts.sum() + len(counts))
+    bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias))

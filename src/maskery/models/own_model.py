@@ -101,9 +101,11 @@ class _Encoder(nn.Module):
 
 
 def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> MaskedLanguageModel:
-    """Make a model object trainable, packed where its family can be packed."""
-    # It is a Hugging Face masked language model, a plain module as above, or a
-    # `MaskedLanguageModel`, which is returned as it is.
+    """Make a model object trainable, packed where its family can be packed.
+
+    It is a Hugging Face masked language model, a plain module as above, or a `MaskedLanguageModel`,
+    which is returned as it is.
+    """
     if isinstance(model, MaskedLanguageModel):
         return model
     hf = as_loaded(model, tokenizer).model

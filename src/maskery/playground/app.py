@@ -139,9 +139,11 @@ async def fail(_request: Request, error: Exception) -> Response:
 
 
 def check_host(request: Request) -> None:
-    """Refuse a request that was not meant for this address."""
-    # A page elsewhere can make a browser ask 127.0.0.1 under a name of its own (DNS rebinding); the
-    # Host header then has that name. A form elsewhere names its Origin.
+    """Refuse a request that was not meant for this address.
+
+    A page elsewhere can make a browser ask 127.0.0.1 under a name of its own (DNS rebinding); the
+    Host header then has that name. A form elsewhere names its Origin.
+    """
     server = request.scope.get("server") or ("", 0)
     allowed = {f"{name}:{server[1]}" for name in LOCAL_NAMES}
     if server[1] == 80:
@@ -198,9 +200,10 @@ async def while_there(request: Request, work: Coroutine[Any, Any, ResultT]) -> R
 
 
 class Worker:
-    """Run functions one after the other in a thread of their own."""
+    """Run functions one after the other in a thread of their own.
 
-    # At most `queue` functions wait, and each may take `seconds`, its waiting included.
+    At most `queue` functions wait, and each may take `seconds`, its waiting included.
+    """
 
     def __init__(self, *, queue: int = QUEUE, seconds: float = SECONDS) -> None:
         self.queue, self.seconds = queue, seconds

@@ -76,9 +76,10 @@ class GallerySearch:
 
 
 class Session:
-    """One or two models, and the pictures that were dropped on the page."""
+    """One or two models, and the pictures that were dropped on the page.
 
-    # A gallery is a folder of pictures to search with the first model that looks at pictures.
+    A gallery is a folder of pictures to search with the first model that looks at pictures.
+    """
 
     def __init__(
         self, *names: str, gallery: Path | None = None, cache_dir: Path | None = None

@@ -205,8 +205,10 @@ class CaptionSteps:
     def inputs(
         self, prepared: PreparedPairs, lesson: CaptionTargets | None = None
     ) -> dict[str, PaddedText]:
-        """Steps 3 and 8: return the captions that a model reads, by loss term."""
-        # Those of the twin or, with its `lesson`, of the trained model.
+        """Steps 3 and 8: return the captions that a model reads, by loss term.
+
+        Those of the twin or, with its `lesson`, of the trained model.
+        """
         masked: torch.Tensor | None = prepared.mlm.input_ids
         anew = None
         if lesson is None:
@@ -228,9 +230,11 @@ class CaptionSteps:
         images: Sequence[ImageKeys] | None,
         other_images: OtherImages | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Run all blocks through the fusion layers at once: by name, (B, L, D)."""
-        # Row b of every block looks at image b; of the last one, where `other_images` is given, at
-        # image `other_images[b]`, or at image b of those.
+        """Run all blocks through the fusion layers at once: by name, (B, L, D).
+
+        Row b of every block looks at image b; of the last one, where `other_images` is given, at
+        image `other_images[b]`, or at image b of those.
+        """
         if not blocks:
             return {}
         if "mlm" in blocks and not self.config.mlm_with_image and images is not None:

@@ -84,10 +84,12 @@ class ImageTextTask:
         mrtd_masker: Masker,
         terms: Sequence[Any] = (),
     ) -> None:
-        """Make the twin, attach the user's loss terms, and freeze heads that no term reads."""
-        # The loss terms of the user's own are those that `config` names, and functions, modules or
-        # `LossTerm`s as `terms`; one that breaks its contract is a PluginError. `mrtd_masker` masks
-        # captions again for the twin to fill, with another seed.
+        """Make the twin, attach the user's loss terms, and freeze heads that no term reads.
+
+        The loss terms of the user's own are those that `config` names, and functions, modules or
+        `LossTerm`s as `terms`; one that breaks its contract is a PluginError. `mrtd_masker` masks
+        captions again for the twin to fill, with another seed.
+        """
         self.config, self.pad_token_id = config, pad_token_id
         self.own_terms = load_terms(config.term, terms, model)
         self.captions = CaptionSteps(
@@ -197,8 +199,10 @@ class ImageTextTask:
 
     @torch.no_grad()
     def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge, in evaluation mode, which words the twin replaced."""
-        # Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+        """Judge, in evaluation mode, which words the twin replaced.
+
+        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+        """
         lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
         if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")

@@ -52,10 +52,11 @@ class PreparedKeep(PreparedText):
 
 
 class KeepEmbedding(TextMLM):
-    """Predict the masked tokens, and hold the vectors of texts to the frozen start's."""
+    """Predict the masked tokens, and hold the vectors of texts to the frozen start's.
 
-    # `weight` is that of the mean distance, 1 - cosine, beside the loss of a masked token in nats;
-    # `frozen_share` the share of the run, from its start, in which the encoder is frozen.
+    `weight` is that of the mean distance, 1 - cosine, beside the loss of a masked token in nats;
+    `frozen_share` the share of the run, from its start, in which the encoder is frozen.
+    """
 
     def __init__(
         self,

@@ -48,10 +48,11 @@ class ReplacementPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedMomentumText(PreparedText):
-    """A masked batch with every decision taken that does not need the model."""
+    """A masked batch with every decision taken that does not need the model.
 
-    # `inputs` is the model's text: the masked text and, with MRTD, the original after it, in which
-    # the twin's samples will stand. Its rows are the M masked and the P judged tokens.
+    `inputs` is the model's text: the masked text and, with MRTD, the original after it, in which
+    the twin's samples will stand. Its rows are the M masked and the P judged tokens.
+    """
 
     # The twin's text: the masked text where there are soft labels, and with MRTD the text masked
     # anew. Its rows are the masked tokens of both.
@@ -205,8 +206,10 @@ class MomentumTextMLM(TextMLM):
 
     @torch.no_grad()
     def judge(self, prepared: PreparedMomentumText) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge, in evaluation mode, which words the twin replaced."""
-        # Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+        """Judge, in evaluation mode, which words the twin replaced.
+
+        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
+        """
         taught = self._teach(prepared)
         if taught.input_ids is None or taught.labels is None:
             raise ConfigError("there is no detection to judge; train with --objective mlm+mrtd")
@@ -240,8 +243,10 @@ class MomentumTextMLM(TextMLM):
     def _read(
         self, prepared: PreparedMomentumText, replaced: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read the masked text and the text with replacements (S,) in one pass."""
-        # Returns (M, V), logits at the masked tokens, and (P, 2), original against replaced.
+        """Read the masked text and the text with replacements (S,) in one pass.
+
+        Returns (M, V), logits at the masked tokens, and (P, 2), original against replaced.
+        """
         inputs, num_masked = prepared.inputs, len(prepared.targets)
         ids = torch.cat((inputs.input_ids.flatten()[: len(replaced)], replaced))
         inputs = replace(inputs, input_ids=ids.view_as(inputs.input_ids))

@@ -58,8 +58,10 @@ class TextParts:
 def make_text_task(
     parts: TextParts, objective: str | Callable[[TextParts], Task[Any, Any]] | None = None
 ) -> Task[Any, Any]:
-    """Make the task of a run by an objective: a name, `FILE.py:NAME`, or a callable."""
-    # One that fails, or makes no task that trains the model, is a PluginError.
+    """Make the task of a run by an objective: a name, `FILE.py:NAME`, or a callable.
+
+    One that fails, or makes no task that trains the model, is a PluginError.
+    """
     choice = parts.settings.objective if objective is None else objective
     make = OBJECTIVES.find(choice)
     named = choice if isinstance(choice, str) else getattr(choice, "__qualname__", choice)
@@ -84,8 +86,10 @@ def make_text_task(
 
 
 def text_mlm(parts: TextParts) -> Task[Any, Any]:
-    """Make the task of `--objective mlm`."""
-    # With `--momentum`, a twin gives soft labels; with `--keep-embedding`, vectors stay.
+    """Make the task of `--objective mlm`.
+
+    With `--momentum`, a twin gives soft labels; with `--keep-embedding`, vectors stay.
+    """
     if parts.settings.keep_weight:
         # By name: a run that keeps nothing needs none of it.
         keep = importlib.import_module("maskery.tasks.keep_embedding")
@@ -98,11 +102,12 @@ def text_mlm(parts: TextParts) -> Task[Any, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedText:
-    """A masked batch, laid out for the encoder."""
+    """A masked batch, laid out for the encoder.
 
-    # As the batch comes, T and M are what it has: every row is a masked token. In static shapes
-    # they are those of the run: padding follows the tokens, and unused rows have the target
-    # `IGNORE_INDEX`.
+    As the batch comes, T and M are what it has: every row is a masked token. In static shapes they
+    are those of the run: padding follows the tokens, and unused rows have the target
+    `IGNORE_INDEX`.
+    """
 
     inputs: EncoderInputs  # The corrupted tokens
     targets: torch.Tensor  # (M,) int64
@@ -229,8 +234,10 @@ def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -
 def load_extra(
     task: Task[Any, Any], model: MaskedLanguageModel, folder: Path, *, needed: bool
 ) -> None:
-    """Take over the twin and the heads that `save_extra` wrote, where the task has any."""
-    # What is missing is an error only where it is `needed`.
+    """Take over the twin and the heads that `save_extra` wrote, where the task has any.
+
+    What is missing is an error only where it is `needed`.
+    """
     path, state = folder / EXTRA_STATE, task.extra_state()
     own = own_tensors(task, model)
     if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):

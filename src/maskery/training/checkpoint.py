@@ -46,9 +46,11 @@ class Checkpoints:
     def begin(
         self, snapshot: Snapshot, *, must: bool, first: Callable[[], None] = lambda: None
     ) -> None:
-        """Write a checkpoint in the thread, after calling `first` there, if the disk has room."""
-        # The write before must be over (`finish`). With `must` it is tried in any case, because
-        # nothing comes after it; otherwise the checkpoint before is kept, with a warning.
+        """Write a checkpoint in the thread, after calling `first` there, if the disk has room.
+
+        The write before must be over (`finish`). With `must` it is tried in any case, because
+        nothing comes after it; otherwise the checkpoint before is kept, with a warning.
+        """
         assert self._writing is None
 
         def flush_and_write() -> Path:

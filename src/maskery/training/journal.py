@@ -45,9 +45,10 @@ EVENTS = ("on_step", "on_evaluation", "on_save", "on_end")
 
 
 class Tracker:
-    """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`."""
+    """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`.
 
-    # `trackers` names those of accelerate's that get every line too, as `kind/name`.
+    `trackers` names those of accelerate's that get every line too, as `kind/name`.
+    """
 
     def __init__(
         self,
@@ -114,9 +115,10 @@ def _started(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
 
 
 class Window:
-    """Sums over the steps since the last line, by name, read only when a line is written."""
+    """Sums over the steps since the last line, by name, read only when a line is written.
 
-    # Steps whose gradient is not finite are counted, and left out of the means but for `counted`.
+    Steps whose gradient is not finite are counted, and left out of the means but for `counted`.
+    """
 
     def __init__(self, sums: Mapping[str, torch.Tensor | float] | None = None) -> None:
         self.sums: dict[str, torch.Tensor | float] = {**dict.fromkeys(COUNTS, 0.0), **(sums or {})}
@@ -200,9 +202,10 @@ class SpikeWatch:
 
 
 class Journal:
-    """Decides what is written into `metrics.jsonl`, by the tracker of the main process."""
+    """Decides what is written into `metrics.jsonl`, by the tracker of the main process.
 
-    # `best_metric` is the held-out figure that tells the best; None for the first of a line.
+    `best_metric` is the held-out figure that tells the best; None for the first of a line.
+    """
 
     def __init__(self, tracker: Tracker, processes: Processes, best_metric: str | None) -> None:
         self.tracker, self.processes, self.best_metric = tracker, processes, best_metric

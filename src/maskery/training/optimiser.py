@@ -103,10 +103,11 @@ def build_optimiser(
     *,
     others_start_at: int = 0,
 ) -> torch.optim.AdamW:
-    """Make AdamW, with Muon where the config says so; groups have their peak rate as `peak_lr`."""
-    # Frozen parameters are left out; `new_parameters` names those that learn at
-    # `head_learning_rate`. The others stay as they are before a step, which every group has as
-    # `starts_at`.
+    """Make AdamW, with Muon where the config says so; groups have their peak rate as `peak_lr`.
+
+    Frozen parameters are left out; `new_parameters` names those that learn at `head_learning_rate`.
+    The others stay as they are before a step, which every group has as `starts_at`.
+    """
     rate, head_rate = config.learning_rate, config.head_learning_rate
     if head_rate is None:
         # A head from nothing learns faster than the rest, but above 1e-3 AdamW is often unstable.
@@ -200,8 +201,10 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """Return (K, R, C) matrices with all singular values near 1 and the same singular vectors."""
-    # A matrix of zeros stays one. Values are good to the two digits of bf16 where that is fast.
+    """Return (K, R, C) matrices with all singular values near 1 and the same singular vectors.
+
+    A matrix of zeros stays one. Values are good to the two digits of bf16 where that is fast.
+    """
     tall = matrices.shape[1] > matrices.shape[2]
     near = matrices.mT if tall else matrices
     # The iteration needs singular values of at most 1, and their norm is at least the largest.

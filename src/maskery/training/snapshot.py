@@ -84,8 +84,10 @@ class SnapshotMaker:
         *,
         keeps: bool = True,
     ) -> Snapshot:
-        """Copy the state of a run after `position`; every process must call this."""
-        # Those that do not keep it only give their parts of shared tensors.
+        """Copy the state of a run after `position`; every process must call this.
+
+        Those that do not keep it only give their parts of shared tensors.
+        """
         model = unwrapped(task.model)
         state = {
             MODEL: named_tensors(model),

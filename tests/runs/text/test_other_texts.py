@@ -20,10 +20,10 @@ from maskery.evaluation.intervals import Interval, judge
 from maskery.evaluation.text import masked
 from maskery.evaluation.text.masked import ExampleSums, compare
 from maskery.report.page import write_report
+from maskery.runs.shortcuts import train
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import prepare_text
 from maskery.runs.text.run import TextResult, train_text
-from maskery.runs.train import train
 from maskery.training.config import TrainingConfig
 
 

@@ -18,9 +18,10 @@ BATCH_ROWS = 1000
 
 
 class GivenTexts:
-    """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library."""
+    """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library.
 
-    # `label` is the source of its examples, and `name` what messages call all of it.
+    `label` is the source of its examples, and `name` what messages call all of it.
+    """
 
     def __init__(self, data: Any, label: str, name: str | None = None) -> None:
         if isinstance(data, str | bytes) or not isinstance(data, Iterable):

@@ -40,15 +40,19 @@ class Example(NamedTuple):
 
 
 def example_id(text: str) -> int:
-    """Return the id of a text: the first 8 bytes, little-endian, of BLAKE2b (RFC 7693) of UTF-8."""
-    # The id depends on the content alone: it stays when files move or are sorted anew, and
-    # duplicates share it, so that no text is both trained on and held out.
+    """Return the id of a text: the first 8 bytes, little-endian, of BLAKE2b (RFC 7693) of UTF-8.
+
+    The id depends on the content alone: it stays when files move or are sorted anew, and
+    duplicates share it, so that no text is both trained on and held out.
+    """
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def is_held_out(ids: UInt64Array, share: float) -> npt.NDArray[np.bool_]:
-    """Choose the held-out share of examples, by a hash of their ids: (N,) bool."""
-    # A larger share holds out a superset of a smaller one.
+    """Choose the held-out share of examples, by a hash of their ids: (N,) bool.
+
+    A larger share holds out a superset of a smaller one.
+    """
     if not 0.0 <= share <= 1.0:
         raise ConfigError(f"the held-out share is {share}: it must be from 0 to 1")
     if share == 1.0:  # 2**64 is no uint64
@@ -75,8 +79,10 @@ class Piece(str):
 
 
 def piece_id(text: str, first: int) -> int:
-    """Return the id of a piece that follows another of this id, on the same side of a split."""
-    # `mix` of the pieces' ids agrees in the upper 32 bits, by which a share is held out.
+    """Return the id of a piece that follows another of this id, on the same side of a split.
+
+    `mix` of the pieces' ids agrees in the upper 32 bits, by which a share is held out.
+    """
     of_first, own = mix(np.array([first, example_id(text)], np.uint64)).tolist()
     return _unmix(of_first >> 32 << 32 | own & 0xFFFFFFFF)
 
@@ -252,8 +258,10 @@ class Reading:
         return None
 
     def mend(self, text: str) -> str | None:
-        """Deal with a text of NUL or surrogate characters as the config says; None skips it."""
-        # Decoding marks bad bytes by NUL characters, so both kinds of bad text arrive here.
+        """Deal with a text of NUL or surrogate characters as the config says; None skips it.
+
+        Decoding marks bad bytes by NUL characters, so both kinds of bad text arrive here.
+        """
         policy = self.config.on_bad_text
         if policy == "fail":
             what = "a NUL character" if "\0" in text else "half a surrogate pair"
@@ -270,10 +278,11 @@ class Reading:
 
 
 class Cutter:
-    """Gathers the text of one unit and cuts it at white space where it grows too long."""
+    """Gathers the text of one unit and cuts it at white space where it grows too long.
 
-    # Where the cuts fall depends on the text of the unit alone, not on how it arrives. A piece is
-    # let go as soon as it is full, so a line of a gigabyte is never held whole.
+    Where the cuts fall depends on the text of the unit alone, not on how it arrives. A piece is
+    let go as soon as it is full, so a line of a gigabyte is never held whole.
+    """
 
     def __init__(self, limit: int, report: ReadingReport) -> None:
         self.limit, self.report = limit, report

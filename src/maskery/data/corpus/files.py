@@ -179,9 +179,11 @@ def holds_shards(source: str) -> bool:
 
 
 def hub_name(sources: Sequence[str]) -> HubName | None:
-    """Return the hub dataset that a single source names, or None if it must be files."""
-    # It is a dataset if nothing of that name exists, it has the form of a hub name and no suffix of
-    # a file that Maskery reads, and its first part is not a folder that exists.
+    """Return the hub dataset that a single source names, or None if it must be files.
+
+    It is a dataset if nothing of that name exists, it has the form of a hub name and no suffix of
+    a file that Maskery reads, and its first part is not a folder that exists.
+    """
     if len(sources) != 1:
         return None
     source = sources[0]
@@ -199,10 +201,12 @@ def hub_name(sources: Sequence[str]) -> HubName | None:
 
 
 def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> list[Path]:
-    """Return the files that the sources name, sorted, each once; those at addresses come last."""
-    # Sources are files; folders (searched with all folders in them for files of usable suffixes,
-    # hidden ones left out); globs (`**` for any depth); addresses of any of these. The reader of
-    # `config` decides which suffixes are usable.
+    """Return the files that the sources name, sorted, each once; those at addresses come last.
+
+    Sources are files; folders (searched with all folders in them for files of usable suffixes,
+    hidden ones left out); globs (`**` for any depth); addresses of any of these. The reader of
+    `config` decides which suffixes are usable.
+    """
     if not sources:
         raise DataError("no corpus is named; name files, folders, globs or a hub dataset")
     finder = Finder(config or CorpusConfig())
@@ -383,8 +387,10 @@ def _converted(path: Path) -> str:
 
 
 def _found(filesystem: Any, root: str, plain: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and description of what lies in a folder or matches a pattern."""
-    # `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
+    """Yield name and description of what lies in a folder or matches a pattern.
+
+    `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
+    """
     is_glob = not plain.startswith(root)
     if "s3" not in protocols(filesystem):
         yield from (filesystem.glob if is_glob else filesystem.find)(root, detail=True).items()

@@ -102,8 +102,10 @@ def format_of(path: Path, config: CorpusConfig) -> str:
 
 
 def is_portable(path: Path, config: CorpusConfig) -> bool:
-    """Return True if another process finds the reader of a file by itself."""
-    # What was registered or passed in Python is known to this process alone.
+    """Return True if another process finds the reader of a file by itself.
+
+    What was registered or passed in Python is known to this process alone.
+    """
     return bool(format_of(path, config)) or is_plugin(config.reader)
 
 

@@ -90,9 +90,10 @@ def _why(error: Exception) -> str:
 
 
 class Scanner:
-    """Takes JSON values off a stream of text blocks."""
+    """Takes JSON values off a stream of text blocks.
 
-    # When a value is given out, `reading.place` is the line that it starts at.
+    When a value is given out, `reading.place` is the line that it starts at.
+    """
 
     def __init__(self, blocks: Iterator[str], reading: Reading) -> None:
         self.blocks, self.reading = blocks, reading

@@ -69,9 +69,10 @@ class Readable(Protocol):
 
 
 class CountedFile:
-    """A raw file, or the first bytes of one, that tells how much of it is read."""
+    """A raw file, or the first bytes of one, that tells how much of it is read.
 
-    # Has as much of the file interface as gzip and pyarrow ask for.
+    Has as much of the file interface as gzip and pyarrow ask for.
+    """
 
     closed = False
 
@@ -93,10 +94,11 @@ class CountedFile:
 
 
 class MultiStream:
-    """The streams of an xz or bzip2 file, one after the other."""
+    """The streams of an xz or bzip2 file, one after the other.
 
-    # `lzma.open` and `bz2.open` take whatever follows the first stream and is not a stream for
-    # rubbish and drop it in silence; here it is an error. Padding of zero bytes is allowed.
+    `lzma.open` and `bz2.open` take whatever follows the first stream and is not a stream for
+    rubbish and drop it in silence; here it is an error. Padding of zero bytes is allowed.
+    """
 
     def __init__(self, decompressor: Callable[[], Decompressor], file: Readable) -> None:
         self.file, self.new_decompressor = file, decompressor
@@ -190,8 +192,10 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
 ) -> Iterator[NamedStream]:
-    """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so."""
-    # `on_read` is told the bytes of the file, before decompression, as they are read.
+    """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so.
+
+    `on_read` is told the bytes of the file, before decompression, as they are read.
+    """
     try:
         file = path.open("rb", buffering=0)
     except OSError as error:

@@ -119,8 +119,10 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
 
 
 def heat_over(image: Image, heat: Float32Array) -> Image:
-    """Colour the hottest places of an RGB picture, over which `heat` (G, F) is stretched."""
-    # Each heat is scaled to its own range, so colours of two words cannot be compared.
+    """Colour the hottest places of an RGB picture, over which `heat` (G, F) is stretched.
+
+    Each heat is scaled to its own range, so colours of two words cannot be compared.
+    """
     module = pillow()
     span = float(heat.max() - heat.min())
     scaled = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)

@@ -37,8 +37,8 @@ SUFFIXES = frozenset(
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
 PAPER = (255, 255, 255)
-# Threads that decode; more only wait for the disk.
-MAX_WORKERS = 8
+# Threads that decode and draw views; more wait for each other, or for the disk.
+MAX_WORKERS = 16
 
 
 def pillow(module: str = "Image") -> Any:
@@ -61,10 +61,12 @@ def load_image(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     near: tuple[int, int] | None = None,
 ) -> Image:
-    """Decode a picture to RGB, or raise a DataError."""
-    # Of an animation the first frame is taken; EXIF orientation is applied; transparent pixels show
-    # white; 16-bit grey is scaled to 8 bits; CMYK, palettes and colour profiles become sRGB. `near`
-    # is the (width, height) in pixels that will be asked of the result.
+    """Decode a picture to RGB, or raise a DataError.
+
+    Of an animation the first frame is taken; EXIF orientation is applied; transparent pixels show
+    white; 16-bit grey is scaled to 8 bits; CMYK, palettes and colour profiles become sRGB. `near`
+    is the (width, height) in pixels that will be asked of the result.
+    """
     module = pillow()
     if not file.seek(0, os.SEEK_END):
         raise DataError(f"image {name} is empty (0 bytes); restore or remove it")
@@ -215,8 +217,10 @@ class ImageRef:
 
 
 def content_hashes(refs: Iterable[ImageRef]) -> UInt64Array:
-    """Return (N,) uint64: a hash of each picture's bytes, so that copies and links are known."""
-    # A picture that cannot be read is known by its name.
+    """Return (N,) uint64: a hash of each picture's bytes, so that copies and links are known.
+
+    A picture that cannot be read is known by its name.
+    """
     known: dict[str, bytes] = {}
     names = []
     for ref in refs:
@@ -232,9 +236,10 @@ def content_hashes(refs: Iterable[ImageRef]) -> UInt64Array:
 
 
 class Skipped:
-    """Counts examples that cannot be used, or raises at the first: nothing is lost silently."""
+    """Counts examples that cannot be used, or raises at the first: nothing is lost silently.
 
-    # `what` is a singular noun for messages.
+    `what` is a singular noun for messages.
+    """
 
     def __init__(self, what: str, policy: Literal["skip", "fail"]) -> None:
         self.what, self.policy = what, policy

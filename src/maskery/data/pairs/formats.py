@@ -48,9 +48,11 @@ SPLIT_NAME = re.compile(
 
 
 def open_source(source: Source, config: PairsConfig) -> Reader:
-    """Find out the format of a source, unless `config.reader` names it, and open it."""
-    # A source is a file; a folder with image metadata, Parquet tables or tar shards; several files
-    # by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
+    """Find out the format of a source, unless `config.reader` names it, and open it.
+
+    A source is a file; a folder with image metadata, Parquet tables or tar shards; several files
+    by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
+    """
     if config.images is not None and not config.images.is_dir():
         fix = instead_of(config.images) or "correct --images"
         raise DataError(f"the image folder {config.images} does not exist; {fix}")
@@ -177,9 +179,10 @@ def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
 
 
 class GivenRecords:
-    """Turns mappings into records; images that are bytes wait in a temporary file."""
+    """Turns mappings into records; images that are bytes wait in a temporary file.
 
-    # `choice` is the user's reader, for messages; None where the records are an object in Python.
+    `choice` is the user's reader, for messages; None where the records are an object in Python.
+    """
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
         self.config, self.choice = config, choice

@@ -108,10 +108,12 @@ class Pairs:
     def open_splits(
         cls, source: Source, config: PairsConfig | None = None
     ) -> tuple[Pairs, Pairs | None]:
-        """Read the pairs to train on and, where splits are named, those to measure on."""
-        # Of `train-00000-of-00001.parquet` beside `test-...`, as Hugging Face keeps them, or of a
-        # column `split`, the test split (else the validation split) is measured. A `split` in the
-        # settings is read alone.
+        """Read the pairs to train on and, where splits are named, those to measure on.
+
+        Of `train-00000-of-00001.parquet` beside `test-...`, as Hugging Face keeps them, or of a
+        column `split`, the test split (else the validation split) is measured. A `split` in the
+        settings is read alone.
+        """
         pairs = cls._read(source, config or PairsConfig(), several=True)
         splits = pairs._table["split"].unique().to_pylist()
         if len(splits) < 2:
@@ -247,8 +249,10 @@ def _checked(
 
 
 def group_ids(pairs: Pairs) -> UInt64Array:
-    """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture."""
-    # Where they share a picture, by its name or by its bytes, they are one.
+    """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture.
+
+    Where they share a picture, by its name or by its bytes, they are one.
+    """
     columns = pairs.persons.tolist(), pairs.groups.to_pylist(), pairs.names.to_pylist()
     own = group_ids_of(
         [

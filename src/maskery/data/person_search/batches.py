@@ -34,10 +34,11 @@ class ViewedPersons(ViewedPairs):
 
 
 class PersonSource(PicturedExamples[ViewedPersons]):
-    """The training batches of a run."""
+    """The training batches of a run.
 
-    # An epoch has whole batches only, as released. `weak_pair_probability` is the share of captions
-    # whose `text2` is drawn from all of the person's.
+    An epoch has whole batches only, as released. `weak_pair_probability` is the share of captions
+    whose `text2` is drawn from all of the person's.
+    """
 
     def __init__(
         self,

@@ -284,10 +284,12 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
 def merge_pictures(
     records: Iterable[Record], prepare: Callable[[Record], tuple[str, ...]]
 ) -> tuple[list[Record], str]:
-    """Join the captions of records that name the same picture; returns a note about them, too."""
-    # `prepare` makes the captions that are used, and a picture without any is left out. A caption
-    # that an earlier record of the picture has word for word is left out; what a single record
-    # lists twice is left alone, as it was published.
+    """Join the captions of records that name the same picture; returns a note about them, too.
+
+    `prepare` makes the captions that are used, and a picture without any is left out. A caption
+    that an earlier record of the picture has word for word is left out; what a single record lists
+    twice is left alone, as it was published.
+    """
     firsts: dict[str, Record] = {}  # by picture, its first record
     listed: dict[str, set[str]] = {}  # its captions as the annotations have them
     captions: dict[str, list[str]] = {}  # those that can be used, prepared

@@ -129,8 +129,10 @@ def word_heat(
     words: Sequence[Word],
     mask_id: int,
 ) -> tuple[torch.Tensor, list[float]]:
-    """Return the heat (K, N) of every word for its own log-probability, and its probability."""
-    # Each word is masked in a copy of the caption.
+    """Return the heat (K, N) of every word for its own log-probability, and its probability.
+
+    Each word is masked in a copy of the caption.
+    """
     rows = torch.tensor([i for i, word in enumerate(words) for _ in word.tokens])
     places = torch.tensor([token for word in words for token in word.tokens])
     masked = ids.repeat(len(words), 1)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, ModelError
+from maskery.core.precision import to_gpu
 from maskery.data.images.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -84,9 +85,7 @@ def open_image_text(name: str) -> OpenImageText:
             f"the model in '{name}' lacks weights ({min(info['missing_keys'])} and "
             f"{len(info['missing_keys']) - 1} others); restore its model.safetensors"
         )
-    model.eval()
-    if torch.cuda.is_available():
-        model.cuda()
+    to_gpu(model.eval())
     return OpenImageText(
         name=name,
         model=model,
@@ -133,8 +132,10 @@ def require_contrast(opened: OpenImageText) -> None:
 
 
 def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
-    """Return `view` with what is not set taken from the model and its preprocessor."""
-    # Where a model has no `preprocessor_config.json`, mean and deviation are its family's.
+    """Return `view` with what is not set taken from the model and its preprocessor.
+
+    Where a model has no `preprocessor_config.json`, mean and deviation are its family's.
+    """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
     mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
     height, width = map(int, model.config.image_size)
@@ -172,8 +173,10 @@ def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None)
 
 
 def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
-    """Prepare a typed text as the captions were that the model was trained on."""
-    # Training cuts captions that are too long; what is typed is refused instead of read in part.
+    """Prepare a typed text as the captions were that the model was trained on.
+
+    Training cuts captions that are too long; what is typed is refused instead of read in part.
+    """
     if not text.strip():
         raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
     try:
@@ -242,9 +245,11 @@ def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Wo
 
 
 def origins(ready: str, caption: str) -> Sequence[int]:
-    """Return the place of each letter of a prepared caption in the caption as typed."""
-    # Preparing drops letters and splits words, and never changes their order: the next letter is
-    # always the next one of its kind. A space has the place of the letter before it.
+    """Return the place of each letter of a prepared caption in the caption as typed.
+
+    Preparing drops letters and splits words, and never changes their order: the next letter is
+    always the next one of its kind. A space has the place of the letter before it.
+    """
     if ready == caption:
         return range(len(caption))
     # One letter may be two in lower case. A sigma's form depends on the letters around it.

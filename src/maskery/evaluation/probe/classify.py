@@ -101,9 +101,11 @@ def _best_strength(rows: Any, labels: Ints, folds: Ints) -> float:
 
 
 def lexical_vectors(texts: Sequence[str]) -> Any:
-    """Return TF-IDF vectors of the words of each text, a sparse (N, words) matrix."""
-    # Words are runs of letters and digits; in scripts without spaces, where these are whole
-    # sentences, runs of one to three characters.
+    """Return TF-IDF vectors of the words of each text, a sparse (N, words) matrix.
+
+    Words are runs of letters and digits; in scripts without spaces, where these are whole
+    sentences, runs of one to three characters.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     letters = sum(map(len, texts))
@@ -117,9 +119,11 @@ def lexical_vectors(texts: Sequence[str]) -> Any:
 
 
 def mutual_groups(*neighbours: Ints) -> Ints:
-    """Return groups of examples that judge each other, (N,) from 0."""
-    # Two texts that are each other's nearest neighbour are right or wrong together, so they count
-    # as one for an interval. Groups join such pairs of all rankings given.
+    """Return groups of examples that judge each other, (N,) from 0.
+
+    Two texts that are each other's nearest neighbour are right or wrong together, so they count as
+    one for an interval. Groups join such pairs of all rankings given.
+    """
     every = np.arange(len(neighbours[0]))
     # Each is paired with itself where it has no mutual neighbour, so that all have a group.
     pairs = [np.where(of[of] == every, of, every) for of in neighbours]
@@ -133,9 +137,11 @@ def grouped_interval(values: npt.NDArray[Any], groups: Ints, kind: Kind = "share
 
 
 def pair_scores(first: Any, second: Any, partners: Sequence[str]) -> tuple[Floats, Floats]:
-    """Return (N,) the chance that each text's partner stands first, and (N,) 1 / its mean rank."""
-    # From rows (N, D) of length 1 of both sides, dense or sparse, and the partners' names; those of
-    # one name are one. Partners of equal score share their place.
+    """Return (N,) the chance that each text's partner stands first, and (N,) 1 / its mean rank.
+
+    From rows (N, D) of length 1 of both sides, dense or sparse, and the partners' names; those of
+    one name are one. Partners of equal score share their place.
+    """
     _, one_each, own = np.unique(
         np.array(partners, object).astype(str), return_index=True, return_inverse=True
     )

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.errors import ModelError
+from maskery.core.precision import inference, to_gpu
 from maskery.models.layout import max_positions
 from maskery.models.loading import load_masked_lm, resolve
 from maskery.models.pooling import Pooling
@@ -43,9 +44,10 @@ SEEDS = (0, 1, 2)
 
 
 class Encoder:
-    """Makes vectors of texts with a masked language model's encoder; its head is not used."""
+    """Makes vectors of texts with a masked language model's encoder; its head is not used.
 
-    # The name is for messages.
+    The name is for messages.
+    """
 
     def __init__(
         self,
@@ -63,8 +65,9 @@ class Encoder:
     def open(cls, name: str) -> Encoder:
         """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`."""
         loaded = load_masked_lm(name)
-        hf = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(hf, loaded.tokenizer, Pooling.of(Path(resolve(name))), name=name)
+        return cls(
+            to_gpu(loaded.model), loaded.tokenizer, Pooling.of(Path(resolve(name))), name=name
+        )
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Return a vector of each text, (N, D) float32; longer ones are cut at `max_length`."""
@@ -85,8 +88,10 @@ class Encoder:
     def encode_words(
         self, sentences: Sequence[Sequence[str]], *, progress: bool = False
     ) -> Vectors:
-        """Return the vector of each word's first piece, (words of all sentences, D) float32."""
-        # Words past the model's limit get zeros.
+        """Return the vector of each word's first piece, (words of all sentences, D) float32.
+
+        Words past the model's limit get zeros.
+        """
         if not self.tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of '{self.name}' is written in Python and does not say which "
@@ -114,7 +119,7 @@ class Encoder:
         tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
         return self._hidden_of(tokens["input_ids"], progress)
 
-    @torch.no_grad()
+    @inference()
     def _hidden_of(self, rows: list[list[int]], progress: bool) -> list[Vectors]:
         # Longest first: too large a batch fails at once, and little is padded.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

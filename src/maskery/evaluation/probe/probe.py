@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,6 @@ class ProbeResult:
     classes: int  # 0 for pairs
     figures: tuple[ProbeFigure, ...]
     notes: tuple[str, ...] = ()  # One line for each thing that was left out or is to be known
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for `--json` and `evaluation.json`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +170,10 @@ class Task:
 
 
 class ClassTask(Task):
-    """A class for each text: nearest neighbour and linear probe."""
+    """A class for each text: nearest neighbour and linear probe.
 
-    # Texts that stand in the file twice are judged once, with their first label.
+    Texts that stand in the file twice are judged once, with their first label.
+    """
 
     def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
         first: dict[str, int] = {}
@@ -344,8 +341,10 @@ def tuned_figure(
 
 
 def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
-    """Cut texts in two, as pairs: does a half find its other half?"""
-    # Shorter texts are left out, and equal ones are taken once.
+    """Cut texts in two, as pairs: does a half find its other half?
+
+    Shorter texts are left out, and equal ones are taken once.
+    """
     first, second = [], []
     for text in dict.fromkeys(" ".join(text.split()) for text in texts):
         words = text.split(" ")

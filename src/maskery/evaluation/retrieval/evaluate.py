@@ -85,9 +85,11 @@ def evaluate_retrieval(
     processes: Processes | None = None,  # they share the matching out, as in `match_scores`
     progress: bool = False,
 ) -> Retrieval:
-    """Let every text find its person among the images; each of both is encoded once."""
-    # The result does not depend on batches. A DataError says that there is nothing to find or to be
-    # found, that a text's person is in no image, or that all images show the same person.
+    """Let every text find its person among the images; each of both is encoded once.
+
+    The result does not depend on batches. A DataError says that there is nothing to find or to be
+    found, that a text's person is in no image, or that all images show the same person.
+    """
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))
     num_images = len(image_persons)

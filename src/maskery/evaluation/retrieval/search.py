@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
+from maskery.core.precision import inference
 from maskery.core.random import Float32Array
 from maskery.data.gallery import (
     DamagedIndex,
@@ -55,7 +56,6 @@ log = logging.getLogger(__name__)
 
 # Bytes of a gallery's own name in the name of its index.
 MOST_OF_NAME = 100
-log = logging.getLogger(__name__)
 # Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
 # More than are wanted, compared again exactly: close ones may change places by rounding.
@@ -116,10 +116,12 @@ def open_gallery(
     rehash: bool = False,
     progress: bool = False,
 ) -> Gallery:
-    """Bring the index of a folder of pictures up to date, and open it."""
-    # Each batch is kept as soon as it is done, so that a run that was interrupted is continued.
-    # With `rehash`, every file is read, rather than trusted where its size and time are as they
-    # were, and those that could not be decoded are tried again.
+    """Bring the index of a folder of pictures up to date, and open it.
+
+    Each batch is kept as soon as it is done, so that a run that was interrupted is continued. With
+    `rehash`, every file is read, rather than trusted where its size and time are as they were, and
+    those that could not be decoded are tried again.
+    """
     require_contrast(opened)
     found = find_pictures(folder)
     if not found:
@@ -180,7 +182,7 @@ class Indexing:
             troubles=[*unread.values(), *store.troubles()],
         )
 
-    @torch.no_grad()
+    @inference()
     def _take_in(self, store: GalleryStore, batch: list[str], unread: dict[str, str]) -> int:
         """Encode the contents that are new, and return the number that could be."""
         files: dict[str, tuple[Stamp, bytes]] = {}
@@ -245,9 +247,10 @@ def search(
 
 
 class Searcher:
-    """Finds pictures of one gallery with one model, which the gallery was indexed with."""
+    """Finds pictures of one gallery with one model, which the gallery was indexed with.
 
-    # The settings say how many of the most similar are ranked anew, and by which score.
+    The settings say how many of the most similar are ranked anew, and by which score.
+    """
 
     def __init__(
         self, opened: OpenImageText, gallery: Gallery, config: RetrievalConfig | None = None

@@ -54,8 +54,10 @@ class Row:
 
 
 def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[Row]:
-    """Return one row for each run or group of seeds, in the order in which they were named."""
-    # All are compared with the run that is named, or with that of the lowest loss.
+    """Return one row for each run or group of seeds, in the order in which they were named.
+
+    All are compared with the run that is named, or with that of the lowest loss.
+    """
     for run in runs[1:]:
         _require_same_masks(run, runs[0])
     together: dict[tuple[str, int], list[ScoredRun]] = {}
@@ -107,8 +109,10 @@ def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
 
 
 def _changing_settings(groups: Sequence[Sequence[ScoredRun]]) -> dict[str, str]:
-    """Return the short names of the settings that differ between groups, by their full names."""
-    # The seed is said by its own column.
+    """Return the short names of the settings that differ between groups, by their full names.
+
+    The seed is said by its own column.
+    """
     first, *others = (group[0].settings for group in groups)
     names = list(dict.fromkeys(name for one in (first, *others) for name in one))
     found = [n for n in names if n != SEED and any(o.get(n) != first.get(n) for o in others)]

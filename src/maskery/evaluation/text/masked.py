@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
+from maskery.core.precision import inference
 from maskery.core.processes import Processes
 from maskery.data.batching import TextSource
 from maskery.evaluation.intervals import Interval, ratio_interval
@@ -114,7 +115,7 @@ def scoring(source: TextSource, *, progress: bool) -> Iterator[TokenBatch]:
             bar.update(batch.num_tokens)
 
 
-@torch.no_grad()
+@inference()
 def score_examples(
     model: MaskedLanguageModel,
     batches: Iterable[TokenBatch],
@@ -122,9 +123,11 @@ def score_examples(
     *,
     processes: Processes | None = None,
 ) -> ExampleSums:
-    """Predict the frozen masks of every example, which the masker's seed and config decide."""
-    # The model is in evaluation mode while it runs. Of several `processes` each computes a share;
-    # all of them must call this, and all get the whole result.
+    """Predict the frozen masks of every example, which the masker's seed and config decide.
+
+    The model is in evaluation mode while it runs. Of several `processes` each computes a share; all
+    of them must call this, and all get the whole result.
+    """
     processes = processes or Processes()
     was_training, device = model.training, model.hf.device
     model.eval()
@@ -132,7 +135,7 @@ def score_examples(
     for masked, counts in _shares(batches, masker, processes):
         batch, targets = masked.batch, torch.from_numpy(masked.targets).to(device)
         logits = predict(model, masked)
-        sequence = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
+        sequence = batch.sequences_of(masked.positions)
         if counts:
             ids.append(batch.example_ids[sequence])
             rows.append(token_rows(logits, targets).cpu().numpy())
@@ -184,9 +187,11 @@ def require_numbers(values: torch.Tensor) -> None:
 def _shares(
     batches: Iterable[TokenBatch], masker: Masker, processes: Processes
 ) -> Iterator[tuple[MaskedTokens, bool]]:
-    """Yield this process's masked batches, each with True if it counts."""
-    # A sharded model is put together by all processes at once, so all compute equally often: where
-    # a round has no batch left for one, it computes another's for nothing.
+    """Yield this process's masked batches, each with True if it counts.
+
+    A sharded model is put together by all processes at once, so all compute equally often: where a
+    round has no batch left for one, it computes another's for nothing.
+    """
     masked = (masker.mask(batch, epoch=FROZEN_EPOCH) for batch in batches)
     some = (one for one in masked if len(one.positions))
     while turn := list(islice(some, processes.world_size)):
@@ -212,9 +217,11 @@ def summarise(scored: ExampleSums) -> MaskedScores:
 
 
 def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
-    """Return paired differences, `after` minus `before`, of loss, top1 and top5."""
-    # Both models predict the same masked tokens, so the intervals are those of the difference
-    # within each example and much narrower than two separate ones.
+    """Return paired differences, `after` minus `before`, of loss, top1 and top5.
+
+    Both models predict the same masked tokens, so the intervals are those of the difference
+    within each example and much narrower than two separate ones.
+    """
     same = np.array_equal(after.ids, before.ids)
     if not same or not np.array_equal(after.sums[:, 0], before.sums[:, 0]):
         raise DataError(
@@ -233,9 +240,12 @@ def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
 
 
 def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
-    """Return the area under the ROC curve: the chance that a positive scores above a negative."""
-    # Ties count half (Mann and Whitney's U over its largest value; Hanley and McNeil, 1982). Scores
-    # (N,) are higher for positives; labels (N,) are 1 or 0.
+    """Return the area under the ROC curve: the chance that a positive scores above a negative.
+
+    Ties count half (Mann and Whitney's U over its largest value; Hanley and McNeil, 1982).
+
+    Scores (N,) are higher for positives; labels (N,) are 1 or 0.
+    """
     positives = int((labels == 1).sum())
     negatives = int((labels == 0).sum())
     if not positives or not negatives:
@@ -250,9 +260,10 @@ def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float
 
 
 def judged_auc(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
-    """Return the AUC of replaced words over batches of (P,) log-odds and (P,) labels."""
-    # None if all words are replaced, or none are: a generator that knows every word replaces
-    # nothing.
+    """Return the AUC of replaced words over batches of (P,) log-odds and (P,) labels.
+
+    None if all words are replaced, or none are: a generator that knows every word replaces nothing.
+    """
     scores, labels = [], []
     for log_odds, replaced in batches:
         scores.append(log_odds.double().cpu().numpy())

@@ -323,8 +323,10 @@ def _queues(state: State) -> State:
 def text_config(
     state: State, prefix: str, described: Mapping[str, Any], num_heads: int | None
 ) -> BertConfig:
-    """Read the sizes of a BERT off its tensors, whose names begin with `prefix`."""
-    # What no tensor tells is taken from `described`; sizes there have to be those of the tensors.
+    """Read the sizes of a BERT off its tensors, whose names begin with `prefix`.
+
+    What no tensor tells is taken from `described`; sizes there have to be those of the tensors.
+    """
     embeddings = f"{prefix}embeddings."
     vocab_size, width = shape_of(state, f"{embeddings}word_embeddings.weight", 2)
     sizes = {
@@ -356,8 +358,10 @@ def _fill(
     told: dict[str, str] | None = None,
     resized: tuple[str, ...] = (),
 ) -> ImportReport:
-    """Load `placed`, by name in the file the tensors by the model's names; returns the report."""
-    # `told` has where other tensors of the file went.
+    """Load `placed`, by name in the file the tensors by the model's names; returns the report.
+
+    `told` has where other tensors of the file went.
+    """
     own, told = model.state_dict(), told or {}
     found = {new: tensor for places in placed.values() for new, tensor in places.items()}
     for name, tensor in found.items():

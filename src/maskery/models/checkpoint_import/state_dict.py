@@ -68,9 +68,11 @@ class Checkpoint:
 
 
 def read_state_dict(path: Path) -> Checkpoint:
-    """Read the tensors of a checkpoint file, or of the weights in a Hugging Face folder."""
-    # A training checkpoint that keeps its weights under "model" or "state_dict" is entered, and a
-    # prefix that all names share is dropped. A pickle that asks to run code is refused.
+    """Read the tensors of a checkpoint file, or of the weights in a Hugging Face folder.
+
+    A training checkpoint that keeps its weights under "model" or "state_dict" is entered, and a
+    prefix that all names share is dropped. A pickle that asks to run code is refused.
+    """
     notes: list[str] = []
     content: dict[object, object] = {}
     for file in _files(path):

@@ -58,8 +58,10 @@ def vit_config(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Any:
-    """Read the `ViTConfig` of a timm vision transformer off its tensors."""
-    # The image size is by default that of the checkpoint, if square.
+    """Read the `ViTConfig` of a timm vision transformer off its tensors.
+
+    The image size is by default that of the checkpoint, if square.
+    """
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
     _, num_positions, _ = shape_of(state, "pos_embed", 3)
     hidden, _ = shape_of(state, "blocks.0.mlp.fc1.weight", 2)
@@ -126,8 +128,10 @@ def square_grid(num_patches: int) -> tuple[int, int]:
 def resize_positions(
     table: torch.Tensor, old: tuple[int, int], new: tuple[int, int], num_leading: int = 1
 ) -> torch.Tensor:
-    """Interpolate a position table (1, S + P, W) to another grid, bicubically, as ALBEF does."""
-    # The S = `num_leading` first positions stay as they are; grids are rows and columns of patches.
+    """Interpolate a position table (1, S + P, W) to another grid, bicubically, as ALBEF does.
+
+    The S = `num_leading` first positions stay as they are; grids are rows and columns of patches.
+    """
     if old == new:
         return table
     leading, patches = table[:, :num_leading], table[:, num_leading:]

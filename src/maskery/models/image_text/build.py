@@ -77,9 +77,11 @@ def build_from_encoders(
     image_size: tuple[int, int] | None = None,
     embed_dim: int = 256,  # width of the contrastive features
 ) -> tuple[ImageTextModel, frozenset[str]]:
-    """Make a model whose text side is a BERT and whose vision side is a vision encoder."""
-    # Cross-attention, projections and heads are freshly initialised; everything else is theirs.
-    # Returns the model, and the names of its parameters that neither checkpoint had.
+    """Make a model whose text side is a BERT and whose vision side is a vision encoder.
+
+    Cross-attention, projections and heads are freshly initialised; everything else is theirs.
+    Returns the model, and the names of its parameters that neither checkpoint had.
+    """
     text_config = read_config(str(text))
     if text_config.model_type != "bert":
         raise ModelError(

@@ -45,8 +45,10 @@ class Rows(PackedRows):
 def before_looking(
     encoder: TextFusionEncoder, hidden: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Run the self-attention of the first fusion layer, which no image has a part in."""
-    # From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
+    """Run the self-attention of the first fusion layer, which no image has a part in.
+
+    From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
+    """
     attention = encoder.fusion_layers[0].attention
     attended: torch.Tensor = attention(hidden, attention_mask[:, None, None, :])
     return attended

@@ -122,9 +122,10 @@ class SelfAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Text tokens attend to their own row (BERT's `attention`), or to an image's tokens."""
+    """Text tokens attend to their own row (BERT's `attention`), or to an image's tokens.
 
-    # The latter, ALBEF's `crossattention`, has `key_width`, the width of an image's tokens.
+    The latter, ALBEF's `crossattention`, has `key_width`, the width of an image's tokens.
+    """
 
     def __init__(self, config: Any, key_width: int | None = None):
         super().__init__()
@@ -139,8 +140,10 @@ class Attention(nn.Module):
         images: ImageKeys | None = None,
         others: ImageKeys | None = None,
     ) -> torch.Tensor:
-        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None."""
-        # Row r looks at image r modulo I, but the last S rows at the S images `others`, if given.
+        """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None.
+
+        Row r looks at image r modulo I, but the last S rows at the S images `others`, if given.
+        """
         query = self.self.split_heads(self.self.query(hidden), rows)
         if images is None:
             context = self.self.attend(query, self.self.project(hidden, rows), mask)
@@ -307,10 +310,12 @@ class TextFusionEncoder(nn.Module):
         images: Sequence[ImageKeys] | None,
         other_images: OtherImages | None = None,
     ) -> torch.Tensor:
-        """Run the fusion layers on (R, L, D) of `encode_text` (ALBEF's mode "fusion")."""
-        # Row r looks at image r modulo I of `images` (from `project_images`; None to read text
-        # alone), but the last S rows at `other_images`: (S,) int64 among `images`, or S images of
-        # their own.
+        """Run the fusion layers on (R, L, D) of `encode_text` (ALBEF's mode "fusion").
+
+        Row r looks at image r modulo I of `images` (from `project_images`; None to read text
+        alone), but the last S rows at `other_images`: (S,) int64 among `images`, or S images of
+        their own.
+        """
         num_others, others = _others(images, other_images)
         if images and (len(hidden) - num_others) % len(images[0].keys):
             raise ValueError(

@@ -279,9 +279,10 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
 
 
 def with_settings(config: ConfigT, settings: Mapping[str, Any], *, where: str = "") -> ConfigT:
-    """Return a configuration with settings changed, each wherever in it its name stands."""
-    # With `where`, the place to name in messages, values are those of a file, checked and
-    # converted.
+    """Return a configuration with settings changed, each wherever in it its name stands.
+
+    With `where`, the place to name in messages, values are those of a file, checked and converted.
+    """
     left = dict(settings)
     changed = _with_settings(config, left, where)
     if left:

@@ -154,9 +154,11 @@ def held_run_folder(
 
 
 def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFolder:
-    """Choose the run folder, make it and lock it."""
-    # Without `output`, a new run gets the first of the default's numbered folders that is free, and
-    # one that is resumed the last of them that is not finished.
+    """Choose the run folder, make it and lock it.
+
+    Without `output`, a new run gets the first of the default's numbered folders that is free, and
+    one that is resumed the last of them that is not finished.
+    """
     if output is None and not resume:
         for number in count(1):
             folder = default if number == 1 else default.with_name(f"{default.name}-{number}")

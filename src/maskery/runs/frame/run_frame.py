@@ -47,11 +47,13 @@ def run_in_folder(
     prepare: Callable[[Path], RunT],
     train: Callable[[RunT, Path], ResultT],
 ) -> ResultT:
-    """Open the run folder, prepare the run, train it there, and write its figures."""
-    # The config has `output` and `resume`, the prepared run its `identity`, and the result a
-    # `summary` and `to_json`. A run that fails while it is prepared leaves nothing behind. With
-    # several processes the main one chooses the folder, `default` where the config names none,
-    # keeps other runs out of it and writes; all of them prepare and train.
+    """Open the run folder, prepare the run, train it there, and write its figures.
+
+    The config has `output` and `resume`, the prepared run its `identity`, and the result a
+    `summary` and `to_json`. A run that fails while it is prepared leaves nothing behind. With
+    several processes the main one chooses the folder, `default` where the config names none, keeps
+    other runs out of it and writes; all of them prepare and train.
+    """
     processes = join_processes()
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
         folder = held.path
@@ -117,9 +119,11 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
-    """Return everything that decides the course of a run, but not how it is computed, as JSON."""
-    # Training's bookkeeping is left out. The names of `described` are what a refusal says; its
-    # dataclasses become their settings, and a plug-in its name with a hash of its file.
+    """Return everything that decides the course of a run, but not how it is computed, as JSON.
+
+    Training's bookkeeping is left out. The names of `described` are what a refusal says; its
+    dataclasses become their settings, and a plug-in its name with a hash of its file.
+    """
     return json.dumps({**_identified(described), "training": training.course()}, sort_keys=True)
 
 

@@ -62,9 +62,11 @@ def available_sets() -> tuple[str, ...]:
 
 
 def write_emoji(folder: Path, name: str, language: str = "en") -> int:
-    """Write the pictures of a set and three tables into a folder; returns how many pictures."""
-    # `SET.jsonl` has all pairs, `train-SET.jsonl` and `test-SET.jsonl` those of concepts to train
-    # on and to hold out. Of pictures with the same bytes, as some flags are, one is kept.
+    """Write the pictures of a set and three tables into a folder; returns how many pictures.
+
+    `SET.jsonl` has all pairs, `train-SET.jsonl` and `test-SET.jsonl` those of concepts to train on
+    and to hold out. Of pictures with the same bytes, as some flags are, one is kept.
+    """
     emojis = read_npm(name, language) if shutil.which("npm") else read_font(language)
     unique = {emoji[-1]: emoji for emoji in emojis}.values()
     (folder / name).mkdir(parents=True, exist_ok=True)

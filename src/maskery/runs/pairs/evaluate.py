@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,10 +56,6 @@ class PairsEvaluation:
     words: WordScores | None  # The chosen words, masked one at a time; None where none were chosen
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
 
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
-        return asdict(self)
-
 
 def summarise_pairs(
     scored: Mapping[Condition, ExampleSums],
@@ -89,10 +84,12 @@ def summarise_pairs(
 def mrtd_auc(
     task: ImageTextTask, batches: Iterable[JudgedPairs], device: torch.device
 ) -> float | None:
-    """Return the area under the ROC curve of replaced against original words."""
-    # The momentum twin fills frozen masks by sampling, as in training, and the model judges every
-    # word that is not special. None without replaced token detection, and where all the twin's
-    # samples are the original words, or none are: a twin that knows every word replaces nothing.
+    """Return the area under the ROC curve of replaced against original words.
+
+    The momentum twin fills frozen masks by sampling, as in training, and the model judges every
+    word that is not special. None without replaced token detection, and where all the twin's
+    samples are the original words, or none are: a twin that knows every word replaces nothing.
+    """
     if "mrtd" not in task.loss_weights:
         return None
     task.model.eval()
@@ -109,9 +106,11 @@ def mrtd_auc(
 def accepted_ids(
     words: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, frozenset[int]]:
-    """Return, by the id of each word to score, the ids that are right in its place."""
-    # Alternatives are joined by `|`; `drawn-people` has its own. Words that are several pieces of
-    # the tokenizer, or unknown to it, are left out and named; one must be left.
+    """Return, by the id of each word to score, the ids that are right in its place.
+
+    Alternatives are joined by `|`; `drawn-people` has its own. Words that are several pieces of the
+    tokenizer, or unknown to it, are left out and named; one must be left.
+    """
     synonyms: dict[str, frozenset[str]] = {}
     for entry in words:
         if entry == DRAWN_PEOPLE:
@@ -150,10 +149,6 @@ class ImageTextEvaluation:
     models: dict[str, PairsEvaluation]  # By name
     # The last minus the first, where there are two: by sight, then by figure.
     difference: dict[Condition, dict[str, Interval]] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
 
 def evaluate_image_text(

@@ -42,9 +42,8 @@ class PairsResult(ImageTextResult):
     evaluation: PairsEvaluation  # The trained model's held-out figures
     skipped: tuple[str, ...]  # One line for each kind of thing that was left out
 
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
-        return {**self.framed(self.evaluation.to_json()), "skipped": list(self.skipped)}
+    def _figures(self) -> dict[str, Any]:
+        return {**asdict(self.evaluation), "skipped": list(self.skipped)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +151,11 @@ def prepare_pairs(
     terms: Sequence[Any] = (),
     training: bool = True,
 ) -> PairsRun:
-    """Read, tokenise and split the pairs, and load or make the initial model."""
-    # Records in Python or a dataset, as `source`, take the place of the pairs that the config
-    # names. What is held out may only be in the training pairs as well where there is no
-    # `training`.
+    """Read, tokenise and split the pairs, and load or make the initial model.
+
+    Records in Python or a dataset, as `source`, take the place of the pairs that the config names.
+    What is held out may only be in the training pairs as well where there is no `training`.
+    """
     pairs, own = Pairs.open_splits(config.pairs if source is None else source, config.reading)
     if config.eval_pairs is not None:
         read, held_out = Pairs.open_splits(config.eval_pairs, config.reading)

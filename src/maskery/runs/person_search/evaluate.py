@@ -64,10 +64,12 @@ def retrieval_of(
 
 
 def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
-    """Return retrieval settings for released ALBEF and RaSa checkpoints."""
-    # Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
-    # of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a
-    # match. `missing` are parameters of the model that the checkpoint lacks.
+    """Return retrieval settings for released ALBEF and RaSa checkpoints.
+
+    Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
+    of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
+    `missing` are parameters of the model that the checkpoint lacks.
+    """
     absent = tuple(missing)
     trained = (name for name, term in TERMS.items() if not any(map(term.trains, absent)))
     return ModelRetrieval(
@@ -135,9 +137,10 @@ class RetrievalEvaluation:
 
 
 class Conditions(dict[str, tuple[str, str]]):
-    """Conditions of measuring that all runs share, as the first run had them, by their topic."""
+    """Conditions of measuring that all runs share, as the first run had them, by their topic.
 
-    # Under other conditions a mean over the runs would say nothing.
+    Under other conditions a mean over the runs would say nothing.
+    """
 
     def add(self, name: str, conditions: Mapping[str, str]) -> None:
         """Add conditions under which a run is measured; refuse others than an earlier run's."""
@@ -160,9 +163,11 @@ def evaluate_retrieval_models(
     overrides: Overrides | None = None,
     progress: bool = False,
 ) -> RetrievalEvaluation:
-    """Measure models, each on the split of its own run, or all on the same pairs."""
-    # `names` are run folders, or model folders where `data` is given: a source of pairs that name
-    # persons. The split is of the runs' datasets; `val` where a dataset has no test split.
+    """Measure models, each on the split of its own run, or all on the same pairs.
+
+    `names` are run folders, or model folders where `data` is given: a source of pairs that name
+    persons. The split is of the runs' datasets; `val` where a dataset has no test split.
+    """
     seen: dict[Path, str] = {}
     for name in names:
         first = seen.setdefault(Path(name).resolve(), name)
@@ -198,8 +203,7 @@ def evaluate_retrieval_models(
                 opened,
                 # Captions are prepared as those were that the model learnt from.
                 pairs.prepared(opened.retrieval.prepare),
-                on_bad_caption=reading.on_bad_caption,
-                on_bad_image=reading.on_bad_image,
+                reading,
                 batch_images=settings.batch_images,
             )
         found = evaluate_set(opened.model, gallery, settings, progress=progress).figures
@@ -315,8 +319,7 @@ def _held_out(
     return RetrievalSet.read_by(
         opened,
         pairs,
-        on_bad_caption=run.data.on_bad_caption,
-        on_bad_image=run.data.on_bad_image,
+        run.data,
         view=preprocessing_of(opened.name, opened.model, run.view),
         batch_images=settings.batch_images,
     )

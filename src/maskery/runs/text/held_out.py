@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError
+from maskery.core.precision import inference
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
@@ -162,11 +162,13 @@ def kept_scores(path: Path, identity: str) -> ExampleSums | None:
     return found
 
 
-@torch.no_grad()
+@inference()
 def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
-    """Return the area under the ROC curve of replaced against original words on held-out text."""
-    # The twin fills frozen masks by sampling, as in training, and the model judges every token that
-    # is not special. None without replaced token detection, and where nothing or all was replaced.
+    """Return the area under the ROC curve of replaced against original words on held-out text.
+
+    The twin fills frozen masks by sampling, as in training, and the model judges every token that
+    is not special. None without replaced token detection, and where nothing or all was replaced.
+    """
     if "mrtd" not in task.loss_weights:
         return None
     from maskery.tasks.momentum_text import MomentumTextMLM

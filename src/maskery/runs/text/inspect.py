@@ -50,9 +50,10 @@ SPELT_TEXTS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens of the examples, special tokens not counted."""
+    """Tokens of the examples, special tokens not counted.
 
-    # The histogram has pairs (at most so many tokens, examples); the last has no bound.
+    The histogram has pairs (at most so many tokens, examples); the last has no bound.
+    """
 
     examples: int
     tokens: int
@@ -291,8 +292,10 @@ def as_spelt(
 def unknown_words(
     store: TokenStore, examples: Iterable[Any], tokenizer: PreTrainedTokenizerBase, *, listed: int
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """Count unknown tokens, and return the words that they most often stand for."""
-    # `examples` are the corpus, to be read again only where something is unknown.
+    """Count unknown tokens, and return the words that they most often stand for.
+
+    `examples` are the corpus, to be read again only where something is unknown.
+    """
     unknown = tokenizer.unk_token_id
     total = 0 if unknown is None else int(store.token_counts(unknown + 1)[unknown])
     reader, counts, texts = TextReader(tokenizer), Counter[str](), 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +79,11 @@ class TextRun:
     given: Given  # Objects in the place of what the configuration names
 
     def score(self, model: MaskedLanguageModel | None = None, *, name: str = "") -> ExampleSums:
-        """Return held-out sums of this run's model, or of another with the same tokenizer."""
-        # They are of the text that decides, or of the other one of that name. The run's processes
-        # share the work: all of them must call this.
+        """Return held-out sums of this run's model, or of another with the same tokenizer.
+
+        They are of the text that decides, or of the other one of that name. The run's processes
+        share the work: all of them must call this.
+        """
         return score_examples(
             model or self.model,
             scoring(self.others[name] if name else self.held_out, progress=self.progress),
@@ -263,7 +265,9 @@ def identity_of(
     max_length: int,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
-    own = {}
+    own, objectives = {}, asdict(config.objectives)
+    if (maker := given.objective) is not None:  # an object is known by its own name
+        objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
     if given.model is not None:
         # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
@@ -281,7 +285,7 @@ def identity_of(
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
             "masking": config.masking.described(),
-            "objectives": config.objectives.described(given.objective),
+            "objectives": objectives,
             # Not named where there is none, as by versions that knew of none.
             **({"head_first": config.head_share} if config.head_share else {}),
         },

@@ -42,9 +42,10 @@ class Remembered(Encoder):
 
 
 class VectorCheck:
-    """Compares the run's encoder with the one that it started from, on one task."""
+    """Compares the run's encoder with the one that it started from, on one task.
 
-    # It is made before the run's first step: the start's vectors are made now.
+    It is made before the run's first step: the start's vectors are made now.
+    """
 
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
         self.run, self.labelled = run, labelled
@@ -58,8 +59,10 @@ class VectorCheck:
 
     @classmethod
     def of(cls, run: TextRun) -> VectorCheck | None:
-        """Make the check of a run: its `--probe` file, else halves of held-out texts."""
-        # None where neither is: halves are judged where the start is a sentence encoder.
+        """Make the check of a run: its `--probe` file, else halves of held-out texts.
+
+        None where neither is: halves are judged where the start is a sentence encoder.
+        """
         config = run.config
         if config.probe is not None:
             return cls(run, labels_of(config))
