@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share, check_ranges
-from maskery.core.registry import anchored_choice, plugin_identity, split_weight
+from maskery.core.ranges import Count, Range, Settings, Share
+from maskery.core.registry import plugin_identity, split_weight
 from maskery.objectives.terms import TERMS, Term, chosen_weights
 
 TermWeight: TypeAlias = Annotated[float, Range(0, hint="0 leaves the term out")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextMLMConfig:
+class ImageTextMLMConfig(Settings):
     """Masked language modelling and replaced token detection on image-caption pairs."""
 
     mlm_weight: TermWeight = 1.0
@@ -57,7 +57,7 @@ class ImageTextMLMConfig:
     """Seed of the sampled replacements and the drawn negatives; a run gives it its own."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         chosen_weights(self.term, [term.name for term in self._terms()])
 
     @classmethod
@@ -83,10 +83,6 @@ class ImageTextMLMConfig:
         return bool(self.weights) or any(
             split_weight(choice)[0] not in TERMS for choice in self.term
         )
-
-    def anchored(self) -> Self:
-        """Return the same with absolute paths of plug-ins, which mean the same from any folder."""
-        return replace(self, term=tuple(anchored_choice(choice) for choice in self.term))
 
     def described(self) -> dict[str, Any]:
         """Return what decides the course of a run: the settings, plug-ins by their files' code."""

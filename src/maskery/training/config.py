@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share, Weight, check_ranges
+from maskery.core.ranges import Count, Range, Settings, Share, Weight
 
 Precision = Literal["auto", "fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
@@ -29,7 +29,7 @@ HOW = frozenset({
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseTrainingConfig:
+class BaseTrainingConfig(Settings):
     """Optimiser, schedule, length and bookkeeping that every run has."""
 
     epochs: Count = 3
@@ -81,9 +81,6 @@ class BaseTrainingConfig:
     """Write TensorBoard events into the run folder, too."""
     trackers: tuple[TrackerName, ...] = ()
     """Send every line of metrics.jsonl to these, too; each needs its own package."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def course(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share: all but those in `HOW`."""

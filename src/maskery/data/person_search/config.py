@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from maskery.core.ranges import Range, check_ranges, take_text_as_paths
+from maskery.core.ranges import Range, Settings
 
 DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
 SPLITS = ("train", "val", "test")
@@ -17,7 +17,7 @@ SPLITTING = str.maketrans("-/", "  ")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonSearchDataConfig:
+class PersonSearchDataConfig(Settings):
     """A dataset of persons, in the layout in which it is published."""
 
     dataset: DatasetName
@@ -43,15 +43,6 @@ class PersonSearchDataConfig:
     on_bad_caption: Literal["skip", "fail"] = "fail"
     """A caption that cannot be used is left out and counted (its picture too, where it is the only
     one), or ends the run."""
-
-    def __post_init__(self) -> None:
-        take_text_as_paths(self)
-        check_ranges(self)
-
-    def anchored(self) -> PersonSearchDataConfig:
-        """Return a copy with absolute paths, which hold from any folder."""
-        images = None if self.images is None else self.images.absolute()
-        return replace(self, root=self.root.absolute(), images=images)
 
 
 def clean_caption(caption: str, max_words: int = 50) -> str:

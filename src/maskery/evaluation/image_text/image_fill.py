@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
+from maskery.core.batch import MaskedTokens, Vocabulary
 from maskery.core.errors import DataError
 from maskery.core.precision import inference
 from maskery.core.random import Int64Array, UInt64Array
@@ -91,7 +91,7 @@ def score_words(
     def questions() -> Iterator[Question]:
         for batch in batches:
             places = np.flatnonzero(np.isin(batch.text.input_ids, chosen))
-            rows = sequences(batch.text, places)
+            rows = batch.text.sequences_of(places)
             # In rounds, each with at most one word of a caption.
             turn = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
             for number in range(int(turn.max(initial=-1)) + 1):
@@ -134,18 +134,13 @@ def _score(
     for batch, ids, positions in questions:
         if not len(positions):
             continue
-        groups.append(batch.groups[sequences(batch.text, positions)])
+        groups.append(batch.groups[batch.text.sequences_of(positions)])
         for condition, logits in logits_by_condition(model, batch, ids, positions).items():
             rows[condition].append(measure(logits, batch.text.input_ids[positions]))
     if not groups:
         raise DataError(none)
     shown = np.concatenate(groups)
     return {name: ExampleSums.of(shown, np.concatenate(parts)) for name, parts in rows.items()}
-
-
-def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
-    """Return the sequence that each token position lies in."""
-    return np.searchsorted(batch.boundaries, positions, side="right") - 1
 
 
 def logits_by_condition(
@@ -210,8 +205,8 @@ def sample_pictures(
         for condition, logits in logits_by_condition(model, batch, ids, positions).items()
     }
     found = []
-    for row, position in enumerate(positions.tolist()):
-        sequence = int(sequences(batch.text, position))
+    places = zip(positions.tolist(), batch.text.sequences_of(positions).tolist(), strict=True)
+    for row, (position, sequence) in enumerate(places):
         first, last = batch.text.boundaries[sequence : sequence + 2].tolist()
         target = int(batch.text.input_ids[position])
         left, right = context(ids[first:last], position - first, tokenizer)
@@ -270,8 +265,7 @@ class ImageFiller(Filler):
     @property
     def embeddings(self) -> torch.nn.Module:
         """See `Filler.embeddings`."""
-        embeddings: Any = self._model.text_encoder.embeddings
-        module: torch.nn.Module = embeddings.word_embeddings
+        module: torch.nn.Module = self._model.text_encoder.bert.embeddings.word_embeddings
         return module
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

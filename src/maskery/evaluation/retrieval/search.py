@@ -56,7 +56,6 @@ log = logging.getLogger(__name__)
 
 # Bytes of a gallery's own name in the name of its index.
 MOST_OF_NAME = 100
-log = logging.getLogger(__name__)
 # Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
 # More than are wanted, compared again exactly: close ones may change places by rounding.

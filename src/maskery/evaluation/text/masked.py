@@ -135,7 +135,7 @@ def score_examples(
     for masked, counts in _shares(batches, masker, processes):
         batch, targets = masked.batch, torch.from_numpy(masked.targets).to(device)
         logits = predict(model, masked)
-        sequence = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
+        sequence = batch.sequences_of(masked.positions)
         if counts:
             ids.append(batch.example_ids[sequence])
             rows.append(token_rows(logits, targets).cpu().numpy())

@@ -150,15 +150,12 @@ class TextRunConfig(VocabularyConfig):
     def anchored(self) -> TextRunConfig:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""
         return replace(
-            self,
+            super().anchored(),
             corpus=_anchored(self.corpus),
             eval_data=(
                 *_anchored(self.deciding_data),
                 *(f"{name}={_anchored([path])[0]}" for name, path in self.other_data.items()),
             ),
-            masking=self.masking.anchored(),
-            objectives=self.objectives.anchored(),
-            reading=self.reading.anchored(),
             probe=None if self.probe is None else _anchored([self.probe])[0],
         )
 

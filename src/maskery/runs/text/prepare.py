@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,7 +266,9 @@ def identity_of(
     max_length: int,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
-    own = {}
+    own, objectives = {}, asdict(config.objectives)
+    if (maker := given.objective) is not None:  # an object is known by its own name
+        objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
     if given.model is not None:
         # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
@@ -284,7 +286,7 @@ def identity_of(
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
             "masking": config.masking.described(),
-            "objectives": config.objectives.described(given.objective),
+            "objectives": objectives,
             # Not named where there is none, as by versions that knew of none.
             **({"head_first": config.head_share} if config.head_share else {}),
         },

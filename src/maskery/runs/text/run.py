@@ -71,7 +71,7 @@ class TextResult(Measured):
             "heads": self.heads,
             "others": {name: measured.figures() for name, measured in self.others.items()},
             "mrtd_auc": self.mrtd_auc,
-            "vectors": None if self.vectors is None else self.vectors.to_json(),
+            "vectors": None if self.vectors is None else asdict(self.vectors),
             "verdict": str(self.verdict),
             "training": asdict(self.summary),
         }
