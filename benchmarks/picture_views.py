@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,6 +72,7 @@ def now(refs: list[ImageRef], config: ViewConfig, pool: ThreadPoolExecutor) -> V
 
 
 def drawn(count: int, number: int) -> np.ndarray:
+    """Draw the uniforms of a view of each picture."""
     return view_draws(0, 0, np.arange(count, dtype=np.uint64), view=number)
 
 
@@ -87,13 +89,14 @@ def measure(side: int, pairs: int, rounds: int) -> dict[str, object]:
         speeds: dict[str, list[float]] = {name: [] for name in (*ways, "now, one thread")}
         for _ in range(rounds):
             for name, way in ways.items():
-                speeds[name].append(pairs / seconds(lambda way=way: way(refs, config, pool)))
-            speeds["now, one thread"].append(pairs / seconds(lambda: now(refs, config, alone)))
+                speeds[name].append(pairs / seconds(partial(way, refs, config, pool)))
+            speeds["now, one thread"].append(pairs / seconds(partial(now, refs, config, alone)))
     ratios = [new / old for old, new in zip(speeds["before"], speeds["now"], strict=True)]
     return {"pairs_per_second": speeds, "ratios": ratios, "workers": workers, "side": side}
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Return how long a call takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
