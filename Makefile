@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types browser bench soak kills docs docs-images clean
+.PHONY: install quickstart test lint types browser bench gpu soak kills docs docs-images clean
 
 install: $(VENV)/installed
 
@@ -41,6 +41,10 @@ test: lint types browser
 
 bench: install
 	$(BIN)/python benchmarks/bench
+
+# Checks and figures of one GPU, in at most eight minutes, with whatever Python has the machine's torch.
+gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu --out gpu.json
 
 # The site in site/, from docs/, the README and the docstrings; a link that leads nowhere fails it.
 docs: $(VENV)/installed-docs
