@@ -25,18 +25,8 @@ sys.modules |= dict.fromkeys(("datasets", "pyarrow", "tyro"))
 del sys.argv[0]  # "-c"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SECTIONS = [
-    "machine",
-    "packed",
-    "resumed",
-    "golden",
-    "compiled",
-    "bert",
-    "person_search",
-    "trainer",
-    "feeding",
-    "waits",
-]
+SECTIONS = ["machine", "packed", "resumed", "golden", "compiled", "bert", "person_search"]
+SECTIONS += ["trainer", "feeding", "waits"]
 
 
 def test_the_checks_of_a_gpu_run_on_a_cpu(tmp_path: Path) -> None:
