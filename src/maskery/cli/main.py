@@ -239,7 +239,10 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"{program} {command}", args=gathered(arguments), default=default
+                kind,
+                prog=f"{program} {command}",
+                args=with_columns_joined(gathered(arguments)),
+                default=default,
             )
     except SystemExit as end:
         if not end.code:
@@ -270,6 +273,19 @@ def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
             taken = False
             others.append(word)
     return [*others, flag, *values]
+
+
+def with_columns_joined(arguments: Sequence[str], flag: str = "--text-column") -> list[str]:
+    """Return arguments in which several columns, each a word, are one word with commas."""
+    words: list[str] = []
+    for word in arguments:
+        # Only behind the corpus: where it is still to come, the next word is the corpus.
+        behind = words[-2:-1] == [flag] and not words[0].startswith("-")
+        if behind and not word.startswith("-"):
+            words[-1] += f",{word}"
+        else:
+            words.append(word)
+    return words
 
 
 def go_offline_without_a_network() -> None:

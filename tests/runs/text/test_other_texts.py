@@ -160,6 +160,12 @@ def test_the_flag_may_be_given_several_times(tmp_path: Path) -> None:
     assert config.epochs == 2 if hasattr(config, "epochs") else config.training.epochs == 2
     assert config.deciding_data == ("b.txt",)
     assert gathered(["x", "--eval-data", "a", "y"]) == ["x", "--eval-data", "a", "y"]
+    # So may columns, after the corpus
+    words = ["x.jsonl", "--text-column", "title", "note.body", "--join", r"\t"]
+    assert parse(TextRunConfig, "train text", words).reading.text_column == "title,note.body"
+    words = ["--text-column", "body", "x.jsonl"]
+    config = parse(TextRunConfig, "train text", words)
+    assert (config.reading.text_column, config.corpus) == ("body", ("x.jsonl",))
     # A folder may be called so.
     (tmp_path / "year=2020").mkdir()
     there = TextRunConfig(corpus=("c.txt",), eval_data=(str(tmp_path / "year=2020"),))

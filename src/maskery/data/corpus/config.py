@@ -39,7 +39,7 @@ class CorpusConfig(Settings):
     """One example of a plain text file; paragraphs end at blank lines."""
     text_column: str = "text"
     """The column that holds the text (.jsonl, .json, .csv, .tsv, .parquet, hub datasets); note.body
-    reaches into records, and title,body joins several columns."""
+    reaches into records, and title,body (or title body, after the corpus) joins several columns."""
     join: str = r"\n"
     r"""Put between joined columns; \n is a line end, \t a tab."""
     quoting: Quoting = AUTO
