@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types browser bench soak kills cluster docs-images clean
+.PHONY: install quickstart test lint types browser bench soak kills cluster docs docs-images clean
 
 install: $(VENV)/installed
 
@@ -42,6 +42,15 @@ test: lint types browser
 bench: install
 	$(BIN)/python benchmarks/bench
 
+# The site in site/, from docs/, the README and the docstrings; a link that leads nowhere fails it.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # Draws the README's pictures. CORPUS is a text to train the shown run on, RUN a finished run.
 CORPUS ?= meditations.txt
 RUN ?= runs/meditations-minilm
@@ -63,4 +72,4 @@ cluster: install
 	MASKERY_CLUSTER=1 $(BIN)/pytest --quiet tests/data/shards/test_engines.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache

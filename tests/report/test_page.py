@@ -15,8 +15,8 @@ from tiny_text import lines, save_tiny_model
 from maskery.cli import train as cli_train
 from maskery.cli.main import main
 from maskery.core.errors import CheckpointError, MissingExtraError
+from maskery.evaluation.tables import figure, run_tables
 from maskery.report.page import percent, write_report
-from maskery.report.tables import figure, run_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 

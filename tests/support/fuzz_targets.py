@@ -163,6 +163,7 @@ def read_text(case: tuple[str, bytes, dict[str, Any]], folder: Path) -> None:
 
 def read_source(case: str, folder: Path) -> None:
     """Open whatever a user may name as a corpus, short of a hub dataset."""
+    folder = folder / "1/2/3"  # `..` is a folder of this case, not all that /tmp holds
     write(folder, {"a.txt": b"text", "b/c.jsonl": b'{"text": "x"}', "d.bin": b"x"})
     list(Corpus.open([f"{folder}/{case}"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,13 @@ WORDS = [
     "copper",
     "violet",
 ]
+
+
+POOLINGS = {
+    "mean": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+    "cls": {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True},
+    "cls today": {"pooling_mode": "cls", "embedding_dimension": 32},
+}
 
 
 def lines(count: int, seed: int = 0) -> list[str]:
@@ -62,6 +70,26 @@ def save_tiny_model(folder: Path, *, head: bool = True, seed: int = 0) -> Path:
     )
     (model if head else model.bert).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_sentence_encoder(folder: Path, pooling: str = "mean") -> Path:
+    """Write a tiny encoder with the modules of sentence-transformers."""
+    save_tiny_model(folder, head=False)
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate(parts)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules), "utf-8")
+    (folder / "1_Pooling").mkdir()
+    width = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
+    config = {"word_embedding_dimension": width, **POOLINGS[pooling]}
+    if "embedding_dimension" in config:
+        config = {"pooling_mode": "cls", "embedding_dimension": width}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config), "utf-8")
+    limit = json.dumps({"max_seq_length": 16, "do_lower_case": False})
+    (folder / "sentence_bert_config.json").write_text(limit, "utf-8")
     return folder
 
 

@@ -18,14 +18,14 @@ from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
-from maskery.masking.config import MaskingConfig
-from maskery.report.tables import (
+from maskery.evaluation.tables import (
     models_tables,
     rankings_table,
     scores_table,
     sights_table,
     spread_table,
 )
+from maskery.masking.config import MaskingConfig
 from maskery.runs.frame.config_file import run_kind
 from maskery.runs.image_text.config import Overrides
 

@@ -35,7 +35,7 @@ from maskery.core.ranges import take_text_as_paths
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 if TYPE_CHECKING:
-    from maskery.report.tables import Table
+    from maskery.evaluation.tables import Table
 
 # The module of each command with its class, or with a function that makes it of the arguments, as
 # where one command is several; and what it does.

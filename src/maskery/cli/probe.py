@@ -13,7 +13,7 @@ import tyro
 from maskery.cli.main import Command, as_text
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import quick_imports
-from maskery.report.tables import vectors_table
+from maskery.evaluation.tables import vectors_table
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from maskery.cli.main import Command, as_text, as_texts, percent, table
 from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError
 from maskery.core.system import quick_imports
+from maskery.evaluation.tables import before_after_table, rankings_table, run_tables, sights_table
 from maskery.people.config import PeopleConfig
-from maskery.report.tables import before_after_table, rankings_table, run_tables, sights_table
 
 
 @dataclass(frozen=True, kw_only=True)

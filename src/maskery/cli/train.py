@@ -199,7 +199,7 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
 
 def describe(kind: str, result: Any) -> str:
     """Return the figures of a run's result, and what to do with its model."""
-    from maskery.report.tables import run_tables
+    from maskery.evaluation.tables import run_tables
 
     folder, found, lines, ran = result.folder, result.to_json(), list[str](), result.summary
     if ran.resumed_from >= ran.steps:

@@ -17,8 +17,8 @@ from typing import Any
 from maskery.core.registry import require
 from maskery.core.system import write_whole
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
+from maskery.evaluation.tables import RANKED_BY, SIGHTS
 from maskery.objectives.terms import TERMS
-from maskery.report.tables import RANKED_BY, SIGHTS
 
 LABELS = {name: term.label for name, term in TERMS.items()} | {
     "grad_norm": "Gradient norm",

@@ -13,8 +13,7 @@ from maskery.core.errors import CheckpointError
 from maskery.core.registry import require
 from maskery.core.system import METRICS, read_metrics, write_whole
 from maskery.evaluation.intervals import interval_note
-from maskery.report.curves import Chart, charts_of, draw_picture, draw_svg, held_out_charts
-from maskery.report.tables import (
+from maskery.evaluation.tables import (
     SCORES,
     SHARES,
     SIGHTS,
@@ -24,6 +23,7 @@ from maskery.report.tables import (
     other_figures,
     run_tables,
 )
+from maskery.report.curves import Chart, charts_of, draw_picture, draw_svg, held_out_charts
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.comparison import Row

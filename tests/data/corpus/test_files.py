@@ -162,8 +162,29 @@ def test_what_is_no_file_is_passed_over_and_counted(
     assert found("data/*.txt") == ["data/b.txt"]
 
 
-@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.epub", "a.html", "a.htm"])
-def test_documents_name_their_converter(house: Path, name: str) -> None:
-    (house / name).write_text("x")
-    with pytest.raises(DataError, match=r"turn it into text first, for example by: (pandoc|pdfto)"):
-        find_files([name])
+@pytest.mark.parametrize(
+    ("suffixes", "converter"),
+    [
+        (".pdf", "pdftotext FILE{}"),
+        (".docx .odt .epub .html .htm .xhtml .rtf .tex .RTF", "pandoc .* FILE{} -o"),
+        (".doc .pages", "soffice --headless --convert-to txt:Text FILE{}"),
+        (".xlsx .xls .ods", "soffice --headless --convert-to csv FILE{}"),
+    ],
+)
+def test_documents_name_their_converter(house: Path, suffixes: str, converter: str) -> None:
+    for suffix in suffixes.split():
+        (house / f"a{suffix}").write_text("x")
+        by = f"first, for example by: {converter.format(suffix.lower())}"
+        with pytest.raises(DataError, match=by) as caught:
+            find_files([f"a{suffix}"])
+        assert "\n" not in str(caught.value)
+
+
+def test_documents_in_folders_are_named_too(house: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("b.rtf", "c.epub"):
+        (house / "data" / name).write_text("x")
+    assert len(found("data")) == 5
+    (record,) = caplog.records
+    assert record.message.startswith("passed over 2 documents, such as data/b.rtf; turn it into")
+    with pytest.raises(DataError, match=r"folder other holds no .*only\.pdf: turn .* pdftotext"):
+        find_files(["other"])

@@ -306,6 +306,51 @@ def test_letters_with_marks_are_found(encoding: str, text: str) -> None:
     assert decode((text * 20).encode(encoding), "auto") == text * 20
 
 
+SHORT = {
+    "latin-1": [
+        "Order 66 was shipped to Mr. Müller in Zürich.\n",
+        "Pöydällä on hyvää syötävää ja juotavaa.\n",
+        "La città è più bella d'estate, perché c'è il mare.\n",
+        "Não há pão nem café na cozinha hoje.\n",
+        "Þetta er ekki erfitt að skilja.\n",
+        "It is 25 °C, ±2, and costs £30 per m².\n",
+    ],
+    "cp1252": ["“Yes,” she said — “it’s done…” and left for €20.\n", "Œuvre d’art : 5 €\n"],
+    "gb18030": [
+        "北京 2024 年 GDP 增长 5%。\n",
+        "Hello 世界, 混合文本。\n",
+        "價格是100元，請問您要嗎？\n",
+    ],
+    "utf-16-le": [
+        "Päivää, mitä kuuluu?\n",
+        "他在北京大学学习。\n",
+        "我们今天去公园",
+        "Привет, мир\n",
+    ],
+    "utf-16-be": ["Plain text.\n", "今日は天気がいいので。\n"],
+    "utf-32-le": ["Plain text.\n", "今日は\n"],
+}
+
+
+@pytest.mark.parametrize("times", [1, 40])
+@pytest.mark.parametrize("encoding", SHORT)
+def test_a_file_of_one_line_is_found_as_a_long_one(encoding: str, times: int) -> None:
+    for text in SHORT[encoding]:
+        assert decode((text * times).encode(encoding), "auto", block_bytes=1 << 16) == text * times
+
+
+def test_german_is_taken_for_the_wests() -> None:
+    """As cp1250 it reads the same, until a letter of French follows."""
+    later = "Grüße aus Köln\n" * 9000 + "père\n"
+    assert decode(later.encode("cp1252"), "auto", block_bytes=1 << 16) == later
+
+
+@pytest.mark.parametrize("text", ["a word\0 and more\n", "Привет\0 мир, как дела\n" * 5, "\0"])
+def test_a_nul_in_utf_8_is_no_sign_of_wider_characters(text: str) -> None:
+    with pytest.raises(DataError, match=r"NUL|not valid"):
+        decode(text.encode(), "auto", block_bytes=1 << 16)
+
+
 def test_marks_of_files_that_were_put_together_are_no_text() -> None:
     mark = codecs.BOM_UTF8
     for block_bytes in (1, 2, 1 << 20):

@@ -53,6 +53,9 @@ def test_nothing_there(tmp_path: Path) -> None:
             Pairs.open(tmp_path / name)
     with pytest.raises(DataError, match="null character"):
         Pairs.open("a\0b")
+    jsonl(tmp_path / "pairs.jsonl", "x")
+    with pytest.raises(DataError, match=r"it has backslashes.*did you mean .*/pairs\.jsonl\?"):
+        Pairs.open(f"{tmp_path}\\pairs.jsonl")
 
 
 def test_unknown_and_mixed_formats(tmp_path: Path) -> None:

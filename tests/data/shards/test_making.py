@@ -283,6 +283,29 @@ def test_bad_text_stops_the_processes_with_one_line(tmp_path: Path) -> None:
     assert record["report"]["skipped"] == 1
 
 
+def test_encodings_that_were_decided_are_told_over_all_pieces(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, text = tmp_path / "mixed", "Grüße aus Köln an die schöne Mühle\n" * 9
+    folder.mkdir()
+    marked = {"a": "utf-8", "b": "utf-8-sig", "c": "utf-16", "d": "latin-1"}
+    for name, encoding in marked.items():
+        (folder / f"{name}.txt").write_text(text, encoding)
+    reading = CorpusConfig(encoding="auto")
+    told = "--encoding auto: 2 as utf-8, 1 as utf-16-le, 1 as cp1252"
+    for _ in range(2):  # the second finds all made, and says it again
+        caplog.clear()
+        made = shard(folder, tmp_path / "shards", reading=reading, workers=2)
+        assert made.pieces > 1
+        assert [record.message for record in caplog.records] == [told]
+    # What an earlier version wrote counts as before.
+    path = tmp_path / "shards" / "records" / "000000.json"
+    record = json.loads(path.read_text())
+    del record["encodings"]
+    path.write_text(json.dumps(record))
+    assert shard(folder, tmp_path / "shards", reading=reading).tokens_made == 0
+
+
 def test_a_full_disk_is_one_clear_line(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,7 @@ def test_every_table_says_which_head(whole: TextResult) -> None:
     assert saved["as_loaded"]["loss"][0] == whole.as_loaded.loss.value  # type: ignore[union-attr]
     assert saved["heads"] == whole.heads
     card = (whole.folder / "model" / "README.md").read_text("utf-8")
-    assert "|  | as loaded | before | after |" in card
+    assert "| held out | as loaded | before | after | difference |" in card
     assert "| head | new, untrained | trained alone, 4 steps | trained with the encoder |" in card
     page = write_report(whole.folder).read_text("utf-8")
     assert "<td>trained alone, 4 steps</td>" in page

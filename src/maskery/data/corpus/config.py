@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
 from maskery.core.registry import anchored_choice, plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
@@ -142,8 +142,9 @@ class VocabularyConfig:
     """Strip the marks of letters, with --model scratch:...; in Hindi, Hebrew and other scripts that
     merges words."""
 
-    def check_vocabulary(self) -> None:
-        """Check that all bytes have room where they are pieces."""
+    def __post_init__(self) -> None:
+        take_text_as_paths(self)
+        check_ranges(self)
         # 256 bytes, the special tokens and some pieces.
         if self.tokenizer in ("bpe", "unigram") and self.vocab_size < 280:
             raise ConfigError(

@@ -108,7 +108,8 @@ class ReadingReport:
     empty_files: int = 0
     empty: int = 0  # records without text; blank lines of plain text do not count
     merged: int = 0  # rows of tables that span several lines, by quotes
-    encodings: list[str] = field(default_factory=list, init=False)  # that `auto` decided for
+    # Files by the encoding that `auto` decided for
+    encodings: Counter[str] = field(default_factory=Counter, init=False)
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""
@@ -121,7 +122,7 @@ class ReadingReport:
             (self.merged, "read", "table row", " of several lines, by quotes"),
         )
         parts = [f"{done} {n:,} {noun}{'s'[: n != 1]}{rest}" for n, done, noun, rest in found if n]
-        if counts := Counter(self.encodings).most_common():
+        if counts := self.encodings.most_common():
             parts.append("--encoding auto: " + ", ".join(f"{n:,} as {one}" for one, n in counts))
         return "; ".join(parts) or None
 

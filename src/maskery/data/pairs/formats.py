@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from maskery.core.errors import DataError, MaskeryError, reason_of
+from maskery.data.corpus.files import instead_of
 from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
 from maskery.data.pairs.records import (
@@ -53,7 +54,8 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     by a pattern (`shards/*.tar`, `shards/{0000..0031}.tar`); or records in Python.
     """
     if config.images is not None and not config.images.is_dir():
-        raise DataError(f"the image folder {config.images} does not exist; correct images")
+        fix = instead_of(config.images) or "correct --images"
+        raise DataError(f"the image folder {config.images} does not exist; {fix}")
     if not isinstance(source, str | Path):
         return _open_object(source, config)
     paths, root = source_files(source, config)
@@ -146,7 +148,8 @@ def expand(source: str | Path) -> list[Path]:
     names = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
     paths = [path for path in map(Path, names) if path.is_file()]
     if not paths:
-        raise DataError(f"{text} does not exist; name a file, a folder or a pattern of pairs")
+        fix = instead_of(path) or "name a file, a folder or a pattern of pairs"
+        raise DataError(f"{text} does not exist; {fix}")
     return paths
 
 

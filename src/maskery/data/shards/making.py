@@ -177,13 +177,15 @@ def about_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[st
 
 def write_manifest(job: Job) -> Manifest:
     """List all shards, now that every piece is finished."""
-    records, total = [], Counter[str]()
+    records, total, encodings = [], Counter[str](), Counter[str]()
     for piece in range(len(job.pieces)):
         finished = load_piece(piece, job)
-        count = finished.shards if finished else 0
-        records += [load_shard(piece, number, job) for number in range(count)]
-        records += [] if finished else [None]
-        total.update(finished.report if finished else {})
+        if finished is None:
+            records.append(None)
+            continue
+        total.update(finished.report)
+        encodings.update(finished.encodings)
+        records += [load_shard(piece, number, job) for number in range(finished.shards)]
     sound = [record for record in records if record is not None]
     if len(sound) < len(records):
         raise DataError(
@@ -195,8 +197,9 @@ def write_manifest(job: Job) -> Manifest:
             "the corpus holds no tokens to train on; name a corpus with text in a script that the "
             "tokenizer knows"
         )
-    unusual = ReadingReport(**total).describe()
-    if unusual:
+    report = ReadingReport(**total)
+    report.encodings = encodings
+    if unusual := report.describe():
         log.warning("%s", unusual)
     lengths = DocumentLengths.gather([record.lengths for record in sound if record.train])
     manifest = Manifest(

@@ -17,7 +17,7 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from hashlib import blake2b
 from itertools import chain, pairwise
@@ -254,10 +254,13 @@ class PieceRecord:
 
     shards: int
     report: dict[str, int]
+    encodings: dict[str, int] = field(default_factory=dict)  # earlier versions kept none
 
     def __post_init__(self) -> None:
-        check_sound(is_count(self.shards) and all(map(is_count, self.report.values())), "count")
-        check_sound(self.report.keys() <= {field.name for field in fields(ReadingReport)}, "report")
+        counts = [self.shards, *self.report.values(), *self.encodings.values()]
+        check_sound(all(map(is_count, counts)), "count")
+        known = {field.name for field in fields(ReadingReport) if field.init}
+        check_sound(self.report.keys() <= known, "report")
 
 
 def do_piece(number: int, job: Job) -> Done:
@@ -286,9 +289,9 @@ def do_piece(number: int, job: Job) -> Done:
                 pass
         else:
             made += write_stretch(f"{number:06d}-{count - 1:04d}", batches, job, job.encode)
-    counts = asdict(job.corpus.report)
-    del counts["encodings"]  # of pieces; records hold numbers, which are summed
-    about = PieceRecord(shards=count, report=counts)
+    counts = {**vars(job.corpus.report)}
+    encodings = dict(counts.pop("encodings"))
+    about = PieceRecord(shards=count, report=counts, encodings=encodings)
     write_record(f"{number:06d}", about, job)
     return number, made, damaged
 

@@ -19,7 +19,6 @@ from maskery.core.errors import CheckpointError, harmless, reason_of
 from maskery.core.processes import join_processes
 from maskery.core.registry import plugin_identity
 from maskery.core.system import replace_folder
-from maskery.evaluation.intervals import Interval
 from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import (
     EVALUATION,
@@ -143,19 +142,33 @@ def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
     return blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=16).hexdigest()
 
 
-def model_card(text: str, *, tags: Iterable[str] = (), **metadata: Any) -> str:
-    """Return a model card: metadata (of `huggingface_hub.ModelCardData`), then text in Markdown."""
+def model_card(
+    config: Any,
+    start: str,  # the name of the model that the run started from
+    document: Mapping[str, Any],  # its `evaluation.json`
+    *,
+    title: str,
+    trained: str,  # on what, and how
+    example: str,  # a block of code
+    tags: Iterable[str] = (),
+    **metadata: Any,  # of `huggingface_hub.ModelCardData`
+) -> str:
+    """Return the card of a run's model, in Markdown, with the figures of its report."""
     from huggingface_hub import ModelCard, ModelCardData
+
+    from maskery.evaluation.tables import run_tables  # no run needs it before its end
 
     tags = ["maskery", "masked-language-modelling", *tags]
     data = ModelCardData(library_name="transformers", tags=tags, **metadata)
+    begun = f"{public_name(start)}{config.new_pieces(start)}"
+    parts = [f"# {title}", f"Starting from {begun}, trained on {trained}"]
+    for shown in run_tables(document):
+        notes = "\n".join(f"- {card_words(note)}" for note in shown.notes)
+        parts += [f"## {shown.title}", card_table(*shown.lines()), notes]
+    if "verdict" in document:
+        parts.append(f"Verdict: {card_words(document['verdict'])}")
+    text = "\n\n".join([*parts, f"```{example}\n```\n"])
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
-
-
-def card_figure(interval: Interval, digits: str = ".4g", *, scale: float = 1.0) -> str:
-    """Return a figure, times `scale`, with its interval, if that is known, for a model card."""
-    value, low, high = (format(scale * number, digits) for number in interval)
-    return f"{value} [{low}, {high}]" if interval.known else value
 
 
 def card_table(*rows: Sequence[str]) -> str:

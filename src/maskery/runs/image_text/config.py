@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Weight, check_ranges, take_text_as_paths
+from maskery.core.ranges import Count, Range, Weight, check_ranges
 from maskery.data.corpus.config import VocabularyConfig
 from maskery.data.images.config import ViewConfig
 from maskery.data.pairs.config import PairsConfig
@@ -63,6 +63,7 @@ class PairsTrainingConfig(BaseTrainingConfig):
         return super().course() | {"batch_tokens": 4096}
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True, kw_only=True)
 class ImageTextRunConfig(VocabularyConfig):
     """Settings that every image-text run has; see `PairsRunConfig`, `PersonSearchRunConfig`."""
@@ -85,25 +86,17 @@ class ImageTextRunConfig(VocabularyConfig):
     image_cache_mb: Annotated[int, Range(0, unit="MB")] = 1024
     """Megabytes of memory for decoded pictures, so that they are not decoded in every epoch; 0
     keeps none."""
-    view: Annotated[ViewConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ViewConfig)
-    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=MaskingConfig
-    )
+    view: ViewConfig = ViewConfig()
+    masking: MaskingConfig = MaskingConfig()
     mrtd_mask_rate: Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.3")] = (
         0.3
     )
     """Share of the words that the momentum twin fills anew for replaced token detection (RaSa)."""
-    objectives: Annotated[ImageTextMLMConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=ImageTextMLMConfig
-    )
-    training: Annotated[PairsTrainingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=PairsTrainingConfig
-    )
+    objectives: ImageTextMLMConfig = ImageTextMLMConfig()
+    training: PairsTrainingConfig = PairsTrainingConfig()
 
     def __post_init__(self) -> None:
-        take_text_as_paths(self)
-        check_ranges(self)
-        self.check_vocabulary()
+        super().__post_init__()
         if (self.text_model is None) != (self.vision_model is None):
             raise ConfigError(
                 "--text-model and --vision-model belong together: give both, or neither and --model"
@@ -152,13 +145,9 @@ class PairsRunConfig(ImageTextRunConfig):
     score_words: tuple[str, ...] = ()
     """Words scored one at a time on held-out captions; grey|gray count for each other; drawn-people
     stands for the colours and garments of drawn people."""
-    reading: Annotated[PairsConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PairsConfig)
-    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: MaskingConfig(policy="word", mask_rate=0.4)
-    )
-    objectives: Annotated[ImageTextMLMConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: ImageTextMLMConfig(itc_weight=0.5)
-    )
+    reading: PairsConfig = PairsConfig()
+    masking: MaskingConfig = MaskingConfig(policy="word", mask_rate=0.4)
+    objectives: ImageTextMLMConfig = ImageTextMLMConfig(itc_weight=0.5)
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -187,18 +176,12 @@ class PersonSearchRunConfig(ImageTextRunConfig):
 
     kind: ClassVar[str] = "person-search"
 
-    data: Annotated[PersonSearchDataConfig, tyro.conf.OmitArgPrefixes]
+    data: PersonSearchDataConfig
     weak_pair_probability: Annotated[float, Range(0, 1, below=True)] = 0.1
     """Chance that a picture is contrasted and matched with any caption of its person (RaSa)."""
-    objectives: Annotated[PersonSearchConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=PersonSearchConfig
-    )
-    retrieval: Annotated[RetrievalConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=RetrievalConfig
-    )
-    training: Annotated[PairsTrainingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=PairsTrainingConfig
-    )
+    objectives: PersonSearchConfig = PersonSearchConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    training: PairsTrainingConfig = PairsTrainingConfig()
     """Held-out figures are computed every --eval-every steps. Default: every epoch."""
 
     def require_start(self) -> None:

@@ -24,13 +24,7 @@ from maskery.evaluation.image_text.image_fill import Condition, sample_pictures,
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
-from maskery.runs.frame.run_frame import (
-    card_figure,
-    card_table,
-    fingerprint_of,
-    model_card,
-    public_name,
-)
+from maskery.runs.frame.run_frame import fingerprint_of, model_card, public_name
 from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
@@ -95,7 +89,19 @@ class PairsRun(ImageTextRun[PairsResult]):
         return PairsResult(folder=folder, evaluation=evaluation, summary=summary, skipped=skipped)
 
     def _save(self, folder: Path, result: PairsResult) -> None:
-        self.prepared.save_model(folder, pairs_model_card(self.config, result.evaluation))
+        config, masking = self.config, self.config.masking
+        pairs = public_name(Path(config.pairs).name)
+        card = model_card(
+            config,
+            config.start,
+            result.to_json(),
+            title="An image-text masked language model trained with Maskery",
+            trained=f"{pairs} with {masking.policy} masking at a rate of {masking.mask_rate}.",
+            example="""
+maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg""",
+            tags=("image-text",),
+        )
+        self.prepared.save_model(folder, card)
 
 
 def train_pairs(
@@ -247,34 +253,3 @@ def trained_config(folder: Path) -> PairsRunConfig:
         fusion_layer=None,
         objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
     )
-
-
-def pairs_model_card(config: PairsRunConfig, evaluation: PairsEvaluation) -> str:
-    """Return the card of a trained model, in Markdown."""
-    scores = evaluation.scores
-    rows = [
-        [label, *(card_figure(getattr(found, name)) for found in scores.values())]
-        for name, label in (("loss", "loss (nats)"), ("top1", "top-1"), ("top5", "top-5"))
-    ]
-    if evaluation.words is not None:
-        rows.append(["chosen words", *map(card_figure, evaluation.words.accuracy.values())])
-    right, found = scores["right"], ""
-    if (auc := evaluation.mrtd_auc) is not None:
-        found = f"\nReplaced words are told from original ones with an AUC of {auc:.3f}.\n"
-    text = f"""
-# An image-text masked language model trained with Maskery
-
-Starting from {public_name(config.start)}{config.new_pieces(config.start)}, trained on
-{public_name(Path(config.pairs).name)} with
-{config.masking.policy} masking at a rate of {config.masking.mask_rate}.
-
-Held out, {right.masked_tokens:,} masked tokens of {right.examples:,} pictures or persons, the same
-model with the right picture, with a wrong one and with none (95% intervals):
-
-{card_table(["", *scores], *rows)}
-{found}
-```
-maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg
-```
-"""
-    return model_card(text.lstrip(), tags=("image-text",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,18 +16,12 @@ from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.evaluation.retrieval.config import LABELS, save_model_retrieval
+from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
-from maskery.runs.frame.run_frame import (
-    card_figure,
-    card_table,
-    fingerprint_of,
-    model_card,
-    public_name,
-)
+from maskery.runs.frame.run_frame import fingerprint_of, model_card
 from maskery.runs.image_text.config import PairsTrainingConfig, PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
@@ -112,9 +106,22 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         )
 
     def _save(self, folder: Path, result: PersonSearchResult) -> None:
-        task = self.prepared.task
-        self.prepared.save_model(folder, person_search_card(self.config, result, task.loss_weights))
-        save_model_retrieval(folder, retrieval_of(self.config, task.trained))
+        config, task = self.config, self.prepared.task
+        losses = ", ".join(f"{name} {weight:g}" for name, weight in task.loss_weights.items())
+        card = model_card(
+            config,
+            config.start,
+            result.to_json(),
+            title="A person-search model trained with Maskery",
+            trained=f"""{config.data.dataset} with the losses {losses}.
+This is the model after step {result.best_step:,} of {result.summary.steps:,}, the best by R@1 on
+validation identities.""",
+            example='''
+maskery search path/of/this/folder --gallery pictures/ "a woman in a red coat"''',
+            tags=("text-based-person-search", "image-text"),
+        )
+        self.prepared.save_model(folder, card)
+        save_model_retrieval(folder, retrieval_of(config, task.trained))
 
 
 def train_person_search(
@@ -209,37 +216,3 @@ def whole_model(model: ImageTextModel) -> ImageTextModel:
     tensors = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
     copy.load_state_dict(without_terms(tensors))
     return copy
-
-
-def person_search_card(
-    config: PersonSearchRunConfig, result: PersonSearchResult, weights: Mapping[str, float]
-) -> str:
-    """Return the card of a trained model, in Markdown; `weights` are those of its loss terms."""
-    split = "the test split" if result.test is not None else "the validation split"
-    figures = result.test or result.val
-    rankings = {"by similarity": figures.contrastive}
-    if figures.reranked is not None:
-        rankings[f"best {figures.rerank} by matching"] = figures.reranked
-    rows = [
-        [name, *(card_figure(getattr(found, one), ".2f", scale=100.0) for one in FIGURES)]
-        for name, found in rankings.items()
-    ]
-    losses = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
-    text = f"""
-# A person-search model trained with Maskery
-
-Starting from {public_name(config.start)}{config.new_pieces(config.start)}, trained on
-{config.data.dataset} with the losses {losses}. This is the model after step {result.best_step:,} of
-{result.summary.steps:,}, the best by R@1 on validation identities.
-
-On {split}: {figures.num_texts:,} captions of {figures.num_persons:,} persons against
-{figures.num_images:,} pictures (95% intervals over persons; R@1 of a random ranking is
-{100 * figures.chance:.2f}%):
-
-{card_table(["", *(LABELS[name] for name in FIGURES)], *rows)}
-
-```
-maskery search path/of/this/folder --gallery pictures/ "a woman in a red coat"
-```
-"""
-    return model_card(text.lstrip(), tags=("text-based-person-search", "image-text"))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, check_ranges, number_or_word, take_text_as_paths
+from maskery.core.ranges import Range, number_or_word
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig, VocabularyConfig
 from maskery.masking.config import MaskingConfig
 from maskery.tasks.text_mlm_config import AUTO_OFF, TextMLMConfig
@@ -20,6 +20,7 @@ from maskery.training.config import TrainingConfig
 SCRATCH = "scratch:"
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True, kw_only=True)
 class TextRunConfig(VocabularyConfig):
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
@@ -72,26 +73,14 @@ class TextRunConfig(VocabularyConfig):
     their pieces."""
     cache_dir: Path | None = None
     """The folder of tokenised corpora. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
-    streaming: Annotated[StreamingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=StreamingConfig
-    )
-    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=CorpusConfig
-    )
-    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=MaskingConfig
-    )
-    objectives: Annotated[TextMLMConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=TextMLMConfig
-    )
-    training: Annotated[TrainingConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=TrainingConfig
-    )
+    streaming: StreamingConfig = StreamingConfig()
+    reading: CorpusConfig = CorpusConfig()
+    masking: MaskingConfig = MaskingConfig()
+    objectives: TextMLMConfig = TextMLMConfig()
+    training: TrainingConfig = TrainingConfig()
 
     def __post_init__(self) -> None:
-        take_text_as_paths(self)
-        check_ranges(self)
-        self.check_vocabulary()
+        super().__post_init__()
         for name in ("corpus", "eval_data"):
             value = getattr(self, name)
             if isinstance(value, str):  # else it would count as a list of letters

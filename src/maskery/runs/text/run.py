@@ -15,15 +15,12 @@ from maskery.core.errors import ConfigError
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.data.corpus.formats import READERS
-from maskery.evaluation.intervals import Verdict, interval_note, judge
+from maskery.evaluation.intervals import Verdict, judge
 from maskery.masking.config import POLICIES
 from maskery.models.attention import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import (
-    card_figure,
-    card_table,
-    card_words,
     model_card,
     public_name,
     run_in_folder,
@@ -231,37 +228,16 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
 
 def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     """Return the card of a trained model, in Markdown."""
-    columns, after = result.columns, result.after
-    labels = {"loss": "loss (nats)", "perplexity": "perplexity"}
-    labels |= {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
-    rows = [["", *columns], ["head", *result.heads.values()]]
-    for name, label in labels.items():
-        rows.append([label, *(card_figure(getattr(scores, name)) for scores in columns.values())])
-    for figure in result.vectors.figures if result.vectors else ():
-        cells = [card_figure(figure.models[name]) for name in ("before", "after")]
-        # The encoder is the same as it was loaded and before.
-        rows.append([f"vectors: {figure.name}", *cells[: len(columns) - 2], *cells])
-    for name, other in result.others.items():
-        losses = (card_figure(scores.loss) for scores in other.columns.values())
-        rows.append([f"{name}: loss (nats)", *losses])
-    corpus = ", ".join(map(public_name, config.corpus))
-    text = f"""
-# A masked language model adapted with Maskery
-
-Starting from {public_name(config.model)}{config.new_pieces(config.model)}, trained on {corpus} with
-{config.masking.policy} masking at a rate of {config.masking.mask_rate}.
-
-Held out, {after.masked_tokens:,} masked tokens of {after.examples:,} examples
-({interval_note(after.examples)}):
-
-{card_table(*rows)}
-
-Verdict: {card_words(str(result.verdict))}
-
-```python
+    masking, corpus = config.masking, ", ".join(map(public_name, config.corpus))
+    return model_card(
+        config,
+        config.model,
+        result.to_json(),
+        title="A masked language model adapted with Maskery",
+        trained=f"{corpus} with {masking.policy} masking at a rate of {masking.mask_rate}.",
+        example="""python
 from transformers import pipeline
 
-pipeline("fill-mask", model="path/of/this/folder")
-```
-"""
-    return model_card(text.lstrip(), pipeline_tag="fill-mask")
+pipeline("fill-mask", model="path/of/this/folder")""",
+        pipeline_tag="fill-mask",
+    )
