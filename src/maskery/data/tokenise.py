@@ -177,10 +177,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encoder(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> Encode:
-    """Return a function from texts to (ids (t,), word starts (t,), lengths (n,)).
-
-    A Rust tokenizer is one of `plain_backend`.
-    """
+    """Return a function from texts to (ids (t,), word starts (t,), lengths (n,))."""
+    # In Rust, it is from `plain_backend` already.
     backend = tokenizer if isinstance(tokenizer, Tokenizer) else plain_backend(tokenizer)
     if backend is not None:
         return encoder_of(backend)

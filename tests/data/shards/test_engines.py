@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,31 +240,48 @@ def command(reader: str, model: Path, out: str, *more: str) -> list[str]:
     return [*words, "--held-out-share", "0.1", *more]
 
 
+# In a process of its own, since it takes the signals of the one that it runs in.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(num_cpus=1)
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """A cluster of two workers on this machine; yields its address."""
+    nodes = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert nodes.stdout is not None
+        yield next(line.split()[1] for line in nodes.stdout if line.startswith("address"))
+    finally:
+        nodes.communicate()
+
+
 @HEAVY
 def test_a_ray_cluster_of_which_a_worker_is_killed(
     s3: Any, reader: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
     model = save_tiny_model(tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with ray_cluster() as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
         ray = command(reader[0], model, "s3://bucket/ray", "--executor", "ray")
         started = subprocess.Popen(ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         killed_at(reader[1], started)
         out, err = started.communicate()
-        assert started.returncode == 0, err
-        assert json.loads(out)["complete"]
-    finally:
-        cluster.shutdown()
+    assert started.returncode == 0, err
+    assert json.loads(out)["complete"]
     alone = command(reader[0], model, "s3://bucket/one", "--workers", "1")
     subprocess.run(alone, check=True, capture_output=True)
     assert len(stored(s3, "bucket/one")) > 12

@@ -189,8 +189,8 @@ def test_damage_is_found_and_made_good(
     with caplog.at_level(logging.WARNING):
         made = shard(corpus, folder)
     if victim.suffix == ".safetensors" and not victim.name.startswith("lengths"):
-        assert len(made.damaged) == 1
-        assert victim.name in made.damaged[0]
+        assert len(made.made_anew) == 1
+        assert victim.name in made.made_anew[0]
         assert f"made anew: {victim.name}" in caplog.text
     assert contents(folder) == contents(undisturbed)
 

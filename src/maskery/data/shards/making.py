@@ -53,7 +53,7 @@ class Made:
     folder: Path
     pieces: int  # of the corpus
     tokens_made: int = 0  # now; those that were there before do not count
-    damaged: tuple[str, ...] = ()  # files that were found damaged and made anew
+    made_anew: tuple[str, ...] = ()  # files that were found damaged
     sent: str | None = None  # the job of Slurm that makes them
     manifest: Manifest | None = None  # unless they were sent
 
@@ -99,7 +99,7 @@ def make_shards(
         folder=folder,
         pieces=len(sizes),
         tokens_made=tokens_made,
-        damaged=tuple(damaged),
+        made_anew=tuple(damaged),
         manifest=write_manifest(job),
     )
 
@@ -217,15 +217,8 @@ def write_manifest(job: Job) -> Manifest:
 
 def summary(made: Made) -> dict[str, Any]:
     """Return the result as `--json` prints it."""
-    manifest = made.manifest
-    about: dict[str, Any] = {
-        "folder": str(made.folder),
-        "pieces": made.pieces,
-        "tokens_made": made.tokens_made,
-        "made_anew": list(made.damaged),
-        "sent": made.sent,
-        "complete": manifest is not None,
-    }
+    about = {**vars(made), "folder": str(made.folder), "complete": made.manifest is not None}
+    manifest: Manifest | None = about.pop("manifest")
     if manifest is not None:
         about |= {
             "shards": len(manifest.shards),
