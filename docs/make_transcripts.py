@@ -26,7 +26,7 @@ SUBJECTS = {
     "statements": "assert class del for global if import try while with",
     "values": "numbers strings typesmapping typesseq integers slicings comparisons",
 }
-TEXT_RUN = "notes.txt --model minilm --epochs 1 --max-length 64 --batch-tokens 1024 --seed"
+TEXT_RUN = "notes.txt --model minilm --max-steps 5 --max-length 64 --batch-tokens 512 --seed"
 PEOPLE = "--dataset drawn-people --root people"
 SESSION = {
     "Before a long run": ["inspect notes.txt --model minilm"],
@@ -44,14 +44,12 @@ SESSION = {
         f"train text {TEXT_RUN} 1 --output runs/notes-1",
         "compare runs/notes runs/notes-1",
     ],
-    "Repeat a run": ["train --config runs/notes/config.yaml --output runs/again --max-steps 2"],
-    "Train on shards": [
-        "tokenize notes.txt shards --model minilm --max-length 64",
-        "train text shards --model minilm --max-steps 3 --batch-tokens 1024 --output runs/shards",
+    "Cut a large corpus into shards": [
+        "tokenize notes.txt shards --model minilm --max-length 64 --workers 1",
     ],
     "People and their descriptions": [
-        "data draw-people people --people 24",
-        f"train person-search {PEOPLE} --max-steps 6 --output runs/people",
+        "data draw-people people --people 24 --images-per-person 2",
+        f"train person-search {PEOPLE} --max-steps 4 --output runs/people",
         "evaluate runs/people",
         'search runs/people --gallery people/imgs "a woman in a red coat" --top 3',
     ],
