@@ -45,7 +45,7 @@ SESSION = {
         "compare runs/notes runs/notes-1",
     ],
     "Cut a large corpus into shards": [
-        "tokenize notes.txt shards --model minilm --max-length 64 --workers 1",
+        "tokenize notes.txt shards --model minilm --workers 1",
     ],
     "People and their descriptions": [
         "data draw-people people --people 24 --images-per-person 2",

@@ -48,12 +48,11 @@ if TYPE_CHECKING:
     from maskery.runs.image_text.config import PairsRunConfig, PersonSearchRunConfig
     from maskery.runs.pairs.run import train_pairs
     from maskery.runs.person_search.run import train_person_search
-    from maskery.runs.shortcuts import explain, open_filler, search
+    from maskery.runs.shortcuts import explain, open_filler, search, train
     from maskery.runs.shortcuts import open_image_text_model as open_image_text
     from maskery.runs.text.config import TextRunConfig
     from maskery.runs.text.evaluate import evaluate_model, evaluate_run
     from maskery.runs.text.run import train_text
-    from maskery.runs.train import train
     from maskery.tasks.text_mlm import TextMLM, TextParts
     from maskery.tasks.text_mlm_config import register_objective
     from maskery.training.config import TrainingConfig

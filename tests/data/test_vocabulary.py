@@ -26,6 +26,8 @@ LINES = {
     "turkish": "İstanbul'da ışık, çiçek, ğ ve ü; Iğdır'a gidiyorum.",
     "hebrew": "בְּרֵאשִׁית בָּרָא אֱלֹהִים אֵת־הַשָּׁמַיִם וְאֵת הָאָרֶץ׃",
     "emoji": "Family 👩‍👩‍👧‍👦 and ❤️ and 1️⃣ and #️⃣ of 🇩🇪 👍🏽 🏴󠁧󠁢󠁳󠁣󠁴󠁿 now",
+    "guillemets": "»Guten Tag«, «oui» et «non»; »ja« (5%).",
+    "percent": "Fiyatı %20 düştü, rẻ hơn 20%: %5 ve 1.250,75 TL.",
     "english": "He said: \"It's [here], isn't it?\" and/or (not).",
 }
 

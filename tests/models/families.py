@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from maskery.models import attention
 from maskery.models.layout import PACKABLE
@@ -152,3 +160,17 @@ def tiny(family: str, *, seed: int = 0, **changed: Any) -> PreTrainedModel:
             # Default weights are so small that attention hardly tells positions apart.
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def save(family: str, folder: Path, **changed: object) -> Path:
+    """Save a tiny model with a tokenizer of 99 words: `w9` has the id 9."""
+    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: n for n, word in enumerate(special)}
+    vocabulary |= {f"w{n}": n for n in range(len(special), VOCAB)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = dict(zip(("unk", "pad", "cls", "sep", "mask"), special, strict=True))
+    roles = {f"{role}_token": token for role, token in names.items()}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(folder)
+    tiny(family, **changed).save_pretrained(folder)
+    return folder

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import PAD, VOCAB, tiny, tiny_config
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from families import PAD, VOCAB, save, tiny_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.cli.main import main
@@ -31,20 +29,6 @@ READS_ON = {
     *("neomme", "nomic_bert", "tapas", "ultrabert", "ultravbert"),
 }
 FAMILIES = sorted(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-
-
-def save(family: str, folder: Path, **changed: object) -> Path:
-    """Save a tiny model with a tokenizer of 99 words: `w9` has the id 9."""
-    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: n for n, word in enumerate(special)}
-    vocabulary |= {f"w{n}": n for n in range(len(special), VOCAB)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = dict(zip(("unk", "pad", "cls", "sep", "mask"), special, strict=True))
-    roles = {f"{role}_token": token for role, token in names.items()}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(folder)
-    tiny(family, **changed).save_pretrained(folder)
-    return folder
 
 
 def batch_of(lengths: list[int]) -> MaskedTokens:

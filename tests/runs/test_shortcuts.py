@@ -26,6 +26,7 @@ from maskery import (
 from maskery.evaluation.image_text.explain import explain as explain_opened
 from maskery.evaluation.image_text.image_fill import ImageFiller, load_picture
 from maskery.evaluation.retrieval.search import Searcher, open_gallery
+from maskery.evaluation.text.fill import saliency
 
 QUERY = "this is a red square"
 
@@ -75,6 +76,8 @@ def test_a_filler_is_opened_with_or_without_a_picture(folder: Path) -> None:
     blind = open_filler(str(folder / "model"))
     assert isinstance(blind, ImageFiller)
     assert blind.fill(sentence) != seeing.fill(sentence)
+    for filler in (seeing, blind):
+        assert sum(saliency(filler, sentence).weights) == pytest.approx(1.0)
     assert open_filler(folder / "text").fill("the [MASK]").masks
     with pytest.raises(ConfigError, match="reads text alone"):
         open_filler(folder / "text", picture)

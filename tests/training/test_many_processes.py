@@ -83,7 +83,7 @@ def numbers(run: Path) -> np.ndarray:
             value
             for row in rows
             for name, value in sorted(row.items())
-            if name not in ("kind", "tokens_per_second")
+            if name not in ("kind", "tokens_per_second", "waiting_time_share")
         ]
     )
 

@@ -10,7 +10,7 @@ import tyro
 
 from maskery.cli.main import Command
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, check_ranges
+from maskery.core.ranges import Count
 from maskery.core.system import quick_imports
 
 
@@ -43,7 +43,7 @@ class Convert(Command):
     """The tokenizer: its folder, vocab.txt or hub name. Default: the one beside the file."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.image_size is not None and min(self.image_size) < 1:
             height, width = self.image_size
             raise ConfigError(f"image_size is {height} x {width}: both must be at least 1")

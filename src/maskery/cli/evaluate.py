@@ -14,7 +14,7 @@ import tyro
 
 from maskery.cli.main import Command, as_text, as_texts, parse, set_up_logging
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, check_ranges
+from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
@@ -97,7 +97,7 @@ class EvaluateText(Way):
     masking: Masking = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.against is not None and not self.data:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
 
@@ -167,7 +167,8 @@ class EvaluatePairs(Way):
             eval_pairs=self.source,
             reader=self.pairs.reader,
         )
-        self.answer(result.to_json(), as_text(sights_table(result.to_json())))
+        found = asdict(result)
+        self.answer(found, as_text(sights_table(found)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ class EvaluateImageText(Way):
             seed=self.mask_seed,
             words=self.score_words,
         )
-        found = result.to_json()
+        found = asdict(result)
         if result.difference is None:
             text = as_text(sights_table(*found["models"].values()))
         else:

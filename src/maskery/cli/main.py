@@ -31,7 +31,7 @@ from maskery.core.errors import (
     harmless,
     reason_of,
 )
-from maskery.core.ranges import take_text_as_paths
+from maskery.core.ranges import Settings, take_text_as_paths
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def complain(name: str, message: object, code: int = 2) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(Settings):
     """A command: its fields are its flags, and its docstring is its help."""
 
     # False: messages of progress are shown, unless --json is given.
@@ -239,7 +239,10 @@ def parse(
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"{program} {command}", args=gathered(arguments), default=default
+                kind,
+                prog=f"{program} {command}",
+                args=with_columns_joined(gathered(arguments)),
+                default=default,
             )
     except SystemExit as end:
         if not end.code:
@@ -264,6 +267,19 @@ def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
     parser.add_argument(flag, dest="values", nargs="*", action="extend")
     taken, others = parser.parse_known_args(arguments)
     return [*others, flag, *taken.values]
+
+
+def with_columns_joined(arguments: Sequence[str], flag: str = "--text-column") -> list[str]:
+    """Return arguments in which several columns, each a word, are one word with commas."""
+    words: list[str] = []
+    for word in arguments:
+        # Only behind the corpus: where it is still to come, the next word is the corpus.
+        behind = words[-2:-1] == [flag] and not words[0].startswith("-")
+        if behind and not word.startswith("-"):
+            words[-1] += f",{word}"
+        else:
+            words.append(word)
+    return words
 
 
 def go_offline_without_a_network() -> None:

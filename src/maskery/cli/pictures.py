@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +11,7 @@ import tyro
 
 from maskery.cli.main import Command, check_png, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Search(Command):
     def __post_init__(self) -> None:
         if not self.text:
             raise ConfigError('no query is given: add one, such as "a woman in a red coat"')
-        check_ranges(self)
+        super().__post_init__()
         if self.sheet is not None:
             check_png(self.sheet, "--sheet")
 
@@ -68,7 +68,7 @@ class Search(Command):
         with quick_imports():
             from maskery.data.tokenise import default_cache_dir
             from maskery.evaluation.image_text.opening import encode_query
-            from maskery.evaluation.retrieval.search import Searcher, open_gallery
+            from maskery.evaluation.retrieval.search import open_gallery, search
             from maskery.runs.person_search.evaluate import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
@@ -84,12 +84,8 @@ class Search(Command):
             rehash=self.rehash,
             progress=not self.json,
         )
-        ranking = opened.retrieval.ranking
-        if self.rerank is not None:
-            ranking = replace(ranking, rerank=self.rerank)
-        searcher = Searcher(opened, gallery, ranking)
-        # Pairs, since a query may be given twice.
-        found = [(text, searcher.search(text, top=self.top)) for text in self.text]
+        results = search(opened, gallery, self.text, top=self.top, rerank=self.rerank)
+        found = list(zip(self.text, results, strict=True))  # pairs: a query may be given twice
         changes, parts = gallery.changes, [f"{len(gallery):,} pictures"]
         if changes.encoded:
             parts.append(f"{changes.encoded:,} newly encoded")

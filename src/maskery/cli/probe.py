@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import tyro
@@ -81,7 +81,7 @@ class Probe(Command):
             seeds=() if self.tune is None else self.tune or SEEDS,
             progress=not self.json and sys.stderr.isatty(),
         )
-        found = result.to_json()
+        found = asdict(result)
         self.answer(found, as_text(vectors_table(found)))
 
 

@@ -15,7 +15,7 @@ import tyro
 
 from maskery.cli.main import Command, percent, table
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Fill(Command):
     def __post_init__(self) -> None:
         if not self.text:
             raise ConfigError('no sentence is given: add one, such as "The [MASK] is red."')
-        check_ranges(self)
+        super().__post_init__()
 
     def execute(self) -> None:
         """Fill every sentence."""
@@ -130,7 +130,7 @@ class Score(Command):
     """Tab-separated values with a heading, exact figures."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.tsv and self.json:
             raise ConfigError("--tsv and --json are both given; choose one")
         if self.pairs and self.words:

@@ -41,6 +41,10 @@ class TokenBatch:
         """Return (B,) int64: the tokens of each sequence."""
         return np.diff(self.boundaries)
 
+    def sequences_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the sequence that each token position lies in."""
+        return np.searchsorted(self.boundaries, positions, side="right") - 1
+
     @property
     def num_tokens(self) -> int:
         """Return T."""

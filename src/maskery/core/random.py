@@ -165,7 +165,7 @@ def token_uniforms(batch: TokenBatch, tokens: Int64Array, *, seed: int, epoch: i
     """Return one uniform for each of the given tokens (N,), to sample replacements with."""
     import torch  # workers that tokenise do without
 
-    rows = np.searchsorted(batch.boundaries, tokens, side="right") - 1
+    rows = batch.sequences_of(tokens)
     positions = batch.starts[rows] + tokens - batch.boundaries[rows]
     drawn = uniforms(seed, Stream.SAMPLE, epoch, batch.example_ids[rows], positions)
     return torch.from_numpy(drawn)

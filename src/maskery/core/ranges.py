@@ -1,13 +1,10 @@
 """Ranges of settings, declared where a field is declared and checked by one call.
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(Settings):
         epochs: Count = 3
         rate: Annotated[float, Range(0, 1, above=True, hint="try {flag} 0.15")] = 0.15
         shape: Literal["linear", "cosine"] = "linear"
-
-        def __post_init__(self) -> None:
-            check_ranges(self)
 
 Fields of type `Literal[...]` are checked too, without a declaration.
 """
@@ -18,13 +15,14 @@ import math
 import re
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
+from maskery.core.registry import anchored_choice
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -80,6 +78,33 @@ class Range:
 Count: TypeAlias = Annotated[int, Range(1)]
 Share: TypeAlias = Annotated[float, Range(0, 1)]
 Weight: TypeAlias = Annotated[float, Range(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A group of settings: ranges are checked, and text becomes paths, when it is made."""
+
+    # Where results go is kept as it was typed, for people read it.
+    AS_TYPED: ClassVar[frozenset[str]] = frozenset({"output", "cache_dir"})
+
+    def __post_init__(self) -> None:
+        take_text_as_paths(self)
+        check_ranges(self)
+
+    def anchored(self) -> Self:
+        """Return a copy with absolute paths, also of plug-ins, which hold from any folder."""
+        names = {field.name for field in fields(self)} - self.AS_TYPED
+        return replace(self, **{name: _anchored(getattr(self, name)) for name in names})
+
+
+def _anchored(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.anchored()
+    if isinstance(value, tuple):
+        return tuple(map(_anchored, value))
+    if isinstance(value, Path):
+        return value.absolute()
+    return anchored_choice(value) if isinstance(value, str) else value
 
 
 def check_ranges(config: DataclassInstance) -> None:

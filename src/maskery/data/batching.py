@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from itertools import chain, pairwise
 from typing import Any, Generic, Literal, TypeVar
 
@@ -141,17 +142,19 @@ def split_step(lengths: Ints, *, micro_tokens: int, parts: int) -> list[Ints]:
     # An example that exceeds the budget by itself is the budget.
     budget = max(micro_tokens, int(lengths.max(initial=0)))
     count = max(1, -(-int(lengths.sum()) // budget))
+    order = np.argsort(-lengths, kind="stable").tolist()
     while True:
         count = -(-count // parts) * parts
-        sizes = np.zeros(count, np.int64)
-        members: list[list[int]] = [[] for _ in range(count)]
+        if count == 1:  # nearly always: no loop, which would hold up the step beside it
+            return [np.arange(len(lengths))]
+        parts_by_size = [(0, part) for part in range(count)]
+        owners = np.zeros(len(lengths), np.int64)
         # Longest first into the emptiest, so that the parts are of like size.
-        for index in np.argsort(-lengths, kind="stable").tolist():
-            emptiest = int(np.argmin(sizes))
-            sizes[emptiest] += lengths[index]
-            members[emptiest].append(index)
-        if int(sizes.max()) <= budget:
-            return [np.array(sorted(m), np.int64) for m in members]
+        for index, length in zip(order, lengths[order].tolist(), strict=True):
+            size, owners[index] = parts_by_size[0]
+            heapreplace(parts_by_size, (size + length, owners[index]))
+        if max(parts_by_size)[0] <= budget:
+            return [np.flatnonzero(owners == part) for part in range(count)]
         count += 1
 
 

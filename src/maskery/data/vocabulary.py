@@ -57,12 +57,16 @@ BYTE_LEVEL_WORDS = (
 )
 # WordPiece keeps no spaces, and decodes with one between any two words; prose has none here.
 UNWRITTEN_SPACES = (
-    r" (?=[\p{M}\x{200C}\x{200D}\p{Pe}\p{Pf},.;:!?…%।॥۔،؛؟׃、。，．：；？！])"
-    r"|(?<=[\p{Ps}«‘¿¡]) "
+    r" (?=[\p{M}\x{200C}\x{200D}\p{Pe}’”›,.;:!?…।॥۔،؛؟׃、。，．：；？！])"
+    r"|(?<=[\p{Ps}‘¿¡]) "
+    # Turkish writes it before a number.
+    r"|(?<=\p{N}) (?=%)|(?<=[^\p{N} ] %) (?=\p{N})|(?<=^%) (?=\p{N})"
     # “ opens in English and closes in German.
     r"|(?<=“) (?=[^“„]*”)| (?=“(?![^“„]*”))"
-    # Every other straight quote closes, counted from the end.
+    # Every other straight quote closes, counted from the end, and so does every other of «».
     r"|(?<=\") (?=[^\"]*\"(?:[^\"]*\"[^\"]*\")*[^\"]*$)| (?=\"(?:[^\"]*\"[^\"]*\")*[^\"]*$)"
+    r"|(?<=[«»]) (?=[^«»]*[«»](?:[^«»]*[«»][^«»]*[«»])*[^«»]*$)"
+    r"| (?=[«»](?:[^«»]*[«»][^«»]*[«»])*[^«»]*$)"
     # Within words and numbers.
     r"|(?<=[\p{L}\p{M}\p{N}]) (?=[-'’־׳״/@_] [\p{L}\p{N}])(?!'[^']*'(?: \P{L}|$))"
     r"|(?<=[\p{L}\p{M}\p{N}] [-־׳״/@_]) (?=[\p{L}\p{N}])|(?<=') (?=\p{L})"

@@ -6,9 +6,9 @@ Figures come as plain data: as `evaluation.json` and `--json` have them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
@@ -37,6 +37,10 @@ class Figure:
     better: bool | None = None  # True for a difference for the better; None if its interval holds 0
 
 
+# A label and one figure a column, or None; None may be left out at the end of a row
+Row: TypeAlias = tuple[str, tuple[Figure | None, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Figures in columns."""
@@ -44,8 +48,7 @@ class Table:
     title: str  # The question that the table answers
     corner: str  # The heading of the labels, such as "held out"
     columns: tuple[str, ...]  # The other headings
-    # A label and one figure a column, or None; None may be left out at the end of a row
-    rows: tuple[tuple[str, tuple[Figure | None, ...]], ...]
+    rows: tuple[Row, ...]
     notes: tuple[str, ...]  # The first: the number of things that the figures are averages over
 
     def lines(self) -> list[list[str]]:
@@ -119,6 +122,13 @@ def named_figure(name: str, value: Any, *, signed: bool = False) -> Figure:
     return figure(value, share=share, signed=signed, lower_is_better=not share)
 
 
+def _row(label: str, name: str, values: Iterable[Any], *changes: Any) -> Row:
+    """Return a row of one figure: its values, then differences."""
+    cells = [named_figure(name, value) for value in values]
+    cells += [named_figure(name, change, signed=True) for change in changes]
+    return label, tuple(cells)
+
+
 def scores_table(
     columns: Data,  # scores by heading
     difference: Data | None = None,
@@ -130,14 +140,12 @@ def scores_table(
 ) -> Table:
     """Return a column for each `MaskedScores`, and their paired difference last."""
     first = next(iter(columns.values()))
-    rows: list[tuple[str, tuple[Figure | None, ...]]] = []
+    rows: list[Row] = []
     if heads:
         rows.append(("head", tuple(Figure(value=head) for head in heads.values())))
     for name, label in SCORES.items():
-        cells = [named_figure(name, scores[name]) for scores in columns.values()]
-        if difference and name in difference:
-            cells.append(named_figure(name, difference[name], signed=True))
-        rows.append((label, tuple(cells)))
+        changes = [difference[name]] if difference and name in difference else []
+        rows.append(_row(label, name, (scores[name] for scores in columns.values()), *changes))
     if mrtd_auc:
         found = (mrtd_auc.get(name) for name in columns)
         aucs = tuple(None if one is None else figure(one, share=False) for one in found)
@@ -160,9 +168,9 @@ def others_table(others: Data) -> Table:
     for text, measured in others.items():
         columns = _in_time(measured)
         for name in ("loss", "top1"):
-            cells = [named_figure(name, scores[name]) for scores in columns.values()]
-            cells.append(named_figure(name, measured["difference"][name], signed=True))
-            rows.append((f"{text}: {SCORES[name]}", tuple(cells)))
+            values = (scores[name] for scores in columns.values())
+            label = f"{text}: {SCORES[name]}"
+            rows.append(_row(label, name, values, measured["difference"][name]))
         tokens, examples = measured["after"]["masked_tokens"], measured["after"]["examples"]
         notes.append(
             f"{text}: {tokens:,} masked tokens of {examples:,} examples; {interval_note(examples)}"
@@ -185,9 +193,8 @@ def sights_table(evaluation: Data) -> Table:
     )
     rows, notes, words = table.rows, table.notes, evaluation.get("words")
     if words is not None:
-        cells = [named_figure("accuracy", share) for share in words["accuracy"].values()]
-        cells.append(named_figure("accuracy", words["difference"]["wrong"], signed=True))
-        rows += (("chosen words", tuple(cells)),)
+        shares, change = words["accuracy"].values(), words["difference"]["wrong"]
+        rows += (_row("chosen words", "accuracy", shares, change),)
         notes += (f"chosen words: {words['words']:,}, masked one at a time; synonyms count",)
     if evaluation.get("mrtd_auc") is not None:
         notes += (f"replaced against original words: AUC {evaluation['mrtd_auc']:.3f}",)
@@ -198,7 +205,7 @@ def models_tables(models: Mapping[str, Data], difference: Mapping[str, Data]) ->
     """Return a table for each of two image-text models, and what the last has over the first."""
     first, last = models
     rows = tuple(
-        (label, tuple(named_figure(name, o[name], signed=True) for o in difference.values()))
+        _row(label, name, (), *(over[name] for over in difference.values()))
         for name, label in SCORES.items()
         if all(name in over for over in difference.values())
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share, check_ranges
-from maskery.core.registry import Registry, anchored_choice, plugin_identity
+from maskery.core.ranges import Count, Range, Settings, Share
+from maskery.core.registry import Registry, plugin_identity
 
 if TYPE_CHECKING:
     from maskery.masking.policies import Policy, PolicyMaker
@@ -40,7 +40,7 @@ register_policy = POLICIES.register
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
+class MaskingConfig(Settings):
     """The masking policy, its rate over the run, and what masked tokens become."""
 
     policy: PolicyChoice = "token"
@@ -66,7 +66,7 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         if isinstance(self.policy, str):
             POLICIES.check(self.policy)
-        check_ranges(self)
+        super().__post_init__()
         # 0.7 + 0.3 is above 1 by a rounding error in binary fractions.
         if self.mask_share + self.random_share > 1.0 + 1e-9:
             raise ConfigError(
@@ -111,11 +111,6 @@ class MaskingConfig:
             return start + (end - start) * done
         # Half a wave: flat at both ends, steepest in the middle.
         return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * done))
-
-    def anchored(self) -> MaskingConfig:
-        """Return these settings with an absolute path of a plug-in, valid from any folder."""
-        policy = self.policy
-        return replace(self, policy=anchored_choice(policy)) if isinstance(policy, str) else self
 
     def described(self) -> dict[str, Any]:
         """Return the settings for a run's identity; a plug-in counts by its file's content."""

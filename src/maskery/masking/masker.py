@@ -211,7 +211,7 @@ def corrupt(
     if config.mask_share >= 1.0:
         corrupted[positions] = vocabulary.mask_token_id
         return corrupted
-    sequence = np.searchsorted(batch.boundaries, positions, side="right") - 1
+    sequence = batch.sequences_of(positions)
     ids = batch.example_ids[sequence]
     offset = batch.starts[sequence] - batch.boundaries[sequence]
     deciding = positions if anchors is None else anchors

@@ -36,17 +36,20 @@ class Crowd:
     @classmethod
     def of(cls, num_rows: int, length: int, device: torch.device) -> Crowd:
         """Agree with the other processes on B and on the length of rows (padded text)."""
-        mine = torch.tensor([num_rows, length], device=device)
-        told = [mine] if trains_alone() else _everyones(mine)
-        me = 0 if trains_alone() else torch.distributed.get_rank()
-        sizes = tuple(int(size) for size, _ in told)
+        me, told = 0, [(num_rows, length)]  # alone, without asking the device
+        if not trains_alone():
+            mine = torch.tensor([num_rows, length], device=device)
+            me, told = torch.distributed.get_rank(), [tuple(o.tolist()) for o in _everyones(mine)]
+        sizes = tuple(size for size, _ in told)
         turns = [(row, process) for process, size in enumerate(sizes) for row in range(size)]
         order = sorted(range(len(turns)), key=turns.__getitem__)
         return cls(
             sizes=sizes,
-            longest=max(int(length) for _, length in told),
-            order=torch.tensor(order, device=device),
-            mine=torch.tensor([i for i, row in enumerate(order) if turns[row][1] == me]).to(device),
+            longest=max(length for _, length in told),
+            order=torch.tensor(order).to(device, non_blocking=True),
+            mine=torch.tensor([i for i, row in enumerate(order) if turns[row][1] == me]).to(
+                device, non_blocking=True
+            ),
         )
 
     @property

@@ -387,8 +387,14 @@ def start_new_head(
                 nn.init.zeros_(module.bias)
     bias = getattr(output, "bias", None)
     if bias is not None:
-        counts = np.zeros(len(bias), np.float64)
-        counts[: len(token_counts)] = token_counts[: len(bias)]
-        # One added to each count: a word not seen yet stays possible.
-        frequencies = (counts + 1.0) / (counts.sum() + len(counts))
-        bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias))
+        start_at_frequencies(bias, token_counts)
+
+
+@torch.no_grad()
+def start_at_frequencies(bias: torch.Tensor, token_counts: npt.NDArray[np.int64]) -> None:
+    """Let a head's bias (V,) predict word frequencies before it has learnt anything."""
+    counts = np.zeros(len(bias), np.float64)
+    counts[: len(token_counts)] = token_counts[: len(bias)]
+    # One added to each count: a word not seen yet stays possible.
+    frequencies = (counts + 1.0) / (counts.sum() + len(counts))
+    bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias))

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -100
+# Rows that are sampled at once: 60 MB of sums for a vocabulary of 30,000.
+ROWS = 256
 
 
 def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -25,10 +27,13 @@ def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor
     """
     # 30,000 small terms lose the tail in float32; Apple's GPUs have no float64.
     precision = torch.float32 if weights.device.type == "mps" else torch.float64
-    cumulative = weights.to(precision).cumsum(dim=-1)
-    thresholds = uniforms.to(precision).unsqueeze(-1) * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
-    return drawn.clamp_(max=weights.shape[-1] - 1)
+    drawn = []
+    # A few rows at a time: sums of all would be twice as large as the weights.
+    for rows, each in zip(weights.split(ROWS), uniforms.split(ROWS), strict=True):
+        cumulative = rows.cumsum(dim=-1, dtype=precision)
+        thresholds = each.to(precision).unsqueeze(-1) * cumulative[:, -1:]
+        drawn.append(torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1))
+    return torch.cat(drawn).clamp_(max=weights.shape[-1] - 1)
 
 
 def mrtd_mask_modeling(
@@ -58,7 +63,7 @@ def mrtd_mask_modeling(
         rows = weights.reshape(-1, weights.shape[-1])
         if len(rows) != len(positions):
             rows = rows[positions]
-        special = torch.tensor(special_ids, dtype=torch.int64, device=rows.device)
+        special = on_device(special_ids, rows.device)
         sampled = sample_tokens(rows.index_fill(1, special, 0.0), uniforms)
     # Tokens that were masked but not chosen to change are the original's again.
     replaced = input_ids.flatten().index_copy(0, positions, sampled).view_as(input_ids)
@@ -91,8 +96,13 @@ def labelled(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, special_ids: Sequence[int]
 ) -> torch.Tensor:
     """Return (B, L) bool, True at tokens that MRTD judges: real and not special."""
-    special = torch.tensor(special_ids, dtype=torch.int64, device=input_ids.device)
+    special = on_device(special_ids, input_ids.device)
     return attention_mask.bool() & ~torch.isin(input_ids, special)
+
+
+def on_device(ids: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Copy a few ids to a device, (N,) int64, without waiting for it as `torch.tensor` would."""
+    return torch.tensor(ids, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, check_ranges
+from maskery.core.ranges import Range, Settings
 from maskery.core.registry import require
 
 if TYPE_CHECKING:
@@ -111,14 +111,11 @@ class Impatient(H11Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaygroundConfig:
+class PlaygroundConfig(Settings):
     """A local web page to try a model on: it answers this machine alone."""
 
     port: Annotated[int, Range(0, 65_535)] = 8765
     """The port of the page, on 127.0.0.1; 0 for any free port."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def serve(session: Session, config: PlaygroundConfig, ready: Callable[[str], object]) -> None:

@@ -127,7 +127,7 @@ def expected_share(source: TextSource, masker: Masker, num_tokens: int) -> float
         for batch in source.micro_batches(0, step):
             assert not isinstance(batch, StandIn)  # one process has a share of every step
             masked = masker.mask(batch, epoch=0, progress=progress)
-            inside = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
+            inside = batch.sequences_of(masked.positions)
             counts.append(np.bincount(inside, minlength=len(batch.lengths)))
             lengths.append(batch.lengths)
     length, count = np.concatenate(lengths), np.concatenate(counts)

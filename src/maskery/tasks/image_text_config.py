@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any, Literal, Self, TypeAlias
-
-import tyro
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share, check_ranges
-from maskery.core.registry import anchored_choice, plugin_identity, split_weight
+from maskery.core.flags import conf
+from maskery.core.ranges import Count, Range, Settings, Share
+from maskery.core.registry import plugin_identity, split_weight
 from maskery.objectives.terms import TERMS, Term, chosen_weights
 
 TermWeight: TypeAlias = Annotated[float, Range(0, hint="0 leaves the term out")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextMLMConfig:
+class ImageTextMLMConfig(Settings):
     """Masked language modelling and replaced token detection on image-caption pairs."""
 
     mlm_weight: TermWeight = 1.0
@@ -31,8 +30,8 @@ class ImageTextMLMConfig:
     """Weight of ALBEF's contrastive loss within the batch; helps small models learn to look."""
     term: Annotated[
         tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]"),
+        conf.UseAppendAction,
+        conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]"),
     ] = ()
     """A loss term, with its weight (default 1): one of yours in a Python file, or itc, itm, mlm,
     prd, mrtd. Repeat the flag for more."""
@@ -53,11 +52,11 @@ class ImageTextMLMConfig:
     """Places of sampled replacements: masked words, or every token as RaSa was released."""
     mlm_with_image: bool = True
     """Fill masked words with the picture's help; off to measure what the picture adds."""
-    seed: Annotated[int, tyro.conf.Suppress, tyro.conf.Fixed, tyro.conf.arg(name="step-seed")] = 0
+    seed: Annotated[int, conf.Suppress, conf.Fixed, conf.arg(name="step-seed")] = 0
     """Seed of the sampled replacements and the drawn negatives; a run gives it its own."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         chosen_weights(self.term, [term.name for term in self._terms()])
 
     @classmethod
@@ -83,10 +82,6 @@ class ImageTextMLMConfig:
         return bool(self.weights) or any(
             split_weight(choice)[0] not in TERMS for choice in self.term
         )
-
-    def anchored(self) -> Self:
-        """Return the same with absolute paths of plug-ins, which mean the same from any folder."""
-        return replace(self, term=tuple(anchored_choice(choice) for choice in self.term))
 
     def described(self) -> dict[str, Any]:
         """Return what decides the course of a run: the settings, plug-ins by their files' code."""

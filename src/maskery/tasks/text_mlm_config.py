@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, Share, check_ranges, number_or_word
-from maskery.core.registry import Registry, anchored_choice, is_plugin, plugin_identity
+from maskery.core.ranges import Range, Settings, Share, number_or_word
+from maskery.core.registry import Registry, is_plugin
 
 if TYPE_CHECKING:
     from maskery.core.task import Task
@@ -30,7 +30,7 @@ register_objective = OBJECTIVES.register
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextMLMConfig:
+class TextMLMConfig(Settings):
     """Masked language modelling of text, alone or with a momentum twin."""
 
     objective: str = "mlm"
@@ -57,7 +57,7 @@ class TextMLMConfig:
 
     def __post_init__(self) -> None:
         OBJECTIVES.check(self.objective)
-        check_ranges(self)
+        super().__post_init__()
         if self.keep_weight and (self.objective != "mlm" or self.has_twin):
             raise ConfigError(
                 f"keep_embedding is {self.keep_embedding}: it goes with --objective mlm alone, "
@@ -104,20 +104,6 @@ class TextMLMConfig:
     def weights(self) -> Mapping[str, float]:
         """Return the weight of each loss term."""
         return {"mlm": 1.0, "mrtd": self.mrtd_weight} if self.detects else {"mlm": 1.0}
-
-    def anchored(self) -> TextMLMConfig:
-        """Return a copy in which a plug-in's path is absolute."""
-        return replace(self, objective=anchored_choice(self.objective))
-
-    def described(self, objective: object = None) -> dict[str, Any]:
-        """Return what a continuation must share: all settings, and a plug-in's hash.
-
-        `objective` is an object in the place of the one that is named; known by its own name.
-        """
-        named = getattr(objective, "__qualname__", type(objective).__qualname__)
-        if objective is None:
-            named = plugin_identity(self.objective)
-        return {**asdict(self), "objective": named}
 
     def alpha_at(self, progress: float) -> float:
         """Return alpha after the share `progress` of the run, in [0, 1)."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share, Weight, check_ranges
+from maskery.core.ranges import Count, Range, Settings, Share, Weight
 
 Precision = Literal["auto", "fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
@@ -17,6 +17,9 @@ TrackerName = Literal[
 ]
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
 
+# Tokens of a step where none are given, by device.
+CPU_TOKENS, GPU_TOKENS = 4096, 32_768
+
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
 HOW = frozenset({
     "micro_batch_tokens", "micro_batch_pairs", "precision", "compile", "sharding", "log_every",
@@ -26,7 +29,7 @@ HOW = frozenset({
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseTrainingConfig:
+class BaseTrainingConfig(Settings):
     """Optimiser, schedule, length and bookkeeping that every run has."""
 
     epochs: Count = 3
@@ -79,9 +82,6 @@ class BaseTrainingConfig:
     trackers: tuple[TrackerName, ...] = ()
     """Send every line of metrics.jsonl to these, too; each needs its own package."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
     def course(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share: all but those in `HOW`."""
         return {name: value for name, value in asdict(self).items() if name not in HOW}
@@ -97,8 +97,9 @@ class BaseTrainingConfig:
 class TrainingConfig(BaseTrainingConfig):
     """Optimiser, schedule, length and bookkeeping of a text run, whose steps count tokens."""
 
-    batch_tokens: Count = 4096
-    """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
+    batch_tokens: Count | None = None
+    """Tokens of one optimiser step, over all processes; short lines are never padded up to it.
+    Default: 4,096, and 32,768 with a GPU, which waits for the next one in smaller steps."""
     micro_batch_tokens: Count | None = None
     """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
     compile: bool = False
@@ -106,8 +107,16 @@ class TrainingConfig(BaseTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
+        most = self.batch_tokens or CPU_TOKENS
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens > most:
             raise ConfigError(
                 f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
-                f"({self.batch_tokens}); lower it"
+                f"({most}); lower it, or raise batch_tokens"
             )
+
+    def for_device(self) -> Self:
+        """Return a copy with `batch_tokens` chosen for the device, where none are given."""
+        import torch  # heavy
+
+        chosen = GPU_TOKENS if torch.cuda.is_available() else CPU_TOKENS
+        return replace(self, batch_tokens=self.batch_tokens or chosen)

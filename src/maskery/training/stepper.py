@@ -23,6 +23,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from maskery.core.precision import allow_half
 from maskery.core.processes import join_processes
 from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.config import BaseTrainingConfig, TrainingConfig
@@ -75,6 +76,8 @@ class Stepper:
         self.processes = join_processes()
         self.device: torch.device = PartialState().device
         self.half = resolve_precision(self.config, task.model) == "bf16"
+        if self.half:
+            allow_half()
         spread(task, self.optimiser, self.config.sharding, self.device)
 
     @property

@@ -92,6 +92,7 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, name: str, text: str, said:
         ("Ann\n", "line 1 has 1 columns, not 2 or more"),
         ("a N\nb N O\n", "line 2 has 3 columns, where the lines before it have 2"),
         ("-DOCSTART-\n\na N\n\nb\tN\tO\n", "line 5 has 3 columns"),
+        ('{"tokens": ["a", "b"], "tags": ["X", "O"]}\n', "line 1 is JSON, and --kind tokens reads"),
     ],
 )
 def test_columns_that_do_not_agree(

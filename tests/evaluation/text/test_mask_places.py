@@ -83,10 +83,11 @@ def test_a_filled_mask_reads_as_the_whole_sentence_does() -> None:
     [
         ("wordpiece", "The [MASK] is", {"##a", "##."}, {"a", "Paris", "."}),
         ("byte-level", "The [MASK] is", {"a", "Paris", "Ã"}, {"ĠParis", "."}),
-        ("byte-level", "[MASK] is", {"Ã"}, {"Paris", "ĠParis"}),
+        ("byte-level", "[MASK] is", {"Ã", "ĠParis"}, {"Paris", "."}),
+        ("byte-level", "The (<mask>) is", {"Ã", "ĠParis"}, {"Paris", "."}),
         ("byte-level with prefix", "[MASK] is", {"Paris"}, {"ĠParis", "."}),
         ("unigram", "The [MASK] is", {"a", "Paris"}, {"▁Paris", "."}),
-        ("unigram", "The ([MASK]) is", {"▁"}, {"Paris", "▁Paris"}),
+        ("unigram", "The ([MASK]) is", {"▁", "▁Paris"}, {"Paris", "."}),
         ("end of word", "The [MASK] is", {"P", "a"}, {"Paris</w>", "a</w>"}),
     ],
 )
@@ -102,6 +103,17 @@ def test_pieces_are_offered_only_if_asked_for(
     assert whole <= offered(False)
     assert not (within | {"<s>", "[CLS]", "<unk>", "[UNK]"}) & offered(False)
     assert within | whole <= offered(True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", PLACES)
+def test_a_word_is_listed_once(kind: str, text: str) -> None:
+    """Under the name that people read, so that each has one figure."""
+    filling = filler_of(make(kind)).fill(text, top_k=1_000, words=["Paris", "Rome", "the"])
+    listed = [(c.token, c.probability) for c in filling.masks[0]]
+    for word in filling.words:
+        (figure,) = [probability for token, probability in listed if token == word.word]
+        assert word.probability == pytest.approx(figure, rel=1e-5)
 
 
 def test_after_letters_a_mask_is_a_part_of_the_word() -> None:

@@ -15,9 +15,23 @@ from maskery.models.image_text.model import (
     ImageTextModel,
     VisionEncoder,
 )
-from maskery.models.image_text.sizes import RASA, ImageTextSizes
+from maskery.models.image_text.sizes import ImageTextSizes
 
 TINY = ImageTextSizes(image_size=(16, 8), width=16, num_heads=2, embed_dim=6, max_length=12)
+
+# ViT-B/16 at 384 pixels and BERT-base, six of its layers with cross-attention.
+RASA = ImageTextSizes(
+    image_size=(384, 384),
+    patch_size=16,
+    image_layers=12,
+    text_layers=6,
+    fusion_layers=6,
+    width=768,
+    num_heads=12,
+    embed_dim=256,
+    max_length=512,
+    dropout=0.1,
+)
 
 
 @pytest.fixture(scope="module")

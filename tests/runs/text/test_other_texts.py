@@ -20,10 +20,10 @@ from maskery.evaluation.intervals import Interval, judge
 from maskery.evaluation.text import masked
 from maskery.evaluation.text.masked import ExampleSums, compare
 from maskery.report.page import write_report
+from maskery.runs.shortcuts import train
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import prepare_text
 from maskery.runs.text.run import TextResult, train_text
-from maskery.runs.train import train
 from maskery.training.config import TrainingConfig
 
 
@@ -160,6 +160,12 @@ def test_the_flag_may_be_given_several_times(tmp_path: Path) -> None:
     assert config.epochs == 2 if hasattr(config, "epochs") else config.training.epochs == 2
     assert config.deciding_data == ("b.txt",)
     assert gathered(["x", "--eval-data", "a", "y"]) == ["x", "--eval-data", "a", "y"]
+    # So may columns, after the corpus
+    words = ["x.jsonl", "--text-column", "title", "note.body", "--join", r"\t"]
+    assert parse(TextRunConfig, "train text", words).reading.text_column == "title,note.body"
+    words = ["--text-column", "body", "x.jsonl"]
+    config = parse(TextRunConfig, "train text", words)
+    assert (config.reading.text_column, config.corpus) == ("body", ("x.jsonl",))
     # A folder may be called so.
     (tmp_path / "year=2020").mkdir()
     there = TextRunConfig(corpus=("c.txt",), eval_data=(str(tmp_path / "year=2020"),))

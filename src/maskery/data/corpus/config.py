@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
-from maskery.core.registry import anchored_choice, plugin_identity
+from maskery.core.ranges import Count, Range, Settings
+from maskery.core.registry import plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
 OnBadText = Literal["fail", "skip", "replace"]
@@ -29,7 +29,7 @@ FIRST_FIELDS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
+class CorpusConfig(Settings):
     """Settings of reading text from files and datasets."""
 
     reader: ReaderChoice = None
@@ -39,7 +39,7 @@ class CorpusConfig:
     """One example of a plain text file; paragraphs end at blank lines."""
     text_column: str = "text"
     """The column that holds the text (.jsonl, .json, .csv, .tsv, .parquet, hub datasets); note.body
-    reaches into records, and title,body joins several columns."""
+    reaches into records, and title,body (or title body, after the corpus) joins several columns."""
     join: str = r"\n"
     r"""Put between joined columns; \n is a line end, \t a tab."""
     quoting: Quoting = AUTO
@@ -59,7 +59,7 @@ class CorpusConfig:
     """Longer examples are cut at white space into several, in characters."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for flag, value in (("--text-column", self.text_column), ("--split", self.split)):
             if not value:
                 raise ConfigError(f"{flag} is empty: it must be a name; leave it out or name one")
@@ -79,12 +79,6 @@ class CorpusConfig:
         between = self.join.replace(r"\n", "\n").replace(r"\t", "\t")
         return between.join(value for value in values if value.strip())
 
-    def anchored(self) -> CorpusConfig:
-        """Return it with an absolute path of the reader's file, which holds from any folder."""
-        if not isinstance(self.reader, str):
-            return self
-        return replace(self, reader=anchored_choice(self.reader))
-
     def signature(self) -> str:
         """Return all settings as text, for fingerprints; a plug-in counts with its file's hash."""
         shown: list[tuple[str, object]] = []
@@ -99,7 +93,7 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamingConfig:
+class StreamingConfig(Settings):
     """Settings of a run that reads token shards, and of how much held-out text any run scores."""
 
     shuffle_shards: Count = 4
@@ -109,9 +103,6 @@ class StreamingConfig:
     held_out_tokens: Count = 250_000
     """Most held-out tokens of a text that are scored; of more, a random sample, the same in every
     run."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def _check_encoding(encoding: str) -> None:
@@ -127,7 +118,7 @@ def _check_encoding(encoding: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VocabularyConfig:
+class VocabularyConfig(Settings):
     """The tokenizer that --model scratch:... learns from its texts."""
 
     vocab_size: Annotated[int, Range(100)] = 8000
@@ -143,8 +134,7 @@ class VocabularyConfig:
     merges words."""
 
     def __post_init__(self) -> None:
-        take_text_as_paths(self)
-        check_ranges(self)
+        super().__post_init__()
         # 256 bytes, the special tokens and some pieces.
         if self.tokenizer in ("bpe", "unigram") and self.vocab_size < 280:
             raise ConfigError(

@@ -41,7 +41,7 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
             stack.enter_context(asked(path))
             stream = stack.enter_context(open_stream(found, lambda _: None))
         blocks = decoded_blocks(stream, source=name_of(path), encoding=encoding, on_bad_text="fail")
-        for number, text in enumerate(_lines(blocks), 1):
+        for number, text in enumerate("".join(blocks).split("\n"), 1):
             if text.strip():
                 empty = False
                 yield Line(number, text.strip())
@@ -70,12 +70,3 @@ def read_sentence_pairs(
 def name_of(path: str | Path) -> str:
     """Return a file's name for messages."""
     return "the standard input" if str(path) == STANDARD_INPUT else str(path)
-
-
-def _lines(blocks: Iterator[str]) -> Iterator[str]:
-    held = ""
-    for block in blocks:
-        *complete, held = (held + block).split("\n")
-        yield from complete
-    if held:
-        yield held

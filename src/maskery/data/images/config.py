@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, Share, check_ranges
+from maskery.core.ranges import Range, Settings, Share
 
 Channels: TypeAlias = tuple[float, float, float]
 
@@ -26,7 +26,7 @@ MAX_AUGMENT_OPERATIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewConfig:
+class ViewConfig(Settings):
     """Resizing, random augmentation and normalisation.
 
     The random parts happen only where draws are given (training). Captions that say left or right
@@ -59,7 +59,7 @@ class ViewConfig:
     """Smallest and largest share of the area that is erased."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for name in ("crop_scale", "crop_ratio", "erase_scale"):
             limits = getattr(self, name)
             if limits is not None and limits[0] > limits[1]:

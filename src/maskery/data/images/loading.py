@@ -37,8 +37,8 @@ SUFFIXES = frozenset(
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
 PAPER = (255, 255, 255)
-# Threads that decode; more only wait for the disk.
-MAX_WORKERS = 8
+# Threads that decode and draw views; more wait for each other, or for the disk.
+MAX_WORKERS = 16
 
 
 def pillow(module: str = "Image") -> Any:

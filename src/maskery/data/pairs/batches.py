@@ -142,13 +142,13 @@ class Pictures:
         self.skipped = Skipped("image", on_bad_image)
         self._pairs, self._near, self._room = pairs, near, cache_bytes
         self._kept: dict[int, Image | None] = {}
-        self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
+        self.pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
 
     def load(self, indices: Sequence[int]) -> list[Image | None]:
         """Return the RGB pictures of some pairs, None for those that were skipped."""
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
-        images = decode_many(refs, self.skipped, near=self._near, pool=self._pool)
+        images = decode_many(refs, self.skipped, near=self._near, pool=self.pool)
         if self._near is not None:  # at the size of a view, so that no epoch resizes it again
             images = [image and image.resize(self._near, BICUBIC) for image in images]
         decoded = dict(zip(wanted, images, strict=True))
@@ -228,8 +228,10 @@ class PicturedExamples(PlannedSource[ViewedT]):
         self, images: list[Image], ids: UInt64Array, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two random views of each picture: (B, 3, H, W) float32, normalised."""
-        first, second = (view_draws(self.seed, epoch, ids, view=number) for number in (0, 1))
-        return view_stack(images, self.view, first), view_stack(images, self.view, second)
+        # In one go, so that no thread of the pool waits between the two.
+        draws = np.concatenate([view_draws(self.seed, epoch, ids, view=n) for n in (0, 1)])
+        both = view_stack([*images, *images], self.view, draws, pool=self.pictures.pool)
+        return both[: len(images)], both[len(images) :]
 
 
 class PairSource(PicturedExamples[ViewedPairs]):
@@ -298,7 +300,7 @@ class HeldOutPairs:
         rows = np.flatnonzero(np.isin(self.captions.owners, members))
         owners = self.captions.owners[rows]
         return JudgedPairs(
-            images=view_stack(list(images.values()), self.view),
+            images=view_stack(list(images.values()), self.view, pool=self.pictures.pool),
             right=torch.tensor([place[i] for i in owners.tolist()]),
             wrong=torch.tensor([place[self.wrong[i]] for i in owners.tolist()]),
             text=self.captions.batch(rows, self.ids[owners]),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import tyro
-
-from maskery.core.ranges import Count, Range, check_ranges, take_text_as_paths
-from maskery.core.registry import Registry, anchored_choice
+from maskery.core.flags import conf
+from maskery.core.ranges import Count, Range, Settings
+from maskery.core.registry import Registry
 from maskery.data.images.config import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 
 CONTRACT = (
@@ -52,10 +51,10 @@ def register_format(name: str, reader: Callable[[Path], Any], endings: Sequence[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig:
+class PairsConfig(Settings):
     """Settings of reading pairs: columns, splits, and the handling of bad records."""
 
-    reader: Annotated[str | None, tyro.conf.arg(metavar="FORMAT")] = None
+    reader: Annotated[str | None, conf.arg(metavar="FORMAT")] = None
     """json, csv, parquet, webdataset, or FILE.py:NAME: a callable that takes the path of the pairs
     and yields records. Default: by the ending of the file."""
     images: Path | None = None
@@ -84,15 +83,6 @@ class PairsConfig:
     id_is_person: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        take_text_as_paths(self)
         if self.reader is not None:
             FORMATS.check(self.reader)
-        check_ranges(self)
-
-    def anchored(self) -> PairsConfig:
-        """Return a copy with absolute paths, which hold from any folder."""
-        return replace(
-            self,
-            images=None if self.images is None else self.images.absolute(),
-            reader=None if self.reader is None else anchored_choice(self.reader),
-        )
+        super().__post_init__()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from maskery.core.ranges import Range, check_ranges, take_text_as_paths
+from maskery.core.flags import conf
+from maskery.core.ranges import Range, Settings
 
 DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
 SPLITS = ("train", "val", "test")
@@ -17,13 +16,13 @@ SPLITTING = str.maketrans("-/", "  ")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonSearchDataConfig:
+class PersonSearchDataConfig(Settings):
     """A dataset of persons, in the layout in which it is published."""
 
     dataset: DatasetName
     """The layout of the annotations: of the dataset itself, of RaSa's data_process.py (rasa), of
     maskery data draw-people, or lines with image, caption and person (jsonl)."""
-    root: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    root: Annotated[Path, conf.arg(metavar="DIR")]
     """Folder of the annotations and of imgs/; for jsonl, a file or a folder of train.jsonl (and
     val.jsonl, test.jsonl, or pairs_*.jsonl), whose image paths are relative to --images."""
     images: Path | None = None
@@ -43,15 +42,6 @@ class PersonSearchDataConfig:
     on_bad_caption: Literal["skip", "fail"] = "fail"
     """A caption that cannot be used is left out and counted (its picture too, where it is the only
     one), or ends the run."""
-
-    def __post_init__(self) -> None:
-        take_text_as_paths(self)
-        check_ranges(self)
-
-    def anchored(self) -> PersonSearchDataConfig:
-        """Return a copy with absolute paths, which hold from any folder."""
-        images = None if self.images is None else self.images.absolute()
-        return replace(self, root=self.root.absolute(), images=images)
 
 
 def clean_caption(caption: str, max_words: int = 50) -> str:

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
+from maskery.core.batch import MaskedTokens, Vocabulary
 from maskery.core.errors import DataError
+from maskery.core.precision import inference
 from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
@@ -53,7 +54,7 @@ class WordScores:
     examples: int  # pictures or persons they come from
 
 
-@torch.no_grad()
+@inference()
 def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
@@ -74,7 +75,7 @@ def score_pairs(
     return scored
 
 
-@torch.no_grad()
+@inference()
 def score_words(
     model: ImageTextModel,
     batches: Iterable[JudgedPairs],
@@ -90,7 +91,7 @@ def score_words(
     def questions() -> Iterator[Question]:
         for batch in batches:
             places = np.flatnonzero(np.isin(batch.text.input_ids, chosen))
-            rows = sequences(batch.text, places)
+            rows = batch.text.sequences_of(places)
             # In rounds, each with at most one word of a caption.
             turn = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
             for number in range(int(turn.max(initial=-1)) + 1):
@@ -133,18 +134,13 @@ def _score(
     for batch, ids, positions in questions:
         if not len(positions):
             continue
-        groups.append(batch.groups[sequences(batch.text, positions)])
+        groups.append(batch.groups[batch.text.sequences_of(positions)])
         for condition, logits in logits_by_condition(model, batch, ids, positions).items():
             rows[condition].append(measure(logits, batch.text.input_ids[positions]))
     if not groups:
         raise DataError(none)
     shown = np.concatenate(groups)
     return {name: ExampleSums.of(shown, np.concatenate(parts)) for name, parts in rows.items()}
-
-
-def sequences(batch: TokenBatch, positions: Int64Array) -> Int64Array:
-    """Return the sequence that each token position lies in."""
-    return np.searchsorted(batch.boundaries, positions, side="right") - 1
 
 
 def logits_by_condition(
@@ -189,7 +185,7 @@ class PictureFill:
     probabilities: dict[str, float]  # by condition, of the word itself
 
 
-@torch.no_grad()
+@inference()
 def sample_pictures(
     model: ImageTextModel,
     batches: Iterable[JudgedPairs],
@@ -209,8 +205,8 @@ def sample_pictures(
         for condition, logits in logits_by_condition(model, batch, ids, positions).items()
     }
     found = []
-    for row, position in enumerate(positions.tolist()):
-        sequence = int(sequences(batch.text, position))
+    places = zip(positions.tolist(), batch.text.sequences_of(positions).tolist(), strict=True)
+    for row, (position, sequence) in enumerate(places):
         first, last = batch.text.boundaries[sequence : sequence + 2].tolist()
         target = int(batch.text.input_ids[position])
         left, right = context(ids[first:last], position - first, tokenizer)
@@ -262,15 +258,14 @@ class ImageFiller(Filler):
         self._keys: list[ImageKeys] | None = None
         if image is not None:
             pixels = view(load_picture(image, opened.view.size), opened.view)
-            with torch.no_grad():
+            with inference():
                 tokens = opened.model.encode_image(pixels[None].to(opened.model.device))
                 self._keys = opened.model.project_images(tokens)
 
     @property
     def embeddings(self) -> torch.nn.Module:
         """See `Filler.embeddings`."""
-        embeddings: Any = self._model.text_encoder.embeddings
-        module: torch.nn.Module = embeddings.word_embeddings
+        module: torch.nn.Module = self._model.text_encoder.bert.embeddings.word_embeddings
         return module
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -295,7 +290,7 @@ class ImageFiller(Filler):
         """True if the replaced-token-detection head has been trained."""
         return bool(self._model.mrtd_head.bias.any())
 
-    @torch.no_grad()
+    @inference()
     def replaced(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the probability that each token of texts (B, L) was replaced: (B, L) float32."""
         logits = self._model.mrtd_head(self.read(ids.to(self._model.device))).float()

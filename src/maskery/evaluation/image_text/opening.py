@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, ModelError
+from maskery.core.precision import to_gpu
 from maskery.data.images.config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -84,9 +85,7 @@ def open_image_text(name: str) -> OpenImageText:
             f"the model in '{name}' lacks weights ({min(info['missing_keys'])} and "
             f"{len(info['missing_keys']) - 1} others); restore its model.safetensors"
         )
-    model.eval()
-    if torch.cuda.is_available():
-        model.cuda()
+    to_gpu(model.eval())
     return OpenImageText(
         name=name,
         model=model,

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.errors import ModelError
+from maskery.core.precision import inference, to_gpu
 from maskery.models.layout import max_positions
 from maskery.models.loading import load_masked_lm, resolve
 from maskery.models.pooling import Pooling
@@ -64,8 +65,9 @@ class Encoder:
     def open(cls, name: str) -> Encoder:
         """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`."""
         loaded = load_masked_lm(name)
-        hf = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(hf, loaded.tokenizer, Pooling.of(Path(resolve(name))), name=name)
+        return cls(
+            to_gpu(loaded.model), loaded.tokenizer, Pooling.of(Path(resolve(name))), name=name
+        )
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Return a vector of each text, (N, D) float32; longer ones are cut at `max_length`."""
@@ -117,7 +119,7 @@ class Encoder:
         tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
         return self._hidden_of(tokens["input_ids"], progress)
 
-    @torch.no_grad()
+    @inference()
     def _hidden_of(self, rows: list[list[int]], progress: bool) -> list[Vectors]:
         # Longest first: too large a batch fails at once, and little is padded.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

@@ -18,6 +18,7 @@ from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
+JSON_STARTS = ('{"', '{ "', "[{")  # no word begins so
 T = TypeVar("T")
 DOCUMENT_START = "-DOCSTART-"
 
@@ -191,6 +192,11 @@ def _read_conll(path: Path) -> Labelled:
             # Comments of CoNLL-U ("#" alone may be a word), and the marks of CoNLL-2003
             if line.startswith(("# ", "#\t", DOCUMENT_START)):
                 continue
+            if line.startswith(JSON_STARTS):
+                raise DataError(
+                    f"'{path}': line {number} is JSON, and --kind tokens reads columns: a word "
+                    f"first and its label last, with a blank line between sentences; write it so"
+                )
             columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             width = width or len(columns)
             if len(columns) != width or width < 2:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,6 @@ class ProbeResult:
     classes: int  # 0 for pairs
     figures: tuple[ProbeFigure, ...]
     notes: tuple[str, ...] = ()  # One line for each thing that was left out or is to be known
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for `--json` and `evaluation.json`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal
 
 from maskery.core.errors import ConfigError, ModelError, reason_of
-from maskery.core.ranges import Count, Range, Weight, check_ranges
+from maskery.core.ranges import Count, Range, Settings, Weight
 from maskery.data.person_search.config import clean_caption
 from maskery.objectives.terms import TERMS
 
@@ -26,7 +26,7 @@ LOSSES = tuple(TERMS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig:
+class RetrievalConfig(Settings):
     """Contrastive ranking, then the matching head on the best of each text."""
 
     rerank: Annotated[int, Range(0)] = 128
@@ -45,9 +45,6 @@ class RetrievalConfig:
     """Megabytes for image tokens, beyond which they are kept in a temporary file (in TMPDIR); and
     as many for projected images and similarities. The figures do not depend on it."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
     @property
     def memory_bytes(self) -> int:
         """`memory_mb` in bytes."""
@@ -55,7 +52,7 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRetrieval:
+class ModelRetrieval(Settings):
     """Retrieval settings saved with a model: how it reads captions and ranks pictures."""
 
     clean_captions: bool = False  # true if captions were lower-cased and stripped of punctuation
@@ -71,7 +68,7 @@ class ModelRetrieval:
     trained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for name in self.trained:
             if name not in LOSSES:
                 raise ConfigError(f"trained has {name!r}: the losses are {', '.join(LOSSES)}")

@@ -25,6 +25,7 @@ import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, reason_of
+from maskery.core.precision import inference
 from maskery.core.processes import Processes
 from maskery.core.random import Float32Array, Int64Array
 from maskery.data.batching import cut_by_padded_size
@@ -69,7 +70,7 @@ class ReadImages:
     tokens: Float32Array | None
 
 
-@torch.no_grad()
+@inference()
 def read_texts(
     model: ImageTextModel, texts: TokenBatch, *, states: bool, batch_tokens: int = 4096
 ) -> ReadTexts:
@@ -91,7 +92,7 @@ def read_texts(
     return ReadTexts(features=features, states=kept, boundaries=texts.boundaries)
 
 
-@torch.no_grad()
+@inference()
 def read_images(
     model: ImageTextModel,
     batches: Iterable[torch.Tensor],
@@ -237,7 +238,8 @@ def match_images(
     for first in range(0, len(pairs), size):
         block = pairs[first : first + size]
         tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
-        keys = model.project_images(tokens.to(model.device))
+        with inference():
+            keys = model.project_images(tokens.to(model.device))
         for place, one in enumerate(block):
             only = slice(place, place + 1)  # a view: nothing is copied
             own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
@@ -256,6 +258,7 @@ def by_image(candidates: Int64Array) -> list[ImageTexts]:
     ]
 
 
+@inference()
 def _judge(
     model: ImageTextModel,
     texts: ReadTexts,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.images.loading import Skipped
 from maskery.data.images.views import view_stack
 from maskery.data.pairs.batches import Pictures, ReadPairs, tokenise_captions
+from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import NOBODY, Pairs
+from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
@@ -33,8 +35,6 @@ from maskery.models.image_text.model import ImageTextModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Policy = Literal["skip", "fail"]
 
 
 class RetrievalSet:
@@ -65,17 +65,17 @@ class RetrievalSet:
         cls,
         opened: OpenImageText,
         pairs: Pairs,
+        # What becomes of captions without a known word, and of pictures that cannot be read
+        reading: PairsConfig | PersonSearchDataConfig | None = None,
         *,
-        on_bad_caption: Policy = "fail",  # one in which no word is known
-        on_bad_image: Policy = "skip",
         view: ViewConfig | None = None,  # of the pictures; by default the model's
         batch_images: int = 64,
     ) -> RetrievalSet:
         """Return pairs, their captions prepared, as a model reads them; it cuts long captions."""
-        view = view or opened.view
-        skipped = Skipped("caption", on_bad_caption)
+        view, reading = view or opened.view, reading or PairsConfig()
+        skipped = Skipped("caption", reading.on_bad_caption)
         tokens = tokenise_captions(pairs, opened.tokenizer, skipped, max_length=opened.max_tokens)
-        pictures = Pictures(pairs, on_bad_image, near=view.size)
+        pictures = Pictures(pairs, reading.on_bad_image, near=view.size)
         return cls(ReadPairs(pairs, tokens, pictures, view), batch_images=batch_images)
 
     @property

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
+from maskery.core.precision import inference
 from maskery.core.random import Float32Array
 from maskery.data.gallery import (
     DamagedIndex,
@@ -55,7 +56,6 @@ log = logging.getLogger(__name__)
 
 # Bytes of a gallery's own name in the name of its index.
 MOST_OF_NAME = 100
-log = logging.getLogger(__name__)
 # Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
 # More than are wanted, compared again exactly: close ones may change places by rounding.
@@ -182,7 +182,7 @@ class Indexing:
             troubles=[*unread.values(), *store.troubles()],
         )
 
-    @torch.no_grad()
+    @inference()
     def _take_in(self, store: GalleryStore, batch: list[str], unread: dict[str, str]) -> int:
         """Encode the contents that are new, and return the number that could be."""
         files: dict[str, tuple[Stamp, bytes]] = {}

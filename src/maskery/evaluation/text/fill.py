@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
+from maskery.core.precision import inference
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import MaskPlaces, TextReader, Word, spoken
@@ -173,7 +174,7 @@ class Filler:
         """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
         return predict(self.model, masked)
 
-    @torch.no_grad()
+    @inference()
     def log_probabilities(self, sequences: Sequence[npt.ArrayLike]) -> torch.Tensor:
         """Return log-probabilities (B, M, V) at the masks of B texts with M masks each."""
         logs = self.predict(self.hidden(sequences)).cpu().log_softmax(dim=-1)

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
+from maskery.core.precision import inference
 from maskery.core.processes import Processes
 from maskery.data.batching import TextSource
 from maskery.evaluation.intervals import Interval, ratio_interval
@@ -114,7 +115,7 @@ def scoring(source: TextSource, *, progress: bool) -> Iterator[TokenBatch]:
             bar.update(batch.num_tokens)
 
 
-@torch.no_grad()
+@inference()
 def score_examples(
     model: MaskedLanguageModel,
     batches: Iterable[TokenBatch],
@@ -134,7 +135,7 @@ def score_examples(
     for masked, counts in _shares(batches, masker, processes):
         batch, targets = masked.batch, torch.from_numpy(masked.targets).to(device)
         logits = predict(model, masked)
-        sequence = np.searchsorted(batch.boundaries, masked.positions, side="right") - 1
+        sequence = batch.sequences_of(masked.positions)
         if counts:
             ids.append(batch.example_ids[sequence])
             rows.append(token_rows(logits, targets).cpu().numpy())

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
+from maskery.core.precision import to_gpu
 from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
@@ -65,9 +65,7 @@ def open_model(name: str | Path | OpenModel, *, trained_head: bool = True) -> Op
     pad = int(loaded.tokenizer.pad_token_id or 0)
     packed, _ = can_pack(loaded.model, pad)
     model = MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=pad)
-    if torch.cuda.is_available():
-        model.cuda()
-    return OpenModel(name=name, model=model.eval(), tokenizer=loaded.tokenizer)
+    return OpenModel(name=name, model=to_gpu(model.eval()), tokenizer=loaded.tokenizer)
 
 
 def held_out_source(

@@ -22,6 +22,7 @@ import torch
 
 from maskery.core.batch import MaskedTokens, vocabulary_size
 from maskery.core.errors import DataError
+from maskery.core.precision import inference
 from maskery.evaluation.text.fill import Filler, end_to_end
 from maskery.evaluation.text.masked import require_numbers, true_log_probabilities
 from maskery.evaluation.text.opening import OpenModel
@@ -132,7 +133,7 @@ class Scorer:
                 ids[position:hidden_end] = self.filler.mask_id
                 yield Copy(text=text, position=position, ids=ids, target=target)
 
-    @torch.no_grad()
+    @inference()
     def _log_probabilities(self, copies: Sequence[Copy]) -> list[float]:
         batch = end_to_end([copy.ids for copy in copies])
         places = np.array([copy.position for copy in copies], np.int64)

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch, Vocabulary
+from maskery.core.precision import inference
 from maskery.evaluation.text.fill import Candidate, Filler, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, true_log_probabilities
 from maskery.masking.masker import Masker
@@ -65,7 +65,7 @@ class TextSamples:
     masked_words: int  # Masked words that the lists come from
 
 
-@torch.no_grad()
+@inference()
 def sample_text(
     before: Filler,
     after: Filler,

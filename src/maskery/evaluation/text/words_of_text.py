@@ -173,13 +173,15 @@ class MaskPlaces:
         if pieces:
             return torch.ones(len(self.reader.special), dtype=torch.bool)
         left, right = text[: span[0]], text[span[1] :]
-        control, inner, starts, ends = self._kinds
+        control, inner, starts, ends, spaced = self._kinds
         allowed = ~control
-        if not (left[-1:].isalnum() or left.endswith(self.reader.mask_token)):
-            allowed &= ~inner
-            # After a bracket or a hyphen, a word begins without a space.
-            if left[-1:].isspace() or (not left and self._begins_with_space):
-                allowed &= starts
+        if not left.endswith(self.reader.mask_token):
+            if not left[-1:].isalnum():
+                allowed &= ~inner
+            # With the space where the sentence has one and without it elsewhere, as after a
+            # bracket: else a word would be listed twice, with two figures.
+            has_space = left[-1:].isspace() or (not left and self._begins_with_space)
+            allowed &= starts if has_space else ~spaced
         if not (right[:1].isalnum() or right.startswith(self.reader.mask_token)):
             allowed &= ends
         return allowed
@@ -220,7 +222,7 @@ class MaskPlaces:
 
     @cached_property
     def _kinds(self) -> tuple[torch.Tensor, ...]:
-        """Return (V,) bool: control tokens, within a word, may follow a space, may end a word."""
+        """Return (V,) bool: control, within a word, may follow a space, may end a word, spaced."""
         spelt = self.reader.pieces(range(len(self.reader.special)))
         marks_ends = any(token.endswith(WORD_END) for token in spelt)
         control = torch.from_numpy(self.reader.special).clone()
@@ -229,15 +231,16 @@ class MaskPlaces:
         columns = zip(*(self._kind(token, marks_ends) for token in spelt), strict=True)
         return control, *(torch.tensor(column) for column in columns)
 
-    def _kind(self, token: str, marks_ends: bool) -> tuple[bool, bool, bool]:
+    def _kind(self, token: str, marks_ends: bool) -> tuple[bool, bool, bool, bool]:
         space = self.reader.space
         if space:
             text = self._text(token.removeprefix(space))
             spaced = token.startswith(space) or not text[:1].isalnum()
-            return not text, spaced or bool(UNSPACED.match(text)), True
+            starts = spaced or bool(UNSPACED.match(text))
+            return not text, starts, True, token.startswith(space)
         within = token.startswith(CONTINUING) and token != CONTINUING
         ends = not (token.endswith(CONTINUED) and token != CONTINUED)
-        return within, True, token.endswith(WORD_END) if marks_ends else ends
+        return within, True, token.endswith(WORD_END) if marks_ends else ends, False
 
     def _text(self, token: str) -> str:
         """Return a token without its space as text; "" if it is a part of a character or none."""

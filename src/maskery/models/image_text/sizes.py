@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.ranges import Count, Range, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextSizes:
+class ImageTextSizes(Settings):
     """Sizes of an image-text model; the defaults train on two CPU cores in minutes."""
 
     image_size: tuple[int, int] = (64, 32)
@@ -35,7 +35,7 @@ class ImageTextSizes:
     """Dropout of the text encoder."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         height, width = self.image_size
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
             raise ConfigError(
@@ -47,18 +47,3 @@ class ImageTextSizes:
                 f"width is {self.width} and num_heads {self.num_heads}: the heads must divide the "
                 f"width"
             )
-
-
-RASA = ImageTextSizes(
-    image_size=(384, 384),
-    patch_size=16,
-    image_layers=12,
-    text_layers=6,
-    fusion_layers=6,
-    width=768,
-    num_heads=12,
-    embed_dim=256,
-    max_length=512,
-    dropout=0.1,
-)
-"""ViT-B/16 at 384 pixels and BERT-base, six of its layers with cross-attention."""

@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import CheckpointError, ConfigError, ModelError, reason_of
+from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
@@ -32,7 +30,13 @@ from maskery.evaluation.image_text.opening import open_image_text, preprocessing
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import build_from_encoders, build_from_scratch
 from maskery.models.image_text.model import ImageTextModel, check_image_size
-from maskery.models.loading import known_as, load_tokenizer, resolve
+from maskery.models.loading import (
+    known_as,
+    load_tokenizer,
+    require_rows,
+    resolve,
+    start_at_frequencies,
+)
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
 from maskery.runs.frame.run_frame import identity
@@ -93,12 +97,7 @@ def start_model(
             opened = open_image_text(config.model)
             model, tokenizer = opened.model, opened.tokenizer
             view = _fitted(view, model, opened.name)
-    vocabulary, pieces = model.config.text_config.vocab_size, len(tokenizer)
-    if pieces > vocabulary:
-        raise ModelError(
-            f"the tokenizer of '{config.start}' has {pieces} tokens and its model {vocabulary}: "
-            f"they do not belong together; use the model's own tokenizer"
-        )
+    require_rows(f"'{config.start}'", model, tokenizer)
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
 
 
@@ -107,16 +106,6 @@ def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
     fitted = preprocessing_of(name, model, view)
     check_image_size(fitted.size, model.config.vision_config)
     return fitted
-
-
-@torch.no_grad()
-def start_at_frequencies(model: ImageTextModel, counts: npt.NDArray[np.int64]) -> None:
-    """Let a new head predict word frequencies, (V,) counts, before it has learnt anything."""
-    bias = model.text_encoder.cls.predictions.bias
-    known = counts[: len(bias)]
-    # One added to each count: a word not seen yet stays possible.
-    frequencies = (known + 1.0) / (known.sum() + len(known))
-    bias[: len(known)] = torch.from_numpy(np.log(frequencies)).to(bias)
 
 
 def read_captions(
@@ -177,12 +166,11 @@ class Prepared:
         sizes = {"batch_pairs": training.batch_pairs, "micro_pairs": training.micro_batch_pairs}
         return {**sizes, "seed": training.seed}
 
-    def learnt_anew(self, heads: Sequence[str]) -> frozenset[str]:
-        """Return the parameters that learn at `head_learning_rate`: new ones, and these heads."""
-        # Heads count as new although a checkpoint may have them; so do the user's loss terms.
-        names = (name for name, _ in self.start.model.named_parameters())
-        anew = (name for name in names if belongs(name, (ATTRIBUTE, *heads)))
-        return self.start.new_parameters.union(anew)
+    def learnt_anew(self) -> frozenset[str]:
+        """Return the parameters that learn at `head_learning_rate`."""
+        # The user's loss terms are new, and some heads although a checkpoint may have them.
+        heads, names = self.config.NEW_HEADS, (n for n, _ in self.start.model.named_parameters())
+        return self.start.new_parameters.union(n for n in names if belongs(n, (ATTRIBUTE, *heads)))
 
     def identity(self, **data: Any) -> str:
         """Return all that decides the course of a run, with what tells its data apart."""
@@ -250,7 +238,7 @@ def prepare_model(
     # Before the task is made, whose twin starts as a copy.
     if OUTPUT_BIAS in start.new_parameters:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
-        start_at_frequencies(start.model, counts)
+        start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
     task = make_task(config, start.model, start.tokenizer, terms)
     if config.text_model is None and not config.model.startswith(SCRATCH):
         twin = twin_beside(config.model)

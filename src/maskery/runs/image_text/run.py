@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from maskery.core.system import is_main_process
 from maskery.data.images.loading import Skipped
@@ -16,7 +16,7 @@ from maskery.masking.config import POLICIES
 from maskery.objectives.terms import check_terms
 from maskery.runs.frame.run_folder import MODEL, default_folder
 from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
-from maskery.runs.image_text.config import ImageTextRunConfig, PairsTrainingConfig
+from maskery.runs.image_text.config import ImageTextRunConfig
 from maskery.runs.image_text.prepare import Prepared
 from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
@@ -33,13 +33,12 @@ class ImageTextResult(ABC):
     summary: Summary  # Steps, tokens and time
 
     @abstractmethod
+    def _figures(self) -> dict[str, Any]: ...
+
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
-
-    def framed(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """Return figures between what every run tells."""
         named = {"run": str(self.folder), "model": str(self.folder / MODEL)}
-        return {**named, **figures, "training": asdict(self.summary)}
+        return {**named, **self._figures(), "training": asdict(self.summary)}
 
 
 ResultT = TypeVar("ResultT", bound=ImageTextResult)
@@ -54,16 +53,9 @@ class ImageTextRun(ABC, Generic[ResultT]):
     train: PairSource | PersonSource  # Training batches
     identity: str  # What a continuation must share, as JSON
 
-    # Heads that learn at the rate of new ones although a checkpoint may have them.
-    NEW_HEADS: ClassVar[tuple[str, ...]] = ()
-
-    # What a kind of run adds: its way of training, where it keeps count of pictures and captions
-    # that are left out, the figures in the log (the first tells the best checkpoint), what is
-    # measured at the end, and the card of the model.
-    @property
-    def _training(self) -> PairsTrainingConfig:
-        return self.config.training
-
+    # What a kind of run adds: where it keeps count of pictures and captions that are left out, the
+    # figures in the log (the first tells the best checkpoint), what is measured at the end, and the
+    # card of the model.
     @abstractmethod
     def _skips(self) -> Iterable[Skipped]: ...
 
@@ -85,12 +77,12 @@ class ImageTextRun(ABC, Generic[ResultT]):
         self, folder: Path, *, progress: bool, callbacks: Sequence[Callback]
     ) -> ResultT:
         """Train in a run folder, measure, and save the model."""
-        model = self.prepared.start.model
+        model, training = self.prepared.start.model, self.config.training
         loop = TrainingLoop(
             self.prepared.task,
             self.train,
-            build_optimiser(model, self._training, self.prepared.learnt_anew(self.NEW_HEADS)),
-            self._training,
+            build_optimiser(model, training, self.prepared.learnt_anew()),
+            training,
             folder,
             identity=self.identity,
             evaluate=lambda _step: self._logged(),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -56,10 +55,6 @@ class PairsEvaluation:
     difference: dict[str, dict[str, Interval]]  # `right` minus each of the others: loss, top1, top5
     words: WordScores | None  # The chosen words, masked one at a time; None where none were chosen
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
-        return asdict(self)
 
 
 def summarise_pairs(
@@ -154,10 +149,6 @@ class ImageTextEvaluation:
     models: dict[str, PairsEvaluation]  # By name
     # The last minus the first, where there are two: by sight, then by figure.
     difference: dict[Condition, dict[str, Interval]] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
 
 def evaluate_image_text(

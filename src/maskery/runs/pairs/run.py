@@ -42,9 +42,8 @@ class PairsResult(ImageTextResult):
     evaluation: PairsEvaluation  # The trained model's held-out figures
     skipped: tuple[str, ...]  # One line for each kind of thing that was left out
 
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
-        return {**self.framed(self.evaluation.to_json()), "skipped": list(self.skipped)}
+    def _figures(self) -> dict[str, Any]:
+        return {**asdict(self.evaluation), "skipped": list(self.skipped)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,8 +203,7 @@ def evaluate_retrieval_models(
                 opened,
                 # Captions are prepared as those were that the model learnt from.
                 pairs.prepared(opened.retrieval.prepare),
-                on_bad_caption=reading.on_bad_caption,
-                on_bad_image=reading.on_bad_image,
+                reading,
                 batch_images=settings.batch_images,
             )
         found = evaluate_set(opened.model, gallery, settings, progress=progress).figures
@@ -320,8 +319,7 @@ def _held_out(
     return RetrievalSet.read_by(
         opened,
         pairs,
-        on_bad_caption=run.data.on_bad_caption,
-        on_bad_image=run.data.on_bad_image,
+        run.data,
         view=preprocessing_of(opened.name, opened.model, run.view),
         batch_images=settings.batch_images,
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch.distributed.tensor import DTensor
 
@@ -22,7 +22,7 @@ from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_frame import fingerprint_of, model_card
-from maskery.runs.image_text.config import PairsTrainingConfig, PersonSearchRunConfig
+from maskery.runs.image_text.config import PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
 from maskery.runs.person_search.evaluate import retrieval_of
@@ -44,11 +44,10 @@ class PersonSearchResult(ImageTextResult):
     test: RetrievalFigures | None  # Those on the test split; None where there is none
     notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
 
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
+    def _figures(self) -> dict[str, Any]:
         test = None if self.test is None else asdict(self.test)
         figures = {"best_step": self.best_step, "val": asdict(self.val), "test": test}
-        return {**self.framed(figures), "notes": list(self.notes)}
+        return {**figures, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +60,6 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     val: RetrievalSet  # What the best epoch is chosen by
     # What is measured at the end; None where the dataset has no test split.
     test: RetrievalSet | None
-
-    # RaSa trains these two heads, which ALBEF does not have, at a rate of their own.
-    NEW_HEADS: ClassVar[tuple[str, ...]] = ("prd_head", "mrtd_head")
-
-    @property
-    def _training(self) -> PairsTrainingConfig:
-        # By default every epoch is measured, as in RaSa, which keeps the best one's model.
-        every = self.config.training.eval_every or self.train.num_steps(0)
-        return replace(self.config.training, eval_every=every)
 
     def _skips(self) -> Iterable[Skipped]:
         return (split.pictures.skipped for split in (self.val, self.test) if split is not None)
@@ -188,9 +178,11 @@ def prepare_person_search(
         f"{len(data.train.person_names):,}",
         f"{len(data.val):,}",
     )
-    ranking = config.retrieval
+    ranking, training = config.retrieval, config.training
+    # By default every epoch is measured, as in RaSa, which keeps the best one's model.
+    training = replace(training, eval_every=training.eval_every or train.num_steps(0))
     return PersonSearchRun(
-        config=config,
+        config=replace(config, training=training),
         data=data,
         prepared=prepared,
         train=train,

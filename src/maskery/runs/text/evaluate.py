@@ -20,6 +20,7 @@ import yaml
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, ConfigError
+from maskery.core.precision import to_gpu
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
@@ -207,6 +208,7 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
     """Compare a run's model with the model it started from, on what the run held out."""
     config = open_run(folder).finished(TextRunConfig)
     run = prepare_text(config, progress=False)
+    to_gpu(run.model)
     if batch_tokens is not None:
         run.held_out.step_size = batch_tokens
     scored = {"before": run.score()}

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError
+from maskery.core.precision import inference
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
@@ -162,7 +162,7 @@ def kept_scores(path: Path, identity: str) -> ExampleSums | None:
     return found
 
 
-@torch.no_grad()
+@inference()
 def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
     """Return the area under the ROC curve of replaced against original words on held-out text.
 

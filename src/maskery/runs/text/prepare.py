@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, StoredText, open_text
 from maskery.tasks.text_mlm import TextParts, make_text_task
 from maskery.tasks.text_mlm_config import TextMLMConfig
+from maskery.training.config import CPU_TOKENS
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
 
@@ -121,7 +122,7 @@ def prepare_text(
     batching = Batching(
         template=Template.of(data.tokenizer),
         max_length=max_length,
-        batch_tokens=config.training.batch_tokens,
+        batch_tokens=config.training.batch_tokens or CPU_TOKENS,
         micro_tokens=config.training.micro_batch_tokens,
         layout=layout,
         seed=config.training.seed,
@@ -265,7 +266,9 @@ def identity_of(
     max_length: int,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
-    own = {}
+    own, objectives = {}, asdict(config.objectives)
+    if (maker := given.objective) is not None:  # an object is known by its own name
+        objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
     if given.model is not None:
         # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
@@ -283,7 +286,7 @@ def identity_of(
             "attention_dropout": config.attention_dropout,
             "hidden_dropout": config.hidden_dropout,
             "masking": config.masking.described(),
-            "objectives": config.objectives.described(given.objective),
+            "objectives": objectives,
             # Not named where there is none, as by versions that knew of none.
             **({"head_first": config.head_share} if config.head_share else {}),
         },

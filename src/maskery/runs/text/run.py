@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 
 from maskery.core.errors import ConfigError
+from maskery.core.precision import allow_half
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.data.corpus.formats import READERS
@@ -40,7 +42,7 @@ from maskery.tasks.text_mlm import (
 from maskery.tasks.text_mlm_config import OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
-from maskery.training.optimiser import build_optimiser
+from maskery.training.optimiser import build_optimiser, resolve_precision
 
 if TYPE_CHECKING:
     from maskery.evaluation.probe.probe import ProbeResult
@@ -69,7 +71,7 @@ class TextResult(Measured):
             "heads": self.heads,
             "others": {name: measured.figures() for name, measured in self.others.items()},
             "mrtd_auc": self.mrtd_auc,
-            "vectors": None if self.vectors is None else self.vectors.to_json(),
+            "vectors": None if self.vectors is None else asdict(self.vectors),
             "verdict": str(self.verdict),
             "training": asdict(self.summary),
         }
@@ -118,7 +120,8 @@ def train_text(
     check_callbacks(callbacks)
     if config.probe is not None:
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
-    config = replace(config.anchored(), model=anchored(config.model))
+    training = config.training.for_device()
+    config = replace(config.anchored(), model=anchored(config.model), training=training)
     given = Given(
         texts=texts,
         eval_texts=eval_texts,
@@ -144,6 +147,11 @@ def train_text(
 def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     """Measure, train, measure again and save."""
     use_fast_dropout(run.model)
+    # The start is measured as the trained model will be: there, and in that precision.
+    if run.config.training.sharding == "ddp":  # else it may not fit
+        run.model.to(PartialState().device)
+    if resolve_precision(run.config.training, run.model) == "bf16":
+        allow_half()
     texts = {name: HeldOutText(run, folder, name) for name in ("", *run.others)}
     check: Any = None
     if run.config.probe is not None or run.sentence_encoder is not None:
