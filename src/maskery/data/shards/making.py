@@ -33,6 +33,7 @@ from maskery.data.shards.manifest import (
 from maskery.data.shards.pieces import (
     RECORDS,
     Job,
+    ShardRecord,
     load_piece,
     load_shard,
     plan_fingerprint,
@@ -177,7 +178,8 @@ def about_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[st
 
 def write_manifest(job: Job) -> Manifest:
     """List all shards, now that every piece is finished."""
-    records, total, encodings = [], Counter[str](), Counter[str]()
+    records: list[ShardRecord | None] = []
+    total, encodings = Counter[str](), Counter[str]()
     for piece in range(len(job.pieces)):
         finished = load_piece(piece, job)
         if finished is None:
