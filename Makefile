@@ -45,7 +45,7 @@ bench: install
 # The site in site/, from docs/, the README and the docstrings; a link that leads nowhere fails it.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "open site/index.html"
+	@echo "open site/index.html; with its search: $(BIN)/python -m http.server --directory site"
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
