@@ -126,6 +126,16 @@ def test_a_step_is_not_split_without_need() -> None:
     assert len(split_step(np.array([5, 5, 5, 5]), micro_tokens=10, parts=1)) == 2
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(2, 5))
+def test_the_longest_left_goes_to_the_emptiest_part(lengths: list[int], parts: int) -> None:
+    members: list[list[int]] = [[] for _ in range(parts)]
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        emptiest = min(range(parts), key=lambda p: sum(lengths[i] for i in members[p]))
+        members[emptiest].append(index)
+    found = split_step(np.array(lengths, np.int64), micro_tokens=10**6, parts=parts)
+    assert [piece.tolist() for piece in found] == [sorted(part) for part in members]
+
+
 def test_parts_are_of_like_size() -> None:
     lengths = realistic_lengths(300)
     sizes = [int(lengths[p].sum()) for p in split_step(lengths, micro_tokens=10**6, parts=4)]

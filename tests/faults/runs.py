@@ -49,7 +49,7 @@ def make_persons(folder: Path) -> list[str]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """Everything a run leaves that must not depend on its interruptions."""
-    timing = {"tokens_per_second"}
+    timing = {"tokens_per_second", "waiting_time_share"}
     metrics = [
         {name: value for name, value in line.items() if name not in timing}
         for line in read_metrics(run / METRICS)

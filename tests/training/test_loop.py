@@ -29,7 +29,7 @@ CONFIG = TrainingConfig(
     best_metric="none",
     precision="fp32",
 )
-TIMING = {"tokens_per_second"}
+TIMING = {"tokens_per_second", "waiting_time_share"}
 
 
 def loop_of(

@@ -261,18 +261,12 @@ def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
     # The parser would keep those of the last time alone.
     if sum(word.partition("=")[0] == flag for word in arguments) < 2:
         return list(arguments)
-    others, values, taken = [], [], False
-    for word in arguments:
-        name, sign, value = word.partition("=")
-        if name == flag:
-            values += [value] if sign else []
-            taken = not sign
-        elif taken and not word.startswith("--"):
-            values.append(word)
-        else:
-            taken = False
-            others.append(word)
-    return [*others, flag, *values]
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest="values", nargs="*", action="extend")
+    taken, others = parser.parse_known_args(arguments)
+    return [*others, flag, *taken.values]
 
 
 def with_columns_joined(arguments: Sequence[str], flag: str = "--text-column") -> list[str]:

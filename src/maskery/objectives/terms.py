@@ -62,7 +62,8 @@ TERMS: Mapping[str, Term] = {
 }
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
 # Keys of a line in metrics.jsonl that a term's name would overwrite.
-RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second"}
+RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate"}
+RESERVED |= {"tokens_per_second", "waiting_time_share"}
 # `LossTerm.of` tells more exactly what does not fit.
 CHOICES: Registry[Any] = Registry("--term", CONTRACT, TERMS, fits=lambda _: True)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
-
 from maskery.core.errors import ConfigError
+from maskery.core.flags import conf
 
 SPLITS = ("train", "val", "test")
 MAX_SIDE = 2048
@@ -17,7 +16,7 @@ MAX_SIDE = 2048
 class PeopleConfig:
     """The number of drawn people, of pictures of each, and their size."""
 
-    num_people: Annotated[int, tyro.conf.arg(aliases=("--people",))] = 2000
+    num_people: Annotated[int, conf.arg(aliases=("--people",))] = 2000
     """Different people."""
 
     images_per_person: int = 4

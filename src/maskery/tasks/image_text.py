@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -31,8 +31,6 @@ from maskery.core.errors import ConfigError
 from maskery.core.random import Stream, uniforms
 from maskery.core.registry import split_weight
 from maskery.core.task import part_of
-from maskery.data.pairs.batches import ViewedPairs
-from maskery.data.person_search.batches import ViewedPersons
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.momentum import FeatureQueue, MomentumTwin
@@ -60,6 +58,10 @@ from maskery.tasks.loss_terms import (
     with_negatives,
     without_terms,
 )
+
+if TYPE_CHECKING:  # a step of batches of one's own does without pyarrow
+    from maskery.data.pairs.batches import ViewedPairs
+    from maskery.data.person_search.batches import ViewedPersons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ class ImageTextTask:
 
     def prepare(self, batch: ViewedPairs, *, epoch: int, progress: float) -> PreparedPairs:
         """Mask the captions; draw what replacements and negatives will be sampled with."""
-        persons = cast(ViewedPersons, batch) if self.queues else None
+        persons = cast("ViewedPersons", batch) if self.queues else None
         text1, text2 = batch.text1, batch.text1 if persons is None else persons.text2
         # Both captions are padded alike, so that they are read in one pass.
         length = int(max(text1.lengths.max(), text2.lengths.max()))

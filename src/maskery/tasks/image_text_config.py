@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
-import tyro
-
 from maskery.core.errors import ConfigError
+from maskery.core.flags import conf
 from maskery.core.ranges import Count, Range, Settings, Share
 from maskery.core.registry import plugin_identity, split_weight
 from maskery.objectives.terms import TERMS, Term, chosen_weights
@@ -31,8 +30,8 @@ class ImageTextMLMConfig(Settings):
     """Weight of ALBEF's contrastive loss within the batch; helps small models learn to look."""
     term: Annotated[
         tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]"),
+        conf.UseAppendAction,
+        conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]"),
     ] = ()
     """A loss term, with its weight (default 1): one of yours in a Python file, or itc, itm, mlm,
     prd, mrtd. Repeat the flag for more."""
@@ -53,7 +52,7 @@ class ImageTextMLMConfig(Settings):
     """Places of sampled replacements: masked words, or every token as RaSa was released."""
     mlm_with_image: bool = True
     """Fill masked words with the picture's help; off to measure what the picture adds."""
-    seed: Annotated[int, tyro.conf.Suppress, tyro.conf.Fixed, tyro.conf.arg(name="step-seed")] = 0
+    seed: Annotated[int, conf.Suppress, conf.Fixed, conf.arg(name="step-seed")] = 0
     """Seed of the sampled replacements and the drawn negatives; a run gives it its own."""
 
     def __post_init__(self) -> None:

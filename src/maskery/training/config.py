@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, Settings, Share, Weight
@@ -16,6 +16,9 @@ TrackerName = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
+
+# Tokens of a step where none are given, by device.
+CPU_TOKENS, GPU_TOKENS = 4096, 32_768
 
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
 HOW = frozenset({
@@ -94,8 +97,9 @@ class BaseTrainingConfig(Settings):
 class TrainingConfig(BaseTrainingConfig):
     """Optimiser, schedule, length and bookkeeping of a text run, whose steps count tokens."""
 
-    batch_tokens: Count = 4096
-    """Tokens of one optimiser step, over all processes; short lines are never padded up to it."""
+    batch_tokens: Count | None = None
+    """Tokens of one optimiser step, over all processes; short lines are never padded up to it.
+    Default: 4,096, and 32,768 with a GPU, which waits for the next one in smaller steps."""
     micro_batch_tokens: Count | None = None
     """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
     compile: bool = False
@@ -103,8 +107,16 @@ class TrainingConfig(BaseTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
+        most = self.batch_tokens or CPU_TOKENS
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens > most:
             raise ConfigError(
                 f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
-                f"({self.batch_tokens}); lower it"
+                f"({most}); lower it, or raise batch_tokens"
             )
+
+    def for_device(self) -> Self:
+        """Return a copy with `batch_tokens` chosen for the device, where none are given."""
+        import torch  # heavy
+
+        chosen = GPU_TOKENS if torch.cuda.is_available() else CPU_TOKENS
+        return replace(self, batch_tokens=self.batch_tokens or chosen)

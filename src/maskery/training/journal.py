@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held_out"
 SPIKE = "loss_spike_above"
+WAITING = "waiting_time_share"
 NONE, BEST = "none", "best"
 # Figures that are better when they are lower; all others are better when they are higher.
 LOWER_IS_BETTER = ("loss", "perplexity")
@@ -123,6 +124,7 @@ class Window:
     def __init__(self, sums: Mapping[str, torch.Tensor | float] | None = None) -> None:
         self.sums: dict[str, torch.Tensor | float] = {**dict.fromkeys(COUNTS, 0.0), **(sums or {})}
         self.began = time.perf_counter()
+        self.waited = 0.0  # Seconds since then in which this process waited for its next batch
 
     def add(
         self,
@@ -155,6 +157,11 @@ class Window:
             values[name.removeprefix(COUNTED)] = count
         values["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
         return values | ({SKIPPED: skipped} if skipped else {})
+
+    @property
+    def waiting_share(self) -> float:
+        """Return the share of the time since it began that was waited for data."""
+        return self.waited / max(time.perf_counter() - self.began, 1e-9)
 
     def state(self, processes: Processes) -> tuple[Mapping[str, float], ...]:
         """Return each process's sums, for a checkpoint; every process must ask."""

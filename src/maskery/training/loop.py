@@ -22,7 +22,7 @@ from maskery.core.system import SIGNALS, Interrupted, StopSignals
 from maskery.core.task import BatchSource, Prepared, Task
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import BaseTrainingConfig
-from maskery.training.journal import Callback, Journal, Tracker, check_callbacks
+from maskery.training.journal import WAITING, Callback, Journal, Tracker, check_callbacks
 from maskery.training.parallel import gather
 from maskery.training.snapshot import Position, SnapshotMaker, restore
 from maskery.training.stepper import BadSteps, Prefetch, Stepper
@@ -182,8 +182,10 @@ class TrainingLoop:
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
         """Wait for the next step; returns None at the end."""
+        began = time.perf_counter()
         with self._kept():
             step = next(steps, None)
+        self.journal.window.waited += time.perf_counter() - began
         if step is None and self._done < self.total_steps and self._stops_alone():
             self._save_last()
             raise self._end(self._done, self._asked()[0])
@@ -224,10 +226,13 @@ class TrainingLoop:
         logs = last or scheduled or done % self.config.log_every == 0
         if logs:
             rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
-            values = self.journal.line(done, {"learning_rate": rate, "epoch": step.epoch})
+            waiting = self.journal.window.waiting_share
+            more = {"learning_rate": rate, "epoch": step.epoch, WAITING: waiting}
+            values = self.journal.line(done, more)
             loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
             # Shown when the bar is due: a refresh for each line would fill log files.
-            bar.set_postfix_str(f"{loss}{values['tokens_per_second']:,.0f} tok/s", refresh=False)
+            speed = f"{values['tokens_per_second']:,.0f} tok/s, {waiting:.0%} waiting for data"
+            bar.set_postfix_str(f"{loss}{speed}", refresh=False)
         self._tell_saved()
         self._tell("on_step", done, losses)
         spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -154,28 +154,6 @@ def unreadable(source: object, error: Exception, done: str = "read") -> MaskeryE
     if not is_address(str(source)):
         check = "file and its permissions"
     return DataError(f"'{source}' cannot be {done} ({why}); check the {check}")
-
-
-def holds_shards(source: str) -> bool:
-    """Return True for a folder or address of shards that `maskery tokenize` has made or begun."""
-    names = (MANIFEST, PLAN)
-    if not is_address(source):
-        folder = Path(source).expanduser()
-        try:
-            return any((folder / name).is_file() for name in names)
-        except OSError:
-            return False
-    path = urlsplit(source).path
-    # A file or a glob is no folder; the rest is asked for.
-    if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
-        return False
-    filesystem, root = open_address(source)
-    for name in names:
-        # `isfile` would take a failing network for a missing file.
-        with asked(source), suppress(FileNotFoundError, NotADirectoryError):
-            if filesystem.info(f"{root.rstrip('/')}/{name}")["type"] == "file":
-                return True
-    return False
 
 
 def hub_name(sources: Sequence[str]) -> HubName | None:

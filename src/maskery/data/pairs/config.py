@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import tyro
-
+from maskery.core.flags import conf
 from maskery.core.ranges import Count, Range, Settings
 from maskery.core.registry import Registry
 from maskery.data.images.config import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
@@ -55,7 +54,7 @@ def register_format(name: str, reader: Callable[[Path], Any], endings: Sequence[
 class PairsConfig(Settings):
     """Settings of reading pairs: columns, splits, and the handling of bad records."""
 
-    reader: Annotated[str | None, tyro.conf.arg(metavar="FORMAT")] = None
+    reader: Annotated[str | None, conf.arg(metavar="FORMAT")] = None
     """json, csv, parquet, webdataset, or FILE.py:NAME: a callable that takes the path of the pairs
     and yields records. Default: by the ending of the file."""
     images: Path | None = None

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
+from maskery.core.flags import conf
 from maskery.core.ranges import Range, Settings
 
 DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
@@ -23,7 +22,7 @@ class PersonSearchDataConfig(Settings):
     dataset: DatasetName
     """The layout of the annotations: of the dataset itself, of RaSa's data_process.py (rasa), of
     maskery data draw-people, or lines with image, caption and person (jsonl)."""
-    root: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    root: Annotated[Path, conf.arg(metavar="DIR")]
     """Folder of the annotations and of imgs/; for jsonl, a file or a folder of train.jsonl (and
     val.jsonl, test.jsonl, or pairs_*.jsonl), whose image paths are relative to --images."""
     images: Path | None = None

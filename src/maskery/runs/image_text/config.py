@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import tyro
-
 from maskery.core.errors import ConfigError
+from maskery.core.flags import conf
 from maskery.core.ranges import Count, Range, Settings, Weight
 from maskery.data.corpus.config import VocabularyConfig
 from maskery.data.images.config import ViewConfig
@@ -63,7 +62,7 @@ class PairsTrainingConfig(BaseTrainingConfig):
         return super().course() | {"batch_tokens": 4096}
 
 
-@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@conf.configure(conf.OmitArgPrefixes)
 @dataclass(frozen=True, kw_only=True)
 class ImageTextRunConfig(VocabularyConfig):
     """Settings that every image-text run has; see `PairsRunConfig`, `PersonSearchRunConfig`."""
@@ -132,7 +131,7 @@ class PairsRunConfig(ImageTextRunConfig):
 
     kind: ClassVar[str] = "pairs"
 
-    pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")]
+    pairs: Annotated[str, conf.Positional, conf.arg(metavar="PAIRS")]
     """A .json .jsonl .csv .tsv .parquet or .tar file or pattern, or a folder with metadata."""
     eval_pairs: str | None = None
     """Held-out pairs of their own; their pictures are not trained on. Default: the test split, or a
@@ -269,9 +268,9 @@ def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig
 class Overrides(Settings):
     """The user's overrides where a model or a run is measured; None keeps its own setting."""
 
-    root: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    root: Annotated[Path | None, conf.arg(metavar="DIR")] = None
     """The folder of the run's dataset now. Default: where it was."""
-    images: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    images: Annotated[Path | None, conf.arg(metavar="DIR")] = None
     """Likewise the folder that its image paths are relative to."""
     rerank: Annotated[int | None, Range(0)] = None
     """The best pictures of each caption that the matching head ranks anew; 0: none. Default: the

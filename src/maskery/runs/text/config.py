@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import tyro
-
 from maskery.core.errors import ConfigError
+from maskery.core.flags import conf
 from maskery.core.ranges import Range, number_or_word
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig, VocabularyConfig
 from maskery.masking.config import MaskingConfig
@@ -20,14 +19,14 @@ from maskery.training.config import TrainingConfig
 SCRATCH = "scratch:"
 
 
-@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@conf.configure(conf.OmitArgPrefixes)
 @dataclass(frozen=True, kw_only=True)
 class TextRunConfig(VocabularyConfig):
     """Train a masked language model on text: adapt an encoder, or start from scratch."""
 
     kind: ClassVar[str] = "text"
 
-    corpus: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CORPUS ...")]
+    corpus: Annotated[tuple[str, ...], conf.Positional, conf.arg(metavar="CORPUS ...")]
     """Files, folders, globs (.txt .jsonl .csv .tsv .parquet, also .gz .xz .zst), one hub id, or the
     folder or address (s3:// gs:// https://) of what maskery tokenize made."""
     model: str = "minilm"

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
 from maskery.data.batching import Batching, TextSource
-from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
+from maskery.data.shards.places import holds_shards
 from maskery.data.split import sample, split, split_by_value, without_held_out
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer

@@ -120,7 +120,8 @@ def inspect_corpus(
     config: TextRunConfig, *, timed_steps: int = 4, listed: int = 20, progress: bool = True
 ) -> Inspection:
     """Look at a run before it is started, with so many steps timed and words listed."""
-    run = prepare_text(config, progress=progress)
+    training = config.training.for_device()
+    run = prepare_text(replace(config, training=training), progress=progress)
     source = run.train
     if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):
         raise ConfigError(

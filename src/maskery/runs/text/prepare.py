@@ -38,6 +38,7 @@ from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, StoredText, open_text
 from maskery.tasks.text_mlm import TextParts, make_text_task
 from maskery.tasks.text_mlm_config import TextMLMConfig
+from maskery.training.config import CPU_TOKENS
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
 
@@ -121,7 +122,7 @@ def prepare_text(
     batching = Batching(
         template=Template.of(data.tokenizer),
         max_length=max_length,
-        batch_tokens=config.training.batch_tokens,
+        batch_tokens=config.training.batch_tokens or CPU_TOKENS,
         micro_tokens=config.training.micro_batch_tokens,
         layout=layout,
         seed=config.training.seed,

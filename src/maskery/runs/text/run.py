@@ -120,7 +120,8 @@ def train_text(
     check_callbacks(callbacks)
     if config.probe is not None:
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
-    config = replace(config.anchored(), model=anchored(config.model))
+    training = config.training.for_device()
+    config = replace(config.anchored(), model=anchored(config.model), training=training)
     given = Given(
         texts=texts,
         eval_texts=eval_texts,
