@@ -235,23 +235,19 @@ def parse(
     """Turn flags into a config; `--help` prints and ends the program."""
     import tyro  # `maskery --help` does without it
 
-    report = io.StringIO()
+    words, report = with_columns_joined(gathered(arguments)), io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind,
-                prog=f"{program} {command}",
-                args=with_columns_joined(gathered(arguments)),
-                default=default,
+                kind, prog=f"{program} {command}", args=words, default=default
             )
     except SystemExit as end:
         if not end.code:
             raise
         # Where its stream has no encoding, as here, the parser draws its boxes in ASCII.
         boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
-        words = " ".join(boxes.sub(" ", report.getvalue()).split())
-        words = re.sub(r"For full helptext, (see|run)", "see", words)
-        raise ConfigError(words) from end
+        told = " ".join(boxes.sub(" ", report.getvalue()).split())
+        raise ConfigError(re.sub(r"For full helptext, (see|run)", "see", told)) from end
     take_text_as_paths(parsed)  # type: ignore[arg-type]
     return parsed
 
@@ -274,8 +270,7 @@ def with_columns_joined(arguments: Sequence[str], flag: str = "--text-column") -
     words: list[str] = []
     for word in arguments:
         # Only behind the corpus: where it is still to come, the next word is the corpus.
-        behind = words[-2:-1] == [flag] and not words[0].startswith("-")
-        if behind and not word.startswith("-"):
+        if words[-2:-1] == [flag] and "-" not in (words[0][:1], word[:1]):
             words[-1] += f",{word}"
         else:
             words.append(word)
