@@ -83,7 +83,10 @@ def default_cache_dir() -> Path:
 def tokenise(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
-    """Return the token store of a corpus, made now or found from an earlier run."""
+    """Return the token store of a corpus, made now or found from an earlier run.
+
+    One line says what reading it came upon: encodings that were decided, texts left out.
+    """
     key = hashlib.blake2b(digest_size=16)
     key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
     key.update(f"\0{word_rules()}".encode())
@@ -110,6 +113,8 @@ def tokenise(
             )
 
     write_store(folder, parts(), vocab_size=vocab_size, about=about)
+    if unusual := corpus.report.describe():
+        log.warning("%s", unusual)
     return TokenStore.open(folder, verify=False)
 
 

@@ -98,9 +98,6 @@ class StoredText:
         self.added = self._add_words(config.add_words)
         self.held_out_share, self.group_column = config.held_out_share, config.group_column
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
-        unusual = corpus.report.describe()
-        if unusual:
-            log.warning("%s", unusual)
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
         if config.deciding_data or given.eval_texts is not None:
             other = _corpus(given.eval_texts, config.deciding_data, config.reading)
