@@ -274,6 +274,8 @@ def test_a_ray_cluster_of_which_a_worker_is_killed(
     model = save_tiny_model(tmp_path / "model")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_agent_register_timeout_ms", "RAY_raylet_start_wait_time_s"):
+        monkeypatch.setenv(name, "300000")  # a machine that does other work starts it slowly
     with ray_cluster() as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         ray = command(reader[0], model, "s3://bucket/ray", "--executor", "ray")

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait
@@ -121,7 +121,8 @@ def on_ray(job: Job, numbers: Sequence[int]) -> Generator[Done]:
             f"no Ray cluster can be reached ({reason_of(error)}); start one with ray start "
             f"--head, or name its address in RAY_ADDRESS (pip install 'maskery[cluster]')"
         ) from error
-    with connection:
+    # What Ray says of a process that died is a message, and standard output may be read as JSON.
+    with connection, redirect_stdout(sys.stderr):
         task = ray.remote(_on_any_machine).options(max_retries=RAY_RETRIES)
         job_there, here = ray.put(job), str(Path.cwd())
         tasks = (task.remote(number, job_there, here) for number in numbers)
