@@ -144,8 +144,10 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
 
 def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, Any]]:
     # Tab-separated files as published have no quoting.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.reader(file, delimiter=delimiter, quoting=quoting)
+    plain = delimiter == "\t"
+    rows = csv.reader(
+        file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    )
     try:
         header = next(rows, None)
         if header is None:
