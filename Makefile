@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types browser bench gpu soak kills docs docs-images clean
+.PHONY: install quickstart test lint types browser bench gpu soak kills cluster docs docs-images clean
 
 install: $(VENV)/installed
 
@@ -49,7 +49,7 @@ gpu:
 # The site in site/, from docs/, the README and the docstrings; a link that leads nowhere fails it.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "open site/index.html"
+	@echo "open site/index.html; with its search: $(BIN)/python -m http.server --directory site"
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
@@ -70,6 +70,10 @@ soak: install
 # of which one is killed, stopped or slow.
 kills: install
 	MASKERY_KILLS=$${MASKERY_KILLS:-100} $(BIN)/pytest --quiet -rP tests/faults/test_kills.py tests/faults/test_ranks.py
+
+# Shards made on a Ray cluster on this machine and by datatrove, in a local S3, with a worker killed.
+cluster: install
+	MASKERY_CLUSTER=1 $(BIN)/pytest --quiet tests/data/shards/test_engines.py
 
 clean:
 	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache

@@ -33,8 +33,8 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
-from maskery.data.shards.making import claim_folder, make_shards, write_manifest
-from maskery.data.shards.pieces import Job, Piece, PieceRecord, write_record, write_stretch
+from maskery.data.shards.making import about_tokenizer, claim_folder, make_shards, write_manifest
+from maskery.data.shards.pieces import Job, PieceRecord, write_record, write_stretch
 from maskery.data.shards.places import open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.runs.text.config import TextRunConfig
@@ -91,15 +91,18 @@ def write_shards(folder: Path, tokenizer: BertTokenizer, num_bytes: int) -> None
     generator, config = np.random.default_rng(2), ShardingConfig()
     bytes_a_line = LINE_WORDS * (float(np.mean([len(word) for word in words()])) + 1)
     lines = int(config.shard_bytes / bytes_a_line)
+    count = max(1, round(num_bytes / config.shard_bytes))
+    claim_folder(folder, "0" * 32)
     job = Job(
         corpus=Corpus(config=CorpusConfig()),
         config=config,
         folder=folder,
+        pieces=((),) * count,
+        tokenizer=tokenizer,
         fingerprint="0" * 32,
         vocab_size=vocabulary_size(tokenizer),
+        about=about_tokenizer(folder, tokenizer),
     )
-    claim_folder(job, tokenizer)
-    count = max(1, round(num_bytes / config.shard_bytes))
     for number in range(count):
         ids = [example_id(f"{number} {line}") for line in range(lines)]
 
@@ -112,8 +115,7 @@ def write_shards(folder: Path, tokenizer: BertTokenizer, num_bytes: int) -> None
 
         write_stretch(f"{number:06d}-0000", batches(), job, encode)
         write_record(f"{number:06d}", PieceRecord(shards=1, report={}), job)
-    pieces = [Piece(number=n, spans=()) for n in range(count)]
-    write_manifest(pieces, job, tokenizer)
+    write_manifest(job)
 
 
 def tokenise(corpus: Path, shards: Path, model: Path) -> dict[str, Any]:

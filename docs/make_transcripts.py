@@ -60,7 +60,8 @@ HEAD = """# A session
 
 What the main commands print, on a few paragraphs of Python's own language reference and a few
 drawn people. `python docs/make_transcripts.py` wrote this page. So few steps on so little text
-teach next to nothing: it shows what is printed, not how good a model gets.
+teach next to nothing, and the machine was busy with other work: the page shows what is printed,
+not how good a model gets, nor how fast.
 """
 
 

@@ -23,7 +23,10 @@ from tiny_text import WORDS, lines, save_tiny_model
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.places import RemoteFolder, open_place
+from maskery.data.shards.config import ShardingConfig
+from maskery.data.shards.making import make_share, plan_job
+from maskery.data.shards.places import RemoteFolder, open_place, output_folder
+from maskery.models.loading import load_tokenizer
 from maskery.runs.text.config import TextRunConfig
 
 BUCKET = "bucket"
@@ -307,11 +310,14 @@ def test_shards_are_written_to_a_bucket_and_trained_on(
     assert not (tmp_path / "s3:").exists()
 
 
-def test_several_machines_share_a_bucket(s3: Any, shards: dict[str, bytes], model: str) -> None:
-    source, target = f"s3://{BUCKET}/text/a.txt", f"s3://{BUCKET}/parts"
-    command = ["tokenize", source, target, "--model", model, *SHARDING]
+def test_jobs_on_several_machines_share_a_bucket(
+    s3: Any, shards: dict[str, bytes], model: str
+) -> None:
+    config = ShardingConfig(shard_mb=0.001, held_out_share=0.1, workers=1)
+    corpus, folder = Corpus.open([f"s3://{BUCKET}/text/a.txt"]), f"s3://{BUCKET}/parts"
+    job = plan_job(corpus, load_tokenizer(model), output_folder(folder), config)
     for rank in (1, 0):
-        assert main([*command, "--shard-count", "2", "--shard-rank", str(rank)]) == 0
+        make_share(job, None, rank, 2)
         assert ("shards.json" in stored(s3, f"{BUCKET}/parts")) is (rank == 0)
     assert stored(s3, f"{BUCKET}/parts") == shards
 

@@ -9,21 +9,17 @@ from tiny_text import lines, save_tiny_model
 from maskery.cli.main import main
 
 
-def test_a_corpus_becomes_shards_part_by_part(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_corpus_becomes_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(save_tiny_model(tmp_path / "model"))
     (tmp_path / "a.txt").write_text("\n".join(lines(100)), "utf-8")
     command = ["tokenize", str(tmp_path / "a.txt"), str(tmp_path / "shards"), "--model", model]
     command += ["--shard-mb", "0.001", "--held-out-share", "0.1", "--workers", "1"]
-    assert main([*command, "--shard-rank", "1", "--shard-count", "2"]) == 0
-    assert "pieces are still to come from the other parts" in capsys.readouterr().out
-    assert main([*command, "--shard-count", "2"]) == 0
+    assert main(command) == 0
     assert "train on them:\n  maskery train text" in capsys.readouterr().out
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["complete"]
-    assert (report["tokens_made"], report["missing_pieces"]) == (0, 0)
+    assert (report["tokens_made"], report["sent"]) == (0, None)
     assert report["shards"] > 4
     assert report["documents"] + report["held_out_documents"] == 100
 

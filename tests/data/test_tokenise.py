@@ -20,6 +20,9 @@ from transformers import BertTokenizer, PreTrainedTokenizer, PreTrainedTokenizer
 
 from maskery.core.errors import DataError
 from maskery.data import tokenise as tokenise_module
+from maskery.data.corpus import reader
+from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.examples import ReadingReport
 from maskery.data.store import MANIFEST, TokenStore
 from maskery.data.tokenise import (
     default_cache_dir,
@@ -57,6 +60,7 @@ class Corpus:
         self.num_bytes: int | None = None
         self.bytes_read = 0
         self.times_read = 0
+        self.report = ReadingReport()
 
     def __iter__(self) -> Iterator[Text]:
         self.times_read += 1
@@ -114,6 +118,16 @@ def test_a_second_run_reads_the_store(tmp_path: Path) -> None:
     assert corpus.times_read == 1
     assert second.folder == first.folder
     assert documents(second) == documents(first)
+
+
+def test_what_reading_came_upon_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For every corpus: of training, to measure on, of another run."""
+    (tmp_path / "a.txt").write_text("the man is mild.\n", "utf-16")
+    (tmp_path / "b.jsonl").write_text('{"text": "mankind"}\n{"text": " "}\n')
+    corpus = reader.Corpus.open([str(tmp_path)], CorpusConfig(encoding="auto"))
+    tokenise(corpus, bert(), tmp_path / "cache", progress=False)
+    (record,) = caplog.records
+    assert record.message == ("left out 1 empty text; --encoding auto: 1 as utf-16-le, 1 as utf-8")
 
 
 def test_another_corpus_or_tokenizer_has_another_store(tmp_path: Path) -> None:

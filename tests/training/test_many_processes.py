@@ -289,12 +289,21 @@ def test_an_error_is_told_once(server: ForkServer, text: Path, one_text: Path) -
     assert run.text.count("batch_tokens is 0") == 1
 
 
-def test_under_torchrun(text: Path, one_text: Path) -> None:
-    """The launcher itself, once."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "maskery.cli.main", *train_text(text, "torchrun")]
+def test_the_launcher_itself_and_what_it_says_of_a_failure(text: Path, one_text: Path) -> None:
+    command = [sys.executable, "-m", "maskery"]
     environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def train(*more: str) -> subprocess.CompletedProcess[str]:
+        words = [*command, *train_text(text, "torchrun", *more), "--processes", "2"]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+    done = train()
     assert done.returncode == 0, done.stderr
     assert_same_run(one_text, text / "torchrun")
+    environment["MASKERY_TIMEOUT"] = "soon"
+    done = train()
+    assert done.returncode == 2
+    assert done.stderr.count("MASKERY_TIMEOUT is 'soon'") == 1
+    assert "Traceback" not in done.stderr
+    assert "ChildFailed" not in done.stderr

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from maskery.cli.main import Command, table
-from maskery.core.errors import ConfigError, DataError, reason_of
+from maskery.core.errors import ConfigError, os_errors
 from maskery.core.ranges import Range, check_ranges
 from maskery.core.system import quick_imports, signals_stop
 from maskery.data.corpus.config import CorpusConfig
@@ -59,12 +57,8 @@ class Inspect(Command):
             self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
         )
         if self.words_out is not None:
-            try:
+            with os_errors(f"--words-out {self.words_out} cannot be written", "name another file"):
                 self.words_out.write_text("".join(f"{w.word}\n" for w in found.broken), "utf-8")
-            except OSError as error:
-                raise DataError(
-                    f"--words-out {self.words_out} cannot be written ({reason_of(error)})"
-                ) from error
         self.answer(found, describe(found))
 
 
@@ -120,27 +114,19 @@ def describe_words(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-# Rank and count by `--ranks-from`.
-VARIABLES = {
-    "slurm-array": ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
-    "slurm-tasks": ("SLURM_PROCID", "SLURM_NTASKS"),
-    "torchrun": ("RANK", "WORLD_SIZE"),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tokenize(Command):
     """Prepare token shards of a corpus, in parallel, for training that streams them.
 
     Every shard is complete or absent: a run that was killed is simply repeated, does what is
-    missing or damaged, and leaves the same bytes. On several machines, each does its part; the one
-    that finds all parts done writes shards.json, which training looks for.
+    missing or damaged, and leaves the same bytes, on this machine or a cluster. Last comes
+    shards.json, which training looks for.
 
     Examples:
       maskery tokenize books/ shards --model minilm
       maskery tokenize 'web/*.jsonl.zst' shards --model bert-base-uncased --workers 16
-      maskery tokenize web.txt shards --shard-rank 3 --shard-count 8
-      srun maskery tokenize web/ /shared/shards --ranks-from slurm-array
+      maskery tokenize s3://bucket/web s3://bucket/shards --executor ray
+      maskery tokenize web/ /shared/shards --executor slurm --slurm partition=cpu time=4:00:00
       maskery train text shards --model minilm
       maskery train text s3://bucket/shards --model minilm
     """
@@ -166,17 +152,16 @@ class Tokenize(Command):
             )
 
     def make(self, *, progress: bool = True) -> Made:
-        """Make the shards that are missing, or this rank's part of them."""
+        """Make the shards that are missing, or send the work to Slurm."""
         from maskery.data.corpus.reader import Corpus
         from maskery.data.shards.making import make_shards
         from maskery.data.shards.places import output_folder
         from maskery.models.loading import load_tokenizer
 
-        sharding = resolve_ranks(self.sharding, os.environ)
         folder = output_folder(self.paths[-1])
         corpus = Corpus.open(self.paths[:-1], self.reading)
         tokenizer = load_tokenizer(self.model)
-        return make_shards(corpus, tokenizer, folder, sharding, progress=progress)
+        return make_shards(corpus, tokenizer, folder, self.sharding, progress=progress)
 
     def execute(self) -> None:
         """Tokenise what is missing."""
@@ -184,14 +169,12 @@ class Tokenize(Command):
             from maskery.data.shards.making import summary
 
             made = self.make(progress=not self.json)
-            about = summary(made)
-        if made.manifest is None:
-            text = (
-                f"this part is done: {made.mine} of {made.pieces} pieces, {made.tokens_made:,} "
-                f"tokens made now; {made.missing} pieces are still to come from the other parts. "
-                f"If none is at work any more, repeat the command without --shard-rank to finish"
-            )
-        else:
+        about = summary(made)
+        text = (
+            f"job {made.sent} of Slurm makes the {made.pieces:,} pieces, and writes shards.json "
+            f"last; the log is in {made.folder}/slurm, and the command, repeated, mends what fails"
+        )
+        if made.sent is None:
             text = (
                 f"{about['shards']:,} shards with {about['documents']:,} examples and "
                 f"{about['tokens']:,} tokens, {about['held_out_tokens']:,} tokens held out; "
@@ -200,26 +183,3 @@ class Tokenize(Command):
                 f"  maskery train text {made.folder} --model {self.model}"
             )
         self.answer(about, text)
-
-
-def resolve_ranks(config: ShardingConfig, environment: Mapping[str, str]) -> ShardingConfig:
-    """Return the config with rank and count, read from the environment if it says so."""
-    if config.ranks_from == "flags":
-        return config
-    rank_name, count_name = VARIABLES[config.ranks_from]
-    rank, count = (_number(environment, name, config) for name in (rank_name, count_name))
-    if config.ranks_from == "slurm-array":  # --array=5-19:2 has neither rank 0 nor steps of 1
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        rank = (rank - first) // int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-    return replace(config, ranks_from="flags", shard_rank=rank, shard_count=count)
-
-
-def _number(environment: Mapping[str, str], name: str, config: ShardingConfig) -> int:
-    value = environment.get(name)
-    if value is None or not value.isdigit():
-        found = "is not set" if value is None else f"is {value!r}"
-        raise ConfigError(
-            f"--ranks-from {config.ranks_from} reads {name}, which {found}; give --shard-rank and "
-            f"--shard-count instead"
-        )
-    return int(value)

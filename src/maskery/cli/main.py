@@ -235,23 +235,19 @@ def parse(
     """Turn flags into a config; `--help` prints and ends the program."""
     import tyro  # `maskery --help` does without it
 
-    report = io.StringIO()
+    words, report = with_columns_joined(gathered(arguments)), io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind,
-                prog=f"{program} {command}",
-                args=with_columns_joined(gathered(arguments)),
-                default=default,
+                kind, prog=f"{program} {command}", args=words, default=default
             )
     except SystemExit as end:
         if not end.code:
             raise
         # Where its stream has no encoding, as here, the parser draws its boxes in ASCII.
         boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
-        words = " ".join(boxes.sub(" ", report.getvalue()).split())
-        words = re.sub(r"For full helptext, (see|run)", "see", words)
-        raise ConfigError(words) from end
+        told = " ".join(boxes.sub(" ", report.getvalue()).split())
+        raise ConfigError(re.sub(r"For full helptext, (see|run)", "see", told)) from end
     take_text_as_paths(parsed)  # type: ignore[arg-type]
     return parsed
 
@@ -261,18 +257,12 @@ def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
     # The parser would keep those of the last time alone.
     if sum(word.partition("=")[0] == flag for word in arguments) < 2:
         return list(arguments)
-    others, values, taken = [], [], False
-    for word in arguments:
-        name, sign, value = word.partition("=")
-        if name == flag:
-            values += [value] if sign else []
-            taken = not sign
-        elif taken and not word.startswith("--"):
-            values.append(word)
-        else:
-            taken = False
-            others.append(word)
-    return [*others, flag, *values]
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest="values", nargs="*", action="extend")
+    taken, others = parser.parse_known_args(arguments)
+    return [*others, flag, *taken.values]
 
 
 def with_columns_joined(arguments: Sequence[str], flag: str = "--text-column") -> list[str]:
@@ -280,8 +270,7 @@ def with_columns_joined(arguments: Sequence[str], flag: str = "--text-column") -
     words: list[str] = []
     for word in arguments:
         # Only behind the corpus: where it is still to come, the next word is the corpus.
-        behind = words[-2:-1] == [flag] and not words[0].startswith("-")
-        if behind and not word.startswith("-"):
+        if words[-2:-1] == [flag] and "-" not in (words[0][:1], word[:1]):
             words[-1] += f",{word}"
         else:
             words.append(word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import re
@@ -15,6 +16,7 @@ import tyro
 
 from maskery.cli.main import Command, as_text, parse
 from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
+from maskery.core.ranges import Count, check_ranges
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
     KINDS,
@@ -75,7 +77,7 @@ Examples:
   maskery data draw-people people --people 3000
   maskery train person-search --dataset drawn-people --root people
   maskery train person-search --dataset cuhk-pedes --root CUHK-PEDES --preset rasa --model models/albef
-  torchrun --nproc-per-node 4 -m maskery train person-search --dataset rstpreid --root RSTPReid --preset rasa --model models/albef
+  maskery train person-search --dataset rstpreid --root RSTPReid --preset rasa --model models/albef --processes 4
   maskery train person-search --dataset jsonl --root mine.jsonl --mrtd-weight 0 --resume auto
 """,  # noqa: E501
 }
@@ -109,11 +111,22 @@ class Train(Command):
     quiet = False
     kind: ClassVar[str]
     run: Any
-    # The folder of the run that is repeated.
+    processes: Count | None = None
+    """Processes of this machine that train together, as torchrun starts them. Default: one for
+    each GPU, or one."""
+    # The folder of the run that is repeated, and the command line.
     repeated: tyro.conf.Suppress[tyro.conf.Fixed[Path | None]] = None
+    arguments: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def execute(self) -> None:
-        """Train, print the result, and draw the report."""
+        """Train, print the result, and draw the report; or have several processes do so."""
+        with quick_imports():
+            from maskery.core.processes import launch
+        if (code := launch(self.processes, self.arguments)) is not None:
+            raise SystemExit(code)
         config, beside = self.run, None
         if self.repeated is not None and config.output is None:
             if config.resume == "auto":
@@ -133,7 +146,8 @@ def training(kind: str, arguments: Sequence[str]) -> Command:
     rest, path = take_config(arguments)
     # `--config` is taken out first: what it says are the defaults that the parser shows.
     command = command_class(kind)
-    wanted: Command = parse(command, f"train {kind}", rest, starting_point(command, rest, path))
+    parsed = parse(command, f"train {kind}", rest, starting_point(command, rest, path))
+    wanted: Command = replace(parsed, arguments=("train", kind, *arguments))
     return wanted
 
 
@@ -144,19 +158,12 @@ person_search = partial(training, "person-search")
 
 def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands."""
-    rest: list[str] = []
-    path = None
-    words = iter(arguments)
-    for word in words:
-        flag, _, file = word.partition("=")
-        if flag != "--config":
-            rest.append(word)
-            continue
-        file = file or next(words, "")
-        if not file:
-            raise ConfigError("--config names no file; give the config.yaml of a run")
-        path = Path(file)
-    return rest, path
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", const="")
+    taken, rest = parser.parse_known_args(arguments)
+    if taken.config == "":
+        raise ConfigError("--config names no file; give the config.yaml of a run")
+    return rest, None if taken.config is None else Path(taken.config)
 
 
 @cache

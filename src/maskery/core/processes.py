@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,39 @@ def join_processes() -> Processes:
         group=torch.distributed.new_group(backend="gloo", timeout=silence),
         patient=torch.distributed.new_group(backend="gloo", timeout=PATIENCE),
     )
+
+
+def launch(processes: int | None, arguments: Sequence[str]) -> int | None:
+    """Run a command in processes of this machine, by default one for each GPU.
+
+    Returns the exit code of the first to fail, or 0; None if this process is to do it.
+    """
+    launched = launched_world_size()
+    if "RANK" in os.environ and processes not in (None, launched):
+        raise ConfigError(
+            f"--processes is {processes}, and the launcher has started {launched}; leave it out"
+        )
+    count = processes or torch.accelerator.device_count()
+    if "RANK" in os.environ or count <= 1:
+        return None
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    # The launcher's default is one thread a process, however few there are.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    command = ["--standalone", f"--nproc-per-node={count}", "-m", "maskery", *arguments]
+    logging.disable(logging.ERROR)  # the process that failed has said why
+    try:
+        run(parse_args(command))
+    except ChildFailedError as error:
+        code: int = error.get_first_failure()[1].exitcode
+        return code if code >= 0 else 128 - code
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0
 
 
 def lost_process(error: BaseException) -> MaskeryError | None:

@@ -110,6 +110,8 @@ def tokenise(
             )
 
     write_store(folder, parts(), vocab_size=vocab_size, about=about)
+    if unusual := corpus.report.describe():
+        log.warning("%s", unusual)
     return TokenStore.open(folder, verify=False)
 
 
@@ -176,9 +178,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(described.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+def encoder(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> Encode:
     """Return a function from texts to (ids (t,), word starts (t,), lengths (n,))."""
-    backend = plain_backend(tokenizer)
+    # In Rust, it is from `plain_backend` already.
+    backend = tokenizer if isinstance(tokenizer, Tokenizer) else plain_backend(tokenizer)
     if backend is not None:
         return encoder_of(backend)
 

@@ -178,13 +178,3 @@ def test_documents_name_their_converter(house: Path, suffixes: str, converter: s
         with pytest.raises(DataError, match=by) as caught:
             find_files([f"a{suffix}"])
         assert "\n" not in str(caught.value)
-
-
-def test_documents_in_folders_are_named_too(house: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("b.rtf", "c.epub"):
-        (house / "data" / name).write_text("x")
-    assert len(found("data")) == 5
-    (record,) = caplog.records
-    assert record.message.startswith("passed over 2 documents, such as data/b.rtf; turn it into")
-    with pytest.raises(DataError, match=r"folder other holds no .*only\.pdf: turn .* pdftotext"):
-        find_files(["other"])

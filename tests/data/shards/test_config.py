@@ -14,14 +14,10 @@ from maskery.data.shards.config import ShardingConfig
         ({"shard_mb": float("nan")}, "shard_mb is nan"),
         ({"held_out_share": 1.0}, "held_out_share is 1.0: it must lie between 0 and 1"),
         ({"workers": 0}, "workers is 0"),
-        ({"shard_count": 0}, "shard_count is 0"),
-        (
-            {"shard_rank": 2, "shard_count": 2},
-            "shard_rank is 2: it must be from 0 to .* which is 1",
-        ),
-        ({"shard_rank": -1}, "shard_rank is -1"),
-        ({"ranks_from": "pbs"}, "ranks_from is 'pbs': it must be one of flags, slurm-array"),
-        ({"ranks_from": "torchrun", "shard_count": 2}, "contradict each other"),
+        ({"executor": "pbs"}, "executor is 'pbs': it must be one of local, ray, slurm"),
+        ({"executor": "slurm"}, "executor is slurm and --slurm '': slurm needs options of sbatch"),
+        ({"executor": "slurm", "slurm": ("time=1:00",)}, "--slurm partition=NAME time=4:00:00"),
+        ({"executor": "ray", "slurm": ("time=1:00", "partition=a")}, "others take none"),
     ],
 )
 def test_a_setting_outside_its_range_is_named(setting: dict[str, object], message: str) -> None:

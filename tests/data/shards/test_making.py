@@ -25,6 +25,7 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import example_id, is_held_out
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards import making, pieces
+from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import DocumentLengths, Manifest, read_shards
 from maskery.data.tokenise import encode_texts, tokenizer_fingerprint
 
@@ -85,13 +86,19 @@ def test_processes_leave_the_same_bytes(corpus: Path, undisturbed: Path, tmp_pat
     assert contents(tmp_path / "two") == contents(undisturbed)
 
 
-def test_several_machines_leave_the_same_bytes(
+def share(corpus: Path, folder: Path, rank: int) -> None:
+    """What one of three jobs of an array does."""
+    config = ShardingConfig(shard_mb=0.001, held_out_share=0.1, workers=1)
+    job = making.plan_job(Corpus.open([str(corpus)]), word_tokenizer(), folder, config)
+    making.make_share(job, None, rank, 3)
+
+
+def test_jobs_that_share_the_pieces_leave_the_same_bytes(
     corpus: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "parts"
     for rank in (2, 0, 1):
-        made = shard(corpus, folder, shard_rank=rank, shard_count=3)
-        assert (made.missing == 0) is (rank == 1)
+        share(corpus, folder, rank)
         assert (folder / "shards.json").exists() is (rank == 1)
     assert contents(folder) == contents(undisturbed)
 
@@ -182,8 +189,8 @@ def test_damage_is_found_and_made_good(
     with caplog.at_level(logging.WARNING):
         made = shard(corpus, folder)
     if victim.suffix == ".safetensors" and not victim.name.startswith("lengths"):
-        assert len(made.damaged) == 1
-        assert victim.name in made.damaged[0]
+        assert len(made.made_anew) == 1
+        assert victim.name in made.made_anew[0]
         assert f"made anew: {victim.name}" in caplog.text
     assert contents(folder) == contents(undisturbed)
 
@@ -229,8 +236,8 @@ def before(monkeypatch: pytest.MonkeyPatch, method: str, action: Callable[[], ob
     monkeypatch.setattr(Path, method, called)
 
 
-@pytest.mark.parametrize("moment", ["iterdir", "read_bytes", "hardlink_to"])
-def test_ranks_that_start_together_do_not_refuse_each_other(
+@pytest.mark.parametrize("moment", ["iterdir", "read_bytes"])
+def test_commands_that_start_together_do_not_refuse_each_other(
     corpus: Path,
     undisturbed: Path,
     tmp_path: Path,
@@ -238,33 +245,21 @@ def test_ranks_that_start_together_do_not_refuse_each_other(
     moment: str,
 ) -> None:
     folder = tmp_path / "shards"
-    before(monkeypatch, moment, lambda: shard(corpus, folder, shard_rank=1, shard_count=2))
-    assert shard(corpus, folder, shard_count=2).missing == 0
+    before(monkeypatch, moment, lambda: shard(corpus, folder))
+    shard(corpus, folder)
     assert contents(folder) == contents(undisturbed)
 
 
-@pytest.mark.parametrize("moment", ["iterdir", "hardlink_to"])
 def test_of_two_plans_at_once_the_first_stays(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "shards"
-    before(monkeypatch, moment, lambda: shard(corpus, folder, held_out_share=0.2))
+    before(monkeypatch, "iterdir", lambda: shard(corpus, folder, held_out_share=0.2))
     with pytest.raises(DataError, match="shards of another corpus, tokenizer or setting"):
         shard(corpus, folder)
     kept = contents(folder)
     assert shard(corpus, folder, held_out_share=0.2).tokens_made == 0
     assert contents(folder) == kept
-
-
-def test_a_folder_can_be_claimed_without_hard_links(
-    corpus: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(self: Path, target: Path) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "hardlink_to", refused)
-    shard(corpus, tmp_path)
-    assert contents(tmp_path) == contents(undisturbed)
 
 
 def test_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -274,8 +269,6 @@ def test_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_hub_datasets_are_not_cut(tmp_path: Path) -> None:
-    from maskery.data.shards.config import ShardingConfig
-
     hub = Corpus.of(["a text"])
     with pytest.raises(DataError, match="tokenize cuts files"):
         making.make_shards(hub, word_tokenizer(), tmp_path / "x", ShardingConfig())
@@ -316,7 +309,7 @@ def test_encodings_that_were_decided_are_told_over_all_pieces(
 def test_a_full_disk_is_one_clear_line(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard(corpus, tmp_path / "shards", shard_rank=0, shard_count=3)
+    share(corpus, tmp_path / "shards", 0)
     kept = contents(tmp_path / "shards")
 
     def full(descriptor: int) -> None:
@@ -324,7 +317,7 @@ def test_a_full_disk_is_one_clear_line(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
-        shard(corpus, tmp_path / "shards", shard_rank=1, shard_count=3)
+        share(corpus, tmp_path / "shards", 1)
     assert contents(tmp_path / "shards") == kept
 
 
@@ -333,7 +326,7 @@ def test_a_process_that_dies_is_reported(corpus: Path, tmp_path: Path) -> None:
         "import os, sys\n"
         "from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[3])\n"
-        "from maskery.data.shards import making as workers\n"
+        "from maskery.data.shards import engines as workers\n"
         "if __name__ == '__main__':\n"
         "    from shard_folders import shard\n"
         "    from maskery.core.errors import DataError\n"
@@ -366,7 +359,7 @@ if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 if os.environ["MOMENT"] == "importing":
     stay()
-from maskery.data.shards import making as workers
+from maskery.data.shards import engines as workers
 workers.do_piece = stay
 """
 

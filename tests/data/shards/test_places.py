@@ -15,9 +15,8 @@ from tiny_text import lines
 
 from maskery.core.errors import DataError, MissingExtraError
 from maskery.data.batching import Batching, Template
-from maskery.data.corpus.files import holds_shards
 from maskery.data.shards import places
-from maskery.data.shards.places import Place, RemotePlace, open_place
+from maskery.data.shards.places import Place, RemotePlace, holds_shards, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import create_owned, partial_of
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from tiny_text import save_tiny_model
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
+from vocabularies import make
 
 from maskery.cli.main import main
 from maskery.data.added_words import add_words, read_words
@@ -134,3 +135,17 @@ def test_the_command_prints_for_people_and_as_json(
     assert found["broken"][0]["word"] == "foxes"
     assert found["estimate"] is None
     assert main(["inspect", config.corpus[0], "--words", "-1"]) == 2
+
+
+def test_a_word_with_and_without_a_space_is_one(tmp_path: Path) -> None:
+    """A byte-level vocabulary writes it with other pieces at the start of a text."""
+    tokenizer = make("byte-level")
+    tokenizer.save_pretrained(tmp_path / "model")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = BertConfig(vocab_size=len(tokenizer), intermediate_size=16, **sizes)
+    BertForMaskedLM(shape).save_pretrained(tmp_path / "model")
+    corpus, out = tmp_path / "corpus.txt", tmp_path / "words.txt"
+    corpus.write_text("".join(f"Füchse {n} Füchse, ({n}) the Füchse\n" for n in range(40)))
+    command = ["inspect", str(corpus), "--model", str(tmp_path / "model"), "--timed-steps", "0"]
+    assert main([*command, "--words-out", str(out)]) == 0
+    assert out.read_text().split() == ["Füchse"]

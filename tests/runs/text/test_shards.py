@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from shard_folders import contents
 from tiny_text import lines, save_tiny_model
 
-from maskery.cli.corpus import Tokenize, resolve_ranks
+from maskery.cli.corpus import Tokenize
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from maskery.core.system import read_metrics
 from maskery.data.corpus.config import StreamingConfig
@@ -203,42 +203,6 @@ def test_shards_are_named_alone_and_must_be_complete(
     with pytest.raises(DataError, match="are not complete"):
         train_text(config_of(tmp_path / "begun", model, tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("where", "environment", "expected"),
-    [
-        ("flags", {}, (0, 1)),
-        ("slurm-array", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}, (3, 8)),
-        (
-            "slurm-array",  # --array=5-11:2
-            {
-                "SLURM_ARRAY_TASK_ID": "9",
-                "SLURM_ARRAY_TASK_COUNT": "4",
-                "SLURM_ARRAY_TASK_MIN": "5",
-                "SLURM_ARRAY_TASK_STEP": "2",
-            },
-            (2, 4),
-        ),
-        ("slurm-tasks", {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (1, 2)),
-        ("torchrun", {"RANK": "0", "WORLD_SIZE": "2"}, (0, 2)),
-    ],
-)
-def test_ranks_come_from_the_environment(
-    where: str, environment: dict[str, str], expected: tuple[int, int]
-) -> None:
-    resolved = resolve_ranks(ShardingConfig(ranks_from=where), environment)  # type: ignore[arg-type]
-    assert (resolved.shard_rank, resolved.shard_count) == expected
-
-
-def test_a_missing_rank_is_named() -> None:
-    config = ShardingConfig(ranks_from="slurm-tasks")
-    with pytest.raises(
-        ConfigError, match="reads SLURM_PROCID, which is not set; give --shard-rank"
-    ):
-        resolve_ranks(config, {})
-    with pytest.raises(ConfigError, match="SLURM_NTASKS, which is 'many'"):
-        resolve_ranks(config, {"SLURM_PROCID": "0", "SLURM_NTASKS": "many"})
 
 
 def test_a_corpus_and_a_folder_must_be_named() -> None:

@@ -108,8 +108,7 @@ class ReadingReport:
     empty_files: int = 0
     empty: int = 0  # records without text; blank lines of plain text do not count
     merged: int = 0  # rows of tables that span several lines, by quotes
-    # Files by the encoding that `auto` decided for
-    encodings: Counter[str] = field(default_factory=Counter, init=False)
+    encodings: Counter[str] = field(default_factory=Counter, init=False)  # decided by `auto`
 
     def describe(self) -> str | None:
         """Return one line on everything unusual, or None if nothing was."""

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -36,15 +36,13 @@ TOLD_EVERY = 100_000  # objects of a long listing, between two lines that say so
 MANIFEST, PLAN = "shards.json", "plan.json"
 # What file systems of fsspec tell of a file's content: a hash, or a version of it.
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "blob_id", "generation")
+PANDOC = (".docx", ".odt", ".epub", ".html", ".htm", ".xhtml", ".rtf", ".tex")
 # From a document of each suffix, which `{}` stands for, to text or a table.
 CONVERTERS = (
-    dict.fromkeys([".pdf"], "pdftotext FILE{0} FILE.txt")
-    | dict.fromkeys(
-        (".docx", ".odt", ".epub", ".html", ".htm", ".xhtml", ".rtf", ".tex"),
-        "pandoc -t plain --wrap=none FILE{0} -o FILE.txt",
-    )
-    | dict.fromkeys((".doc", ".pages"), "soffice --headless --convert-to txt:Text FILE{0}")
-    | dict.fromkeys((".xlsx", ".xls", ".ods"), "soffice --headless --convert-to csv FILE{0}")
+    {".pdf": "pdftotext FILE{} FILE.txt"}
+    | dict.fromkeys(PANDOC, "pandoc -t plain --wrap=none FILE{} -o FILE.txt")
+    | dict.fromkeys((".doc", ".pages"), "soffice --headless --convert-to txt:Text FILE{}")
+    | dict.fromkeys((".xlsx", ".xls", ".ods"), "soffice --headless --convert-to csv FILE{}")
 )
 
 
@@ -156,28 +154,6 @@ def unreadable(source: object, error: Exception, done: str = "read") -> MaskeryE
     return DataError(f"'{source}' cannot be {done} ({why}); check the {check}")
 
 
-def holds_shards(source: str) -> bool:
-    """Return True for a folder or address of shards that `maskery tokenize` has made or begun."""
-    names = (MANIFEST, PLAN)
-    if not is_address(source):
-        folder = Path(source).expanduser()
-        try:
-            return any((folder / name).is_file() for name in names)
-        except OSError:
-            return False
-    path = urlsplit(source).path
-    # A file or a glob is no folder; the rest is asked for.
-    if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
-        return False
-    filesystem, root = open_address(source)
-    for name in names:
-        # `isfile` would take a failing network for a missing file.
-        with asked(source), suppress(FileNotFoundError, NotADirectoryError):
-            if filesystem.info(f"{root.rstrip('/')}/{name}")["type"] == "file":
-                return True
-    return False
-
-
 def hub_name(sources: Sequence[str]) -> HubName | None:
     """Return the hub dataset that a single source names, or None if it must be files.
 
@@ -218,10 +194,6 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     if passed := finder.passed_over:
         told = "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
         log.warning(f"{told}such as %s", len(passed), passed[0])
-    if documents := finder.documents:
-        first = min(documents, key=str)
-        told = "passed over %s documents, such as %s; %s"
-        log.warning(told, f"{len(documents):,}", first, _converted(first))
     return [*local.values(), *(remote[address] for address in sorted(remote))]
 
 
@@ -249,10 +221,7 @@ def instead_of(path: Path) -> str:
 
 
 class Finder:
-    """Finds the files of sources.
-
-    In folders, `passed_over` are those that are no files, and `documents` those to be converted.
-    """
+    """Finds the files of sources; `passed_over` lists what in folders is no file."""
 
     def __init__(self, config: CorpusConfig) -> None:
         self.any_suffix = config.reader is not None
@@ -261,7 +230,6 @@ class Finder:
             # A reader may say which files of a folder are its own; else all are.
             self.folder_suffixes = frozenset(getattr(READERS.find(config.reader), "suffixes", ()))
         self.passed_over: list[Path] = []
-        self.documents: list[Any] = []
 
     def files_of(self, source: str) -> list[Any]:
         """Return the files of one source: paths, or `RemoteFile`s."""
@@ -289,27 +257,24 @@ class Finder:
         if self.any_suffix or suffix in SUFFIXES:
             return path
         what = f"the suffix {suffix!r}, which is not read" if suffix else "no suffix"
-        fix = _converted(path) or "rename it to end in .txt if it is plain text, or name a --reader"
+        fix = "rename it to end in .txt if it is plain text, or name a --reader"
+        if by := CONVERTERS.get(suffix):
+            fix = f"turn it into text first, for example by: {by.format(suffix)}"
         raise DataError(f"{path} has {what}; Maskery reads {supported_suffixes()}: {fix}")
 
     def _usable(self, path: Any) -> bool:
         every = self.any_suffix and not self.folder_suffixes
-        usable = every or split_suffix(path)[0] in self.folder_suffixes
-        if not usable and _converted(path):
-            self.documents.append(path)
-        return usable
+        return every or split_suffix(path)[0] in self.folder_suffixes
 
     def _folder_files(self, folder: Path) -> list[Path]:
         return [path for path in self._walk(folder) if self._usable(path)]
 
     def _fail_empty(self, folder: str) -> NoReturn:
         suffixes = ", ".join(s for s in SUFFIXES if s in self.folder_suffixes)
-        first = self.documents[:1]
         raise DataError(
             f"{folder} holds no file that is read from a folder: "
             f"{suffixes or ', '.join(sorted(self.folder_suffixes)) or 'any'}, plain or "
-            f"packed ({', '.join(COMPRESSIONS)}); "
-            + (f"{first[0]}: {_converted(first[0])}" if first else "name other files by themselves")
+            f"packed ({', '.join(COMPRESSIONS)}); name other files by themselves"
         )
 
     def _walk(self, folder: Path) -> Iterator[Path]:
@@ -377,13 +342,6 @@ class Finder:
             if number % TOLD_EVERY == 0:
                 log.info("%s objects of %s listed so far", f"{number:,}", root)
         return files
-
-
-def _converted(path: Path) -> str:
-    """Return how to turn a document into text; "" for other files."""
-    suffix, _ = split_suffix(path)
-    by = CONVERTERS.get(suffix, "").format(suffix)
-    return by and f"turn it into text first, for example by: {by}"
 
 
 def _found(filesystem: Any, root: str, plain: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -46,8 +46,6 @@ GUESSED = (
     *("cp1252", "utf_16_le", "utf_16_be", "gb18030", "cp1251", "euc_jp", "cp949", "cp932", "big5"),
     *("cp1250", "iso8859_2", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp874"),
 )
-# Of the detector's scale from 0; by its own 0.2 it takes Finnish for noise.
-MOST_CHAOS = 0.6
 SIGNATURES = {
     b"\x1f\x8b": "a gzip archive (.gz)",
     b"\xfd7zXZ\x00": "an xz archive (.xz)",
@@ -280,7 +278,8 @@ def detect_encoding(head: bytes) -> str:
             return name
     from charset_normalizer import from_bytes
 
-    found = [*from_bytes(head, cp_isolation=[*GUESSED], threshold=MOST_CHAOS)]
+    # By its own limit of chaos, 0.2, it takes Finnish for noise.
+    found = [*from_bytes(head, cp_isolation=[*GUESSED], threshold=0.6)]
     if not found:
         return "utf-8"
     best = min(found, key=lambda one: (one.chaos, -one.coherence, GUESSED.index(one.encoding)))

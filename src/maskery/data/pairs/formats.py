@@ -148,8 +148,8 @@ def expand(source: str | Path) -> list[Path]:
     names = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
     paths = [path for path in map(Path, names) if path.is_file()]
     if not paths:
-        fix = instead_of(path) or "name a file, a folder or a pattern of pairs"
-        raise DataError(f"{text} does not exist; {fix}")
+        fix = "name a file, a folder or a pattern of pairs"
+        raise DataError(f"{text} does not exist; {instead_of(path) or fix}")
     return paths
 
 

@@ -1,66 +1,45 @@
-"""`maskery tokenize`: pieces of a corpus become shards, in processes and on several machines.
+"""`maskery tokenize`: plan the pieces of a corpus, have an engine make them, list the shards.
 
-Who does which piece follows from its number alone (`number % shard_count == shard_rank`), and the
-content of a shard from the piece alone, so a run that was killed, repeated or spread differently
-leaves the same bytes. The rank that finds all pieces finished writes `shards.json`.
+The plan follows from the corpus and the settings, and a shard from the plan and the number of its
+piece, so a run that was killed, repeated or spread over other machines leaves the same bytes.
+`engines` says who makes which piece; `shards.json` is written when all are finished.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
-import secrets
-import shutil
-import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError, os_errors
-from maskery.core.system import signals_held
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
-from maskery.data.corpus.formats import is_portable
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.config import ShardingConfig
+from maskery.data.shards.engines import in_processes, on_ray, on_slurm, stays_here
 from maskery.data.shards.manifest import (
     LENGTHS,
     TOKENIZER,
     DocumentLengths,
-    FileEntry,
     Manifest,
     write_bytes,
 )
 from maskery.data.shards.pieces import (
     RECORDS,
     Job,
-    Piece,
-    do_piece,
+    ShardRecord,
     load_piece,
     load_shard,
     plan_fingerprint,
     plan_pieces,
 )
-from maskery.data.tokenise import (
-    Encode,
-    byte_bar,
-    encoder,
-    encoder_of,
-    plain_backend,
-    tokenizer_fingerprint,
-)
+from maskery.data.tokenise import byte_bar, plain_backend, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,11 +53,10 @@ class Made:
 
     folder: Path
     pieces: int  # of the corpus
-    mine: int  # that belong to this rank
-    tokens_made: int  # now; those that were there before do not count
-    damaged: tuple[str, ...]  # files that were found damaged and made anew
-    missing: int  # pieces that other ranks have not finished
-    manifest: Manifest | None  # once nothing is missing
+    tokens_made: int = 0  # now; those that were there before do not count
+    made_anew: tuple[str, ...] = ()  # files that were found damaged
+    sent: str | None = None  # the job of Slurm that makes them
+    manifest: Manifest | None = None  # unless they were sent
 
 
 def make_shards(
@@ -89,7 +67,7 @@ def make_shards(
     *,
     progress: bool = True,
 ) -> Made:
-    """Make the shards of a corpus that this rank is to make, and the manifest if it is the last.
+    """Make the shards of a corpus and their manifest, or send the work to Slurm.
 
     Shards of the same corpus and settings that the folder holds are kept.
     """
@@ -98,114 +76,123 @@ def make_shards(
             "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
             "lines files and name their folder"
         )
-    # By the sizes of the files alone, so every rank plans the same pieces without asking others.
-    pieces = plan_pieces(corpus, config.shard_bytes)
-    job = Job(
-        corpus=corpus,
-        config=config,
-        folder=folder,
-        fingerprint=plan_fingerprint(corpus, config, tokenizer_fingerprint(tokenizer)),
-        vocab_size=vocabulary_size(tokenizer),
-    )
-    claim_folder(job)
-    mine = pieces[config.shard_rank :: config.shard_count]
+    job = plan_job(corpus, tokenizer, folder, config)
+    if config.executor != "local" and (what := stays_here(job)):
+        raise DataError(
+            f"--executor {config.executor} sends pieces to other machines, and {what} cannot be "
+            f"sent; leave it out"
+        )
+    if config.executor == "slurm":
+        return Made(folder=folder, pieces=len(job.pieces), sent=on_slurm(job, make_share))
+    sizes = [sum(span.size for span in piece) for piece in job.pieces]
     tokens_made, damaged = 0, []
-    bar = byte_bar(sum(piece.size for piece in mine), "tokenising", progress, leave=True)
+    engine = on_ray if config.executor == "ray" else in_processes
+    bar = byte_bar(sum(sizes), "tokenising", progress, leave=True)
     # Closed whatever ends the loop, since that is what ends the processes.
-    with bar, closing(do_pieces(mine, job, tokenizer)) as results:
+    with bar, closing(engine(job, range(len(sizes)))) as results:
         for number, tokens, broken in results:
             tokens_made += tokens
             damaged += broken
-            bar.update(pieces[number].size)
+            bar.update(sizes[number])
     for what in damaged:
         log.warning("made anew: %s", what)
-    missing = sum(load_piece(piece.number, job) is None for piece in pieces)
     return Made(
         folder=folder,
-        pieces=len(pieces),
-        mine=len(mine),
+        pieces=len(sizes),
         tokens_made=tokens_made,
-        damaged=tuple(damaged),
-        missing=missing,
-        manifest=None if missing else write_manifest(pieces, job, tokenizer),
+        made_anew=tuple(damaged),
+        manifest=write_manifest(job),
     )
 
 
-def claim_folder(job: Job) -> None:
-    """Make the folder, or see that it belongs to the same corpus, tokenizer and settings.
+def make_share(job: Job, _data: object, rank: int, world_size: int) -> None:
+    """Make the pieces of one of several jobs; the last to end writes the manifest."""
+    numbers = range(len(job.pieces))
+    for _, _, damaged in in_processes(job, numbers[rank::world_size]):
+        for what in damaged:
+            log.warning("made anew: %s", what)
+    if all(load_piece(number, job) for number in numbers):
+        write_manifest(job)
 
-    Any number of ranks may do this at once: the first plan stays, and each goes by what it reads.
-    """
-    plan = job.folder / PLAN
-    with os_errors(f"the folder '{job.folder}' cannot be used", "name another"):
-        job.folder.mkdir(parents=True, exist_ok=True)
-        # Listed before the plan is read: where there is no plan then, no rank had got further.
-        names = [path.name for path in job.folder.iterdir()]
+
+def plan_job(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path, config: ShardingConfig
+) -> Job:
+    """Plan the pieces, and claim the folder for them."""
+    pieces = tuple(plan_pieces(corpus, config.shard_bytes))
+    fingerprint = plan_fingerprint(corpus, config, tokenizer_fingerprint(tokenizer))
+    claim_folder(folder, fingerprint)
+    if config.executor != "slurm":  # else other jobs may be at work here
+        for path in folder.glob("**/*.partial-*"):  # left by the killed
+            path.unlink()
+    return Job(
+        corpus=corpus,
+        config=config,
+        folder=folder,
+        pieces=pieces,
+        tokenizer=plain_backend(tokenizer) or tokenizer,
+        fingerprint=fingerprint,
+        vocab_size=vocabulary_size(tokenizer),
+        about=about_tokenizer(folder, tokenizer),
+    )
+
+
+def claim_folder(folder: Path, fingerprint: str) -> None:
+    """Make the folder, or see that it belongs to the same corpus, tokenizer and settings."""
+    plan = folder / PLAN
+    with os_errors(f"the folder '{folder}' cannot be used", "name another"):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Listed before the plan is read: another command may begin at the same instant.
+        names = [path.name for path in folder.iterdir()]
         if not plan.is_file():
-            others = [n for n in names if n != PLAN and not n.startswith(f"{PLAN}.partial-")]
-            if others:
+            if others := [name for name in names if not name.startswith(PLAN)]:
                 raise DataError(
-                    f"the folder '{job.folder}' holds other things ({min(others)}); name an empty "
+                    f"the folder '{folder}' holds other things ({min(others)}); name an empty "
                     "or new one"
                 )
-            write_first(plan, (json.dumps({"fingerprint": job.fingerprint}) + "\n").encode())
-        if job.fingerprint.encode() not in plan.read_bytes():
+            write_bytes(plan, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
+        if fingerprint.encode() not in plan.read_bytes():
             raise DataError(
-                f"the folder '{job.folder}' holds shards of another corpus, tokenizer or setting; "
+                f"the folder '{folder}' holds shards of another corpus, tokenizer or setting; "
                 "repeat the command that began it, or name another folder"
             )
-        (job.folder / RECORDS).mkdir(exist_ok=True)
-    if job.config.shard_count == 1:  # nobody else is at work here, so these were left by the killed
-        for path in job.folder.glob("*.partial-*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / RECORDS).mkdir(exist_ok=True)
 
 
-def write_first(path: Path, data: bytes) -> None:
-    """Write a file whole unless there is one: the first is never replaced."""
-    if not isinstance(path, Path):  # an address, where of two at the same instant the last stays
-        if not path.is_file():
-            write_bytes(path, data)
-        return
-    aside = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
-    write_bytes(aside, data)
-    try:
-        path.hardlink_to(aside)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links: between these two another may be first
-        if not path.exists():
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[FileEntry, ...]:
-    """Keep the tokenizer with the shards: models from scratch take it from there."""
+def about_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Keep the tokenizer with the shards; returns what the manifest says of it."""
+    # Models from scratch take it from there.
     final = folder / TOKENIZER
     with os_errors(f"the tokenizer cannot be written to '{final}'", "free some space"):
         final.mkdir(exist_ok=True)
         with TemporaryDirectory() as here:
             tokenizer.save_pretrained(here)
             files = sorted(Path(here).iterdir())
-            return tuple(write_bytes(final / path.name, path.read_bytes()) for path in files)
+            kept = tuple(write_bytes(final / path.name, path.read_bytes()) for path in files)
+    return {
+        "tokenizer": tokenizer.name_or_path,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "tokenizer_files": kept,
+    }
 
 
-def write_manifest(
-    pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase
-) -> Manifest:
+def write_manifest(job: Job) -> Manifest:
     """List all shards, now that every piece is finished."""
-    records, total, encodings = [], Counter[str](), Counter[str]()
-    for piece in pieces:
-        finished = load_piece(piece.number, job)
-        assert finished is not None
+    records: list[ShardRecord | None] = []
+    total, encodings = Counter[str](), Counter[str]()
+    for piece in range(len(job.pieces)):
+        finished = load_piece(piece, job)
+        if finished is None:
+            records.append(None)
+            continue
         total.update(finished.report)
         encodings.update(finished.encodings)
-        records += [load_shard(piece.number, number, job) for number in range(finished.shards)]
+        records += [load_shard(piece, number, job) for number in range(finished.shards)]
     sound = [record for record in records if record is not None]
     if len(sound) < len(records):
         raise DataError(
-            f"a record of '{job.folder}' is damaged; repeat maskery tokenize without "
-            f"--shard-rank to mend it"
+            f"records of '{job.folder}' are damaged, or not seen from here; repeat maskery "
+            f"tokenize with a folder that all its machines share"
         )
     if not any(record.train for record in sound):
         raise DataError(
@@ -219,36 +206,23 @@ def write_manifest(
     lengths = DocumentLengths.gather([record.lengths for record in sound if record.train])
     manifest = Manifest(
         fingerprint=job.fingerprint,
-        tokenizer=tokenizer.name_or_path,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        tokenizer_files=save_tokenizer(job.folder, tokenizer),
         vocab_size=job.vocab_size,
         held_out_share=job.config.held_out_share,
         lengths=write_bytes(job.folder / LENGTHS, lengths.to_bytes()),
         shards=tuple(record.train for record in sound if record.train),
         held_out=tuple(record.held_out for record in sound if record.held_out),
+        **job.about,
     )
     write_bytes(job.folder / MANIFEST, manifest.to_json())
     return manifest
 
 
-def summary(made: Made) -> dict[str, object]:
+def summary(made: Made) -> dict[str, Any]:
     """Return the result as `--json` prints it."""
-    manifest = made.manifest
-    about: dict[str, object] = {
-        "folder": str(made.folder),
-        "pieces": made.pieces,
-        "mine": made.mine,
-        "tokens_made": made.tokens_made,
-        "made_anew": list(made.damaged),
-        "missing_pieces": made.missing,
-        "complete": manifest is not None,
-    }
-    return (
-        about
-        if manifest is None
-        else about
-        | {
+    about = {**vars(made), "folder": str(made.folder), "complete": made.manifest is not None}
+    manifest: Manifest | None = about.pop("manifest")
+    if manifest is not None:
+        about |= {
             "shards": len(manifest.shards),
             "documents": manifest.documents,
             "tokens": manifest.tokens,
@@ -256,71 +230,4 @@ def summary(made: Made) -> dict[str, object]:
             "held_out_tokens": sum(entry.tokens for entry in manifest.held_out),
             "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
         }
-    )
-
-
-Done = tuple[int, int, list[str]]
-
-
-def do_pieces(
-    pieces: Sequence[Piece], job: Job, tokenizer: PreTrainedTokenizerBase
-) -> Generator[Done]:
-    """Do pieces here, or in processes; yields what `do_piece` returns, as each is finished.
-
-    Close it where it is not used up: that ends the processes in the middle of their pieces.
-    """
-    backend = plain_backend(tokenizer)
-    count = min(job.config.workers or len(os.sched_getaffinity(0)), len(pieces))
-    # A tokenizer in Python is not sent to other processes, nor is a reader that was registered.
-    files = job.corpus.files
-    portable = all(is_portable(path, job.corpus.config) for path in files)
-    in_memory = any(getattr(path, "in_memory", False) for path in (*files, job.folder))
-    if count <= 1 or backend is None or in_memory or not portable:
-        encode = encoder(tokenizer)
-        for piece in pieces:
-            yield do_piece(piece, job, encode)
-        return
-    pool = ProcessPoolExecutor(
-        count,
-        # A forked process would inherit the tokenizer's threads in the middle of their work.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(job, backend.to_str()),
-    )
-    try:
-        with signals_held():
-            futures = [pool.submit(_work, piece) for piece in pieces]
-        for future in as_completed(futures):
-            yield future.result()
-    except BaseException as error:  # Ctrl-C and `close` among them
-        # No other piece is waited for: one may take hours, and what is complete of it is kept.
-        for process in pool._processes.values():  # `pool.kill_workers()` from Python 3.14 on
-            process.kill()
-        if not isinstance(error, BrokenProcessPool):
-            raise
-        raise DataError(
-            "a tokenising process died (out of memory, or killed); what is complete is kept: "
-            "repeat the command, with fewer --workers or a smaller --shard-mb"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: tuple[Job, Encode] | None = None
-
-
-def _start_worker(job: Job, backend: str) -> None:
-    """Prepare a process for its pieces."""
-    global _worker
-    # One process, one thread; and none outlives the command, were it killed.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-    threading.Thread(target=lambda: wait([sentinel]) and os._exit(1), daemon=True).start()
-    _worker = job, encoder_of(Tokenizer.from_str(backend))
-
-
-def _work(piece: Piece) -> Done:
-    assert _worker is not None
-    return do_piece(piece, *_worker)
+    return about

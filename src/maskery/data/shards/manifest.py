@@ -216,18 +216,14 @@ def write_shard(path: Path, part: Part, *, vocab_size: int) -> ShardEntry:
 
 def write_bytes(path: Path, data: bytes) -> FileEntry:
     """Write a file whole, or not at all; ranks may write the same one at once."""
-    if not isinstance(path, Path):  # a `RemoteFolder`
+    if isinstance(path, Path):
+        fix = "free some space there and repeat the command: what is complete is kept"
+        with os_errors(f"'{path}' cannot be written", fix):
+            write_whole(path, data, aside=f"partial-{secrets.token_hex(4)}")
+    else:  # a `RemoteFolder`
         path.write_bytes(data)
-        return entry_of(path.name, data)
-    fix = "free some space there and repeat the command: what is complete is kept"
-    with os_errors(f"'{path}' cannot be written", fix):
-        write_whole(path, data, aside=f"partial-{secrets.token_hex(4)}")
-    return entry_of(path.name, data)
-
-
-def entry_of(name: str, data: bytes) -> FileEntry:
-    """Describe the content of a file."""
-    return FileEntry(file=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return FileEntry(file=path.name, bytes=len(data), sha256=sha256)
 
 
 def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:

@@ -18,12 +18,14 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from hashlib import blake2b
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from maskery.core.errors import MALFORMED
 from maskery.data.corpus.config import AUTO, CorpusConfig
@@ -42,7 +44,10 @@ from maskery.data.shards.manifest import (
     write_shard,
 )
 from maskery.data.store import Documents
-from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_batches
+from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_batches, encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same files are cut elsewhere than before.
 CUTTING_VERSION = 1
@@ -64,6 +69,7 @@ OVERFULL = 1.25
 
 Kind = Literal["whole", "bytes", "row groups"]
 RecordT = TypeVar("RecordT")
+Done = tuple[int, int, list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +86,7 @@ class Span:
     end: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A part of a corpus that one process tokenises at a time."""
-
-    number: int
-    spans: tuple[Span, ...]
-
-    @property
-    def size(self) -> int:
-        """About its bytes."""
-        return sum(span.size for span in self.spans)
+Piece = tuple[Span, ...]  # that one process tokenises at a time
 
 
 def plan_pieces(corpus: Corpus, shard_bytes: int) -> list[Piece]:
@@ -101,8 +97,7 @@ def plan_pieces(corpus: Corpus, shard_bytes: int) -> list[Piece]:
     numbers = range(len(corpus.files))
     spans = [span for number in numbers for span in spans_of(number, corpus, shard_bytes)]
     cuts = cut_by_sum(np.array([span.size for span in spans], np.int64), shard_bytes)
-    edges = enumerate(pairwise(cuts.tolist()))
-    return [Piece(number=number, spans=tuple(spans[a:b])) for number, (a, b) in edges]
+    return [tuple(spans[a:b]) for a, b in pairwise(cuts.tolist())]
 
 
 def spans_of(number: int, corpus: Corpus, shard_bytes: int) -> list[Span]:
@@ -198,7 +193,7 @@ def plan_fingerprint(corpus: Corpus, sharding: ShardingConfig, tokenizer: str) -
 def read_piece(piece: Piece, corpus: Corpus) -> Iterator[Example]:
     """Yield the examples of a piece, as reading its files would; `corpus.report` is of them."""
     corpus.begin()
-    for span in piece.spans:
+    for span in piece:
         bounds: tuple[int, ...] = span.start, span.end
         if span.kind == "bytes":
             path, size = corpus.files[span.file], corpus.sizes[span.file]
@@ -211,15 +206,23 @@ def read_piece(piece: Piece, corpus: Corpus) -> Iterator[Example]:
             yield from corpus.read_file(span.file, chosen)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Job:
-    """Everything that all pieces share, sent to every process."""
+    """The plan: what all pieces share, sent to every process. With it a number makes a piece."""
 
     corpus: Corpus
     config: ShardingConfig
     folder: Path
+    pieces: tuple[Piece, ...]
+    tokenizer: Tokenizer | PreTrainedTokenizerBase  # in Rust as texts are read, or in Python
     fingerprint: str
     vocab_size: int
+    about: dict[str, Any]  # of the tokenizer, for the manifest
+
+    @cached_property
+    def encode(self) -> Encode:
+        """The function from texts to tokens."""
+        return encoder(self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,41 +259,42 @@ class PieceRecord:
     def __post_init__(self) -> None:
         counts = [self.shards, *self.report.values(), *self.encodings.values()]
         check_sound(all(map(is_count, counts)), "count")
-        known = {field.name for field in fields(ReadingReport) if field.init}
-        check_sound(self.report.keys() <= known, "report")
+        check_sound(
+            self.report.keys() <= {f.name for f in fields(ReadingReport) if f.init}, "report"
+        )
 
 
-def do_piece(piece: Piece, job: Job, encode: Encode) -> tuple[int, int, list[str]]:
-    """Make the shards of a piece that are missing.
+def do_piece(number: int, job: Job) -> Done:
+    """Make the shards of a piece that are missing; the same bytes whoever does it, and how often.
 
     Returns:
         The piece's number, the tokens that were made now, and what was found damaged.
     """
-    finished = load_piece(piece.number, job)
+    finished = load_piece(number, job)
     damaged: list[str] = []
     if finished is not None:
-        found = [load_shard(piece.number, i, job) for i in range(finished.shards)]
+        found = [load_shard(number, i, job) for i in range(finished.shards)]
         damage = [record.damage(job.folder) if record else "its record" for record in found]
         damaged = [what for what in damage if what]
         if not damaged:
-            return piece.number, 0, []
+            return number, 0, []
     for place in (job.folder, job.folder / RECORDS):  # what a killed process had begun
-        for path in place.glob(f"*{piece.number:06d}*.partial-*"):
+        for path in place.glob(f"*{number:06d}*.partial-*"):
             path.unlink(missing_ok=True)
     made = count = 0
-    examples = read_piece(piece, job.corpus)
+    examples = read_piece(job.pieces[number], job.corpus)
     for count, batches in enumerate(stretches(examples, job.config.shard_bytes), start=1):
-        record = load_shard(piece.number, count - 1, job)
+        record = load_shard(number, count - 1, job)
         if record is not None and record.damage(job.folder) is None:
             for _ in batches:  # read on, without tokenising
                 pass
         else:
-            made += write_stretch(f"{piece.number:06d}-{count - 1:04d}", batches, job, encode)
+            made += write_stretch(f"{number:06d}-{count - 1:04d}", batches, job, job.encode)
     counts = {**vars(job.corpus.report)}
     encodings = dict(counts.pop("encodings"))
     about = PieceRecord(shards=count, report=counts, encodings=encodings)
-    write_record(f"{piece.number:06d}", about, job)
-    return piece.number, made, damaged
+    write_record(f"{number:06d}", about, job)
+    return number, made, damaged
 
 
 def stretches(examples: Iterator[Any], shard_bytes: int) -> Iterator[Iterator[Batch]]:
@@ -337,12 +341,9 @@ def write_record(name: str, record: ShardRecord | PieceRecord, job: Job) -> None
 def load_shard(piece: int, number: int, job: Job) -> ShardRecord | None:
     """Return the record of a shard, or None if there is no valid one."""
 
-    def parse(train: Any, held_out: Any, lengths: Any) -> ShardRecord:
-        return ShardRecord(
-            train=train and ShardEntry(**train),
-            held_out=held_out and ShardEntry(**held_out),
-            lengths=lengths,
-        )
+    def parse(lengths: Any, **entries: Any) -> ShardRecord:
+        read = {name: entry and ShardEntry(**entry) for name, entry in entries.items()}
+        return ShardRecord(lengths=lengths, **read)
 
     return _load(parse, f"{piece:06d}-{number:04d}", job)
 

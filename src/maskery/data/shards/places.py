@@ -7,6 +7,7 @@ wanted, so the space used is bounded.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import time
@@ -16,10 +17,12 @@ from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import urlsplit
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.files import (
     MANIFEST,
+    PLAN,
     RemoteFile,
     asked,
     is_address,
@@ -27,6 +30,7 @@ from maskery.data.corpus.files import (
     protocols,
     unreadable,
 )
+from maskery.data.corpus.formats import SUFFIXES, split_suffix
 from maskery.data.corpus.streams import cannot_read
 from maskery.data.shards.manifest import MAX_MANIFEST_BYTES, find_damage
 from maskery.data.store import create_owned, own_folder, ownerless, partial_of
@@ -52,7 +56,7 @@ class Place:
         if not path.is_file():
             raise DataError(
                 f"the shards in '{self.folder}' are not complete; repeat the maskery tokenize "
-                f"command that began them, without --shard-rank"
+                f"command that began them"
             )
         try:
             return path.read_bytes()
@@ -234,8 +238,20 @@ class RemoteFolder(RemoteFile):
 def output_folder(name: str) -> Path:
     """Return the folder that shards are written to: a path, or a `RemoteFolder`."""
     if not is_address(name):
-        return Path(name)
+        return Path(name).expanduser()
     filesystem, path = open_address(name)
     if "file" in protocols(filesystem):
         return Path(path)
     return cast(Path, RemoteFolder(filesystem, path.rstrip("/"), None, None))
+
+
+def holds_shards(source: str) -> bool:
+    """Return True for a folder or address of shards that `maskery tokenize` has made or begun."""
+    if is_address(source):
+        path = urlsplit(source).path
+        # A file or a glob is no folder; the rest is asked for.
+        if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
+            return False
+    with suppress(OSError):  # such as a name that is too long
+        return any((output_folder(source) / name).is_file() for name in (MANIFEST, PLAN))
+    return False

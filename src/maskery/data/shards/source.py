@@ -28,6 +28,7 @@ from maskery.data.batching import (
     Plan,
     TextSource,
     cut_by_sum,
+    cut_windows,
     over_budget,
     random_order,
 )
@@ -250,13 +251,9 @@ def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int
     `counts` tells how many documents have each of `lengths`, which are without special tokens, as
     `room` is. The lengths of the result, (room + special + 1,), are with the `special` tokens.
     """
-    lengths, counts = lengths[lengths > 0], counts[lengths > 0]
-    pieces = -(-lengths // room)
-    size, longer = lengths // pieces, lengths % pieces
+    windows = cut_windows(lengths, np.arange(len(lengths)), room)
     histogram = np.zeros(room + special + 1, np.int64)
-    np.add.at(histogram, size + special, counts * (pieces - longer))
-    uneven = longer > 0
-    np.add.at(histogram, size[uneven] + special + 1, (counts * longer)[uneven])
+    np.add.at(histogram, windows.lengths + special, counts[windows.documents])
     return histogram
 
 

@@ -144,9 +144,9 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
 
 def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, Any]]:
     # Tab-separated files as published have no quoting.
-    quoted = delimiter != "\t"
+    plain = delimiter == "\t"
     rows = csv.reader(
-        file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
     )
     try:
         header = next(rows, None)
@@ -194,8 +194,8 @@ def _read_conll(path: Path) -> Labelled:
                 continue
             if line.startswith(JSON_STARTS):
                 raise DataError(
-                    f"'{path}': line {number} is JSON, and --kind tokens reads columns: a word "
-                    f"first and its label last, with a blank line between sentences; write it so"
+                    f"'{path}': line {number} is JSON, and --kind tokens reads columns; write a "
+                    f"word and its label on each line, and a blank line between sentences"
                 )
             columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             width = width or len(columns)

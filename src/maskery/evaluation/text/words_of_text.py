@@ -178,8 +178,7 @@ class MaskPlaces:
         if not left.endswith(self.reader.mask_token):
             if not left[-1:].isalnum():
                 allowed &= ~inner
-            # With the space where the sentence has one and without it elsewhere, as after a
-            # bracket: else a word would be listed twice, with two figures.
+            # As the sentence has it: else a word would be listed twice, with two figures.
             has_space = left[-1:].isspace() or (not left and self._begins_with_space)
             allowed &= starts if has_space else ~spaced
         if not (right[:1].isalnum() or right.startswith(self.reader.mask_token)):
@@ -236,8 +235,7 @@ class MaskPlaces:
         if space:
             text = self._text(token.removeprefix(space))
             spaced = token.startswith(space) or not text[:1].isalnum()
-            starts = spaced or bool(UNSPACED.match(text))
-            return not text, starts, True, token.startswith(space)
+            return not text, spaced or bool(UNSPACED.match(text)), True, token.startswith(space)
         within = token.startswith(CONTINUING) and token != CONTINUING
         ends = not (token.endswith(CONTINUED) and token != CONTINUED)
         return within, True, token.endswith(WORD_END) if marks_ends else ends, False

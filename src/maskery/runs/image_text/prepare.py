@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import CheckpointError, ConfigError, ModelError, reason_of
+from maskery.core.errors import CheckpointError, ConfigError, reason_of
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
@@ -30,7 +30,13 @@ from maskery.evaluation.image_text.opening import open_image_text, preprocessing
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import build_from_encoders, build_from_scratch
 from maskery.models.image_text.model import ImageTextModel, check_image_size
-from maskery.models.loading import known_as, load_tokenizer, resolve, start_at_frequencies
+from maskery.models.loading import (
+    known_as,
+    load_tokenizer,
+    require_rows,
+    resolve,
+    start_at_frequencies,
+)
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
 from maskery.runs.frame.run_frame import identity
@@ -91,12 +97,7 @@ def start_model(
             opened = open_image_text(config.model)
             model, tokenizer = opened.model, opened.tokenizer
             view = _fitted(view, model, opened.name)
-    vocabulary, pieces = model.config.text_config.vocab_size, len(tokenizer)
-    if pieces > vocabulary:
-        raise ModelError(
-            f"the tokenizer of '{config.start}' has {pieces} tokens and its model {vocabulary}: "
-            f"they do not belong together; use the model's own tokenizer"
-        )
+    require_rows(f"'{config.start}'", model, tokenizer)
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
 
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import ConfigError
 from maskery.data.batching import Batching, TextSource
-from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
+from maskery.data.shards.places import holds_shards
 from maskery.data.split import sample, split, split_by_value, without_held_out
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer
@@ -98,9 +98,6 @@ class StoredText:
         self.added = self._add_words(config.add_words)
         self.held_out_share, self.group_column = config.held_out_share, config.group_column
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
-        unusual = corpus.report.describe()
-        if unusual:
-            log.warning("%s", unusual)
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
         if config.deciding_data or given.eval_texts is not None:
             other = _corpus(given.eval_texts, config.deciding_data, config.reading)

@@ -253,7 +253,7 @@ def broken_words(
     ids = np.asarray(store.tokens[:MOST_TOKENS]).astype(np.int64)
     starts = np.flatnonzero(np.asarray(store.word_starts[:MOST_TOKENS]))
     sizes = np.diff(np.append(starts, len(ids)))
-    found: list[BrokenWord] = []
+    found: dict[str, BrokenWord] = {}  # at the start of a text it may have other pieces
     for pieces in range(FEWEST_PIECES, MOST_PIECES + 1):
         firsts = starts[sizes == pieces]
         if not len(firsts):
@@ -264,10 +264,11 @@ def broken_words(
         for index in np.argsort(-counts, kind="stable")[: 4 * listed].tolist():
             word, count = tokenizer.decode(unique[index].tolist()).strip(), int(counts[index])
             if any(map(str.isalpha, word)):
-                saved = (pieces - 1) * count
-                found.append(BrokenWord(word=word, pieces=pieces, count=count, saved=saved))
+                other = found.get(word, BrokenWord(word=word, pieces=pieces, count=0, saved=0))
+                saved = other.saved + (pieces - 1) * count
+                found[word] = replace(other, count=other.count + count, saved=saved)
     share = float((sizes >= FEWEST_PIECES).mean()) if len(sizes) else 0.0
-    return share, sorted(found, key=lambda w: (-w.saved, w.word))[:listed]
+    return share, sorted(found.values(), key=lambda w: (-w.saved, w.word))[:listed]
 
 
 def as_spelt(
@@ -275,9 +276,8 @@ def as_spelt(
 ) -> tuple[BrokenWord, ...]:
     """Return words as the texts spell them, with the accents and case that a tokenizer drops."""
     reader = TextReader(tokenizer)
-    spelt: dict[tuple[int, ...], Counter[str]] = {
-        tuple(reader.tokens(f" {word.word}")[0].tolist()): Counter() for word in words
-    }
+    keys = [tuple(reader.tokens(f" {word.word}")[0].tolist()) for word in words]
+    spelt: dict[tuple[int, ...], Counter[str]] = {key: Counter() for key in keys}
     for example in islice(examples, SPELT_TEXTS if words else 0):
         encoded = reader.read(example.text)
         for word in encoded.words:
@@ -285,8 +285,8 @@ def as_spelt(
             if counts is not None:
                 counts[word.text] += 1
     return tuple(
-        replace(word, word=counts.most_common(1)[0][0]) if counts else word
-        for word, counts in zip(words, spelt.values(), strict=True)
+        replace(word, word=spelt[key].most_common(1)[0][0]) if spelt[key] else word
+        for word, key in zip(words, keys, strict=True)
     )
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
 from maskery.data.added_words import AddedWords
 from maskery.data.batching import Batching, TextSource
-from maskery.data.corpus.files import holds_shards
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.places import open_place
+from maskery.data.shards.places import holds_shards, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import Documents
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
@@ -94,16 +93,7 @@ class ShardedText:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
         if config.model.startswith(SCRATCH):
-            folder = self.shards.tokenizer_folder()
-            try:
-                saved: PreTrainedTokenizerBase
-                saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
-                raise ModelError(
-                    f"the tokenizer in '{folder}' cannot be loaded "
-                    f"({str(error).splitlines()[0]}); make the shards again"
-                ) from error
-            return saved
+            return load_tokenizer(str(self.shards.tokenizer_folder()))
         tokenizer = load_tokenizer(config.model)
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
             raise ModelError(
@@ -124,12 +114,10 @@ class ShardedText:
                     f"the shards of --eval-data '{config.deciding_data[0]}' were made with another "
                     "tokenizer; make them again with that of the corpus"
                 )
-            chosen, tokens = [], 0
-            for entry in other.manifest.shards:
-                chosen.append(entry)
-                tokens += entry.tokens
-                if tokens >= config.streaming.held_out_tokens:
-                    break
-            return other.open(chosen)
+            entries = other.manifest.shards
+            ends = np.cumsum([entry.tokens for entry in entries])
+            return other.open(
+                entries[: np.searchsorted(ends, config.streaming.held_out_tokens) + 1]
+            )
         corpus = Corpus.open(config.deciding_data, config.reading)
         return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
