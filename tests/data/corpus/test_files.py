@@ -178,3 +178,16 @@ def test_documents_name_their_converter(house: Path, suffixes: str, converter: s
         with pytest.raises(DataError, match=by) as caught:
             find_files([f"a{suffix}"])
         assert "\n" not in str(caught.value)
+
+
+def test_documents_in_a_folder_are_told(house: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("b.docx", "deep.pdf", "c.bin"):
+        (house / "void" / name).write_text("x")
+    with pytest.raises(DataError, match=r"void holds no file .*example by: pandoc .*\.docx"):
+        find_files(["void"])
+    (house / "void" / "a.txt").write_text("text")
+    assert found("void") == ["void/a.txt"]
+    assert caplog.messages == [
+        "passed over 2 documents that are no plain text, such as void/b.docx: turn it into text "
+        "first, for example by: pandoc -t plain --wrap=none FILE.docx -o FILE.txt"
+    ]

@@ -194,6 +194,9 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     if passed := finder.passed_over:
         told = "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
         log.warning(f"{told}such as %s", len(passed), passed[0])
+    if documents := finder.documents:
+        told = "passed over %s documents that are no plain text, such as %s: %s"
+        log.warning(told, len(documents), documents[0], conversion(documents[0]))
     return [*local.values(), *(remote[address] for address in sorted(remote))]
 
 
@@ -220,8 +223,19 @@ def instead_of(path: Path) -> str:
     return f"it has backslashes, and slashes separate folders here; {meant or 'write those'}"
 
 
+def conversion(path: Any) -> str:
+    """Return how a document becomes text, or "" for a file of another kind."""
+    suffix, _ = split_suffix(path)
+    by = CONVERTERS.get(suffix, "").format(suffix)
+    return by and f"turn it into text first, for example by: {by}"
+
+
 class Finder:
-    """Finds the files of sources; `passed_over` lists what in folders is no file."""
+    """Finds the files of sources.
+
+    Of what lies in folders, `passed_over` lists what is no file, and `documents` those that another
+    program can turn into text.
+    """
 
     def __init__(self, config: CorpusConfig) -> None:
         self.any_suffix = config.reader is not None
@@ -230,6 +244,7 @@ class Finder:
             # A reader may say which files of a folder are its own; else all are.
             self.folder_suffixes = frozenset(getattr(READERS.find(config.reader), "suffixes", ()))
         self.passed_over: list[Path] = []
+        self.documents: list[Any] = []
 
     def files_of(self, source: str) -> list[Any]:
         """Return the files of one source: paths, or `RemoteFile`s."""
@@ -257,14 +272,15 @@ class Finder:
         if self.any_suffix or suffix in SUFFIXES:
             return path
         what = f"the suffix {suffix!r}, which is not read" if suffix else "no suffix"
-        fix = "rename it to end in .txt if it is plain text, or name a --reader"
-        if by := CONVERTERS.get(suffix):
-            fix = f"turn it into text first, for example by: {by.format(suffix)}"
+        fix = conversion(path) or "rename it to end in .txt if it is plain text, or name a --reader"
         raise DataError(f"{path} has {what}; Maskery reads {supported_suffixes()}: {fix}")
 
     def _usable(self, path: Any) -> bool:
         every = self.any_suffix and not self.folder_suffixes
-        return every or split_suffix(path)[0] in self.folder_suffixes
+        usable = every or split_suffix(path)[0] in self.folder_suffixes
+        if not usable and conversion(path):
+            self.documents.append(path)
+        return usable
 
     def _folder_files(self, folder: Path) -> list[Path]:
         return [path for path in self._walk(folder) if self._usable(path)]
@@ -274,7 +290,8 @@ class Finder:
         raise DataError(
             f"{folder} holds no file that is read from a folder: "
             f"{suffixes or ', '.join(sorted(self.folder_suffixes)) or 'any'}, plain or "
-            f"packed ({', '.join(COMPRESSIONS)}); name other files by themselves"
+            f"packed ({', '.join(COMPRESSIONS)}); "
+            + (conversion(next(iter(self.documents), Path())) or "name other files by themselves")
         )
 
     def _walk(self, folder: Path) -> Iterator[Path]:
