@@ -1,7 +1,8 @@
 """The processes of a run, as `torchrun` or `accelerate launch` started them; often there is one.
 
 Messages here are small and rare (counts, flags, folder names) and go through the CPU's memory, so
-that no device is waited for. With one process nothing is sent.
+that no device is waited for. With one process nothing is sent. At the end: the precision of what
+this process computes without gradients on a GPU (training's is the stepper's).
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from accelerate import PartialState
+from torch import nn
 
 from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, reason_of
 from maskery.core.system import launched_world_size
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 # The main process may tokenise a corpus for hours while the others wait.
 PATIENCE = timedelta(days=14)
@@ -213,3 +217,29 @@ def _ended(error: BaseException) -> MaskeryError:
         f"another process of the run has ended, or is silent ({reason_of(error, most=200)}); its "
         f"own message says why; mend that and repeat the command with --resume auto"
     )
+
+
+def allow_half() -> None:
+    """Let this process use TF32, and bfloat16 in `inference`, on a GPU that has them."""
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        torch.set_float32_matmul_precision("high")
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[None]:
+    """Compute without gradients and, after `allow_half`, in bfloat16 on a GPU."""
+    # PyTorch's own setting is the switch: a run with --precision fp32 leaves it at "highest".
+    half = torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
+    with (
+        torch.no_grad(),
+        torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext(),
+    ):
+        yield
+
+
+def to_gpu(model: ModuleT) -> ModuleT:
+    """Move an opened model to the GPU, where there is one."""
+    if torch.cuda.is_available():
+        allow_half()
+        model.cuda()
+    return model

@@ -23,8 +23,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from maskery.core.precision import allow_half
-from maskery.core.processes import join_processes
+from maskery.core.processes import allow_half, join_processes
 from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.config import BaseTrainingConfig, TrainingConfig
 from maskery.training.optimiser import (

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
 from maskery.core.errors import DataError
-from maskery.data.shards.manifest import find_damage, read_shards, write_shard
+from maskery.data.shards.manifest import read_shards, write_shard
+from maskery.data.shards.places import find_damage
 
 ARRAYS: dict[str, Any] = {
     "tokens": np.array([5, 6, 7, 8], np.uint16),

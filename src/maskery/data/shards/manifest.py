@@ -23,14 +23,12 @@ import numpy.typing as npt
 
 from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
 from maskery.core.random import Int64Array
-from maskery.core.system import sha256_of, write_whole
+from maskery.core.system import write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
 
 FORMAT = 1
 LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
-# An address may send anything; what is read of it into memory is bounded.
-MAX_MANIFEST_BYTES = 1 << 30
 # No folders: nothing that a manifest names may lie outside its own.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 SHA256, HASH = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
@@ -224,20 +222,6 @@ def write_bytes(path: Path, data: bytes) -> FileEntry:
         path.write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
     return FileEntry(file=path.name, bytes=len(data), sha256=sha256)
-
-
-def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
-    """Return the difference of a file from its recorded size and checksum, or None."""
-    try:
-        # The size first: it costs nothing, and most damage is a file that was cut short.
-        size = path.stat().st_size
-        if size != num_bytes:
-            return f"it has {size} of {num_bytes} bytes"
-        if sha256_of(path) != sha256:
-            return "it does not match its checksum"
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    return None
 
 
 def read_shards(paths: Sequence[Path], *, vocab_size: int) -> Documents:

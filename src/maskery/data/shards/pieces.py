@@ -38,11 +38,11 @@ from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import (
     ShardEntry,
     check_sound,
-    find_damage,
     is_count,
     write_bytes,
     write_shard,
 )
+from maskery.data.shards.places import find_damage
 from maskery.data.store import Documents
 from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_batches, encoder
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 from maskery.core.errors import DataError
+from maskery.core.system import sha256_of
 from maskery.data.corpus.files import (
     MANIFEST,
     PLAN,
@@ -32,7 +33,6 @@ from maskery.data.corpus.files import (
 )
 from maskery.data.corpus.formats import SUFFIXES, split_suffix
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.shards.manifest import MAX_MANIFEST_BYTES, find_damage
 from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,22 @@ T = TypeVar("T")
 COPY_BYTES = 1 << 22
 # Seconds between attempts to read from an address.
 PAUSES = (1.0, 5.0, 25.0)
+# An address may send anything; what is read of it into memory is bounded.
+MAX_MANIFEST_BYTES = 1 << 30
+
+
+def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
+    """Return the difference of a file from its recorded size and checksum, or None."""
+    try:
+        # The size first: it costs nothing, and most damage is a file that was cut short.
+        size = path.stat().st_size
+        if size != num_bytes:
+            return f"it has {size} of {num_bytes} bytes"
+        if sha256_of(path) != sha256:
+            return "it does not match its checksum"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None
 
 
 class Place:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import MaskedTokens, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.precision import inference
+from maskery.core.processes import inference
 from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri

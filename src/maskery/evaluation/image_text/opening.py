@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, ModelError
-from maskery.core.precision import to_gpu
+from maskery.core.processes import to_gpu
 from maskery.data.images.config import (
     CLIP_MEAN,
     CLIP_STD,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.errors import ModelError
-from maskery.core.precision import inference, to_gpu
+from maskery.core.processes import inference, to_gpu
 from maskery.models.layout import max_positions
 from maskery.models.loading import load_masked_lm, resolve
 from maskery.models.pooling import Pooling

@@ -25,8 +25,7 @@ import torch
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, reason_of
-from maskery.core.precision import inference
-from maskery.core.processes import Processes
+from maskery.core.processes import Processes, inference
 from maskery.core.random import Float32Array, Int64Array
 from maskery.data.batching import cut_by_padded_size
 from maskery.evaluation.retrieval.config import RetrievalConfig

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.errors import DataError
-from maskery.core.precision import inference
+from maskery.core.processes import inference
 from maskery.core.random import Float32Array
 from maskery.data.gallery import (
     DamagedIndex,

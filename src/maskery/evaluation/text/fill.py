@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
-from maskery.core.precision import inference
+from maskery.core.processes import inference
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import MaskPlaces, TextReader, Word, spoken

@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
-from maskery.core.precision import inference
-from maskery.core.processes import Processes
+from maskery.core.processes import Processes, inference
 from maskery.data.batching import TextSource
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.masking.masker import Masker

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
-from maskery.core.precision import to_gpu
+from maskery.core.processes import to_gpu
 from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus

@@ -22,7 +22,7 @@ import torch
 
 from maskery.core.batch import MaskedTokens, vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.precision import inference
+from maskery.core.processes import inference
 from maskery.evaluation.text.fill import Filler, end_to_end
 from maskery.evaluation.text.masked import require_numbers, true_log_probabilities
 from maskery.evaluation.text.opening import OpenModel

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch, Vocabulary
-from maskery.core.precision import inference
+from maskery.core.processes import inference
 from maskery.evaluation.text.fill import Candidate, Filler, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, true_log_probabilities
 from maskery.masking.masker import Masker

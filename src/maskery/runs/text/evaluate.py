@@ -20,7 +20,7 @@ import yaml
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, ConfigError
-from maskery.core.precision import to_gpu
+from maskery.core.processes import to_gpu
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval

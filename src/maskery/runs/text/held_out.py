@@ -16,8 +16,7 @@ import numpy as np
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError
-from maskery.core.precision import inference
-from maskery.core.processes import join_processes
+from maskery.core.processes import inference, join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.evaluation.intervals import Interval

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 
 from maskery.core.errors import ConfigError
-from maskery.core.precision import allow_half
+from maskery.core.processes import allow_half
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.data.corpus.formats import READERS
