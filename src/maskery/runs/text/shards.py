@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from maskery.core.errors import DataError, ModelError
+from maskery.core.errors import DataError, ModelError, reason_of
 from maskery.data.added_words import AddedWords
 from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.reader import Corpus
@@ -93,7 +93,17 @@ class ShardedText:
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
         if config.model.startswith(SCRATCH):
-            return load_tokenizer(str(self.shards.tokenizer_folder()))
+            # Not `load_tokenizer`: no model's configuration lies beside it.
+            folder = self.shards.tokenizer_folder()
+            try:
+                saved: PreTrainedTokenizerBase
+                saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(
+                    f"the tokenizer in '{folder}' cannot be loaded ({reason_of(error)}); make the "
+                    f"shards again"
+                ) from error
+            return saved
         tokenizer = load_tokenizer(config.model)
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
             raise ModelError(
