@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.config import BenchConfig
 from maskery.cli.main import parse, print_json, set_up_logging, table
 from maskery.core.errors import DataError, MaskeryError
+from maskery.core.ranges import Settings
 
 PROGRAM = "bench"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(Settings):
     """Maskery beside HF's recipe and the seed document's loop, interleaved in one run.
 
     Examples:

@@ -10,7 +10,7 @@ import tyro
 
 from maskery.cli.main import Command, table
 from maskery.core.errors import ConfigError, os_errors
-from maskery.core.ranges import Range, check_ranges
+from maskery.core.ranges import Range
 from maskery.core.system import quick_imports, signals_stop
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.shards.config import ShardingConfig
@@ -46,7 +46,7 @@ class Inspect(Command):
     """Write the candidates for --add-words to this file, one a line, as the texts spell them."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
 
     def execute(self) -> None:
         """Look at the corpus as the run would."""

@@ -31,7 +31,7 @@ from maskery.core.errors import (
     harmless,
     reason_of,
 )
-from maskery.core.ranges import Settings, take_text_as_paths
+from maskery.core.ranges import Settings
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 if TYPE_CHECKING:
@@ -248,7 +248,6 @@ def parse(
         boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
         told = " ".join(boxes.sub(" ", report.getvalue()).split())
         raise ConfigError(re.sub(r"For full helptext, (see|run)", "see", told)) from end
-    take_text_as_paths(parsed)  # type: ignore[arg-type]
     return parsed
 
 

@@ -16,7 +16,7 @@ import tyro
 
 from maskery.cli.main import Command, as_text, parse
 from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError
-from maskery.core.ranges import Count, check_ranges
+from maskery.core.ranges import Count
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
     KINDS,
@@ -117,9 +117,6 @@ class Train(Command):
     # The folder of the run that is repeated, and the command line.
     repeated: tyro.conf.Suppress[tyro.conf.Fixed[Path | None]] = None
     arguments: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def execute(self) -> None:
         """Train, print the result, and draw the report; or have several processes do so."""

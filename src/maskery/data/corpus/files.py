@@ -277,8 +277,9 @@ class Finder:
 
     def _usable(self, path: Any) -> bool:
         every = self.any_suffix and not self.folder_suffixes
-        usable = every or split_suffix(path)[0] in self.folder_suffixes
-        if not usable and conversion(path):
+        suffix, _ = split_suffix(path)
+        usable = every or suffix in self.folder_suffixes
+        if not usable and suffix in CONVERTERS:
             self.documents.append(path)
         return usable
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, check_ranges
+from maskery.core.ranges import Count, Range, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardingConfig:
+class ShardingConfig(Settings):
     """Size of the shards, and who makes them."""
 
     shard_mb: Annotated[float, Range(0, 4096, above=True, hint="try 16")] = 16.0
@@ -28,7 +28,7 @@ class ShardingConfig:
     job: --slurm partition=cpu time=4:00:00 cpus-per-task=8."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         whole = {"partition", "time"} <= self.sbatch.keys()
         if not (whole if self.executor == "slurm" else not self.slurm):
             raise ConfigError(
