@@ -45,9 +45,6 @@ class Inspect(Command):
     words_out: Path | None = None
     """Write the candidates for --add-words to this file, one a line, as the texts spell them."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-
     def execute(self) -> None:
         """Look at the corpus as the run would."""
         with quick_imports():
@@ -145,6 +142,7 @@ class Tokenize(Command):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.paths) < 2:
             raise ConfigError(
                 f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "

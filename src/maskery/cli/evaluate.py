@@ -230,6 +230,7 @@ class EvaluateSearch(Way):
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.data:
             if self.pairs != PairsConfig():
                 raise ConfigError("--pairs... tells how --data is read; name it, or leave them out")

@@ -163,6 +163,7 @@ class Explain(Command):
     """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.caption.strip():
             raise ConfigError('the caption is empty: describe the picture, as "a red coat"')
         check_png(self.output, "--output")

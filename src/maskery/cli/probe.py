@@ -54,6 +54,7 @@ class Probe(Command):
     the last; alone, with seeds 0, 1 and 2. Some minutes on a CPU."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tune is not None and self.kind != "labels":
             raise ConfigError(f"--tune and --kind {self.kind} do not go together; leave out --tune")
         if self.tune and (len(set(self.tune)) < len(self.tune) or min(self.tune) < 0):
