@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Visit, open_browser
+from browser import Visit
 from PIL import Image
 from served import Client, served
 from tiny_pairs import save_tiny_pairs
@@ -21,12 +21,6 @@ from maskery.playground.session import Session
 TEXT = "the river stone, copper meadow."
 SIZE = {"width": 1000, "height": 900}
 PHONE = {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
