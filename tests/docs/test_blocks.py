@@ -15,7 +15,6 @@ A block behind `<!-- not run: REASON -->` does not run; ```text blocks are no co
 from __future__ import annotations
 
 import contextlib
-import glob
 import importlib.metadata
 import io
 import itertools
@@ -169,7 +168,7 @@ def run_command(command: str) -> None:
     words = [
         name
         for word in shlex.split(command, comments=True)
-        for name in (sorted(glob.glob(word)) or [word])
+        for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
     ]
     given = list(itertools.takewhile(re.compile(r"[A-Z_]+=").match, words))
     program, *arguments = words[len(given) :]
