@@ -39,8 +39,9 @@ from maskery.masking.config import POLICIES
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ("adapt_and_probe", "compare", "plug_in", "pictures", "person_search", "cluster")
-PAGES = ("README.md", "docs/python.md", "docs/extending.md") + tuple(
-    f"docs/tutorials/{name}.md" for name in TUTORIALS
+PAGES = (
+    *("README.md", "docs/python.md", "docs/extending.md"),
+    *(f"docs/tutorials/{name}.md" for name in TUTORIALS),
 )
 BLOCK = re.compile(
     r"^(?P<reason><!-- not run: [^\n]+ -->\n+)?```(?P<kind>\w*)\n(?P<code>.*?)^```$",
