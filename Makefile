@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types browser bench gpu soak kills cluster docs docs-images clean
+.PHONY: install quickstart test lint types browser pages bench gpu soak kills cluster docs docs-images clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,14 @@ browser:
 
 test: lint types browser
 	$(BIN)/pytest --numprocesses 2 --quiet
+
+# The pages (playground, reports) as people meet them: contrast, names, keyboard, phones. npm fetches axe-core
+# once; without it those checks are skipped with a reason.
+AXE := $(HOME)/.cache/maskery-pages
+pages: install browser
+	@[ -f $(AXE)/package/axe.min.js ] || { mkdir -p $(AXE) && cd $(AXE) && npm pack --silent axe-core@4 \
+	  && tar -xzf axe-core-4*.tgz && rm axe-core-4*.tgz; } || echo "npm could not fetch axe-core"
+	$(BIN)/pytest --quiet -rs tests/report tests/playground
 
 bench: install
 	$(BIN)/python benchmarks/bench

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Visit, open_browser
+from browser import Visit
 from PIL import Image
 from served import Client, served
 from tiny_pairs import save_tiny_pairs
@@ -21,12 +21,6 @@ from maskery.playground.session import Session
 TEXT = "the river stone, copper meadow."
 SIZE = {"width": 1000, "height": 900}
 PHONE = {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +267,7 @@ def test_light_and_dark_at_desk_and_phone_width(
         corner = image.convert("L").getpixel((2, 2))
     assert isinstance(corner, int)
     assert (corner > 200) == (scheme == "light")
-    # The switch goes from automatic to the other one, back, and to automatic again; it says so first.
+    # Automatic, the other one, back, automatic again; the button says what comes next.
     other = {"light": "dark", "dark": "light"}[scheme]
     for theme, name in ((other, other), (scheme, scheme), ("auto", "automatic")):
         page.get_by_role("button", name=f"{name} theme: switch to it").click()

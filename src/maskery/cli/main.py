@@ -78,8 +78,6 @@ DISK_TROUBLE = (
 )  # fmt: skip
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")
-# Read by tqdm where a progress bar goes to a file.
-SECONDS_BETWEEN_LOGGED_BARS = "30"
 EXAMPLES = """examples:
   maskery quickstart
   maskery train text notes/*.txt --model minilm --epochs 3
@@ -183,8 +181,6 @@ def _forget_output() -> None:
 
 def run(name: str, arguments: Sequence[str]) -> None:
     """Read the flags of a command, set up the process for it, and execute it."""
-    if not sys.stderr.isatty():  # a log file wants a line now and then, not every step
-        os.environ.setdefault("TQDM_MININTERVAL", SECONDS_BETWEEN_LOGGED_BARS)
     if name.startswith(("train", "quickstart", "sweep")):
         keep_freed_memory()
     module, _, made = COMMANDS[name][0].partition(":")
@@ -296,20 +292,32 @@ def go_offline_without_a_network() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-class _Harmless(logging.Formatter):
-    """Formats messages so that a name in them cannot steer the terminal."""
+class _Lines(logging.StreamHandler[Any]):
+    """Writes each message once, on a line of its own, with no name in it steering the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.told: set[str] = set()
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message."""
         return harmless(super().format(record))
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message that is new; what opens a model twice says the same of it twice."""
+        if (text := self.format(record)) not in self.told:
+            self.told.add(text)
+            # A bar is drawn only where this is imported, and would stand on the same line.
+            bars = sys.modules.get("tqdm")
+            aside = bars.tqdm.external_write_mode(self.stream) if bars else contextlib.nullcontext()
+            with aside:
+                super().emit(record)
+
 
 def set_up_logging(*, quiet: bool = False) -> None:
     """Write Maskery's messages as plain lines to standard error, and silence other libraries."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Harmless("%(message)s"))
     logger = logging.getLogger("maskery")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_Lines()]
     logger.propagate = False
     # Every process warns of the same things; one of them says so.
     logger.setLevel(logging.WARNING if quiet else logging.INFO)

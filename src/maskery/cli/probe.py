@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -80,7 +79,7 @@ class Probe(Command):
             None if self.against is None else Encoder.open(self.against),
             seen=trained_on(self.model),
             seeds=() if self.tune is None else self.tune or SEEDS,
-            progress=not self.json and sys.stderr.isatty(),
+            progress=not self.json,
         )
         found = asdict(result)
         self.answer(found, as_text(vectors_table(found)))

@@ -196,9 +196,9 @@ class DrawPeople(Command):
 @contextmanager
 def drawing_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Draw a progress bar; yields the function that is told how many of all are drawn."""
-    from tqdm import tqdm
+    from maskery.core.bars import Bar
 
-    with tqdm(desc="drawing", unit="picture", leave=False, disable=quiet) as bar:
+    with Bar(None, "drawing", shown=not quiet, unit="picture") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -138,8 +138,7 @@ class Score(Command):
 
     def execute(self) -> None:
         """Score every line."""
-        from tqdm import tqdm
-
+        from maskery.core.bars import Bar
         from maskery.data.corpus.sentences import name_of, read_sentence_pairs, read_sentences
 
         if self.pairs:
@@ -159,8 +158,11 @@ class Score(Command):
         scored = scorer.score(
             (line.text for line in lines), lambda index: f"{file}: line {numbers[index]}"
         )
-        # No bar where standard error is no terminal.
-        scores = list(tqdm(scored, desc="scoring", total=len(lines), leave=False, disable=None))
+        scores = []
+        with Bar(len(lines), "scoring") as bar:
+            for score in scored:
+                scores.append(score)
+                bar.update()
         mark = reader.tokenizer.unk_token
         unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
         if unknown:  # their score is that of any unknown word

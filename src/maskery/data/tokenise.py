@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
-from tqdm import tqdm
 
+from maskery.core.bars import byte_bar
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError
 from maskery.core.random import Int64Array
@@ -113,13 +113,6 @@ def tokenise(
     if unusual := corpus.report.describe():
         log.warning("%s", unusual)
     return TokenStore.open(folder, verify=False)
-
-
-def byte_bar(total: int | None, doing: str, progress: bool, *, leave: bool = False) -> tqdm[Any]:
-    """Return a progress bar that counts bytes."""
-    return tqdm(
-        total=total, desc=doing, unit="B", unit_scale=True, leave=leave, disable=not progress
-    )
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Tokenizer | None:

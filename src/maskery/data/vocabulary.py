@@ -29,9 +29,9 @@ from tokenizers import (
     trainers,
 )
 
+from maskery.core.bars import byte_bar
 from maskery.core.errors import ModelError
 from maskery.core.system import replace_folder
-from maskery.data.tokenise import byte_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

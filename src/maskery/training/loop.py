@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from maskery.core.bars import Bar
 from maskery.core.errors import CheckpointError, MaskeryError, StoppedError, TrainingError
 from maskery.core.processes import lost_process
 from maskery.core.system import SIGNALS, Interrupted, StopSignals
@@ -152,8 +152,8 @@ class TrainingLoop:
     def _take_steps(self, start: Position) -> None:
         """Take every step from a position on, and wait for the last checkpoint."""
         shown = self.progress and self.processes.is_main
-        told: Any = {"total": self.total_steps, "initial": start.step, "unit": "step"}
-        bar = tqdm(desc="training", disable=not shown, **told)
+        told: Any = {"initial": start.step, "unit": "step", "leave": True}
+        bar = Bar(self.total_steps, "training", shown=shown, **told)
         prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
         with self.signals, bar, prefetch as steps:
             try:
@@ -211,7 +211,7 @@ class TrainingLoop:
         """Return True if a signal asks for the end and no other process has to agree."""
         return self.processes.world_size == 1 and self.signals.received is not None
 
-    def _after(self, step: Step, losses: dict[str, torch.Tensor], bar: tqdm[Any]) -> None:
+    def _after(self, step: Step, losses: dict[str, torch.Tensor], bar: Bar) -> None:
         """Do what falls between two steps: lines, held-out figures, checkpoints, an early end."""
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
         last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from maskery.core.bars import byte_bar
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError, os_errors
 from maskery.data.corpus.examples import ReadingReport
@@ -39,7 +40,7 @@ from maskery.data.shards.pieces import (
     plan_fingerprint,
     plan_pieces,
 )
-from maskery.data.tokenise import byte_bar, plain_backend, tokenizer_fingerprint
+from maskery.data.tokenise import plain_backend, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from maskery.core.bars import Bar
 from maskery.core.errors import ModelError
 from maskery.core.processes import inference, to_gpu
 from maskery.models.layout import max_positions
@@ -126,7 +126,7 @@ class Encoder:
         found: list[Vectors] = [np.zeros((0, 0), np.float32)] * len(rows)
         was_training = self.hf.training
         self.hf.eval()
-        with tqdm(total=len(rows), desc="encoding", leave=False, disable=not progress) as bar:
+        with Bar(len(rows), "encoding", shown=progress) as bar:
             while order:
                 batch = order[: max(1, BATCH_TOKENS // len(rows[order[0]]))]
                 order = order[len(batch) :]
@@ -170,9 +170,7 @@ def tuned_hits(
     train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     steps = len(seeds) * EPOCHS * -(-len(train) // BATCH_TEXTS)
     found = []
-    with tqdm(
-        total=steps, desc=f"fine-tuning {encoder.name}", leave=False, disable=not progress
-    ) as bar:
+    with Bar(steps, f"fine-tuning {encoder.name}", shown=progress) as bar:
         for seed in seeds:
             # What the caller draws afterwards does not depend on it.
             with torch.random.fork_rng():
@@ -188,7 +186,7 @@ def _tuned(
     classes: npt.NDArray[np.int64],
     train: npt.NDArray[np.int64],
     seed: int,
-    bar: tqdm[Any],
+    bar: Bar,
 ) -> Any:
     """Train a copy of the encoder, and return a function from places of texts to classes."""
     own = copy.copy(encoder)

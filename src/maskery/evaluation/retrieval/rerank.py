@@ -23,6 +23,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from maskery.core.bars import Bar
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, reason_of
 from maskery.core.processes import Processes, inference
@@ -198,13 +199,11 @@ def match_scores(
 
     `processes` share the images out, and all get the whole result; all of them must ask.
     """
-    from tqdm import tqdm
-
     processes = processes or Processes()
     mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
     total = sum(len(one.texts) for one in mine)
     logits = torch.zeros(*candidates.shape, 2)
-    with tqdm(total=total, desc="matching", leave=False, disable=not progress) as bar:
+    with Bar(total, "matching", shown=progress) as bar:
         for one, judged in match_images(model, texts, images, mine, config):
             logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
             bar.update(len(one.texts))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from maskery.core.bars import Bar
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
@@ -127,12 +128,12 @@ class RetrievalSet:
 
     def images(self, *, progress: bool = False) -> Iterator[torch.Tensor]:
         """Yield the I pictures in order: (B, 3, H, W) float32, normalised."""
-        from tqdm import tqdm
-
         batches = list(self._batches(self.gallery))
-        for members in tqdm(batches, desc="images", leave=False, disable=not progress):
-            loaded = self.pictures.load(members)
-            yield view_stack([image for image in loaded if image is not None], self.view)
+        with Bar(len(batches), "images", shown=progress) as bar:
+            for members in batches:
+                loaded = self.pictures.load(members)
+                yield view_stack([image for image in loaded if image is not None], self.view)
+                bar.update()
 
     def _batches(self, indices: Int64Array) -> Iterator[list[int]]:
         for first in range(0, len(indices), self.batch_images):

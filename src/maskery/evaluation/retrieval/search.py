@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from maskery.core.bars import Bar
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
 from maskery.core.random import Float32Array
@@ -158,15 +159,12 @@ class Indexing:
 
     def bring_up_to_date(self, store: GalleryStore) -> Gallery:
         """Encode what is new, forget what is gone; DamagedIndex if the index turns out to be so."""
-        from tqdm import tqdm
-
         before = store.files()
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
         encoded, size = 0, self.batch_images
         unread: dict[str, str] = {}
-        quiet = not self.progress
-        with tqdm(total=len(suspects), desc="indexing", leave=False, disable=quiet) as bar:
+        with Bar(len(suspects), "indexing", shown=self.progress) as bar:
             for first in range(0, len(suspects), size):
                 encoded += self._take_in(store, suspects[first : first + size], unread)
                 bar.update(min(size, len(suspects) - first))

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from tqdm import tqdm
 
+from maskery.core.bars import Bar
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
 from maskery.core.processes import Processes, inference
@@ -100,15 +100,8 @@ class MaskedScores:
 def scoring(source: TextSource, *, progress: bool) -> Iterator[TokenBatch]:
     """Yield the batches of a source in order, with a bar if it takes more than some seconds."""
     total = int(source.lengths.sum())
-    with tqdm(
-        total=total,
-        desc="scoring",
-        unit="tok",
-        unit_scale=True,
-        leave=False,
-        delay=BAR_AFTER,
-        disable=not progress,
-    ) as bar:
+    more = {"unit": "tok", "unit_scale": True, "delay": BAR_AFTER}
+    with Bar(total, "scoring", shown=progress, **more) as bar:
         for batch in source.in_order():
             yield batch
             bar.update(batch.num_tokens)
