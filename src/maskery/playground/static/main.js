@@ -127,13 +127,14 @@ async function askColours() {
   const found = await askEach(name, state.view === "influence" ? { mask: state.chosen } : {}, "heat");
   const heats = found.map((answer, place) => ({
     name: each.length > 1 ? each[place].label : "",
+    model: each[place].label,
     label: each[place].label + total(answer),
     ...draw(seen.spans, words, answer),
   }));
   if (state.view !== "surprisal" || heats.length < 2) return heats;
   const [one, other] = heats;
   const label = `difference: green where ${other.name} is less surprised`;
-  return [...heats, { name: other.name, label, ...heat.difference(one.colours, other.colours) }];
+  return [...heats, { name: other.name, model: "difference", label, ...heat.difference(one.colours, other.colours) }];
 }
 
 /** Where the model looks for each word; the words that are hidden are shown to it. */
@@ -141,7 +142,8 @@ async function askWhere() {
   const model = server.models.findIndex((one) => one.pictures);
   const found = await ask("explain", { model, text: state.text, picture: picture.id() }, "heat 0");
   const { spans } = hide(state.text, words, new Set());
-  return [{ name: "", label: heat.matchLabel(found), ...heat.where(spans, words, found) }];
+  const about = { name: "", model: server.models[model].name, label: heat.matchLabel(found) };
+  return [{ ...about, ...heat.where(spans, words, found) }];
 }
 
 function total(answer) {

@@ -3,6 +3,7 @@
 
 const SCALE = 2; // pixels of the picture for each of the page's
 const LARGEST = 16_000; // pixels of a side: browsers paint nothing beyond
+const LEFT_OUT = ".hidden, .skip, .tools, .done, .progress, footer, input[type=range]";
 
 /** @returns {Promise<Blob>} a PNG of an element */
 export function paint(root) {
@@ -21,12 +22,13 @@ export function paint(root) {
 
 function paintInside(context, element) {
   const style = getComputedStyle(element);
-  if (style.visibility === "hidden" || element.matches(".hidden")) return;
+  if (style.visibility === "hidden" || element.matches(LEFT_OUT)) return;
   const box = element.getBoundingClientRect();
-  if (style.display !== "contents" && !box.width) return;
+  if (!box.width) return;
   context.save();
   context.globalAlpha *= Number(style.opacity);
   paintBox(context, box, style);
+  if (style.overflow !== "visible") context.clip();
   if (element.matches("img, canvas")) context.drawImage(element, box.left, box.top, box.width, box.height);
   if (element.matches("textarea, input[type=text], input[type=search]")) paintValue(context, element, box, style);
   for (const child of element.childNodes) {
@@ -36,6 +38,7 @@ function paintInside(context, element) {
   context.restore();
 }
 
+/** The ground and the frame of an element; its outline stays the path, to be clipped to. */
 function paintBox(context, box, style) {
   context.beginPath();
   context.roundRect(box.left, box.top, box.width, box.height, Number.parseFloat(style.borderRadius) || 0);

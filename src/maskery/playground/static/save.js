@@ -26,7 +26,7 @@ export function setUpSave(shown, hasPicture, announce) {
     announce("Saved maskery.csv");
   });
   byId("save-png").addEventListener("click", async () => {
-    save(await paint(document.querySelector("main")), "png");
+    save(await paint(document.body), "png");
     announce("Saved maskery.png");
   });
 }
@@ -79,7 +79,7 @@ function colours({ state, heats, words }) {
   return heats.flatMap((heat) =>
     heat.colours.flatMap((colour, index) =>
       colour
-        ? [[state.view, heat.label, index + 1, words[index].word, "", colour.about, colour.value ?? "", heat.unit]]
+        ? [[state.view, heat.model, index + 1, words[index].word, "", colour.about, colour.value ?? "", heat.unit]]
         : [],
     ),
   );
