@@ -1,4 +1,4 @@
-"""Every command of `maskery` that a page shows is one that the parser takes, flags and values alike.
+"""Every `maskery` command that a page shows is one that the parser takes, flags and values alike.
 
 The README, the tutorials and the pages about Python run whole (`test_blocks.py`). Other pages show
 commands on real data, hours and hubs; those are read by the parser here, and not executed.
