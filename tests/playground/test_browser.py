@@ -60,7 +60,7 @@ def as_shown(mask: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def settle(page: Any) -> None:
     """Wait until nothing is asked any more."""
     page.wait_for_timeout(200)
-    page.wait_for_selector("#answers[aria-busy=false]")
+    page.wait_for_selector("#answers[aria-busy=false]", state="attached")
     page.wait_for_load_state("networkidle")
 
 
@@ -239,7 +239,9 @@ def test_a_server_that_is_gone_is_told_and_comes_back_by_itself(
         before = bars(page)
     page.get_by_role("button", name="copper", exact=True).click()
     page.get_by_role("alert").wait_for()
-    assert "the server is gone" in page.get_by_role("alert").inner_text()
+    told = page.get_by_role("alert").inner_text()
+    again = f"maskery playground --port {client.port}"
+    assert told.startswith(f"The server has stopped; start it again with {again}.")
     page.get_by_role("button", name="mask 2").click()
     with served(Session(str(models[0])), port=client.port):
         page.get_by_role("alert").wait_for(state="hidden")
@@ -265,10 +267,10 @@ def test_light_and_dark_at_desk_and_phone_width(
         corner = image.convert("L").getpixel((2, 2))
     assert isinstance(corner, int)
     assert (corner > 200) == (scheme == "light")
-    # The switch goes from automatic to light to dark.
-    button = page.get_by_role("button", name="Theme")
-    for theme in ("light", "dark", "auto"):
-        button.click()
+    # Automatic, the other one, back, automatic again; the button says what comes next.
+    other = {"light": "dark", "dark": "light"}[scheme]
+    for theme, name in ((other, other), (scheme, scheme), ("auto", "automatic")):
+        page.get_by_role("button", name=f"{name} theme: switch to it").click()
         assert page.evaluate("document.documentElement.dataset.theme") == theme
     assert visit.complaints == []
     visit.context.close()
@@ -307,6 +309,6 @@ def test_a_dropped_picture_changes_what_is_predicted(
         assert page.locator("#search-hits li").count() == 12
         (folder / "no.png").write_text("no picture")
         page.set_input_files("#picture-file", folder / "no.png")
-        page.wait_for_selector("#error:visible")
+        page.wait_for_selector("#picture-error:visible")
         assert all("422" in complaint for complaint in visit.complaints)
         visit.complaints.clear()
