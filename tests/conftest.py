@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -30,3 +32,13 @@ sys.path[:0] = [str(HERE / "models"), str(HERE / "support"), str(HERE.parent / "
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("MASKERY_CACHE", str(tmp_path / "cache"))
+
+
+# One for each module: while Playwright is open, asyncio.run fails in the tests of other modules.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium for the tests of one module; they are skipped where there is none."""
+    from browser import open_browser
+
+    with open_browser() as found:
+        yield found

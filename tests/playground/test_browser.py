@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Visit, open_browser
+from browser import Visit
 from PIL import Image
 from served import Client, served
 from tiny_pairs import save_tiny_pairs
@@ -21,12 +21,6 @@ from maskery.playground.session import Session
 TEXT = "the river stone, copper meadow."
 SIZE = {"width": 1000, "height": 900}
 PHONE = {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ def as_shown(mask: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def settle(page: Any) -> None:
     """Wait until nothing is asked any more."""
     page.wait_for_timeout(200)
-    page.wait_for_selector("#answers[aria-busy=false]")
+    page.wait_for_selector("#answers[aria-busy=false]", state="attached")
     page.wait_for_load_state("networkidle")
 
 
@@ -245,7 +239,9 @@ def test_a_server_that_is_gone_is_told_and_comes_back_by_itself(
         before = bars(page)
     page.get_by_role("button", name="copper", exact=True).click()
     page.get_by_role("alert").wait_for()
-    assert "the server is gone" in page.get_by_role("alert").inner_text()
+    told = page.get_by_role("alert").inner_text()
+    again = f"maskery playground --port {client.port}"
+    assert told.startswith(f"The server has stopped; start it again with {again}.")
     page.get_by_role("button", name="mask 2").click()
     with served(Session(str(models[0])), port=client.port):
         page.get_by_role("alert").wait_for(state="hidden")
@@ -271,10 +267,10 @@ def test_light_and_dark_at_desk_and_phone_width(
         corner = image.convert("L").getpixel((2, 2))
     assert isinstance(corner, int)
     assert (corner > 200) == (scheme == "light")
-    # The switch goes from automatic to light to dark.
-    button = page.get_by_role("button", name="Theme")
-    for theme in ("light", "dark", "auto"):
-        button.click()
+    # Automatic, the other one, back, automatic again; the button says what comes next.
+    other = {"light": "dark", "dark": "light"}[scheme]
+    for theme, name in ((other, other), (scheme, scheme), ("auto", "automatic")):
+        page.get_by_role("button", name=f"{name} theme: switch to it").click()
         assert page.evaluate("document.documentElement.dataset.theme") == theme
     assert visit.complaints == []
     visit.context.close()
@@ -313,6 +309,6 @@ def test_a_dropped_picture_changes_what_is_predicted(
         assert page.locator("#search-hits li").count() == 12
         (folder / "no.png").write_text("no picture")
         page.set_input_files("#picture-file", folder / "no.png")
-        page.wait_for_selector("#error:visible")
+        page.wait_for_selector("#picture-error:visible")
         assert all("422" in complaint for complaint in visit.complaints)
         visit.complaints.clear()

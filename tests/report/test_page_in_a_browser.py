@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Visit, open_browser
+from accessible import assert_accessible
+from browser import Visit
 from PIL import Image
 from tiny_pairs import save_tiny_pairs
 from tiny_text import lines, save_tiny_model
@@ -30,12 +31,6 @@ PAYLOADS = [
 ]
 # A folder's name has no slash and at most 255 bytes.
 NAMED = "<img src=x onerror=window.ran=10>\"' onfocus=window.ran=11 autofocus"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as found:
-        yield found
 
 
 def assert_harmless(visit: Visit, own: str) -> None:
@@ -123,3 +118,24 @@ def test_the_playground_runs_and_fetches_nothing(
         # Answers of 4xx are written into the console by the browser itself.
         assert all("422" in text for text in visit.complaints), visit.complaints
         visit.context.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("<p style='color: #aaa; background: #fff'>pale</p>", "color-contrast"),
+        ("<img src=data:,>", "image-alt"),
+        ("<p style='width: 600px'>wide</p>", "600 of 375|608 of 375"),
+        ("<div role=button tabindex=0></div>", "aria-command-name|button"),
+        ("<a href=#x style='outline: none'>where am I</a>", "focus is not seen"),
+    ],
+)
+def test_the_check_finds_what_shuts_people_out(body: str, found: str, browser: Any) -> None:
+    visit = Visit(browser)
+    page = "<!doctype html><html lang=en><title>x</title><main><h1>x</h1>{}</main>"
+    visit.page.set_content(page.format("<p>fine</p>"))
+    assert_accessible(visit.page)
+    visit.page.set_content(page.format(body))
+    with pytest.raises(pytest.fail.Exception, match=found):
+        assert_accessible(visit.page)
+    visit.context.close()
