@@ -11,7 +11,7 @@ import tyro
 
 from maskery.cli.flags import HELP, flags_of, sizes_of, split_arguments
 from maskery.cli.main import Command, as_text, as_texts, parse, set_up_logging
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
@@ -281,6 +281,8 @@ def evaluate(arguments: Sequence[str]) -> Command:
             print(USAGE, end="")
             raise SystemExit(0)
         raise ConfigError("no run or model is named; see maskery evaluate --help")
+    for flag in flags - every.keys() - HELP:
+        raise ConfigError(f"there is no flag {flag}{meant(flag, every)} (maskery evaluate --help)")
     set_up_logging(quiet=True)
     way = way_of(models, flags)
     for flag in sorted(flags - known[way].keys()):

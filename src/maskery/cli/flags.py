@@ -179,11 +179,9 @@ def help_of(
     lines = [" ".join([bold("usage:"), program, command, *(f.shown for f in needed), "[OPTIONS]"])]
     for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n"):
         heading, _, examples = part.partition("\n")
-        given = heading.endswith(":")
-        lines += [
-            "",
-            f"{bold(heading.lower())}\n{examples}" if given else textwrap.fill(part, width),
-        ]
+        listed = f"{bold(heading.lower())}\n{examples}"
+        words = textwrap.fill(part, width, break_on_hyphens=False)
+        lines += ["", listed if examples.startswith(" ") else words]
     for title, members in blocks.items():
         if members:
             lines += ["", bold(f"{title}:"), *(row for one in members for row in _rows(one, width))]
