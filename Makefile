@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint types browser pages bench gpu soak kills cluster docs docs-images clean
+.PHONY: install quickstart test lint types browser pages bench gpu soak kills cluster floors docs docs-images clean
 
 install: $(VENV)/installed
 
@@ -83,5 +83,17 @@ kills: install
 cluster: install
 	MASKERY_CLUSTER=1 $(BIN)/pytest --quiet tests/data/shards/test_engines.py
 
+# The tests with the oldest packages that pyproject.toml allows. Torch stays the pinned build: of its oldest there is
+# none for a CPU alone, and the package index would bring gigabytes of CUDA.
+FLOORS := .venv-floors
+floors:
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/pip install --quiet uv "$$(grep '^torch==' constraints.txt)"
+	$(FLOORS)/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --extra dev \
+	  pyproject.toml | grep -vE '^(torch|triton|nvidia|cuda)' > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/pip install --quiet --requirement $(FLOORS)/floors.txt
+	$(FLOORS)/bin/pip install --quiet --no-deps --editable .
+	$(FLOORS)/bin/pytest --numprocesses 2 --quiet
+
 clean:
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOORS) site .mypy_cache .pytest_cache .ruff_cache

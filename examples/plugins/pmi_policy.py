@@ -20,11 +20,7 @@ from maskery.masking.policies import Selection, words_of
 
 
 class PMIPolicy:
-    """Masks each phrase, or word outside phrases, by one draw.
-
-    Args:
-        phrases: Sequences of token ids.
-    """
+    """Masks each phrase, a sequence of token ids, or word outside phrases, by one draw."""
 
     def __init__(self, phrases):
         self.phrases = {tuple(phrase) for phrase in phrases}
@@ -66,3 +62,7 @@ class PMIPolicy:
 def policy(tokenizer):
     """Make the policy of the file that $PMI_TEXT names; counts are kept low for small files."""
     return PMIPolicy.of(tokenizer, Path(os.environ["PMI_TEXT"]).read_text("utf-8"), at_least=3)
+
+
+# A run that goes on must have the same text.
+policy.run_identity = lambda: Path(os.environ["PMI_TEXT"]).read_bytes()

@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,26 @@ def test_identity_follows_the_code(plugin: Path, monkeypatch: pytest.MonkeyPatch
     plugin.write_text("TWO = 3.0", "utf-8")
     assert plugin_identity("own.py:TWO") != first
     assert plugin_identity("token") == "token"
+
+
+def test_identity_follows_what_a_plugin_says_it_depends_on(
+    registry: Registry[float], plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = f"{plugin}:Thing"
+    plain = plugin_identity(choice)
+    thing: Any = registry.find(choice)
+    assert plugin_identity(choice) == plain
+    table = plugin.with_name("table")
+    thing.run_identity = staticmethod(table.read_bytes)
+    assert plugin_identity(choice) == choice  # there is no table: making it says so
+    found = []
+    for content in (b"one", b"two"):
+        table.write_bytes(content)
+        found.append(plugin_identity(choice))
+    assert len({plain, *found}) == 3
+    thing.run_identity = staticmethod(lambda: {}["SETTING"])
+    with pytest.raises(PluginError, match=r"own\.py:Thing: run_identity fails with KeyError"):
+        plugin_identity(choice)
 
 
 def test_an_installed_module_is_returned() -> None:

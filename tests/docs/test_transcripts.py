@@ -1,4 +1,4 @@
-"""Every command answers `--help`, with the words that its page in docs/commands/ shows."""
+"""What is written by scripts is as they write it: pages of help, and notebooks of tutorials."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def test_help_is_what_the_pages_show() -> None:
     if not drawn_by_the_pinned_parser():
         pytest.skip("tyro is not the version of constraints.txt")
     assert not stale, f"write them anew: {WRITE}"
+
+
+def test_notebooks_are_the_tutorials() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_notebooks.py"))
+    for name, path in made["NOTEBOOKS"].items():
+        assert path.read_text("utf-8") == made["notebook_of"](name), (
+            f"write {name} anew: python docs/make_notebooks.py"
+        )
 
 
 def test_every_page_is_of_a_command() -> None:

@@ -161,6 +161,8 @@ class Explain(Command):
     by one picture for all words; words needs a model trained with --mlm-weight."""
     layer: int | None = None
     """The fusion layer whose attention is taken, counted from 0. Default: the middle one."""
+    strength: Annotated[float, Range(0, 1)] = 0.65
+    """How much of the picture the colour covers at its hottest place: from 0, none, to 1, all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,14 +182,14 @@ class Explain(Command):
         prepare_output(self.output, "--output")
         target = None if self.target == "auto" else self.target
         explanation = explain(opened, image, self.caption, target=target, layer=self.layer)
-        draw(explanation, image).save(self.output)
+        draw(explanation, image, self.strength).save(self.output)
         self.answer(
             {**asdict(explanation), "strip": self.output},
             f"{places(explanation)}\nstrip: {shown(self.output)}",
         )
 
 
-def draw(explanation: Explanation, image: Image) -> Image:
+def draw(explanation: Explanation, image: Image, strength: float) -> Image:
     """Draw the picture, and again for each word with its heat."""
     from maskery.data.images.drawing import Cell, SheetRow, draw_sheet, heat_over, scaled
 
@@ -197,7 +199,7 @@ def draw(explanation: Explanation, image: Image) -> Image:
     for word in explanation.words:
         said = "" if word.probability is None else f"  {100 * word.probability:.0f}%"
         name = WHOLE if explanation.whole else word.word
-        cells.append(Cell(image=heat_over(small, word.heat), label=(f"{name}{said}",)))
+        cells.append(Cell(image=heat_over(small, word.heat, strength), label=(f"{name}{said}",)))
     return draw_sheet([SheetRow(heading=explanation.caption, cells=cells)], height=HEIGHT)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -46,8 +48,9 @@ class Playground(Command):
 
         names = [self.model] if self.against is None else [self.model, self.against]
         cache_dir = self.cache_dir or default_cache_dir()
+        command = shlex.join(["maskery", *sys.argv[1:]])
         serve(
-            Session(*names, gallery=self.gallery, cache_dir=cache_dir),
+            Session(*names, gallery=self.gallery, cache_dir=cache_dir, command=command),
             self.serving,
             lambda address: self.answer(
                 {"address": address}, f"the playground is at {address} (Ctrl-C ends it)"

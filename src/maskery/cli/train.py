@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from maskery.cli.flags import HELP
 from maskery.cli.main import Command, as_text, parse
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Count
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
@@ -91,12 +92,13 @@ Preset = Literal["small", "rasa", "albef"]
 def repeat(arguments: Sequence[str]) -> Command:
     """Parse `maskery train --config FILE`, whatever the kind of the run."""
     path = take_config(arguments)[1]
-    if path is None and not {"-h", "--help"}.isdisjoint(arguments):
+    if path is None and not HELP.isdisjoint(arguments):
         print(USAGE, end="")
         raise SystemExit(0)
     if path is None:
         raise ConfigError(
             f"name what to train: {', '.join(KINDS)}, or --config RUN/config.yaml to repeat a run"
+            f"{meant(''.join(arguments[:1]), KINDS)}"
         )
     return training(kind_of(read_settings(path), path), arguments)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from maskery.core.errors import MaskeryError, MissingExtraError, PluginError, reason_of
+from maskery.core.errors import MaskeryError, MissingExtraError, PluginError, meant, reason_of
 
 T = TypeVar("T")
 PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
@@ -70,7 +70,7 @@ class Registry(Generic[T]):
         if choice not in self._things and not is_plugin(choice):
             raise PluginError(
                 f"{self.flag} is '{choice}': it must be {', '.join(self._things)}, or FILE.py:NAME "
-                f"with {self.contract}"
+                f"with {self.contract}{meant(choice, self._things)}"
             )
 
     def find(self, choice: T | str) -> T:
@@ -161,9 +161,7 @@ def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
 def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleType:
     # Registered under a name of its own, so that its objects can be pickled for worker processes
     # and two flags that name one file share its state.
-    resolved = path.resolve()
-    digest = hashlib.blake2b(str(resolved).encode(), digest_size=6).hexdigest()
-    module_name = f"maskery_plugin_{path.stem}_{digest}"
+    resolved, module_name = path.resolve(), _module_name(path)
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, resolved)
@@ -187,18 +185,32 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
     return module
 
 
+def _module_name(path: Path) -> str:
+    digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
+    return f"maskery_plugin_{path.stem}_{digest}"
+
+
 def plugin_identity(choice: str) -> str:
-    """Return a plug-in's name with its file's hash, for a run's identity; other names stay."""
+    """Return a plug-in's name with its file's hash, for a run's identity; other names stay.
+
+    One that depends on more than its file (a table, a model) returns that as bytes from a function
+    `run_identity` of its own.
+    """
     # So a run that is resumed with a changed plug-in is another run.
     match = PLUGIN.fullmatch(choice)
     if match is None:
         return choice
+    path = Path(match["file"])
+    loaded = getattr(sys.modules.get(_module_name(path)), match["name"], None)
     try:
-        code = Path(match["file"]).read_bytes()
+        code = path.read_bytes() + getattr(loaded, "run_identity", bytes)()
     except OSError:
-        return choice  # loading it says why
+        return choice  # loading or making it says why
+    except Exception as error:
+        fails = f"run_identity fails with {type(error).__name__}: {reason_of(error)}"
+        raise PluginError(f"{choice}: {fails}; it must return bytes") from error
     digest = hashlib.blake2b(code, digest_size=8).hexdigest()
-    return f"{Path(match['file']).name}:{match['name']}@{digest}"
+    return f"{path.name}:{match['name']}@{digest}"
 
 
 def anchored_choice(choice: str) -> str:

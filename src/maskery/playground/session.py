@@ -82,9 +82,13 @@ class Session:
     """
 
     def __init__(
-        self, *names: str, gallery: Path | None = None, cache_dir: Path | None = None
+        self,
+        *names: str,
+        gallery: Path | None = None,
+        cache_dir: Path | None = None,
+        command: str = "maskery playground",  # starts it again
     ) -> None:
-        self.names = names
+        self.names, self.command = names, command
         self._opened: list[Filler | OpenImageText] = [
             open_image_text(name) if is_image_text(name) else Filler.of(name) for name in names
         ]
@@ -117,6 +121,7 @@ class Session:
             )
         return {
             "version": __version__,
+            "command": self.command,
             "mask": MASK,
             "models": models,
             "limits": {name: getattr(requests, name.upper()) for name in names},

@@ -264,7 +264,8 @@ def own_tensors(task: Task[Any, Any], model: MaskedLanguageModel) -> dict[str, t
     """Return, by name within the trained module, what an objective trains beside the model."""
     shared = {id(tensor) for tensor in (*model.hf.parameters(), *model.hf.buffers())}
     found = (*task.model.named_parameters(), *task.model.named_buffers())
-    return {name: tensor for name, tensor in found if id(tensor) not in shared}
+    kept = task.model.state_dict().keys()  # not what a model makes anew, such as position ids
+    return {name: tensor for name, tensor in found if name in kept and id(tensor) not in shared}
 
 
 def new_parameters(

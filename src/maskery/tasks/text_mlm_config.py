@@ -37,8 +37,8 @@ class TextMLMConfig(Settings):
     """mlm; mlm+mrtd: also say of every word whether the momentum twin replaced it (RaSa's MRTD); or
     FILE.py:NAME, an objective of your own."""
     keep_embedding: str = "auto"
-    """Weight that holds the hidden states of unmasked tokens to the start's, so that its vectors
-    stay good; off: none. auto: 20 where a sentence encoder is trained by mlm."""
+    """Weight that holds the vector of each text to the start's, so that its vectors stay good; off:
+    none. auto: 10 where a sentence encoder is trained by mlm."""
     momentum: Share | None = None
     """Share of its weights that the momentum twin keeps at each optimiser step. Default: 0.995 with
     mlm+mrtd; with mlm there is a twin only where this is set."""
@@ -87,7 +87,7 @@ class TextMLMConfig(Settings):
     @property
     def keep_weight(self) -> float:
         """The weight of `--keep-embedding`; 0 for off, and for auto until a run has chosen."""
-        above_0 = Range(0, above=True, hint="try 20")
+        above_0 = Range(0, above=True, hint="try 10")
         return number_or_word("keep_embedding", self.keep_embedding, AUTO_OFF, above_0) or 0.0
 
     @property

@@ -7,14 +7,14 @@ from PIL import Image
 from maskery.core.errors import DataError
 from maskery.data.images.drawing import (
     FRAME,
+    GAP,
+    HEAT,
     PAPER,
-    RAMP,
     RIGHT,
     Cell,
     SheetRow,
     draw_sheet,
     heat_over,
-    ramp,
 )
 
 
@@ -63,7 +63,9 @@ def test_the_hottest_place_is_coloured_and_the_coldest_is_not() -> None:
     drawn = np.asarray(heat_over(image, heat))
     assert drawn.shape == (80, 40, 3)
     assert (drawn[:20, 20:] == 200).all()
-    np.testing.assert_allclose(drawn[75, 2], RAMP[-1], atol=40)
+    whole = np.asarray(heat_over(image, heat, strength=1.0))
+    np.testing.assert_allclose(whole[78, 1], HEAT, atol=1)
+    np.testing.assert_allclose(drawn[78, 1], 0.65 * np.array(HEAT) + 0.35 * 200, atol=1)
 
 
 def test_even_heat_colours_nothing() -> None:
@@ -72,6 +74,25 @@ def test_even_heat_colours_nothing() -> None:
     assert np.array_equal(np.asarray(drawn), np.asarray(image))
 
 
-def test_the_ramp_goes_through_its_colours() -> None:
-    steps = np.linspace(0, 1, len(RAMP), dtype=np.float32)
-    np.testing.assert_allclose(ramp(steps[None])[0], RAMP, atol=1e-3)
+def test_a_picture_can_be_seen_under_its_heat_in_one_hue() -> None:
+    stripes = np.zeros((40, 40, 3), np.uint8)
+    stripes[:, ::2] = 255
+    heat = np.array([[1, 0], [1, 0]], np.float32)
+    drawn = np.asarray(heat_over(Image.fromarray(stripes), heat)).astype(int)
+    assert (np.abs(np.diff(drawn, axis=1)).max(axis=2) >= 85).all()  # a third of what there was
+    grey = Image.new("RGB", (40, 40), (128, 128, 128))
+    away = np.asarray(heat_over(grey, heat)).astype(float) - 128
+    hue = np.array(HEAT) - 128.0
+    share = (away @ hue) / (hue @ hue)
+    np.testing.assert_allclose(away, share[..., None] * hue, atol=1)
+
+
+def test_names_of_narrow_pictures_do_not_touch() -> None:
+    name = "mmmmmmmmmm_a_long_name_of_a_picture.png"
+    cells = [cell((9, 9, n), label=(name,)) for n in range(5)]
+    sheet = draw_sheet([SheetRow(heading="", cells=cells)], height=80)
+    lowest = np.asarray(sheet.convert("L"))[-40:]
+    inked = np.flatnonzero((lowest < 200).any(axis=0))
+    gaps = np.diff(inked)
+    assert (gaps > GAP).sum() == 4  # between five names; letters stand closer
+    assert sheet.width - inked[-1] > GAP

@@ -32,11 +32,11 @@ FRAME = 4
 GAP = 10
 MARGIN = 16
 HEADING_SIZE, LABEL_SIZE = 16, 12
-# From cold to hot, at equal steps.
-RAMP = np.array(
-    [(20, 20, 110), (20, 110, 230), (30, 210, 200), (250, 225, 40), (240, 70, 20), (140, 0, 0)],
-    np.float32,
-)
+# A column with names below its pictures: room for some fifteen letters.
+NARROWEST = 112
+# The one colour of heat; it is told from skin, grass and sky, in print too.
+HEAT: Colour = (214, 40, 40)
+STRENGTH = 0.65  # of the hottest place, in which the picture can still be seen
 # Exponent of the cover; below 1 the colour covers more, as ALBEF draws it.
 GAMMA = 0.7
 
@@ -62,7 +62,7 @@ def draw_sheet(rows: Sequence[SheetRow], *, height: int = 192, columns: int = 10
     """Lay rows of pictures, `height` pixels high, out on white paper, some columns side by side."""
     if not any(row.cells for row in rows):
         raise DataError("there is no picture to put on the sheet")
-    widest = max(scaled(cell.image, height)[0] for row in rows for cell in row.cells)
+    widest = max(NARROWEST, *(scaled(cell.image, height)[0] for row in rows for cell in row.cells))
     across = min(columns, max(len(row.cells) for row in rows))
     # Headings need some room above a single narrow picture.
     width = max(360, 2 * MARGIN + across * (widest + 2 * FRAME + GAP) - GAP)
@@ -111,34 +111,28 @@ def _draw_row(row: SheetRow, height: int, widest: int, columns: int, width: int)
         below = upper + size[1] + 2 * FRAME + 2
         for turn, text in enumerate(cell.label):
             shown = text
-            while text and label_font.getlength(shown) > step[0] - 4:
+            while text and label_font.getlength(shown) > step[0] - FRAME - GAP:
                 text = text[1:]  # the start goes: the end of a path says most
                 shown = f"...{text}"
             draw.text((left + FRAME, below + turn * small), shown, fill=FAINT, font=label_font)
     return part
 
 
-def heat_over(image: Image, heat: Float32Array) -> Image:
+def heat_over(image: Image, heat: Float32Array, strength: float = STRENGTH) -> Image:
     """Colour the hottest places of an RGB picture, over which `heat` (G, F) is stretched.
 
-    Each heat is scaled to its own range, so colours of two words cannot be compared.
+    The hottest place is covered by `strength`, from 0 to 1. Each heat is scaled to its own range,
+    so colours of two words cannot be compared.
     """
     module = pillow()
     span = float(heat.max() - heat.min())
     scaled = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
     small = module.fromarray(scaled.astype(np.float32))
     large = np.clip(np.asarray(small.resize(image.size, module.Resampling.BICUBIC)), 0.0, 1.0)
-    cover = large[..., None] ** GAMMA
-    mixed = (1.0 - cover) * np.asarray(image, np.float32) + cover * ramp(large)
+    cover = strength * large[..., None] ** GAMMA
+    mixed = (1.0 - cover) * np.asarray(image, np.float32) + cover * np.array(HEAT, np.float32)
     drawn: Image = module.fromarray(np.rint(mixed).astype(np.uint8))
     return drawn
-
-
-def ramp(values: Float32Array) -> Float32Array:
-    """Turn (H, W) values from 0 to 1 into (H, W, 3) colours from 0 to 255."""
-    steps = np.linspace(0.0, 1.0, len(RAMP))
-    channels = [np.interp(values, steps, RAMP[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).astype(np.float32)
 
 
 def png_uri(image: Image, *, height: int = 240) -> str:

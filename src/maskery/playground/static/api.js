@@ -1,6 +1,6 @@
 // Questions to the server. One question of a kind is open at a time: a newer one drops the older.
 
-const GONE = "the server is gone; start maskery playground again, and this page goes on by itself";
+let command = "maskery playground"; // starts the server again
 const LOOK_AFTER = 2000; // milliseconds between two looks whether it is back
 const open = new Map();
 let looking = false;
@@ -12,7 +12,9 @@ async function reach(path, options) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (!looking) look();
-    throw new Error(GONE);
+    throw new Error(
+      `The server has stopped; start it again with ${command}. This page then goes on by itself.`,
+    );
   }
 }
 
@@ -24,6 +26,11 @@ async function look() {
   }
   looking = false;
   dispatchEvent(new Event("back"));
+}
+
+/** Keep the command that started the server; this page needs it at the same port again. */
+export function startedBy(given) {
+  command = `${given.replace(/ --port[ =]\d+/, "")} --port ${location.port || 80}`;
 }
 
 /** The answer to GET /api/info. */

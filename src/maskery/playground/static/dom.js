@@ -20,6 +20,21 @@ export function make(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
+/** Whether fingers point here: nothing hovers, and there may be no keys. */
+export const TOUCH = matchMedia("(hover: none)").matches;
+
+/** Say an error beside the field that caused it: text, picture or search; null takes it away. */
+export function complain(field, message) {
+  const place = byId(`${field}-error`);
+  place.hidden = !message;
+  place.textContent = message ?? "";
+}
+
+/** Say what was done, to eyes and to screen readers, until something else is. */
+export function announce(message) {
+  byId("done").textContent = message;
+}
+
 /** A probability in a few characters. */
 export function percent(share) {
   const value = 100 * share;

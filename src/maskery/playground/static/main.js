@@ -1,24 +1,31 @@
 // The page: one state, drawn anew whenever it changes, and the questions it asks.
 
-import { ask, info } from "./api.js";
-import { byId, make } from "./dom.js";
+import { ask, info, startedBy } from "./api.js";
+import { announce, byId, complain, make, TOUCH } from "./dom.js";
 import * as heat from "./heat.js";
 import { maskCards, togetherCard } from "./predictions.js";
 import { setUpPicture } from "./picture.js";
+import { setUpSave } from "./save.js";
 import { setUpSearch } from "./search.js";
 import { read, write } from "./state.js";
-import { setUpShare } from "./share.js";
+import { drawHeat, drawWords, moveFocus, point, pointedAt, untold } from "./text.js";
 import { setUpTheme } from "./theme.js";
 import { cut, hide, replace } from "./words.js";
 
 const ASK_AFTER = 120; // milliseconds without a change
+// By view that colours words: what is asked, and how it is drawn.
+const HEATS = {
+  surprisal: ["score", heat.surprisal],
+  influence: ["saliency", heat.influence],
+  replaced: ["replaced", heat.replaced],
+};
 let server; // what /api/info said
 let state = read(location.hash);
-let picture; // the picture that was dropped: {id, show, draw, clear}
+let picture; // the picture that was dropped: {id, show, draw, again}
 let words = []; // of state.text
 let seen; // the text as the model gets it: {masked, masks, spans}
-let answers = { fills: [], joints: [], heats: [] };
-let about = []; // by word, what the line under the text says
+// `of`: the text that the predictions are of
+let answers = { of: null, fills: [], joints: [], asked: [], heats: [] };
 let turn = 0; // counts the changes, so that late answers are dropped
 let waiting;
 
@@ -36,9 +43,15 @@ function columns() {
   ];
 }
 
-function question(column, more) {
-  const asked = { model: column.model, text: seen.masked, ...more };
-  return column.picture ? { ...asked, picture: column.picture } : asked;
+/** Ask one thing of every column. */
+function askEach(name, more, kind) {
+  return Promise.all(
+    columns().map((column, place) => {
+      const asked = { model: column.model, text: seen.masked, ...more };
+      const question = column.picture ? { ...asked, picture: column.picture } : asked;
+      return ask(name, question, `${kind} ${place}`);
+    }),
+  );
 }
 
 /** Take a change: draw at once what is known, and ask for the rest. */
@@ -52,8 +65,9 @@ function change(next, { focus = null, now = false } = {}) {
   if (state.view in needs && !needs[state.view]) state.view = "plain";
   history.replaceState(null, "", write(state));
   answers.heats = [];
-  drawWords(focus);
+  drawWords({ state, words, seen, drawOver: picture.draw }, focus);
   drawControls();
+  drawStale(seen.masked);
   clearTimeout(waiting);
   turn += 1;
   waiting = setTimeout(askAll, now ? 0 : ASK_AFTER, turn);
@@ -63,9 +77,11 @@ async function askAll(mine) {
   busy(true);
   try {
     await Promise.all([askFills(mine), askHeat(mine)]);
-    if (mine === turn) complain(null);
+    if (mine === turn) complain("text", null);
   } catch (error) {
-    if (error.name !== "AbortError" && mine === turn) complain(error.message);
+    if (error.name === "AbortError" || mine !== turn) return;
+    complain("text", error.message);
+    if (answers.of !== seen.masked) drawAnswers({ fills: [], joints: [], asked: [] });
   } finally {
     if (mine === turn) busy(false);
   }
@@ -73,67 +89,62 @@ async function askAll(mine) {
 
 async function askFills(mine) {
   if (!seen.masks.length) {
-    answers = { ...answers, fills: [], joints: [] };
-    drawAnswers();
+    drawAnswers({ fills: [], joints: [], asked: [] });
     return;
   }
-  const wanted = { top_k: state.topK, words: state.asked ? [state.asked] : [] };
-  const each = columns();
-  const fills = await Promise.all(
-    each.map((column, place) => ask("fill", question(column, wanted), `fill ${place}`)),
-  );
+  const fills = await askEach("fill", { top_k: state.topK }, "fill");
   if (mine !== turn) return;
-  answers = { ...answers, fills, joints: [] };
-  drawAnswers();
-  if (seen.masks.length < 2) return;
-  const together = { top_k: 5, together: true };
-  const joints = await Promise.all(
-    each.map((column, place) => ask("fill", question(column, together), `joint ${place}`)),
-  );
-  if (mine !== turn) return;
-  answers = { ...answers, joints };
-  drawAnswers();
+  drawAnswers({ fills, joints: [], asked: [] });
+  if (state.asked) await askWord(mine);
+  if (seen.masks.length < 2 || mine !== turn) return;
+  const joints = await askEach("fill", { top_k: 5, together: true }, "joint");
+  if (mine === turn) drawAnswers({ joints });
+}
+
+/** How likely a word is; what is wrong with it is said beside its field. */
+async function askWord(mine) {
+  let asked;
+  try {
+    asked = await askEach("fill", { top_k: 1, words: [state.asked] }, "asked");
+  } catch (error) {
+    if (error.name === "AbortError" || mine !== turn) return;
+    asked = error.message;
+  }
+  if (mine === turn) drawAnswers({ asked });
 }
 
 async function askHeat(mine) {
   if (state.view === "plain" || seen.masks.length === words.length) return;
-  if (state.view === "where") {
-    await askWhere(mine);
-    return;
-  }
-  const each = columns();
-  const name = { surprisal: "score", influence: "saliency", replaced: "replaced" }[state.view];
-  const more = state.view === "influence" ? { mask: state.chosen } : {};
-  const found = await Promise.all(
-    each.map((column, place) => ask(name, question(column, more), `heat ${place}`)),
-  );
+  const heats = await (state.view === "where" ? askWhere() : askColours());
   if (mine !== turn) return;
-  const draw = { surprisal: scores, influence: heat.influence, replaced: wrong }[state.view];
-  answers.heats = found.map((answer, place) => ({
+  answers.heats = heats;
+  drawHeat(heats);
+}
+
+async function askColours() {
+  const [name, draw] = HEATS[state.view];
+  const each = columns();
+  const found = await askEach(name, state.view === "influence" ? { mask: state.chosen } : {}, "heat");
+  const heats = found.map((answer, place) => ({
+    name: each.length > 1 ? each[place].label : "",
+    model: each[place].label,
     label: each[place].label + total(answer),
-    colours: draw(seen.spans, words, answer),
+    ...draw(seen.spans, words, answer),
   }));
-  if (state.view === "surprisal" && answers.heats.length === 2) {
-    const [one, other] = answers.heats;
-    const label = `difference: green where ${each[1].label} is less surprised`;
-    answers.heats.push({ label, colours: heat.difference(words, one.colours, other.colours) });
-  }
-  drawHeat();
+  if (state.view !== "surprisal" || heats.length < 2) return heats;
+  const [one, other] = heats;
+  const label = `difference: green where ${other.name} is less surprised`;
+  return [...heats, { name: other.name, model: "difference", label, ...heat.difference(one.colours, other.colours) }];
 }
 
 /** Where the model looks for each word; the words that are hidden are shown to it. */
-async function askWhere(mine) {
+async function askWhere() {
   const model = server.models.findIndex((one) => one.pictures);
-  const question = { model, text: state.text, picture: picture.id() };
-  const found = await ask("explain", question, "heat 0");
-  if (mine !== turn) return;
+  const found = await ask("explain", { model, text: state.text, picture: picture.id() }, "heat 0");
   const { spans } = hide(state.text, words, new Set());
-  answers.heats = [{ label: heat.matchLabel(found), colours: heat.where(spans, words, found) }];
-  drawHeat();
+  const about = { name: "", model: server.models[model].name, label: heat.matchLabel(found) };
+  return [{ ...about, ...heat.where(spans, words, found) }];
 }
-
-const scores = (spans, list, answer) => heat.surprisal(spans, list, answer.words);
-const wrong = (spans, list, answer) => heat.replaced(spans, list, answer.words);
 
 function total(answer) {
   if (answer.log_probability === undefined) return "";
@@ -143,116 +154,49 @@ function total(answer) {
 
 // Drawing
 
-function drawWords(focus) {
-  const box = byId("words");
-  const had = focus ?? (box.contains(document.activeElement) ? current() : null);
-  const parts = [];
-  let done = 0;
-  words.forEach((word, index) => {
-    if (word.start > done) parts.push(document.createTextNode(state.text.slice(done, word.start)));
-    parts.push(wordButton(word, index));
-    done = word.end;
-  });
-  parts.push(document.createTextNode(state.text.slice(done)));
-  box.replaceChildren(...parts);
-  if (!words.length) box.append(make("span", { class: "empty", text: "Press E and write something." }));
-  if (had !== null) box.querySelector(`[data-index="${Math.min(had, words.length - 1)}"]`)?.focus();
-  byId("other-heats").replaceChildren();
-  byId("heat-name").hidden = true;
-  byId("legend").hidden = true;
-  about = [];
-}
-
-function wordButton(word, index) {
-  const place = seen.masks.indexOf(index);
-  const first = index === (seen.masks[state.chosen] ?? 0);
-  const attributes = {
-    type: "button",
-    class: place < 0 ? "word" : `word mask${seen.masks.length > 1 && place === state.chosen ? " chosen" : ""}`,
-    "data-index": index,
-    "aria-pressed": String(place >= 0),
-    tabindex: first ? "0" : "-1",
-    text: place < 0 ? word.word : seen.masks.length > 1 ? `mask ${place + 1}` : "mask",
-  };
-  if (place >= 0) attributes.title = word.typed ? "A mask that was written" : `Bring back “${word.word}”`;
-  return make("button", attributes);
-}
-
-function drawHeat() {
-  const [main, ...others] = answers.heats;
-  for (const button of byId("words").querySelectorAll(".word")) {
-    const colour = main?.colours[Number(button.dataset.index)];
-    const shown = colour && button.getAttribute("aria-pressed") === "false";
-    button.classList.toggle("heated", Boolean(shown));
-    if (!shown) continue;
-    paint(button, colour);
-  }
-  about = main ? main.colours.map((colour) => colour?.about ?? "") : [];
-  byId("heat-name").hidden = !main;
-  byId("heat-name").textContent = main?.label ?? "";
-  byId("other-heats").replaceChildren(...others.flatMap(reading));
-  byId("legend").hidden = !main || ["influence", "where"].includes(state.view);
-  const ends = { surprisal: ["expected", "surprising"], replaced: ["belongs", "does not"] };
-  [byId("legend-low").textContent, byId("legend-high").textContent] = ends[state.view] ?? ["", ""];
-}
-
-/** The text once more, coloured, not to be clicked. */
-function reading({ label, colours }) {
-  const parts = [];
-  let done = 0;
-  words.forEach((word, index) => {
-    parts.push(state.text.slice(done, word.start));
-    const hidden = seen.masks.includes(index);
-    const span = make("span", { text: hidden ? "[mask]" : word.word });
-    const colour = colours[index];
-    if (colour && !hidden) {
-      span.className = "heated";
-      span.title = colour.about;
-      paint(span, colour);
-    }
-    parts.push(span);
-    done = word.end;
-  });
-  parts.push(state.text.slice(done));
-  return [make("p", { class: "heat-name", text: label }), make("p", { class: "reading" }, ...parts)];
-}
-
-function paint(element, colour) {
-  element.style.setProperty("--amount", colour.amount);
-  if (colour.tone) element.style.setProperty("--tone", colour.tone);
-  else element.style.removeProperty("--tone");
-}
-
 function drawControls() {
+  const missing = {
+    influence: seen.masks.length ? null : "hide a word first",
+    where: picture.id() ? null : "choose a picture first",
+  };
   for (const button of byId("views").querySelectorAll("button")) {
-    button.setAttribute("aria-pressed", String(button.dataset.view === state.view));
-    if (button.dataset.view === "influence") button.disabled = !seen.masks.length;
-    if (button.dataset.view === "where") button.disabled = !picture.id();
+    const { view } = button.dataset;
+    button.setAttribute("aria-pressed", String(view === state.view));
+    button.disabled = Boolean(missing[view]);
+    button.title = missing[view] ?? "";
   }
+  byId("picture-strength").hidden = state.view !== "where";
 }
 
-function drawAnswers() {
-  const shown = { columns: columns(), fills: answers.fills, masks: seen.masks, words, state, actions };
+/** What the predictions are shown with. */
+function context() {
+  return { ...answers, columns: columns(), masks: seen.masks, words, state, actions };
+}
+
+function drawAnswers(found) {
+  answers = { ...answers, ...found, of: seen.masked };
+  const shown = context();
   const asking = document.activeElement?.id === "ask-word";
-  if (!seen.masks.length) {
-    const hint = words.length ? "Press a word to hide it; what a model would put there stands here." : "";
-    byId("answers").replaceChildren(make("p", { class: "empty", text: hint }));
-  } else if (answers.fills.length) {
-    byId("answers").replaceChildren(...maskCards(shown));
-  }
+  const hint = `${TOUCH ? "Tap" : "Press"} a word to hide it; what a model would put there stands here.`;
+  const empty = seen.masks.length || !words.length ? [] : [make("p", { class: "empty", text: hint })];
+  byId("answers").replaceChildren(...(answers.fills.length ? maskCards(shown) : empty));
+  byId("answers").classList.toggle("many", seen.masks.length > 1 && shown.columns.length === 1);
   if (asking) byId("ask-word")?.focus();
   const joint = togetherCard(shown.columns, answers.joints);
   byId("together").replaceChildren(...(joint ? [joint] : []));
+  drawStale(seen.masked);
+}
+
+/** Predictions of a text that is no longer there are pale, and cannot be put into this one. */
+function drawStale(masked) {
+  for (const id of ["answers", "together"]) {
+    byId(id).inert = answers.of !== null && answers.of !== masked;
+  }
 }
 
 function busy(on) {
   byId("progress").classList.toggle("on", on);
   byId("answers").setAttribute("aria-busy", String(on));
-}
-
-function complain(message) {
-  byId("error").hidden = !message;
-  byId("error").textContent = message ?? "";
 }
 
 // What people do
@@ -283,25 +227,22 @@ function toggle(index) {
   change({ hidden, chosen }, { focus: index });
 }
 
-const current = () => Number(document.activeElement?.dataset?.index ?? 0);
-
 function writeMode(on) {
-  byId("writing").hidden = !on;
-  byId("words").hidden = on;
+  const area = byId("writing");
+  area.hidden = !on;
+  for (const id of ["words", "other-heats", "about-word"]) byId(id).hidden = on;
   byId("mode-write").setAttribute("aria-pressed", String(on));
   byId("mode-mask").setAttribute("aria-pressed", String(!on));
   if (on) {
-    const area = byId("writing");
     area.value = state.text;
     area.maxLength = server.limits.characters;
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
-    for (const id of ["other-heats", "heat-name", "legend"]) byId(id).hidden = true;
+    byId("heat-name").hidden = true;
     grow(area);
     return;
   }
-  byId("other-heats").hidden = false;
-  const text = byId("writing").value;
+  const text = area.value;
   if (text !== state.text) change({ text, hidden: new Set(), chosen: 0 }, { focus: 0 });
   else change({}, { focus: 0 });
 }
@@ -312,60 +253,71 @@ function grow(area) {
   area.style.height = `${area.scrollHeight + 2}px`;
 }
 
-function moveFocus(event) {
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  const ends = { Home: 0, End: words.length - 1 };
-  if (!step && !(event.key in ends)) return;
-  const target = step ? current() + step : ends[event.key];
-  const buttons = byId("words").querySelectorAll(".word");
-  const next = buttons[Math.min(Math.max(target, 0), buttons.length - 1)];
-  for (const button of buttons) button.tabIndex = button === next ? 0 : -1;
-  next?.focus();
-  event.preventDefault();
+function writing(event) {
+  grow(event.target);
+  complain("text", null);
+  drawStale(event.target.value === state.text ? seen.masked : null);
 }
 
-function tell(event) {
+const wordAt = (event) => {
   const index = event.target.closest?.(".word")?.dataset.index;
-  const word = index === undefined ? null : words[Number(index)];
-  const hidden = word && seen.masks.includes(Number(index)) && !word.typed;
-  picture.draw(answers.heats[0]?.colours[Number(index)]?.grid);
-  byId("about-word").textContent = hidden ? `hides “${word.word}”` : (about[Number(index)] ?? "");
+  return index === undefined ? null : Number(index);
+};
+
+function listenToWords(box) {
+  let told = null; // by a finger: whether the word was the one pointed at when it came down
+  box.addEventListener("pointerdown", (event) => {
+    told = event.pointerType === "touch" ? !untold(wordAt(event)) : true;
+  });
+  box.addEventListener("click", (event) => {
+    const index = wordAt(event);
+    if (index === null) return;
+    // A finger cannot hover: its first tap on a coloured word tells, the next one hides.
+    const hides = told ?? true;
+    told = null;
+    if (hides) toggle(index);
+    else point(index);
+  });
+  box.addEventListener("keydown", moveFocus);
+  for (const kind of ["mouseover", "focusin"]) {
+    box.addEventListener(kind, (event) => {
+      const index = wordAt(event);
+      if (index !== null && index !== pointedAt()) point(index);
+    });
+  }
+}
+
+function listenToKeys(event) {
+  const typing = event.target.closest?.("input, textarea");
+  if (event.key !== "e" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  writeMode(true);
+}
+
+function paste(event) {
+  if (event.target.closest?.("input, textarea")) return;
+  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  const text = event.clipboardData.getData("text/plain").slice(0, server.limits.characters);
+  if (file && !byId("picture").hidden) picture.show(file);
+  else if (text.trim()) change({ text: text.trim(), hidden: new Set(), chosen: 0 });
 }
 
 function listen() {
-  const box = byId("words");
-  box.addEventListener("click", (event) => {
-    const button = event.target.closest(".word");
-    if (button) toggle(Number(button.dataset.index));
-  });
-  box.addEventListener("keydown", moveFocus);
-  for (const kind of ["mouseover", "focusin"]) box.addEventListener(kind, tell);
+  listenToWords(byId("words"));
   byId("views").addEventListener("click", (event) => {
     const view = event.target.closest("button")?.dataset.view;
     if (view) change({ view }, { now: true });
   });
   byId("mode-write").addEventListener("click", () => writeMode(true));
   byId("mode-mask").addEventListener("click", () => writeMode(false));
-  byId("writing").addEventListener("input", (event) => grow(event.target));
+  byId("writing").addEventListener("input", writing);
   byId("writing").addEventListener("keydown", (event) => {
     const ends = event.key === "Escape" || (event.key === "Enter" && (event.ctrlKey || event.metaKey));
     if (ends) writeMode(false);
   });
-  document.addEventListener("keydown", (event) => {
-    const writing = event.target.closest?.("input, textarea");
-    if (event.key !== "e" || writing || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    writeMode(true);
-  });
-  document.addEventListener("paste", (event) => {
-    if (event.target.closest?.("input, textarea")) return;
-    const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
-    const text = event.clipboardData.getData("text/plain").slice(0, server.limits.characters);
-    if (file && !byId("picture").hidden) picture.show(file);
-    else if (text.trim()) change({ text: text.trim(), hidden: new Set(), chosen: 0 });
-  });
+  document.addEventListener("keydown", listenToKeys);
+  document.addEventListener("paste", paste);
   addEventListener("hashchange", () => change(read(location.hash)));
-  setUpShare(byId("share"));
 }
 
 function drawModels() {
@@ -384,10 +336,11 @@ async function meet() {
   try {
     server = await info();
   } catch (error) {
-    complain(error.message);
+    complain("text", error.message);
     return false;
   }
-  complain(null);
+  startedBy(server.command);
+  for (const field of ["text", "picture", "search"]) complain(field, null);
   drawModels();
   return true;
 }
@@ -398,8 +351,9 @@ async function start() {
     return;
   }
   const refresh = () => change({}, { now: true });
-  picture = setUpPicture({ refresh, busy, complain, limit: server.limits.picture_bytes });
-  setUpSearch(server.gallery, complain);
+  picture = setUpPicture({ refresh, busy, limit: server.limits.picture_bytes });
+  setUpSearch(server.gallery);
+  setUpSave(context, () => Boolean(picture.id()), announce);
   listen();
   addEventListener("back", async () => (await meet()) && picture.again());
   if (byId("views").querySelector(`[data-view=${state.view}]`).hidden) state.view = "plain";

@@ -1,13 +1,12 @@
 // The picture that a text is read with: dropped, pasted or chosen, and the heat drawn over it.
 
 import { sendPicture } from "./api.js";
-import { byId } from "./dom.js";
+import { byId, complain, TOUCH } from "./dom.js";
 
-const HEAT = [224, 122, 40]; // red, green, blue
-const STRONGEST = 200; // of 255
+const HEAT = [224, 90, 20]; // red, green, blue; its strength is the reader's to choose
 
 /**
- * @param {object} page {refresh(), busy(on), complain(message), limit in bytes}
+ * @param {object} page {refresh(), busy(on), limit in bytes}
  * @returns {object} {id(), show(file), draw(grid), again()}
  */
 export function setUpPicture(page) {
@@ -16,8 +15,9 @@ export function setUpPicture(page) {
 
   async function show(file) {
     if (!file) return;
+    complain("picture", null);
     if (file.size > page.limit) {
-      page.complain(`the picture has ${file.size} bytes; at most ${page.limit} are taken`);
+      complain("picture", `the picture has ${file.size} bytes; at most ${page.limit} are taken`);
       return;
     }
     page.busy(true);
@@ -25,13 +25,14 @@ export function setUpPicture(page) {
       id = (await sendPicture(file)).picture;
     } catch (error) {
       page.busy(false);
-      page.complain(error.message);
+      complain("picture", error.message);
       return;
     }
     kept = file;
     const image = byId("picture-shown");
     URL.revokeObjectURL(image.src);
     image.src = URL.createObjectURL(file);
+    image.alt = `The picture ${file.name}`;
     drawBox();
     page.refresh();
   }
@@ -41,14 +42,20 @@ export function setUpPicture(page) {
     byId("picture-stage").hidden = !id;
     byId("picture-hint").hidden = Boolean(id);
     byId("picture-remove").hidden = !id;
+    byId("picture-file").setAttribute("aria-label", id ? "Choose another picture" : "Choose a picture");
   }
 
   const drop = byId("picture").querySelector(".drop");
+  if (TOUCH) byId("picture-hint").textContent = "Tap to choose a picture";
+  byId("picture-strength").addEventListener("input", strengthen);
+  strengthen();
   byId("picture-file").addEventListener("change", (event) => show(event.target.files[0]));
   byId("picture-remove").addEventListener("click", () => {
     id = null;
     byId("picture-file").value = "";
+    complain("picture", null);
     drawBox();
+    byId("picture-file").focus();
     page.refresh();
   });
   for (const kind of ["dragover", "dragleave", "drop"]) {
@@ -62,6 +69,11 @@ export function setUpPicture(page) {
   return { id: () => id, show, draw, again };
 }
 
+function strengthen() {
+  const strength = byId("picture-strength").querySelector("input").value;
+  byId("picture-heat").style.opacity = strength / 100;
+}
+
 /** Heat over the picture: rows of values from 0 to 1; nothing to clear it. */
 function draw(grid) {
   const canvas = byId("picture-heat");
@@ -72,7 +84,7 @@ function draw(grid) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
   grid.flat().forEach((value, index) => {
-    pixels.data.set([...HEAT, Math.round(STRONGEST * value)], 4 * index);
+    pixels.data.set([...HEAT, Math.round(255 * value)], 4 * index);
   });
   context.putImageData(pixels, 0, 0);
 }

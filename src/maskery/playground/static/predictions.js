@@ -1,25 +1,36 @@
 // The cards under the text: what stands behind each mask, the word that was asked for, and the
 // masks filled together.
 
-import { make, percent } from "./dom.js";
+import { make, percent, TOUCH } from "./dom.js";
+
+// What a full bar may stand for.
+const SCALES = [0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1];
 
 /**
- * @param {object} shown {columns, fills, masks, words, state, actions}
+ * @param {object} shown {columns, fills, asked, masks, words, state, actions}
  * @returns {HTMLElement[]} one card a mask
  */
 export function maskCards(shown) {
-  return shown.masks.map((index, number) => maskCard(shown, index, number));
+  const scale = scaleOf(shown.fills);
+  return shown.masks.map((index, number) => maskCard({ ...shown, scale }, index, number));
+}
+
+/** What a full bar stands for, in all cards alike. */
+function scaleOf(fills) {
+  const tops = fills.flatMap((fill) => fill.masks.map((mask) => mask[0]?.probability ?? 0));
+  const largest = Math.max(...tops);
+  return SCALES.find((scale) => scale >= largest) ?? 1;
 }
 
 function maskCard(shown, index, number) {
-  const { columns, fills, words, masks, actions, state } = shown;
+  const { columns, words, masks, actions, state, scale } = shown;
   const original = words[index].typed ? "" : words[index].word;
   const lists = columns.map((column, place) =>
     make(
       "div",
       {},
       columns.length > 1 ? make("h3", { text: column.label }) : null,
-      bars(fills, place, number, original, (token) => actions.put(index, token)),
+      bars(shown, place, number, original, (token) => actions.put(index, token)),
     ),
   );
   const title = masks.length > 1 ? `Mask ${number + 1}` : "Predictions";
@@ -37,6 +48,7 @@ function maskCard(shown, index, number) {
       {},
       title,
       original ? make("small", { text: `hides “${original}”` }) : null,
+      make("small", { class: "scale", text: `a full bar is ${percent(scale).replace(".0%", "%")}` }),
     ),
     make("div", { class: "columns" }, ...lists),
     make("div", { class: "after-bars" }, more, number === 0 ? askForm(shown) : null),
@@ -44,10 +56,9 @@ function maskCard(shown, index, number) {
   );
 }
 
-function bars(fills, place, number, original, put) {
+function bars({ fills, columns, scale }, place, number, original, put) {
   const candidates = fills[place]?.masks[number] ?? [];
   const first = fills[0]?.masks[number] ?? [];
-  const largest = Math.max(...fills.map((fill) => fill?.masks[number]?.[0]?.probability ?? 0), 1e-9);
   const before = new Map(first.map((one) => [one.token, one.probability]));
   const rows = candidates.map((one) => {
     const isOriginal = original && one.token.toLowerCase() === original.toLowerCase();
@@ -56,12 +67,12 @@ function bars(fills, place, number, original, put) {
       { class: isOriginal ? "original" : null },
       make(
         "button",
-        { type: "button", title: "Put it into the text", on: { click: () => put(one.token) } },
+        { type: "button", title: TOUCH ? null : "Put it into the text", on: { click: () => put(one.token) } },
         make("span", { class: "token", text: one.token || "␣" }),
         make(
           "span",
           { class: "track", "aria-hidden": "true" },
-          make("i", { css: { "--share": (one.probability / largest).toFixed(4) } }),
+          make("i", { css: { "--share": (one.probability / scale).toFixed(4) } }),
         ),
         make(
           "span",
@@ -72,7 +83,8 @@ function bars(fills, place, number, original, put) {
       ),
     );
   });
-  return make("ol", { class: "bars" }, ...rows);
+  // With a second column, each leaves room for the differences, so that all bars are as long.
+  return make("ol", { class: columns.length > 1 ? "bars beside" : "bars" }, ...rows);
 }
 
 /** The difference to the first column, in percentage points. */
@@ -84,7 +96,8 @@ function change(now, before) {
   return make("span", { class: `change ${points < 0 ? "down" : "up"}`, text });
 }
 
-function askForm({ state, actions }) {
+function askForm({ asked, state, actions }) {
+  const wrong = typeof asked === "string" ? asked : null;
   const input = make("input", {
     type: "text",
     id: "ask-word",
@@ -92,6 +105,8 @@ function askForm({ state, actions }) {
     autocomplete: "off",
     value: state.asked,
     placeholder: "a word",
+    "aria-invalid": wrong ? "true" : null,
+    "aria-describedby": wrong ? "ask-error" : null,
   });
   const submit = (event) => {
     event.preventDefault();
@@ -103,13 +118,14 @@ function askForm({ state, actions }) {
     make("label", { for: "ask-word", text: "How likely is" }),
     input,
     make("button", { class: "quiet", type: "submit", text: "Ask" }),
+    wrong ? make("p", { id: "ask-error", class: "error", role: "alert", text: wrong }) : null,
   );
 }
 
-function askedList({ columns, fills, state }) {
-  if (!state.asked) return null;
+function askedList({ columns, asked }) {
+  if (!asked.length || typeof asked === "string") return null;
   const rows = columns.map((column, place) => {
-    const found = fills[place]?.words[0];
+    const found = asked[place]?.words[0];
     if (!found) return null;
     const pieces = found.pieces.length > 1 ? ` (${found.pieces.join(" ")})` : "";
     const label = columns.length > 1 ? `${column.label}: ` : "";
@@ -122,7 +138,7 @@ function askedList({ columns, fills, state }) {
       make("span", { text: pieces }),
     );
   });
-  return make("ul", { class: "asked" }, ...rows);
+  return make("div", { role: "status" }, make("ul", { class: "asked" }, ...rows));
 }
 
 /** The card of joint fillings, or null where there is one mask. */

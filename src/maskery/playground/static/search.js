@@ -1,36 +1,48 @@
 // Searching the gallery with words.
 
 import { ask } from "./api.js";
-import { byId, make, percent } from "./dom.js";
+import { byId, complain, make, percent } from "./dom.js";
 
-/**
- * @param {number} size pictures in the gallery; 0 for none
- * @param {function} complain shows an error
- */
-export function setUpSearch(size, complain) {
+/** @param {number} size pictures in the gallery; 0 for none */
+export function setUpSearch(size) {
   byId("search").hidden = !size;
   byId("search-size").textContent = `${size.toLocaleString("en")} pictures`;
-  byId("search-form").addEventListener("submit", async (event) => {
+  byId("search-text").addEventListener("input", () => complain("search", null));
+  byId("search-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    const text = byId("search-text").value.trim();
-    if (!text) return;
-    try {
-      const { hits } = await ask("search", { text }, "search");
-      byId("search-hits").replaceChildren(...hits.map(cell));
-      complain(null);
-    } catch (error) {
-      if (error.name !== "AbortError") complain(error.message);
-    }
+    find(byId("search-text").value.trim(), size);
   });
+}
+
+async function find(text, size) {
+  if (!text) {
+    complain("search", "describe what the pictures should show");
+    byId("search-text").focus();
+    return;
+  }
+  byId("search-found").textContent = `searching for “${text}”`;
+  try {
+    const { hits } = await ask("search", { text }, "search");
+    byId("search-hits").replaceChildren(...hits.map(cell));
+    byId("search-found").textContent = `“${text}”: the best ${hits.length} of ${size}, best first`;
+    complain("search", null);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    byId("search-hits").replaceChildren();
+    byId("search-found").textContent = "";
+    complain("search", error.message);
+  }
 }
 
 function cell(hit) {
   const score = hit.match === null ? hit.similarity.toFixed(3) : percent(hit.match);
+  const what = hit.match === null ? "similarity" : "fits";
   return make(
     "li",
     {},
-    make("img", { src: `/api/thumbnail/${hit.picture}`, alt: hit.name, loading: "lazy" }),
-    make("span", { text: score }),
-    make("small", { text: hit.name }),
+    // Its name stands below it.
+    make("img", { src: `/api/thumbnail/${hit.picture}`, alt: "", loading: "lazy" }),
+    make("span", {}, make("span", { class: "hidden", text: `${what} ` }), score),
+    make("small", { text: hit.name, title: hit.name }),
   );
 }
