@@ -13,12 +13,12 @@ from typing import Annotated, ClassVar
 import tyro
 
 from maskery.cli.main import Command, as_text, as_texts, percent, table
-from maskery.cli.train import finish_report
 from maskery.core.errors import CheckpointError, counted
 from maskery.core.registry import require
 from maskery.core.system import quick_imports
 from maskery.evaluation.tables import before_after_table, rankings_table, run_tables, sights_table
 from maskery.people.config import PeopleConfig
+from maskery.runs.shortcuts import finish_report
 
 
 @dataclass(frozen=True, kw_only=True)
