@@ -91,9 +91,12 @@ def help_page(name: str) -> tuple[Path, str]:
     """Return the page about a command, or about all where it is empty, and what it should hold."""
     path = FOLDER / f"{name.replace(' ', '-') or 'index'}.md"
     about = COMMANDS[name][1] if name else "all commands"
-    block = printed([*name.split(), "--help"])
-    title = f"maskery {name}".rstrip()
-    return path, f"# {title}\n\n{about[:1].upper()}{about[1:]}.\n\n```text\n{block}```\n"
+    title, words = f"maskery {name}".rstrip(), name.split()
+    short, full = printed([*words, "--help"]), printed([*words, "--help-all"])
+    parts = [f"# {title}", f"{about[:1].upper()}{about[1:]}.", f"```text\n{short}```"]
+    if full != short:
+        parts += ["## All options", f"`{title} --help-all` prints:", f"```text\n{full}```"]
+    return path, "\n\n".join(parts) + "\n"
 
 
 def write_notes() -> None:

@@ -65,8 +65,8 @@ def test_mistakes_are_one_line_each(
     train = ["train", "person-search"]
     data = ["--dataset", "cuhk-pedes", "--root", str(root)]
     assert "--root" in refused([*train, "--dataset", "cuhk-pedes"], capsys)
-    assert "invalid choice" in refused([*train, "--dataset", "x", "--root", str(root)], capsys)
-    assert "invalid choice" in refused([*train, *data, "--preset", "huge"], capsys)
+    assert "it must be one of" in refused([*train, "--dataset", "x", "--root", str(root)], capsys)
+    assert "it must be one of" in refused([*train, *data, "--preset", "huge"], capsys)
     assert "ALBEF.pth" in refused([*train, *data, "--preset", "rasa"], capsys)
     assert "in use" in refused([*train, *data, "--output", str(run)], capsys)
     config = ["--config", str(run / "config.yaml")]

@@ -13,7 +13,6 @@ import pytest
 from browser import Visit
 from PIL import Image
 from served import Client, served
-from tiny_pairs import save_tiny_pairs
 
 from maskery.cli.main import main
 from maskery.playground.session import Session
@@ -277,38 +276,32 @@ def test_light_and_dark_at_desk_and_phone_width(
 
 
 def test_a_dropped_picture_changes_what_is_predicted(
-    visit: Visit, tmp_path_factory: pytest.TempPathFactory, capsys: Any
+    visit: Visit, pairs_run: Path, seeing: Client, tmp_path: Path, capsys: Any
 ) -> None:
-    folder = tmp_path_factory.mktemp("pairs")
-    run = folder / "run"
-    arguments = ["train", "pairs", str(save_tiny_pairs(folder / "data")), "--output", str(run)]
-    assert main([*arguments, "--max-steps", "2", "--height", "16", "--width", "16"]) == 0
-    picture, text = folder / "data" / "000.png", "this is a [MASK] square of paper"
-    data = folder / "data"
-    with served(Session(str(run), gallery=data, cache_dir=folder)) as client:
-        page = visit.page
-        page.goto(f"{client.address}#t={quote(text)}")
-        settle(page)
-        assert bars(page) == as_shown(commanded(run, text, capsys)["masks"][0])
-        page.set_input_files("#picture-file", picture)
-        page.wait_for_selector("#picture-shown:visible")
-        settle(page)
-        seen = commanded(run, text, capsys, "--image", str(picture))
-        assert bars(page, 0, 0) == as_shown(seen["masks"][0])
-        assert bars(page, 0, 1) == as_shown(commanded(run, text, capsys)["masks"][0])
-        page.get_by_role("button", name="Wrong words").click()
-        settle(page)
-        assert page.locator("#words .heated").count() >= 5
-        page.get_by_role("button", name="Where").click()
-        settle(page)
-        page.get_by_role("button", name="square", exact=True).hover()
-        page.wait_for_selector("#picture-heat:visible")
-        page.get_by_role("searchbox").fill("a red square")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#search-hits img")
-        assert page.locator("#search-hits li").count() == 12
-        (folder / "no.png").write_text("no picture")
-        page.set_input_files("#picture-file", folder / "no.png")
-        page.wait_for_selector("#picture-error:visible")
-        assert all("422" in complaint for complaint in visit.complaints)
-        visit.complaints.clear()
+    picture, text = pairs_run.parent / "data" / "000.png", "this is a [MASK] square of paper"
+    page, run = visit.page, pairs_run
+    page.goto(f"{seeing.address}#t={quote(text)}")
+    settle(page)
+    assert bars(page) == as_shown(commanded(run, text, capsys)["masks"][0])
+    page.set_input_files("#picture-file", picture)
+    page.wait_for_selector("#picture-shown:visible")
+    settle(page)
+    seen = commanded(run, text, capsys, "--image", str(picture))
+    assert bars(page, 0, 0) == as_shown(seen["masks"][0])
+    assert bars(page, 0, 1) == as_shown(commanded(run, text, capsys)["masks"][0])
+    page.get_by_role("button", name="Wrong words").click()
+    settle(page)
+    assert page.locator("#words .heated").count() >= 5
+    page.get_by_role("button", name="Where").click()
+    settle(page)
+    page.get_by_role("button", name="square", exact=True).hover()
+    page.wait_for_selector("#picture-heat:visible")
+    page.get_by_role("searchbox").fill("a red square")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-hits img")
+    assert page.locator("#search-hits li").count() == 12
+    (tmp_path / "no.png").write_text("no picture")
+    page.set_input_files("#picture-file", tmp_path / "no.png")
+    page.wait_for_selector("#picture-error:visible")
+    assert all("422" in complaint for complaint in visit.complaints)
+    visit.complaints.clear()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from maskery.cli.flags import HELP, flags_of, sizes_of, split_arguments
 from maskery.cli.main import Command, as_text, as_texts, parse, set_up_logging
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
@@ -273,16 +271,22 @@ SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--h
 
 def evaluate(arguments: Sequence[str]) -> Command:
     """Find out what is measured, and parse the flags of that."""
-    models, flags = split_arguments(arguments)
+    # The flags decide which parser reads them, so they are looked at before there is one.
+    known = {way: sizes_of(list(flags_of(way))) for way in WAYS}
+    every = {flag: size for sizes in known.values() for flag, size in sizes.items()}
+    models, given = split_arguments(arguments, every)
+    flags = set(given)
     if not models:
-        if {"-h", "--help"} & flags:
+        if HELP & flags:
             print(USAGE, end="")
             raise SystemExit(0)
         raise ConfigError("no run or model is named; see maskery evaluate --help")
+    for flag in flags - every.keys() - HELP:
+        raise ConfigError(f"there is no flag {flag}{meant(flag, every)} (maskery evaluate --help)")
     set_up_logging(quiet=True)
     way = way_of(models, flags)
-    for flag in sorted(flags - flags_of(way).keys()):
-        others = [other.about for other in WAYS if flag in flags_of(other)]
+    for flag in sorted(flags - known[way].keys()):
+        others = [other.about for other in WAYS if flag in known[other]]
         if others:
             raise ConfigError(
                 f"{flag} is for {' and '.join(others)}, and '{models[0]}' is evaluated as "
@@ -308,45 +312,3 @@ def way_of(models: Sequence[str], flags: set[str]) -> type[Way]:
     if not is_image_text(models[0]):
         return EvaluateText
     return EvaluateSearch if searches or finds_alone(models[0]) else EvaluateImageText
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return positional arguments, and flags without their values, of any way to evaluate."""
-    # The flags decide which parser reads them, so they are looked at before there is one.
-    sizes = {flag: size for way in WAYS for flag, size in flags_of(way).items()}
-    positional: list[str] = []
-    flags: set[str] = set()
-    values: float = 0
-    for word in arguments:
-        if word.startswith("-") and word != "-":
-            name, equals, _ = word.partition("=")
-            flags.add(flag := name.replace("_", "-"))
-            values = 0 if equals else sizes.get(flag, 0)
-        elif values:
-            values -= 1
-        else:
-            positional.append(word)
-    return positional, flags
-
-
-def flags_of(kind: type[Any], prefix: str = "--") -> dict[str, float]:
-    """Return the flags of a dataclass and the most values that each takes."""
-    found: dict[str, float] = {}
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for one in fields(kind):
-        hint, marks = hints[one.name], getattr(hints[one.name], "__metadata__", ())
-        hint = getattr(hint, "__origin__", hint) if marks else hint
-        name = one.name.replace("_", "-")
-        if is_dataclass(hint):
-            inner = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}."
-            found |= flags_of(hint, inner)  # type: ignore[arg-type]
-        elif tyro.conf.Positional not in marks:
-            options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-            tuples = [typing.get_args(one) for one in options if typing.get_origin(one) is tuple]
-            size: float = 0 if hint is bool else 1
-            if tuples:
-                size = math.inf if Ellipsis in tuples[0] else len(tuples[0])
-            found[prefix + name] = size
-            if hint is bool:
-                found[f"{prefix}no-{name}"] = 0
-    return found

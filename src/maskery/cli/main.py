@@ -29,6 +29,7 @@ from maskery.core.errors import (
     OtherProcessError,
     StoppedError,
     harmless,
+    meant,
     reason_of,
 )
 from maskery.core.ranges import Settings
@@ -67,6 +68,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "convert:Convert",
         "turn a checkpoint of ALBEF, RaSa, BERT, ... into a model folder",
     ),
+    "completion": ("completion:Completion", "complete commands and flags in bash, zsh or fish"),
 }
 MOVED = {
     "bench": "the benchmark is no longer part of the package; in a clone of its repository, run: "
@@ -78,12 +80,10 @@ DISK_TROUBLE = (
 )  # fmt: skip
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")
-EXAMPLES = """examples:
-  maskery quickstart
-  maskery train text notes/*.txt --model minilm --epochs 3
-  maskery train --config runs/notes-minilm/config.yaml
-  maskery evaluate runs/notes-minilm
-  maskery fill runs/notes-minilm "The [MASK] of the matter."
+FIRST = """try first:
+  maskery quickstart                        learn from Python's manual in three minutes
+  maskery inspect notes.txt                 what training on your own text would take
+  maskery train text notes.txt              learn from it, and see whether it got better
 """
 # Seconds to wait for a name server; one that is there answers in far less.
 LOOKUP_SECONDS = 3.0
@@ -96,10 +96,34 @@ def usage() -> str:
     lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
     return (
         "usage: maskery COMMAND ...\n\n"
-        "Masked language modelling for text and image-text.\n\n"
+        f"Masked language modelling for text and image-text.\n\n{FIRST}\n"
         "commands:\n" + "\n".join(lines) + "\n\n"
-        "maskery COMMAND --help says more.\n\n" + EXAMPLES
+        "maskery COMMAND --help says more, --help-all everything; with any command, --color never\n"
+        "or always decides whether help has bold headings (auto: in a terminal, if not NO_COLOR).\n"
     )
+
+
+def without_colour_flag(arguments: Sequence[str]) -> list[str]:
+    """Take `--color WHEN` out of the arguments; the environment keeps it, for what is started too.
+
+    Raises:
+        ConfigError: It is none of auto, always and never.
+    """
+    words = list(arguments)
+    place = next((i for i, word in enumerate(words) if word.partition("=")[0] == "--color"), None)
+    if place is None:
+        return words
+    _, equals, when = words.pop(place).partition("=")
+    when = when if equals or place == len(words) else words.pop(place)
+    if when not in ("auto", "always", "never"):
+        raise ConfigError(
+            f"--color is '{when}': it must be auto, always or never"
+            f"{meant(when, ('auto', 'always', 'never'))}"
+        )
+    if when != "auto":
+        os.environ["NO_COLOR"] = "1" if when == "never" else ""
+        os.environ["FORCE_COLOR"] = "1" if when == "always" else ""
+    return words
 
 
 def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -118,7 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(
             "", "standard output is closed, so no result could be seen; send it to a file"
         )
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    try:
+        arguments = without_colour_flag(arguments)
+    except ConfigError as error:
+        return complain("", error)
+    if not arguments or arguments[0] in ("-h", "--help", "--help-all", "help"):
         print(usage(), end="")
         return 0
     if arguments[0] == "--version":
@@ -131,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = find_command(arguments)
     if found is None:
         known = ", ".join(COMMANDS)
-        return complain("", f"there is no command '{arguments[0]}'; there are {known}")
+        close = meant(" ".join(arguments[:2]), COMMANDS) or meant(arguments[0], COMMANDS)
+        return complain("", f"there is no command '{arguments[0]}'; there are {known}{close}")
     name, rest = found
     try:
         run(name, rest)
@@ -231,19 +260,24 @@ def parse(
     """Turn flags into a config; `--help` prints and ends the program."""
     import tyro  # `maskery --help` does without it
 
+    from maskery.cli.flags import HELP, advice, flags_of, help_of
+
+    if asked := HELP.intersection(arguments):
+        told = help_of(command, kind, default, everything="--help-all" in asked, program=program)
+        print(told, end="")
+        raise SystemExit(0)
     words, report = with_columns_joined(gathered(arguments)), io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
             parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"{program} {command}", args=words, default=default
+                kind, prog=f"{program} {command}", args=words, default=default, add_help=False
             )
     except SystemExit as end:
-        if not end.code:
-            raise
         # Where its stream has no encoding, as here, the parser draws its boxes in ASCII.
         boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
         told = " ".join(boxes.sub(" ", report.getvalue()).split())
-        raise ConfigError(re.sub(r"For full helptext, (see|run)", "see", told)) from end
+        told = advice(command, list(flags_of(kind, default)), words, told, COMMANDS)
+        raise ConfigError(f"{told} ({program} {command} --help)") from end
     return parsed
 
 

@@ -7,10 +7,11 @@ value, the rule it breaks and the fix; the command line prints that line and exi
 from __future__ import annotations
 
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 # Python's errors for JSON, or arrays, of another shape than expected.
@@ -32,6 +33,18 @@ _HARMLESS = {code: ascii(chr(code))[1:-1] for code in (*_OBEYED, *range(0x2066, 
 def harmless(text: str) -> str:
     """Return a text for a terminal: characters that would steer it are escaped."""
     return text.translate(_HARMLESS)
+
+
+def counted(count: float, what: str, several: str = "") -> str:
+    """Return a count with its word in the singular or plural: 1 step, 2 steps, 1,000 steps."""
+    return f"{count:,.0f} {what if count == 1 else several or f'{what}s'}"
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message about a word that is not known: which one may be meant."""
+    known = list(known)
+    found = get_close_matches(word, known, n=1) or [one for one in known if one.startswith(word)]
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class MaskeryError(Exception):

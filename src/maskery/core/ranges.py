@@ -21,7 +21,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, meant
 from maskery.core.registry import anchored_choice
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def check_ranges(config: DataclassInstance) -> None:
             continue
         shown = f"'{value}'" if isinstance(value, str) else value
         if not isinstance(allowed, Range):
-            rule, hint = f"be one of {', '.join(map(str, allowed))}", ""
+            choices = [str(one) for one in allowed]
+            rule, hint = f"be one of {', '.join(choices)}", meant(str(value), choices)[2:]
         else:
             flag = f"--{name.replace('_', '-')}"
             rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)

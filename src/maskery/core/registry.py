@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from maskery.core.errors import MaskeryError, MissingExtraError, PluginError, reason_of
+from maskery.core.errors import MaskeryError, MissingExtraError, PluginError, meant, reason_of
 
 T = TypeVar("T")
 PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
@@ -70,7 +70,7 @@ class Registry(Generic[T]):
         if choice not in self._things and not is_plugin(choice):
             raise PluginError(
                 f"{self.flag} is '{choice}': it must be {', '.join(self._things)}, or FILE.py:NAME "
-                f"with {self.contract}"
+                f"with {self.contract}{meant(choice, self._things)}"
             )
 
     def find(self, choice: T | str) -> T:

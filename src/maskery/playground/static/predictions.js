@@ -138,7 +138,7 @@ function askedList({ columns, asked }) {
       make("span", { text: pieces }),
     );
   });
-  return make("ul", { class: "asked", role: "status" }, ...rows);
+  return make("div", { role: "status" }, make("ul", { class: "asked" }, ...rows));
 }
 
 /** The card of joint fillings, or null where there is one mask. */

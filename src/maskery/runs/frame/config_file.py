@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from maskery.core.errors import ConfigError, reason_of
+from maskery.core.errors import ConfigError, meant, reason_of
 from maskery.core.registry import anchored_choice, from_file
 from maskery.runs.frame.run_folder import has_model, warn_of_another_model, write_json, write_text
 
@@ -270,6 +270,7 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
     if unknown:
         raise ConfigError(
             f"{where}: unknown setting '{unknown[0]}'; the settings are {', '.join(sorted(known))}"
+            f"{meant(unknown[0], known)}"
         )
     values = {name: _convert(data[name], hints[name], f"{where}: {name}") for name in data}
     try:

@@ -266,7 +266,7 @@ def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides(Settings):
-    """The user's overrides where a model or a run is measured; None keeps its own setting."""
+    """The user's overrides where a model or a run is measured; what is not given stays its own."""
 
     root: Annotated[Path | None, conf.arg(metavar="DIR")] = None
     """The folder of the run's dataset now. Default: where it was."""
