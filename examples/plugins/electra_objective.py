@@ -7,6 +7,7 @@ resumes to the bit; it lies in checkpoints, and in `extra_state.safetensors` bes
 
     maskery train text CORPUS --objective examples/plugins/electra_objective.py:Electra
 
+The module stands around the run's model, which --sharding fsdp cannot evaluate.
 Shapes: M masked tokens, T tokens, D width, V vocabulary.
 """
 
