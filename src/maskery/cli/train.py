@@ -14,7 +14,7 @@ import tyro
 
 from maskery.cli.flags import HELP
 from maskery.cli.main import Command, as_text, parse
-from maskery.core.errors import ConfigError, meant
+from maskery.core.errors import ConfigError, counted, meant
 from maskery.core.ranges import Count
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
@@ -199,10 +199,13 @@ def describe(kind: str, result: Any) -> str:
 
     folder, found, lines, ran = result.folder, result.to_json(), list[str](), result.summary
     if ran.resumed_from >= ran.steps:
-        lines.append(f"the run was already finished: {ran.steps} steps")
+        lines.append(f"the run was already finished: {counted(ran.steps, 'step')}")
     elif ran.seconds > 0:
-        speed = f"{ran.tokens / ran.seconds:,.0f} tokens/s"
-        lines.append(f"{ran.steps} steps; {ran.tokens:,} tokens in {ran.seconds:,.0f} s, {speed}")
+        amounts = {"pair": ran.pairs, "token": ran.tokens}
+        done = [counted(amount, word) for word, amount in amounts.items() if amount]
+        speeds = [f"{n / ran.seconds:,.0f} {word}s/s" for word, n in amounts.items() if n]
+        took = f"{', '.join(done)} in {ran.seconds:,.0f} s, {', '.join(speeds)}"
+        lines.append(f"{counted(ran.steps, 'step')}; {took}")
     lines += [*found.get("skipped", ()), *found.get("notes", ())]
     if kind == "person-search":
         best = "the best model by R@1 on validation identities is that after step"
