@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_pairs import save_tiny_pairs
-from tiny_persons import save_cuhk
-from tiny_text import lines, save_tiny_model
 
-from maskery.cli import train as cli_train
 from maskery.cli.main import main
 from maskery.core.errors import CheckpointError, MissingExtraError
 from maskery.evaluation.tables import figure, run_tables
 from maskery.report.page import percent, write_report
+from maskery.runs import shortcuts
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -27,14 +26,18 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[str] = []
-        self.sources: list[str] = []
+        self.sources: list[str] = []  # What is loaded
+        self.links: list[str] = []
         self.handlers: list[str] = []
         self.words: list[str] = []
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [v or "" for name, v in attributes if name in ("src", "href")]
+        self.sources += [
+            v or "" for name, v in attributes if name in ("src", "href") and tag != "a"
+        ]
+        self.links += [v or "" for name, v in attributes if name == "href" and tag == "a"]
         self.handlers += [name for name, _ in attributes if name.startswith("on")]
 
     def handle_data(self, data: str) -> None:
@@ -43,18 +46,6 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
-
-
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join(lines(120)))
-    model, run = save_tiny_model(folder / "model"), folder / "run"
-    arguments = [corpus, "--model", model, "--output", run, "--epochs", "2", "--cache-dir", folder]
-    arguments += ["--batch-tokens", "256", "--log-every", "2", "--held-out-share", "0.2"]
-    assert main(["train", "text", *map(str, arguments)]) == 0
-    return run
 
 
 def test_every_run_ends_with_a_report(text_run: Path) -> None:
@@ -81,6 +72,98 @@ def test_the_page_asks_for_nothing_outside_itself(text_run: Path) -> None:
     assert "http://" not in text
     assert "https://" not in text
     assert "url(" not in text
+    assert page.links == ["figures.csv", "curves.png", "words.csv"]
+    assert all((text_run / name).is_file() for name in page.links)
+
+
+def test_the_verdict_stands_first_and_then_what_was_trained_on_what(
+    text_run: Path, pairs_run: Path, person_run: Path
+) -> None:
+    verdict = json.loads((text_run / "evaluation.json").read_text())["verdict"]
+    opening = f"run Verdict. {verdict[0].upper()}{verdict[1:]} model model corpus corpus.txt"
+    assert f"{opening} policy token rate 15.0%" in Page(text_run / "report.html").text
+    pairs = Page(pairs_run / "report.html").text
+    change = json.loads((pairs_run / "evaluation.json").read_text())["difference"]["wrong"]["loss"]
+    assert re.search(rf"run Verdict\. [^.]*changes by {re.escape(f'{change[0]:+.3f}')} nats", pairs)
+    found = json.loads((person_run / "evaluation.json").read_text())["test"]["reranked"]["r1"][0]
+    text = Page(person_run / "report.html").text
+    assert (
+        f"run Verdict. The picture found first shows the right person for {100 * found:.1f}%"
+        in text
+    )
+    assert "corpus cuhk policy word rate" in text
+
+
+def test_every_figure_is_explained_where_it_stands(text_run: Path, person_run: Path) -> None:
+    page = Page(text_run / "report.html")
+    evaluation = json.loads((text_run / "evaluation.json").read_text())
+    assert f"A perplexity of {evaluation['after']['perplexity'][0]:.3f}" in page.text
+    for term in ("Loss, in nats", "Top-1 and top-5", "The small numbers", "Difference"):
+        assert term in page.text
+    assert "R@1, R@5, R@10" not in page.text
+    text = Page(person_run / "report.html").text
+    for term in ("R@1, R@5, R@10", "Mean average precision", "Mean inverse negative penalty"):
+        assert term in text
+    assert "Loss, in nats" not in text
+
+
+def test_the_tables_and_the_words_lie_beside_the_page_as_csv(tmp_path: Path) -> None:
+    def scores(loss: float, perplexity: float, top1: float) -> dict[str, object]:
+        found = {"loss": loss, "perplexity": perplexity, "top1": top1, "top5": 0.5}
+        known = {name: [value, 0.9 * value, 1.1 * value] for name, value in found.items()}
+        return {**known, "masked_tokens": 900, "examples": 40}
+
+    evaluation = {
+        "before": scores(7.2958, 1474.15, 0.125),
+        "after": scores(6.0, 403.43, 0.25),
+        "difference": {"loss": [-1.2958, -1.5, -1.0], "top1": [0.125, None, None]},
+    }
+    words = [
+        {"word": 'a "b", c', "count": 9, "before": -3, "after": -1.5, "change": [1.5, 1.25, 1.75]},
+        {"word": "few", "count": 5, "before": -2, "after": -1, "change": [1, None, None]},
+        {"word": "of an older run", "count": 5, "before": -2, "after": -3},
+    ]
+    samples = {"improved": words[:2], "worsened": words[2:], "masked_words": 19}
+    (tmp_path / "config.yaml").write_text("model: minilm\n")
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "samples.json").write_text(json.dumps(samples))
+    page = Page(write_report(tmp_path))
+    assert page.links == ["figures.csv", "words.csv"]
+    with (tmp_path / "figures.csv").open(newline="") as file:
+        rows = {(one["figure"], one["column"]): one for one in csv.DictReader(file)}
+    ends = ("value", "low", "high")
+    assert [rows["loss (nats)", "difference"][end] for end in ends] == [
+        "-1.296",
+        "-1.500",
+        "-1.000",
+    ]
+    assert [rows["perplexity", "before"][end] for end in ends] == ["1474.2", "1326.7", "1621.6"]
+    found = rows["top-1", "difference"]
+    assert [found[name] for name in (*ends, "unit")] == ["+12.5", "", "", "%"]
+    with (tmp_path / "words.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [one["word"] for one in written] == [one["word"] for one in words]
+    changes = [(one["masked"], one["change"], one["low"], one["high"]) for one in written]
+    assert changes == [("9", "1.5", "1.25", "1.75"), ("5", "1", "", ""), ("5", "-1", "", "")]
+    assert "+1.500 +1.250 to +1.750" in page.text
+
+
+def test_a_single_point_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: minilm\n")
+    lines = [
+        {"kind": "held_out", "step": 0, "top1": 0.125},
+        {"kind": "train", "step": 10, "loss": 5.5, "learning_rate": 1e-4},
+        {"kind": "train", "step": 20, "loss": 5.25},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = write_report(tmp_path).read_text()
+    assert text.count("<svg") == 1
+    page = Page(tmp_path / "report.html")
+    assert "Held-out accuracy: top-1 12.5% at step 0" in page.text
+    assert "Learning rate: training 0.0001 at step 10" in page.text
+    # Under the mouse, and for who hears the page.
+    assert "training: 5.25 at step 20" in page.text
+    assert 'aria-label="Loss (nats): training 5.5 at step 10, 5.25 at step 20"' in text
 
 
 def test_the_curves_are_also_a_picture(text_run: Path) -> None:
@@ -97,13 +180,9 @@ def test_the_report_can_be_drawn_again(text_run: Path, capsys: pytest.CaptureFix
     assert (text_run / "report.html").read_text() == before
 
 
-def test_an_image_text_run_shows_its_pictures(tmp_path: Path) -> None:
-    pairs, run = save_tiny_pairs(tmp_path / "pairs"), tmp_path / "run"
-    arguments = ["train", "pairs", pairs, "--output", run, "--max-steps", "2", "--batch-pairs", "4"]
-    arguments += ["--held-out-share", "0.3", "--height", "16", "--width", "16"]
-    assert main(list(map(str, arguments))) == 0
-    page = Page(run / "report.html")
-    samples = json.loads((run / "samples.json").read_text())
+def test_an_image_text_run_shows_its_pictures(pairs_run: Path) -> None:
+    page = Page(pairs_run / "report.html")
+    samples = json.loads((pairs_run / "samples.json").read_text())
     assert len(samples["pictures"]) >= 2
     assert len(page.sources) == 2 * len(samples["pictures"])
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
@@ -112,11 +191,8 @@ def test_an_image_text_run_shows_its_pictures(tmp_path: Path) -> None:
     assert "right picture" in page.text
 
 
-def test_a_person_search_run_shows_its_retrieval_figures(tmp_path: Path) -> None:
-    root, run = save_cuhk(tmp_path / "cuhk"), tmp_path / "run"
-    arguments = ["train", "person-search", "--dataset", "cuhk-pedes", "--root", root]
-    arguments += ["--output", run, "--max-steps", "2", "--batch-pairs", "4", "--rerank", "4"]
-    assert main([*map(str, arguments), "--height", "16", "--width", "16"]) == 0
+def test_a_person_search_run_shows_its_retrieval_figures(person_run: Path) -> None:
+    run = person_run
     page = Page(run / "report.html")
     found = json.loads((run / "evaluation.json").read_text())
     for split, heading in (("test", "test split"), ("val", "validation")):
@@ -182,6 +258,7 @@ def test_a_run_that_is_still_going_has_a_report(tmp_path: Path) -> None:
         ({}, "no run folder"),
         ({"config.yaml": "a: 1", "evaluation.json": "{"}, "is no JSON"),
         ({"config.yaml": "a: 1", "samples.json": "[]"}, "is no JSON object"),
+        ({"config.yaml": "a: [1"}, "is no YAML"),
     ],
 )
 def test_folders_without_a_report(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -198,9 +275,9 @@ def test_without_the_extra_a_run_says_so_and_ends_well(
         raise MissingExtraError(f"{module} is needed to {purpose}; pip install 'maskery[{extra}]'")
 
     said: list[str] = []
-    monkeypatch.setattr(cli_train.log, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(shortcuts.log, "warning", lambda text, *values: said.append(text % values))
     monkeypatch.setattr("maskery.report.page.require", missing)
-    cli_train.finish_report(text_run)
+    shortcuts.finish_report(text_run)
     assert len(said) == 1
     assert "maskery[report]" in said[0]
     assert f"maskery report {text_run}" in said[0]

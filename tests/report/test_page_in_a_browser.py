@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,4 +139,87 @@ def test_the_check_finds_what_shuts_people_out(body: str, found: str, browser: A
     visit.page.set_content(page.format(body))
     with pytest.raises(pytest.fail.Exception, match=found):
         assert_accessible(visit.page)
+    visit.context.close()
+
+
+@pytest.fixture(scope="module")
+def compare_page(text_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    for name in ("one", "two"):
+        shutil.copytree(text_run, folder / name)
+    page = folder / "compared.html"
+    assert main(["compare", str(folder / "one"), str(folder / "two"), "--page", str(page)]) == 0
+    return page
+
+
+SMALLEST_LETTERS = """() => {
+  const sizes = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const parent = walk.currentNode.parentElement, svg = parent.closest("svg");
+    if (!walk.currentNode.data.trim() || parent.tagName === "title") continue;
+    const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+    sizes.push(scale * parseFloat(getComputedStyle(parent).fontSize));
+  }
+  return Math.min(...sizes);
+}"""
+PHONE = {"width": 375, "height": 800}
+
+
+@pytest.mark.parametrize("kind", ["text_run", "pairs_run", "person_run", "compare_page"])
+def test_everybody_can_read_and_use_the_page(
+    kind: str, request: pytest.FixtureRequest, browser: Any
+) -> None:
+    path: Path = request.getfixturevalue(kind)
+    visit = Visit(browser, viewport=PHONE)
+    visit.page.goto((path if path.is_file() else path / "report.html").as_uri())
+    assert visit.page.evaluate(SMALLEST_LETTERS) >= 12
+    assert_accessible(visit.page)
+    # What is opened is checked too.
+    visit.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert visit.page.locator("details dd").first.is_visible()
+    assert_accessible(visit.page)
+    assert visit.complaints == []
+    visit.context.close()
+
+
+def test_on_a_phone_the_answer_is_seen_and_the_rest_is_scrolled_to_by_keyboard(
+    text_run: Path, compare_page: Path, browser: Any
+) -> None:
+    visit = Visit(browser, viewport=PHONE)
+    page = visit.page
+    page.goto((text_run / "report.html").as_uri())
+    region = page.get_by_role("region", name="Did it get better?")
+    change = json.loads((text_run / "evaluation.json").read_text())["difference"]["loss"][0]
+    answer = region.get_by_role("row", name="loss").get_by_role("cell").first
+    assert answer.inner_text().startswith(f"{change:+.3f}")
+    box, card = answer.bounding_box(), region.bounding_box()
+    assert box["x"] >= card["x"]
+    assert box["x"] + box["width"] <= card["x"] + card["width"]
+    page.goto(compare_page.as_uri())
+    page.get_by_role("region", name="Figures").focus()
+    # It is wider than the phone, and the page is not.
+    inside = "document.activeElement.scrollWidth - document.activeElement.clientWidth"
+    assert page.evaluate(inside) > 100
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.activeElement.scrollLeft > 0")
+    visit.context.close()
+
+
+def test_runs_lie_over_one_another_and_their_figures_come_along(
+    compare_page: Path, browser: Any
+) -> None:
+    visit = Visit(browser)
+    page = visit.page
+    page.goto(compare_page.as_uri())
+    for title in ("Held-out loss (nats)", "Held-out top-1 accuracy", "Training loss (nats)"):
+        chart = page.get_by_role("figure").filter(has_text=title)
+        assert [Path(name).name for name in chart.locator(".key").all_inner_texts()] == [
+            "one",
+            "two",
+        ]
+    with page.expect_download() as download:
+        page.get_by_role("link", name="The figures as CSV").click()
+    assert download.value.suggested_filename == "figures.csv"
+    assert download.value.path().read_text().startswith("run,seed,loss,loss_low,loss_high")
     visit.context.close()

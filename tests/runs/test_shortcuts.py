@@ -93,7 +93,7 @@ def test_train_goes_by_the_kind_of_the_configuration(folder: Path) -> None:
         held_out_share=0.3,
         training=TrainingConfig(epochs=1),
     )
-    one = train(config, progress=False)
+    one = train(config, progress=False, report=False)
     other = train_text(replace(config, output=folder / "two"), progress=False)
     assert one.after == other.after
     assert (one.folder, other.folder) == (folder / "one", folder / "two")

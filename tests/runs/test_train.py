@@ -16,7 +16,13 @@ from maskery.core.errors import ConfigError, MaskeryError
 from maskery.runs.frame.config_file import open_run
 from maskery.runs.text.config import TextRunConfig
 
-FEW: dict[str, Any] = {"max_steps": 2, "batch_tokens": 128, "unit": "line", "progress": False}
+FEW: dict[str, Any] = {
+    "max_steps": 2,
+    "batch_tokens": 128,
+    "unit": "line",
+    "progress": False,
+    "report": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +49,28 @@ def test_paths_and_texts_give_the_same_run(tmp_path: Path, model: str) -> None:
         assert result.folder != by_path.folder
 
 
+def test_a_run_from_python_ends_with_its_report(tmp_path: Path, model: str) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
+    (tmp_path / "corpus.txt").write_text("\n".join(lines(40)))
+    wanted = {**FEW, "report": True}
+    read = maskery.train("corpus.txt", model, **wanted).folder
+    assert "One word hidden".lower() in (read / "report.html").read_text().lower()
+    # Texts of a program are not there again.
+    given = maskery.train(lines(40), model, **wanted).folder
+    assert "Did it get better?" in (given / "report.html").read_text()
+    assert not (given / "samples.json").exists()
+    assert not (maskery.train("corpus.txt", model, **FEW).folder / "report.html").exists()
+
+
 def test_a_run_is_repeated_from_its_file_and_from_its_configuration(
     tmp_path: Path, model: str
 ) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(lines(40)))
     first = maskery.train(TextRunConfig(corpus=("corpus.txt",), model=model), **FEW)
-    again = maskery.train(str(first.folder / "config.yaml"), progress=False)
+    again = maskery.train(str(first.folder / "config.yaml"), progress=False, report=False)
     assert again.folder == first.folder.with_name(f"{first.folder.name}-2")
     assert again.after == first.after
-    other = maskery.train(first.folder / "config.yaml", max_steps=1, progress=False)
+    other = maskery.train(first.folder / "config.yaml", max_steps=1, progress=False, report=False)
     assert other.summary.steps == 1
 
 

@@ -26,7 +26,8 @@ class Comparing(Command):
     csv: Path | None = None
     """Also write the figures into this file, one line a row of the table."""
     page: Path | None = None
-    """Also write one self-contained page, with the runs' held-out curves over one another."""
+    """Also write one self-contained page: the figures, also as CSV, and the runs' curves over one
+    another."""
 
     def execute(self) -> None:
         """Compare; files that cannot be written are refused before anything is computed."""
@@ -43,10 +44,11 @@ class Comparing(Command):
         """Print a comparison, and write it into the files that were named."""
         from maskery.report.page import comparison_page, comparison_table, reference
 
+        figures = as_csv(rows)
         if self.csv is not None:
-            write_text(self.csv, as_csv(rows))
+            write_text(self.csv, figures)
         if self.page is not None:
-            write_text(self.page, comparison_page(rows))
+            write_text(self.page, comparison_page(rows, figures))
         data = {"against": reference(rows), "rows": rows}
         self.answer(data, as_text(comparison_table(rows)))
 

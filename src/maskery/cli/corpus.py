@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from maskery.cli.main import Command, table
-from maskery.core.errors import ConfigError, os_errors
+from maskery.core.errors import ConfigError, counted, os_errors
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports, signals_stop
 from maskery.data.corpus.config import CorpusConfig
@@ -71,30 +71,33 @@ def describe(found: Inspection) -> str:
     shares = [["text among the computed tokens", ""]]
     shares += [[name, f"{100 * share:.0f}%"] for name, share in batches.real_share.items()]
     parts = [
-        f"{lengths.examples:,} examples, {lengths.tokens:,} tokens; an example has "
-        f"{lengths.median:,.0f} (median), 95% have at most {lengths.p95:,.0f}, the longest "
-        f"{lengths.longest:,}; {found.duplicates:,} examples repeat an earlier one\n{table(rows)}",
-        f"{batches.steps:,} steps ({batches.layout}); a batch has {batches.tokens:,.0f} tokens and "
-        f"{batches.masked_tokens:,.0f} masked ones\n"
-        f"{batches.cut:,} examples exceed {batches.max_length} tokens and become several; cutting "
-        f"them off would lose {batches.truncated_tokens:,} tokens\n{table(shares)}",
+        f"{counted(lengths.examples, 'example')}, {counted(lengths.tokens, 'token')}; an example "
+        f"has {lengths.median:,.0f} (median), 95% have at most {lengths.p95:,.0f}, the longest "
+        f"{lengths.longest:,}; {counted(found.duplicates, 'copy', 'copies')} of an earlier one\n"
+        f"{table(rows)}",
+        f"{counted(batches.steps, 'step')} ({batches.layout}); a batch has {batches.tokens:,.0f} "
+        f"tokens and {batches.masked_tokens:,.0f} masked ones\n"
+        f"{counted(batches.cut, 'example')} of more than {batches.max_length} tokens, cut into "
+        f"several; left at that, {counted(batches.truncated_tokens, 'token')} would be lost\n"
+        f"{table(shares)}",
         describe_words(found),
     ]
     if estimate is not None:
         minutes = estimate.seconds / 60
         shown = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{minutes:,.1f} minutes"
         parts.append(
-            f"about {shown} for {batches.steps:,} steps at {estimate.tokens_per_second:,.0f} "
-            f"tokens/s and {estimate.peak_megabytes:,.0f} MB of memory ({estimate.device}; "
-            f"{estimate.timed_steps} timed steps); {estimate.evaluation_seconds / 60:,.1f} minutes "
-            f"of it for {estimate.evaluations:,} evaluations; checkpoints come on top"
+            f"about {shown} for {counted(batches.steps, 'step')} at "
+            f"{estimate.tokens_per_second:,.0f} tokens/s and {estimate.peak_megabytes:,.0f} MB of "
+            f"memory ({estimate.device}; {counted(estimate.timed_steps, 'timed step')}); "
+            f"{estimate.evaluation_seconds / 60:,.1f} minutes of it for "
+            f"{counted(estimate.evaluations, 'evaluation')}; checkpoints come on top"
         )
     return "\n\n".join(parts)
 
 
 def describe_words(found: Inspection) -> str:
     """Return the unknown words, and those worth a token."""
-    lines = [f"{found.unknown_tokens:,} unknown tokens"]
+    lines = [counted(found.unknown_tokens, "unknown token")]
     if found.unknown:
         lines[0] += ": " + ", ".join(f"{word} ({count:,})" for word, count in found.unknown)
     lines.append(
@@ -169,13 +172,16 @@ class Tokenize(Command):
             made = self.make(progress=not self.json)
         about = summary(made)
         text = (
-            f"job {made.sent} of Slurm makes the {made.pieces:,} pieces, and writes shards.json "
-            f"last; the log is in {made.folder}/slurm, and the command, repeated, mends what fails"
+            f"job {made.sent} of Slurm makes {counted(made.pieces, 'piece')}, and writes "
+            f"shards.json last; the log is in {made.folder}/slurm, and the command, repeated, "
+            f"mends what fails"
         )
         if made.sent is None:
             text = (
-                f"{about['shards']:,} shards with {about['documents']:,} examples and "
-                f"{about['tokens']:,} tokens, {about['held_out_tokens']:,} tokens held out; "
+                f"{counted(about['shards'], 'shard')} with "
+                f"{counted(about['documents'], 'example')} and "
+                f"{counted(about['tokens'], 'token')}, "
+                f"{counted(about['held_out_tokens'], 'token')} held out; "
                 f"{made.tokens_made:,} made now\n"
                 f"the shards are in {made.folder}; train on them:\n"
                 f"  maskery train text {made.folder} --model {self.model}"

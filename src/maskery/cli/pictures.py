@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from maskery.cli.main import Command, check_png, percent, prepare_output, shown, table
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
 
@@ -86,7 +86,7 @@ class Search(Command):
         )
         results = search(opened, gallery, self.text, top=self.top, rerank=self.rerank)
         found = list(zip(self.text, results, strict=True))  # pairs: a query may be given twice
-        changes, parts = gallery.changes, [f"{len(gallery):,} pictures"]
+        changes, parts = gallery.changes, [counted(len(gallery), "picture")]
         if changes.encoded:
             parts.append(f"{changes.encoded:,} newly encoded")
         if changes.removed:

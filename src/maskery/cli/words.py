@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from maskery.cli.main import Command, percent, table
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
 
@@ -199,7 +199,7 @@ class Score(Command):
         total = sum(score.log_probability for _, score in scored)
         tokens = sum(score.tokens for _, score in scored)
         note = (
-            f"{len(scored):,} sentences, {tokens:,} tokens: {total:,.1f} nats, "
+            f"{counted(len(scored), 'sentence')}, {counted(tokens, 'token')}: {total:,.1f} nats, "
             f"{total / tokens:.3f} a token ({self.method})"
         )
         self.answer(data, shown if self.tsv else f"{shown}\n{note}")

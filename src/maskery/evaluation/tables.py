@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from maskery.core.errors import counted
 from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 
@@ -101,13 +102,18 @@ def other_figures(evaluation: Data) -> list[tuple[str, Figure]]:
 
 
 def figure(
-    value: Any, *, share: bool, signed: bool = False, lower_is_better: bool = False
+    value: Any,
+    *,
+    share: bool,
+    signed: bool = False,
+    lower_is_better: bool = False,
+    digits: int = 3,  # after the point, of what is no share and below 100
 ) -> Figure:
     """Return a number, or (value, low, high), as text."""
     numbers = value if isinstance(value, list | tuple) else [value]
     scale, unit = (100.0, "%") if share else (1.0, "")
     first, *ends = (math.nan if number is None else scale * float(number) for number in numbers)
-    digits = 1 if share or abs(first) >= 100 else 3
+    digits = 1 if share or abs(first) >= 100 else digits
     # A difference that is exactly nothing has no sign.
     shown, *limits = (f"{n:{'+' if signed and n else ''},.{digits}f}" for n in (first, *ends))
     if not ends or math.isnan(ends[0]):  # too few examples for an interval
@@ -116,15 +122,19 @@ def figure(
     return Figure(value=f"{shown}{unit}", interval=" to ".join(limits), better=better)
 
 
-def named_figure(name: str, value: Any, *, signed: bool = False) -> Figure:
+def named_figure(name: str, value: Any, *, signed: bool = False, digits: int = 3) -> Figure:
     """Return a figure in percent if it is a share by its name, which is better the more it is."""
     share = name in SHARES
-    return figure(value, share=share, signed=signed, lower_is_better=not share)
+    return figure(value, share=share, signed=signed, lower_is_better=not share, digits=digits)
 
 
 def _row(label: str, name: str, values: Iterable[Any], *changes: Any) -> Row:
     """Return a row of one figure: its values, then differences."""
-    cells = [named_figure(name, value) for value in values]
+    values = list(values)
+    firsts = (one[0] if isinstance(one, list | tuple) else one for one in values)
+    # In one row all have as many digits as the largest.
+    digits = 1 if any(abs(first or 0.0) >= 100 for first in firsts) else 3
+    cells = [named_figure(name, value, digits=digits) for value in values]
     cells += [named_figure(name, change, signed=True) for change in changes]
     return label, tuple(cells)
 
@@ -173,7 +183,8 @@ def others_table(others: Data) -> Table:
             rows.append(_row(label, name, values, measured["difference"][name]))
         tokens, examples = measured["after"]["masked_tokens"], measured["after"]["examples"]
         notes.append(
-            f"{text}: {tokens:,} masked tokens of {examples:,} examples; {interval_note(examples)}"
+            f"{text}: {counted(tokens, 'masked token')} of {counted(examples, 'example')}; "
+            f"{interval_note(examples)}"
         )
     return Table(
         title="Was other text forgotten?",
@@ -234,10 +245,10 @@ def vectors_table(probe: Data) -> Table:
             cells.append(replace(change, value=change.value.removesuffix("%")))
         rows.append((found["name"], tuple(cells)))
     names = list(probe["figures"][0]["models"])
-    classes = f"{probe['classes']:,} classes; " if probe["classes"] else ""
+    classes = f"{counted(probe['classes'], 'class', 'classes')}; " if probe["classes"] else ""
     # Each figure says by itself where it has no interval.
-    counted = interval_note(max(probe["examples"], LEAST_EXAMPLES), over)
-    notes = [f"{probe['examples']:,} {over}, {classes}{counted}", *probe["notes"]]
+    note = interval_note(max(probe["examples"], LEAST_EXAMPLES), over)
+    notes = [f"{probe['examples']:,} {over}, {classes}{note}", *probe["notes"]]
     if len(names) == 2:
         notes.insert(1, f"difference: {names[0]} minus {names[1]}, in points")
     return Table(
@@ -314,8 +325,9 @@ def _chance(figures: Data) -> Figure:
 
 def _searched(figures: Data, seen: str = "") -> str:
     return (
-        f"{figures['num_texts']:,} captions of {figures['num_persons']:,} persons{seen} against "
-        f"{figures['num_images']:,} pictures; {interval_note(figures['num_persons'], 'persons')}"
+        f"{counted(figures['num_texts'], 'caption')} of {counted(figures['num_persons'], 'person')}"
+        f"{seen} against {counted(figures['num_images'], 'picture')}; "
+        f"{interval_note(figures['num_persons'], 'persons')}"
     )
 
 

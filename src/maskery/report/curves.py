@@ -6,6 +6,7 @@ charts follow its dark and its light theme.
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -34,11 +35,13 @@ VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
 # Where there are more curves than colours, the colours come again with other lines.
 LINES = ("-", "--", ":")
 COLUMNS = 3  # charts beside one another in the picture, which is as wide as a slide
-# Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 300 to 340 pixels.
+# Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 260 to 310 pixels.
 WIDTH, HEIGHT = 3.6, 2.1
 # The place of the axes in a chart of the page: left, bottom, width, height, as shares of it. Fixed,
 # since fitting it to the labels draws every chart twice.
-INSIDE = (0.14, 0.11, 0.83, 0.8)
+INSIDE = (0.19, 0.14, 0.78, 0.75)
+# Points of a curve that say their value under the mouse; more would lie upon one another.
+HOVERED = 40
 # Removed from an SVG that becomes part of the page: its size, fonts and clipping, which the page
 # sets or does not need, and names other than those of the markers, which would occur twice.
 UNWANTED = re.compile(
@@ -66,6 +69,16 @@ class Chart:
     title: str  # The quantity, with its unit
     curves: tuple[Curve, ...]  # At least one
     percent: bool = False  # True if values are shares, to be shown in percent
+
+    @property
+    def drawn(self) -> bool:
+        """True if there is a line to draw: a point by itself is said in words."""
+        return any(len(curve.points) > 1 for curve in self.curves)
+
+    def value(self, point: tuple[float, float]) -> str:
+        """Return a point in words."""
+        value = f"{100 * point[1]:.1f}%" if self.percent else f"{point[1]:,.4g}"
+        return f"{value} at step {point[0]:,.0f}"
 
 
 # Charts of several held-out quantities: their names with those of their curves; True for shares.
@@ -111,11 +124,13 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
 
 def held_out_charts(runs: Mapping[str, Sequence[dict[str, Any]]]) -> list[Chart]:
     """Return charts of loss and accuracy with a curve for each run, from their metrics by name."""
-    found = {run: _series(lines, "held_out") for run, lines in runs.items()}
     charts = []
-    for name, title in (("loss", "Held-out loss (nats)"), ("top1", "Held-out top-1 accuracy")):
+    figures = ("held_out loss", "held_out top1", "train loss")
+    titles = ("Held-out loss (nats)", "Held-out top-1 accuracy", "Training loss (nats)")
+    for (kind, name), title in zip(map(str.split, figures), titles, strict=True):
+        found = {run: _series(lines, kind) for run, lines in runs.items()}
         points = {run: series[name] for run, series in found.items() if name in series}
-        curves = _curves(points, {run: run for run in points}, marked=True)
+        curves = _curves(points, {run: run for run in points}, marked=kind == "held_out")
         charts.append(Chart(title=title, curves=curves, percent=name == "top1"))
     return [chart for chart in charts if chart.curves]
 
@@ -149,21 +164,36 @@ def _curves(series: Series, names: Mapping[str, str], *, marked: bool = False) -
 
 
 def draw_svg(chart: Chart) -> str:
-    """Draw one chart as an `<svg>` element; everything in it is a number of ours."""
+    """Draw one chart as an `<svg>` element, whose points say their values under the mouse."""
     matplotlib = require("matplotlib", extra="report", purpose="draw curves")
     from matplotlib.figure import Figure
 
     # Text stays text, and names are the same whenever the same run is drawn.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.title}):
         figure = Figure(figsize=(WIDTH, HEIGHT), facecolor="none")
-        _draw(chart, figure.add_axes(INSIDE, facecolor="none"))
+        axes = figure.add_axes(INSIDE, facecolor="none")
+        _draw(chart, axes, 12)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     text = UNWANTED.sub("", text[text.index("<svg") :])
     for colour, variable in zip(COLOURS, VARIABLES, strict=True):
         text = text.replace(colour, f"var({variable})")
-    return text.replace("<svg", '<svg role="img" aria-hidden="true"', 1)
+    text = text.replace("<svg", '<svg role="img" aria-hidden="true"', 1)
+    return text.replace("</svg>", f"{_values(chart, axes)}</svg>")
+
+
+def _values(chart: Chart, axes: Any) -> str:
+    """Return unseen circles over the points, whose titles browsers show under the mouse."""
+    found = ""
+    for curve in chart.curves:
+        # From the last, which is the result, backwards.
+        for point in curve.points[:: -math.ceil(len(curve.points) / HOVERED)]:
+            x, y = axes.transData.transform(point) * 72 / axes.figure.dpi
+            said = html.escape(f"{curve.name}: {chart.value(point)}")
+            found += f'<circle class="value" cx="{x:.1f}" cy="{72 * HEIGHT - y:.1f}" r="6">'
+            found += f"<title>{said}</title></circle>"
+    return found
 
 
 def draw_picture(charts: Sequence[Chart], path: Path) -> None:
@@ -178,7 +208,7 @@ def draw_picture(charts: Sequence[Chart], path: Path) -> None:
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     for number, chart in enumerate(charts, 1):
         axes = figure.add_subplot(rows, columns, number)
-        _draw(chart, axes)
+        _draw(chart, axes, 8)
         axes.set_title(chart.title, fontsize=10, loc="left")
         if len(chart.curves) > 1:
             axes.legend(fontsize=8, frameon=False)
@@ -187,7 +217,7 @@ def draw_picture(charts: Sequence[Chart], path: Path) -> None:
     write_whole(path, stream.getvalue())
 
 
-def _draw(chart: Chart, axes: Any) -> None:
+def _draw(chart: Chart, axes: Any, letters: int) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     *lines, grid, soft = COLOURS
@@ -203,12 +233,13 @@ def _draw(chart: Chart, axes: Any) -> None:
             label=curve.name,
             clip_on=False,  # a point on the edge is drawn whole
         )
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.ticklabel_format(axis="y", scilimits=(-2, 5))  # longer numbers have no place
     if chart.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.tick_params(labelsize=8, length=0, labelcolor=soft)
-    axes.yaxis.get_offset_text().set(size=8, color=soft)
+    axes.tick_params(labelsize=letters, length=0, labelcolor=soft)
+    axes.yaxis.get_offset_text().set(size=letters, color=soft)
     axes.grid(color=grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)

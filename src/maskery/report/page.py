@@ -1,29 +1,21 @@
-"""Write `report.html` of a run, or a page that compares runs: one file that loads nothing."""
+"""Write the page and CSV files of a run, or a page that compares runs; a page loads nothing."""
 
 from __future__ import annotations
 
-import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from maskery.core.errors import CheckpointError
 from maskery.core.registry import require
 from maskery.core.system import METRICS, read_metrics, write_whole
+from maskery.evaluation import tables
 from maskery.evaluation.intervals import interval_note
-from maskery.evaluation.tables import (
-    SCORES,
-    SHARES,
-    SIGHTS,
-    Figure,
-    Table,
-    named_figure,
-    other_figures,
-    run_tables,
-)
-from maskery.report.curves import Chart, charts_of, draw_picture, draw_svg, held_out_charts
+from maskery.report.curves import charts_of, draw_picture, draw_svg, held_out_charts
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.comparison import Row
@@ -31,21 +23,15 @@ if TYPE_CHECKING:
 EVALUATION = "evaluation.json"
 SAMPLES, CONFIG = "samples.json", "config.yaml"
 REPORT, CURVES = "report.html", "curves.png"
-TEMPLATE = "report.html.jinja"
-NO_SAMPLES = {
-    **dict.fromkeys(("fills", "improved", "worsened", "pictures", "searches"), ()),
-    "masked_words": 0,
-}
-# The values of the template that a page may do without.
-NOTHING = {
-    **dict.fromkeys(("lead", "verdict", "config", "best_step", "training", "environment")),
-    **dict.fromkeys(("skipped", "others"), ()),
-    "samples": NO_SAMPLES,
-}
+# Each has a template, NAME.jinja; what stays empty is not written.
+FILES = ("figures.csv", "words.csv", REPORT)
+# The values of the templates that a page may do without.
+NOTHING = {**dict.fromkeys(("config", "figures")), "others": (), "rows": ()}
+NOTHING |= {name: {} for name in ("evaluation", "samples", "settings")}
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` and `curves.png` into a run folder; returns the path of the page."""
+    """Write `report.html`, tables and `curves.png` into a run folder; returns the page's path."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train "
@@ -54,41 +40,41 @@ def write_report(folder: Path) -> Path:
     # Those that are not there yet are empty.
     evaluation, samples = _object(folder / EVALUATION), _object(folder / SAMPLES)
     charts = charts_of(metrics_of(folder / METRICS))
-    page = fill_template(
-        name=folder.resolve().name,
-        verdict=evaluation.get("verdict"),
-        training=evaluation.get("training", {}),
-        best_step=evaluation.get("best_step"),
-        skipped=evaluation.get("skipped", evaluation.get("notes", [])),
-        tables=run_tables(evaluation),
-        others=other_figures(evaluation),
-        charts=charts,
-        samples={**NO_SAMPLES, **samples},
-        environment=samples.get("environment", {}),
-        config=_text(folder / CONFIG),
-    )
+    values = {
+        "name": folder.resolve().name,
+        "evaluation": evaluation,
+        "tables": tables.run_tables(evaluation),
+        "others": tables.other_figures(evaluation),
+        "charts": charts,
+        "samples": samples,
+        "settings": _object(folder / CONFIG, yaml.safe_load),
+        "config": (folder / CONFIG).read_text("utf-8"),
+    }
     path = folder / REPORT
     try:
-        if charts:
-            draw_picture(charts, folder / CURVES)
-        write_whole(path, page.encode())
+        if drawn := [chart for chart in charts if chart.drawn]:
+            draw_picture(drawn, folder / CURVES)
+        for file in FILES:
+            if text := fill_template(file, **values):
+                write_whole(folder / file, text.encode())
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be written ({error.strerror})") from error
     return path
 
 
-def fill_template(*, charts: Sequence[Chart], **values: Any) -> str:
-    """Return a page; everything from data is escaped, and values that are left out are empty."""
+def fill_template(file: str, **values: Any) -> str:
+    """Return a file; what is from data is escaped in a page, and values left out are empty."""
     jinja2 = require("jinja2", extra="report", purpose="write the report")
-    source = importlib.resources.files("maskery.report").joinpath(TEMPLATE).read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = percent
-    drawn = [(chart, draw_svg(chart)) for chart in charts]
-    page: str = environment.from_string(source).render(
-        {**NOTHING, **values, "charts": drawn, "sights": SIGHTS.items()}
-    )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=file == REPORT)
+    environment.loader = jinja2.PackageLoader("maskery", "report")
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters |= {"percent": percent, "setting": _setting, "draw": draw_svg}
+    environment.globals |= {
+        "figure": tables.figure,
+        "named_figure": tables.named_figure,
+        "sights": tables.SIGHTS,
+    }
+    page: str = environment.get_template(f"{file}.jinja").render({**NOTHING, **values})
     return page
 
 
@@ -100,13 +86,6 @@ def percent(value: Any) -> str:
     return f"{share:.2f}%" if share >= 0.01 or share == 0 else "<0.01%"
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
-
-
 def metrics_of(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's `metrics.jsonl`; none if there is no such file."""
     try:
@@ -115,17 +94,17 @@ def metrics_of(path: Path) -> list[dict[str, Any]]:
         raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _object(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    kind = path.suffix[1:].upper()
     try:
-        value = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        value = parse(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(
-            f"'{path}' is no JSON ({error.msg}, line {error.lineno}); remove it and evaluate again"
+            f"'{path}' is no {kind} that can be read ({' '.join(str(error).split())}); restore it, "
+            f"or remove it and evaluate again"
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' is no JSON object; remove it and evaluate again")
+        raise CheckpointError(f"'{path}' is no {kind} object; remove it and evaluate again")
     return value
 
 
@@ -134,7 +113,7 @@ def reference(rows: Sequence[Row]) -> str:
     return next(row.name for row in rows if not row.difference)
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[Row]) -> tables.Table:
     """Return one line for each row: settings that differ, seeds, figures, differences."""
     scores, seeds = rows[0].scores, any(row.deviation for row in rows)
     notes = (
@@ -144,24 +123,24 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         *["±: standard deviation over seeds, whose mean stands before it"] * seeds,
     )
     names, changes = ("loss", "top1", "top5"), ("loss", "top1")
-    return Table(
+    return tables.Table(
         title="Figures",
         corner="run",
         columns=(
             *rows[0].settings,
             "seed",
-            *(SCORES[name] for name in names),
-            *(f"difference in {SCORES[name]}" for name in changes),
+            *(tables.SCORES[name] for name in names),
+            *(f"difference in {tables.SCORES[name]}" for name in changes),
         ),
         rows=tuple(
             (
                 row.name,
                 (
-                    *(Figure(value=_setting(value)) for value in row.settings.values()),
-                    Figure(value=" ".join(map(str, row.seeds))),
+                    *(tables.Figure(value=_setting(value)) for value in row.settings.values()),
+                    tables.Figure(value=" ".join(map(str, row.seeds))),
                     *(_figure(row, name) for name in names),
                     *(
-                        named_figure(name, row.difference[name], signed=True)
+                        tables.named_figure(name, row.difference[name], signed=True)
                         for name in changes
                         if row.difference
                     ),
@@ -173,11 +152,11 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def _figure(row: Row, name: str) -> Figure:
-    one = named_figure(name, getattr(row.scores, name))
+def _figure(row: Row, name: str) -> tables.Figure:
+    one = tables.named_figure(name, getattr(row.scores, name))
     if not row.deviation:
         return one
-    scale, digits = (100, 1) if name in SHARES else (1, 3)
+    scale, digits = (100, 1) if name in tables.SHARES else (1, 3)
     return replace(one, value=f"{one.value} ±{scale * row.deviation[name]:.{digits}f}")
 
 
@@ -188,12 +167,14 @@ def _setting(value: Any) -> str:
     return "-" if value is None else Path(str(value)).name
 
 
-def comparison_page(rows: Sequence[Row]) -> str:
-    """Return a page about runs, whose names are folders; it needs nothing beside it."""
+def comparison_page(rows: Sequence[Row], figures: str) -> str:
+    """Return a page about runs, whose names are folders, that holds their figures as CSV too."""
     runs = {name: metrics_of(Path(name) / METRICS) for row in rows for name in row.runs}
     return fill_template(
+        REPORT,
         name=f"{len(runs)} runs compared",
-        lead="Held-out figures of text runs, paired by example.",
+        rows=rows,
         tables=[comparison_table(rows)],
         charts=held_out_charts(runs),
+        figures=figures,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, MaskeryError
+from maskery.core.system import is_main_process
 from maskery.runs.frame.config_file import KINDS, given_name, read_config, with_settings
 from maskery.runs.frame.run_folder import repeated_folder
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from maskery.evaluation.retrieval.search import Hit
     from maskery.evaluation.text.fill import Filler
     from maskery.evaluation.text.opening import OpenModel
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -32,6 +36,7 @@ def train(
     callbacks: Sequence[Any] = (),
     output: str | Path | None = None,
     progress: bool = True,
+    report: bool = True,
     **settings: Any,
 ) -> Any:
     """Train a run: `train("notes/*.txt", "minilm", epochs=3)`.
@@ -53,6 +58,8 @@ def train(
         callbacks: Called while the run trains; see `Callback`.
         output: The run folder. Default: runs/DATA-MODEL, numbered if taken.
         progress: Draw progress bars.
+        report: Draw `report.html`, as `maskery train` does, if the `report` extra is there. Of
+            texts that are passed themselves it shows no fills: they are not read again.
         **settings: Any flag of `maskery train`, by its name with underscores.
 
     Returns:
@@ -87,7 +94,27 @@ def train(
         named["eval_data"], objects["eval_texts"] = sources_or_texts(eval_data)
     given = {name: value for name, value in named.items() if value is not None}
     objects = {name: value for name, value in objects.items() if value is not None}
-    return KINDS[config.kind].load("train")(with_settings(config, {**settings, **given}), **objects)
+    train_run = KINDS[config.kind].load("train")
+    result = train_run(with_settings(config, {**settings, **given}), **objects)
+    if report and is_main_process():
+        finish_report(result.folder)
+    return result
+
+
+def finish_report(folder: Path) -> None:
+    """Draw the report at the end of a run; what cannot be drawn is left out with a warning."""
+    from maskery.report.page import write_report
+    from maskery.runs.frame.config_file import open_run
+
+    log.info("drawing the report")
+    try:
+        open_run(folder).save_samples()
+    except MaskeryError as error:
+        log.warning("the report has no samples: %s", error)
+    try:
+        log.info("the report is %s", write_report(folder))
+    except MaskeryError as error:
+        log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
 
 
 def sources_or_texts(data: Any) -> tuple[tuple[str, ...], Any]:

@@ -84,6 +84,11 @@ class PreparedPairs:
     text_negatives: torch.Tensor | None = None
 
     @property
+    def num_pairs(self) -> int:
+        """Pairs of the batch."""
+        return len(self.ids)
+
+    @property
     def counts(self) -> Mapping[str, int]:
         """Of each term that is on: pairs, masked tokens, or tokens judged replaced or not."""
         pairs = len(self.ids)

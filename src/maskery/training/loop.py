@@ -48,6 +48,7 @@ class Summary:
     tokens: int  # Real tokens that all processes trained on since they started or resumed
     seconds: float  # Time spent in steps since then
     resumed_from: int  # The step it went on from; 0 for a fresh run
+    pairs: int = 0  # Likewise pictures with captions; 0 of text
 
 
 def planned_steps(source: BatchSource[Any], config: BaseTrainingConfig) -> tuple[list[int], int]:
@@ -102,7 +103,7 @@ class TrainingLoop:
         self._last: Step | None = None
         self._done = self._saved = 0
         self._saved_at = self._resumed_at = time.perf_counter()
-        self._seconds, self._tokens = 0.0, 0
+        self._seconds, self._tokens, self._pairs = 0.0, 0, 0
 
     def train(self, *, resume: bool = False) -> Summary:
         """Run to the end, with `resume` from the newest sound checkpoint, if there is one.
@@ -142,9 +143,11 @@ class TrainingLoop:
         self._take_steps(start)
         self._tell_saved()
         gather(self.task)
+        tokens, pairs = map(int, self.processes.sum([self._tokens, self._pairs]))
         return Summary(
             steps=self.total_steps,
-            tokens=int(self.processes.sum([self._tokens])[0]),
+            tokens=tokens,
+            pairs=pairs,
             seconds=self._seconds,
             resumed_from=start.step,
         )
@@ -216,6 +219,7 @@ class TrainingLoop:
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
         last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0
         self._tokens += tokens
+        self._pairs += sum(getattr(micro, "num_pairs", 0) for micro in step.micro)
         # What batches count beyond their loss terms is logged as sums.
         names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
         counted = {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
@@ -232,6 +236,9 @@ class TrainingLoop:
             loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
             # Shown when the bar is due: a refresh for each line would fill log files.
             speed = f"{values['tokens_per_second']:,.0f} tok/s, {waiting:.0%} waiting for data"
+            if self._pairs:  # as many in each token as in the run so far
+                pairs = values["tokens_per_second"] * self._pairs / max(1, self._tokens)
+                speed = f"{pairs:,.1f} pairs/s, {speed}"
             bar.set_postfix_str(f"{loss}{speed}", refresh=False)
         self._tell_saved()
         self._tell("on_step", done, losses)

@@ -102,6 +102,31 @@ def test_rare_words_and_punctuation_are_not_ranked(folder: Path) -> None:
     words = np.array([river] * 3 + [stone] + [stop] * 4)
     before = np.array([-4.0, -4.0, -4.0, -9.0, -5.0, -5.0, -5.0, -5.0])
     after = np.array([-1.0, -2.0, -3.0, -0.1, -0.1, -0.1, -0.1, -0.1])
-    improved, worsened = rank_changes(words, before, after, tokenizer, 5)
+    examples = np.arange(8, dtype=np.uint64)
+    improved, worsened = rank_changes((words, examples, before, after), tokenizer, 5)
     assert [(w.word, w.count, w.before, w.after) for w in improved] == [("river", 3, -4.0, -2.0)]
     assert worsened == ()
+
+
+def test_words_masked_five_times_lead_and_carry_an_interval_over_examples(folder: Path) -> None:
+    tokenizer = open_model(str(folder)).tokenizer
+    river, stone = tokenizer.convert_tokens_to_ids(["river", "stone"])
+    # The river 12 times in 10 examples; the stone changes most, and is masked 4 times.
+    words = np.array([river] * 12 + [stone] * 4)
+    examples = np.array([*range(10), 0, 1, *range(4)], np.uint64)
+    before = np.full(16, -4.0)
+    after = before + np.array(
+        [1.0, 2.0, 3.0, 1.5, 2.5, 0.5, 1.0, 2.0, 3.0, 1.5, 0.0, 4.0, *[9.0] * 4]
+    )
+    ((found,), worsened) = rank_changes((words, examples, before, after), tokenizer, 5)
+    assert (found.word, found.count) == ("river", 12)
+    assert worsened == ()
+    changes = (after - before)[:12]
+    assert found.change.value == pytest.approx(changes.mean())
+    # Near Student's interval of ten sums of examples, which have one or two words each.
+    sums = np.bincount(examples[:12].astype(int), changes - changes.mean())
+    half = 2.26 * sums.std(ddof=1) * np.sqrt(10) / 12
+    assert found.change.high - found.change.value == pytest.approx(half, rel=0.15)
+    late = (words[10:], examples[10:], before[10:], after[10:])
+    few = rank_changes(late, tokenizer, 5)[0][0]
+    assert (few.word, few.count, few.change.known) == ("stone", 4, False)

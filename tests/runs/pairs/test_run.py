@@ -268,7 +268,7 @@ def test_callbacks_are_told_of_steps_evaluations_and_the_end(tmp_path: Path) -> 
             told.append("end")
 
     config = config_of(save_tiny_pairs(tmp_path), tmp_path / "run", max_steps=1)
-    maskery.train(config, callbacks=[Recorder()], progress=False)
+    maskery.train(config, callbacks=[Recorder()], progress=False, report=False)
     assert told == ["evaluation 0, True", "step 1, True", "evaluation 1, True", "end"]
     with pytest.raises(ConfigError, match="the callback Recorder is a class"):
         train_pairs(config_of(tmp_path / "none", tmp_path / "r"), callbacks=[Recorder])  # type: ignore[list-item]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from maskery.core.errors import DataError, MissingExtraError, reason_of
+from maskery.core.errors import DataError, MissingExtraError, counted, reason_of
 from maskery.core.random import UInt64Array
 from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
@@ -260,8 +260,7 @@ class Skipped:
         """Return one line for the log; empty if nothing was skipped."""
         if not self.reasons:
             return ""
-        plural = "" if self.count == 1 else "s"
-        return f"{self.count} {self.what}{plural} skipped; the first: {self.reasons[0]}"
+        return f"{counted(self.count, self.what)} skipped; the first: {self.reasons[0]}"
 
 
 def decode_many(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, counted
 from maskery.core.registry import require
 from maskery.data.split import as_read
 from maskery.evaluation.intervals import Interval
@@ -321,7 +321,7 @@ def tuned_figure(
     number = int(held_out.sum())
     task.notes.append(
         f"fine-tuned: {number:,} texts, a quarter by hash, are judged and the others trained on; "
-        f"the mean of {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+        f"the mean of {counted(len(seeds), 'seed')}"
     )
     commonest = np.bincount(classes[held_out]).max()
     task.chances = {**task.chances, "fine-tuned": float(commonest / number)}

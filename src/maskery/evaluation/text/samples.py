@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch, Vocabulary
 from maskery.core.processes import inference
+from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, Filler, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, true_log_probabilities
 from maskery.masking.masker import Masker
@@ -22,8 +23,10 @@ from maskery.masking.masker import Masker
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
-# A word is listed if it was predicted at least so often; where none was, once is enough.
-FEWEST = 3
+# Of masked words (M,) each: their ids, their examples, log-probabilities before and after.
+Hidden = tuple[Ints, npt.NDArray[np.uint64], Floats, Floats]
+# Words masked less often changed by luck; they are listed where no word was masked so often.
+FEWEST = 5
 # Shown on each side of the hidden word, so that a fill is read at a glance.
 CONTEXT_TOKENS = 16
 # Fills are drawn from examples with at least so many whole words, which give some context.
@@ -53,6 +56,7 @@ class WordChange:
     count: int  # Times that it was masked
     before: float  # The mean log-probability before training, in nats
     after: float  # The mean log-probability after training, in nats
+    change: Interval  # After minus before, over the examples that have the word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +89,8 @@ def sample_text(
         total += batch.num_tokens
         if total >= most_tokens:
             break
-    words, old, new = _changes(before, after, held_out, vocabulary, rounds)
-    improved, worsened = rank_changes(words, old, new, tokenizer, listed)
+    masked = _changes(before, after, held_out, vocabulary, rounds)
+    improved, worsened = rank_changes(masked, tokenizer, listed)
     hidden = _hidden_words(held_out, tokenizer)
     count = min(fills, len(hidden))
     spread = [hidden[i * len(hidden) // count] for i in range(count)]
@@ -94,7 +98,7 @@ def sample_text(
         fills=tuple(_fill(before, after, ids, place, top_k) for ids, place in spread),
         improved=improved,
         worsened=worsened,
-        masked_words=len(words),
+        masked_words=len(masked[0]),
     )
 
 
@@ -106,21 +110,27 @@ def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> Flags:
 
 
 def rank_changes(
-    words: Ints, before: Floats, after: Floats, tokenizer: PreTrainedTokenizerBase, listed: int
+    masked: Hidden, tokenizer: PreTrainedTokenizerBase, listed: int
 ) -> tuple[tuple[WordChange, ...], tuple[WordChange, ...]]:
-    """Return the words (M,) whose mean log-probability (M,) rose most, and fell most."""
+    """Return the words whose mean log-probability rose most, and fell most."""
+    words, examples, before, after = masked
     unique, inverse, counts = np.unique(words, return_inverse=True, return_counts=True)
     old = np.bincount(inverse, before) / counts
     new = np.bincount(inverse, after) / counts
     spelled = [tokenizer.decode([token]).strip() for token in unique.tolist()]
     letters = np.array([any(map(str.isalpha, word)) for word in spelled], np.bool_)
-    chosen = np.flatnonzero((counts >= min(FEWEST, int(counts.max(initial=1)))) & letters)
+    most = int(counts[letters].max(initial=1))
+    chosen = np.flatnonzero((counts >= min(FEWEST, most)) & letters)
     order = chosen[np.argsort(-(new - old)[chosen], kind="stable")]
 
     def described(indices: Ints) -> tuple[WordChange, ...]:
         return tuple(
             WordChange(
-                word=spelled[i], count=int(counts[i]), before=float(old[i]), after=float(new[i])
+                word=spelled[i],
+                count=int(counts[i]),
+                before=float(old[i]),
+                after=float(new[i]),
+                change=_paired(examples[inverse == i], (after - before)[inverse == i]),
             )
             for i in indices[:listed].tolist()
         )
@@ -129,30 +139,35 @@ def rank_changes(
     return described(order[change > 0]), described(order[change < 0][::-1])
 
 
+def _paired(examples: npt.NDArray[np.uint64], changes: Floats) -> Interval:
+    """Return the mean of changes, those of one example counted as one observation."""
+    own, counts = np.unique(examples, return_inverse=True, return_counts=True)[1:]
+    return ratio_interval(np.bincount(own, changes).astype(np.float64), counts.astype(np.float64))
+
+
 def _changes(
     before: Filler,
     after: Filler,
     held_out: Sequence[tuple[TokenBatch, Flags]],
     vocabulary: Vocabulary,
     rounds: int,
-) -> tuple[Ints, Floats, Floats]:
-    """Return ids (M,) of masked whole words with their log-probabilities under both models."""
-    none = np.zeros(0)
-    words, logs = [none.astype(np.int64)], [(none, none)]
+) -> Hidden:
+    """Mask words and predict them by both models."""
+    found: list[Hidden] = [(np.zeros(0, np.int64), np.zeros(0, np.uint64), *np.zeros((2, 0)))]
     for seed in range(rounds):
         masker = Masker.of(vocabulary, seed=seed)
         for batch, whole in held_out:
             masked = masker.mask(batch, epoch=FROZEN_EPOCH)
             keep = whole[masked.positions]
             if keep.any():
-                words.append(masked.targets[keep])
                 old, new = (
                     true_log_probabilities(model.predict(masked), masked.targets)[keep]
                     for model in (before, after)
                 )
-                logs.append((old, new))
-    old, new = map(np.concatenate, zip(*logs, strict=True))
-    return np.concatenate(words), old, new
+                examples = batch.example_ids[batch.sequences_of(masked.positions[keep])]
+                found.append((masked.targets[keep], examples, old, new))
+    words, examples, old, new = map(np.concatenate, zip(*found, strict=True))
+    return words, examples, old, new
 
 
 def _hidden_words(

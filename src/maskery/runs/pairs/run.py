@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, counted
 from maskery.core.random import Int64Array
 from maskery.core.registry import plugin_identity
 from maskery.data.images.loading import Skipped
@@ -173,7 +173,7 @@ def prepare_pairs(
             train = not_held_out(pairs, own, config.reading)
     share = len(held) / (len(train) + len(held))
     reader = config.reading.reader
-    log.info("%s training and %s held-out pairs", f"{len(train):,}", f"{len(held):,}")
+    log.info("%s training and %s", f"{len(train):,}", counted(len(held), "held-out pair"))
     return PairsRun(
         config=config,
         prepared=prepared,

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.distributed.tensor import DTensor
 
+from maskery.core.errors import counted
 from maskery.core.processes import join_processes
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import fingerprint
@@ -172,11 +173,11 @@ def prepare_person_search(
         return RetrievalSet(read, batch_images=config.retrieval.batch_images)
 
     log.info(
-        "%s: %s captions of %s persons to train on, %s pictures to choose the epoch by",
+        "%s: %s of %s to train on, %s to choose the epoch by",
         data.title,
-        f"{len(prepared.captions.owners):,}",
-        f"{len(data.train.person_names):,}",
-        f"{len(data.val):,}",
+        counted(len(prepared.captions.owners), "caption"),
+        counted(len(data.train.person_names), "person"),
+        counted(len(data.val), "picture"),
     )
     ranking, training = config.retrieval, config.training
     # By default every epoch is measured, as in RaSa, which keeps the best one's model.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, counted
 from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.places import holds_shards
@@ -137,7 +137,7 @@ class StoredText:
         require_growing(self.tokenizer)
         added = add_words(self.tokenizer, read_words(path, self.tokenizer), path)
         self.tokenizer = added.tokenizer
-        log.info("%d words are added to the vocabulary", len(added.pieces))
+        log.info("added to the vocabulary: %s", counted(len(added.pieces), "word"))
         if added.known:
             shown = ", ".join(added.known[:5]) + (", ..." if len(added.known) > 5 else "")
             log.info("%d were single tokens already: %s", len(added.known), shown)
@@ -173,8 +173,9 @@ class StoredText:
         tokens = int(self.store.lengths()[self.train_documents].sum())
         of_more = " (a sample: --held-out-tokens)" if self.is_sampled else ""
         return (
-            f"{len(self.train_documents):,} training and {len(self.held_documents):,} held-out "
-            f"examples{of_more}, {tokens:,} tokens"
+            f"{len(self.train_documents):,} training and "
+            f"{counted(len(self.held_documents), 'held-out example')}{of_more}, "
+            f"{counted(tokens, 'token')}"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from maskery.core.batch import TokenBatch
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, counted
 from maskery.core.processes import inference, join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
@@ -115,7 +115,7 @@ class HeldOutText:
             return {"before": "its own", "after": "trained on"}
         if self.with_head is None:
             return {"before": "new, untrained", "after": "trained"}
-        steps = f"trained alone, {self.run.head_steps:,} steps"
+        steps = f"trained alone, {counted(self.run.head_steps, 'step')}"
         return {AS_LOADED: "new, untrained", "before": steps, "after": "trained with the encoder"}
 
     def _write(self, file: str) -> None:

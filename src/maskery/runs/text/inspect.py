@@ -202,7 +202,7 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
 def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     """Take a few steps, and say what all of them would cost; the model is changed by them."""
     training = run.config.training
-    task = run.task()
+    task = run.task
     new = new_parameters(task, run.model, run.loaded.new_parameters)
     steps, total = planned_steps(source, training)
     stepper = Stepper(task, training, total_steps=total, new_parameters=new)

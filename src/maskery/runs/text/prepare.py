@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ class TextRun:
             processes=join_processes(),
         )
 
+    @cached_property
     def task(self) -> Task[Any, Any]:
         """Make the task that the configuration names, or that an objective of the user's makes."""
         parts = replace(

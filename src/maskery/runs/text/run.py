@@ -31,7 +31,7 @@ from maskery.runs.frame.run_frame import (
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, replaced_words_auc
-from maskery.runs.text.prepare import TextRun, prepare_text, text_parts
+from maskery.runs.text.prepare import TextRun, prepare_text
 from maskery.tasks.text_mlm import (
     TextParts,
     load_extra,
@@ -135,8 +135,8 @@ def train_text(
     def prepare(folder: Path) -> TextRun:
         run = prepare_text(replace(config, output=folder), progress=progress, given=given)
         run.train.num_steps(0)  # a budget that is too small shows here
-        # A policy that cannot be made shows here, too, before the folder holds anything.
-        text_parts(config, run.model, run.loaded.tokenizer)
+        # A policy or a task that cannot be made shows here, too, before the folder holds anything.
+        _ = run.task
         log.info("%s, %s layout", run.about, run.held_out.layout)
         return run
 
@@ -163,7 +163,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
         figures = {name: v for text in texts.values() for name, v in text.score(step).items()}
         return figures if check is None else {**figures, "probe": check.figure(step)}
 
-    task = run.task()
+    task = run.task
     if run.given.model is None and not run.config.model.startswith(SCRATCH):
         # A model folder that holds a twin or heads goes on with them.
         load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)

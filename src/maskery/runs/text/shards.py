@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from maskery.core.errors import DataError, ModelError, reason_of
+from maskery.core.errors import DataError, ModelError, counted, reason_of
 from maskery.data.added_words import AddedWords
 from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.reader import Corpus
@@ -86,8 +86,10 @@ class ShardedText:
         """Return how much there is, in words."""
         manifest = self.shards.manifest
         return (
-            f"{len(manifest.shards):,} shards with {manifest.documents:,} training examples, "
-            f"{manifest.tokens:,} tokens; {self.held_out_store.num_documents:,} held-out examples"
+            f"{counted(len(manifest.shards), 'shard')} with "
+            f"{counted(manifest.documents, 'training example')}, "
+            f"{counted(manifest.tokens, 'token')}; "
+            f"{counted(self.held_out_store.num_documents, 'held-out example')}"
         )
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
