@@ -115,7 +115,9 @@ def test_the_page_draws_every_run_and_asks_for_nothing(
     assert text.count("<svg") == 2
     assert "3 runs compared" in text
     assert all(f'">{run}</span>' in text for run in runs.values())
-    assert not re.search(r'<script|not finished|(?:src|href)="(?!#)', text)
+    assert not re.search(r"<script|not finished", text)
+    # The figures as CSV are within the page.
+    assert re.findall(r'(?:src|href)="(?!#)([^,"]*)', text) == ["data:text/csv;charset=utf-8"]
 
 
 def test_a_run_without_kept_sums_is_scored_and_they_are_kept(

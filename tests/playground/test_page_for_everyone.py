@@ -98,7 +98,7 @@ def test_errors_and_an_empty_text_are_for_everyone(page: Any, seeing: Client) ->
 @pytest.mark.parametrize("view", ["plain", "surprisal", "influence"])
 def test_24_masks_in_every_view(page: Any, client: Client, view: str) -> None:
     hidden = ".".join(map(str, range(24)))
-    go(page, client, f"{MANY} and the", f"&m={hidden}&v={view}")
+    go(page, client, f"{MANY} and the", f"&m={hidden}&v={view}&k=3")
     page.locator(".joint").first.wait_for()
     assert page.locator(".mask-card").count() == 24
     assert not page.get_by_role("alert").is_visible()
