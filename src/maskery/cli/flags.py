@@ -221,7 +221,7 @@ def split_arguments(
     flags: dict[str, list[str]] = {}
     into, room = positional, math.inf
     for word in arguments:
-        if word.startswith("-") and word != "-":
+        if word.startswith("-") and word[1:2] not in ".0123456789":  # - and -1 are values
             name, equals, value = word.partition("=")
             into = flags.setdefault(flag := name.replace("_", "-"), [value] if equals else [])
             room = 0 if equals else sizes.get(flag, 0)

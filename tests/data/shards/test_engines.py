@@ -140,7 +140,7 @@ def test_sending_is_told_in_one_line(
     capfd.readouterr()
     assert main(command) == 0
     said = capfd.readouterr()
-    assert said.out.startswith("job 40 of Slurm makes the 1 pieces, and writes shards.json last")
+    assert said.out.startswith("job 40 of Slurm makes 1 piece, and writes shards.json last")
     assert said.err == ""
     (sent.parent / "bin" / "sbatch").write_text("#!/bin/sh\nexit 1\n")
     assert main(command) == 2

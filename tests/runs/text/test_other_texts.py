@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +205,7 @@ def test_scoring_that_takes_long_shows_how_far_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(masked, "BAR_AFTER", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run = prepare_text(config_of(folder, "x"), progress=True)
     run.score()
     assert re.search(r"scoring: .*tok/s", capsys.readouterr().err)
