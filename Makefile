@@ -63,11 +63,12 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-# Draws the README's pictures. CORPUS is a text to train the shown run on, RUN a finished run.
-CORPUS ?= meditations.txt
-RUN ?= runs/meditations-minilm
+# Draws the README's pictures of a finished run: by default of that which the README shows, on the text that
+# `maskery quickstart` writes.
+RUN ?= runs/reference
 docs-images: install browser
-	[ -f $(RUN)/model/config.json ] || $(BIN)/maskery train text $(CORPUS) --model minilm --output $(RUN)
+	[ -f $(RUN)/model/config.json ] || $(BIN)/maskery train text runs/quickstart/python_reference.txt --unit paragraph \
+	  --mask-rate 0.3 --hidden-dropout 0 --learning-rate 3e-4 --batch-tokens 2048 --epochs 4 --output $(RUN)
 	PYTHONPATH=tests/support $(BIN)/python docs/draw_images.py $(RUN)
 
 # Malformed and hostile input, 100,000 cases.

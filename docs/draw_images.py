@@ -1,6 +1,6 @@
 """Draw the README's pictures into `docs/images/`: a run's report, and the playground.
 
-    PYTHONPATH=tests/support python docs/draw_images.py runs/meditations-minilm
+    PYTHONPATH=tests/support python docs/draw_images.py runs/reference
 
 Needs a Chromium (`make browser`) and playwright, which the extra `dev` brings.
 """
@@ -22,10 +22,10 @@ from maskery.playground.session import Session
 
 IMAGES = Path(__file__).resolve().parent / "images"
 TEXT = (
-    "Do not act as if you had ten thousand years to live. Death hangs over you. While you live, "
-    "while it is in your power, be good."
+    "A class definition defines a class object. If the primary is a list, the subscript must be an "
+    "integer. The raise statement raises an exception."
 )
-HIDDEN = "27"
+HIDDEN = "6"
 
 
 def main() -> None:
