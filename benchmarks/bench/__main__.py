@@ -15,7 +15,8 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.config import BenchConfig
-from maskery.cli.main import parse, print_json, set_up_logging, table
+from maskery.cli.main import parse, set_up_logging
+from maskery.cli.output import print_json, table
 from maskery.core.errors import DataError, MaskeryError
 from maskery.core.ranges import Settings
 

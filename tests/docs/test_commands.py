@@ -6,7 +6,6 @@ commands on real data, hours and hubs; those are read by the parser here, and no
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from maskery.cli.evaluate import WAYS
-from maskery.cli.main import COMMANDS, find_command, parse
+from maskery.cli.main import command_of, find_command, parse
 from maskery.core.errors import MaskeryError
 
 ROOT = Path(__file__).parents[2]
@@ -42,8 +41,7 @@ def refusal(told: str) -> str:
     if found is None:
         return "there is no such command"
     name, arguments = found
-    module, _, made = COMMANDS[name][0].partition(":")
-    command = getattr(importlib.import_module(f"maskery.cli.{module}"), made)
+    command = command_of(name)
     # Which flags `evaluate` has depends on the model, which is not here.
     ways = WAYS if name == "evaluate" else [command]
     return min((complaint(way, name, arguments) for way in ways), key=len)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_text import lines, save_tiny_model
+from tiny_text import lines
 
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError
@@ -35,18 +35,6 @@ def test_it_is_a_short_file() -> None:
 
 def objective() -> Any:
     return load_plugin(PLUGIN, flag="--objective", contract="an objective")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n".join(lines(120)), "utf-8")
-    return path
 
 
 def alone(hf: Any, ids: np.ndarray, boundaries: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_text import lines, save_tiny_model
+from tiny_text import lines
 
 from maskery.cli.main import main
 from maskery.core.registry import load_plugin
@@ -30,18 +30,6 @@ PLUGIN = f"{FILE}:Tsdae"
 
 def of(name: str) -> Any:
     return load_plugin(f"{FILE}:{name}", flag="--objective", contract="an objective")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n".join(lines(120)), "utf-8")
-    return path
 
 
 def made(model: Path, *, packed: bool = True, count: int = 20) -> tuple[Any, Any, Any]:

@@ -33,6 +33,13 @@ def client(models: list[Path]) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
+def alone(models: list[Path]) -> Iterator[Client]:
+    """One model served by itself."""
+    with served(Session(str(models[0]))) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def pairs_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that looks at pictures; they lie beside it, in `data`."""
     folder = tmp_path_factory.mktemp("pairs")

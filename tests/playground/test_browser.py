@@ -22,12 +22,6 @@ SIZE = {"width": 1000, "height": 900}
 PHONE = {"width": 360, "height": 740}
 
 
-@pytest.fixture(scope="module")
-def alone(models: list[Path]) -> Iterator[Client]:
-    with served(Session(str(models[0]))) as found:
-        yield found
-
-
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visit]:
     found = Visit(browser, viewport=SIZE)

@@ -14,20 +14,12 @@ import pytest
 from accessible import assert_accessible
 from browser import Visit
 from PIL import Image
-from served import Client, served
-
-from maskery.playground.session import Session
+from served import Client
 
 TEXT = "the river stone, copper meadow."
 MANY = "river stone cloud ember forest signal harbour lantern meadow thunder copper violet " * 2
 CAPTION = "this is a red square of paper"
 SIZE = {"width": 1000, "height": 900}
-
-
-@pytest.fixture(scope="module")
-def alone(models: list[Path]) -> Iterator[Client]:
-    with served(Session(str(models[0]))) as found:
-        yield found
 
 
 @pytest.fixture

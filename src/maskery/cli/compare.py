@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.main import Command, as_text, prepare_output
+from maskery.cli.main import Command
+from maskery.cli.output import as_text, prepare_output
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,7 +10,7 @@ import tyro
 
 from maskery.cli.evaluate import WAYS
 from maskery.cli.flags import Flag, flags_of
-from maskery.cli.main import COMMANDS, Command
+from maskery.cli.main import COMMANDS, Command, command_of
 from maskery.cli.train import command_class
 
 # Where a word completes to nothing, `-o default` offers files.
@@ -59,8 +58,7 @@ class Completion(Command):
 
 def command_flags(name: str) -> list[Flag]:
     """Return the flags of a command, of any of its ways where it has several."""
-    module, _, made = COMMANDS[name][0].partition(":")
-    kind = getattr(importlib.import_module(f"maskery.cli.{module}"), made)
+    kind = command_of(name)
     kinds = {"evaluate": WAYS, "train": ()}.get(name)
     if kinds is None:
         kinds = (kind if isinstance(kind, type) else command_class(name.partition(" ")[2]),)

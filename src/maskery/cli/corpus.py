@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from maskery.cli.main import Command, table
+from maskery.cli.main import Command
+from maskery.cli.output import table
 from maskery.core.errors import ConfigError, counted, os_errors
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports, signals_stop

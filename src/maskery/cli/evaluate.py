@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from maskery.cli.flags import HELP, flags_of, sizes_of, split_arguments
-from maskery.cli.main import Command, as_text, as_texts, parse, set_up_logging
+from maskery.cli.main import Command, parse, set_up_logging
+from maskery.cli.output import as_text, as_texts
 from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
@@ -272,7 +273,7 @@ SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--h
 def evaluate(arguments: Sequence[str]) -> Command:
     """Find out what is measured, and parse the flags of that."""
     # The flags decide which parser reads them, so they are looked at before there is one.
-    known = {way: sizes_of(list(flags_of(way))) for way in WAYS}
+    known = {way: sizes_of(list(flags_of(way, described=False))) for way in WAYS}
     every = {flag: size for sizes in known.values() for flag, size in sizes.items()}
     models, given = split_arguments(arguments, every)
     flags = set(given)

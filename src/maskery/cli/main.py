@@ -1,4 +1,4 @@
-"""The `maskery` command, a table of others; their base, and the flags and output that they share.
+"""The `maskery` command, a table of others; their base, and the flags and messages that they share.
 
 Nothing heavy is imported here, so that `maskery --help` answers at once.
 """
@@ -9,7 +9,6 @@ import contextlib
 import errno
 import importlib
 import io
-import json
 import logging
 import os
 import re
@@ -17,12 +16,12 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlparse
 
+from maskery.cli.output import print_json
 from maskery.core.errors import (
     ConfigError,
     MaskeryError,
@@ -36,7 +35,7 @@ from maskery.core.ranges import Settings
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 if TYPE_CHECKING:
-    from maskery.evaluation.tables import Table
+    pass
 
 # The module of each command with its class, or with a function that makes it of the arguments, as
 # where one command is several; and what it does.
@@ -208,12 +207,17 @@ def _forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def command_of(name: str) -> Any:
+    """Return the class of a command, or the function that makes it of the arguments."""
+    module, _, made = COMMANDS[name][0].partition(":")
+    return getattr(importlib.import_module(f"maskery.cli.{module}"), made)
+
+
 def run(name: str, arguments: Sequence[str]) -> None:
     """Read the flags of a command, set up the process for it, and execute it."""
     if name.startswith(("train", "quickstart", "sweep")):
         keep_freed_memory()
-    module, _, made = COMMANDS[name][0].partition(":")
-    command = getattr(importlib.import_module(f"maskery.cli.{module}"), made)
+    command = command_of(name)
     wanted = parse(command, name, arguments) if isinstance(command, type) else command(arguments)
     set_up_logging(quiet=wanted.quiet or wanted.json)
     wanted.execute()
@@ -362,69 +366,6 @@ def set_up_logging(*, quiet: bool = False) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", module=r"(transformers|torch|accelerate|datasets)\b")
-
-
-def print_json(data: Any) -> None:
-    """Print one JSON document; numbers that JSON lacks become null."""
-    from maskery.runs.frame.run_folder import without_nan
-
-    def plain(value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return without_nan(asdict(value))
-        return shown(value) if isinstance(value, Path) else value.tolist()
-
-    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False, default=plain))
-
-
-def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """Return rows with aligned columns: some to the left, as texts are, the others to the right."""
-    columns = []
-    for index, column in enumerate(zip(*rows, strict=True)):
-        align = str.ljust if index in left else str.rjust
-        columns.append([align(cell, max(map(len, column))) for cell in column])
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
-
-
-def as_text(shown: Table, *, titled: bool = False) -> str:
-    """Return a table of figures with its notes below, and if wanted with its title above."""
-    heading = [shown.title] if titled and shown.title else []
-    return "\n".join([*heading, table(shown.lines()), *shown.notes])
-
-
-def as_texts(tables: Iterable[Table]) -> str:
-    """Return several tables with their titles."""
-    return "\n\n".join(as_text(one, titled=True) for one in tables)
-
-
-def percent(share: float | None) -> str:
-    """Return a share in percent; nothing where it is not known."""
-    return "" if share is None else f"{100 * share:.1f}%"
-
-
-def prepare_output(path: Path, flag: str) -> None:
-    """Make the folder of a file that a flag names, and check that the file can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
-        with path.open("ab"):
-            pass
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{flag} is '{path}', and no file can be written there ({error.strerror}); name another"
-        ) from error
-
-
-def check_png(path: Path, flag: str) -> None:
-    """Refuse a picture's file with another ending."""
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"{flag} is '{path}': it is written as PNG; end it with .png")
-
-
-def shown(path: Path) -> str:
-    """Return a path for print and JSON, with bytes that are no UTF-8 escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 if __name__ == "__main__":

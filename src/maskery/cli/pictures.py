@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from maskery.cli.main import Command, check_png, percent, prepare_output, shown, table
+from maskery.cli.main import Command
+from maskery.cli.output import check_png, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from maskery.cli.main import Command, as_text
+from maskery.cli.main import Command
+from maskery.cli.output import as_text
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import quick_imports
 from maskery.evaluation.tables import vectors_table

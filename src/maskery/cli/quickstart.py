@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from maskery.cli.main import Command, as_text, as_texts, percent, table
+from maskery.cli.main import Command
+from maskery.cli.output import as_text, as_texts, percent, table
 from maskery.core.errors import CheckpointError, counted
 from maskery.core.registry import require
 from maskery.core.system import quick_imports

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.main import Command, percent, table
+from maskery.cli.main import Command
+from maskery.cli.output import percent, table
 from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
@@ -158,11 +159,7 @@ class Score(Command):
         scored = scorer.score(
             (line.text for line in lines), lambda index: f"{file}: line {numbers[index]}"
         )
-        scores = []
-        with Bar(len(lines), "scoring") as bar:
-            for score in scored:
-                scores.append(score)
-                bar.update()
+        scores = list(Bar(len(lines), "scoring", iterable=scored))
         mark = reader.tokenizer.unk_token
         unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
         if unknown:  # their score is that of any unknown word

@@ -16,7 +16,7 @@ OF = "{desc}: {percentage:.0f}% ({n_fmt}/{total_fmt}), {elapsed} so far, {remain
 
 
 class Bar(tqdm):  # type: ignore[type-arg]  # tqdm is not generic when it runs
-    """A progress bar on standard error, a context manager.
+    """A progress bar on standard error: a context manager, or a loop over an `iterable`.
 
     Args:
         total: How much there is to do; None where nobody knows.

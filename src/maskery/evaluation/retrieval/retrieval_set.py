@@ -129,11 +129,9 @@ class RetrievalSet:
     def images(self, *, progress: bool = False) -> Iterator[torch.Tensor]:
         """Yield the I pictures in order: (B, 3, H, W) float32, normalised."""
         batches = list(self._batches(self.gallery))
-        with Bar(len(batches), "images", shown=progress) as bar:
-            for members in batches:
-                loaded = self.pictures.load(members)
-                yield view_stack([image for image in loaded if image is not None], self.view)
-                bar.update()
+        for members in Bar(len(batches), "images", shown=progress, iterable=batches):
+            loaded = self.pictures.load(members)
+            yield view_stack([image for image in loaded if image is not None], self.view)
 
     def _batches(self, indices: Int64Array) -> Iterator[list[int]]:
         for first in range(0, len(indices), self.batch_images):

@@ -1,0 +1,78 @@
+"""What commands print and write: JSON, tables as text, and the files that flags name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskery.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskery.evaluation.tables import Table
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document; numbers that JSON lacks become null."""
+    from maskery.runs.frame.run_folder import without_nan
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return without_nan(asdict(value))
+        return shown(value) if isinstance(value, Path) else value.tolist()
+
+    print(json.dumps(without_nan(data), indent=1, ensure_ascii=False, default=plain))
+
+
+def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Return rows with aligned columns: some to the left, as texts are, the others to the right."""
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        align = str.ljust if index in left else str.rjust
+        columns.append([align(cell, max(map(len, column))) for cell in column])
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
+
+
+def as_text(shown: Table, *, titled: bool = False) -> str:
+    """Return a table of figures with its notes below, and if wanted with its title above."""
+    heading = [shown.title] if titled and shown.title else []
+    return "\n".join([*heading, table(shown.lines()), *shown.notes])
+
+
+def as_texts(tables: Iterable[Table]) -> str:
+    """Return several tables with their titles."""
+    return "\n\n".join(as_text(one, titled=True) for one in tables)
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent; nothing where it is not known."""
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def prepare_output(path: Path, flag: str) -> None:
+    """Make the folder of a file that a flag names, and check that the file can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} is '{path}', and no file can be written there ({error.strerror}); name another"
+        ) from error
+
+
+def check_png(path: Path, flag: str) -> None:
+    """Refuse a picture's file with another ending."""
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{flag} is '{path}': it is written as PNG; end it with .png")
+
+
+def shown(path: Path) -> str:
+    """Return a path for print and JSON, with bytes that are no UTF-8 escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
