@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.flags import HELP, flags_of, sizes_of, split_arguments
-from maskery.cli.main import Command, parse, set_up_logging
+from maskery.cli.flags import flags_of, sizes_of, split_arguments
+from maskery.cli.main import HELP, Command, parse, set_up_logging
 from maskery.cli.output import as_text, as_texts
 from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range

@@ -18,7 +18,6 @@ from typing import Any
 from maskery.core.errors import meant
 from maskery.core.flags import conf
 
-HELP = frozenset({"-h", "--help", "--help-all"})
 # The flags that --help shows where a command has many; --help-all shows all.
 TEXT = """model output resume epochs max-steps batch-tokens micro-batch-tokens learning-rate
 max-length mask-rate text-column unit eval-data"""

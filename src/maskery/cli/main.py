@@ -79,6 +79,7 @@ DISK_TROUBLE = (
 )  # fmt: skip
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")
+HELP = frozenset({"-h", "--help", "--help-all"})
 FIRST = """try first:
   maskery quickstart                        learn from Python's manual in three minutes
   maskery inspect notes.txt                 what training on your own text would take
@@ -264,9 +265,9 @@ def parse(
     """Turn flags into a config; `--help` prints and ends the program."""
     import tyro  # `maskery --help` does without it
 
-    from maskery.cli.flags import HELP, advice, flags_of, help_of
-
     if asked := HELP.intersection(arguments):
+        from maskery.cli.flags import help_of
+
         told = help_of(command, kind, default, everything="--help-all" in asked, program=program)
         print(told, end="")
         raise SystemExit(0)
@@ -277,6 +278,8 @@ def parse(
                 kind, prog=f"{program} {command}", args=words, default=default, add_help=False
             )
     except SystemExit as end:
+        from maskery.cli.flags import advice, flags_of
+
         # Where its stream has no encoding, as here, the parser draws its boxes in ASCII.
         boxes = re.compile(r"^╭─* *(.*?) *─*╮$|^╰.*╯$|[─-]{3,}|│", re.MULTILINE)
         told = " ".join(boxes.sub(" ", report.getvalue()).split())

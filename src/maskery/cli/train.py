@@ -12,8 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.flags import HELP
-from maskery.cli.main import Command, parse
+from maskery.cli.main import HELP, Command, parse
 from maskery.cli.output import as_text
 from maskery.core.errors import ConfigError, counted, meant
 from maskery.core.ranges import Count
