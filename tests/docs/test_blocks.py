@@ -96,6 +96,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "\n".join(lines(60))
     for name in ("meditations.txt", "notes.txt"):
         (folder / name).write_text(text, "utf-8")
+    (folder / "runs" / "quickstart").mkdir(parents=True)
+    paragraphs = text.replace("\n", "\n\n")
+    (folder / "runs" / "quickstart" / "python_reference.txt").write_text(paragraphs, "utf-8")
     (folder / "held_out.txt").write_text("\n".join(lines(12, seed=5)), "utf-8")
     (folder / "treebank.conllu").write_text(TREEBANK * 20, "utf-8")
     save_tiny_pairs(folder / "photos", 12).rename(folder / "pairs.jsonl")
