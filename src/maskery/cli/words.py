@@ -199,9 +199,9 @@ class Score(Command):
         unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
         if unknown:  # their score is that of any unknown word
             log.warning(
-                "%d words are unknown to the tokenizer and scored as %s: %s",
-                len(unknown),
+                "unknown to the tokenizer and scored as %s: %s: %s",
                 mark,
+                counted(len(unknown), "word"),
                 ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else ""),
             )
         return scores

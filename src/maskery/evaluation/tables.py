@@ -344,10 +344,12 @@ def _chance(figures: Data) -> Figure:
 
 
 def _searched(figures: Data, seen: str = "") -> str:
+    persons, pictures = figures["num_persons"], counted(figures["num_images"], "picture")
+    # Where each has one picture, a group is a picture, and nobody needs to be a person.
+    whose = "" if persons == figures["num_images"] else f" of {counted(persons, 'person')}"
     return (
-        f"{counted(figures['num_texts'], 'caption')} of {counted(figures['num_persons'], 'person')}"
-        f"{seen} against {counted(figures['num_images'], 'picture')}; "
-        f"{interval_note(figures['num_persons'], 'persons')}"
+        f"{counted(figures['num_texts'], 'caption')}{whose}{seen} against {pictures}; "
+        f"{interval_note(persons, 'persons' if whose else 'pictures')}"
     )
 
 
