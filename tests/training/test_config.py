@@ -30,7 +30,10 @@ NAN, INF = float("nan"), float("inf")
         ({"warmup_share": 1.0}, "warmup_share is 1.0"),
         ({"warmup_share": NAN}, "warmup_share is nan"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"keep_at": ("5x",)}, "keep_at has '5x': it must be a number of steps .* 500, or tokens"),
+        (
+            {"keep_at": ("5x",)},
+            "keep_at has '5x': it must be .* such as 500, or of tokens such as 5M",
+        ),
         ({"keep_at": ("0",)}, "keep_at has '0'"),
         ({"keep_at": ("0.0K",)}, "keep_at has '0.0K'"),
         ({"keep_at": ("2.5",)}, "keep_at has '2.5'"),

@@ -120,13 +120,13 @@ class BaseTrainingConfig(Settings):
         pattern = r"([1-9]\d*)" if tokens == 0 else r"([1-9]\d*)|((?:\d+\.)?\d+)([KMB])"
         found = re.fullmatch(pattern, amount, re.IGNORECASE)
         if found is None or (found.lastindex == 3 and not float(found[2])):
-            known = (
-                "steps such as 500" if tokens == 0 else "steps such as 500, or tokens such as 5M"
+            known = "" if tokens == 0 else ", or of tokens such as 5M"
+            raise ConfigError(
+                f"{setting} has '{amount}': it must be a number of steps such as 500{known}"
             )
-            raise ConfigError(f"{setting} has '{amount}': it must be a number of {known}")
         if found[1]:
             return int(found[1])
-        wanted = round(float(found[2]) * 1000 ** " KMB".index(found[3].upper()))
+        wanted = round(float(found[2]) * 1e3 ** " KMB".index(found[3].upper()))
         return math.ceil(wanted / (tokens or CPU_TOKENS))
 
     @property
