@@ -117,6 +117,7 @@ def test_the_quickstart_prints_chance_both_rankings_and_draws_searches(
         # Somewhere a right picture is framed.
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
         assert RIGHT in colours
+    assert (output / "run" / "report.html").is_file()
     assert load_config(output / "run" / "config.yaml", PersonSearchRunConfig).data.root.is_dir()
     assert "in use" in refused(["quickstart", "person-search", "--output", str(output)], capsys)
 

@@ -45,6 +45,7 @@ def test_it_fills_searches_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert searched in printed
     with Image.open(output / "searches.png") as picture:
         assert picture.height > 64
+    assert (output / "run" / "report.html").is_file()
     gallery = output / "other" / "facebook"
     assert f"--gallery {gallery}" in printed
     assert main(["search", str(output / "run"), "--gallery", str(gallery), "strawberry"]) == 0

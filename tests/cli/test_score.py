@@ -68,7 +68,7 @@ def test_words_that_the_tokenizer_does_not_know_are_named(
     path = tmp_path / "greek.txt"
     path.write_text("the river λόγος\n")
     assert main(["score", str(model), str(path)]) == 0
-    assert "1 words are unknown" in (err := capsys.readouterr().err)
+    assert "[UNK]: 1 word: λόγος" in (err := capsys.readouterr().err)
     assert "λόγος" in err
 
 

@@ -22,8 +22,8 @@ def test_pictures_are_found_by_suffix_in_order(
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     (tmp_path / "a" / "round").symlink_to(tmp_path)
     found = find_pictures(tmp_path)
-    assert "2 entries of the gallery are no regular files" in caplog.text
-    assert "1 entries of the gallery have no picture's ending" in caplog.text
+    assert "passed over in the gallery: 2 entries, no regular files" in caplog.text
+    assert "1 entry, without a picture's ending" in caplog.text
     assert "first 'a/notes.txt'" in caplog.text
     with pytest.raises(DataError, match="is no regular file"):
         read_picture(tmp_path, "pipe.png")

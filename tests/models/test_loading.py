@@ -157,9 +157,9 @@ def test_weights_without_a_place_are_named(
     load_masked_lm(str(folder))
     (record,) = caplog.records
     assert record.message == (
-        f"'{folder}' has 16 weights that its model has no place for (bert.encoder.layer.1.attention"
-        ".output.LayerNorm.bias, bert.encoder.layer.1.attention.output.LayerNorm.weight, "
-        "bert.encoder.layer.1.attention.output.dense.bias and 13 more); they are left out"
+        f"left out: 16 weights of '{folder}' that its model has no place for (bert.encoder.layer.1"
+        ".attention.output.LayerNorm.bias, bert.encoder.layer.1.attention.output.LayerNorm.weight, "
+        "bert.encoder.layer.1.attention.output.dense.bias and 13 more)"
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from maskery.core.errors import ConfigError
+from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.training.config import TrainingConfig
 
 NAN, INF = float("nan"), float("inf")
@@ -29,11 +30,26 @@ NAN, INF = float("nan"), float("inf")
         ({"warmup_share": 1.0}, "warmup_share is 1.0"),
         ({"warmup_share": NAN}, "warmup_share is nan"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        (
+            {"keep_at": ("5x",)},
+            "keep_at has '5x': it must be .* such as 500, or of tokens such as 5M",
+        ),
+        ({"keep_at": ("0",)}, "keep_at has '0'"),
+        ({"keep_at": ("0.0K",)}, "keep_at has '0.0K'"),
+        ({"keep_at": ("2.5",)}, "keep_at has '2.5'"),
         ({"clip_norm": INF}, "clip_norm is inf"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "it must be from 0 to"),
         ({"precision": "fp16"}, "precision is 'fp16'.*auto, fp32, bf16"),
-        ({"lr_schedule": "step"}, "lr_schedule is 'step'.*linear, cosine, constant"),
+        ({"lr_schedule": "step"}, "lr_schedule is 'step'.*linear, cosine, constant, wsd"),
+        ({"lr_schedule": "wsd", "decay_share": 0.0}, "decay_share is 0.0: it must be above 0"),
+        ({"lr_schedule": "wsd", "decay_shape": "sqrt"}, "decay_shape is 'sqrt'.*linear, cosine, 1"),
+        ({"decay_share": 0.2}, "of lr_schedule wsd, and it is linear"),
+        ({"lr_schedule": "cosine", "decay_shape": "linear"}, "of lr_schedule wsd.*is cosine"),
+        (
+            {"lr_schedule": "wsd", "decay_share": 0.95},
+            r"decay_share \(0.95\) are more than all",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -47,7 +63,24 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
     [
         {"learning_rate": 1.0, "warmup_share": 0.0, "clip_norm": 0.0, "weight_decay": 0.0},
         {"micro_batch_tokens": 4096, "seed": 2**63 - 1, "epochs": 1, "max_steps": 1},
+        {"lr_schedule": "wsd", "warmup_share": 0.0, "decay_share": 1.0, "decay_shape": "cosine"},
     ],
 )
 def test_settings_at_the_edges_are_taken(settings: dict[str, Any]) -> None:
     TrainingConfig(**settings)
+
+
+def test_tokens_are_as_many_steps_as_hold_them() -> None:
+    config = TrainingConfig(batch_tokens=1000, keep_at=("7", "2K", "0.0025m", "1.1K", "3B"))
+    assert config.kept_steps == {7, 2, 3, 3_000_000}
+    with pytest.raises(ConfigError, match="keep_at has '2K': it must be a number of steps such as"):
+        PairsTrainingConfig(keep_at=("2K",))
+    assert PairsTrainingConfig(keep_at=("7",)).kept_steps == {7}
+
+
+def test_the_fall_of_wsd_is_named_only_where_it_is_set() -> None:
+    """Else checkpoints of before it could not be gone on with."""
+    assert not {"decay_share", "decay_shape"} & TrainingConfig().course().keys()
+    course = TrainingConfig(lr_schedule="wsd", decay_share=0.5).course()
+    assert course["decay_share"] == 0.5
+    assert "decay_shape" not in course

@@ -105,7 +105,7 @@ def test_skipped_steps_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         values = write(book, 3, math.nan)
     assert values["skipped_steps"] == 1
-    assert "1 steps up to step 3 were skipped" in caplog.text
+    assert "skipped up to step 3: 1 step," in caplog.text
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 

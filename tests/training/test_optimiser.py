@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from maskery.training.optimiser import (
     set_learning_rate,
 )
 from maskery.training.snapshot import named_tensors, optimiser_tensors
+from maskery.training.stepper import Stepper
 
 
 class Model(nn.Module):
@@ -114,10 +118,37 @@ def test_a_step_is_adamw() -> None:
     torch.testing.assert_close(model.dense.weight.detach(), expected)
 
 
-def factors(total: int, warmup_share: float, shape: str) -> np.ndarray:
+def test_steps_are_those_of_stable_adamw() -> None:
+    """Against algorithm 2 of Wortsman et al. (2023), line by line, with a gradient that grows."""
+    torch.manual_seed(0)
+    model = Model()
+    config = TrainingConfig(optimiser="stable-adamw", learning_rate=0.01, weight_decay=0.1)
+    optimiser = build_optimiser(model, config)
+    set_learning_rate(optimiser, lambda _: 1.0)
+    theta = model.dense.weight.detach().double().numpy().copy()
+    v, u, rate, decay, beta1, beta2, eps = 0.0, 0.0, 0.01, 0.1, 0.9, 0.98, 1e-6
+    limited = []
+    for t, size in enumerate((1.0, 1.0, 30.0, 1.0), start=1):
+        gradient = size * np.random.default_rng(t).standard_normal((4, 4))
+        model.dense.weight.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimiser.step()
+        beta1_hat = beta1 * (1 - beta1 ** (t - 1)) / (1 - beta1**t)
+        beta2_hat = beta2 * (1 - beta2 ** (t - 1)) / (1 - beta2**t)
+        v = beta1_hat * v + (1 - beta1_hat) * gradient
+        u = beta2_hat * u + (1 - beta2_hat) * gradient**2
+        rms = np.sqrt(np.mean(gradient**2 / np.maximum(u, eps**2)))
+        eta = rate / max(1.0, rms)
+        theta = theta - eta * decay * theta - eta * v / (np.sqrt(u) + eps)
+        limited.append(rms > 1.0)
+        np.testing.assert_allclose(model.dense.weight.detach().numpy(), theta, rtol=1e-5, atol=1e-7)
+    assert limited[2]
+    assert not limited[3]
+
+
+def factors(total: int, warmup_share: float, shape: str, **more: Any) -> np.ndarray:
     return np.array(
         [
-            learning_rate_factor(step, total, warmup_share=warmup_share, shape=shape)
+            learning_rate_factor(step, total, warmup_share=warmup_share, shape=shape, **more)
             for step in range(total)
         ]
     )
@@ -134,15 +165,47 @@ def test_the_formula(shape: str) -> None:
     np.testing.assert_allclose(factors(100, 0.1, shape), expected, rtol=1e-12)
 
 
+# Of wsd, the last 25 of 100 steps fall: Hägele et al. (2024), section 3, with x the share of the
+# fall that is behind.
+BEHIND = np.arange(25) / 25
+FALLS = {
+    "linear": 1 - BEHIND,
+    "cosine": (1 + np.cos(np.pi * BEHIND)) / 2,
+    "1-sqrt": 1 - np.sqrt(BEHIND),
+}
+
+
+@pytest.mark.parametrize("shape", FALLS)
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_the_formula_of_wsd(shape: str, floor: float) -> None:
+    fall = floor + (1 - floor) * FALLS[shape]
+    expected = np.concatenate((np.arange(1, 11) / 10, np.ones(65), fall))
+    found = factors(100, 0.1, "wsd", floor=floor, decay_share=0.25, decay_shape=shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_stepper_falls_as_its_settings_say() -> None:
+    task, chosen = SimpleNamespace(model=Model()), {"decay_share": 0.5, "decay_shape": "linear"}
+    for more, last in (({}, 1 - np.sqrt(19 / 20)), (chosen, 1 / 50)):
+        config = TrainingConfig(lr_schedule="wsd", warmup_share=0.0, **more)
+        stepper: Any = Stepper(task, config, total_steps=100)  # type: ignore[arg-type]
+        factor = stepper._rate_factor
+        assert factor(49, 0) == 1.0
+        assert factor(99, 0) == pytest.approx(last, rel=1e-12)
+
+
 @given(
     st.integers(1, 300),
     st.floats(0, 1, exclude_max=True),
-    st.sampled_from(["linear", "cosine", "constant"]),
+    st.sampled_from(["linear", "cosine", "constant", "wsd"]),
+    st.floats(0, 1, exclude_min=True),
+    st.sampled_from(list(FALLS)),
 )
 def test_every_step_learns_and_none_exceeds_the_peak(
-    total: int, warmup_share: float, shape: str
+    total: int, warmup_share: float, shape: str, decay_share: float, decay_shape: str
 ) -> None:
-    seen = factors(total, warmup_share, shape)
+    more = {"decay_share": decay_share, "decay_shape": decay_shape}
+    seen = factors(total, warmup_share, shape, **more)
     assert (seen > 0).all()
     assert (seen <= 1).all()
     assert seen.max() == 1.0
@@ -268,8 +331,9 @@ def test_an_untied_output_layer_is_not_muons() -> None:
     assert model.decoder.weight not in hidden_matrices(model)
 
 
-def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    """A checkpoint keeps Muon's momentum: the next step is the same."""
+@pytest.mark.parametrize(("name", "kept"), [("muon", BUFFER), ("stable-adamw", "exp_avg_sq")])
+def test_a_run_goes_on_where_it_was(tmp_path: Path, name: Any, kept: str) -> None:
+    """A checkpoint keeps the moments: the next step is the same."""
     from maskery.training.checkpoint import Checkpoints
     from maskery.training.snapshot import Position, SnapshotMaker, restore
 
@@ -291,9 +355,10 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
         optimiser.zero_grad(set_to_none=True)
 
     task, other = Task(), Task()
-    optimiser, fresh = (build_optimiser(each.model, CONFIG) for each in (task, other))
+    config = replace(CONFIG, optimiser=name)
+    optimiser, fresh = (build_optimiser(each.model, config) for each in (task, other))
     step(task, optimiser, 0)
-    assert f"{BUFFER}.hidden_tall.weight" in optimiser_tensors(task.model, optimiser)
+    assert f"{kept}.hidden_tall.weight" in optimiser_tensors(task.model, optimiser)
     position = Position(step=1, epoch=0, epoch_step=1, identity="run")
     path = Checkpoints(tmp_path).write(SnapshotMaker().take(task, optimiser, position))  # type: ignore[arg-type]
     assert restore(path, other, fresh, "run") == position  # type: ignore[arg-type]

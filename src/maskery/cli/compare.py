@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import as_text, prepare_output
+from maskery.cli.output import as_text, figures_csv, prepare_output
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_text
 
@@ -111,17 +109,11 @@ class Sweep(Comparing):
 def as_csv(rows: Sequence[Row]) -> str:
     """Return all figures as CSV; unknown ends of intervals are empty."""
     names = ("loss", "perplexity", "top1", "top5")
-    lines = []
+    lines: list[dict[str, Any]] = []
     for row in rows:
         line = {"run": " ".join(row.runs), "seed": " ".join(map(str, row.seeds)), **row.settings}
         found = {name: getattr(row.scores, name) for name in names}
         found |= {f"difference_{name}": value for name, value in row.difference.items()}
-        for name, (value, low, high) in found.items():
-            line |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        line |= {f"{name}_deviation": value for name, value in row.deviation.items()}
-        lines.append({key: "" if value != value else value for key, value in line.items()})
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(key for line in lines for key in line)))
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+        deviations = {f"{name}_deviation": value for name, value in row.deviation.items()}
+        lines.append(line | found | deviations)
+    return figures_csv(lines)

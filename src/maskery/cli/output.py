@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,22 @@ def as_text(shown: Table, *, titled: bool = False) -> str:
 def as_texts(tables: Iterable[Table]) -> str:
     """Return several tables with their titles."""
     return "\n\n".join(as_text(one, titled=True) for one in tables)
+
+
+def figures_csv(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return figures as CSV, an interval in three columns; what is not known is empty."""
+    rows = []
+    for line in lines:
+        row: dict[str, Any] = {}
+        for name, value in line.items():
+            ends = value if hasattr(value, "_fields") else (value,)
+            row |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=False)
+        rows.append({name: "" if value != value else value for name, value in row.items()})
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
 
 
 def percent(share: float | None) -> str:

@@ -46,6 +46,11 @@ class Quickstart(Command):
             raise CheckpointError(f"the folder '{output}' is in use; {fix}")
         shutil.rmtree(output)
 
+    def show(self, run: Path, document: dict[str, object], text: str) -> None:
+        """Print what came of it, then draw the run's report."""
+        self.answer(document, text)
+        finish_report(run)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Quickstart):
@@ -84,8 +89,7 @@ class Text(Quickstart):
             f'  maskery fill {result.folder} "The [MASK] of a function is its name."',
             f"  maskery evaluate {result.folder}",
         ]
-        self.answer({**document, "fills": fills}, "\n".join(lines))
-        finish_report(result.folder)
+        self.show(result.folder, {**document, "fills": fills}, "\n".join(lines))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,8 @@ class People(Quickstart):
         before, after = (one.figures for one in measured)
         folder, picture = result.folder, self.output / quickstart.PICTURE
         document = {**result.to_json(), "before": before, "after": after}
-        self.answer(
+        self.show(
+            folder,
             {**document, "picture": picture, "seconds": seconds},
             f"{as_text(before_after_table(asdict(before), asdict(after)))}\n"
             f"{seconds / 60:.1f} minutes in all; five searches are drawn in {picture}\n"
@@ -157,7 +162,8 @@ class Emoji(Quickstart):
         result, searches, gallery = run_pairs_quickstart(self.output, progress=not self.json)
         found = result.to_json()
         tables = [rankings_table(asdict(one), about) for about, one in searches.items()]
-        self.answer(
+        self.show(
+            result.folder,
             {**found, "searches": searches},
             f"{as_texts([sights_table(found), *tables])}\n"
             f"ten searches are drawn in {self.output / 'searches.png'}; try others:\n"

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import percent, table
+from maskery.cli.output import as_text, figures_csv, percent, prepare_output, table
 from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
+from maskery.runs.frame.run_folder import write_text
 
 if TYPE_CHECKING:
     from maskery.evaluation.text.fill import Filling
-    from maskery.evaluation.text.pseudo_likelihood import Scorer, TextScore
+    from maskery.evaluation.text.pseudo_likelihood import TextScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +107,22 @@ class Score(Command):
       maskery score runs/meditations-minilm sentences.txt
       maskery score runs/a sentences.txt --words --tsv > words.tsv
       maskery score bert-base-uncased pairs.tsv --pairs
+      maskery score runs/a --suite blimp/data --against bert-base-uncased --csv blimp.csv
       echo "Nothing happens to anybody." | maskery score runs/a -
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, a model folder or a hub name."""
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = ""
     """One sentence a line, here or at an address; - for standard input; also .gz, .xz, .zst
     and .bz2."""
+    suite: str | None = None
+    """In the place of FILE, a file or folder of minimal pairs, as of BLiMP and BabyLM: JSON lines
+    with sentence_good and sentence_bad. Tells the accuracy by phenomenon."""
+    against: str | None = None
+    """With --suite: another model, for paired differences, MODEL minus this one."""
+    csv: Path | None = None
+    """With --suite: also write the figures into this file, those of each paradigm (UID) too."""
     pairs: bool = False
     """Two sentences a line with a tab between them, the one that should be likelier first: tells
     which is, and the share of pairs that are as they should be."""
@@ -136,52 +145,89 @@ class Score(Command):
             raise ConfigError("--tsv and --json are both given; choose one")
         if self.pairs and self.words:
             raise ConfigError("--pairs compares whole sentences; leave out --words")
+        if bool(self.file) == bool(self.suite):
+            raise ConfigError(
+                "name a FILE of sentences, or a --suite of minimal pairs; one of them"
+            )
+        own = ("pairs", "words", "tsv") if self.suite else ("against", "csv")
+        for name in own:
+            if getattr(self, name):
+                needs = "is for a FILE, not for --suite" if self.suite else "needs --suite"
+                raise ConfigError(f"--{name} {needs}; leave it out")
 
     def execute(self) -> None:
-        """Score every line."""
-        from maskery.core.bars import Bar
+        """Score every line, or every pair of a suite."""
         from maskery.data.corpus.sentences import name_of, read_sentence_pairs, read_sentences
 
+        if self.suite:
+            self.report_suite(self.suite)
+            return
         if self.pairs:
             pairs = read_sentence_pairs(self.file, encoding=self.encoding)
             lines = [line for pair in pairs for line in pair]
         else:
             lines = list(read_sentences(self.file, encoding=self.encoding))
         file, numbers = name_of(self.file), [line.number for line in lines]
-        scorer = self.scorer()
-        reader = scorer.filler.reader
-        for line in lines:
-            if reader.mask_token in line.text:
-                raise ConfigError(
-                    f"{file}: line {line.number} has a {reader.mask_token}, and only words have "
-                    f"a probability; write the word, or use maskery fill"
-                )
-        scored = scorer.score(
-            (line.text for line in lines), lambda index: f"{file}: line {numbers[index]}"
-        )
-        scores = list(Bar(len(lines), "scoring", iterable=scored))
-        mark = reader.tokenizer.unk_token
-        unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
-        if unknown:  # their score is that of any unknown word
-            log.warning(
-                "%d words are unknown to the tokenizer and scored as %s: %s",
-                len(unknown),
-                mark,
-                ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else ""),
-            )
+        places = [f"{file}: line {number}" for number in numbers]
+        scores = self.scores(self.model, [line.text for line in lines], places)
         if self.pairs:
             self.report_pairs(list(zip(numbers[::2], scores[::2], scores[1::2], strict=True)))
         else:
             self.report(list(zip(numbers, scores, strict=True)))
 
-    def scorer(self) -> Scorer:
-        """Open a text model, or an image-text model with or without a picture."""
+    def scores(self, model: str, texts: Sequence[str], places: Sequence[str]) -> list[TextScore]:
+        """Score texts with a model; `places` tell messages where each stands."""
+        from maskery.core.bars import Bar
+
         with quick_imports():
             from maskery.evaluation.text.pseudo_likelihood import Scorer
             from maskery.runs.shortcuts import open_filler
 
-        filler = open_filler(self.model, self.image)
-        return Scorer(filler, method=self.method, batch_tokens=self.batch_tokens)
+        filler = open_filler(model, self.image)
+        reader = filler.reader
+        for text, place in zip(texts, places, strict=True):
+            if reader.mask_token in text:
+                raise ConfigError(
+                    f"{place} has a {reader.mask_token}, and only words have a probability; write "
+                    f"the word, or use maskery fill"
+                )
+        scored = Scorer(filler, method=self.method, batch_tokens=self.batch_tokens).score(
+            texts, lambda index: places[index]
+        )
+        scores = list(Bar(len(texts), "scoring", iterable=scored))
+        mark = reader.tokenizer.unk_token
+        unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
+        if unknown:  # their score is that of any unknown word
+            log.warning(
+                "unknown to the tokenizer and scored as %s: %s: %s",
+                mark,
+                counted(len(unknown), "word"),
+                ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else ""),
+            )
+        return scores
+
+    def report_suite(self, suite: str) -> None:
+        """Print the accuracy of one model, or of two, by phenomenon."""
+        import numpy as np
+
+        with quick_imports():
+            from maskery.evaluation.tables import suite_table
+            from maskery.evaluation.text.suite import read_suite, suite_figures
+
+        if self.csv is not None:
+            prepare_output(self.csv, "--csv")
+        pairs = list(read_suite(suite, encoding=self.encoding))
+        texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+        places = [pair.place for pair in pairs for _ in range(2)]
+        models = [model for model in (self.model, self.against) if model]
+        found = [self.scores(model, texts, places) for model in models]
+        outcomes = [np.array([s.log_probability for s in scores]) for scores in found]
+        figures = suite_figures(pairs, *outcomes)
+        lines = [figure._asdict() for figure in figures]
+        if self.csv is not None:
+            write_text(self.csv, figures_csv(lines))
+        data = {"suite": suite, "models": models, "method": self.method, "figures": lines}
+        self.answer(data, as_text(suite_table(figures, models)))
 
     def report(self, scored: Sequence[tuple[int, TextScore]]) -> None:
         """Print sentences, or their words if these are asked for."""

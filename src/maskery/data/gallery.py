@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from maskery.core.errors import DataError, os_errors, reason_of
+from maskery.core.errors import DataError, counted, os_errors, reason_of
 from maskery.data.images.loading import SUFFIXES, ImageRef, open_file
 
 log = logging.getLogger(__name__)
@@ -100,10 +100,10 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
                 found[key] = Stamp(status.st_size, status.st_mtime_ns)
             else:
                 special.append(key)  # reading a FIFO or a device may wait for ever
-    for passed, what in ((special, "are no regular files"), (others, "have no picture's ending")):
+    for passed, what in ((special, "no regular files"), (others, "without a picture's ending")):
         if passed:
-            told = "%d entries of the gallery %s and are passed over, first '%s'"
-            log.warning(told, len(passed), what, min(passed))
+            told = "passed over in the gallery: %s, %s, first '%s'"
+            log.warning(told, counted(len(passed), "entry", "entries"), what, min(passed))
     return dict(sorted(found.items()))
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from maskery.core.errors import counted
 from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
+
+if TYPE_CHECKING:
+    from maskery.evaluation.text.suite import SuiteFigure
 
 SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
@@ -232,6 +235,23 @@ def models_tables(models: Mapping[str, Data], difference: Mapping[str, Data]) ->
     ]
 
 
+def suite_table(figures: Sequence[SuiteFigure], models: Sequence[str]) -> Table:
+    """Return how often one or two models prefer the good sentence, by phenomenon and over all."""
+    rows: list[Row] = []
+    for one in figures:
+        if one.level != "paradigm":
+            values, changes = (one.accuracy, one.against)[: len(models)], [one.difference]
+            label, cells = _row(one.name, "accuracy", values, *changes[: len(models) - 1])
+            rows.append((label, (Figure(value=f"{one.pairs:,}"), *cells)))
+    return Table(
+        title="Is the good sentence likelier?",
+        corner="phenomenon",
+        columns=("pairs", *models, *["difference"] * (len(models) - 1)),
+        rows=tuple(rows),
+        notes=(f"{interval_note(figures[-1].pairs, 'pairs')}; ties count half",),
+    )
+
+
 def vectors_table(probe: Data) -> Table:
     """Return a `ProbeResult`: how good vectors are, beside counted words and chance."""
     over = {"labels": "texts", "tokens": "words", "pairs": "pairs"}[probe["kind"]]
@@ -324,10 +344,12 @@ def _chance(figures: Data) -> Figure:
 
 
 def _searched(figures: Data, seen: str = "") -> str:
+    persons, pictures = figures["num_persons"], counted(figures["num_images"], "picture")
+    # Where each has one picture, a group is a picture, and nobody needs to be a person.
+    whose = "" if persons == figures["num_images"] else f" of {counted(persons, 'person')}"
     return (
-        f"{counted(figures['num_texts'], 'caption')} of {counted(figures['num_persons'], 'person')}"
-        f"{seen} against {counted(figures['num_images'], 'picture')}; "
-        f"{interval_note(figures['num_persons'], 'persons')}"
+        f"{counted(figures['num_texts'], 'caption')}{whose}{seen} against {pictures}; "
+        f"{interval_note(persons, 'persons' if whose else 'pictures')}"
     )
 
 

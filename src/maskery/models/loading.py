@@ -33,7 +33,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.core.batch import require_mask, vocabulary_size
-from maskery.core.errors import MaskeryError, ModelError, reason_of
+from maskery.core.errors import MaskeryError, ModelError, counted, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, require_readable
@@ -190,8 +190,8 @@ def require_rows(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     """Refuse a model without a row for each id of its tokenizer; rows beyond are told."""
     size, rows = vocabulary_size(tokenizer), model.config.get_text_config().vocab_size
     if size < rows:
-        told = "%s has %d rows beyond its tokenizer's ids; none of them is filled in"
-        log.info(told, name, rows - size)
+        told = "%s has %s beyond its tokenizer's ids; none of them is filled in"
+        log.info(told, name, counted(rows - size, "row"))
     elif size > rows:
         fault = f"has ids up to {size - 1}"
         if tokenizer.mask_token_id >= rows:
@@ -262,12 +262,12 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
                 f"model inside the wrapper"
             )
         raise ModelError(
-            f"the weights of '{name}' lack {len(random)} parameters of its encoder, which would "
-            f"start at random ({shown}): {fix}"
+            f"the weights of '{name}' lack {counted(len(random), 'parameter')} of its encoder, "
+            f"which would start at random ({shown}): {fix}"
         )
     if unread := sorted(info["unexpected_keys"]):
-        told = "'%s' has %d weights that its model has no place for (%s); they are left out"
-        log.warning(told, name, len(unread), _some(unread))
+        told = "left out: %s of '%s' that its model has no place for (%s)"
+        log.warning(told, counted(len(unread), "weight"), name, _some(unread))
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ LABELS = {name: term.label for name, term in TERMS.items()} | {
     "grad_norm": "Gradient norm",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens per second",
+    "pairs_per_second": "Pairs per second",
     "waiting_time_share": "Share of time waited for data",
 }
 # Shown by another chart, or of no interest by itself.
@@ -109,7 +110,7 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
         charts.append(Chart(title=title, curves=curves, percent=percent))
     if train.keys() & TERMS.keys() == {"mlm"} and train.keys() <= {"loss"} | LABELS.keys():
         del train["mlm"]  # a single term is the loss itself
-    order = ("learning_rate", "tokens_per_second", "waiting_time_share")
+    order = ("learning_rate", "tokens_per_second", "pairs_per_second", "waiting_time_share")
     charts += [
         Chart(title=label(name), curves=_curves(train, {name: "training"}))
         for name in (*order, *sorted(train.keys() - {*order, "loss"}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -10,8 +12,9 @@ from maskery.core.ranges import Count, Range, Settings, Share, Weight
 
 Precision = Literal["auto", "fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
-LearningRateShape = Literal["linear", "cosine", "constant"]
-Optimiser = Literal["adamw", "muon"]
+LearningRateShape = Literal["linear", "cosine", "constant", "wsd"]
+DecayShape = Literal["linear", "cosine", "1-sqrt"]
+Optimiser = Literal["adamw", "muon", "stable-adamw"]
 TrackerName = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]
@@ -23,8 +26,8 @@ CPU_TOKENS, GPU_TOKENS = 4096, 32_768
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
 HOW = frozenset({
     "micro_batch_tokens", "micro_batch_pairs", "precision", "compile", "sharding", "log_every",
-    "eval_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "best_metric",
-    "max_bad_steps", "tensorboard", "trackers",
+    "eval_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_at",
+    "best_metric", "max_bad_steps", "tensorboard", "trackers",
 })  # fmt: skip
 
 
@@ -42,7 +45,8 @@ class BaseTrainingConfig(Settings):
     """Peak learning rate of a new head. Default: ten times learning_rate, 1e-3 at most."""
     optimiser: Optimiser = "adamw"
     """muon moves the matrices of hidden layers by Muon and the rest by AdamW: for small models from
-    scratch, which learn in half the steps."""
+    scratch, which learn in half the steps. stable-adamw limits the update of each tensor where its
+    gradient outgrows its mean square, so that --clip-norm 0 is safe."""
     muon_learning_rate: Rate = 0.02
     """Peak learning rate of the matrices that muon moves."""
     weight_decay: Weight = 0.01
@@ -50,7 +54,12 @@ class BaseTrainingConfig(Settings):
     warmup_share: Annotated[float, Range(0, 1, below=True, hint="try 0.06")] = 0.06
     """Share of the steps over which the learning rate rises from 0."""
     lr_schedule: LearningRateShape = "linear"
-    """Shape of the fall of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up. wsd stays at the peak until the last
+    steps (--decay-share)."""
+    decay_share: Annotated[float | None, Range(0, 1, above=True, hint="try 0.2")] = None
+    """Share of the steps, at the end, over which the learning rate of wsd falls. Default: 0.2."""
+    decay_shape: DecayShape | None = None
+    """Shape of the fall of wsd. Default: 1-sqrt, which falls fast at first."""
     lr_floor: Share = 0.0
     """Share of the peak learning rate that it falls to."""
     clip_norm: Weight = 1.0
@@ -72,6 +81,9 @@ class BaseTrainingConfig(Settings):
     """Minutes after which a checkpoint is written though the steps are not over; None for never."""
     keep_checkpoints: Count = 2
     """Number of the newest checkpoints that stay on disk, beside the best."""
+    keep_at: tuple[str, ...] = ()
+    """Checkpoints that stay for ever, for --from: after so many steps (500) or tokens (2.5M; K, M
+    or B), of which a step has --batch-tokens."""
     best_metric: str | None = None
     """The held-out figure of the best checkpoint: the lowest loss or perplexity, the highest of
     anything else; none for no best. Default: the first figure of a held-out line."""
@@ -82,9 +94,56 @@ class BaseTrainingConfig(Settings):
     trackers: tuple[TrackerName, ...] = ()
     """Send every line of metrics.jsonl to these, too; each needs its own package."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.kept_steps  # an amount that is none is told now
+        decay, wsd = self.wsd_decay, self.lr_schedule == "wsd"
+        if not wsd and decay.keys() & self.course().keys():
+            raise ConfigError(
+                f"decay_share and decay_shape are of lr_schedule wsd, and it is "
+                f"{self.lr_schedule}; leave them out, or choose --lr-schedule wsd"
+            )
+        if wsd and self.warmup_share + decay["decay_share"] > 1:
+            raise ConfigError(
+                f"warmup_share ({self.warmup_share}) and decay_share ({decay['decay_share']}) are "
+                f"more than all steps; lower one of them"
+            )
+
+    @property
+    def kept_steps(self) -> frozenset[int]:
+        """The steps of `keep_at`."""
+        return frozenset(self.steps_of("keep_at", amount) for amount in self.keep_at)
+
+    def steps_of(self, setting: str, amount: str) -> int:
+        """Return an amount that a setting names as steps; one of tokens is rounded up."""
+        tokens = getattr(self, "batch_tokens", 0)
+        pattern = r"([1-9]\d*)" if tokens == 0 else r"([1-9]\d*)|((?:\d+\.)?\d+)([KMB])"
+        found = re.fullmatch(pattern, amount, re.IGNORECASE)
+        if found is None or (found.lastindex == 3 and not float(found[2])):
+            known = "" if tokens == 0 else ", or of tokens such as 5M"
+            raise ConfigError(
+                f"{setting} has '{amount}': it must be a number of steps such as 500{known}"
+            )
+        if found[1]:
+            return int(found[1])
+        wanted = round(float(found[2]) * 1e3 ** " KMB".index(found[3].upper()))
+        return math.ceil(wanted / (tokens or CPU_TOKENS))
+
+    @property
+    def wsd_decay(self) -> dict[str, Any]:
+        """The share and the shape of the fall of wsd, with defaults in the place of None."""
+        return {
+            # The best of Hägele et al., "Scaling laws and compute-optimal training beyond fixed
+            # training durations" (2024), for runs of any length.
+            "decay_share": 0.2 if self.decay_share is None else self.decay_share,
+            "decay_shape": self.decay_shape or "1-sqrt",
+        }
+
     def course(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share: all but those in `HOW`."""
-        return {name: value for name, value in asdict(self).items() if name not in HOW}
+        # Not named where they are not set, as by versions that knew of none.
+        left_out = HOW | {name for name in self.wsd_decay if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def all_trackers(self) -> tuple[TrackerName, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from maskery.core.errors import ConfigError, MissingExtraError
+from maskery.core.errors import ConfigError, MissingExtraError, counted
 from maskery.core.processes import Processes
 from maskery.core.system import METRICS, flush, read_metrics, write_whole
 
@@ -33,7 +33,7 @@ NONE, BEST = "none", "best"
 LOWER_IS_BETTER = ("loss", "perplexity")
 # Already the same on every process; loss terms are shares and must be summed.
 WHOLE = "grad_norm"
-COUNTS = STEPS, SKIPPED, TOKENS = "steps", "skipped_steps", "tokens"
+COUNTS = STEPS, SKIPPED, TOKENS, PAIRS = "steps", "skipped_steps", "tokens", "pairs"
 COUNTED = "counted."
 # A line's loss is a spike this many deviations above the median of the lines before it.
 DEVIATIONS = 6.0
@@ -131,10 +131,12 @@ class Window:
         losses: Mapping[str, torch.Tensor],
         tokens: int,
         counted: Mapping[str, int] | None = None,
+        pairs: int = 0,
     ) -> None:
-        """Add a step's losses, this process's tokens and its other counts, without waiting."""
+        """Add a step's losses, this process's tokens, pairs and other counts, without waiting."""
         sound = torch.isfinite(losses[WHOLE])
-        more: dict[str, Any] = {STEPS: 1, SKIPPED: (~sound).float(), TOKENS: tokens}
+        more: dict[str, Any] = {STEPS: 1, SKIPPED: (~sound).float()}
+        more |= {TOKENS: tokens, PAIRS: pairs}
         for name, value in losses.items():
             more[name] = torch.where(sound, value, torch.zeros_like(value)).float()
         more |= {f"{COUNTED}{name}": count for name, count in (counted or {}).items()}
@@ -144,18 +146,21 @@ class Window:
     def means(self, processes: Processes) -> dict[str, float]:
         """Return means over the steps and all processes; every process must ask."""
         sums = {name: float(value) for name, value in self.sums.items()}
-        steps, skipped, tokens = (sums.pop(name) for name in COUNTS)
+        steps, skipped, *read = (sums.pop(name) for name in COUNTS)
         sound = steps - skipped
         counted = sorted(name for name in sums if name.startswith(COUNTED))
         # Without one sound step there are no losses.
         means = {n: value / sound for n, value in sums.items() if sound and n not in counted}
         names = sorted(means.keys() - {WHOLE})
-        own = [*(means[name] for name in names), *(sums[name] for name in counted), tokens]
-        *shared, tokens = processes.sum(own)
+        own = [*(means[name] for name in names), *(sums[name] for name in counted), *read]
+        *shared, tokens, pairs = processes.sum(own)
         values = means | dict(zip(names, shared, strict=False))
         for name, count in zip(counted, shared[len(names) :], strict=True):
             values[name.removeprefix(COUNTED)] = count
-        values["tokens_per_second"] = tokens / (time.perf_counter() - self.began)
+        seconds = time.perf_counter() - self.began
+        values["tokens_per_second"] = tokens / seconds
+        if pairs:
+            values["pairs_per_second"] = pairs / seconds
         return values | ({SKIPPED: skipped} if skipped else {})
 
     @property
@@ -247,9 +252,9 @@ class Journal:
             return values
         if SKIPPED in values:
             log.warning(
-                "%d steps up to step %d were skipped: their loss or gradient was no finite number",
-                int(values[SKIPPED]),
+                "skipped up to step %d: %s, with a loss or gradient that was no finite number",
                 step,
+                counted(values[SKIPPED], "step"),
             )
         usual = self._spikes.usual(values["loss"]) if "loss" in values else None
         if usual is not None:

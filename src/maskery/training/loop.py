@@ -93,7 +93,9 @@ class TrainingLoop:
         self.processes = self.stepper.processes
         self.evaluate, self.callbacks = evaluate, callbacks
         self.identity, self.progress = identity, progress
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.keep_checkpoints, keep_at=config.kept_steps
+        )
         self.snapshots = SnapshotMaker()
         trackers = config.all_trackers if self.processes.is_main else ()
         self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
@@ -217,13 +219,15 @@ class TrainingLoop:
     def _after(self, step: Step, losses: dict[str, torch.Tensor], bar: Bar) -> None:
         """Do what falls between two steps: lines, held-out figures, checkpoints, an early end."""
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
-        last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0
+        last, keeps = done == self.total_steps, done in self.checkpoints.keep_at
+        scheduled = keeps or done % self.config.checkpoint_every == 0
         self._tokens += tokens
-        self._pairs += sum(getattr(micro, "num_pairs", 0) for micro in step.micro)
+        pairs = sum(getattr(micro, "num_pairs", 0) for micro in step.micro)
+        self._pairs += pairs
         # What batches count beyond their loss terms is logged as sums.
         names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
         counted = {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
-        self.journal.window.add(losses, tokens, counted)
+        self.journal.window.add(losses, tokens, counted, pairs)
         self.bad_steps.add(losses["grad_norm"])
         bar.update()
         signalled, due = self._asked()
@@ -236,9 +240,8 @@ class TrainingLoop:
             loss = f"loss {values['loss']:.3f}, " if "loss" in values else ""
             # Shown when the bar is due: a refresh for each line would fill log files.
             speed = f"{values['tokens_per_second']:,.0f} tok/s, {waiting:.0%} waiting for data"
-            if self._pairs:  # as many in each token as in the run so far
-                pairs = values["tokens_per_second"] * self._pairs / max(1, self._tokens)
-                speed = f"{pairs:,.1f} pairs/s, {speed}"
+            if "pairs_per_second" in values:
+                speed = f"{values['pairs_per_second']:,.1f} pairs/s, {speed}"
             bar.set_postfix_str(f"{loss}{speed}", refresh=False)
         self._tell_saved()
         self._tell("on_step", done, losses)

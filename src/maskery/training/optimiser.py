@@ -1,4 +1,4 @@
-"""Numbers of a run: AdamW or Muon, the learning rate, the precision, and sums that repeat.
+"""Numbers of a run: optimisers, the learning rate, the precision, and sums that repeat.
 
 Muon is momentum whose matrices are made orthogonal before they are applied (Jordan et al., "Muon:
 an optimizer for hidden layers in neural networks", 2024). A gradient of a matrix is mostly a few
@@ -102,35 +102,39 @@ def build_optimiser(
     new_parameters: Collection[str] = (),
     *,
     others_start_at: int = 0,
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.AdamW:
-    """Make AdamW, with Muon where the config says so; groups have their peak rate as `peak_lr`.
+    """Make the optimiser that the config names; groups have their peak rate as `peak_lr`.
 
     Frozen parameters are left out; `new_parameters` names those that learn at `head_learning_rate`.
-    The others stay as they are before a step, which every group has as `starts_at`.
+    The others stay as they are before a step, which every group has as `starts_at`. `factors`
+    has the share of its peak rate at which a parameter learns, where that is not all of it.
     """
     rate, head_rate = config.learning_rate, config.head_learning_rate
     if head_rate is None:
         # A head from nothing learns faster than the rest, but above 1e-3 AdamW is often unstable.
         head_rate = max(rate, min(10.0 * rate, 1e-3))
     matrices = hidden_matrices(model) if config.optimiser == "muon" else set()
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Biases, norms and scalars have one dimension or none.
-            key = (parameter in matrices, name in new_parameters, parameter.dim() >= 2)
+            factor = (factors or {}).get(parameter, 1.0)
+            key = (parameter in matrices, name in new_parameters, parameter.dim() >= 2, factor)
             groups.setdefault(key, []).append(parameter)
-    kind = MuonAdamW if config.optimiser == "muon" else torch.optim.AdamW
-    return kind(
+    kinds = {"adamw": torch.optim.AdamW, "muon": MuonAdamW, "stable-adamw": StableAdamW}
+    return kinds[config.optimiser](
         [
             {
                 "params": parameters,
                 "lr": 0.0,
-                PEAK: config.muon_learning_rate if matrix else head_rate if new else rate,
+                PEAK: factor
+                * (config.muon_learning_rate if matrix else head_rate if new else rate),
                 "weight_decay": config.weight_decay if decays else 0.0,
                 ORTHOGONAL: matrix,
                 STARTS_AT: 0 if new else others_start_at,
             }
-            for (matrix, new, decays), parameters in groups.items()
+            for (matrix, new, decays, factor), parameters in groups.items()
         ],
         betas=(0.9, 0.98),  # RoBERTa's; with 0.999 large batches are unstable
         eps=1e-6,  # BERT's
@@ -145,19 +149,63 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor_of: Callable[[int
 
 
 def learning_rate_factor(
-    step: int, total: int, *, warmup_share: float, shape: str, floor: float = 0.0
+    step: int,
+    total: int,
+    *,
+    warmup_share: float,
+    shape: str,
+    floor: float = 0.0,
+    decay_share: float = 1.0,  # The share of the steps over which wsd falls, and its shape
+    decay_shape: str = "linear",
 ) -> float:
     """Return the share of the peak learning rate at a step from 0; above 0 and at most 1."""
     # It depends on the step alone, so resuming needs no state.
     warmup = round(total * warmup_share)
     if step < warmup:
         return (step + 1) / warmup
-    left = (total - step) / max(total - warmup, 1)
+    falls = total - warmup
+    if shape == "wsd":
+        falls, shape = min(falls, round(total * decay_share)), decay_shape
+    left = min(1.0, (total - step) / max(falls, 1))
     if shape == "constant":
         return 1.0
     if shape == "cosine":
         left = 0.5 * (1.0 - math.cos(math.pi * left))
+    elif shape == "1-sqrt":
+        left = 1.0 - math.sqrt(1.0 - left)
     return floor + (1.0 - floor) * left
+
+
+class StableAdamW(torch.optim.AdamW):
+    """AdamW that moves a tensor less far where its gradient outgrows its mean square."""
+
+    # Algorithm 2 of Wortsman et al., "Stable and low-loss training of large-scale vision-language
+    # models" (2023).
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+
+    def _move(self, parameter: nn.Parameter, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2), eps = self.state[parameter], group["betas"], group["eps"]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state |= {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+        state["step"] += 1
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        square = square / (1 - beta2 ** state["step"])
+        # Above 1 where the mean square lags behind a gradient that has grown. As in the paper, it
+        # shortens the decay, too.
+        excess = whole((gradient**2 / square.clamp(min=eps**2)).mean()).sqrt().clamp(min=1)
+        rate = group["lr"] / excess
+        parameter.mul_(1 - rate * group["weight_decay"])
+        parameter.sub_(rate * mean / (square.sqrt() + eps))
 
 
 class MuonAdamW(torch.optim.AdamW):

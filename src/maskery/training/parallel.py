@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from maskery.core.errors import ModelError
+from maskery.core.errors import ModelError, counted
 from maskery.core.processes import join_processes
 from maskery.core.task import Task
 from maskery.training.config import Sharding
@@ -194,6 +194,7 @@ def explain_unused(error: RuntimeError, model: nn.Module) -> RuntimeError | Mode
     unused = [name for name, parameter in trained if parameter.grad is None]
     named = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
     return ModelError(
-        f"the loss does not reach {len(unused)} parameters ({named}), which the processes "
-        f"would wait for; freeze them (requires_grad_(False)), or train with --sharding fsdp"
+        f"the loss does not reach {counted(len(unused), 'parameter')} ({named}), which the "
+        f"processes would wait for; freeze them (requires_grad_(False)), or train with --sharding "
+        f"fsdp"
     )

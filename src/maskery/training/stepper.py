@@ -160,6 +160,7 @@ class Stepper:
             warmup_share=self.config.warmup_share,
             shape=self.config.lr_schedule,
             floor=self.config.lr_floor,
+            **self.config.wsd_decay,
         )
 
     def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:

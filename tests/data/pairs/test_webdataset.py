@@ -230,7 +230,7 @@ def test_members_without_a_key_are_passed_over_and_counted(
     nameless = [(".png", members[0][1]), ("a/.txt", b"lost")]
     pairs = opened(tmp_path, tar([*members[:2], *nameless, *members[2:]]))
     assert [pair.captions for pair in pairs] == [("red",), ("green",)]
-    assert "2 members are hidden, notes or without a key" in caplog.text
+    assert "passed over: 2 members, hidden, notes or without a key" in caplog.text
 
 
 def test_a_column_that_is_named_and_not_there_is_refused(

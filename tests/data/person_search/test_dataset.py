@@ -178,7 +178,7 @@ def test_unknown_splits_and_persons_are_named_by_record(tmp_path: Path) -> None:
 def test_an_image_in_two_splits_is_a_leak(tmp_path: Path) -> None:
     root = rewritten(save_cuhk(tmp_path, SPLITS), lambda rows: [*rows, rows[0] | {"split": "test"}])
     message = refused("cuhk-pedes", root)
-    assert "1 images are in two splits" in message
+    assert "in two splits: 1 image, first" in message
     assert "'cam_a/000_0.png' in train and test" in message
 
 
@@ -191,8 +191,8 @@ def test_a_picture_in_two_splits_under_two_names_is_left_out_and_counted(tmp_pat
     data = opened("cuhk-pedes", tmp_path)
     assert sizes(data) == [6, 3, 4]
     assert [note.split(",")[0] for note in data.notes] == [
-        "1 pictures of the val split are held out as well",
-        "2 pictures of the train split are held out as well",
+        "left out of the val split: 1 picture",
+        "left out of the train split: 2 pictures",
     ]
     for name in ("002_0.png", "002_1.png", "003_0.png", "003_1.png", "000_1.png", "001_0.png"):
         (images / name).write_bytes((images / "006_0.png").read_bytes())
@@ -209,7 +209,7 @@ def test_a_caption_of_several_persons_is_told_of_once(
     draw_images(tmp_path / "imgs", rows)
     (tmp_path / "reid_raw.json").write_text(json.dumps(rows), "utf-8")
     (note,) = opened("cuhk-pedes", tmp_path).notes
-    assert note.startswith("1 captions describe several persons word for word, first 'a person on")
+    assert note.startswith("describe several persons word for word: 1 caption, first 'a person on")
     assert caplog.text.count("describe several persons") == 1
 
 
@@ -234,7 +234,7 @@ def test_an_id_in_two_splits_is_counted_and_is_two_persons(
     )
     with caplog.at_level(logging.WARNING):
         data = opened("cuhk-pedes", root)
-    assert "2 ids occur in more than one split, first 1" in data.notes[0]
+    assert "in more than one split: 2 ids, first 1" in data.notes[0]
     assert data.notes[0] in caplog.text
     assert data.test is not None
     assert data.test.person_names == ("1", "2")

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, counted
 from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.corpus.examples import is_held_out, mix
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
@@ -243,8 +243,8 @@ def _checked(
             yield row | {"split": record.split, "id": number, "place": record.place}
     if config.group_column is not None and empty:
         raise DataError(
-            f"--group-column {config.group_column} is empty for {empty:,} pairs, which could stand "
-            f"on either side; fill it, or leave those pairs out"
+            f"--group-column {config.group_column} is empty for {counted(empty, 'pair')}, which "
+            f"could stand on either side; fill it, or leave those pairs out"
         )
 
 

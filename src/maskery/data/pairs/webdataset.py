@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from maskery.core.errors import DataError, os_errors, reason_of
+from maskery.core.errors import DataError, counted, os_errors, reason_of
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
@@ -151,13 +151,13 @@ class Shard:
             last, found[stem][suffix] = stem, member
         if apart:
             log.warning(
-                "%s: members of %d samples lie apart, first of %r; they are joined here, but other "
+                "%s: members of %s lie apart, first of %r; they are joined here, but other "
                 "readers lose them: pack them side by side",
-                *(self.path, len(apart), min(apart)),
+                *(self.path, counted(len(apart), "sample"), min(apart)),
             )
         if passed_over:
-            told = "%s: %d members are hidden, notes or without a key, and are passed over"
-            log.info(told, self.path, passed_over)
+            told = "%s: passed over: %s, hidden, notes or without a key"
+            log.info(told, self.path, counted(passed_over, "member"))
         yield from found.items()
 
     def record(self, stem: str, members: Members) -> Record:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, counted
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
@@ -162,16 +162,16 @@ def leaks_note(records: Sequence[Record]) -> str:
     if leaks:
         name, (one, other, *_) = next(iter(leaks.items()))
         raise DataError(
-            f"{len(leaks)} images are in two splits, first {brief(name)} in {one} and {other}: "
-            f"what is measured on would be trained on; remove it from one of them"
+            f"in two splits: {counted(len(leaks), 'image')}, first {brief(name)} in {one} and "
+            f"{other}; what is measured on would be trained on; remove it from one of them"
         )
     shared = _in_several_splits((record.person, record.split) for record in records)
     if not shared:
         return ""
     return (
-        f"{len(shared):,} ids occur in more than one split, first {next(iter(shared))}: they count "
-        f"as different persons, as in datasets that number each split anew; where they are the "
-        f"same persons, figures on held-out people would be too good"
+        f"in more than one split: {counted(len(shared), 'id')}, first {next(iter(shared))}; they "
+        f"count as different persons, as in datasets that number each split anew; where they are "
+        f"the same persons, figures on held-out people would be too good"
     )
 
 
@@ -180,7 +180,7 @@ def _need_two_persons(records: Sequence[Record], what: str) -> None:
     count = len({record.person for record in records})
     if count < 2:
         raise DataError(
-            f"{what} shows {count} different person{'' if count == 1 else 's'}: nobody to tell "
+            f"{what} shows {counted(count, 'different person')}: nobody to tell "
             f"anyone from; bring at least 2"
         )
 
@@ -196,10 +196,12 @@ def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
         held.update(hashes)
         if count := len(found) - len(kept):
             notes.append(
-                f"{count:,} pictures of the {split} split are held out as well, under other names "
-                f"(links, or files of equal bytes), and are left out"
+                f"left out of the {split} split: {counted(count, 'picture')}, held out as well "
+                f"under other names (links, or files of equal bytes)"
             )
-            _need_two_persons(kept, f"without its {count:,} copies, the {split} split")
+            _need_two_persons(
+                kept, f"without its {counted(count, 'copy', 'copies')}, the {split} split"
+            )
         by_split[split] = kept
     return notes
 
@@ -212,7 +214,7 @@ def shared_captions(by_split: Mapping[str, Sequence[Record]]) -> str:
     if not shared:
         return ""
     return (
-        f"{len(shared):,} captions describe several persons word for word, first "
+        f"describe several persons word for word: {counted(len(shared), 'caption')}, first "
         f"{brief(next(iter(shared)))}: no search can tell whom they mean"
     )
 

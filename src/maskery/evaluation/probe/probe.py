@@ -116,7 +116,9 @@ class Task:
     def of(labelled: Labelled, seen: Iterable[str]) -> Task:
         """Choose the task of a kind, and note what is left out or was seen in training."""
         require("sklearn", extra="probe", purpose="fit a linear probe")
-        notes = [f"{count:,} rows {why} are left out" for why, count in labelled.skipped.items()]
+        notes = [
+            f"left out: {counted(count, 'row')} {why}" for why, count in labelled.skipped.items()
+        ]
         if not labelled.texts:
             why = ["the label file has no row with a text and a label", *notes]
             raise DataError("; ".join(why))

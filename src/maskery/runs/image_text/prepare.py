@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import CheckpointError, ConfigError, reason_of
+from maskery.core.errors import CheckpointError, ConfigError, counted, reason_of
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
@@ -115,7 +115,7 @@ def read_captions(
     skipped = Skipped("caption", reading.on_bad_caption)
     captions = tokenise_captions(pairs, tokenizer, skipped, max_length=max_length)
     if captions.num_cut:
-        log.warning("%d captions are cut at %d tokens", captions.num_cut, max_length)
+        log.warning("cut at %d tokens: %s", max_length, counted(captions.num_cut, "caption"))
     for told in (skipped, pairs.skipped_captions):
         if told.count:
             log.warning("%s", told)

@@ -122,6 +122,8 @@ def prepare_text(
     config = replace(config, objectives=with_keep(config, given, pooling))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
+    if config.frozen_layers is not None:  # by name: few runs need it
+        importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
@@ -170,6 +172,9 @@ def with_keep(config: TextRunConfig, given: Given, pooling: Path | None) -> Text
 def head_first(config: TextRunConfig, loaded: Loaded) -> str:
     """Return `--head-first` with `auto` decided."""
     new = bool(loaded.new_parameters) and not config.model.startswith(SCRATCH)
+    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
+    if new and trained <= loaded.new_parameters:  # the head is alone to the end
+        return "off"
     if config.head_first == "auto":
         return HEAD_FIRST if new else "off"
     if config.head_share and not new and config.objectives.objective == "mlm":
@@ -297,6 +302,8 @@ def identity_of(
             "objectives": objectives,
             # Not named where there is none, as by versions that knew of none.
             **({"head_first": config.head_share} if config.head_share else {}),
+            **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
+            **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
         },
     )
 

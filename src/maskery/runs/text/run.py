@@ -202,10 +202,14 @@ def fit(
     """Train the run's model in place."""
     config, training = run.config, run.config.training
     new = new_parameters(task, run.model, run.loaded.new_parameters)
+    factors = None
+    if config.layer_decay < 1:
+        depth = importlib.import_module("maskery.models.depth")
+        factors = depth.decayed_rates(run.loaded.model, config.layer_decay)
     loop = TrainingLoop(
         task,
         run.train,
-        build_optimiser(task.model, training, new, others_start_at=run.head_steps),
+        build_optimiser(task.model, training, new, others_start_at=run.head_steps, factors=factors),
         training,
         folder,
         identity=run.identity,
