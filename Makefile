@@ -54,9 +54,11 @@ bench: install
 gpu:
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu --out gpu.json
 
-# The site in site/, from docs/, the README and the docstrings; a link that leads nowhere fails it.
+# The site in site/, from docs/, the README and the docstrings; a link that leads nowhere fails it. Then the
+# notebooks, run by a kernel on small stand-ins.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/pytest --quiet tests/docs -k kernel
 	@echo "open site/index.html; with its search: $(BIN)/python -m http.server --directory site"
 
 $(VENV)/installed-docs: $(VENV)/installed

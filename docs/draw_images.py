@@ -1,6 +1,8 @@
-"""Draw the README's pictures into `docs/images/`: a run's report, and the playground.
+"""Draw the README's pictures into `docs/images/`: a run's report, the playground, a search.
 
     PYTHONPATH=tests/support python docs/draw_images.py runs/reference
+
+Of `maskery quickstart person-search` the first search is shown, where its folder is beside the run.
 
 Needs a Chromium (`make browser`) and playwright, which the extra `dev` brings.
 """
@@ -15,10 +17,12 @@ from typing import Any
 from urllib.parse import quote
 
 from browser import FLAGS, chromium
+from PIL import Image
 from playwright.sync_api import sync_playwright
 from served import served
 
 from maskery.playground.session import Session
+from maskery.runs.person_search.quickstart import PICTURE
 
 IMAGES = Path(__file__).resolve().parent / "images"
 TEXT = (
@@ -26,6 +30,7 @@ TEXT = (
     "integer. The raise statement raises an exception."
 )
 HIDDEN = "6"
+SEARCHES = 5  # rows of the picture that the quickstart draws
 
 
 def main() -> None:
@@ -48,6 +53,11 @@ def main() -> None:
         page.screenshot(path=IMAGES / "report.png")
         browser.close()
     shutil.copyfile(run / "curves.png", IMAGES / "curves.png")
+    searches = run.parent / "quickstart-person-search" / PICTURE
+    if searches.is_file():
+        with Image.open(searches) as sheet:
+            row = sheet.crop((0, 0, sheet.width, sheet.height // SEARCHES))
+            row.save(IMAGES / "people.png", optimize=True)
 
 
 def draw_playground(browser: Any, address: str, scheme: str, path: Path) -> None:

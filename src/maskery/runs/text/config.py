@@ -13,7 +13,7 @@ from maskery.core.flags import conf
 from maskery.core.ranges import Range, number_or_word
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig, VocabularyConfig
 from maskery.masking.config import MaskingConfig
-from maskery.tasks.text_mlm_config import AUTO_OFF, TextMLMConfig
+from maskery.tasks.text_mlm_config import AUTO_OFF, DIFFUSION, TextMLMConfig
 from maskery.training.config import TrainingConfig
 
 SCRATCH = "scratch:"
@@ -45,6 +45,11 @@ class TextRunConfig(VocabularyConfig):
     head_first: str = "auto"
     """Share of the steps in which a new head is trained alone, the encoder frozen; what it fills
     then is "before". off: none. auto: 0.2 where the head is new and the start not scratch."""
+    freeze: str = "off"
+    """Weights that stay the start's: embeddings, or a number: those and as many of the first
+    layers. They take no gradients and no optimiser memory."""
+    layer_decay: Annotated[float, Range(0, 1, above=True, hint="try {flag} 0.9")] = 1.0
+    """Each layer learns at this share of the rate of the layer above it, embeddings slowest."""
     group_column: str | None = None
     """Rows with one value in this column, such as patient_id, stand on one side of the split; may
     be nested, as --text-column."""
@@ -93,6 +98,8 @@ class TextRunConfig(VocabularyConfig):
                 f"--head-first {self.head_first} and --model {self.model}: nothing of it is "
                 f"trained yet, so no head comes first; leave out --head-first"
             )
+        if self.frozen_layers is not None:
+            self._refuse_frozen()
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
         if self.add_words is not None and self.model.startswith(SCRATCH):
@@ -124,10 +131,23 @@ class TextRunConfig(VocabularyConfig):
                 "--compile and a momentum twin do not go together: the text that the model reads "
                 "depends on the twin's samples; leave out --compile, or --objective and --momentum"
             )
+        if self.objectives.objective == DIFFUSION:
+            self._require_diffusion_alone()
         if self.masked_capacity is not None and not self.training.compile:
             raise ConfigError(
                 "--masked-capacity needs --compile: other steps predict as many tokens as are "
                 "masked; leave it out"
+            )
+
+    def _require_diffusion_alone(self) -> None:
+        masking, usual = vars(self.masking), vars(MaskingConfig())
+        flags = [f"--{name.replace('_', '-')}" for name in usual if masking[name] != usual[name]]
+        if self.training.compile:
+            flags.append("--compile")
+        if flags:
+            raise ConfigError(
+                f"--objective diffusion does not go with {', '.join(flags)}: it masks tokens at "
+                f"rates that it draws, always as [MASK], in no constant shapes; leave out one"
             )
 
     @property
@@ -145,6 +165,26 @@ class TextRunConfig(VocabularyConfig):
         """The share of `--head-first`; 0 for off, and for auto until a run has chosen."""
         share = Range(0, 1, below=True, hint="try 0.2")
         return number_or_word("head_first", self.head_first, AUTO_OFF, share) or 0.0
+
+    @property
+    def frozen_layers(self) -> int | None:
+        """The layers that `--freeze` names, 0 for the embeddings alone; None for off."""
+        words = {"off": None, "embeddings": 0}
+        number = number_or_word("freeze", self.freeze, tuple(words), Range(0, hint="try 6"))
+        if number is not None and number % 1:
+            raise ConfigError(f"freeze is {self.freeze}: it must be a whole number; try 6")
+        return words[self.freeze] if number is None else int(number)
+
+    def _refuse_frozen(self) -> None:
+        for flag, set_so in (
+            ("--model", self.model.startswith(SCRATCH) and self.model),
+            ("--add-words", self.add_words),
+        ):
+            if set_so:
+                raise ConfigError(
+                    f"--freeze {self.freeze} and {flag} {set_so} do not go together: what is new "
+                    f"would never be trained; leave out one of them"
+                )
 
     def anchored(self) -> TextRunConfig:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""

@@ -38,7 +38,7 @@ from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, StoredText, open_text
 from maskery.tasks.text_mlm import TextParts, make_text_task
-from maskery.tasks.text_mlm_config import TextMLMConfig
+from maskery.tasks.text_mlm_config import DIFFUSION, TextMLMConfig
 from maskery.training.config import CPU_TOKENS
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
@@ -86,10 +86,14 @@ class TextRun:
         They are of the text that decides, or of the other one of that name. The run's processes
         share the work: all of them must call this.
         """
+        masker = Masker
+        if self.config.objectives.objective == DIFFUSION:
+            # By name: other runs need none of it. Its loss is the NELBO of a token.
+            masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
         return score_examples(
             model or self.model,
             scoring(self.others[name] if name else self.held_out, progress=self.progress),
-            Masker.of(self.vocabulary, EVALUATION_MASKING),
+            masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
 
@@ -118,6 +122,8 @@ def prepare_text(
     config = replace(config, objectives=with_keep(config, given, pooling))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
+    if config.frozen_layers is not None:  # by name: few runs need it
+        importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
@@ -166,6 +172,9 @@ def with_keep(config: TextRunConfig, given: Given, pooling: Path | None) -> Text
 def head_first(config: TextRunConfig, loaded: Loaded) -> str:
     """Return `--head-first` with `auto` decided."""
     new = bool(loaded.new_parameters) and not config.model.startswith(SCRATCH)
+    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
+    if new and trained <= loaded.new_parameters:  # the head is alone to the end
+        return "off"
     if config.head_first == "auto":
         return HEAD_FIRST if new else "off"
     if config.head_share and not new and config.objectives.objective == "mlm":
@@ -269,6 +278,8 @@ def identity_of(
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own, objectives = {}, asdict(config.objectives)
+    if objectives["objective"] != DIFFUSION:  # as by versions that knew of none
+        del objectives["time_sampling"]
     if (maker := given.objective) is not None:  # an object is known by its own name
         objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
     if given.model is not None:
@@ -291,6 +302,8 @@ def identity_of(
             "objectives": objectives,
             # Not named where there is none, as by versions that knew of none.
             **({"head_first": config.head_share} if config.head_share else {}),
+            **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
+            **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
         },
     )
 
