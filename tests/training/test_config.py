@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from maskery.core.errors import ConfigError
+from maskery.runs.image_text.config import PairsTrainingConfig
 from maskery.training.config import TrainingConfig
 
 NAN, INF = float("nan"), float("inf")
@@ -29,6 +30,13 @@ NAN, INF = float("nan"), float("inf")
         ({"warmup_share": 1.0}, "warmup_share is 1.0"),
         ({"warmup_share": NAN}, "warmup_share is nan"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        (
+            {"keep_at": ("5x",)},
+            "keep_at has '5x': it must be .* such as 500, or of tokens such as 5M",
+        ),
+        ({"keep_at": ("0",)}, "keep_at has '0'"),
+        ({"keep_at": ("0.0K",)}, "keep_at has '0.0K'"),
+        ({"keep_at": ("2.5",)}, "keep_at has '2.5'"),
         ({"clip_norm": INF}, "clip_norm is inf"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "it must be from 0 to"),
@@ -60,6 +68,14 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 )
 def test_settings_at_the_edges_are_taken(settings: dict[str, Any]) -> None:
     TrainingConfig(**settings)
+
+
+def test_tokens_are_as_many_steps_as_hold_them() -> None:
+    config = TrainingConfig(batch_tokens=1000, keep_at=("7", "2K", "0.0025m", "1.1K", "3B"))
+    assert config.kept_steps == {7, 2, 3, 3_000_000}
+    with pytest.raises(ConfigError, match="keep_at has '2K': it must be a number of steps such as"):
+        PairsTrainingConfig(keep_at=("2K",))
+    assert PairsTrainingConfig(keep_at=("7",)).kept_steps == {7}
 
 
 def test_the_fall_of_wsd_is_named_only_where_it_is_set() -> None:

@@ -682,3 +682,20 @@ def test_a_hang_up_that_is_ignored_stays_ignored(
         assert loop.train().steps == 10
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_checkpoints_of_named_steps_stay(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    """Also where the run goes on without naming them."""
+    config = replace(CONFIG, checkpoint_every=3, keep_checkpoints=1, eval_every=None)
+    named = replace(config, keep_at=("1", "4", "99"))
+    first = loop_of(make_task(), make_source(), tmp_path, named)
+    stop_after(first, 7)
+    with pytest.raises(StoppedError):
+        first.train()
+    kept = loop_of(make_task(), make_source(), tmp_path, config)
+    assert kept.train(resume=True).resumed_from == 6
+    assert [path.name[-2:] for path in kept.checkpoints.complete()] == ["01", "04", "10"]
+    logged = [line["step"] for line in metrics(tmp_path) if line["kind"] == "train"]
+    assert {1, 4} <= set(logged)

@@ -8,7 +8,7 @@ checkpointed and held by the optimiser; the saved model has them added to its ow
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,25 +35,22 @@ class Lora(Settings):
     """The products are scaled by alpha / r. Default: twice r."""
     dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Dropout of what goes into the products."""
-    targets: tuple[str, ...] = ()
+    targets: Sequence[str] = ()
     """Names of the linear layers that get one. Default: all in the encoder's layers."""
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Lora:
         """Read `r=16 targets=query,value`."""
-        kinds = {
-            "r": int,
-            "alpha": float,
-            "dropout": float,
-            "targets": lambda v: tuple(v.split(",")),
-        }
+        read: dict[str, Callable[[str], Any]] = {
+            "r": int, "alpha": float, "dropout": float, "targets": lambda value: value.split(","),
+        }  # fmt: skip
         try:
             pairs = [word.split("=") for word in words]
-            return cls(**{name: kinds[name](value) for name, value in pairs})  # type: ignore[arg-type]
+            return cls(**{name: read[name](value) for name, value in pairs})
         except (ValueError, KeyError) as error:
             raise ConfigError(
-                f"--lora {' '.join(words)}: it must be r=, alpha=, dropout= and targets=, each with "
-                f"a value, as in --lora r=16 targets=query,value"
+                f"--lora {' '.join(words)}: it must be r=, alpha=, dropout= and targets=, each "
+                f"with a value, as in --lora r=16 targets=query,value"
             ) from error
 
 

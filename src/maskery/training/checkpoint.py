@@ -2,8 +2,8 @@
 
 `checkpoints/step-00000500/` holds `model.safetensors`, `optimiser.safetensors`,
 `extra.safetensors`, `state.json` and a `manifest.json` with the sha256 of each. A folder whose
-files differ from its manifest is skipped, with a warning, for the one before it. `best.json` names
-the checkpoint with the best held-out figure, which stays beside the newest ones.
+files differ from its manifest is skipped, with a warning, for the one before it. Beside the newest
+stay the one that `best.json` names, with the best held-out figure, and each with a file `kept`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,17 +27,22 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 BEST = "best.json"
+KEPT = "kept"
 FILES = (MODEL, OPTIMISER, EXTRA, STATE)
 # Bytes that a checkpoint takes besides its tensors: file headers, the state and the manifest.
 HEADROOM = 1 << 20
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written one at a time in a thread; `keep` of them stay."""
+    """The checkpoints of one run folder, written one at a time in a thread; `keep` of them stay.
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        self.folder = folder
-        self.keep = keep
+    Those of the steps in `keep_at` stay for ever.
+    """
+
+    def __init__(
+        self, folder: Path, *, keep: int = 2, keep_at: Collection[int] = frozenset()
+    ) -> None:
+        self.folder, self.keep, self.keep_at = folder, keep, keep_at
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
         # Steps and folders of what this process has written, for whoever empties the list.
@@ -123,6 +128,8 @@ class Checkpoints:
             for name, tensors in snapshot.files.items():
                 save_file(dict(tensors), partial / name)
             (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
+            if snapshot.position.step in self.keep_at:
+                (partial / KEPT).touch()
             # The manifest comes last, because a folder with a manifest counts as complete.
             manifest = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
             write_whole(partial / MANIFEST, json.dumps(manifest).encode())
@@ -200,7 +207,7 @@ class Checkpoints:
             shutil.rmtree(leftover, ignore_errors=True)
         best = self.best()
         for old in self.complete()[: -self.keep]:
-            if old != best:
+            if old != best and not (old / KEPT).exists():
                 # Away from its name first, so that no half of it is ever taken for a checkpoint.
                 with contextlib.suppress(OSError):
                     gone = old.rename(old.with_name(f"{old.name}.old"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -24,8 +26,8 @@ CPU_TOKENS, GPU_TOKENS = 4096, 32_768
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
 HOW = frozenset({
     "micro_batch_tokens", "micro_batch_pairs", "precision", "compile", "sharding", "log_every",
-    "eval_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "best_metric",
-    "max_bad_steps", "tensorboard", "trackers",
+    "eval_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_at",
+    "best_metric", "max_bad_steps", "tensorboard", "trackers",
 })  # fmt: skip
 
 
@@ -79,6 +81,9 @@ class BaseTrainingConfig(Settings):
     """Minutes after which a checkpoint is written though the steps are not over; None for never."""
     keep_checkpoints: Count = 2
     """Number of the newest checkpoints that stay on disk, beside the best."""
+    keep_at: tuple[str, ...] = ()
+    """Checkpoints that stay for ever, for --from: after so many steps (500) or tokens (2.5M; K, M
+    or B), of which a step has --batch-tokens."""
     best_metric: str | None = None
     """The held-out figure of the best checkpoint: the lowest loss or perplexity, the highest of
     anything else; none for no best. Default: the first figure of a held-out line."""
@@ -91,6 +96,7 @@ class BaseTrainingConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.kept_steps  # an amount that is none is told now
         decay, wsd = self.wsd_decay, self.lr_schedule == "wsd"
         if not wsd and decay.keys() & self.course().keys():
             raise ConfigError(
@@ -102,6 +108,26 @@ class BaseTrainingConfig(Settings):
                 f"warmup_share ({self.warmup_share}) and decay_share ({decay['decay_share']}) are "
                 f"more than all steps; lower one of them"
             )
+
+    @property
+    def kept_steps(self) -> frozenset[int]:
+        """The steps of `keep_at`."""
+        return frozenset(self.steps_of("keep_at", amount) for amount in self.keep_at)
+
+    def steps_of(self, setting: str, amount: str) -> int:
+        """Return an amount that a setting names as steps; one of tokens is rounded up."""
+        tokens = getattr(self, "batch_tokens", 0)
+        pattern = r"([1-9]\d*)" if tokens == 0 else r"([1-9]\d*)|((?:\d+\.)?\d+)([KMB])"
+        found = re.fullmatch(pattern, amount, re.IGNORECASE)
+        if found is None or (found.lastindex == 3 and not float(found[2])):
+            known = "" if tokens == 0 else ", or of tokens such as 5M"
+            raise ConfigError(
+                f"{setting} has '{amount}': it must be a number of steps such as 500{known}"
+            )
+        if found[1]:
+            return int(found[1])
+        wanted = round(float(found[2]) * 1e3 ** " KMB".index(found[3].upper()))
+        return math.ceil(wanted / (tokens or CPU_TOKENS))
 
     @property
     def wsd_decay(self) -> dict[str, Any]:

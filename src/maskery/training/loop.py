@@ -93,7 +93,9 @@ class TrainingLoop:
         self.processes = self.stepper.processes
         self.evaluate, self.callbacks = evaluate, callbacks
         self.identity, self.progress = identity, progress
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.keep_checkpoints, keep_at=config.kept_steps
+        )
         self.snapshots = SnapshotMaker()
         trackers = config.all_trackers if self.processes.is_main else ()
         self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
@@ -217,7 +219,8 @@ class TrainingLoop:
     def _after(self, step: Step, losses: dict[str, torch.Tensor], bar: Bar) -> None:
         """Do what falls between two steps: lines, held-out figures, checkpoints, an early end."""
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
-        last, scheduled = done == self.total_steps, done % self.config.checkpoint_every == 0
+        last, keeps = done == self.total_steps, done in self.checkpoints.keep_at
+        scheduled = keeps or done % self.config.checkpoint_every == 0
         self._tokens += tokens
         pairs = sum(getattr(micro, "num_pairs", 0) for micro in step.micro)
         self._pairs += pairs

@@ -14,7 +14,7 @@ from maskery.core.flags import conf
 from maskery.core.ranges import Range, number_or_word
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig, VocabularyConfig
 from maskery.masking.config import MaskingConfig
-from maskery.tasks.text_mlm_config import AUTO_OFF, TextMLMConfig
+from maskery.tasks.text_mlm_config import AUTO_OFF, DIFFUSION, TextMLMConfig
 from maskery.training.config import TrainingConfig
 
 SCRATCH = "scratch:"
@@ -138,10 +138,23 @@ class TextRunConfig(VocabularyConfig):
                 "--compile and a momentum twin do not go together: the text that the model reads "
                 "depends on the twin's samples; leave out --compile, or --objective and --momentum"
             )
+        if self.objectives.objective == DIFFUSION:
+            self._require_diffusion_alone()
         if self.masked_capacity is not None and not self.training.compile:
             raise ConfigError(
                 "--masked-capacity needs --compile: other steps predict as many tokens as are "
                 "masked; leave it out"
+            )
+
+    def _require_diffusion_alone(self) -> None:
+        masking, usual = vars(self.masking), vars(MaskingConfig())
+        flags = [f"--{name.replace('_', '-')}" for name in usual if masking[name] != usual[name]]
+        if self.training.compile:
+            flags.append("--compile")
+        if flags:
+            raise ConfigError(
+                f"--objective diffusion does not go with {', '.join(flags)}: it masks tokens at "
+                f"rates that it draws, always as [MASK], in no constant shapes; leave out one"
             )
 
     @property

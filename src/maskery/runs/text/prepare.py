@@ -38,7 +38,7 @@ from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, StoredText, open_text
 from maskery.tasks.text_mlm import TextParts, make_text_task
-from maskery.tasks.text_mlm_config import TextMLMConfig
+from maskery.tasks.text_mlm_config import DIFFUSION, TextMLMConfig
 from maskery.training.config import CPU_TOKENS
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
@@ -86,10 +86,14 @@ class TextRun:
         They are of the text that decides, or of the other one of that name. The run's processes
         share the work: all of them must call this.
         """
+        masker = Masker
+        if self.config.objectives.objective == DIFFUSION:
+            # By name: other runs need none of it. Its loss is the NELBO of a token.
+            masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
         return score_examples(
             model or self.model,
             scoring(self.others[name] if name else self.held_out, progress=self.progress),
-            Masker.of(self.vocabulary, EVALUATION_MASKING),
+            masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
 
@@ -279,6 +283,8 @@ def identity_of(
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own, objectives = {}, asdict(config.objectives)
+    if objectives["objective"] != DIFFUSION:  # as by versions that knew of none
+        del objectives["time_sampling"]
     if (maker := given.objective) is not None:  # an object is known by its own name
         objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
     if given.model is not None or config.lora:  # whose checkpoints do not hold what is frozen

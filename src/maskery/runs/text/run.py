@@ -39,7 +39,7 @@ from maskery.tasks.text_mlm import (
     report_left_out,
     save_extra,
 )
-from maskery.tasks.text_mlm_config import OBJECTIVES
+from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser, resolve_precision
@@ -247,12 +247,15 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
 def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     """Return the card of a trained model, in Markdown."""
     masking, corpus = config.masking, ", ".join(map(public_name, config.corpus))
+    how = f"{masking.policy} masking at a rate of {masking.mask_rate}"
+    if config.objectives.objective == DIFFUSION:
+        how = "masked diffusion; its loss is the NELBO of a token, over all rates of masking"
     return model_card(
         config,
         config.model,
         result.to_json(),
         title="A masked language model adapted with Maskery",
-        trained=f"{corpus} with {masking.policy} masking at a rate of {masking.mask_rate}.",
+        trained=f"{corpus} with {how}.",
         example="""python
 from transformers import pipeline
 
