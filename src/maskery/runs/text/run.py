@@ -117,6 +117,8 @@ def train_text(
     POLICIES.find(config.masking.policy)
     if config.reading.reader is not None:
         READERS.find(config.reading.reader)
+    if config.lora:
+        importlib.import_module("maskery.models.lora").peft()
     check_callbacks(callbacks)
     if config.probe is not None:
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
@@ -230,6 +232,10 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
     for name, value in run.loaded.attention_dropouts.items():
         setattr(hf.config, name, value)
     with quiet_transformers():
+        if run.loaded.adapter is not None:
+            importlib.import_module("maskery.models.lora").save_merged(
+                run.loaded, folder / "adapter"
+            )
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
     save_extra(task, run.model, folder)
