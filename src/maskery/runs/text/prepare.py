@@ -124,6 +124,10 @@ def prepare_text(
     loaded = load(config, data, given)
     if config.frozen_layers is not None:  # by name: few runs need it
         importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
+    if config.lora:
+        lora = importlib.import_module("maskery.models.lora")
+        settings, seed = lora.Lora.of(config.lora), config.training.seed
+        loaded = lora.add_lora(loaded, settings, start=known_as(config.model), seed=seed)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
@@ -149,7 +153,7 @@ def prepare_text(
         head_steps=alone,
         frozen_share=alone / steps,
         sentence_encoder=pooling,
-        identity=identity_of(config, data, given, layout=layout, max_length=max_length),
+        identity=identity_of(config, data, given, loaded, layout=layout, max_length=max_length),
         about=data.describe(),
         progress=progress,
         given=given,
@@ -272,6 +276,7 @@ def identity_of(
     config: TextRunConfig,
     data: StoredText | ShardedText,
     given: Given,
+    loaded: Loaded,
     *,
     layout: str,
     max_length: int,
@@ -282,10 +287,14 @@ def identity_of(
         del objectives["time_sampling"]
     if (maker := given.objective) is not None:  # an object is known by its own name
         objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
-    if given.model is not None:
+    if given.model is not None or config.lora:  # whose checkpoints do not hold what is frozen
         # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
-        own = {"model_fingerprint": own_model.weights_fingerprint(given.model)}
+        own = {
+            "model_fingerprint": own_model.weights_fingerprint(
+                loaded.model if config.lora else given.model
+            )
+        }
     return identity(
         config.training,
         {
@@ -303,6 +312,7 @@ def identity_of(
             # Not named where there is none, as by versions that knew of none.
             **({"head_first": config.head_share} if config.head_share else {}),
             **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
+            **({"lora": config.lora} if config.lora else {}),
             **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
         },
     )

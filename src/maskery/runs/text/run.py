@@ -117,6 +117,8 @@ def train_text(
     POLICIES.find(config.masking.policy)
     if config.reading.reader is not None:
         READERS.find(config.reading.reader)
+    if config.lora:
+        importlib.import_module("maskery.models.lora").peft()
     check_callbacks(callbacks)
     if config.probe is not None:
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
@@ -168,6 +170,8 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
         # A model folder that holds a twin or heads goes on with them.
         load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
     summary = fit(run, task, folder, evaluate)
+    if run.config.training.patience is not None:  # the best model is back, and measured last
+        evaluate(summary.steps)
     vectors = None if check is None else check.result()
     # A run that was finished already has evaluated nothing.
     scored = summary.resumed_from < summary.steps
@@ -228,6 +232,10 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
     for name, value in run.loaded.attention_dropouts.items():
         setattr(hf.config, name, value)
     with quiet_transformers():
+        if run.loaded.adapter is not None:
+            importlib.import_module("maskery.models.lora").save_merged(
+                run.loaded, folder / "adapter"
+            )
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
     save_extra(task, run.model, folder)
