@@ -35,6 +35,12 @@ class TextRunConfig(VocabularyConfig):
     """The run folder. Default: runs/CORPUS-MODEL, numbered if taken."""
     resume: Literal["no", "auto"] = "no"
     """auto: go on from the newest sound checkpoint in the run folder, or start if there is none."""
+    from_run: Annotated[str | None, conf.arg(aliases=("--from",))] = None
+    """RUN, or RUN@STEP: begin at that run's newest checkpoint, or at another, with its weights,
+    moments, step and place in the data. Its folder is not changed, its settings are the defaults,
+    and --max-steps counts its steps, too."""
+    lr_restart: bool = False
+    """With --from: the schedule of the learning rate begins at the branch, warm-up and all."""
     engine: Literal["loop", "trainer"] = "loop"
     """loop; trainer is gone, and only read in the configurations of old runs."""
     eval_data: tuple[str, ...] = ()
@@ -107,6 +113,8 @@ class TextRunConfig(VocabularyConfig):
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
                 f"is learnt from the corpus; raise --vocab-size instead"
             )
+        if self.lr_restart and self.from_run is None:
+            raise ConfigError("--lr-restart needs --from: a schedule begins with its run anyway")
         if self.group_column == "":
             raise ConfigError(
                 "--group-column is empty: it must be a name; leave it out or name one"
