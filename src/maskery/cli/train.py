@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from maskery.cli.main import HELP, Command, parse
-from maskery.cli.output import as_text
+from maskery.cli.output import as_text, prepare_output
 from maskery.core.errors import ConfigError, counted, meant
-from maskery.core.ranges import Count
+from maskery.core.ranges import Count, Range
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame.config_file import (
     KINDS,
@@ -252,3 +252,53 @@ class Report(Command):
             run.save_samples()
         path = write_report(run.folder)
         self.answer({"report": str(path)}, f"the report is {path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Command):
+    """Recompute steps of a run from a kept checkpoint, and certify that they come out the same.
+
+    Compares the losses of metrics.jsonl, and weights and optimiser of every checkpoint within the
+    steps: bit for bit on a machine like the run's. Ends with exit code 1 if something differs. The
+    run folder is only read.
+
+    Examples:
+      maskery verify runs/meditations-minilm
+      maskery verify runs/meditations-minilm --steps 101..120 --certificate verified.json
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder."""
+    steps: str | None = None
+    """FIRST..LAST, counted from 1. Default: the steps between the two newest checkpoints."""
+    certificate: Path | None = None
+    """The JSON file to write. Default: RUN.verified.json, beside the run folder."""
+    tolerance: Annotated[float | None, Range(0)] = None
+    """Largest difference of a loss or weight, over its size if that is above 1. Default: 0, and
+    0.001 where the run's report names another machine, PyTorch or number of threads."""
+
+    def execute(self) -> None:
+        """Recompute, write the certificate, and say what was the same."""
+        from maskery.runs.frame.run_folder import write_json
+
+        with quick_imports():
+            from maskery.runs.frame.verify import verify
+        folder = self.run.resolve()
+        path = self.certificate or folder.with_name(f"{folder.name}.verified.json")
+        prepare_output(path, "--certificate")
+        found = verify(self.run, self.steps, tolerance=self.tolerance, progress=not self.json)
+        write_json(path, found)
+        steps = "{} to {}".format(*found["steps"])
+        lines = [
+            f"steps {steps}, recomputed from the checkpoint of step {found['recomputed_from']}"
+        ]
+        lines += [
+            f"{name}: {one['values'] - one['different']} of {one['values']} are equal to the bit; "
+            f"largest difference {one['largest_difference']:.3g}"
+            for name, one in found["compared"].items()
+        ]
+        lines += found["problems"]
+        lines += ["verified" if found["verified"] else "NOT verified", f"the certificate is {path}"]
+        self.answer(found, "\n".join(lines))
+        if not found["verified"]:
+            raise SystemExit(1)

@@ -59,6 +59,7 @@ class MaskedTokens:
     input_ids: npt.NDArray[np.int64]  # (T,), corrupted
     positions: npt.NDArray[np.int64]  # (M,), ascending indices of the masked tokens into the T
     targets: npt.NDArray[np.int64]  # (M,), the original ids there
+    weights: npt.NDArray[np.float32] | None = None  # (M,), of their losses; None: 1 each
 
     @classmethod
     def unmasked(cls, batch: TokenBatch, positions: npt.NDArray[np.int64]) -> MaskedTokens:

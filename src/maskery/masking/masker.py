@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, M masked tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ class Masker:
     policy: Policy  # Chooses the tokens
     config: MaskingConfig  # Rate, schedule and shares, and the policy's name
     seed: int = 0  # From 0 to 2**64 - 1
+    draws: ClassVar[int] = 1  # Times that an evaluation masks each example
 
     @classmethod
     def of(

@@ -65,6 +65,7 @@ class Loaded:
     new_parameters: frozenset[str] = frozenset()  # Not in its checkpoint; a new head
     # By setting, the attention dropout it was trained with, before it was turned off
     attention_dropouts: dict[str, float] = field(default_factory=dict)
+    adapter: Any = None  # PEFT's model around it, with --lora
 
 
 def resolve(name: str) -> str:

@@ -25,16 +25,21 @@ from maskery.core.batch import IGNORE_INDEX
 BLOCK_LOGITS = 1 << 20
 
 
-def mlm_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def mlm_loss_sum(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum the cross-entropies at the masked tokens, in nats: a float32 scalar.
 
     From logits (M, V) of any floating dtype, and targets (M,) int64, of which `IGNORE_INDEX` counts
-    for nothing. It is 0 with a gradient when nothing is masked (M = 0).
+    for nothing. Each is multiplied by its weight in (M,) float32, or by 1. It is 0 with a gradient
+    when nothing is masked (M = 0).
     """
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        total: torch.Tensor = CrossEntropySum.apply(logits, targets)  # type: ignore[no-untyped-call]
+        total: torch.Tensor = CrossEntropySum.apply(logits, targets, weights)  # type: ignore[no-untyped-call]
         return total
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    how = "sum" if weights is None else "none"
+    losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction=how)
+    return losses if weights is None else losses @ weights
 
 
 def soft_mlm_loss_sum(
@@ -76,7 +81,9 @@ class CrossEntropySum(torch.autograd.Function):
     """Sum of cross-entropies in float32; arguments as those of `mlm_loss_sum`."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
         """Read the logits once."""
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         # Apart, since their sum would lose digits of a small loss among large logits.
@@ -87,21 +94,24 @@ class CrossEntropySum(torch.autograd.Function):
             scores = scores - highest[rows]
             right = scores.gather(1, target.clamp_min(0))
             torch.log(scores.exp_().sum(dim=1, keepdim=True), out=log_sums[rows])
-            total += (log_sums[rows] - right).masked_fill_(target == IGNORE_INDEX, 0.0).sum()
-        ctx.save_for_backward(logits, targets, highest, log_sums)
+            losses = (log_sums[rows] - right).masked_fill_(target == IGNORE_INDEX, 0.0)
+            total += losses.sum() if weights is None else losses[:, 0] @ weights[rows]
+        ctx.save_for_backward(logits, targets, highest, log_sums, weights)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the softmax less the target's 1, for rows that count."""
-        logits, targets, highest, log_sums = ctx.saved_tensors
+        logits, targets, highest, log_sums, weights = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for rows in _blocks(logits):
             target = targets[rows, None]
             part = (logits[rows] - highest[rows]).sub_(log_sums[rows]).exp_()
             part.scatter_add_(1, target.clamp_min(0), torch.full_like(part[:, :1], -1.0))
             grad[rows] = part.mul_(grad_total.masked_fill(target == IGNORE_INDEX, 0.0))
-        return grad, None
+            if weights is not None:
+                grad[rows] *= weights[rows, None]
+        return grad, None, None
 
 
 def _blocks(logits: torch.Tensor) -> Iterator[slice]:

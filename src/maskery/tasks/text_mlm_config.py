@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Settings, Share, number_or_word
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MOMENTUM = 0.995
 MRTD = "mlm+mrtd"
+DIFFUSION = "diffusion"
 AUTO_OFF = ("auto", "off")
+NEED_NO_TWIN = ("objective", "keep_embedding", "time_sampling")
 
 OBJECTIVES: Registry[Callable[[TextParts], Task[Any, Any]]] = Registry(
     "--objective",
@@ -24,6 +26,7 @@ OBJECTIVES: Registry[Callable[[TextParts], Task[Any, Any]]] = Registry(
     {
         "mlm": "maskery.tasks.text_mlm:text_mlm",
         MRTD: "maskery.tasks.momentum_text:momentum_text_mlm",
+        DIFFUSION: "maskery.tasks.diffusion:diffusion",
     },
 )
 register_objective = OBJECTIVES.register
@@ -34,8 +37,10 @@ class TextMLMConfig(Settings):
     """Masked language modelling of text, alone or with a momentum twin."""
 
     objective: str = "mlm"
-    """mlm; mlm+mrtd: also say of every word whether the momentum twin replaced it (RaSa's MRTD); or
-    FILE.py:NAME, an objective of your own."""
+    """mlm; mlm+mrtd: also say of every word whether the momentum twin replaced it (RaSa's MRTD);
+    diffusion: masked at any rate, so that it also writes text; or FILE.py:NAME, one of your own."""
+    time_sampling: Literal["uniform", "bell"] = "uniform"
+    """How --objective diffusion draws rates t of masking: bell, more of them around 1/2."""
     keep_embedding: str = "auto"
     """Weight that holds the vector of each text to the start's, so that its vectors stay good; off:
     none. auto: 10 where a sentence encoder is trained by mlm."""
@@ -70,10 +75,17 @@ class TextMLMConfig(Settings):
     def _refuse_what_has_no_effect(self) -> None:
         defaults = {one.name: one.default for one in fields(self)}
         given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.time_sampling != "uniform" and self.objective != DIFFUSION:
+            raise ConfigError("time_sampling is set: it needs --objective diffusion")
+        if self.momentum is not None and self.objective == DIFFUSION:
+            raise ConfigError(
+                "momentum is set: the twin learns by --objective mlm or mlm+mrtd, not diffusion; "
+                "leave out one of them"
+            )
         for name in given:
             if name.startswith("mrtd_") and not self.detects:
                 raise ConfigError(f"{name} is set: it needs --objective mlm+mrtd")
-            if not self.has_twin and name not in ("objective", "keep_embedding"):
+            if not self.has_twin and name not in NEED_NO_TWIN:
                 raise ConfigError(
                     f"{name} is set, and there is no momentum twin; add --momentum "
                     f"{DEFAULT_MOMENTUM} or --objective mlm+mrtd"

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 TRAIN, HELD_OUT = "train", "held_out"
 SPIKE = "loss_spike_above"
 WAITING = "waiting_time_share"
+# Of a line, all that does not follow from the steps.
+SPEEDS = ("tokens_per_second", "pairs_per_second", WAITING)
 NONE, BEST = "none", "best"
 # Figures that are better when they are lower; all others are better when they are higher.
 LOWER_IS_BETTER = ("loss", "perplexity")

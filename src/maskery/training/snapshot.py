@@ -114,11 +114,16 @@ class SnapshotMaker:
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return parameters and persistent buffers by name, tied ones once."""
+    """Return parameters and persistent buffers by name, tied ones once.
+
+    A module with `start_is_kept` has its frozen weights, and all its buffers, from where it starts.
+    """
     persistent = model.state_dict().keys()
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors |= {name: b for name, b in model.named_buffers() if name in persistent}
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+    kept = (m for m in model.modules() if getattr(m, "start_is_kept", False))
+    given = {id(t) for m in kept for t in (*m.parameters(), *m.buffers()) if not t.requires_grad}
+    return {name: tensor.detach() for name, tensor in tensors.items() if id(tensor) not in given}
 
 
 def optimiser_tensors(

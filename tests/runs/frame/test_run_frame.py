@@ -330,6 +330,24 @@ def test_a_model_that_cannot_be_saved_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_model_has_its_sums_wherever_its_folder_is_named_from(
+    relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/one") if relative else tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_bytes(b"{}")
+
+    save_model_folder(run / MODEL, write)
+    assert json.loads((run / SUMS).read_bytes()) == {
+        "config.json": hashlib.sha256(b"{}").hexdigest()
+    }
+
+
 @pytest.mark.parametrize("name", ["a`<b>`", "a\n# b", "<img src=x onerror=a>", "a\x1b[2J"])
 def test_a_name_in_a_card_is_text(name: str) -> None:
     shown = public_name(name)

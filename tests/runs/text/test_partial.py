@@ -1,19 +1,28 @@
-"""Runs that train less than the whole model: frozen layers, decayed rates."""
+"""Runs that train less than the whole model: frozen layers, decayed rates, adapters."""
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from families import PAD, tiny
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, MissingExtraError
+from maskery.models.layout import PACKABLE, packing_error, pad
+from maskery.models.loading import Loaded
+from maskery.models.lora import Lora, add_lora, targets_of
+from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.text import run as text_run
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import TextResult, train_text
+from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training import loop
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import PEAK, STARTS_AT
@@ -137,4 +146,128 @@ def test_bad_settings(
 def test_more_frozen_layers_than_there_are(places: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--freeze 7: the model has 2 layers"):
         train_text(config_of(places, tmp_path / "a", freeze="7"), progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture(scope="module")
+def adapted(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TextResult:
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("adapted") / "run"
+    config = config_of(places, folder, lora=("r=4", "dropout=0.1"), model=places["encoder"])
+    return train_text(config, progress=False)
+
+
+def test_checkpoints_hold_the_adapter_and_the_new_head(adapted: TextResult) -> None:
+    first, end = saved(adapted.folder, 1), saved(adapted.folder, 6)
+    assert all("lora_" in name or ".cls." in name for name in end)
+    moved = {name for name, tensor in end.items() if not torch.equal(tensor, first[name])}
+    assert moved == set(end)
+    # Six linear layers in each of two, with two narrow matrices; bias, dense and norm of the head.
+    assert len(end) == 2 * 6 * 2 + 5
+    moments = {name.partition(".")[2] for name in saved(adapted.folder, 6, "optimiser")}
+    assert moments == set(end)
+
+
+def test_an_adapted_run_goes_on_exactly(
+    adapted: TextResult, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(places, tmp_path / "b", lora=("r=4", "dropout=0.1"), model=places["encoder"])
+    resumed = cut_and_resumed(config, 4, monkeypatch)
+    end, again = saved(adapted.folder, 6), saved(resumed.folder, 6)
+    assert all(torch.equal(again[name], tensor) for name, tensor in end.items())
+    merged = [load_file(run.folder / "model" / "model.safetensors") for run in (adapted, resumed)]
+    assert all(torch.equal(merged[1][name], tensor) for name, tensor in merged[0].items())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_the_saved_model_is_the_trained_one(adapted: TextResult, places: dict[str, Path]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForMaskedLM
+
+    folder = adapted.folder / "model"
+    merged = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    base = AutoModelForMaskedLM.from_pretrained(places["encoder"]).eval()
+    base.load_state_dict(load_file(folder / "adapter" / "head.safetensors"), strict=False)
+    ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+    start = base(input_ids=ids).logits
+    adapter = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    with torch.no_grad():
+        found, expected = (model(input_ids=ids).logits for model in (merged, adapter))
+    assert (found - expected).abs().max() < 1e-6
+    assert (start - expected).abs().max() > 1e-3
+    # The formula: W + alpha / r * B A, with alpha twice r.
+    name, weights = "bert.encoder.layer.1.intermediate.dense", saved(adapted.folder, 6)
+    one, other = (weights[f"hf.{name}.lora_{x}.default.weight"] for x in "BA")
+    own = load_file(places["encoder"] / "model.safetensors")[f"{name[5:]}.weight"] + 2 * one @ other
+    assert torch.allclose(merged.state_dict()[f"{name}.weight"], own, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "distilbert", "deberta-v2"])
+def test_adapters_start_as_nothing_and_pack_alike(family: str) -> None:
+    pytest.importorskip("peft")
+    model = tiny(family)
+    inputs = pad(np.arange(5, 25), np.array([0, 8, 20]), np.arange(20), pad_token_id=PAD)
+    rows = {"packed": False, "pad_token_id": PAD}
+    before = MaskedLanguageModel(model, **rows)(inputs)  # type: ignore[arg-type]
+    loaded = Loaded(model=model, tokenizer=None)  # type: ignore[arg-type]
+    add_lora(loaded, Lora.of(["r=4"]), start="x", seed=0)
+    wrapped = MaskedLanguageModel(model, **rows)  # type: ignore[arg-type]
+    assert torch.equal(wrapped(inputs), before)
+    assert {"lora_" in n for n, p in model.named_parameters() if p.requires_grad} == {True}
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert (wrapped(inputs) - before).abs().max() > 1e-3
+    if family in PACKABLE:
+        assert packing_error(model, PAD) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["rank=4"], "--lora rank=4: it must be r=, alpha=, dropout= and targets="),
+        (["r=x"], "--lora r=x: it must be r="),
+        (["16"], "--lora 16: it must be r="),
+        (["r=0"], "r is 0: it must be at least 1"),
+        (["r=4", "dropout=1"], "dropout is 1.0: it must be from 0 to below 1"),
+        (["r=4", "alpha=-1"], "alpha is -1.0: it must be above 0"),
+    ],
+)
+def test_bad_words_of_lora(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        Lora.of(words)
+
+
+def test_targets_by_name() -> None:
+    model = tiny("bert")
+    found = targets_of(model, ["query", "attention.output.dense"])
+    layers = [f"bert.encoder.layer.{n}.attention" for n in (0, 1)]
+    assert found == [f"{one}.{x}" for one in layers for x in ("self.query", "output.dense")]
+    told = "have no linear layer 'q_proj'; they have dense, key, query, value"
+    with pytest.raises(ConfigError, match=told):
+        targets_of(model, ["query", "q_proj"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"freeze": "1"},
+        {"model": "scratch:tiny"},
+        {"add_words": "words.txt"},
+        {"objectives": TextMLMConfig(momentum=0.99)},
+    ],
+)
+def test_what_lora_does_not_go_with(
+    places: dict[str, Path], tmp_path: Path, settings: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError, match=r"do not go together"):
+        config_of(places, tmp_path, lora=("r=4",), **settings)
+
+
+def test_without_peft_one_line_says_how_to_install_it(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'maskery\[lora\]'"):
+        train_text(config_of(places, tmp_path / "a", lora=("r=4",)), progress=False)
     assert not (tmp_path / "a").exists()

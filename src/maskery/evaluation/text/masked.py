@@ -130,7 +130,11 @@ def score_examples(
         sequence = batch.sequences_of(masked.positions)
         if counts:
             ids.append(batch.example_ids[sequence])
-            rows.append(token_rows(logits, targets).cpu().numpy())
+            each = token_rows(logits, targets).cpu()
+            if masked.weights is not None:
+                # As float32, so that the order of adding changes nothing here, either.
+                each = (each * torch.from_numpy(masked.weights)[:, None]).float().double()
+            rows.append(each.numpy())
     model.train(was_training)
     # Float32 losses added in float64: the order in which they come changes nothing.
     all_ids = processes.join(torch.from_numpy(np.concatenate(ids).view(np.int64)))
@@ -184,7 +188,8 @@ def _shares(
     A sharded model is put together by all processes at once, so all compute equally often: where a
     round has no batch left for one, it computes another's for nothing.
     """
-    masked = (masker.mask(batch, epoch=FROZEN_EPOCH) for batch in batches)
+    epochs = range(FROZEN_EPOCH, FROZEN_EPOCH - masker.draws, -1)
+    masked = (masker.mask(batch, epoch=epoch) for batch in batches for epoch in epochs)
     some = (one for one in masked if len(one.positions))
     while turn := list(islice(some, processes.world_size)):
         counts = processes.rank < len(turn)
@@ -203,7 +208,7 @@ def summarise(scored: ExampleSums) -> MaskedScores:
         perplexity=Interval(*ends),
         top1=ratio_interval(top1, count, "share"),
         top5=ratio_interval(top5, count, "share"),
-        masked_tokens=int(count.sum()),
+        masked_tokens=round(count.sum()),
         examples=len(scored.ids),
     )
 

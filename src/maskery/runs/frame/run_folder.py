@@ -57,7 +57,7 @@ def has_model(folder: Path) -> bool:
 
 def model_sums(model: Path) -> dict[str, str]:
     """Return the sha256 of the files that a model is read from, by name."""
-    files = (model / name for pattern in READ_BACK for name in model.glob(pattern))
+    files = (path for pattern in READ_BACK for path in model.glob(pattern))
     return {path.name: sha256_of(path) for path in sorted(files) if path.is_file()}
 
 
@@ -69,7 +69,8 @@ def warn_of_another_model(folder: Path, what_now: str) -> None:
         return  # an older run, or one without a model
     except (OSError, ValueError, RecursionError):
         saved = None
-    if has_model(folder) and model_sums(folder / MODEL) != saved:
+    # Earlier versions wrote none for a folder named by a relative path.
+    if saved != {} and has_model(folder) and model_sums(folder / MODEL) != saved:
         log.warning("'%s' is not the model that the run saved; %s", folder / MODEL, what_now)
 
 

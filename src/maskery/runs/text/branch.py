@@ -23,11 +23,11 @@ from maskery.training.snapshot import OPTIMISER, Position, differences
 
 log = logging.getLogger(__name__)
 
-# What of a run's identity does not decide which text comes when.
-NOT_DATA = frozenset({
-    "model", "model_fingerprint", "tokenizer_fingerprint", "attention_dropout", "hidden_dropout",
-    "masking", "objectives", "head_first", "from", "lr_restart", "training",
-})  # fmt: skip
+# What of a run's identity decides which text comes when, beside the seed and the tokens of a step.
+DATA = (
+    "corpus_fingerprint", "eval_data_fingerprint", "other_fingerprints", "held_out_share",
+    "group_column", "shuffle_shards", "layout", "max_length",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ def _settings(identity: str) -> dict[str, Any]:
 def _order(identity: str) -> str:
     """Return the part of an identity that decides which text comes when."""
     settings = _settings(identity)
-    data = {name: value for name, value in settings.items() if name not in NOT_DATA}
-    return json.dumps(data | {n: settings["training"][n] for n in ("seed", "batch_tokens")})
+    training = {name: settings["training"][name] for name in ("seed", "batch_tokens")}
+    return json.dumps({**{name: settings.get(name) for name in DATA}, **training})
 
 
 def _own(folder: Path, step: int | None) -> Path | None:

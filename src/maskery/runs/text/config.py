@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from maskery.core.flags import conf
 from maskery.core.ranges import Range, number_or_word
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig, VocabularyConfig
 from maskery.masking.config import MaskingConfig
-from maskery.tasks.text_mlm_config import AUTO_OFF, TextMLMConfig
+from maskery.tasks.text_mlm_config import AUTO_OFF, DIFFUSION, TextMLMConfig
 from maskery.training.config import TrainingConfig
 
 SCRATCH = "scratch:"
@@ -56,6 +57,9 @@ class TextRunConfig(VocabularyConfig):
     layers. They take no gradients and no optimiser memory."""
     layer_decay: Annotated[float, Range(0, 1, above=True, hint="try {flag} 0.9")] = 1.0
     """Each layer learns at this share of the rate of the layer above it, embeddings slowest."""
+    lora: tuple[str, ...] = ()
+    """Train low-rank adapters alone, and a new head: r=16, and if wanted alpha=32, dropout=0.1 and
+    targets=query,value, the linear layers that get one. Needs maskery[lora]."""
     group_column: str | None = None
     """Rows with one value in this column, such as patient_id, stand on one side of the split; may
     be nested, as --text-column."""
@@ -105,7 +109,10 @@ class TextRunConfig(VocabularyConfig):
                 f"trained yet, so no head comes first; leave out --head-first"
             )
         if self.frozen_layers is not None:
-            self._refuse_frozen()
+            self._refuse_partial(f"--freeze {self.freeze}")
+        if self.lora:
+            self._refuse_partial(f"--lora {' '.join(self.lora)}")
+            import_module("maskery.models.lora").Lora.of(self.lora)  # few runs need it
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
         if self.add_words is not None and self.model.startswith(SCRATCH):
@@ -139,10 +146,23 @@ class TextRunConfig(VocabularyConfig):
                 "--compile and a momentum twin do not go together: the text that the model reads "
                 "depends on the twin's samples; leave out --compile, or --objective and --momentum"
             )
+        if self.objectives.objective == DIFFUSION:
+            self._require_diffusion_alone()
         if self.masked_capacity is not None and not self.training.compile:
             raise ConfigError(
                 "--masked-capacity needs --compile: other steps predict as many tokens as are "
                 "masked; leave it out"
+            )
+
+    def _require_diffusion_alone(self) -> None:
+        masking, usual = vars(self.masking), vars(MaskingConfig())
+        flags = [f"--{name.replace('_', '-')}" for name in usual if masking[name] != usual[name]]
+        if self.training.compile:
+            flags.append("--compile")
+        if flags:
+            raise ConfigError(
+                f"--objective diffusion does not go with {', '.join(flags)}: it masks tokens at "
+                f"rates that it draws, always as [MASK], in no constant shapes; leave out one"
             )
 
     @property
@@ -170,16 +190,19 @@ class TextRunConfig(VocabularyConfig):
             raise ConfigError(f"freeze is {self.freeze}: it must be a whole number; try 6")
         return words[self.freeze] if number is None else int(number)
 
-    def _refuse_frozen(self) -> None:
-        for flag, set_so in (
-            ("--model", self.model.startswith(SCRATCH) and self.model),
-            ("--add-words", self.add_words),
-        ):
-            if set_so:
-                raise ConfigError(
-                    f"--freeze {self.freeze} and {flag} {set_so} do not go together: what is new "
-                    f"would never be trained; leave out one of them"
-                )
+    def _refuse_partial(self, flag: str) -> None:
+        """Refuse what goes with no weights that stay the start's."""
+        others = {
+            f"--model {self.model}": self.model.startswith(SCRATCH),
+            f"--add-words {self.add_words}": self.add_words,
+            "--lora": self.lora and "--lora" not in flag,
+            "a momentum twin": self.lora and self.objectives.has_twin,
+        }
+        if found := [other for other, given in others.items() if given]:
+            raise ConfigError(
+                f"{flag} and {found[0]} do not go together: what is new there would stay "
+                f"untrained, or be another whole model; leave out one of them"
+            )
 
     def anchored(self) -> TextRunConfig:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""

@@ -39,7 +39,7 @@ from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given, StoredText, open_text
 from maskery.tasks.text_mlm import TextParts, make_text_task
-from maskery.tasks.text_mlm_config import TextMLMConfig
+from maskery.tasks.text_mlm_config import DIFFUSION, TextMLMConfig
 from maskery.training.config import CPU_TOKENS
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
@@ -90,10 +90,14 @@ class TextRun:
         They are of the text that decides, or of the other one of that name. The run's processes
         share the work: all of them must call this.
         """
+        masker = Masker
+        if self.config.objectives.objective == DIFFUSION:
+            # By name: other runs need none of it. Its loss is the NELBO of a token.
+            masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
         return score_examples(
             model or self.model,
             scoring(self.others[name] if name else self.held_out, progress=self.progress),
-            Masker.of(self.vocabulary, EVALUATION_MASKING),
+            masker.of(self.vocabulary, EVALUATION_MASKING),
             processes=join_processes(),
         )
 
@@ -134,6 +138,10 @@ def prepare_text(
     loaded = load(config, data, given)
     if config.frozen_layers is not None:  # by name: few runs need it
         importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
+    if config.lora:
+        lora = importlib.import_module("maskery.models.lora")
+        settings, seed = lora.Lora.of(config.lora), config.training.seed
+        loaded = lora.add_lora(loaded, settings, start=known_as(config.model), seed=seed)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
@@ -147,7 +155,7 @@ def prepare_text(
     )
     train, held_out = data.sources(batching)
     others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
-    described = identity_of(config, data, given, layout=layout, max_length=max_length)
+    described = identity_of(config, data, given, loaded, layout=layout, max_length=max_length)
     branch = None
     if config.from_run is not None:
         # By name: a run that begins anew needs none of it.
@@ -305,18 +313,25 @@ def identity_of(
     config: TextRunConfig,
     data: StoredText | ShardedText,
     given: Given,
+    loaded: Loaded,
     *,
     layout: str,
     max_length: int,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own, objectives = {}, asdict(config.objectives)
+    if objectives["objective"] != DIFFUSION:  # as by versions that knew of none
+        del objectives["time_sampling"]
     if (maker := given.objective) is not None:  # an object is known by its own name
         objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
-    if given.model is not None:
+    if given.model is not None or config.lora:  # whose checkpoints do not hold what is frozen
         # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
-        own = {"model_fingerprint": own_model.weights_fingerprint(given.model)}
+        own = {
+            "model_fingerprint": own_model.weights_fingerprint(
+                loaded.model if config.lora else given.model
+            )
+        }
     return identity(
         config.training,
         {
@@ -336,6 +351,7 @@ def identity_of(
             **({"from": Path(config.from_run).name} if config.from_run else {}),
             **({"lr_restart": True} if config.lr_restart else {}),
             **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
+            **({"lora": config.lora} if config.lora else {}),
             **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
         },
     )

@@ -39,7 +39,7 @@ from maskery.tasks.text_mlm import (
     report_left_out,
     save_extra,
 )
-from maskery.tasks.text_mlm_config import OBJECTIVES
+from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import STARTS_AT, build_optimiser, resolve_precision
@@ -117,6 +117,8 @@ def train_text(
     POLICIES.find(config.masking.policy)
     if config.reading.reader is not None:
         READERS.find(config.reading.reader)
+    if config.lora:
+        importlib.import_module("maskery.models.lora").peft()
     check_callbacks(callbacks)
     if config.probe is not None:
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
@@ -245,6 +247,10 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
     for name, value in run.loaded.attention_dropouts.items():
         setattr(hf.config, name, value)
     with quiet_transformers():
+        if run.loaded.adapter is not None:
+            importlib.import_module("maskery.models.lora").save_merged(
+                run.loaded, folder / "adapter"
+            )
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
     save_extra(task, run.model, folder)
@@ -258,12 +264,15 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
 def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     """Return the card of a trained model, in Markdown."""
     masking, corpus = config.masking, ", ".join(map(public_name, config.corpus))
+    how = f"{masking.policy} masking at a rate of {masking.mask_rate}"
+    if config.objectives.objective == DIFFUSION:
+        how = "masked diffusion; its loss is the NELBO of a token, over all rates of masking"
     return model_card(
         config,
         config.model,
         result.to_json(),
         title="A masked language model adapted with Maskery",
-        trained=f"{corpus} with {masking.policy} masking at a rate of {masking.mask_rate}.",
+        trained=f"{corpus} with {how}.",
         example="""python
 from transformers import pipeline
 

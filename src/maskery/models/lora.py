@@ -1,0 +1,121 @@
+"""Low-rank adapters (Hu et al., "LoRA: low-rank adaptation of large language models", 2022).
+
+PEFT puts a product of two narrow matrices, B A, beside linear layers of the frozen encoder. B
+starts at zero, so the model starts as it was. Only the products, and a new head, are trained,
+checkpointed and held by the optimiser; the saved model has them added to its own weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from maskery.core.errors import ConfigError
+from maskery.core.ranges import Count, Range, Settings
+from maskery.core.registry import require
+
+if TYPE_CHECKING:
+    from maskery.models.loading import Loaded
+
+# Beside PEFT's files in an adapter's folder: a head that the start did not have.
+HEAD = "head.safetensors"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Settings):
+    """The settings of `--lora`."""
+
+    r: Count = 16
+    """Rank of the products."""
+    alpha: Annotated[float | None, Range(0, above=True)] = None
+    """The products are scaled by alpha / r. Default: twice r."""
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    """Dropout of what goes into the products."""
+    targets: Sequence[str] = ()
+    """Names of the linear layers that get one. Default: all in the encoder's layers."""
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Lora:
+        """Read `r=16 targets=query,value`."""
+        read: dict[str, Callable[[str], Any]] = {
+            "r": int, "alpha": float, "dropout": float, "targets": lambda value: value.split(","),
+        }  # fmt: skip
+        try:
+            pairs = [word.split("=") for word in words]
+            return cls(**{name: read[name](value) for name, value in pairs})
+        except (ValueError, KeyError) as error:
+            raise ConfigError(
+                f"--lora {' '.join(words)}: it must be r=, alpha=, dropout= and targets=, each "
+                f"with a value, as in --lora r=16 targets=query,value"
+            ) from error
+
+
+def peft() -> Any:
+    """Import PEFT, or say how it is installed."""
+    return require("peft", extra="lora", purpose="train or merge adapters (--lora)")
+
+
+def add_lora(loaded: Loaded, settings: Lora, *, start: str, seed: int) -> Loaded:
+    """Put products into a model, in place, and freeze all else but a new head.
+
+    `start` is the name of the model that is written into the adapter's configuration.
+    """
+    import torch
+
+    hf, library = loaded.model, peft()
+    config = library.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha or 2 * settings.r,
+        lora_dropout=settings.dropout,
+        target_modules=targets_of(hf, settings.targets),
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks Transformers by an older name
+        torch.manual_seed(seed)
+        adapter = library.get_peft_model(hf, config)
+    config.base_model_name_or_path = start
+    for name, parameter in hf.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or name in loaded.new_parameters)
+    hf.start_is_kept = True  # checkpoints leave out what is frozen
+    return replace(loaded, adapter=adapter)
+
+
+def targets_of(hf: Any, names: Sequence[str]) -> list[str]:
+    """Return the full names of the encoder's linear layers that are named, or of all."""
+    from torch import nn
+
+    from maskery.models.depth import depths_of
+
+    depths, count = depths_of(hf)
+    linear = [
+        name
+        for name, module in hf.named_modules()
+        if isinstance(module, nn.Linear) and 0 < depths.get(f"{name}.weight", 0) <= count
+    ]
+    found = {name: [x for x in linear if f".{x}".endswith(f".{name}")] for name in names}
+    if missing := [name for name in names if not found[name]]:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise ConfigError(
+            f"--lora targets={','.join(names)}: the model's layers have no linear layer "
+            f"'{missing[0]}'; they have {there}"
+        )
+    return [x for x in linear if not names or any(x in some for some in found.values())]
+
+
+def save_merged(loaded: Loaded, folder: Path) -> None:
+    """Write the adapter with a new head, and add it to the weights of the model, in place."""
+    from safetensors.torch import save_file
+
+    loaded.adapter.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
+    own = dict(loaded.model.named_parameters())
+    head = {
+        n: own[n].detach().cpu().contiguous() for n in sorted(loaded.new_parameters) if n in own
+    }
+    if head:
+        save_file(head, folder / HEAD)
+    loaded.adapter.merge_and_unload()
