@@ -84,3 +84,12 @@ def test_the_fall_of_wsd_is_named_only_where_it_is_set() -> None:
     course = TrainingConfig(lr_schedule="wsd", decay_share=0.5).course()
     assert course["decay_share"] == 0.5
     assert "decay_shape" not in course
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [({}, "say how often"), ({"eval_every": 5, "best_metric": "none"}, "waits for a better")],
+)
+def test_patience_needs_evaluations_and_a_metric(more: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        TrainingConfig(patience=2, **more)

@@ -506,6 +506,59 @@ def test_the_best_checkpoint_stays(tmp_path: Path, make_task: Make, make_source:
     assert again.checkpoints.best() == best
 
 
+def test_patience_ends_a_run_with_its_best_model(
+    tmp_path: Path, make_task: Make, make_source: Make
+) -> None:
+    figures = {
+        0: 0.0,
+        1: 5.0,
+        2: 3.0,
+        3: 4.0,
+        4: 3.5,
+        5: 9.0,
+        6: 1.0,
+        7: 2.0,
+        8: 2.0,
+        9: 2.0,
+        10: 0.5,
+    }
+    config = replace(
+        CONFIG, eval_every=1, checkpoint_every=4, best_metric=None, keep_checkpoints=9, patience=3
+    )
+
+    def trained(folder: Path, config: TrainingConfig, stop: int = 0) -> tuple[Any, Any]:
+        folder.mkdir(exist_ok=True)
+        task, at = make_task(), {}
+
+        def evaluate(step: int) -> Mapping[str, float]:
+            at[step] = weights(task)
+            return {"loss": figures[step]}
+
+        loop = loop_of(task, make_source(), folder, config, evaluate=evaluate)
+        if stop:
+            stop_after(loop, stop)
+            with pytest.raises(StoppedError):
+                loop.train()
+            return None, at
+        return loop.train(resume=True), (at, weights(task), loop)
+
+    summary, (at, last, loop) = trained(tmp_path / "whole", config)
+    assert summary.steps == 5  # 4.0, 3.5 and 9.0 are no better than the 3.0 of step 2
+    assert max(at) == 5
+    assert [path.name[-1] for path in loop.checkpoints.complete()] == ["1", "2", "4", "5"]
+    assert all(torch.equal(last[name], at[2][name]) for name in last)
+    # Resumed in the middle of the wait, the count goes on; ended, the run stays as it is.
+    trained(tmp_path / "cut", config, stop=5)
+    for resumed_from in (4, 5):
+        summary, (_, again, _) = trained(tmp_path / "cut", config)
+        assert (summary.steps, summary.resumed_from) == (5, resumed_from)
+        assert all(torch.equal(again[name], last[name]) for name in last)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    # More patience goes on from there; the 1.0 of step 6 is better.
+    summary, _ = trained(tmp_path / "cut", replace(config, patience=4))
+    assert (summary.steps, summary.resumed_from) == (10, 5)
+
+
 def test_time_makes_a_checkpoint_due(
     tmp_path: Path, make_task: Make, make_source: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ CPU_TOKENS, GPU_TOKENS = 4096, 32_768
 HOW = frozenset({
     "micro_batch_tokens", "micro_batch_pairs", "precision", "compile", "sharding", "log_every",
     "eval_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_at",
-    "best_metric", "max_bad_steps", "tensorboard", "trackers",
+    "best_metric", "patience", "max_bad_steps", "tensorboard", "trackers",
 })  # fmt: skip
 
 
@@ -87,6 +87,9 @@ class BaseTrainingConfig(Settings):
     best_metric: str | None = None
     """The held-out figure of the best checkpoint: the lowest loss or perplexity, the highest of
     anything else; none for no best. Default: the first figure of a held-out line."""
+    patience: Count | None = None
+    """Evaluations in a row without a better best_metric after which the run ends. The model of the
+    best one is then kept. Default: every step is taken, and the last model is kept."""
     max_bad_steps: Count = 20
     """Steps in a row that may be skipped for a loss or gradient that is no number."""
     tensorboard: bool = False
@@ -97,6 +100,8 @@ class BaseTrainingConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.kept_steps  # an amount that is none is told now
+        if self.patience is not None and self.best_metric == "none":
+            raise ConfigError("patience waits for a better best_metric, and it is none; name one")
         decay, wsd = self.wsd_decay, self.lr_schedule == "wsd"
         if not wsd and decay.keys() & self.course().keys():
             raise ConfigError(
@@ -166,6 +171,10 @@ class TrainingConfig(BaseTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.patience is not None and self.eval_every is None:
+            raise ConfigError(
+                "patience counts evaluations; say how often, as with --eval-every 100"
+            )
         most = self.batch_tokens or CPU_TOKENS
         if self.micro_batch_tokens is not None and self.micro_batch_tokens > most:
             raise ConfigError(

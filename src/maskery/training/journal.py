@@ -236,14 +236,18 @@ class Journal:
         self._best: float | None = None
         # The step after which figures were the best; None on others than the main process.
         self.best_step: int | None = None
+        self.since_best = 0  # Evaluations after a step since the best one
 
     def rewind(
         self, step: int, window: tuple[Mapping[str, float], ...], device: torch.device
     ) -> None:
         """Go back to a checkpoint: drop the lines that were written after it."""
         self.window = Window.restored(window, self.processes, device)
-        if not self.processes.is_main:
-            return
+        if self.processes.is_main:
+            self._read_again(step)
+        self.since_best = int(self.processes.on_main(lambda: str(self.since_best)) or 0)
+
+    def _read_again(self, step: int) -> None:
         self.tracker.rewind(step)
         lines = self.tracker.lines()
         losses = [line["loss"] for line in lines if line["kind"] == TRAIN and "loss" in line]
@@ -251,7 +255,8 @@ class Journal:
         for line in lines:
             if line["kind"] == HELD_OUT and line["step"] > self.first_step:
                 values = {n: v for n, v in line.items() if n not in ("kind", "step")}
-                self._improves(line["step"], values)
+                improves = self._improves(line["step"], values)
+                self.since_best = 0 if improves else self.since_best + 1
 
     def line(self, step: int, more: Mapping[str, float]) -> dict[str, float]:
         """Close the window and write its line; every process must ask, and gets the means."""
@@ -291,7 +296,9 @@ class Journal:
             self.tracker.log(HELD_OUT, step, values)
             return BEST if improves else None
 
-        return self.processes.on_main(written) == BEST
+        best = self.processes.on_main(written) == BEST
+        self.since_best = 0 if best or step == 0 else self.since_best + 1
+        return best
 
     def has_held_out(self, step: int) -> bool:
         """Return True if the held-out figures of a step are written; the main process looks."""

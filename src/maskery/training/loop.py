@@ -6,6 +6,7 @@ A step itself is taken in `training/stepper.py`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +25,10 @@ from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import BaseTrainingConfig
 from maskery.training.journal import WAITING, Callback, Journal, Tracker, check_callbacks
 from maskery.training.parallel import gather
-from maskery.training.snapshot import Position, SnapshotMaker, restore
+from maskery.training.snapshot import Position, SnapshotMaker, restore, restore_task
 from maskery.training.stepper import BadSteps, Prefetch, Stepper
 
+log = logging.getLogger(__name__)
 Evaluate = Callable[[int], Mapping[str, float]]
 
 
@@ -158,11 +160,18 @@ class TrainingLoop:
             self.checkpoints.mark_best(start.step)
         self._saved_at = self._resumed_at = time.perf_counter()
         self._take_steps(start)
+        if self.config.patience is not None:
+            best = self.processes.on_main(lambda: str(self.checkpoints.best_sound() or ""))
+            if best:
+                step = restore_task(Path(best), self.task)
+                log.info(
+                    "ended after step %d; the model is the best one, of step %d", self._done, step
+                )
         self._tell_saved()
         gather(self.task)
         tokens, pairs = map(int, self.processes.sum([self._tokens, self._pairs]))
         return Summary(
-            steps=self.total_steps,
+            steps=self._done,
             tokens=tokens,
             pairs=pairs,
             seconds=self._seconds,
@@ -177,7 +186,7 @@ class TrainingLoop:
         prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
         with self.signals, bar, prefetch as steps:
             try:
-                while (step := self._next(steps)) is not None:
+                while not self._enough and (step := self._next(steps)) is not None:
                     losses = self.step(step)
                     self._last, self._done = step, step.number + 1
                     self._after(step, losses, bar)
@@ -282,8 +291,8 @@ class TrainingLoop:
                 self._save(step, must=True)
             self.checkpoints.finish()
             raise self._end(done, self._asked()[0]) from None
-        if best and not saved:
-            self._save(step, must=False)
+        if (best or self._enough) and not saved:
+            self._save(step, must=self._enough)
         if best and self.processes.is_main:
             self.checkpoints.begin_mark_best(done)
 
@@ -340,6 +349,12 @@ class TrainingLoop:
             f"a row, up to step {done}; none of them changed the model, and a checkpoint is "
             f"written; look at the data there, or start afresh with a lower --learning-rate"
         )
+
+    @property
+    def _enough(self) -> bool:
+        """Return True if `patience` ends the run."""
+        patience = self.config.patience
+        return patience is not None and self.journal.since_best >= patience
 
     def _due(self, step: int) -> bool:
         """Return True if held-out figures are due."""

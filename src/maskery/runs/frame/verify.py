@@ -145,6 +145,7 @@ def recompute(
         "resume": "auto",
         # Held-out figures take time and change no step; every checkpoint is to be compared.
         "eval_every": None,
+        "patience": None,
         "keep_checkpoints": 1_000_000,
         "checkpoint_minutes": None,
         "tensorboard": False,

@@ -177,6 +177,8 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
         # A model folder that holds a twin or heads goes on with them.
         load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
     summary = fit(run, task, folder, evaluate)
+    if run.config.training.patience is not None:  # the best model is back, and measured last
+        evaluate(summary.steps)
     vectors = None if check is None else check.result()
     # A run that was finished already has evaluated nothing.
     scored = summary.resumed_from < summary.steps
