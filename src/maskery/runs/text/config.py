@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
@@ -42,6 +42,8 @@ class TextRunConfig(VocabularyConfig):
     and --max-steps counts its steps, too."""
     lr_restart: bool = False
     """With --from: the schedule of the learning rate begins at the branch, warm-up and all."""
+    # In a config.yaml alone: for each phase, `until` and the settings that it changes.
+    phases: Annotated[tuple[dict[str, Any], ...], conf.Suppress, conf.Fixed] = ()
     engine: Literal["loop", "trainer"] = "loop"
     """loop; trainer is gone, and only read in the configurations of old runs."""
     eval_data: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,12 @@ def train_text(
         return run
 
     folder = beside or default_folder(config.corpus[0], config.model)
+    if config.phases:
+        # By name: a run of one phase needs none of it.
+        phases = importlib.import_module("maskery.runs.text.phases")
+        one = partial(train_text, progress=progress, **vars(given))
+        last: TextResult = phases.train_phases(config, folder, one)
+        return last
     return run_in_folder(config, folder, prepare=prepare, train=train_measure_save)
 
 
