@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import torch
 
@@ -24,36 +23,17 @@ log = logging.getLogger(__name__)
 NELBO = "nelbo"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedDiffusion(PreparedText):
-    """A masked batch; it counts its maskable tokens, and may have none that is masked."""
-
-    weights: torch.Tensor  # (M,) float32
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        return replace(super().to(device), weights=self.weights.to(device, non_blocking=True))
-
-
 class Diffusion(TextMLM):
     """Mask at a rate drawn for each sequence, and weight what is predicted by its inverse."""
 
-    def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedDiffusion:
-        """Mask a batch and lay it out."""
-        masked = self.masker.mask(batch, epoch=epoch, progress=progress)
+    def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
+        """Mask a batch, lay it out, and count its maskable tokens; none may be masked."""
+        prepared = super().prepare(batch, epoch=epoch, progress=progress)
         maskable = ~self.masker.vocabulary.protected[batch.input_ids]
-        prepared = PreparedDiffusion(
-            inputs=self.lay_out(masked),
-            targets=torch.from_numpy(masked.targets),
-            counts={NELBO: int(maskable.sum())},
-            num_tokens=batch.num_tokens,
-            weights=torch.from_numpy(masked.weights),
-        )
-        return prepared.pin_memory() if self.pin_memory else prepared
+        return replace(prepared, counts={NELBO: int(maskable.sum())})
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
         """Return the weighted cross-entropy of the masked tokens, summed."""
-        assert isinstance(prepared, PreparedDiffusion)
         logits = self.model(prepared.inputs)
         return {NELBO: mlm_loss_sum(logits, prepared.targets, prepared.weights)}
 

@@ -114,11 +114,13 @@ class PreparedText:
     # Masked tokens to be predicted; in static shapes also how many had no row.
     counts: Mapping[str, int]
     num_tokens: int  # Real tokens
+    weights: torch.Tensor | None = None  # (M,) float32, of the losses; None: 1 each
 
     def to(self, device: torch.device) -> Self:
         """Copy to `device`."""
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
         targets = self.targets.to(device, non_blocking=True)
-        return replace(self, inputs=self.inputs.to(device), targets=targets)
+        return replace(self, inputs=self.inputs.to(device), targets=targets, weights=weights)
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory, from where a GPU copies while it computes."""
@@ -171,6 +173,8 @@ class TextMLM:
         prepared = PreparedText(
             inputs=inputs, targets=targets, counts=counts, num_tokens=batch.num_tokens
         )
+        if masked.weights is not None:
+            prepared = replace(prepared, weights=torch.from_numpy(masked.weights))
         return prepared.pin_memory() if self.pin_memory else prepared
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
