@@ -14,7 +14,7 @@ Shapes: B sequences, T tokens, M masked tokens.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -57,13 +57,9 @@ class DiffusionMasker(Masker):
         """Hide `positions` (M,), ascending; the weights (B,) are those of their sequences."""
         corrupted = batch.input_ids.copy()
         corrupted[positions] = self.vocabulary.mask_token_id
-        return MaskedTokens(
-            batch=batch,
-            input_ids=corrupted,
-            positions=positions,
-            targets=batch.input_ids[positions],
-            weights=weights[batch.sequences_of(positions)].astype(np.float32),
-        )
+        own = weights[batch.sequences_of(positions)].astype(np.float32)
+        masked = MaskedTokens.unmasked(batch, positions)
+        return replace(masked, input_ids=corrupted, weights=own)
 
 
 class NelboMasker(DiffusionMasker):

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
 from maskery.core.errors import CheckpointError, MaskeryError, reason_of
-from maskery.core.task import EXTRA_STATE, Task
+from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -118,9 +118,7 @@ class PreparedText:
 
     def to(self, device: torch.device) -> Self:
         """Copy to `device`."""
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        targets = self.targets.to(device, non_blocking=True)
-        return replace(self, inputs=self.inputs.to(device), targets=targets, weights=weights)
+        return moved(self, device)
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory, from where a GPU copies while it computes."""
