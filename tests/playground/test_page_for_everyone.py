@@ -207,7 +207,7 @@ def test_pictures_by_keyboard_and_ear(page: Any, seeing: Client, pairs_run: Path
     said = page.locator("#search").get_by_role("status").inner_text()
     assert re.fullmatch(r"“a red square”: the best 12 of \d+, best first", said)
     tree = page.get_by_role("list", name="“a red square”").aria_snapshot()
-    assert re.search(r"listitem: (fits|similarity) .* \d+\.png", tree)
+    assert re.search(r"listitem: (score|similarity) .* \d+\.png", tree)
 
 
 def test_what_is_shown_can_be_taken_along(page: Any, client: Client, tmp_path: Path) -> None:

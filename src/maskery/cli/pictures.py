@@ -96,10 +96,12 @@ class Search(Command):
             parts.append(f"{len(gallery.troubles):,} skipped; the first: {gallery.troubles[0]}")
         blocks = [", ".join(parts)]
         for text, hits in found:
-            rows = [["", "match", "similarity", "picture"]]
+            rows = [["", "score", "match", "similarity", "picture"]]
             for number, hit in enumerate(hits, 1):
-                rows.append([f"{number}", percent(hit.match), f"{hit.similarity:.3f}", hit.path])
-            blocks.append(f"{text}\n{table(rows, left=(0, 3))}")
+                score = "" if hit.score is None else f"{hit.score:.2f}"
+                row = [score, percent(hit.match), f"{hit.similarity:.3f}", hit.path]
+                rows.append([f"{number}", *row])
+            blocks.append(f"{text}\n{table(rows, left=(0, 4))}")
         if self.sheet is not None:
             save_sheet(self.sheet, self.gallery, found)
             blocks.append(f"contact sheet: {shown(self.sheet)}")
@@ -123,7 +125,10 @@ def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     for text, hits in found:
         cells = []
         for number, hit in enumerate(hits, 1):
-            score = percent(hit.match) or f"{hit.similarity:.3f}"
+            # What they are sorted by, so that the order explains itself.
+            score = f"{hit.similarity:.3f}"
+            if hit.score is not None:
+                score = f"{hit.score:.2f} ({percent(hit.match)})"
             image = read_picture(folder, hit.path).load()
             cells.append(Cell(image=image, label=(f"{number}.  {score}", hit.path)))
         rows.append(SheetRow(heading=text, cells=cells))

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from maskery.evaluation.text.pseudo_likelihood import TextScore
 
 
+SAMPLING = frozenset({"temperature", "steps", "block", "seed"})  # flags that --sample reads
+LISTING = frozenset({"top_k", "words", "pieces", "beams"})  # flags of lists of candidates
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fill(Command):
     """Fill the [MASK]s of a sentence.
@@ -33,6 +37,7 @@ class Fill(Command):
       maskery fill runs/meditations-minilm "The [MASK] of the universe is change."
       maskery fill bert-base-uncased "Paris is the [MASK] of France." --words capital heart
       maskery fill runs/a "He [MASK] the [MASK]." --top-k 10 --json
+      maskery fill runs/diffusion "The [MASK]*8." --sample --temperature 0.7 --seed 1
       maskery fill runs/people "A woman in a [MASK] coat." --image people/imgs/000/000001_00.jpg
     """
 
@@ -50,11 +55,26 @@ class Fill(Command):
     """Also offer tokens that cannot stand alone there, such as ##ef."""
     beams: Count = 10
     """Partial fillings that the joint search of several masks keeps."""
+    sample: bool = False
+    """Write one text: fill all masks step by step, the surest first. [MASK]*12 is twelve masks."""
+    temperature: Annotated[float, Range(0)] = 0.0
+    """With --sample: 0 takes the likeliest tokens; above, they are drawn, 1 as the model has it."""
+    steps: Count | None = None
+    """With --sample: predictions to fill all masks. Default: one for each mask."""
+    block: Count = 32
+    """With --sample: masks that are filled before any to the right of them."""
+    seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0
+    """With --sample: another seed draws other tokens."""
 
     def __post_init__(self) -> None:
         if not self.text:
             raise ConfigError('no sentence is given: add one, such as "The [MASK] is red."')
         super().__post_init__()
+        idle = LISTING if self.sample else SAMPLING
+        goes = "goes without" if self.sample else "needs"
+        for one in fields(self):
+            if one.name in idle and getattr(self, one.name) != one.default:
+                raise ConfigError(f"--{one.name.replace('_', '-')} is given: it {goes} --sample")
 
     def execute(self) -> None:
         """Fill every sentence."""
@@ -62,6 +82,11 @@ class Fill(Command):
             from maskery.runs.shortcuts import open_filler
 
         filler = open_filler(self.model, self.image)
+        if self.sample:
+            settings = {name: getattr(self, name) for name in SAMPLING}
+            samples = [filler.sample(text, **settings) for text in self.text]
+            self.answer(samples, "\n\n".join(sample.text for sample in samples))
+            return
         fillings = [
             filler.fill(
                 text, top_k=self.top_k, words=self.words, beams=self.beams, pieces=self.pieces

@@ -86,6 +86,9 @@ class CrossEntropySum(torch.autograd.Function):
     ) -> torch.Tensor:
         """Read the logits once."""
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        counted = (targets != IGNORE_INDEX).float()
+        if weights is not None:
+            counted *= weights
         # Apart, since their sum would lose digits of a small loss among large logits.
         highest, log_sums = torch.empty(2, len(logits), 1, device=logits.device)
         for rows in _blocks(logits):
@@ -95,22 +98,20 @@ class CrossEntropySum(torch.autograd.Function):
             right = scores.gather(1, target.clamp_min(0))
             torch.log(scores.exp_().sum(dim=1, keepdim=True), out=log_sums[rows])
             losses = (log_sums[rows] - right).masked_fill_(target == IGNORE_INDEX, 0.0)
-            total += losses.sum() if weights is None else losses[:, 0] @ weights[rows]
-        ctx.save_for_backward(logits, targets, highest, log_sums, weights)
+            total += losses.mul_(counted[rows, None]).sum()
+        ctx.save_for_backward(logits, targets, highest, log_sums, counted)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the softmax less the target's 1, for rows that count."""
-        logits, targets, highest, log_sums, weights = ctx.saved_tensors
+        logits, targets, highest, log_sums, counted = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for rows in _blocks(logits):
             target = targets[rows, None]
             part = (logits[rows] - highest[rows]).sub_(log_sums[rows]).exp_()
             part.scatter_add_(1, target.clamp_min(0), torch.full_like(part[:, :1], -1.0))
-            grad[rows] = part.mul_(grad_total.masked_fill(target == IGNORE_INDEX, 0.0))
-            if weights is not None:
-                grad[rows] *= weights[rows, None]
+            grad[rows] = part.mul_(grad_total * counted[rows, None])
         return grad, None, None
 
 

@@ -58,7 +58,7 @@ class GallerySearch:
             name = hashlib.blake2b(os.fsencode(hit.path), digest_size=8).hexdigest()
             self._paths[name] = hit.path
             self._paths.move_to_end(name)
-            found = {"similarity": hit.similarity, "match": hit.match}
+            found = {"similarity": hit.similarity, "match": hit.match, "score": hit.score}
             hits.append({"picture": name, "name": Path(hit.path).name, **found})
         while len(self._paths) > REMEMBERED:
             self._paths.popitem(last=False)

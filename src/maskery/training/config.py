@@ -119,8 +119,8 @@ class BaseTrainingConfig(Settings):
         """The steps of `keep_at`."""
         return frozenset(self.steps_of("keep_at", amount) for amount in self.keep_at)
 
-    def steps_of(self, setting: str, amount: str) -> int:
-        """Return an amount that a setting names as steps; one of tokens is rounded up."""
+    def steps_of(self, setting: str, amount: str, after: tuple[int, int] = (0, 0)) -> int:
+        """Return the step that reaches an amount of steps or tokens, `after` so many of both."""
         tokens = getattr(self, "batch_tokens", 0)
         pattern = r"([1-9]\d*)" if tokens == 0 else r"([1-9]\d*)|((?:\d+\.)?\d+)([KMB])"
         found = re.fullmatch(pattern, amount, re.IGNORECASE)
@@ -132,7 +132,7 @@ class BaseTrainingConfig(Settings):
         if found[1]:
             return int(found[1])
         wanted = round(float(found[2]) * 1e3 ** " KMB".index(found[3].upper()))
-        return math.ceil(wanted / (tokens or CPU_TOKENS))
+        return after[0] + math.ceil((wanted - after[1]) / (tokens or CPU_TOKENS))
 
     @property
     def wsd_decay(self) -> dict[str, Any]:

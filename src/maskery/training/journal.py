@@ -218,11 +218,19 @@ class SpikeWatch:
 class Journal:
     """Decides what is written into `metrics.jsonl`, by the tracker of the main process.
 
-    `best_metric` is the held-out figure that tells the best; None for the first of a line.
+    `best_metric` is the held-out figure that tells the best; None for the first of a line. The
+    model as it is after `first_step` is the start, and never the best.
     """
 
-    def __init__(self, tracker: Tracker, processes: Processes, best_metric: str | None) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        processes: Processes,
+        best_metric: str | None,
+        first_step: int = 0,
+    ) -> None:
         self.tracker, self.processes, self.best_metric = tracker, processes, best_metric
+        self.first_step = first_step
         self.window = Window()
         self._spikes = SpikeWatch()
         self._best: float | None = None
@@ -245,7 +253,7 @@ class Journal:
         losses = [line["loss"] for line in lines if line["kind"] == TRAIN and "loss" in line]
         self._spikes = SpikeWatch(losses)
         for line in lines:
-            if line["kind"] == HELD_OUT and line["step"] > 0:
+            if line["kind"] == HELD_OUT and line["step"] > self.first_step:
                 values = {n: v for n, v in line.items() if n not in ("kind", "step")}
                 improves = self._improves(line["step"], values)
                 self.since_best = 0 if improves else self.since_best + 1
@@ -281,9 +289,9 @@ class Journal:
         # The main process decides for all: it alone has read the lines of a run that goes on, and
         # another's last digits may differ.
         def written() -> str | None:
-            # The untrained model is never the best, but a wrong name of a metric is told at once.
+            # The start is never the best, but a wrong name of a metric is told at once.
             improves = self._improves(step, values)
-            if step == 0:
+            if step == self.first_step:
                 improves, self._best, self.best_step = False, None, None
             self.tracker.log(HELD_OUT, step, values)
             return BEST if improves else None

@@ -53,10 +53,22 @@ class Summary:
     pairs: int = 0  # Likewise pictures with captions; 0 of text
 
 
-def planned_steps(source: BatchSource[Any], config: BaseTrainingConfig) -> tuple[list[int], int]:
-    """Return the optimiser steps of each epoch, and those of the run, which may end before."""
-    epochs = [source.num_steps(epoch) for epoch in range(config.epochs)]
-    return epochs, min(sum(epochs), config.max_steps or sum(epochs))
+def planned_steps(
+    source: BatchSource[Any], config: BaseTrainingConfig, first: Position | None = None
+) -> tuple[list[int], int]:
+    """Return the optimiser steps of each epoch, and those of the run, which may end before.
+
+    With `first`, the run begins there: steps before it count, whatever data they were of.
+    """
+    begins, most, last = first or Position(step=0, identity=""), config.max_steps, config.epochs
+    epochs = [source.num_steps(epoch) for epoch in range(begins.epoch)]
+    before = begins.step - sum(epochs) - begins.epoch_step
+    if first and most and begins.epoch >= last:
+        last = most  # a finished run is extended by more steps alone; an epoch has at least one
+    while len(epochs) < last and (not most or before + sum(epochs) < most):
+        epochs.append(source.num_steps(len(epochs)))
+    total = before + sum(epochs)
+    return epochs, min(total, most or total)
 
 
 class TrainingLoop:
@@ -69,6 +81,7 @@ class TrainingLoop:
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
         progress: False for no progress bar.
+        first: Where a run begins whose first checkpoint is another run's; see `Checkpoints.adopt`.
 
     Raises:
         ConfigError: An object in `callbacks` is none.
@@ -87,9 +100,11 @@ class TrainingLoop:
         evaluate: Evaluate | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
+        first: Position | None = None,
     ) -> None:
         check_callbacks(callbacks)
-        self.epoch_steps, self.total_steps = planned_steps(source, config)
+        self.epoch_steps, self.total_steps = planned_steps(source, config, first)
+        self.first_step = first.step if first else 0
         self.task, self.source, self.config = task, source, config
         self.stepper = Stepper(task, config, total_steps=self.total_steps, optimiser=optimiser)
         self.processes = self.stepper.processes
@@ -101,7 +116,7 @@ class TrainingLoop:
         self.snapshots = SnapshotMaker()
         trackers = config.all_trackers if self.processes.is_main else ()
         self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
-        self.journal = Journal(self.tracker, self.processes, config.best_metric)
+        self.journal = Journal(self.tracker, self.processes, config.best_metric, self.first_step)
         self.bad_steps = BadSteps(config.max_bad_steps)
         self.signals = StopSignals()
         self._last: Step | None = None
@@ -291,7 +306,7 @@ class TrainingLoop:
         """Prepare every step from a position on; runs in the prefetching thread."""
         number, epoch_step = start.step, start.epoch_step
         share = {"rank": self.processes.rank, "world_size": self.processes.world_size}
-        for epoch in range(start.epoch, self.config.epochs):
+        for epoch in range(start.epoch, len(self.epoch_steps)):
             for index in range(epoch_step, self.epoch_steps[epoch]):
                 if number >= self.total_steps:
                     return
@@ -345,7 +360,7 @@ class TrainingLoop:
         """Return True if held-out figures are due."""
         every = self.config.eval_every
         # At the ends, and before parameters begin to be trained that were held back.
-        fixed = {0, self.total_steps, *self.stepper.starts}
+        fixed = {self.first_step, self.total_steps, *self.stepper.starts}
         return step in fixed or bool(every and step % every == 0)
 
     def _evaluate(self, step: int) -> bool:

@@ -43,8 +43,8 @@ class Position:
     """The place of a run from which everything else about its next step follows."""
 
     step: int  # Optimiser steps done
-    epoch: int  # The epoch of the next step
-    epoch_step: int  # Steps done in that epoch
+    epoch: int = 0  # The epoch of the next step
+    epoch_step: int = 0  # Steps done in that epoch
     identity: str  # Settings and data that a resumed run must share, as JSON
     # For each process, its sums since the last line of `metrics.jsonl`, by name
     window: tuple[Mapping[str, float], ...] = ()

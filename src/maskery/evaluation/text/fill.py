@@ -11,6 +11,7 @@ Shapes: B sequences, L tokens, M masks, V vocabulary.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,13 +26,17 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
+from maskery.core.random import Stream, uniforms
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import MaskPlaces, TextReader, Word, spoken
 from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
+from maskery.objectives.mrtd import sample_tokens
 
 MASK = "[MASK]"
+REPEATED = re.compile(r"\[MASK\]\*([0-9]{1,9})(?![0-9])")
+MOST_MASKS = 1 << 16  # more than a model has positions: it says so, before memory runs out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +140,61 @@ class Filler:
             ),
             completions=self._joint(ids, read, offered, top_k, beams) if search else (),
             words=tuple(self._word(ids, read, word) for word in words),
+        )
+
+    @inference()
+    def sample(
+        self,
+        text: str,
+        *,
+        temperature: float = 0.0,
+        steps: int | None = None,
+        block: int = 32,
+        seed: int = 0,
+    ) -> Completion:
+        """Fill all masks step by step, the surest first (LLaDA, Nie et al. 2025, section 2.4).
+
+        Args:
+            text: With one or more `[MASK]`; `[MASK]*12` stands for twelve in a row.
+            temperature: 0 takes the likeliest token of each mask; above, one is drawn.
+            steps: Predictions, shared among the blocks. Default: one for each mask.
+            block: Masks that are filled before any to the right of them.
+            seed: Of the draws: the same text, settings and seed are filled alike.
+
+        Raises:
+            DataError: There is no mask, or the text exceeds the model's positions.
+            ModelError: The model predicts values that are not numbers.
+        """
+        text = REPEATED.sub(lambda found: MASK * min(int(found[1]), MOST_MASKS), text)
+        ids, read = np.array(self.encode(text)), self._read(text)
+        places, total = np.flatnonzero(ids == self.mask_id), 0.0
+        offered = [self.places.offered(read, span) for span in self.places.spans(read)]
+        for first in range(0, len(places), block):
+            last = min(first + block, len(places))
+            turns = math.ceil((steps or len(places)) * (last - first) / len(places))
+            for turn in range(turns, 0, -1):
+                still = [at for at in range(first, last) if ids[places[at]] == self.mask_id]
+                if not still:
+                    break
+                at = places[still]
+                # Rows of later blocks follow these.
+                rows = zip(self.log_probabilities([ids])[0], still, strict=False)
+                logs = torch.stack([only(row, offered[place]) for row, place in rows])
+                best, tokens = logs.max(dim=-1)
+                if temperature:
+                    # From the best on, and in float64: no temperature above 0 is too small.
+                    chances = ((logs - best[:, None]).double() / temperature).softmax(dim=-1)
+                    drawn = uniforms(seed, Stream.SAMPLE, turn, at.astype(np.uint64), at)
+                    tokens = sample_tokens(chances, torch.from_numpy(drawn))
+                chosen = logs.gather(1, tokens[:, None])[:, 0]
+                surest = chosen.topk(math.ceil(len(still) / turn)).indices.numpy()
+                ids[at[surest]] = tokens.numpy()[surest]
+                total += float(chosen[surest].sum())
+        tokens = ids[places].tolist()
+        return Completion(
+            text=self.places.fill(self.places.apart(read, tokens), tokens),
+            tokens=self.reader.pieces(tokens),
+            log_probability=total,
         )
 
     def encode(self, text: str) -> list[int]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -198,6 +199,16 @@ class MaskPlaces:
         # It would join the letters beside it, or is not found in the text: then by itself.
         found: list[int] = self.reader.tokens(f" {word}" if spaced else word)[0].tolist()
         return [self.reader.bare(found[0]), *found[1:]] if found and start and not spaced else found
+
+    def apart(self, text: str, tokens: Sequence[int]) -> str:
+        """Return a text with a space between adjacent masks whose tokens are words of their own."""
+        gaps = text.split(self.reader.mask_token)
+        for place, pair in enumerate(pairwise(tokens), 1):
+            joined = self.tokenizer.decode(pair).strip()
+            unspaced = self.reader.space or UNSPACED.match(joined)  # or the token has the space
+            if not gaps[place] and " " in joined and not unspaced:
+                gaps[place] = " "
+        return self.reader.mask_token.join(gaps)
 
     def fill(self, text: str, tokens: Sequence[int]) -> str:
         """Return a text with its masks filled, and nothing else changed."""

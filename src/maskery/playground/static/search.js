@@ -24,7 +24,7 @@ async function find(text, size) {
   try {
     const { hits } = await ask("search", { text }, "search");
     byId("search-hits").replaceChildren(...hits.map(cell));
-    byId("search-found").textContent = `“${text}”: the best ${hits.length} of ${size}, best first`;
+    byId("search-found").textContent = `“${text}”: the best ${hits.length} of ${size.toLocaleString("en")}, best first`;
     complain("search", null);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -35,14 +35,16 @@ async function find(text, size) {
 }
 
 function cell(hit) {
-  const score = hit.match === null ? hit.similarity.toFixed(3) : percent(hit.match);
-  const what = hit.match === null ? "similarity" : "fits";
+  // What they are sorted by, so that the order explains itself.
+  const score = hit.score === null ? hit.similarity.toFixed(3) : hit.score.toFixed(2);
+  const what = hit.score === null ? "similarity" : "score";
+  const match = hit.match === null ? "" : ` · fits ${percent(hit.match)}`;
   return make(
     "li",
     {},
     // Its name stands below it.
     make("img", { src: `/api/thumbnail/${hit.picture}`, alt: "", loading: "lazy" }),
-    make("span", {}, make("span", { class: "hidden", text: `${what} ` }), score),
+    make("span", {}, make("span", { class: "hidden", text: `${what} ` }), score + match),
     make("small", { text: hit.name, title: hit.name }),
   );
 }

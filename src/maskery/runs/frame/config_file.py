@@ -242,6 +242,8 @@ def to_plain(value: Any) -> Any:
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
     # A string that was read from a file is written as any other.
     if isinstance(value, Path | str):
         return str(value)
@@ -321,6 +323,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value not in arguments:
             raise ConfigError(f"{given}: it must be one of {arguments}")
         return value
+    if origin is dict:
+        return _convert(value, dict, where)
     if origin is tuple:
         number = "" if Ellipsis in arguments else f" of {len(arguments)}"
         if not isinstance(value, list) or (number and len(value) != len(arguments)):

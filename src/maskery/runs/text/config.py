@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
@@ -36,6 +36,14 @@ class TextRunConfig(VocabularyConfig):
     """The run folder. Default: runs/CORPUS-MODEL, numbered if taken."""
     resume: Literal["no", "auto"] = "no"
     """auto: go on from the newest sound checkpoint in the run folder, or start if there is none."""
+    from_run: Annotated[str | None, conf.arg(aliases=("--from",))] = None
+    """RUN, or RUN@STEP: begin at that run's newest checkpoint, or at another, with its weights,
+    moments, step and place in the data. Its folder is not changed, its settings are the defaults,
+    and --max-steps counts its steps, too."""
+    lr_restart: bool = False
+    """With --from: the schedule of the learning rate begins at the branch, warm-up and all."""
+    # In a config.yaml alone: for each phase, `until` and the settings that it changes.
+    phases: Annotated[tuple[dict[str, Any], ...], conf.Suppress, conf.Fixed] = ()
     engine: Literal["loop", "trainer"] = "loop"
     """loop; trainer is gone, and only read in the configurations of old runs."""
     eval_data: tuple[str, ...] = ()
@@ -114,6 +122,8 @@ class TextRunConfig(VocabularyConfig):
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
                 f"is learnt from the corpus; raise --vocab-size instead"
             )
+        if self.lr_restart and self.from_run is None:
+            raise ConfigError("--lr-restart needs --from: a schedule begins with its run anyway")
         if self.group_column == "":
             raise ConfigError(
                 "--group-column is empty: it must be a name; leave it out or name one"

@@ -92,6 +92,8 @@ class StoredText:
             self.tokenizer = given.tokenizer
         elif config.model.startswith(SCRATCH):
             kept = None if config.output is None else config.output / TOKENIZER
+            if config.from_run is not None:
+                kept = importlib.import_module("maskery.runs.text.branch").kept_tokenizer(config)
             self.tokenizer = learnt_tokenizer(corpus, config, kept, progress=progress)
         else:
             self.tokenizer = load_tokenizer(config.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,9 +43,11 @@ from maskery.tasks.text_mlm_config import DIFFUSION, TextMLMConfig
 from maskery.training.config import CPU_TOKENS
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
+from maskery.training.snapshot import Position, restore_task
 
 if TYPE_CHECKING:
     from maskery.data.shards.source import ShardSource
+    from maskery.runs.text.branch import Branch
     from maskery.runs.text.shards import ShardedText
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,7 @@ class TextRun:
     head_steps: int  # The steps in which the new head is trained alone
     frozen_share: float  # Their share of all steps
     sentence_encoder: Path | None  # The start's folder, where it says how to pool vectors
+    branch: Branch | None  # The checkpoint of another run that it begins at
     identity: str  # Everything that a continuation must share, as JSON
     about: str  # How much there is to train and to be measured on, in words
     progress: bool  # True to draw bars
@@ -97,6 +101,16 @@ class TextRun:
             processes=join_processes(),
         )
 
+    @property
+    def first(self) -> Position | None:
+        """Where a branch begins; None of other runs."""
+        return None if self.branch is None else self.branch.first
+
+    @property
+    def first_step(self) -> int:
+        """The step that the run begins at."""
+        return 0 if self.branch is None else self.branch.first.step
+
     @cached_property
     def task(self) -> Task[Any, Any]:
         """Make the task that the configuration names, or that an objective of the user's makes."""
@@ -106,7 +120,7 @@ class TextRun:
             sentence_encoder=self.sentence_encoder,
         )
         if self.config.training.compile:
-            parts = compiled(parts, self.config, self.train)
+            parts = compiled(parts, self.config, self.train, self.first)
         return make_text_task(parts, self.given.objective)
 
 
@@ -141,8 +155,13 @@ def prepare_text(
     )
     train, held_out = data.sources(batching)
     others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
-    alone, steps = head_steps(config, train)
-    return TextRun(
+    described = identity_of(config, data, given, loaded, layout=layout, max_length=max_length)
+    branch = None
+    if config.from_run is not None:
+        # By name: a run that begins anew needs none of it.
+        branch = importlib.import_module("maskery.runs.text.branch").branch_of(config, described)
+    alone, steps = head_steps(config, train, branch, loaded.new_parameters)
+    run = TextRun(
         config=config,
         model=MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token),
         loaded=loaded,
@@ -153,11 +172,15 @@ def prepare_text(
         head_steps=alone,
         frozen_share=alone / steps,
         sentence_encoder=pooling,
-        identity=identity_of(config, data, given, loaded, layout=layout, max_length=max_length),
+        branch=branch,
+        identity=described,
         about=data.describe(),
         progress=progress,
         given=given,
     )
+    if branch is not None:  # after the task is made, which may keep the model's own start
+        restore_task(branch.path, run.task)
+    return run
 
 
 def with_keep(config: TextRunConfig, given: Given, pooling: Path | None) -> TextMLMConfig:
@@ -189,13 +212,27 @@ def head_first(config: TextRunConfig, loaded: Loaded) -> str:
     return config.head_first
 
 
-def head_steps(config: TextRunConfig, source: TextSource | ShardSource) -> tuple[int, int]:
+def head_steps(
+    config: TextRunConfig,
+    source: TextSource | ShardSource,
+    branch: Branch | None,
+    new_parameters: Collection[str],
+) -> tuple[int, int]:
     """Return the steps in which the new head is trained alone, and of how many."""
-    if not config.head_share:  # every epoch would be planned for nothing
+    if not config.head_share and branch is None:  # every epoch would be planned for nothing
         return 0, 1
-    _, total = planned_steps(source, config.training)
+    _, total = planned_steps(source, config.training, branch.first if branch else None)
     # The encoder has at least the last step.
-    return max(0, min(round(config.head_share * total), total - 1)), max(total, 1)
+    alone = max(0, min(round(config.head_share * total), total - 1))
+    if branch is not None:
+        if total <= branch.first.step:
+            raise ConfigError(
+                f"--from {config.from_run}: the run ends at step {total}, so nothing is left to "
+                f"train; raise --max-steps or --epochs"
+            )
+        if alone > branch.first.step and branch.has_trained(new_parameters):
+            alone = branch.first.step  # a longer run does not freeze its encoder again
+    return alone, max(total, 1)
 
 
 def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) -> Loaded:
@@ -311,6 +348,8 @@ def identity_of(
             "objectives": objectives,
             # Not named where there is none, as by versions that knew of none.
             **({"head_first": config.head_share} if config.head_share else {}),
+            **({"from": Path(config.from_run).name} if config.from_run else {}),
+            **({"lr_restart": True} if config.lr_restart else {}),
             **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
             **({"lora": config.lora} if config.lora else {}),
             **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
@@ -332,7 +371,10 @@ def text_parts(
 
 
 def compiled(
-    parts: TextParts, config: TextRunConfig, source: TextSource | ShardSource
+    parts: TextParts,
+    config: TextRunConfig,
+    source: TextSource | ShardSource,
+    first: Position | None,
 ) -> TextParts:
     """Add constant shapes; where that cannot be or does not pay, one line says why."""
     # Runs that compile nothing need none of this.
@@ -351,7 +393,7 @@ def compiled(
     shapes = static_shapes(
         source,
         parts.masker,
-        epochs=config.training.epochs,
+        epochs=len(planned_steps(source, config.training, first)[0]),
         num_processes=state.num_processes,
         masked_capacity=config.masked_capacity,
     )

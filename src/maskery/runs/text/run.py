@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ from maskery.tasks.text_mlm import (
 from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks
 from maskery.training.loop import Summary, TrainingLoop
-from maskery.training.optimiser import build_optimiser, resolve_precision
+from maskery.training.optimiser import STARTS_AT, build_optimiser, resolve_precision
 
 if TYPE_CHECKING:
     from maskery.evaluation.probe.probe import ProbeResult
@@ -124,6 +125,10 @@ def train_text(
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
     training = config.training.for_device()
     config = replace(config.anchored(), model=anchored(config.model), training=training)
+    if config.from_run is not None:
+        # By name: a run that begins anew needs none of it.
+        branch = importlib.import_module("maskery.runs.text.branch")
+        config = branch.resolved(config)
     given = Given(
         texts=texts,
         eval_texts=eval_texts,
@@ -135,6 +140,8 @@ def train_text(
     progress = progress and is_main_process()
 
     def prepare(folder: Path) -> TextRun:
+        if config.from_run is not None:
+            branch.require_another_folder(config, folder)
         run = prepare_text(replace(config, output=folder), progress=progress, given=given)
         run.train.num_steps(0)  # a budget that is too small shows here
         # A policy or a task that cannot be made shows here, too, before the folder holds anything.
@@ -143,6 +150,12 @@ def train_text(
         return run
 
     folder = beside or default_folder(config.corpus[0], config.model)
+    if config.phases:
+        # By name: a run of one phase needs none of it.
+        phases = importlib.import_module("maskery.runs.text.phases")
+        one = partial(train_text, progress=progress, **vars(given))
+        last: TextResult = phases.train_phases(config, folder, one)
+        return last
     return run_in_folder(config, folder, prepare=prepare, train=train_measure_save)
 
 
@@ -166,7 +179,8 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
         return figures if check is None else {**figures, "probe": check.figure(step)}
 
     task = run.task
-    if run.given.model is None and not run.config.model.startswith(SCRATCH):
+    anew = run.given.model is None and run.branch is None
+    if anew and not run.config.model.startswith(SCRATCH):
         # A model folder that holds a twin or heads goes on with them.
         load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
     summary = fit(run, task, folder, evaluate)
@@ -210,18 +224,28 @@ def fit(
     if config.layer_decay < 1:
         depth = importlib.import_module("maskery.models.depth")
         factors = depth.decayed_rates(run.loaded.model, config.layer_decay)
+    optimiser = build_optimiser(
+        task.model, training, new, others_start_at=run.head_steps, factors=factors
+    )
+    for group in optimiser.param_groups if config.lr_restart else ():
+        group[STARTS_AT] = max(group[STARTS_AT], run.first_step)
     loop = TrainingLoop(
         task,
         run.train,
-        build_optimiser(task.model, training, new, others_start_at=run.head_steps, factors=factors),
+        optimiser,
         training,
         folder,
         identity=run.identity,
         evaluate=evaluate,
         progress=run.progress,
         callbacks=run.given.callbacks,
+        first=run.first,
     )
-    summary = loop.train(resume=config.resume == "auto")
+    branch = run.branch
+    if branch is not None:
+        # So that the other run may move, or remove it.
+        loop.processes.on_main(lambda: loop.checkpoints.adopt(branch.path, branch.first))
+    summary = loop.train(resume=config.resume == "auto" or branch is not None)
     report_left_out(task)
     return summary
 
