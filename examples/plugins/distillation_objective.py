@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +41,6 @@ class PreparedDistillation(PreparedText):
     """A masked batch, also laid out for the teacher, which may be of another family."""
 
     teacher: EncoderInputs
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        return replace(super().to(device), teacher=self.teacher.to(device))
 
 
 class Distillation(TextMLM):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import torch
@@ -42,11 +41,6 @@ class PreparedElectra(PreparedText):
 
     text: EncoderInputs  # its rows are all T tokens
     uniforms: torch.Tensor  # (M,) float32
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        uniforms, text = self.uniforms.to(device), self.text.to(device)
-        return replace(super().to(device), text=text, uniforms=uniforms)
 
 
 class Players(nn.Module):

@@ -12,8 +12,8 @@ Shapes: B sentences, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,6 @@ class PreparedPairs(PreparedText):
     """A masked batch, and its sentences without masks; `sentences.rows` are their first tokens."""
 
     sentences: EncoderInputs
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        return replace(super().to(device), sentences=self.sentences.to(device))
 
 
 class SimCSE(TextMLM):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +38,6 @@ class PreparedSentences(PreparedText):
 
     lengths: torch.Tensor  # (B,) int64, of the sentences with words deleted
     whole: EncoderInputs  # the sentences, (B, L); its M rows are followed by `targets`
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        lengths, whole = self.lengths.to(device), self.whole.to(device)
-        return replace(super().to(device), lengths=lengths, whole=whole)
 
 
 class Decoder(nn.Module):

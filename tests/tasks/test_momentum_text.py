@@ -215,7 +215,7 @@ def test_the_twin_moves_once_and_goes_through_a_checkpoint(loaded: Loaded) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "mrtd"}, r"must be mlm, mlm\+mrtd, or FILE.py:NAME"),
+        ({"objective": "mrtd"}, r"must be mlm, mlm\+mrtd, diffusion, or FILE.py:NAME"),
         ({"momentum": 1.1}, "from 0 to 1"),
         ({"objective": "mlm+mrtd", "alpha": float("nan")}, "from 0 to 1"),
         ({"alpha": 0.2}, "no momentum twin"),

@@ -1,16 +1,18 @@
-"""`maskery compare`."""
+"""`maskery compare`, `sweep` and `merge`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from maskery.cli.main import Command
 from maskery.cli.output import as_text, figures_csv, prepare_output
+from maskery.core.errors import ConfigError
+from maskery.core.ranges import Range, Weight
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_text
 
@@ -104,6 +106,63 @@ class Sweep(Comparing):
             from maskery.runs.text.evaluate import compare_folders, plan_sweep, run_sweep
         runs = plan_sweep(self.config, self.over, self.output)
         return compare_folders(run_sweep(runs, progress=not self.json))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Comparing):
+    """Merge the weights of models that were trained from one start, or fold an adapter in.
+
+    Examples:
+      maskery merge runs/laws runs/letters --weights 0.5 0.5 --output models/both
+      maskery merge runs/laws runs/letters --method ties --base minilm --output models/both
+      maskery merge runs/laws runs/letters --eval-data held_out.txt --csv curve.csv
+      maskery merge runs/laws/model/adapter --output models/laws
+    """
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL ...")]
+    """Run folders, model folders, folders of adapters, hub names or minilm."""
+    output: Path | None = None
+    """The model folder to write; must be empty or not exist."""
+    weights: tuple[Weight, ...] = ()
+    """The weight of each model. Default: all the same."""
+    method: Literal["linear", "ties"] = "linear"
+    """linear: the weighted sum. ties: what the models changed in --base, the largest changes of
+    each, where most agree on the sign (Yadav et al. 2023)."""
+    base: str | None = None
+    """The model that all were trained from, with --method ties."""
+    density: Annotated[float, Range(0, 1, above=True, hint="try {flag} 0.2")] = 0.2
+    """Share of each model's changes that ties keeps."""
+    eval_data: tuple[str, ...] = ()
+    """Measure two models on this text, and what lies between them: a row a weight."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.method == "ties") != (self.base is not None):
+            raise ConfigError("--method ties and --base MODEL, its start, need each other")
+        if self.output is None and not self.eval_data:
+            raise ConfigError("name the folder to write, --output, or text to measure, --eval-data")
+        if (self.csv or self.page) and not self.eval_data:
+            raise ConfigError("--csv and --page hold a curve, which needs --eval-data")
+
+    def compare(self) -> Sequence[Row]:
+        """Merge, and measure the curve between two models."""
+        with quick_imports():
+            from maskery.runs.text.merge import merge
+        return merge(
+            self.models,
+            self.weights,
+            base=self.base,
+            density=self.density,
+            output=self.output,
+            eval_data=self.eval_data,
+        )
+
+    def report(self, rows: Sequence[Row]) -> None:
+        """Print the curve, or where the model is."""
+        if rows:
+            super().report(rows)
+        else:
+            self.answer({"output": self.output}, f"written to {self.output}")
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("evaluate:evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "compare": ("compare:Compare", "one table of text runs: settings, figures, paired differences"),
+    "merge": ("compare:Merge", "merge the weights of models, and measure what lies between two"),
     "sweep": ("compare:Sweep", "train a run with several values of its settings, then compare"),
     "fill": ("words:Fill", "fill the [MASK]s of a sentence"),
     "search": ("pictures:Search", "find pictures in a folder by describing them"),
@@ -68,6 +69,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "convert:Convert",
         "turn a checkpoint of ALBEF, RaSa, BERT, ... into a model folder",
     ),
+    "export": ("convert:Export", "write a model as ONNX, checked against the model itself"),
     "completion": ("completion:Completion", "complete commands and flags in bash, zsh or fish"),
 }
 MOVED = {

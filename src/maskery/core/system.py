@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from maskery.core.errors import StoppedError
+from maskery.core.errors import ConfigError, StoppedError
 
 # Parameters of `mallopt`, from glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -239,6 +239,12 @@ def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
         partial.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def require_empty(folder: Path) -> None:
+    """Refuse a folder to write that holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"'{folder}' exists and is not an empty folder; name another")
 
 
 def replace_folder(new: Path, final: Path) -> None:

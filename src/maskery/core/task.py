@@ -177,5 +177,6 @@ def moved(prepared: DataclassT, device: torch.device) -> DataclassT:
         if isinstance(value, torch.Tensor):
             changes[entry.name] = value.to(device, non_blocking=True)
         elif dataclasses.is_dataclass(value):
-            changes[entry.name] = moved(value, device)
+            own = getattr(value, "to", None)  # it may hold tensors in other places, too
+            changes[entry.name] = moved(value, device) if own is None else own(device)
     return dataclasses.replace(prepared, **changes)  # type: ignore[type-var]

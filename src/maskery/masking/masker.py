@@ -81,14 +81,9 @@ class Masker:
         selection = self.select(batch, epoch=epoch, progress=progress)
         positions = np.flatnonzero(selection.selected)
         anchors = None if selection.anchors is None else selection.anchors[positions]
-        return MaskedTokens(
-            batch=batch,
-            input_ids=corrupt(
-                batch, positions, anchors, self.vocabulary, self._draws(epoch), self.config
-            ),
-            positions=positions,
-            targets=batch.input_ids[positions],
-        )
+        draws = self._draws(epoch)
+        ids = corrupt(batch, positions, anchors, self.vocabulary, draws, self.config)
+        return replace(MaskedTokens.unmasked(batch, positions), input_ids=ids)
 
     def select(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> Selection:
         """Choose the masked tokens, at least one in each example that has a maskable one."""

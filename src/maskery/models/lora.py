@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, ModelError, reason_of
 from maskery.core.ranges import Count, Range, Settings
 from maskery.core.registry import require
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Beside PEFT's files in an adapter's folder: a head that the start did not have.
 HEAD = "head.safetensors"
-CONFIG = "adapter_config.json"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +119,28 @@ def save_merged(loaded: Loaded, folder: Path) -> None:
     if head:
         save_file(head, folder / HEAD)
     loaded.adapter.merge_and_unload()
+
+
+def folded(folder: Path) -> Loaded:
+    """Load the start that an adapter names, and add the adapter to its weights."""
+    from safetensors.torch import load_file
+
+    from maskery.models.loading import load_masked_lm, quiet_transformers
+
+    library, loaded, head = peft(), None, folder / HEAD
+    try:
+        with warnings.catch_warnings(), quiet_transformers():
+            warnings.simplefilter("ignore", FutureWarning)
+            start = library.PeftConfig.from_pretrained(folder).base_model_name_or_path
+            loaded = load_masked_lm(start, attention_dropout=True)
+            new = load_file(head) if head.is_file() else {}
+            loaded.model.load_state_dict(new, strict=False)
+            library.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"the adapter '{folder}' cannot be folded into its start ({reason_of(error)}); name a "
+            f"whole folder of a LoRA adapter"
+        ) from error
+    # Of tied weights the file has one.
+    own = {name for name, _ in loaded.model.named_parameters()}
+    return replace(loaded, new_parameters=(loaded.new_parameters & own) - new.keys())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,15 +40,6 @@ class PreparedKeep(PreparedText):
     masked: torch.Tensor  # (M,) int64, which of the T tokens are masked
     kept: torch.Tensor  # (K,) int64, the others
     kept_lengths: torch.Tensor  # (B,) int64, how many of them each sequence has, none with 0
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        return replace(
-            super().to(device),
-            masked=self.masked.to(device),
-            kept=self.kept.to(device),
-            kept_lengths=self.kept_lengths.to(device),
-        )
 
 
 class KeepEmbedding(TextMLM):

@@ -23,7 +23,7 @@ from torch import nn
 from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.random import Int64Array, token_uniforms
-from maskery.core.task import moved, part_of
+from maskery.core.task import part_of
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -59,11 +59,6 @@ class PreparedMomentumText(PreparedText):
     teacher: EncoderInputs
     plan: ReplacementPlan | None  # The replacements of MRTD; None without it
     alpha: float  # The weight of the soft labels at this point of the run
-
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        plan = None if self.plan is None else moved(self.plan, device)
-        return replace(super().to(device), teacher=self.teacher.to(device), plan=plan)
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory; what MRTD needs stays, being small."""

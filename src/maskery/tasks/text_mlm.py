@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
 from maskery.core.errors import CheckpointError, MaskeryError, reason_of
-from maskery.core.task import EXTRA_STATE, Task
+from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
@@ -100,6 +100,14 @@ def text_mlm(parts: TextParts) -> Task[Any, Any]:
     return OBJECTIVES.find(MRTD)(parts)  # the same task, without detection
 
 
+def diffusion(parts: TextParts) -> Task[Any, Any]:
+    """Make the task of `--objective diffusion`, whose loss is the NELBO of a token."""
+    log.info("diffusion: held-out loss is the NELBO of a token, which the verdict compares, too")
+    kind = importlib.import_module("maskery.masking.diffusion").DiffusionMasker
+    masker = kind(**vars(parts.masker), bell=parts.settings.time_sampling == "bell")
+    return TextMLM.of(replace(parts, masker=masker))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedText:
     """A masked batch, laid out for the encoder.
@@ -118,9 +126,7 @@ class PreparedText:
 
     def to(self, device: torch.device) -> Self:
         """Copy to `device`."""
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        targets = self.targets.to(device, non_blocking=True)
-        return replace(self, inputs=self.inputs.to(device), targets=targets, weights=weights)
+        return moved(self, device)
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory, from where a GPU copies while it computes."""
@@ -163,7 +169,7 @@ class TextMLM:
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        counts = {"mlm": len(masked.targets)}
+        counts = {"mlm": len(masked.targets) if masked.count is None else masked.count}
         if self.shapes is None:
             inputs, targets = self.lay_out(masked), torch.from_numpy(masked.targets)
         else:
@@ -188,7 +194,7 @@ class TextMLM:
                 left_out,
             )
         self.num_left_out += left_out
-        return {"mlm": self._loss(self.model, prepared.inputs, prepared.targets)}
+        return {"mlm": self._loss(self.model, prepared.inputs, prepared.targets, prepared.weights)}
 
     def before_step(self) -> None:
         """Do nothing: nothing moves between steps."""
@@ -202,10 +208,13 @@ class TextMLM:
 
 
 def masked_loss_sum(
-    model: torch.nn.Module, inputs: EncoderInputs, targets: torch.Tensor
+    model: torch.nn.Module,
+    inputs: EncoderInputs,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode and predict: what is compiled as one."""
-    return mlm_loss_sum(model(inputs), targets)
+    return mlm_loss_sum(model(inputs), targets, weights)
 
 
 def report_left_out(task: Task[Any, Any]) -> None:

@@ -29,7 +29,7 @@ from maskery.evaluation.text.masked import MaskedScores, compare, score_examples
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.layout import can_pack, max_positions
-from maskery.models.loading import load_masked_lm
+from maskery.models.loading import Loaded, load_masked_lm
 from maskery.models.masked_lm import MaskedLanguageModel
 
 if TYPE_CHECKING:
@@ -57,11 +57,22 @@ def open_model(name: str | Path | OpenModel, *, trained_head: bool = True) -> Op
         return name
     name = str(name)
     loaded = load_masked_lm(name)
-    if trained_head and loaded.new_parameters:
+    if trained_head:
+        require_head(name, loaded)
+    return as_open(name, loaded)
+
+
+def require_head(name: str, loaded: Loaded) -> None:
+    """Refuse a model without a trained head."""
+    if loaded.new_parameters:
         raise ModelError(
             f"'{name}' has no masked-language-modelling head of its own, so its predictions would "
             f"be noise; train one first: maskery train text CORPUS --model {name}"
         )
+
+
+def as_open(name: str, loaded: Loaded) -> OpenModel:
+    """Return a model that was loaded, ready for use."""
     pad = int(loaded.tokenizer.pad_token_id or 0)
     packed, _ = can_pack(loaded.model, pad)
     model = MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=pad)

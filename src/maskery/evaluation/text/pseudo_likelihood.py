@@ -138,12 +138,7 @@ class Scorer:
         batch = end_to_end([copy.ids for copy in copies])
         places = np.array([copy.position for copy in copies], np.int64)
         targets = np.array([copy.target for copy in copies], np.int64)
-        masked = MaskedTokens(
-            batch=batch,
-            input_ids=batch.input_ids,
-            positions=batch.boundaries[:-1] + places,
-            targets=targets,
-        )
+        masked = MaskedTokens.unmasked(batch, batch.boundaries[:-1] + places)
         logs = true_log_probabilities(self.filler.predict(masked), targets)
         require_numbers(torch.from_numpy(logs))
         return list(map(float, logs))

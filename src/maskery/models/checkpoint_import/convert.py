@@ -23,7 +23,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from maskery.core.errors import ConfigError, ModelError, reason_of
+from maskery.core.errors import ModelError, reason_of
+from maskery.core.system import require_empty
 from maskery.core.task import EXTRA_STATE
 from maskery.models.checkpoint_import.state_dict import (
     TEXT_HEADS,
@@ -103,8 +104,7 @@ def import_checkpoint(
             of another vocabulary.
         ConfigError: `out` holds something already, or the attention heads are not known.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"'{out}' exists and is not an empty folder; name another")
+    require_empty(out)
     checkpoint = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
     imported = import_state(
