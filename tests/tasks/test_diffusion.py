@@ -15,8 +15,7 @@ from maskery.masking.diffusion import FLOOR, NelboMasker
 from maskery.masking.masker import Masker
 from maskery.masking.policies import Draws
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.tasks.diffusion import Diffusion, diffusion
-from maskery.tasks.text_mlm import TextParts
+from maskery.tasks.text_mlm import TextMLM, TextParts, diffusion
 
 MASK, WORDS = 4, 5  # the first id of a word
 ALWAYS = Vocabulary(size=99, mask_token_id=MASK, special_ids=tuple(range(WORDS)))
@@ -34,7 +33,7 @@ def texts(rows: list[list[int]], first: int = 0) -> TokenBatch:
     )
 
 
-def task(*, packed: bool = True, seed: int = 0, **settings: object) -> Diffusion:
+def task(*, packed: bool = True, seed: int = 0, **settings: object) -> TextMLM:
     model = MaskedLanguageModel(tiny("bert", **settings), packed=packed, pad_token_id=PAD)
     parts = TextParts(model=model, tokenizer=None, masker=Masker.of(ALWAYS, seed=seed))  # type: ignore[arg-type]
     return diffusion(parts)
@@ -59,9 +58,9 @@ def test_the_loss_is_that_of_a_plain_loop(packed: bool) -> None:
             float(F.cross_entropy(logits[i], torch.tensor(truth[i]))) / t for i in hidden
         )
     prepared = learner.prepare(batch, epoch=4, progress=0.5)
-    loss = learner.loss_sums(prepared)["nelbo"]
+    loss = learner.loss_sums(prepared)["mlm"]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert prepared.counts == {"nelbo": 33}
+    assert prepared.counts == {"mlm": 33}
 
     # The gradient is that of the same loss by PyTorch's own function.
     (mine,) = torch.autograd.grad(loss, learner.model.hf.get_input_embeddings().weight)
@@ -75,7 +74,7 @@ def test_the_loss_is_that_of_a_plain_loop(packed: bool) -> None:
 def test_nothing_masked_is_a_loss_of_zero() -> None:
     learner = task()
     prepared = learner.prepare(texts([[]]), epoch=0, progress=0.0)
-    loss = learner.loss_sums(prepared)["nelbo"]
+    loss = learner.loss_sums(prepared)["mlm"]
     loss.backward()
     assert loss.item() == 0.0
 
@@ -105,7 +104,7 @@ def test_a_chain_of_known_entropy() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 8e-3, total_steps=steps)
     for step in range(steps):
         prepared = learner.prepare(texts(draw(256), step * 256), epoch=0, progress=0.0)
-        loss = learner.loss_sums(prepared)["nelbo"] / prepared.counts["nelbo"]
+        loss = learner.loss_sums(prepared)["mlm"] / prepared.counts["mlm"]
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -69,6 +69,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "convert:Convert",
         "turn a checkpoint of ALBEF, RaSa, BERT, ... into a model folder",
     ),
+    "export": ("convert:Export", "write a model as ONNX, checked against the model itself"),
     "completion": ("completion:Completion", "complete commands and flags in bash, zsh or fish"),
 }
 MOVED = {

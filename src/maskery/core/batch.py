@@ -60,6 +60,7 @@ class MaskedTokens:
     positions: npt.NDArray[np.int64]  # (M,), ascending indices of the masked tokens into the T
     targets: npt.NDArray[np.int64]  # (M,), the original ids there
     weights: npt.NDArray[np.float32] | None = None  # (M,), of their losses; None: 1 each
+    count: int | None = None  # Divides the sum of the losses; None: M
 
     @classmethod
     def unmasked(cls, batch: TokenBatch, positions: npt.NDArray[np.int64]) -> MaskedTokens:

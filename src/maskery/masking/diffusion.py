@@ -1,7 +1,8 @@
 """Masks of masked diffusion, with the weight that makes their loss a bound on the text's own.
 
 Sahoo et al., "MDLM" (NeurIPS 2024), section 3; Nie et al., "LLaDA" (2025), equations 3 and 6. With
-each token of a text masked with chance t, the negative evidence lower bound (NELBO) is
+each token of a text masked with chance t, which the model is not told (Ou et al., ICLR 2025), the
+negative evidence lower bound (NELBO) is
 
     mean over t in (0, 1] of  1/t * (sum over masked tokens of -log p(token | the masked text)),
 
@@ -59,7 +60,8 @@ class DiffusionMasker(Masker):
         corrupted[positions] = self.vocabulary.mask_token_id
         own = weights[batch.sequences_of(positions)].astype(np.float32)
         masked = MaskedTokens.unmasked(batch, positions)
-        return replace(masked, input_ids=corrupted, weights=own)
+        count = int((~self.vocabulary.protected[batch.input_ids]).sum())
+        return replace(masked, input_ids=corrupted, weights=own, count=count)
 
 
 class NelboMasker(DiffusionMasker):

@@ -100,6 +100,14 @@ def text_mlm(parts: TextParts) -> Task[Any, Any]:
     return OBJECTIVES.find(MRTD)(parts)  # the same task, without detection
 
 
+def diffusion(parts: TextParts) -> Task[Any, Any]:
+    """Make the task of `--objective diffusion`, whose loss is the NELBO of a token."""
+    log.info("diffusion: held-out loss is the NELBO of a token, which the verdict compares, too")
+    kind = importlib.import_module("maskery.masking.diffusion").DiffusionMasker
+    masker = kind(**vars(parts.masker), bell=parts.settings.time_sampling == "bell")
+    return TextMLM.of(replace(parts, masker=masker))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedText:
     """A masked batch, laid out for the encoder.
@@ -161,7 +169,7 @@ class TextMLM:
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        counts = {"mlm": len(masked.targets)}
+        counts = {"mlm": len(masked.targets) if masked.count is None else masked.count}
         if self.shapes is None:
             inputs, targets = self.lay_out(masked), torch.from_numpy(masked.targets)
         else:
@@ -186,7 +194,7 @@ class TextMLM:
                 left_out,
             )
         self.num_left_out += left_out
-        return {"mlm": self._loss(self.model, prepared.inputs, prepared.targets)}
+        return {"mlm": self._loss(self.model, prepared.inputs, prepared.targets, prepared.weights)}
 
     def before_step(self) -> None:
         """Do nothing: nothing moves between steps."""
@@ -200,10 +208,13 @@ class TextMLM:
 
 
 def masked_loss_sum(
-    model: torch.nn.Module, inputs: EncoderInputs, targets: torch.Tensor
+    model: torch.nn.Module,
+    inputs: EncoderInputs,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Encode and predict: what is compiled as one."""
-    return mlm_loss_sum(model(inputs), targets)
+    return mlm_loss_sum(model(inputs), targets, weights)
 
 
 def report_left_out(task: Task[Any, Any]) -> None:

@@ -26,7 +26,7 @@ OBJECTIVES: Registry[Callable[[TextParts], Task[Any, Any]]] = Registry(
     {
         "mlm": "maskery.tasks.text_mlm:text_mlm",
         MRTD: "maskery.tasks.momentum_text:momentum_text_mlm",
-        DIFFUSION: "maskery.tasks.diffusion:diffusion",
+        DIFFUSION: "maskery.tasks.text_mlm:diffusion",
     },
 )
 register_objective = OBJECTIVES.register

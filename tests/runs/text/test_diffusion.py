@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> TextRunConfig:
 
 def test_a_run_measures_the_nelbo_and_resumes_to_the_bit(config: TextRunConfig) -> None:
     whole = train_text(config, progress=False)
-    trained = [r["nelbo"] for r in read_metrics(whole.folder / "metrics.jsonl") if "nelbo" in r]
+    trained = [r["mlm"] for r in read_metrics(whole.folder / "metrics.jsonl") if "mlm" in r]
     assert len(trained) == 6
     assert whole.difference["loss"].high < 0
     assert str(whole.verdict).startswith("filling words: better")

@@ -32,6 +32,8 @@ class TextRunConfig(VocabularyConfig):
     folder or address (s3:// gs:// https://) of what maskery tokenize made."""
     model: str = "minilm"
     """minilm, a folder, a hub name, or scratch:tiny, scratch:small, scratch:base."""
+    shape: Literal["bert", "roberta", "modernbert", "eurobert", "nomic_bert"] = "bert"
+    """The family of --model scratch:..., as Transformers makes it."""
     output: Path | None = None
     """The run folder. Default: runs/CORPUS-MODEL, numbered if taken."""
     resume: Literal["no", "auto"] = "no"
@@ -124,6 +126,11 @@ class TextRunConfig(VocabularyConfig):
             raise ConfigError(
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
                 f"is learnt from the corpus; raise --vocab-size instead"
+            )
+        if self.shape != "bert" and not self.model.startswith(SCRATCH):
+            raise ConfigError(
+                f"--shape {self.shape} is of --model scratch:..., and it is {self.model}; leave it "
+                f"out, or name one of scratch:tiny, scratch:small, scratch:base"
             )
         if self.lr_restart and self.from_run is None:
             raise ConfigError("--lr-restart needs --from: a schedule begins with its run anyway")
