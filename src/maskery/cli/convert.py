@@ -1,17 +1,19 @@
-"""`maskery convert`."""
+"""`maskery convert`, `export` and `push`: models from elsewhere, and for elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import tyro
 
 from maskery.cli.main import Command
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, os_errors
 from maskery.core.ranges import Count
 from maskery.core.system import quick_imports
+from maskery.runs.frame.run_folder import write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +68,88 @@ class Convert(Command):
         if report.kind == "albef":
             save_model_retrieval(self.out, released_retrieval(report.missing))
         self.answer(report, "\n".join([*report.lines(), f"written to {self.out}"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a text model for programs without PyTorch.
+
+    As ONNX it takes input_ids and attention_mask of any number and length, and returns logits. It
+    is done once onnxruntime computes the model's logits to 1e-4 at three lengths.
+
+    Examples:
+      maskery export runs/meditations-minilm --onnx meditations-onnx
+      maskery export bert-base-uncased --onnx bert.onnx
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder, a model folder, a hub name or minilm."""
+    onnx: Path
+    """The file to write, ending in .onnx; or a folder, empty or not there yet, of model.onnx with
+    the configuration and the tokenizer."""
+
+    def execute(self) -> None:
+        """Write into a folder aside, and move what is sound."""
+        with quick_imports():
+            from maskery.evaluation.text.opening import open_model
+            from maskery.models.onnx_export import export_onnx
+
+        alone = self.onnx.suffix == ".onnx"
+        path = self.onnx if alone else self.onnx / "model.onnx"
+        if not alone and self.onnx.exists() and (self.onnx.is_file() or any(self.onnx.iterdir())):
+            raise ConfigError(f"--onnx is '{self.onnx}', which is not empty; name another folder")
+        opened = open_model(self.model)
+        with TemporaryDirectory() as place:
+            made = Path(place)
+            apart = export_onnx(opened.model.hf, made / path.name)
+            if not alone:
+                opened.model.hf.config.save_pretrained(made)
+                opened.tokenizer.save_pretrained(made)
+            with os_errors(f"'{path}' cannot be written", "free some space, or name another"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            for file in made.iterdir():
+                write_bytes(path.parent / file.name, file.read_bytes())
+        found = {"file": path, "largest_difference": apart}
+        self.answer(found, f"written to {path}; logits differ by {apart:.2g} at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push(Command):
+    """Upload the model of a finished run to the Hugging Face hub, with its card.
+
+    The card names the model that the run began with and its dataset, if the hub has them, and the
+    held-out figures. Log in first with hf auth login, or set HF_TOKEN.
+
+    Examples:
+      maskery push runs/notes-minilm me/notes-minilm --private --license apache-2.0 --language en
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A finished run of any kind."""
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
+    """The model's name on the hub, OWNER/NAME; it is made if it is not there."""
+    private: bool = False
+    """Make it private, if it is not there yet."""
+    revision: str | None = None
+    """The branch to upload to, which is made if it is not there. Default: main."""
+    license: str | None = None
+    """Its licence for the card, such as apache-2.0."""
+    language: tuple[str, ...] = ()
+    """Languages for the card, such as en de."""
+    datasets: tuple[str, ...] = ()
+    """Datasets for the card, by their names on the hub. Default: the run's corpus, if it is one."""
+    base_model: str | None = None
+    """The model it began with, for the card. Default: the run's, if the hub has it."""
+
+    def execute(self) -> None:
+        """Upload, and say where it is."""
+        with quick_imports():
+            from maskery.runs.frame.push import push
+
+        named = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name in ("license", "language", "datasets", "base_model")
+            if (value := getattr(self, name))
+        }
+        place = push(self.run, self.repo, named, private=self.private, revision=self.revision)
+        self.answer({"repo": self.repo, "commit": place}, f"pushed: {place}")

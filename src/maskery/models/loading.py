@@ -24,8 +24,6 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -321,28 +319,38 @@ def check_index(folder: Path) -> None:
 
 # Layers, width and heads of the encoders that are trained from scratch.
 SIZES = {"tiny": (3, 128, 2), "small": (6, 384, 6), "base": (12, 768, 12)}
+# Their families, with the width of the feed-forward layers in widths, as in the published ones.
+SHAPES = {"bert": 4.0, "roberta": 4.0, "modernbert": 1.5, "eurobert": 4.0, "nomic_bert": 4.0}
 
 
-def new_masked_lm(size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Loaded:
-    """Make a BERT of random weights for a tokenizer; `size` is one of `SIZES`."""
+def new_masked_lm(
+    size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, shape: str = "bert"
+) -> Loaded:
+    """Make an encoder of random weights for a tokenizer, of one of `SIZES` and one of `SHAPES`."""
     if size not in SIZES:
         raise ModelError(f"scratch:{size} is no size; choose scratch:{', scratch:'.join(SIZES)}")
     layers, width, heads = SIZES[size]
-    config = BertConfig(
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    # Other families name ids by default, which may not be in the vocabulary.
+    ids = {} if shape == "bert" else {"bos": first, "cls": first, "eos": last, "sep": last}
+    config = AutoConfig.for_model(
+        shape,
         vocab_size=vocabulary_size(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=4 * width,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        intermediate_size=int(SHAPES[shape] * width),
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation=attention.NAME,
+        **{f"{role}_token_id": number for role, number in ids.items()},
     )
+    for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if hasattr(config, dropout):
+            setattr(config, dropout, 0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertForMaskedLM(config)
-    head = frozenset(name for name, _ in model.named_parameters() if name.startswith("cls."))
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention.NAME)
+    base = f"{model.base_model_prefix}."
+    head = frozenset(name for name, _ in model.named_parameters() if not name.startswith(base))
     return Loaded(model=model.eval(), tokenizer=tokenizer, new_parameters=head)
 
 

@@ -95,6 +95,15 @@ def test_phases_are_run_in_order_and_resumed_at_any_point(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_the_phases_of_the_page_are_taken(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "phases.md").read_text("utf-8")
+    (tmp_path / "page.yaml").write_text(page.partition("```yaml")[2].partition("```")[0], "utf-8")
+    *_, last = phases_of(load_config(tmp_path / "page.yaml", TextRunConfig))
+    assert (last.training.decay_share, last.training.warmup_share) == (1.0, 0.0)
+    # Of 32,768 tokens: 2B, and then twice what is left, rounded up.
+    assert last.training.max_steps == 61_036 + 9_155 + 6_103
+
+
 def test_tokens_are_counted_over_phases(settings: dict[str, Any], tmp_path: Path) -> None:
     phases = (
         {"until": "1K"},  # 4 steps of 256: 1,024 tokens

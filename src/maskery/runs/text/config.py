@@ -32,6 +32,8 @@ class TextRunConfig(VocabularyConfig):
     folder or address (s3:// gs:// https://) of what maskery tokenize made."""
     model: str = "minilm"
     """minilm, a folder, a hub name, or scratch:tiny, scratch:small, scratch:base."""
+    shape: Literal["bert", "roberta", "modernbert", "eurobert", "nomic_bert"] = "bert"
+    """The family of --model scratch:..., as Transformers makes it."""
     output: Path | None = None
     """The run folder. Default: runs/CORPUS-MODEL, numbered if taken."""
     resume: Literal["no", "auto"] = "no"
@@ -62,6 +64,9 @@ class TextRunConfig(VocabularyConfig):
     lora: tuple[str, ...] = ()
     """Train low-rank adapters alone, and a new head: r=16, and if wanted alpha=32, dropout=0.1 and
     targets=query,value, the linear layers that get one. Needs maskery[lora]."""
+    checkpoint_activations: bool = False
+    """Compute what layers remember for their gradients again, not keep it: less memory, the same
+    run, and about a third more time."""
     group_column: str | None = None
     """Rows with one value in this column, such as patient_id, stand on one side of the split; may
     be nested, as --text-column."""
@@ -97,7 +102,7 @@ class TextRunConfig(VocabularyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("corpus", "eval_data"):
+        for name in ("corpus", "eval_data", "lora"):
             value = getattr(self, name)
             if isinstance(value, str):  # else it would count as a list of letters
                 object.__setattr__(self, name, (value,))
@@ -121,6 +126,11 @@ class TextRunConfig(VocabularyConfig):
             raise ConfigError(
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
                 f"is learnt from the corpus; raise --vocab-size instead"
+            )
+        if self.shape != "bert" and not self.model.startswith(SCRATCH):
+            raise ConfigError(
+                f"--shape {self.shape} is of --model scratch:..., and it is {self.model}; leave it "
+                f"out, or name one of scratch:tiny, scratch:small, scratch:base"
             )
         if self.lr_restart and self.from_run is None:
             raise ConfigError("--lr-restart needs --from: a schedule begins with its run anyway")

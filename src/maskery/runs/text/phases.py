@@ -54,6 +54,8 @@ def phases_of(config: TextRunConfig) -> list[TextRunConfig]:
         if common or not until:
             needs = f"{common[0]} is the whole run's" if common else "it names no end"
             raise ConfigError(f"{where}: {needs}; give until, and only what the phase changes")
+        if found:
+            changes.setdefault("warmup_share", 0.0)
         phase = with_settings(replace(config, phases=()), changes, where=where)
         last = phase.training.steps_of(f"{where}: until", until, after=(step, tokens))
         if last <= step:
@@ -63,7 +65,5 @@ def phases_of(config: TextRunConfig) -> list[TextRunConfig]:
             )
         tokens += (last - step) * (phase.training.batch_tokens or 0)
         step, more = last, {"max_steps": last, "epochs": last}  # an epoch has at least one step
-        if found and "warmup_share" not in changes:
-            more["warmup_share"] = 0
         found.append(with_settings(phase, more).anchored())
     return found

@@ -142,6 +142,8 @@ def prepare_text(
         lora = importlib.import_module("maskery.models.lora")
         settings, seed = lora.Lora.of(config.lora), config.training.seed
         loaded = lora.add_lora(loaded, settings, start=known_as(config.model), seed=seed)
+    if config.checkpoint_activations:
+        importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
@@ -245,7 +247,7 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
         loaded: Loaded = own_model.as_loaded(given.model, tokenizer)
     elif scratch:
         size = config.model.removeprefix(SCRATCH)
-        loaded = new_masked_lm(size, tokenizer, seed=config.training.seed)
+        loaded = new_masked_lm(size, tokenizer, seed=config.training.seed, shape=config.shape)
     else:
         loaded = load_masked_lm(
             config.model,
@@ -350,6 +352,7 @@ def identity_of(
             **({"head_first": config.head_share} if config.head_share else {}),
             **({"from": Path(config.from_run).name} if config.from_run else {}),
             **({"lr_restart": True} if config.lr_restart else {}),
+            **({"shape": config.shape} if config.shape != "bert" else {}),
             **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
             **({"lora": config.lora} if config.lora else {}),
             **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
