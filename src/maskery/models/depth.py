@@ -24,7 +24,7 @@ def depths_of(hf: PreTrainedModel) -> tuple[dict[str, int], int]:
     if not count:
         raise ModelError(
             f"{type(hf).__name__} has no layers in an nn.ModuleList, so there are none to tell "
-            f"apart; leave out --freeze and --layer-decay"
+            f"apart; leave out --freeze, --layer-decay and --lora"
         )
     return {name: depths.get(p, count + 1) for name, p in hf.named_parameters()}, count
 
@@ -35,10 +35,9 @@ def _number(module: nn.Module, depths: dict[nn.Parameter, int], first: int) -> i
     depths |= dict.fromkeys(module.parameters(recurse=False), 0)
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            # Funnel has stacks of stacks.
-            layers = [
-                m for one in child for m in (one if isinstance(one, nn.ModuleList) else [one])
-            ]
+            layers = list[nn.Module]()
+            for one in child:  # Funnel has stacks of stacks
+                layers += one if isinstance(one, nn.ModuleList) else [one]
             start = starts.setdefault(len(layers), last)
             for number, layer in enumerate(layers, start + 1):
                 depths |= {p: number for p in layer.parameters() if p not in depths}
@@ -49,8 +48,7 @@ def _number(module: nn.Module, depths: dict[nn.Parameter, int], first: int) -> i
             for one in child.modules():
                 # Tables of relative positions stand behind the layers in some families.
                 depth = 0 if last == first or isinstance(one, nn.Embedding) else last
-                own = one.parameters(recurse=False)
-                depths |= {p: depth for p in own if p not in depths}
+                depths |= {p: depth for p in one.parameters(recurse=False) if p not in depths}
     return last
 
 
@@ -72,3 +70,19 @@ def decayed_rates(hf: PreTrainedModel, decay: float) -> dict[nn.Parameter, float
     """
     depths, count = depths_of(hf)
     return {p: decay ** max(count - depths[name], 0) for name, p in hf.named_parameters()}
+
+
+def checkpoint(hf: PreTrainedModel) -> None:
+    """Let layers compute their activations again in the backward pass."""
+    # Transformers' name for it, and the one that its older versions have.
+    enable = getattr(hf, "activation_checkpointing_enable", hf.gradient_checkpointing_enable)
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            f"{type(hf).__name__} cannot recompute its layers; leave out --checkpoint-activations, "
+            f"and lower --micro-batch-tokens"
+        ) from error
+    # Which rows the last layer is computed for is forgotten by then (`models/masked_lm.py`).
+    switches = [one for one in hf.modules() if getattr(one, "gradient_checkpointing", False)]
+    switches[-1].gradient_checkpointing = False

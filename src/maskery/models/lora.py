@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from maskery.core.errors import ConfigError, ModelError, reason_of
+from maskery.core.errors import MALFORMED, ConfigError, ModelError, reason_of
 from maskery.core.ranges import Count, Range, Settings
 from maskery.core.registry import require
 
 if TYPE_CHECKING:
     from maskery.models.loading import Loaded
 
-# Beside PEFT's files in an adapter's folder: a head that the start did not have.
-HEAD = "head.safetensors"
-ADAPTER = "adapter_config.json"
+# PEFT's file in an adapter's folder, and ours: a head that the start did not have.
+ADAPTER, HEAD = "adapter_config.json", "head.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +90,8 @@ def targets_of(hf: Any, names: Sequence[str]) -> list[str]:
     from maskery.models.depth import depths_of
 
     depths, count = depths_of(hf)
-    linear = [
-        name
-        for name, module in hf.named_modules()
-        if isinstance(module, nn.Linear) and 0 < depths.get(f"{name}.weight", 0) <= count
-    ]
+    linear = [name for name, module in hf.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name in linear if 0 < depths.get(f"{name}.weight", 0) <= count]
     found = {name: [x for x in linear if f".{x}".endswith(f".{name}")] for name in names}
     if missing := [name for name in names if not found[name]]:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
@@ -112,12 +108,9 @@ def save_merged(loaded: Loaded, folder: Path) -> None:
 
     loaded.adapter.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
-    own = dict(loaded.model.named_parameters())
-    head = {
-        n: own[n].detach().cpu().contiguous() for n in sorted(loaded.new_parameters) if n in own
-    }
-    if head:
-        save_file(head, folder / HEAD)
+    weights = loaded.model.named_parameters()
+    head = {n: p.detach().cpu() for n, p in weights if n in loaded.new_parameters}
+    save_file(head, folder / HEAD)
     loaded.adapter.merge_and_unload()
 
 
@@ -127,7 +120,7 @@ def folded(folder: Path) -> Loaded:
 
     from maskery.models.loading import load_masked_lm, quiet_transformers
 
-    library, loaded, head = peft(), None, folder / HEAD
+    library, head = peft(), folder / HEAD
     try:
         with warnings.catch_warnings(), quiet_transformers():
             warnings.simplefilter("ignore", FutureWarning)
@@ -136,7 +129,7 @@ def folded(folder: Path) -> Loaded:
             new = load_file(head) if head.is_file() else {}
             loaded.model.load_state_dict(new, strict=False)
             library.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+    except (*MALFORMED, OSError, RuntimeError) as error:
         raise ModelError(
             f"the adapter '{folder}' cannot be folded into its start ({reason_of(error)}); name a "
             f"whole folder of a LoRA adapter"

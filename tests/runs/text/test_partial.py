@@ -13,8 +13,10 @@ import torch
 from families import PAD, tiny
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
+from transformers.models.bert.modeling_bert import BertIntermediate
 
-from maskery.core.errors import ConfigError, MissingExtraError
+from maskery.core.errors import ConfigError, MissingExtraError, ModelError
+from maskery.models.depth import checkpoint
 from maskery.models.layout import PACKABLE, packing_error, pad
 from maskery.models.loading import Loaded
 from maskery.models.lora import Lora, add_lora, targets_of
@@ -125,6 +127,31 @@ def test_layer_decay_gives_each_layer_its_rate(
             assert group[STARTS_AT] == (0 if ".cls." in name else 3), name
 
 
+@pytest.mark.parametrize("more", [{}, {"lora": ("r=4", "dropout=0.1")}])
+def test_recomputed_activations_change_no_bit(
+    places: dict[str, Path], tmp_path: Path, more: dict[str, object]
+) -> None:
+    """With dropout, whose draws are made again; and the layers are computed twice indeed."""
+    settings = {"model": places["encoder"], "hidden_dropout": 0.2, "head_first": "0.5", **more}
+    runs, passes = [], []
+
+    def count(module: torch.nn.Module, _: object) -> None:
+        # Within a layer: the layer's own call is not made again, what it calls is.
+        passes[-1] += isinstance(module, BertIntermediate)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    for name, again in (("a", False), ("b", True)):
+        passes.append(0)
+        config = config_of(places, tmp_path / name, **settings, checkpoint_activations=again)
+        runs.append(train_text(config, progress=False))
+    hook.remove()
+    kept, recomputed = (saved(run.folder, 6) for run in runs)
+    assert all(torch.equal(recomputed[name], tensor) for name, tensor in kept.items())
+    moments = [saved(run.folder, 6, "optimiser") for run in runs]
+    assert all(torch.equal(moments[1][name], tensor) for name, tensor in moments[0].items())
+    assert passes[1] > passes[0]
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -141,6 +168,11 @@ def test_bad_settings(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         config_of(places, tmp_path, **settings)
+
+
+def test_a_family_that_cannot_recompute() -> None:
+    with pytest.raises(ModelError, match="leave out --checkpoint-activations"):
+        checkpoint(tiny("mpnet"))
 
 
 def test_more_frozen_layers_than_there_are(places: dict[str, Path], tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def prepare_text(
         lora = importlib.import_module("maskery.models.lora")
         settings, seed = lora.Lora.of(config.lora), config.training.seed
         loaded = lora.add_lora(loaded, settings, start=known_as(config.model), seed=seed)
+    if config.checkpoint_activations:
+        importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
     pad_token = pad_token_id(data.tokenizer)
