@@ -117,7 +117,9 @@ class Search(Command):
                 score = "" if hit.score is None else f"{hit.score:.2f}"
                 row = [score, percent(hit.match), f"{hit.similarity:.3f}", hit.path]
                 rows.append([f"{number}", *row])
-            blocks.append(f"{text}\n{table(rows, left=(0, 4))}")
+            if all(hit.score is None for hit in hits):
+                rows = [row[:1] + row[3:] for row in rows]
+            blocks.append(f"{text}\n{table(rows, left=(0, len(rows[0]) - 1))}")
         if self.sheet is not None:
             save_sheet(self.sheet, self.gallery, found)
             blocks.append(f"contact sheet: {shown(self.sheet)}")

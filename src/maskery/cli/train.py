@@ -154,18 +154,12 @@ person_search = partial(training, "person-search")
 
 def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands."""
-    rest, config = take(arguments, "--config")
-    if config == "":
-        raise ConfigError("--config names no file; give the config.yaml of a run")
-    return rest, None if config is None else Path(config)
-
-
-def take(arguments: Sequence[str], *names: str) -> tuple[list[str], str | None]:
-    """Take a flag out of the arguments, wherever it stands; its value is empty without one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(*names, nargs="?", const="", dest="taken")
+    parser.add_argument("--config", nargs="?", const="")
     taken, rest = parser.parse_known_args(arguments)
-    return rest, taken.taken
+    if taken.config == "":
+        raise ConfigError("--config names no file; give the config.yaml of a run")
+    return rest, None if taken.config is None else Path(taken.config)
 
 
 @cache
@@ -191,7 +185,10 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
                 "--preset and --config do not go together: the file has every setting"
             )
         return command(run=replace(saved, output=None), repeated=output)
-    if command.kind == "text" and (begun := take(arguments, "--from", "--from-run")[1]):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--from", "--from-run", nargs="?", dest="begun")
+    begun = parser.parse_known_args(arguments)[0].begun
+    if command.kind == "text" and begun:
         from maskery.runs.text.branch import open_origin
 
         saved = open_origin(begun)
