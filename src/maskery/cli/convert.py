@@ -146,10 +146,7 @@ class Push(Command):
         with quick_imports():
             from maskery.runs.frame.push import push
 
-        named = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name in ("license", "language", "datasets", "base_model")
-            if (value := getattr(self, name))
-        }
+        fields = ("license", "language", "datasets", "base_model")
+        named = {name: value for name in fields if (value := getattr(self, name))}
         place = push(self.run, self.repo, named, private=self.private, revision=self.revision)
         self.answer({"repo": self.repo, "commit": place}, f"pushed: {place}")

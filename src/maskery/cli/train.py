@@ -25,7 +25,7 @@ from maskery.runs.frame.config_file import (
     open_run,
     read_settings,
 )
-from maskery.runs.frame.run_folder import has_model, repeated_folder
+from maskery.runs.frame.run_folder import has_model, repeated_folder, write_json
 from maskery.runs.shortcuts import finish_report
 
 USAGE = """usage: maskery train text CORPUS ...
@@ -276,8 +276,6 @@ class Verify(Command):
 
     def execute(self) -> None:
         """Recompute, write the certificate, and say what was the same."""
-        from maskery.runs.frame.run_folder import write_json
-
         with quick_imports():
             from maskery.runs.frame.verify import verify
         folder = self.run.resolve()
@@ -285,17 +283,12 @@ class Verify(Command):
         prepare_output(path, "--certificate")
         found = verify(self.run, self.steps, tolerance=self.tolerance, progress=not self.json)
         write_json(path, found)
-        steps = "{} to {}".format(*found["steps"])
-        lines = [
-            f"steps {steps}, recomputed from the checkpoint of step {found['recomputed_from']}"
-        ]
-        lines += [
-            f"{name}: {one['values'] - one['different']} of {one['values']} are equal to the bit; "
-            f"largest difference {one['largest_difference']:.3g}"
-            for name, one in found["compared"].items()
-        ]
-        lines += found["problems"]
-        lines += ["verified" if found["verified"] else "NOT verified", f"the certificate is {path}"]
-        self.answer(found, "\n".join(lines))
+        word = "verified" if found["verified"] else "NOT verified"
+        lines = ["{}: steps {} to {}".format(word, *found["steps"]), *found["problems"]]
+        for name, one in found["compared"].items():
+            equal, largest = one["values"] - one["different"], one["largest_difference"]
+            told = f"{equal} of {one['values']} equal to the bit, largest difference {largest:.3g}"
+            lines.append(f"{name}: {told}")
+        self.answer(found, "\n".join([*lines, f"the certificate is {path}"]))
         if not found["verified"]:
             raise SystemExit(1)
