@@ -112,6 +112,11 @@ def _require_fitting(theirs: str, own: str, where: str) -> None:
     there, here = (_settings(one) for one in (theirs, own))
     if there["tokenizer_fingerprint"] != here["tokenizer_fingerprint"]:
         raise ConfigError(f"{where}: that run has another tokenizer; repeat its --model")
+    if "lora" in here and there.get("model_fingerprint") != here["model_fingerprint"]:
+        raise ConfigError(
+            f"{where}: that run has no adapters like these on this start; repeat its --model and "
+            f"--lora, or begin at its model/ with --model"
+        )
     kinds = [one["training"]["optimiser"] for one in (there, here)]
     if "muon" in kinds and kinds[0] != kinds[1]:
         raise ConfigError(
