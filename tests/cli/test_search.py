@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -133,3 +134,27 @@ def test_mistakes_are_one_line_each(
     mute = save_tiny_image_text(tmp_path / "mute", new_image_text(contrast=False))
     other[1] = str(mute)
     assert "were never trained" in refused(other)
+
+
+def test_a_picture_is_looked_for_alone_and_with_words(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    like = ["--like", str(folder / "gallery" / "003.png")]
+    assert main(command(folder, *like, "--top", "2", "--sheet", str(tmp_path / "a.png"))) == 0
+    out = capsys.readouterr().out
+    assert f"like {folder / 'gallery' / '003.png'}" in out
+    assert re.search(r"^1 +1\.000 +003\.png$", out, re.MULTILINE)
+    assert main(command(folder, "red paper", "all blue", *like, "--json")) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["query"].split(", like")[0] for result in results] == ["red paper", "all blue"]
+    (tmp_path / "no.png").write_text("no picture")
+    for wrong, told in (
+        ([], "no query is given"),
+        ([*like, "--rerank", "2"], "looks at words alone"),
+        (["--like", str(tmp_path / "gone.png")], "gone.png"),
+        (["--like", str(tmp_path / "no.png")], "no.png"),
+    ):
+        assert main(command(folder, *wrong)) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert said.count("\n") == 1

@@ -111,3 +111,42 @@ class Export(Command):
                 write_bytes(path.parent / file.name, file.read_bytes())
         found = {"file": path, "largest_difference": apart}
         self.answer(found, f"written to {path}; logits differ by {apart:.2g} at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push(Command):
+    """Upload the model of a finished run to the Hugging Face hub, with its card.
+
+    The card names the model that the run began with and its dataset, if the hub has them, and the
+    held-out figures. Log in first with hf auth login, or set HF_TOKEN.
+
+    Examples:
+      maskery push runs/notes-minilm me/notes-minilm --private --license apache-2.0 --language en
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A finished run of any kind."""
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
+    """The model's name on the hub, OWNER/NAME; it is made if it is not there."""
+    private: bool = False
+    """Make it private, if it is not there yet."""
+    revision: str | None = None
+    """The branch to upload to, which is made if it is not there. Default: main."""
+    license: str | None = None
+    """Its licence for the card, such as apache-2.0."""
+    language: tuple[str, ...] = ()
+    """Languages for the card, such as en de."""
+    datasets: tuple[str, ...] = ()
+    """Datasets for the card, by their names on the hub. Default: the run's corpus, if it is one."""
+    base_model: str | None = None
+    """The model it began with, for the card. Default: the run's, if the hub has it."""
+
+    def execute(self) -> None:
+        """Upload, and say where it is."""
+        with quick_imports():
+            from maskery.runs.frame.push import push
+
+        fields = ("license", "language", "datasets", "base_model")
+        named = {name: value for name in fields if (value := getattr(self, name))}
+        place = push(self.run, self.repo, named, private=self.private, revision=self.revision)
+        self.answer({"repo": self.repo, "commit": place}, f"pushed: {place}")

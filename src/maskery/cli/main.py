@@ -70,6 +70,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "turn a checkpoint of ALBEF, RaSa, BERT, ... into a model folder",
     ),
     "export": ("convert:Export", "write a model as ONNX, checked against the model itself"),
+    "push": ("convert:Push", "upload a run's model with its card to the Hugging Face hub"),
     "completion": ("completion:Completion", "complete commands and flags in bash, zsh or fish"),
 }
 MOVED = {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Command):
-    """Find pictures in a folder by describing them.
+    """Find pictures in a folder by describing them, or by a picture that they should be like.
 
     The folder is indexed first, which is kept: later searches encode only what is new or changed.
 
@@ -34,15 +34,18 @@ class Search(Command):
       maskery search runs/people --gallery photos "a woman in a red coat"
       maskery search runs/people --gallery photos "a man with a backpack" --sheet found.png
       maskery search runs/people --gallery photos "a red coat" "a blue hat" --top 5 --json
+      maskery search runs/people --gallery photos "in the rain" --like person.jpg
     """
 
     quiet = False
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder or a model folder, of an image-text model."""
-    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUERY ...")]
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUERY ...")] = ()
     """Descriptions of what is looked for, each in quotes."""
     gallery: Path
     """The folder of pictures; folders inside it count, names that start with a dot do not."""
+    like: Path | None = None
+    """Find what is most like this picture, and with descriptions what is like both."""
     top: Count = 10
     """Pictures to show for each query."""
     rerank: Annotated[int | None, Range(0)] = None
@@ -58,8 +61,15 @@ class Search(Command):
     """The folder of the index. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
 
     def __post_init__(self) -> None:
-        if not self.text:
-            raise ConfigError('no query is given: add one, such as "a woman in a red coat"')
+        if not self.text and self.like is None:
+            raise ConfigError(
+                'no query is given: add one, such as "a woman in a red coat", or --like FILE'
+            )
+        if self.like is not None and self.rerank:
+            raise ConfigError(
+                f"--rerank {self.rerank} looks at words alone, and --like at a picture; leave out "
+                f"one of them"
+            )
         super().__post_init__()
         if self.sheet is not None:
             check_png(self.sheet, "--sheet")
@@ -69,12 +79,14 @@ class Search(Command):
         with quick_imports():
             from maskery.data.tokenise import default_cache_dir
             from maskery.evaluation.image_text.opening import encode_query
-            from maskery.evaluation.retrieval.search import open_gallery, search
+            from maskery.evaluation.retrieval.search import open_gallery, picture_features, search
             from maskery.runs.person_search.evaluate import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
         for text in self.text:
             encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
+        if self.like is not None:
+            picture_features(opened, self.like)
         if self.sheet is not None:
             prepare_output(self.sheet, "--sheet")
         gallery = open_gallery(
@@ -85,8 +97,12 @@ class Search(Command):
             rehash=self.rehash,
             progress=not self.json,
         )
-        results = search(opened, gallery, self.text, top=self.top, rerank=self.rerank)
-        found = list(zip(self.text, results, strict=True))  # pairs: a query may be given twice
+        results = search(
+            opened, gallery, self.text, like=self.like, top=self.top, rerank=self.rerank
+        )
+        like = "" if self.like is None else f"like {shown(self.like)}"
+        asked = [", ".join(filter(None, (text, like))) for text in self.text or ("",)]
+        found = list(zip(asked, results, strict=True))  # pairs: a query may be given twice
         changes, parts = gallery.changes, [counted(len(gallery), "picture")]
         if changes.encoded:
             parts.append(f"{changes.encoded:,} newly encoded")
@@ -101,7 +117,9 @@ class Search(Command):
                 score = "" if hit.score is None else f"{hit.score:.2f}"
                 row = [score, percent(hit.match), f"{hit.similarity:.3f}", hit.path]
                 rows.append([f"{number}", *row])
-            blocks.append(f"{text}\n{table(rows, left=(0, 4))}")
+            if all(hit.score is None for hit in hits):
+                rows = [row[:1] + row[3:] for row in rows]
+            blocks.append(f"{text}\n{table(rows, left=(0, len(rows[0]) - 1))}")
         if self.sheet is not None:
             save_sheet(self.sheet, self.gallery, found)
             blocks.append(f"contact sheet: {shown(self.sheet)}")

@@ -25,7 +25,7 @@ from maskery.runs.frame.config_file import (
     open_run,
     read_settings,
 )
-from maskery.runs.frame.run_folder import has_model, repeated_folder
+from maskery.runs.frame.run_folder import has_model, repeated_folder, write_json
 from maskery.runs.shortcuts import finish_report
 
 USAGE = """usage: maskery train text CORPUS ...
@@ -154,18 +154,12 @@ person_search = partial(training, "person-search")
 
 def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands."""
-    rest, config = take(arguments, "--config")
-    if config == "":
-        raise ConfigError("--config names no file; give the config.yaml of a run")
-    return rest, None if config is None else Path(config)
-
-
-def take(arguments: Sequence[str], *names: str) -> tuple[list[str], str | None]:
-    """Take a flag out of the arguments, wherever it stands; its value is empty without one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(*names, nargs="?", const="", dest="taken")
+    parser.add_argument("--config", nargs="?", const="")
     taken, rest = parser.parse_known_args(arguments)
-    return rest, taken.taken
+    if taken.config == "":
+        raise ConfigError("--config names no file; give the config.yaml of a run")
+    return rest, None if taken.config is None else Path(taken.config)
 
 
 @cache
@@ -191,7 +185,10 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
                 "--preset and --config do not go together: the file has every setting"
             )
         return command(run=replace(saved, output=None), repeated=output)
-    if command.kind == "text" and (begun := take(arguments, "--from", "--from-run")[1]):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--from", "--from-run", nargs="?", dest="begun")
+    begun = parser.parse_known_args(arguments)[0].begun
+    if command.kind == "text" and begun:
         from maskery.runs.text.branch import open_origin
 
         saved = open_origin(begun)
@@ -279,8 +276,6 @@ class Verify(Command):
 
     def execute(self) -> None:
         """Recompute, write the certificate, and say what was the same."""
-        from maskery.runs.frame.run_folder import write_json
-
         with quick_imports():
             from maskery.runs.frame.verify import verify
         folder = self.run.resolve()
@@ -288,17 +283,12 @@ class Verify(Command):
         prepare_output(path, "--certificate")
         found = verify(self.run, self.steps, tolerance=self.tolerance, progress=not self.json)
         write_json(path, found)
-        steps = "{} to {}".format(*found["steps"])
-        lines = [
-            f"steps {steps}, recomputed from the checkpoint of step {found['recomputed_from']}"
-        ]
-        lines += [
-            f"{name}: {one['values'] - one['different']} of {one['values']} are equal to the bit; "
-            f"largest difference {one['largest_difference']:.3g}"
-            for name, one in found["compared"].items()
-        ]
-        lines += found["problems"]
-        lines += ["verified" if found["verified"] else "NOT verified", f"the certificate is {path}"]
-        self.answer(found, "\n".join(lines))
+        word = "verified" if found["verified"] else "NOT verified"
+        lines = ["{}: steps {} to {}".format(word, *found["steps"]), *found["problems"]]
+        for name, one in found["compared"].items():
+            equal, largest = one["values"] - one["different"], one["largest_difference"]
+            told = f"{equal} of {one['values']} equal to the bit, largest difference {largest:.3g}"
+            lines.append(f"{name}: {told}")
+        self.answer(found, "\n".join([*lines, f"the certificate is {path}"]))
         if not found["verified"]:
             raise SystemExit(1)

@@ -248,10 +248,9 @@ class Score(Command):
         found = [self.scores(model, texts, places) for model in models]
         outcomes = [np.array([s.log_probability for s in scores]) for scores in found]
         figures = suite_figures(pairs, *outcomes)
-        lines = [figure._asdict() for figure in figures]
         if self.csv is not None:
-            write_text(self.csv, figures_csv(lines))
-        data = {"suite": suite, "models": models, "method": self.method, "figures": lines}
+            write_text(self.csv, figures_csv(figures))
+        data = {"suite": suite, "models": models, "method": self.method, "figures": figures}
         self.answer(data, as_text(suite_table(figures, models)))
 
     def report(self, scored: Sequence[tuple[int, TextScore]]) -> None:

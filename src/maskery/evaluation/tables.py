@@ -8,14 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from maskery.core.errors import counted
 from maskery.evaluation.intervals import LEAST_EXAMPLES, interval_note
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
-
-if TYPE_CHECKING:
-    from maskery.evaluation.text.suite import SuiteFigure
 
 SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
@@ -235,20 +232,21 @@ def models_tables(models: Mapping[str, Data], difference: Mapping[str, Data]) ->
     ]
 
 
-def suite_table(figures: Sequence[SuiteFigure], models: Sequence[str]) -> Table:
+def suite_table(figures: Sequence[Data], models: Sequence[str]) -> Table:
     """Return how often one or two models prefer the good sentence, by phenomenon and over all."""
     rows: list[Row] = []
     for one in figures:
-        if one.level != "paradigm":
-            values, changes = (one.accuracy, one.against)[: len(models)], [one.difference]
-            label, cells = _row(one.name, "accuracy", values, *changes[: len(models) - 1])
-            rows.append((label, (Figure(value=f"{one.pairs:,}"), *cells)))
+        if one["level"] != "paradigm":
+            values = [one[name] for name in ("accuracy", "against") if name in one]
+            changes = [one["difference"]] if "difference" in one else []
+            label, cells = _row(one["name"], "accuracy", values, *changes)
+            rows.append((label, (Figure(value=f"{one['pairs']:,}"), *cells)))
     return Table(
         title="Is the good sentence likelier?",
         corner="phenomenon",
         columns=("pairs", *models, *["difference"] * (len(models) - 1)),
         rows=tuple(rows),
-        notes=(f"{interval_note(figures[-1].pairs, 'pairs')}; ties count half",),
+        notes=(f"{interval_note(figures[-1]['pairs'], 'pairs')}; ties count half",),
     )
 
 

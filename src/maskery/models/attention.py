@@ -52,13 +52,15 @@ def attention_forward(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    causal: torch.Tensor | bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend, with Transformers' signature of attention functions; returns (B, L, H, E) and None.
 
     Queries are (B, H, L, E), keys and values (B, G, L, E), G dividing H. When packed, they are (1,
     H, T, E), `cu_seq_lens_q` is (S + 1,) int32 and `max_length_q` the length of the longest
-    segment. A sliding window attends where |i - j| < `sliding_window`.
+    segment. A sliding window attends where |i - j| < `sliding_window`. `causal` tokens, all or
+    those of (T,) bool, attend to themselves and to what is before them.
     """
     if cu_seq_lens_q is None:
         output, _ = sdpa_attention_forward(
@@ -69,13 +71,19 @@ def attention_forward(
     reach = None if sliding_window is None else sliding_window - 1
     how: dict[str, Any] = {"scale": scale, "dropout": dropout, "reach": reach}
     queries, keys, values = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
-    if stays_on_device(query):
-        assert max_length_q is not None
-        output = varlen_attention(queries, keys, values, cu_seq_lens_q, max_length_q, **how)
-    else:
-        keys, values = _repeated(queries, keys, values)
-        output = segment_attention(queries, keys, values, cu_seq_lens_q.tolist(), **how)
-    return output.unsqueeze(0), None
+
+    def attend(causal: bool) -> torch.Tensor:
+        if stays_on_device(query):
+            assert max_length_q is not None
+            parts = queries, keys, values, cu_seq_lens_q, max_length_q
+            return varlen_attention(*parts, **how, causal=causal)
+        key, value = _repeated(queries, keys, values)
+        return segment_attention(queries, key, value, cu_seq_lens_q.tolist(), **how, causal=causal)
+
+    if isinstance(causal, bool):
+        return attend(causal).unsqueeze(0), None
+    # Both ways for all: which tokens need which lies on the device, and attention is cheap here.
+    return torch.where(causal[:, None, None], attend(True), attend(False)).unsqueeze(0), None
 
 
 def _repeated(query: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
@@ -117,8 +125,9 @@ def segment_attention(
     scale: float,
     dropout: float = 0.0,
     reach: int | None = None,
+    causal: bool = False,
 ) -> torch.Tensor:
-    """Attend in both directions within each segment; all tensors are (T, H, E).
+    """Attend in both directions, or to what is before, in each segment; all tensors are (T, H, E).
 
     `boundaries` go from 0 to T; `reach` is the furthest |i - j| of a sliding window.
     """
@@ -133,9 +142,8 @@ def segment_attention(
         # (n, H, L, E) each
         q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
         mask = None
-        if reach is not None and length - 1 > reach:
-            index = torch.arange(length, device=query.device)
-            mask = (index[:, None] - index).abs() <= reach
+        if causal or (reach is not None and length - 1 > reach):
+            mask = seen_from(length, reach, causal, query.device)
         if dropout > 0.0:
             # Written out, since the CPU's flash attention knows no dropout.
             scores = torch.matmul(q * scale, k.transpose(2, 3))
@@ -148,6 +156,14 @@ def segment_attention(
     return torch.cat(outputs).to(dtype) if outputs else query.new_empty(query.shape)
 
 
+def seen_from(length: int, reach: int | None, causal: bool, device: torch.device) -> torch.Tensor:
+    """Return which tokens j (columns) each token i (rows) attends to: (length, length) bool."""
+    index = torch.arange(length, device=device)
+    apart = index[:, None] - index
+    seen = apart.abs() <= (length if reach is None else reach)
+    return seen & (apart >= 0) if causal else seen
+
+
 def varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -158,6 +174,7 @@ def varlen_attention(
     scale: float,
     dropout: float = 0.0,
     reach: int | None = None,
+    causal: bool = False,
 ) -> torch.Tensor:
     """Attend within each segment as `segment_attention` does, with boundaries on the device.
 
@@ -170,7 +187,9 @@ def varlen_attention(
             f"off, or train with --layout padded"
         )
     if not can_flash(query):
-        return padded_attention(query, key, value, boundaries, longest, scale=scale, reach=reach)
+        return padded_attention(
+            query, key, value, boundaries, longest, scale=scale, reach=reach, causal=causal
+        )
     from torch.nn.attention.varlen import varlen_attn
 
     shared: dict[str, Any] = {}
@@ -189,7 +208,10 @@ def varlen_attention(
         longest,
         longest,
         scale=scale,
-        window_size=(-1, -1) if reach is None else (reach, reach),
+        window_size=(
+            -1 if reach is None else reach,
+            0 if causal else -1 if reach is None else reach,
+        ),
         **shared,
     )
     assert isinstance(output, torch.Tensor)
@@ -222,6 +244,7 @@ def padded_attention(
     *,
     scale: float,
     reach: int | None = None,
+    causal: bool = False,
 ) -> torch.Tensor:
     """Attend as `varlen_attention` does, by padding every segment to `longest`: slow, but plain."""
     key, value = _repeated(query, key, value)
@@ -230,8 +253,8 @@ def padded_attention(
     places = starts[:, None] + inside
     # The first key is always there to attend to: a softmax over nothing would be NaN.
     seen = ((places < ends[:, None]) | (inside == 0))[:, None, None, :]
-    if reach is not None:
-        seen = seen & ((inside[:, None] - inside).abs() <= reach)
+    if causal or reach is not None:
+        seen = seen & seen_from(longest, reach, causal, query.device)
         # Padding may be out of reach of every key; it attends to itself.
         seen = seen | torch.eye(longest, dtype=torch.bool, device=query.device)
     places = places.clamp(max=len(query) - 1)

@@ -23,6 +23,8 @@ from maskery.objectives.terms import TERMS
 
 LABELS = {name: term.label for name, term in TERMS.items()} | {
     "grad_norm": "Gradient norm",
+    "keep": "Distance of vectors from the start's",
+    "probe": "Vectors: probe",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens per second",
     "pairs_per_second": "Pairs per second",

@@ -133,8 +133,9 @@ def sources_or_texts(data: Any) -> tuple[tuple[str, ...], Any]:
 def search(
     model: str | Path | OpenImageText,
     folder: str | Path,
-    query: str,
+    query: str | None = None,
     *,
+    like: str | Path | bytes | None = None,
     top: int = 10,
     rerank: int | None = None,
     cache_dir: str | Path | None = None,
@@ -147,7 +148,9 @@ def search(
     Args:
         model: A run folder or a model folder of an image-text model, or an open model.
         folder: The pictures, with folders in it.
-        query: The description.
+        query: The description; None for `like` alone.
+        like: A picture, as a file or the bytes of one: found are those most like it, and with a
+            description like both.
         top: Pictures to return, best first, with paths relative to the folder.
         rerank: The most similar pictures that the matching head looks at again with the words; 0:
             none. Default: the model's own setting.
@@ -160,7 +163,10 @@ def search(
     from maskery.evaluation.retrieval.search import search as search_all
 
     opened = open_image_text_model(model)
-    return search_all(opened, folder, query, top=top, rerank=rerank, cache_dir=cache_dir)[0]
+    texts = () if query is None else query
+    return search_all(
+        opened, folder, texts, like=like, top=top, rerank=rerank, cache_dir=cache_dir
+    )[0]
 
 
 def explain(

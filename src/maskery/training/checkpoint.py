@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 
 from maskery.core.errors import CheckpointError
 from maskery.core.system import replace_folder, sha256_of, write_whole
-from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, STATE, Position, Snapshot
+from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, STATE, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +34,9 @@ HEADROOM = 1 << 20
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written one at a time in a thread; `keep` of them stay.
+    """The checkpoints of one run folder, written one at a time in a thread; `keep` stay."""
 
-    Those of the steps in `keep_at` stay for ever.
-    """
-
-    def __init__(
-        self, folder: Path, *, keep: int = 2, keep_at: Collection[int] = frozenset()
-    ) -> None:
+    def __init__(self, folder: Path, keep: int = 2, keep_at: Collection[int] = ()) -> None:
         self.folder, self.keep, self.keep_at = folder, keep, keep_at
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
@@ -121,39 +115,16 @@ class Checkpoints:
 
     def write(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint; what was there stays until it is complete."""
-
-        def fill(partial: Path) -> None:
-            for name, tensors in snapshot.files.items():
-                save_file(dict(tensors), partial / name)
-
         step = snapshot.position.step
-        final = self._write(snapshot.position, fill, kept=step in self.keep_at)
-        self._prune()
-        self.written.append((step, final))
-        return final
-
-    def adopt(self, path: Path, position: Position) -> None:
-        """Take over a checkpoint of another run, to stay for ever, as that of a position here."""
-
-        def fill(partial: Path) -> None:
-            for name in {*FILES} - {STATE}:
-                try:  # files of checkpoints are never changed, so both runs may share them
-                    os.link(path / name, partial / name)
-                except OSError:
-                    shutil.copyfile(path / name, partial / name)
-
-        if not (self.path_of(position.step) / MANIFEST).is_file():
-            self._write(position, fill, kept=True)
-
-    def _write(self, position: Position, fill: Callable[[Path], None], *, kept: bool) -> Path:
-        final = self.path_of(position.step)
+        final = self.path_of(step)
         partial = final.with_name(f"{final.name}.partial")
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            fill(partial)
-            (partial / STATE).write_text(position.to_json(), "utf-8")
-            if kept:
+            for name, tensors in snapshot.files.items():
+                save_file(dict(tensors), partial / name)
+            (partial / STATE).write_text(snapshot.position.to_json(), "utf-8")
+            if step in self.keep_at:
                 (partial / KEPT).touch()
             # The manifest comes last, because a folder with a manifest counts as complete.
             manifest = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
@@ -165,6 +136,8 @@ class Checkpoints:
                 f"the checkpoint '{final}' could not be written ({error}); free some space there "
                 f"and continue with --resume auto"
             ) from error
+        self._prune()
+        self.written.append((step, final))
         return final
 
     def path_of(self, step: int) -> Path:

@@ -56,10 +56,10 @@ class BaseTrainingConfig(Settings):
     lr_schedule: LearningRateShape = "linear"
     """Shape of the learning rate after the warm-up. wsd stays at the peak until the last
     steps (--decay-share)."""
-    decay_share: Annotated[float | None, Range(0, 1, above=True, hint="try 0.2")] = None
-    """Share of the steps, at the end, over which the learning rate of wsd falls. Default: 0.2."""
-    decay_shape: DecayShape | None = None
-    """Shape of the fall of wsd. Default: 1-sqrt, which falls fast at first."""
+    decay_share: Annotated[float, Range(0, 1, above=True, hint="try 0.2")] = 0.2
+    """Share of the steps, at the end, over which the learning rate of wsd falls."""
+    decay_shape: DecayShape = "1-sqrt"  # the best of Hägele et al. (2024), arXiv:2405.18392
+    """Shape of the fall of wsd; 1-sqrt falls fast at first."""
     lr_floor: Share = 0.0
     """Share of the peak learning rate that it falls to."""
     clip_norm: Weight = 1.0
@@ -102,16 +102,10 @@ class BaseTrainingConfig(Settings):
         _ = self.kept_steps  # an amount that is none is told now
         if self.patience is not None and self.best_metric == "none":
             raise ConfigError("patience waits for a better best_metric, and it is none; name one")
-        decay, wsd = self.wsd_decay, self.lr_schedule == "wsd"
-        if not wsd and decay.keys() & self.course().keys():
+        if self.lr_schedule == "wsd" and self.warmup_share + self.decay_share > 1:
             raise ConfigError(
-                f"decay_share and decay_shape are of lr_schedule wsd, and it is "
-                f"{self.lr_schedule}; leave them out, or choose --lr-schedule wsd"
-            )
-        if wsd and self.warmup_share + decay["decay_share"] > 1:
-            raise ConfigError(
-                f"warmup_share ({self.warmup_share}) and decay_share ({decay['decay_share']}) are "
-                f"more than all steps; lower one of them"
+                f"warmup_share ({self.warmup_share}) and decay_share ({self.decay_share}) are more "
+                f"than all steps; lower one of them"
             )
 
     @property
@@ -134,20 +128,10 @@ class BaseTrainingConfig(Settings):
         wanted = round(float(found[2]) * 1e3 ** " KMB".index(found[3].upper()))
         return after[0] + math.ceil((wanted - after[1]) / (tokens or CPU_TOKENS))
 
-    @property
-    def wsd_decay(self) -> dict[str, Any]:
-        """The share and the shape of the fall of wsd, with defaults in the place of None."""
-        return {
-            # The best of Hägele et al., "Scaling laws and compute-optimal training beyond fixed
-            # training durations" (2024), for runs of any length.
-            "decay_share": 0.2 if self.decay_share is None else self.decay_share,
-            "decay_shape": self.decay_shape or "1-sqrt",
-        }
-
     def course(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share: all but those in `HOW`."""
-        # Not named where they are not set, as by versions that knew of none.
-        left_out = HOW | {name for name in self.wsd_decay if getattr(self, name) is None}
+        # Not named without wsd, as by versions that knew of none.
+        left_out = HOW | (set() if self.lr_schedule == "wsd" else {"decay_share", "decay_shape"})
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property

@@ -25,7 +25,7 @@ from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import BaseTrainingConfig
 from maskery.training.journal import WAITING, Callback, Journal, Tracker, check_callbacks
 from maskery.training.parallel import gather
-from maskery.training.snapshot import Position, SnapshotMaker, restore, restore_task
+from maskery.training.snapshot import BEGINNING, Position, SnapshotMaker, restore, restore_task
 from maskery.training.stepper import BadSteps, Prefetch, Stepper
 
 log = logging.getLogger(__name__)
@@ -54,16 +54,16 @@ class Summary:
 
 
 def planned_steps(
-    source: BatchSource[Any], config: BaseTrainingConfig, first: Position | None = None
+    source: BatchSource[Any], config: BaseTrainingConfig, first: Position = BEGINNING
 ) -> tuple[list[int], int]:
     """Return the optimiser steps of each epoch, and those of the run, which may end before.
 
-    With `first`, the run begins there: steps before it count, whatever data they were of.
+    A run that begins at `first` counts the steps before it, whatever data they were of.
     """
-    begins, most, last = first or Position(step=0, identity=""), config.max_steps, config.epochs
-    epochs = [source.num_steps(epoch) for epoch in range(begins.epoch)]
-    before = begins.step - sum(epochs) - begins.epoch_step
-    if first and most and begins.epoch >= last:
+    epochs = [source.num_steps(epoch) for epoch in range(first.epoch)]
+    before = first.step - sum(epochs) - first.epoch_step
+    most, last = config.max_steps, config.epochs
+    if first.step and most and first.epoch >= last:
         last = most  # a finished run is extended by more steps alone; an epoch has at least one
     while len(epochs) < last and (not most or before + sum(epochs) < most):
         epochs.append(source.num_steps(len(epochs)))
@@ -81,7 +81,7 @@ class TrainingLoop:
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
         progress: False for no progress bar.
-        first: Where a run begins whose first checkpoint is another run's; see `Checkpoints.adopt`.
+        first: Where a run begins, if its first checkpoint is another run's.
 
     Raises:
         ConfigError: An object in `callbacks` is none.
@@ -100,23 +100,23 @@ class TrainingLoop:
         evaluate: Evaluate | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
-        first: Position | None = None,
+        first: Position = BEGINNING,
     ) -> None:
         check_callbacks(callbacks)
         self.epoch_steps, self.total_steps = planned_steps(source, config, first)
-        self.first_step = first.step if first else 0
+        self.first_step = first.step
         self.task, self.source, self.config = task, source, config
         self.stepper = Stepper(task, config, total_steps=self.total_steps, optimiser=optimiser)
         self.processes = self.stepper.processes
         self.evaluate, self.callbacks = evaluate, callbacks
         self.identity, self.progress = identity, progress
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints", keep=config.keep_checkpoints, keep_at=config.kept_steps
-        )
+        kept = config.kept_steps | {first.step}
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, kept)
         self.snapshots = SnapshotMaker()
         trackers = config.all_trackers if self.processes.is_main else ()
         self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
-        self.journal = Journal(self.tracker, self.processes, config.best_metric, self.first_step)
+        self.journal = Journal(self.tracker, self.processes, config.best_metric)
+        self.journal.first_step = first.step
         self.bad_steps = BadSteps(config.max_bad_steps)
         self.signals = StopSignals()
         self._last: Step | None = None

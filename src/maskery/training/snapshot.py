@@ -61,6 +61,9 @@ class Position:
         return cls(**{**values, "window": tuple(values.get("window", ()))})
 
 
+BEGINNING = Position(step=0, identity="")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """The state of a run after a step, which no later step changes."""

@@ -160,7 +160,8 @@ class Stepper:
             warmup_share=self.config.warmup_share,
             shape=self.config.lr_schedule,
             floor=self.config.lr_floor,
-            **self.config.wsd_decay,
+            decay_share=self.config.decay_share,
+            decay_shape=self.config.decay_shape,
         )
 
     def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:

@@ -152,6 +152,37 @@ def test_a_picture_that_is_lost_meanwhile_comes_last(
     assert len(hits) == 6
 
 
+@pytest.mark.parametrize("words", [None, TEXT])
+@torch.no_grad()
+def test_a_picture_finds_those_nearest_to_it_and_to_the_words(
+    opened: OpenImageText, gallery: Gallery, words: str | None
+) -> None:
+    model, names = opened.model, sorted(path.name for path in gallery.folder.glob("*.png"))
+    views = [view(ImageRef.file(name, gallery.folder, 999).load(), opened.view) for name in names]
+    own = [model.image_feature(model.encode_image(one[None]))[0].double().numpy() for one in views]
+    query = own[7]
+    if words is not None:
+        ids = torch.tensor(opened.tokenizer(words)["input_ids"])[None]
+        text = model.text_feature(model.text_encoder.encode_text(ids, None))[0].double().numpy()
+        query = text + query
+    expected = [float(one @ query / np.linalg.norm(query)) for one in own]
+    texts = () if words is None else words
+    (hits,) = search(opened, gallery, texts, like=gallery.folder / names[7], top=12)
+    found = {hit.path: hit.similarity for hit in hits}
+    # The index keeps features in half precision.
+    assert [found[name] for name in names] == pytest.approx(expected, abs=1e-3)
+    assert [hit.match for hit in hits] == [None] * 12
+    similarities = [hit.similarity for hit in hits]
+    assert similarities == sorted(similarities, reverse=True)
+    if words is None:
+        assert hits[0].similarity == pytest.approx(1.0, abs=1e-3)  # the picture itself
+
+
+def test_a_search_for_nothing_is_one_line(opened: OpenImageText, gallery: Gallery) -> None:
+    with pytest.raises(DataError, match="nothing to search for"):
+        search(opened, gallery)
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -106,23 +106,26 @@ def test_intervals_are_over_pairs_and_paired() -> None:
     generator = np.random.default_rng(0)
     one, other = generator.normal(size=(2, 72))
     right, wrong = one[::2] > one[1::2], other[::2] > other[1::2]
-    found = {f.name: f for f in suite_figures(pairs, one, other)}
+    found = {f["name"]: f for f in suite_figures(pairs, one, other)}
     ones = np.ones(36)
-    assert found["all pairs"].accuracy == ratio_interval(right * ones, ones, "share")
+    assert found["all pairs"]["accuracy"] == ratio_interval(right * ones, ones, "share")
     paired = ratio_interval((right * 1.0 - wrong)[:12], ones[:12], "difference of shares")
-    assert found["one"].difference == paired
-    macro = found["mean of phenomena"]
-    assert macro.accuracy.value == pytest.approx((right[:12].mean() + right[12:].mean()) / 2)
-    assert macro.accuracy.low < macro.accuracy.value < macro.accuracy.high
+    assert found["one"]["difference"] == paired
+    macro = found["mean of phenomena"]["accuracy"]
+    assert macro.value == pytest.approx((right[:12].mean() + right[12:].mean()) / 2)
+    assert macro.low < macro.value < macro.high
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
         ('{"sentence_good": "river"}', "line 2 has no sentence_bad"),
-        ('{"sentence_good": " ", "sentence_bad": 3}', "line 2 has no sentence_good and no"),
-        ('["river", "stone"]', "line 2 is no JSON object"),
-        ("river", "line 2 is not valid JSON"),
+        ('{"sentence_good": " ", "sentence_bad": null}', "line 2 has no sentence_good and no"),
+        (
+            '["river", "stone"]',
+            "line 2 has no sentence_good and no sentence_bad: each line is a JSON object",
+        ),
+        ("river", "line 2 has no sentence_good and no sentence_bad"),
     ],
 )
 def test_a_bad_line_is_named(

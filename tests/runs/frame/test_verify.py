@@ -145,11 +145,11 @@ def test_another_machine_has_a_tolerance(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "told"),
     [
-        ("3..8", "keeps checkpoints of 4, 8, and none comes before step 3"),
-        ("5..9", "got to step 8"),
-        ("5..5", "end --steps at 6 or later"),
-        ("8..5", "must be FIRST..LAST"),
-        ("5-8", "must be FIRST..LAST"),
+        ("3..8", "keeps checkpoints of 4, 8: --steps begin after one of them"),
+        ("5..9", "4, 8: --steps begin after one of them and end at the last or before"),
+        ("5..5", "nothing was written in steps 5 to 5; end --steps later"),
+        ("8..5", "give FIRST..LAST"),
+        ("5-8", "give FIRST..LAST"),
     ],
 )
 def test_steps_that_cannot_be_recomputed_are_one_line(

@@ -1,4 +1,4 @@
-"""Index a folder of pictures, and search it with words.
+"""Index a folder of pictures, and search it with words, a picture, or both.
 
 Every content is encoded once, whatever happens to its file. A search ranks by similarity, then by
 matching on the best, as `evaluate_retrieval` does, so that figures hold for searches. The most
@@ -37,12 +37,13 @@ from maskery.data.gallery import (
     renewed,
 )
 from maskery.data.images.loading import ImageRef, Skipped
-from maskery.data.images.views import view_batches
+from maskery.data.images.views import view_batches, view_stack
 from maskery.data.store import own_folder
 from maskery.evaluation.image_text.opening import (
     OpenImageText,
     can_match,
     encode_query,
+    load_picture,
     require_contrast,
 )
 from maskery.evaluation.retrieval.config import RetrievalConfig
@@ -222,18 +223,23 @@ class Hit:
 def search(
     opened: OpenImageText,
     gallery: str | Path | Gallery,
-    texts: str | Sequence[str],
+    texts: str | Sequence[str] = (),
     *,
+    like: str | Path | bytes | None = None,
     top: int = 10,
     rerank: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> list[list[Hit]]:
-    """Find the best pictures for each of some descriptions, in a folder or an open gallery."""
+    """Find the best pictures for each of some descriptions, in a folder or an open gallery.
+
+    Or those most like another picture, or like it and each description.
+    """
     from maskery.data.tokenise import default_cache_dir
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         encode_query(opened, text)  # a bad description is told before an hour of indexing
+    picture = None if like is None else picture_features(opened, like)
     if not isinstance(gallery, Gallery):
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
         gallery = open_gallery(opened, Path(gallery), cache_dir=cache)
@@ -241,7 +247,14 @@ def search(
     if rerank is not None:
         ranking = replace(ranking, rerank=rerank)
     searcher = Searcher(opened, gallery, ranking)
-    return [searcher.search(text, top=top) for text in texts]
+    return [searcher.search(text, like=picture, top=top) for text in texts or (None,)]
+
+
+def picture_features(opened: OpenImageText, picture: str | Path | bytes) -> Float32Array:
+    """Return the features (E,) of a picture, as those of the gallery's pictures are computed."""
+    require_contrast(opened)
+    pixels = view_stack([load_picture(picture, opened.view.size)], opened.view)
+    return read_images(opened.model, [pixels], 1, tokens=False).features[0].cpu().numpy()
 
 
 class Searcher:
@@ -266,21 +279,33 @@ class Searcher:
         elif self.config.rerank > len(gallery):
             log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
 
-    def search(self, text: str, *, top: int = 10) -> list[Hit]:
+    def search(
+        self, text: str | None, *, like: Float32Array | None = None, top: int = 10
+    ) -> list[Hit]:
         """Return the `top` pictures that fit a description best, fewer where the gallery has fewer.
 
-        First those that matching looked at, by their score; then the others by similarity.
+        First those that matching looked at, by their score; then the others by similarity. With the
+        features (E,) of a picture that they should be `like`, similarity is that to the direction
+        between both, and nothing is matched, since that looks at the words alone.
         """
-        words = encode_query(self.opened, text)
-        read = read_texts(self.opened.model, words, states=self.rerank > 0)
-        wanted = min(max(top, self.rerank), len(self.gallery))
-        rows, similar = nearest(self.gallery.matrix, read.features[0].cpu().numpy(), wanted)
+        rerank = self.rerank if like is None else 0
+        query = like
+        if text is not None:
+            words = encode_query(self.opened, text)
+            read = read_texts(self.opened.model, words, states=rerank > 0)
+            query = read.features[0].cpu().numpy()
+            if like is not None:
+                query = (query + like) / np.linalg.norm(query + like)
+        if query is None:
+            raise DataError("there is nothing to search for; give words, a picture, or both")
+        wanted = min(max(top, rerank), len(self.gallery))
+        rows, similar = nearest(self.gallery.matrix, query, wanted)
         hits = [
             Hit(path=self.gallery.paths[row], similarity=float(value))
             for row, value in zip(rows.tolist(), similar, strict=True)
         ]
-        if self.rerank:
-            hits = self._match(read, hits[: self.rerank]) + hits[self.rerank :]
+        if rerank:
+            hits = self._match(read, hits[:rerank]) + hits[rerank:]
         return hits[:top]
 
     def picture(self, path: str) -> Image:

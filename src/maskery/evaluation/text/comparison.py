@@ -103,8 +103,8 @@ def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
         why = "" if run.tokenizer == first.tokenizer else "their tokenizers differ, and "
         raise DataError(
             f"'{run.name}' was measured on other masks than '{first.name}': {why}{changed:,} of "
-            f"{len(ids):,} examples have another number of masked tokens; compare runs whose "
-            f"models share a tokenizer, made by one version of Maskery"
+            f"{len(ids):,} examples have another number of masked tokens; compare runs that "
+            f"share tokenizer and objective, made by one version of Maskery"
         )
 
 

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import DataError
 from maskery.data.corpus.files import find_files
 from maskery.data.corpus.formats import split_suffix
 from maskery.data.corpus.sentences import read_sentences
-from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.intervals import ratio_interval
 
 Float64: TypeAlias = npt.NDArray[np.float64]
 SENTENCES = ("sentence_good", "sentence_bad")
+NAMES = ("linguistics_term", "field", "UID")
 # Log-probabilities are sums of float32, in which equal sentences may differ by their last digits.
 TIE = 1e-5
 
@@ -37,17 +38,6 @@ class MinimalPair(NamedTuple):
     phenomenon: str
     paradigm: str  # Empty where the file names none
     place: str  # The file and the line, for messages
-
-
-class SuiteFigure(NamedTuple):
-    """The accuracy over some of the pairs of a suite."""
-
-    level: Literal["paradigm", "phenomenon", "macro", "micro"]
-    name: str
-    pairs: int
-    accuracy: Interval  # Share of the pairs whose good sentence is likelier; ties count half
-    against: Interval | None = None  # That of the other model
-    difference: Interval | None = None  # The first minus the other, paired by sentence pair
 
 
 def read_suite(source: str, *, encoding: str = "utf-8") -> Iterator[MinimalPair]:
@@ -65,35 +55,34 @@ def read_suite(source: str, *, encoding: str = "utf-8") -> Iterator[MinimalPair]
 
 
 def _pair(text: str, file: str, place: str) -> MinimalPair:
-    fix = f"each line is a JSON object with {' and '.join(SENTENCES)}; correct it"
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{place} is not valid JSON ({reason_of(error, most=80)}); {fix}"
-        ) from error
-    if not isinstance(values, dict):
-        raise DataError(f"{place} is no JSON object; {fix}")
-    found = {
-        name: value.strip() if isinstance(value := values.get(name), str) else ""
-        for name in (*SENTENCES, "linguistics_term", "field", "UID")
-    }
+    except (ValueError, RecursionError):
+        values = None
+    given = values if isinstance(values, dict) else {}
+    found = {name: str(given.get(name) or "").strip() for name in (*SENTENCES, *NAMES)}
     if missing := [name for name in SENTENCES if not found[name]]:
-        raise DataError(f"{place} has no {' and no '.join(missing)}; {fix}")
+        raise DataError(
+            f"{place} has no {' and no '.join(missing)}: each line is a JSON object with "
+            f"{' and '.join(SENTENCES)}; correct it"
+        )
     good, bad, term, field, paradigm = found.values()
     return MinimalPair(good, bad, term or field or file, paradigm, place)
 
 
 def suite_figures(
     pairs: Sequence[MinimalPair], scores: Float64, against: Float64 | None = None
-) -> list[SuiteFigure]:
+) -> list[dict[str, Any]]:
     """Return the accuracy by paradigm and phenomenon, then the mean of phenomena, and of all pairs.
 
-    `scores` and `against` are the log-probabilities (2N,) of one model and of another: of each pair
-    the good sentence's, then the bad one's.
+    Each has a `level`, a `name`, its `pairs` and the share whose good sentence is likelier, ties
+    counting half, as `accuracy`; with another model also its `against`, and their paired
+    `difference`. `scores` and `against` are log-probabilities (2N,): of each pair the good
+    sentence's, then the bad one's.
     """
-    right, other = _outcomes(scores), None if against is None else _outcomes(against)
-    groups: list[tuple[Any, str, Float64]] = []
+    more = [one[::2] - one[1::2] for one in (scores, against) if one is not None]
+    right, *others = (np.where(abs(one) <= TIE, 0.5, one > 0) for one in more)
+    groups: list[tuple[str, str, Float64]] = []
     for level in ("paradigm", "phenomenon"):
         names = np.array([getattr(pair, level) for pair in pairs])
         groups += [(level, str(n), (names == n).astype(float)) for n in np.unique(names) if n]
@@ -103,17 +92,11 @@ def suite_figures(
     groups += [("macro", "mean of phenomena", macro), ("micro", "all pairs", np.ones(len(pairs)))]
     figures = []
     for level, name, weights in groups:
-        accuracy = ratio_interval(right * weights, weights, "share")
-        found = SuiteFigure(level, name, int(np.count_nonzero(weights)), accuracy)
-        if other is not None:
-            change = ratio_interval((right - other) * weights, weights, "difference of shares")
-            beside = ratio_interval(other * weights, weights, "share")
-            found = found._replace(against=beside, difference=change)
+        found: dict[str, Any] = {"level": level, "name": name, "pairs": int((weights > 0).sum())}
+        shares = {"accuracy": right} | ({"against": others[0]} if others else {})
+        found |= {n: ratio_interval(one * weights, weights, "share") for n, one in shares.items()}
+        if others:
+            apart = (right - others[0]) * weights
+            found["difference"] = ratio_interval(apart, weights, "difference of shares")
         figures.append(found)
     return figures
-
-
-def _outcomes(scores: Float64) -> Float64:
-    """Return 1 for each pair whose good sentence is likelier, 0.5 for a tie, else 0."""
-    more = scores[::2] - scores[1::2]
-    return np.where(abs(more) <= TIE, 0.5, more > 0)

@@ -6,11 +6,12 @@ import json
 import logging
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from maskery.core.errors import ConfigError
 from maskery.core.system import replace_folder
@@ -18,8 +19,10 @@ from maskery.runs.frame.config_file import OpenRun, open_run
 from maskery.runs.frame.run_folder import TOKENIZER
 from maskery.runs.frame.run_frame import CHECKPOINTS
 from maskery.runs.text.config import TextRunConfig
+from maskery.runs.text.prepare import head_steps
 from maskery.training.checkpoint import Checkpoints, find_damage
-from maskery.training.snapshot import OPTIMISER, Position, differences
+from maskery.training.loop import TrainingLoop, planned_steps
+from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, Position, Snapshot, differences
 
 log = logging.getLogger(__name__)
 
@@ -30,24 +33,11 @@ DATA = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Branch:
-    """The checkpoint that a run begins at."""
-
-    path: Path  # Of the other run, or this run's own copy
-    first: Position  # Where this run begins, with its own identity
-
-    def has_trained(self, new: Collection[str]) -> bool:
-        """Return True if the other run has trained more than new parameters of the model."""
-        with safe_open(self.path / OPTIMISER, "pt") as moments:
-            return any(not name.endswith(tuple(new)) for name in moments.keys())  # noqa: SIM118
-
-
-def origin(text: str) -> tuple[Path, int | None]:
+def origin(text: str | None) -> tuple[Path, int | None]:
     """Return the run folder and the step of RUN or RUN@STEP; None for the newest."""
-    folder, _, step = text.rpartition("@")
-    if not folder or Path(text).is_dir():
-        return Path(text), None
+    folder, _, step = (text or "").rpartition("@")
+    if not folder or Path(text or "").is_dir():
+        return Path(text or ""), None
     if not step.isdecimal():
         raise ConfigError(f"--from {text}: a step follows the @, as in {folder}@500")
     return Path(folder), int(step)
@@ -63,98 +53,100 @@ def open_origin(text: str) -> OpenRun:
 
 def resolved(config: TextRunConfig) -> TextRunConfig:
     """Return a copy whose `from_run` names an absolute folder and a step that is there."""
-    assert config.from_run is not None
-    folder, step = origin(config.from_run)
-    if step is None or config.output is None or _own(config.output, step) is None:
-        step = int(_checkpoint(folder, step).name.rpartition("-")[2])
-    return replace(config, from_run=f"{folder.resolve()}@{step}")
-
-
-def require_another_folder(config: TextRunConfig, folder: Path) -> None:
-    """Refuse to train in the folder of the run that is branched from."""
-    if origin(config.from_run or "")[0].resolve() == folder.resolve():
+    (folder, step), path = origin(config.from_run), _checkpoint(config)
+    if config.output and folder.resolve() == config.output.resolve():
         raise ConfigError(
             f"--from {config.from_run}: a branch never changes the run that it begins at; name "
             f"another folder with --output"
         )
+    return replace(config, from_run=f"{folder.resolve()}@{step or int(path.name[5:])}")
 
 
 def kept_tokenizer(config: TextRunConfig) -> Path:
     """Return the folder of the other run's tokenizer, copied into this run's."""
-    theirs = origin(config.from_run or "")[0] / TOKENIZER
-    if config.output is None:
-        return theirs
-    own = config.output / TOKENIZER
+    theirs = origin(config.from_run)[0] / TOKENIZER
+    own = theirs if config.output is None else config.output / TOKENIZER
     if theirs.is_dir() and not own.is_dir():
         replace_folder(Path(shutil.copytree(theirs, own.with_name(f"{TOKENIZER}.partial"))), own)
     return own
 
 
-def branch_of(config: TextRunConfig, identity: str) -> Branch:
-    """Return where a run begins: in the other's data if its own is read alike, else anew."""
-    folder, step = origin(config.from_run or "")
-    own = config.output and _own(config.output, step)
-    if own is not None:
-        return Branch(path=own, first=Position.read(own))
-    path = _checkpoint(folder, step)
+def branch_of(config: TextRunConfig, identity: str) -> tuple[Path, Position]:
+    """Return the checkpoint and the place: in the other run's data where this run's is alike."""
+    path = _checkpoint(config)
     there = Position.read(path)
-    told = f"beginning at step {there.step:,} of '{folder}'"
-    _require_fitting(there.identity, identity, f"--from {config.from_run}")
-    found = differences(_order(there.identity), _order(identity))
-    if found:
-        log.info("%s; the data starts anew, for %s", told, found[0])
-        return Branch(path=path, first=Position(step=there.step, identity=identity))
-    log.info("%s", told)
-    return Branch(path=path, first=replace(there, identity=identity))
-
-
-def _require_fitting(theirs: str, own: str, where: str) -> None:
-    there, here = (_settings(one) for one in (theirs, own))
-    if there["tokenizer_fingerprint"] != here["tokenizer_fingerprint"]:
-        raise ConfigError(f"{where}: that run has another tokenizer; repeat its --model")
-    if "lora" in here and there.get("model_fingerprint") != here["model_fingerprint"]:
+    theirs, own = json.loads(there.identity), json.loads(identity)
+    if theirs == own:  # this run's copy
+        return path, there
+    kinds = [one["training"]["optimiser"] for one in (theirs, own)]
+    if theirs["tokenizer_fingerprint"] != own["tokenizer_fingerprint"]:
+        raise ConfigError(f"--from {config.from_run}: its tokenizer is another; repeat its --model")
+    if "lora" in own and theirs.get("model_fingerprint") != own["model_fingerprint"]:
         raise ConfigError(
-            f"{where}: that run has no adapters like these on this start; repeat its --model and "
-            f"--lora, or begin at its model/ with --model"
+            f"--from {config.from_run}: it has no adapters like these on this start; repeat its "
+            f"--model and --lora, or name its model/ with --model"
         )
-    kinds = [one["training"]["optimiser"] for one in (there, here)]
     if "muon" in kinds and kinds[0] != kinds[1]:
         raise ConfigError(
-            f"{where}: that run has the moments of {kinds[0]}, and not of {kinds[1]}; give "
-            f"--optimiser {kinds[0]}"
+            f"--from {config.from_run}: it has the moments of {kinds[0]}, and not of {kinds[1]}; "
+            f"give --optimiser {kinds[0]}"
         )
+    found = differences(*map(_order, (theirs, own)))
+    anew = f"; the data starts anew, for {found[0]}" if found else ""
+    log.info("beginning at step %d of '%s'%s", there.step, path.parents[1], anew)
+    first = Position(step=there.step, identity=identity)
+    return path, first if found else replace(there, identity=identity)
 
 
-def _settings(identity: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(identity)
-    return found
+def left_steps(
+    config: TextRunConfig, source: Any, path: Path, first: Position, new: Collection[str]
+) -> tuple[int, int]:
+    """Return what `head_steps` does, of a branch whose run may have another length."""
+    alone, steps = head_steps(config, source, first)
+    total = planned_steps(source, config.training, first)[1]
+    if total <= first.step:
+        raise ConfigError(
+            f"--from {config.from_run}: the run ends at step {total}, so nothing is left to "
+            f"train; raise --max-steps or --epochs"
+        )
+    with safe_open(path / OPTIMISER, "pt") as moments:  # of new parameters alone, or of others
+        past = any(not name.endswith(tuple(new)) for name in moments.keys())  # noqa: SIM118
+    # A longer run does not freeze its encoder again.
+    return min(alone, first.step) if past else alone, steps
 
 
-def _order(identity: str) -> str:
+def take_over(path: Path, first: Position, loop: TrainingLoop) -> None:
+    """Copy the checkpoint into this run, so that the other may move, or remove it."""
+
+    def write() -> None:
+        files = {name: load_file(path / name) for name in (MODEL, OPTIMISER, EXTRA)}
+        loop.checkpoints.write(Snapshot(position=first, files=files))
+
+    if path.parent != loop.checkpoints.folder:
+        loop.processes.on_main(write)
+
+
+def _order(settings: dict[str, Any]) -> str:
     """Return the part of an identity that decides which text comes when."""
-    settings = _settings(identity)
     training = {name: settings["training"][name] for name in ("seed", "batch_tokens")}
     return json.dumps({**{name: settings.get(name) for name in DATA}, **training})
 
 
-def _own(folder: Path, step: int | None) -> Path | None:
-    """Return this run's copy of the checkpoint that it began at, if there is a sound one."""
-    path = Checkpoints(folder / CHECKPOINTS).path_of(step or 0)
-    return path if path.is_dir() and find_damage(path) is None else None
-
-
-def _checkpoint(folder: Path, step: int | None) -> Path:
-    """Return a sound checkpoint of a run folder: of a step, or the newest."""
-    open_origin(str(folder))
+def _checkpoint(config: TextRunConfig) -> Path:
+    """Return the sound checkpoint that a run begins at: its own copy, or the other run's."""
+    folder, step = origin(config.from_run)
+    if config.output is not None and step is not None:
+        own = Checkpoints(config.output / CHECKPOINTS).path_of(step)
+        if own.is_dir() and find_damage(own) is None:
+            return own
+    open_origin(config.from_run or "")
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    kept = {int(path.name.rpartition("-")[2]): path for path in checkpoints.complete()}
+    kept = {int(path.name[5:]): path for path in checkpoints.complete()}
     path = checkpoints.newest_sound() if step is None else kept.get(step)
     if path is None:
+        which = "sound checkpoint" if step is None else f"checkpoint of step {step}"
         has = f"steps {', '.join(map(str, kept))}" if kept else "none"
-        raise ConfigError(
-            f"'{folder}' has kept no {'sound ' if step is None else ''}checkpoint"
-            f"{'' if step is None else f' of step {step}'}: it has {has}; --keep-at keeps more"
-        )
+        raise ConfigError(f"'{folder}' has kept no {which}: it has {has}; --keep-at keeps more")
     if (damage := find_damage(path)) is not None:
         raise ConfigError(f"the checkpoint '{path}' is damaged ({damage}); choose another step")
     return path

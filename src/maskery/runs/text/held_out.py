@@ -81,7 +81,7 @@ class HeldOutText:
 
     def score(self, step: int) -> dict[str, float]:
         """Score the model after a step; returns figures for the log."""
-        if step > self.run.first_step:
+        if step > self.run.first.step:
             self.last = self.run.score(name=self.name)
         if step and step == self.run.head_steps:
             self.with_head = self.last
@@ -97,7 +97,7 @@ class HeldOutText:
         if not scored:
             self.last = self.run.score(name=self.name)
         self._write(HELD_OUT)
-        if self.run.head_steps > self.run.first_step and self.with_head is None:
+        if self.run.head_steps > self.run.first.step and self.with_head is None:
             path = self.folder / named(WITH_HEAD, self.name)
             log.warning("'%s' is lost: 'before' has the head as it was loaded", path)
         before = self.with_head or self.loaded
@@ -111,7 +111,7 @@ class HeldOutText:
     @property
     def heads(self) -> dict[str, str]:
         """Return the head that each column of figures has, in words."""
-        if not self.run.loaded.new_parameters or self.run.first_step > self.run.head_steps:
+        if not self.run.loaded.new_parameters or self.run.first.step > self.run.head_steps:
             return {"before": "its own", "after": "trained on"}
         if self.with_head is None:
             return {"before": "new, untrained", "after": "trained"}

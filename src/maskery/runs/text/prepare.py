@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,11 +42,10 @@ from maskery.tasks.text_mlm_config import DIFFUSION, TextMLMConfig
 from maskery.training.config import CPU_TOKENS
 from maskery.training.loop import planned_steps
 from maskery.training.optimiser import resolve_precision
-from maskery.training.snapshot import Position, restore_task
+from maskery.training.snapshot import BEGINNING, Position, restore_task
 
 if TYPE_CHECKING:
     from maskery.data.shards.source import ShardSource
-    from maskery.runs.text.branch import Branch
     from maskery.runs.text.shards import ShardedText
 
 log = logging.getLogger(__name__)
@@ -78,7 +76,8 @@ class TextRun:
     head_steps: int  # The steps in which the new head is trained alone
     frozen_share: float  # Their share of all steps
     sentence_encoder: Path | None  # The start's folder, where it says how to pool vectors
-    branch: Branch | None  # The checkpoint of another run that it begins at
+    first: Position  # Where it begins
+    branch: Path | None  # The checkpoint of another run that it begins at
     identity: str  # Everything that a continuation must share, as JSON
     about: str  # How much there is to train and to be measured on, in words
     progress: bool  # True to draw bars
@@ -101,16 +100,6 @@ class TextRun:
             processes=join_processes(),
         )
 
-    @property
-    def first(self) -> Position | None:
-        """Where a branch begins; None of other runs."""
-        return None if self.branch is None else self.branch.first
-
-    @property
-    def first_step(self) -> int:
-        """The step that the run begins at."""
-        return 0 if self.branch is None else self.branch.first.step
-
     @cached_property
     def task(self) -> Task[Any, Any]:
         """Make the task that the configuration names, or that an objective of the user's makes."""
@@ -120,7 +109,7 @@ class TextRun:
             sentence_encoder=self.sentence_encoder,
         )
         if self.config.training.compile:
-            parts = compiled(parts, self.config, self.train, self.first)
+            parts = compiled(parts, self)
         return make_text_task(parts, self.given.objective)
 
 
@@ -158,11 +147,12 @@ def prepare_text(
     train, held_out = data.sources(batching)
     others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
     described = identity_of(config, data, given, loaded, layout=layout, max_length=max_length)
-    branch = None
+    branch, first, alone, steps = None, BEGINNING, *head_steps(config, train)
     if config.from_run is not None:
         # By name: a run that begins anew needs none of it.
-        branch = importlib.import_module("maskery.runs.text.branch").branch_of(config, described)
-    alone, steps = head_steps(config, train, branch, loaded.new_parameters)
+        branching = importlib.import_module("maskery.runs.text.branch")
+        branch, first = branching.branch_of(config, described)
+        alone, steps = branching.left_steps(config, train, branch, first, loaded.new_parameters)
     run = TextRun(
         config=config,
         model=MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token),
@@ -174,6 +164,7 @@ def prepare_text(
         head_steps=alone,
         frozen_share=alone / steps,
         sentence_encoder=pooling,
+        first=first,
         branch=branch,
         identity=described,
         about=data.describe(),
@@ -181,7 +172,7 @@ def prepare_text(
         given=given,
     )
     if branch is not None:  # after the task is made, which may keep the model's own start
-        restore_task(branch.path, run.task)
+        restore_task(branch, run.task)
     return run
 
 
@@ -215,26 +206,14 @@ def head_first(config: TextRunConfig, loaded: Loaded) -> str:
 
 
 def head_steps(
-    config: TextRunConfig,
-    source: TextSource | ShardSource,
-    branch: Branch | None,
-    new_parameters: Collection[str],
+    config: TextRunConfig, source: TextSource | ShardSource, first: Position = BEGINNING
 ) -> tuple[int, int]:
     """Return the steps in which the new head is trained alone, and of how many."""
-    if not config.head_share and branch is None:  # every epoch would be planned for nothing
+    if not config.head_share:  # every epoch would be planned for nothing
         return 0, 1
-    _, total = planned_steps(source, config.training, branch.first if branch else None)
+    _, total = planned_steps(source, config.training, first)
     # The encoder has at least the last step.
-    alone = max(0, min(round(config.head_share * total), total - 1))
-    if branch is not None:
-        if total <= branch.first.step:
-            raise ConfigError(
-                f"--from {config.from_run}: the run ends at step {total}, so nothing is left to "
-                f"train; raise --max-steps or --epochs"
-            )
-        if alone > branch.first.step and branch.has_trained(new_parameters):
-            alone = branch.first.step  # a longer run does not freeze its encoder again
-    return alone, max(total, 1)
+    return max(0, min(round(config.head_share * total), total - 1)), max(total, 1)
 
 
 def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) -> Loaded:
@@ -373,12 +352,7 @@ def text_parts(
     )
 
 
-def compiled(
-    parts: TextParts,
-    config: TextRunConfig,
-    source: TextSource | ShardSource,
-    first: Position | None,
-) -> TextParts:
+def compiled(parts: TextParts, run: TextRun) -> TextParts:
     """Add constant shapes; where that cannot be or does not pay, one line says why."""
     # Runs that compile nothing need none of this.
     from maskery.tasks.compiling import compile_obstacle, static_shapes
@@ -387,18 +361,18 @@ def compiled(
     obstacle = compile_obstacle(
         device=state.device,
         packed=parts.model.packed,
-        half_precision=resolve_precision(config.training, parts.model) == "bf16",
+        half_precision=resolve_precision(run.config.training, parts.model) == "bf16",
     )
-    if obstacle is not None or not isinstance(source, TextSource):
+    if obstacle is not None or not isinstance(run.train, TextSource):
         obstacle = obstacle or "batches of token shards have no constant shapes yet"
         log.warning("the step is not compiled: %s", obstacle)
         return parts
     shapes = static_shapes(
-        source,
+        run.train,
         parts.masker,
-        epochs=len(planned_steps(source, config.training, first)[0]),
+        epochs=len(planned_steps(run.train, run.config.training, run.first)[0]),
         num_processes=state.num_processes,
-        masked_capacity=config.masked_capacity,
+        masked_capacity=run.config.masked_capacity,
     )
     log.info(
         "steps are compiled for %s tokens, %s of them masked; the first takes a minute or so",

@@ -127,8 +127,7 @@ def train_text(
     config = replace(config.anchored(), model=anchored(config.model), training=training)
     if config.from_run is not None:
         # By name: a run that begins anew needs none of it.
-        branch = importlib.import_module("maskery.runs.text.branch")
-        config = branch.resolved(config)
+        config = importlib.import_module("maskery.runs.text.branch").resolved(config)
     given = Given(
         texts=texts,
         eval_texts=eval_texts,
@@ -140,8 +139,6 @@ def train_text(
     progress = progress and is_main_process()
 
     def prepare(folder: Path) -> TextRun:
-        if config.from_run is not None:
-            branch.require_another_folder(config, folder)
         run = prepare_text(replace(config, output=folder), progress=progress, given=given)
         run.train.num_steps(0)  # a budget that is too small shows here
         # A policy or a task that cannot be made shows here, too, before the folder holds anything.
@@ -228,7 +225,7 @@ def fit(
         task.model, training, new, others_start_at=run.head_steps, factors=factors
     )
     for group in optimiser.param_groups if config.lr_restart else ():
-        group[STARTS_AT] = max(group[STARTS_AT], run.first_step)
+        group[STARTS_AT] = max(group[STARTS_AT], run.first.step)
     loop = TrainingLoop(
         task,
         run.train,
@@ -241,11 +238,10 @@ def fit(
         callbacks=run.given.callbacks,
         first=run.first,
     )
-    branch = run.branch
-    if branch is not None:
-        # So that the other run may move, or remove it.
-        loop.processes.on_main(lambda: loop.checkpoints.adopt(branch.path, branch.first))
-    summary = loop.train(resume=config.resume == "auto" or branch is not None)
+    if run.branch is not None:
+        branching = importlib.import_module("maskery.runs.text.branch")
+        branching.take_over(run.branch, run.first, loop)
+    summary = loop.train(resume=config.resume == "auto" or run.branch is not None)
     report_left_out(task)
     return summary
 
