@@ -56,7 +56,7 @@ class Fill(Command):
     sample: bool = False
     """Write one text: fill all masks step by step, the surest first. [MASK]*12 is twelve masks."""
     temperature: Annotated[float, Range(0)] = 0.0
-    """With --sample: 0 takes the likeliest tokens; above, they are drawn, 1 as the model has it."""
+    """With --sample: 0 takes the likeliest tokens; above, tokens are drawn, ever more freely."""
     steps: Count | None = None
     """With --sample: predictions to fill all masks. Default: one for each mask."""
     block: Count = 32

@@ -44,23 +44,24 @@ class DiffusionMasker(Masker):
         """Mask a batch, always by `[MASK]`; a sequence may be left without any."""
         del progress  # t has one distribution over the whole run
         times, density = drawn_times(self._sequence_uniforms(batch, epoch), bell=self.bell)
-        sequence = np.repeat(np.arange(len(times)), batch.lengths)
-        uniforms = self._draws(epoch).uniforms(Stream.SELECT, batch)
-        chosen = ~self.vocabulary.protected[batch.input_ids] & (uniforms < times[sequence])
-        return self._masked(batch, np.flatnonzero(chosen), 1.0 / (times * density))
+        tokens = np.flatnonzero(~self.vocabulary.protected[batch.input_ids])
+        uniforms = self._draws(epoch).uniforms(Stream.SELECT, batch)[tokens]
+        chosen = tokens[uniforms < times[batch.sequences_of(tokens)]]
+        return self._masked(batch, chosen, len(tokens), 1.0 / (times * density))
 
     def _sequence_uniforms(self, batch: TokenBatch, epoch: int) -> FloatArray:
         """Return a number in (0, 1] for each sequence, (B,)."""
         words = self._draws(epoch).at("diffusion time", batch.example_ids, batch.starts)
         return (words.astype(np.float64) + 1.0) / 2.0**32
 
-    def _masked(self, batch: TokenBatch, positions: IntArray, weights: FloatArray) -> MaskedTokens:
-        """Hide `positions` (M,), ascending; the weights (B,) are those of their sequences."""
+    def _masked(
+        self, batch: TokenBatch, positions: IntArray, count: int, weights: FloatArray
+    ) -> MaskedTokens:
+        """Hide `positions` (M,) of `count`, ascending; the weights (B,) are of their sequences."""
         corrupted = batch.input_ids.copy()
         corrupted[positions] = self.vocabulary.mask_token_id
         own = weights[batch.sequences_of(positions)].astype(np.float32)
         masked = MaskedTokens.unmasked(batch, positions)
-        count = int((~self.vocabulary.protected[batch.input_ids]).sum())
         return replace(masked, input_ids=corrupted, weights=own, count=count)
 
 
@@ -85,7 +86,7 @@ class NelboMasker(DiffusionMasker):
         order = np.lexsort((uniforms, sequence))
         rank = np.arange(len(tokens)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         chosen = np.sort(tokens[order[rank < most[sequence]]])
-        return self._masked(batch, chosen, sizes / most / self.draws)
+        return self._masked(batch, chosen, len(tokens), sizes / most / self.draws)
 
 
 def drawn_times(uniforms: FloatArray, *, bell: bool) -> tuple[FloatArray, FloatArray]:

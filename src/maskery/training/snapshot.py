@@ -153,7 +153,7 @@ def restore(
         moments = load_file(path / OPTIMISER)
         for name, parameter in unwrapped(task.model).named_parameters():
             kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
-            if kept:
+            if kept and parameter.requires_grad:  # a branch may freeze more than its origin
                 optimiser.state[parameter] = {
                     # The count of steps is a scalar, which is never sharded.
                     moment: moments[f"{moment}.{name}"].to(parameter.device)

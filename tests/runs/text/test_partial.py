@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 from transformers.models.bert.modeling_bert import BertIntermediate
 
-from maskery.core.errors import ConfigError, MissingExtraError, ModelError
+from maskery.core.errors import ConfigError, MaskeryError, MissingExtraError, ModelError
 from maskery.models.depth import checkpoint
 from maskery.models.layout import PACKABLE, packing_error, pad
 from maskery.models.loading import Loaded
@@ -93,6 +93,20 @@ def test_frozen_weights_stay_with_a_head_that_comes_first(
     again = saved(resumed.folder, 6)
     assert all(torch.equal(again[name], tensor) for name, tensor in end.items())
     assert resumed.after == whole.after
+
+
+def test_a_branch_freezes_more_or_less(places: dict[str, Path], tmp_path: Path) -> None:
+    first = train_text(config_of(places, tmp_path / "a", freeze="embeddings"), progress=False)
+    branch = {"from_run": f"{first.folder}@3"}
+    more = train_text(config_of(places, tmp_path / "b", freeze="1", **branch), progress=False)
+    less = train_text(config_of(places, tmp_path / "c", **branch), progress=False)
+    start = saved(first.folder, 3)
+    for folder, frozen in ((more.folder, is_frozen), (less.folder, lambda _: False)):
+        end, moments = saved(folder, 6), saved(folder, 6, "optimiser")
+        for name, tensor in end.items():
+            assert torch.equal(tensor, start[name]) == frozen(name), name
+        moved = {name.partition(".")[2] for name in moments}
+        assert moved == {name for name in end if not frozen(name)}
 
 
 def test_where_only_the_new_head_is_trained_nothing_comes_first(
@@ -198,6 +212,22 @@ def test_checkpoints_hold_the_adapter_and_the_new_head(adapted: TextResult) -> N
     assert len(end) == 2 * 6 * 2 + 5
     moments = {name.partition(".")[2] for name in saved(adapted.folder, 6, "optimiser")}
     assert moments == set(end)
+
+
+def test_a_branch_has_the_adapters_and_the_start_of_its_origin(
+    adapted: TextResult, places: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = {"from_run": f"{adapted.folder}@3", "lora": ("r=4", "dropout=0.1")}
+    config = config_of(places, tmp_path / "a", model=places["encoder"], **settings)
+    again = saved(train_text(config, progress=False).folder, 6)
+    assert all(torch.equal(again[n], t) for n, t in saved(adapted.folder, 6).items())
+    for changed in ({"model": places["model"]}, {"lora": ("r=2",)}):
+        changed = {"model": places["encoder"], **settings, **changed}
+        with pytest.raises(ConfigError, match="no adapters like these on this start"):
+            train_text(config_of(places, tmp_path / "b", **changed), progress=False)
+    whole = {"model": places["encoder"], "from_run": settings["from_run"]}
+    with pytest.raises(MaskeryError, match="of another model"):
+        train_text(config_of(places, tmp_path / "c", **whole), progress=False)
 
 
 def test_an_adapted_run_goes_on_exactly(

@@ -81,6 +81,11 @@ def branch_of(config: TextRunConfig, identity: str) -> tuple[Path, Position]:
     kinds = [one["training"]["optimiser"] for one in (theirs, own)]
     if theirs["tokenizer_fingerprint"] != own["tokenizer_fingerprint"]:
         raise ConfigError(f"--from {config.from_run}: its tokenizer is another; repeat its --model")
+    if "lora" in own and theirs.get("model_fingerprint") != own["model_fingerprint"]:
+        raise ConfigError(
+            f"--from {config.from_run}: it has no adapters like these on this start; repeat its "
+            f"--model and --lora, or name its model/ with --model"
+        )
     if "muon" in kinds and kinds[0] != kinds[1]:
         raise ConfigError(
             f"--from {config.from_run}: it has the moments of {kinds[0]}, and not of {kinds[1]}; "

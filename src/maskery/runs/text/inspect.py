@@ -29,7 +29,7 @@ from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import EVALUATION_MASKING, TextRun, prepare_text
+from maskery.runs.text.prepare import TextRun, prepare_text
 from maskery.tasks.text_mlm import new_parameters
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
@@ -163,7 +163,8 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     config, limit = run.config, source.batching.max_length
     documents = source.store.lengths() + source.batching.template.num_special
     lengths, training = source.lengths, config.training
-    masker = Masker.of(run.loaded.tokenizer, config.masking, seed=training.seed)
+    task: Any = run.task  # of diffusion has a masker of its own; one of a plug-in may have none
+    masker = getattr(task, "masker", None) or Masker.of(run.loaded.tokenizer, config.masking)
     masked = []
     for step in range(min(COUNTED_BATCHES, source.num_steps(0))):
         micro = source.micro_batches(0, step, rank=0, world_size=1)
@@ -226,7 +227,7 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     held = list(run.held_out.in_order())
     middle = held[len(held) // 2 :][:SCORED_BATCHES]
     began = time.perf_counter()
-    score_examples(run.model, middle, Masker.of(run.loaded.tokenizer, EVALUATION_MASKING))
+    score_examples(run.model, middle, run.frozen_masker)
     passed = (time.perf_counter() - began) / sum(batch.num_tokens for batch in middle)
     texts = (run.held_out, *run.others.values())
     scored = evaluations * passed * sum(float(text.lengths.sum()) for text in texts)

@@ -89,16 +89,20 @@ class TextRun:
         They are of the text that decides, or of the other one of that name. The run's processes
         share the work: all of them must call this.
         """
-        masker = Masker
-        if self.config.objectives.objective == DIFFUSION:
-            # By name: other runs need none of it. Its loss is the NELBO of a token.
-            masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
         return score_examples(
             model or self.model,
             scoring(self.others[name] if name else self.held_out, progress=self.progress),
-            masker.of(self.vocabulary, EVALUATION_MASKING),
+            self.frozen_masker,
             processes=join_processes(),
         )
+
+    @property
+    def frozen_masker(self) -> Masker:
+        """Return the masker of held-out texts; with diffusion, their loss is the NELBO."""
+        masker = Masker
+        if self.config.objectives.objective == DIFFUSION:  # by name: others need none of it
+            masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
+        return masker.of(self.vocabulary, EVALUATION_MASKING)
 
     @cached_property
     def task(self) -> Task[Any, Any]:
