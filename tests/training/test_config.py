@@ -32,7 +32,7 @@ NAN, INF = float("nan"), float("inf")
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         (
             {"keep_at": ("5x",)},
-            "keep_at has '5x': it must be .* such as 500, or of tokens such as 5M",
+            "keep_at has '5x': it must be steps such as 500, or of tokens such as 5M",
         ),
         ({"keep_at": ("0",)}, "keep_at has '0'"),
         ({"keep_at": ("0.0K",)}, "keep_at has '0.0K'"),
@@ -71,7 +71,7 @@ def test_settings_at_the_edges_are_taken(settings: dict[str, Any]) -> None:
 def test_tokens_are_as_many_steps_as_hold_them() -> None:
     config = TrainingConfig(batch_tokens=1000, keep_at=("7", "2K", "0.0025m", "1.1K", "3B"))
     assert config.kept_steps == {7, 2, 3, 3_000_000}
-    with pytest.raises(ConfigError, match="keep_at has '2K': it must be a number of steps such as"):
+    with pytest.raises(ConfigError, match=r"keep_at has '2K': it must be steps such as 500$"):
         PairsTrainingConfig(keep_at=("2K",))
     assert PairsTrainingConfig(keep_at=("7",)).kept_steps == {7}
 

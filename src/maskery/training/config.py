@@ -115,18 +115,15 @@ class BaseTrainingConfig(Settings):
 
     def steps_of(self, setting: str, amount: str, after: tuple[int, int] = (0, 0)) -> int:
         """Return the step that reaches an amount of steps or tokens, `after` so many of both."""
-        tokens = getattr(self, "batch_tokens", 0)
-        pattern = r"([1-9]\d*)" if tokens == 0 else r"([1-9]\d*)|((?:\d+\.)?\d+)([KMB])"
-        found = re.fullmatch(pattern, amount, re.IGNORECASE)
-        if found is None or (found.lastindex == 3 and not float(found[2])):
-            known = "" if tokens == 0 else ", or of tokens such as 5M"
-            raise ConfigError(
-                f"{setting} has '{amount}': it must be a number of steps such as 500{known}"
-            )
-        if found[1]:
+        tokens = getattr(self, "batch_tokens", 0)  # None until a device is chosen; 0 of pictures
+        found = re.fullmatch(r"([1-9]\d*)|((?:\d+\.)?\d+)([KMB])", amount, re.IGNORECASE)
+        if found and found[1]:
             return int(found[1])
-        wanted = round(float(found[2]) * 1e3 ** " KMB".index(found[3].upper()))
-        return after[0] + math.ceil((wanted - after[1]) / (tokens or CPU_TOKENS))
+        wanted = float(found[2]) * 1e3 ** " KMB".index(found[3].upper()) if found else 0.0
+        if not wanted or tokens == 0:
+            known = "" if tokens == 0 else ", or of tokens such as 5M"
+            raise ConfigError(f"{setting} has '{amount}': it must be steps such as 500{known}")
+        return after[0] + math.ceil((round(wanted) - after[1]) / (tokens or CPU_TOKENS))
 
     def course(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share: all but those in `HOW`."""

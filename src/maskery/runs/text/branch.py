@@ -18,6 +18,7 @@ from maskery.core.system import replace_folder
 from maskery.runs.frame.config_file import OpenRun, open_run
 from maskery.runs.frame.run_folder import TOKENIZER
 from maskery.runs.frame.run_frame import CHECKPOINTS
+from maskery.runs.frame.verify import kept_checkpoints
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import head_steps
 from maskery.training.checkpoint import Checkpoints, find_damage
@@ -26,10 +27,10 @@ from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, Position, Snapsho
 
 log = logging.getLogger(__name__)
 
-# What of a run's identity decides which text comes when, beside the seed and the tokens of a step.
+# What of a run's identity decides which text comes when.
 DATA = (
     "corpus_fingerprint", "eval_data_fingerprint", "other_fingerprints", "held_out_share",
-    "group_column", "shuffle_shards", "layout", "max_length",
+    "group_column", "shuffle_shards", "layout", "max_length", "seed", "batch_tokens",
 )  # fmt: skip
 
 
@@ -91,7 +92,8 @@ def branch_of(config: TextRunConfig, identity: str) -> tuple[Path, Position]:
             f"--from {config.from_run}: it has the moments of {kinds[0]}, and not of {kinds[1]}; "
             f"give --optimiser {kinds[0]}"
         )
-    found = differences(*map(_order, (theirs, own)))
+    both = ({**one["training"], **one} for one in (theirs, own))
+    found = differences(*(json.dumps({name: one.get(name) for name in DATA}) for one in both))
     anew = f"; the data starts anew, for {found[0]}" if found else ""
     log.info("beginning at step %d of '%s'%s", there.step, path.parents[1], anew)
     first = Position(step=there.step, identity=identity)
@@ -126,12 +128,6 @@ def take_over(path: Path, first: Position, loop: TrainingLoop) -> None:
         loop.processes.on_main(write)
 
 
-def _order(settings: dict[str, Any]) -> str:
-    """Return the part of an identity that decides which text comes when."""
-    training = {name: settings["training"][name] for name in ("seed", "batch_tokens")}
-    return json.dumps({**{name: settings.get(name) for name in DATA}, **training})
-
-
 def _checkpoint(config: TextRunConfig) -> Path:
     """Return the sound checkpoint that a run begins at: its own copy, or the other run's."""
     folder, step = origin(config.from_run)
@@ -141,7 +137,7 @@ def _checkpoint(config: TextRunConfig) -> Path:
             return own
     open_origin(config.from_run or "")
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    kept = {int(path.name[5:]): path for path in checkpoints.complete()}
+    kept = kept_checkpoints(folder)
     path = checkpoints.newest_sound() if step is None else kept.get(step)
     if path is None:
         which = "sound checkpoint" if step is None else f"checkpoint of step {step}"
