@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.main import Command
-from maskery.core.errors import ConfigError, os_errors
+from maskery.cli.output import prepare_output
+from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count
 from maskery.core.system import quick_imports
 from maskery.runs.frame.run_folder import write_bytes
@@ -74,8 +75,8 @@ class Convert(Command):
 class Export(Command):
     """Write a text model for programs without PyTorch.
 
-    As ONNX it takes input_ids and attention_mask of any number and length, and returns logits. It
-    is done once onnxruntime computes the model's logits to 1e-4 at three lengths.
+    ONNX takes input_ids and attention_mask of any number and length, and is kept if onnxruntime
+    computes the model's logits to 1e-4 at three lengths.
 
     Examples:
       maskery export runs/meditations-minilm --onnx meditations-onnx
@@ -85,8 +86,7 @@ class Export(Command):
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, a model folder, a hub name or minilm."""
     onnx: Path
-    """The file to write, ending in .onnx; or a folder, empty or not there yet, of model.onnx with
-    the configuration and the tokenizer."""
+    """A file ending in .onnx; or an empty or new folder, for model.onnx and the tokenizer."""
 
     def execute(self) -> None:
         """Write into a folder aside, and move what is sound."""
@@ -100,14 +100,12 @@ class Export(Command):
             raise ConfigError(f"--onnx is '{self.onnx}', which is not empty; name another folder")
         opened = open_model(self.model)
         with TemporaryDirectory() as place:
-            made = Path(place)
-            apart = export_onnx(opened.model.hf, made / path.name)
+            apart = export_onnx(opened.model.hf, Path(place) / path.name)
             if not alone:
-                opened.model.hf.config.save_pretrained(made)
-                opened.tokenizer.save_pretrained(made)
-            with os_errors(f"'{path}' cannot be written", "free some space, or name another"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            for file in made.iterdir():
+                opened.model.hf.config.save_pretrained(place)
+                opened.tokenizer.save_pretrained(place)
+            prepare_output(path, "--onnx")
+            for file in Path(place).iterdir():
                 write_bytes(path.parent / file.name, file.read_bytes())
         found = {"file": path, "largest_difference": apart}
         self.answer(found, f"written to {path}; logits differ by {apart:.2g} at most")
@@ -115,10 +113,9 @@ class Export(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Push(Command):
-    """Upload the model of a finished run to the Hugging Face hub, with its card.
+    """Upload the model of a finished run, and its card with figures, to the Hugging Face hub.
 
-    The card names the model that the run began with and its dataset, if the hub has them, and the
-    held-out figures. Log in first with hf auth login, or set HF_TOKEN.
+    Log in first with hf auth login, or set HF_TOKEN.
 
     Examples:
       maskery push runs/notes-minilm me/notes-minilm --private --license apache-2.0 --language en

@@ -49,7 +49,7 @@ def as_texts(tables: Iterable[Table]) -> str:
     return "\n\n".join(as_text(one, titled=True) for one in tables)
 
 
-def figures_csv(lines: Iterable[Mapping[str, Any]]) -> str:
+def figures_csv(lines: Iterable[Mapping[str, Any]], delimiter: str = ",") -> str:
     """Return figures as CSV, an interval in three columns; what is not known is empty."""
     rows = []
     for line in lines:
@@ -59,7 +59,8 @@ def figures_csv(lines: Iterable[Mapping[str, Any]]) -> str:
             row |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=False)
         rows.append({name: "" if value != value else value for name, value in row.items()})
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(stream, names, delimiter=delimiter, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()

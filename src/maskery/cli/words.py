@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Sequence
@@ -58,7 +56,7 @@ class Fill(Command):
     sample: bool = False
     """Write one text: fill all masks step by step, the surest first. [MASK]*12 is twelve masks."""
     temperature: Annotated[float, Range(0)] = 0.0
-    """With --sample: 0 takes the likeliest tokens; above, they are drawn, 1 as the model has it."""
+    """With --sample: 0 takes the likeliest tokens; above, tokens are drawn, ever more freely."""
     steps: Count | None = None
     """With --sample: predictions to fill all masks. Default: one for each mask."""
     block: Count = 32
@@ -171,14 +169,11 @@ class Score(Command):
         if self.pairs and self.words:
             raise ConfigError("--pairs compares whole sentences; leave out --words")
         if bool(self.file) == bool(self.suite):
-            raise ConfigError(
-                "name a FILE of sentences, or a --suite of minimal pairs; one of them"
-            )
-        own = ("pairs", "words", "tsv") if self.suite else ("against", "csv")
-        for name in own:
+            raise ConfigError("name a FILE of sentences, or a --suite of pairs; one of them")
+        for name in ("pairs", "words", "tsv") if self.suite else ("against", "csv"):
             if getattr(self, name):
-                needs = "is for a FILE, not for --suite" if self.suite else "needs --suite"
-                raise ConfigError(f"--{name} {needs}; leave it out")
+                goes = "does not go with" if self.suite else "needs"
+                raise ConfigError(f"--{name} {goes} --suite; leave it out")
 
     def execute(self) -> None:
         """Score every line, or every pair of a suite."""
@@ -295,10 +290,8 @@ class Score(Command):
     def rows(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         """Return rows as a table for people, or as tab-separated values."""
         if self.tsv:
-            stream = io.StringIO()
-            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            writer.writerows([columns, *rows])
-            return stream.getvalue().rstrip("\n")
+            lines = (dict(zip(columns, row, strict=True)) for row in rows)
+            return figures_csv(lines, delimiter="\t").rstrip("\n")
         heading = [column.replace("_", " ") for column in columns]
         cells = [heading, *[[cell(value) for value in row] for row in rows]]
         # Numbers stand to the right, texts to the left.

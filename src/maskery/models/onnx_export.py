@@ -10,31 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from maskery.core.errors import ModelError, reason_of
 from maskery.core.registry import require
 from maskery.models.layout import PACKABLE, max_positions
 
-NAMES = ("input_ids", "attention_mask")
 # Sequences and tokens of what is compared; the export sees the second.
 SHAPES = ((1, 8), (3, 16), (2, 50))
 TOLERANCE = 1e-4
 # Protocol buffers hold two gigabytes; weights beyond lie in a file of their own.
 MOST_BYTES = 1_800_000_000
-
-
-class Logits(nn.Module):
-    """The model as ONNX knows it: (B, L) ids and mask in, (B, L, V) logits out."""
-
-    def __init__(self, hf: PreTrainedModel) -> None:
-        super().__init__()
-        self.hf = hf
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        """Return the logits."""
-        return self.hf(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 def export_onnx(hf: PreTrainedModel, path: Path) -> float:
@@ -46,36 +32,45 @@ def export_onnx(hf: PreTrainedModel, path: Path) -> float:
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         runtime: Any = require(module, extra="onnx", purpose="write ONNX")
-    limit, quiet = max_positions(hf.config) or 512, io.StringIO()
-    batches = [_batch(hf, rows, min(length, limit)) for rows, length in SHAPES]
+    quiet, words = io.StringIO(), hf.get_input_embeddings()
+    limit, pad = max_positions(hf.config) or 512, hf.config.get_text_config().pad_token_id or 0
+    hf.config.use_cache = False  # of those that also decode
+    any_size = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
     logging.disable(logging.CRITICAL)  # each way that is tried and fails is told at length
     try:
         with (
             warnings.catch_warnings(action="ignore"),
             redirect_stdout(quiet),
             redirect_stderr(quiet),
+            torch.no_grad(),
         ):
-            with torch.no_grad():
-                expected = [Logits(hf)(*batch).numpy() for batch in batches]
+            feeds = []
+            for rows, length in SHAPES:
+                ids = torch.randint(len(words.weight), (rows, min(length, limit)))
+                mask = torch.ones_like(ids)
+                mask[0, -1], ids[0, -1] = 0, pad
+                feeds.append({"input_ids": ids, "attention_mask": mask})
+            expected = [hf(**feed).logits for feed in feeds]
             if hf.config.model_type in PACKABLE:  # Maskery's own attention is none of ONNX's
                 hf.set_attn_implementation("eager")
             torch.onnx.export(
-                Logits(hf).eval(),
-                batches[1],
+                hf,
+                (),
                 path,
-                input_names=NAMES,
+                kwargs=feeds[1],
                 output_names=["logits"],
-                dynamic_shapes=dict.fromkeys(
-                    NAMES, dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
-                ),
+                dynamic_shapes=dict.fromkeys(feeds[1], any_size),
                 external_data=sum(one.nbytes for one in hf.parameters()) > MOST_BYTES,
                 dynamo=True,
                 verbose=False,
             )
             session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            feeds = ({n: t.numpy() for n, t in zip(NAMES, batch, strict=True)} for batch in batches)
-            found = [session.run(None, feed)[0] for feed in feeds]
-            apart = max(float(abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+            worst = torch.zeros(())  # NaN stays
+            for feed, logits in zip(feeds, expected, strict=True):
+                numbers = {name: one.numpy() for name, one in feed.items()}
+                found = torch.from_numpy(session.run(["logits"], numbers)[0])
+                worst = torch.maximum(worst, (found - logits).abs().max())
+            apart = float(worst)
             if not apart <= TOLERANCE:
                 raise ValueError(f"logits differ by {apart:.2g}, and {TOLERANCE:g} is allowed")
     except Exception as error:  # of torch.export, of its translation, or of onnxruntime
@@ -89,13 +84,3 @@ def export_onnx(hf: PreTrainedModel, path: Path) -> float:
     finally:
         logging.disable(logging.NOTSET)
     return apart
-
-
-def _batch(hf: PreTrainedModel, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random ids and their mask, the last token of the first sequence being padding."""
-    words: Any = hf.get_input_embeddings()
-    generator = torch.Generator().manual_seed(length)
-    ids = torch.randint(words.num_embeddings, (rows, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[0, -1], ids[0, -1] = 0, hf.config.get_text_config().pad_token_id or 0
-    return ids, mask

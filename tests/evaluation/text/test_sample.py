@@ -85,7 +85,7 @@ def test_draws_follow_the_model_and_repeat(filler: Filler) -> None:
 def test_words_in_a_row_are_apart_and_pieces_are_not(filler: Filler) -> None:
     ids = filler.tokenizer.convert_tokens_to_ids(["river", "##s", "cloud"])
     text = "the [MASK][MASK][MASK]."
-    assert filler.places.fill(filler.places.apart(text, ids), ids) == "the rivers cloud."
+    assert filler.places.fill(text, ids) == "the rivers cloud."
     # And a model reads it as it was written.
     again = filler.sample("[MASK]*6", temperature=2.0, seed=3)
     assert filler.tokenizer.tokenize(again.text) == list(again.tokens)

@@ -146,7 +146,7 @@ def test_a_bad_line_is_named(
         (["x.txt", "--suite", "s"], "one of them"),
         (["x.txt", "--against", "minilm"], "--against needs --suite"),
         (["x.txt", "--csv", "f.csv"], "--csv needs --suite"),
-        (["--suite", "s", "--words"], "--words is for a FILE"),
+        (["--suite", "s", "--words"], "--words does not go with --suite"),
         (["--suite", "nowhere"], "nowhere"),
     ],
 )

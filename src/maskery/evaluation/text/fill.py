@@ -192,7 +192,7 @@ class Filler:
                 total += float(chosen[surest].sum())
         tokens = ids[places].tolist()
         return Completion(
-            text=self.places.fill(self.places.apart(read, tokens), tokens),
+            text=self.places.fill(read, tokens),
             tokens=self.reader.pieces(tokens),
             log_probability=total,
         )

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -200,23 +199,15 @@ class MaskPlaces:
         found: list[int] = self.reader.tokens(f" {word}" if spaced else word)[0].tolist()
         return [self.reader.bare(found[0]), *found[1:]] if found and start and not spaced else found
 
-    def apart(self, text: str, tokens: Sequence[int]) -> str:
-        """Return a text with a space between adjacent masks whose tokens are words of their own."""
-        gaps = text.split(self.reader.mask_token)
-        for place, pair in enumerate(pairwise(tokens), 1):
-            joined = self.tokenizer.decode(pair).strip()
-            unspaced = self.reader.space or UNSPACED.match(joined)  # or the token has the space
-            if not gaps[place] and " " in joined and not unspaced:
-                gaps[place] = " "
-        return self.reader.mask_token.join(gaps)
-
     def fill(self, text: str, tokens: Sequence[int]) -> str:
         """Return a text with its masks filled, and nothing else changed."""
         space, filled, done = self.reader.space, "", 0
-        for (start, end), token in zip(self.spans(text), tokens, strict=True):
+        for place, ((start, end), token) in enumerate(zip(self.spans(text), tokens, strict=True)):
             filled += text[done:start]
-            done = end
-            word = spoken(self.tokenizer, token)
+            word, in_a_row, done = spoken(self.tokenizer, token), start == done, end
+            pair = self.tokenizer.decode(tokens[max(0, place - 1) : place + 1]).strip()
+            if in_a_row and not space and " " in pair and not UNSPACED.match(word):
+                filled += " "  # two masks in a row are two words
             if filled and not filled[-1].isspace():  # it joins what stands before it
                 spelt = str(self.tokenizer.convert_ids_to_tokens(token))
                 spaced = f" {word}" if spelt.startswith(space) else word

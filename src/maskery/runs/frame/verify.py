@@ -44,17 +44,10 @@ CHANGED = {
 def verify(
     folder: Path, steps: str | None = None, *, tolerance: float | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Recompute steps of a run and compare; returns the certificate, `verified` or not.
-
-    Args:
-        folder: The run folder; nothing is written there.
-        steps: FIRST..LAST, counted from 1. Default: those between the two newest checkpoints.
-        tolerance: Largest difference. Default: 0 on a machine like the run's, or where that is not
-            known, else `OTHER_MACHINE`.
-        progress: Draw progress bars.
+    """Recompute steps, FIRST..LAST, and compare; returns the certificate, `verified` or not.
 
     Raises:
-        ConfigError: No kept checkpoint comes before the steps, or the run did not get so far.
+        ConfigError: No kept checkpoint comes before the steps, or none after them.
     """
     run, kept, here = open_run(folder), kept_checkpoints(folder), environment()
     start, first, last = chosen(steps, folder, list(kept))
@@ -142,13 +135,12 @@ def recompute(
 
 def compared(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return how many tensors differ by a bit, and the largest difference and where it is."""
-    names = one.keys() | other.keys()
-    apart = {name: _difference(one.get(name), other.get(name)) for name in sorted(names)}
+    names = sorted(one.keys() | other.keys())
+    apart = {name: _difference(one.get(name), other.get(name)) for name in names}
     differ = {name: value for name, value in apart.items() if value is not None}
-    where = max(differ, key=lambda name: differ[name], default=None)
-    largest = 0.0 if where is None else differ[where]
-    found = {"values": len(names), "different": len(differ)}
-    return {**found, "largest_difference": largest, "where": where}
+    where, largest = max(differ.items(), key=lambda pair: pair[1], default=(None, 0.0))
+    counts = {"values": len(names), "different": len(differ)}
+    return {**counts, "largest_difference": largest, "where": where}
 
 
 def _difference(one: torch.Tensor | None, other: torch.Tensor | None) -> float | None:
