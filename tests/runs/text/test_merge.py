@@ -117,10 +117,13 @@ def test_the_curve_is_that_of_the_merged_models(
 ) -> None:
     names = [str(models[name]) for name in "ab"]
     arguments = ["--eval-data", str(models["text"]), "--csv", str(tmp_path / "curve.csv")]
-    assert main(["merge", *names, *arguments, "--json"]) == 0
+    assert main(["merge", *names, *arguments, "--json", "--output", str(tmp_path / "mean")]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["settings"]["weight"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
     merge(names, (0.25, 0.75), output=tmp_path / "both")
+    merge(names, output=tmp_path / "alone")
+    one, other = (weights_of(tmp_path / name) for name in ("mean", "alone"))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
     for place, model in {0: models["a"], 3: tmp_path / "both", 4: models["b"]}.items():
         expected = evaluate(model, str(models["text"])).scores.loss.value
         assert rows[place]["scores"]["loss"][0] == pytest.approx(expected, abs=1e-6)
@@ -200,3 +203,5 @@ def test_one_line_for_what_cannot_be_merged(
 def test_merging_needs_models_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(MaskeryError, match="there is no model folder"):
         merge(["./nowhere", "./neither"], output=tmp_path / "o")
+    with pytest.raises(MaskeryError, match=r"has no config\.json"):  # a run that is not finished
+        merge([str(tmp_path)], output=tmp_path / "o")

@@ -21,7 +21,7 @@ from maskery.evaluation.text.comparison import SEED, Row, ScoredRun, compare_run
 from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.opening import as_open, held_out_source, require_head
 from maskery.masking.masker import Masker
-from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers
+from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers, resolve
 from maskery.models.lora import ADAPTER, folded
 from maskery.models.pooling import copy_modules
 
@@ -52,17 +52,19 @@ def merge(
     if eval_data and len(names) != 2:
         raise ConfigError(f"--eval-data draws a curve between 2 models, not {len(names)}")
     if len(names) == 1 and not (Path(names[0]) / ADAPTER).is_file():
-        raise ConfigError(f"'{names[0]}' is a whole model already; name another to merge it with")
+        found = resolve(names[0])  # says so where there is none
+        raise ConfigError(f"'{found}' is a whole model already; name another to merge it with")
     if output is not None:
         require_empty(output)
     first, mix = mixer(names, base, density)
+    rows = curve(names, first, mix, eval_data) if eval_data else []
     if output is not None:
         mix(shares)
         with quiet_transformers():
             first.model.save_pretrained(output)
         first.tokenizer.save_pretrained(output)
         copy_modules(Path(first.model.name_or_path), output)
-    return curve(names, first, mix, eval_data) if eval_data else []
+    return rows
 
 
 def mixer(

@@ -305,7 +305,7 @@ def identity_of(
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own, objectives = {}, asdict(config.objectives)
-    if objectives["objective"] != DIFFUSION:  # as by versions that knew of none
+    if objectives["time_sampling"] == "uniform":  # as by versions that knew of none
         del objectives["time_sampling"]
     if (maker := given.objective) is not None:  # an object is known by its own name
         objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
