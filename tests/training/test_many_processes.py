@@ -26,6 +26,7 @@ from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import prepare_text
 from maskery.training.config import TrainingConfig
+from maskery.training.journal import SPEEDS
 
 TEXT = (
     *("--epochs", "9", "--max-steps", "20", "--batch-tokens", "256", "--learning-rate", "1e-3"),
@@ -83,7 +84,7 @@ def numbers(run: Path) -> np.ndarray:
             value
             for row in rows
             for name, value in sorted(row.items())
-            if name not in ("kind", "tokens_per_second", "waiting_time_share")
+            if name not in ("kind", *SPEEDS)
         ]
     )
 

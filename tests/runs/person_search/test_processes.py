@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_persons import save_cuhk
 
 from maskery.core.system import METRICS, read_metrics
+from maskery.training.journal import SPEEDS
 
 SETTINGS = (
     *("--max-steps", "4", "--batch-pairs", "7", "--learning-rate", "1e-3", "--vocab-size", "200"),
@@ -64,7 +65,7 @@ def test_two_processes_take_the_course_of_one(
         read_metrics(one / METRICS), read_metrics(folder / sharding / METRICS), strict=True
     ):
         assert mine.keys() == theirs.keys()
-        for name in mine.keys() - {"kind", "tokens_per_second", "waiting_time_share"}:
+        for name in mine.keys() - {"kind", *SPEEDS}:
             np.testing.assert_allclose(theirs[name], mine[name], rtol=1e-4, atol=1e-5, err_msg=name)
     for name in ("model.safetensors", "extra_state.safetensors"):
         saved = [load_file(run / "model" / name) for run in (one, folder / sharding)]
