@@ -104,7 +104,6 @@ class TrainingLoop:
     ) -> None:
         check_callbacks(callbacks)
         self.epoch_steps, self.total_steps = planned_steps(source, config, first)
-        self.first_step = first.step
         self.task, self.source, self.config = task, source, config
         self.stepper = Stepper(task, config, total_steps=self.total_steps, optimiser=optimiser)
         self.processes = self.stepper.processes
@@ -360,7 +359,7 @@ class TrainingLoop:
         """Return True if held-out figures are due."""
         every = self.config.eval_every
         # At the ends, and before parameters begin to be trained that were held back.
-        fixed = {self.first_step, self.total_steps, *self.stepper.starts}
+        fixed = {self.journal.first_step, self.total_steps, *self.stepper.starts}
         return step in fixed or bool(every and step % every == 0)
 
     def _evaluate(self, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ def test_phases_are_run_in_order_and_resumed_at_any_point(
     with pytest.raises(KeyboardInterrupt):
         train_text(load_config(cut, TextRunConfig), progress=False)
     monkeypatch.setattr(loop.TrainingLoop, "step", take)
-    again = ["train", "--config", str(tmp_path / "cut" / "config.yaml"), "--resume", "auto"]
-    assert main(again) == 0
+    again = load_config(tmp_path / "cut" / "config.yaml", TextRunConfig)
+    train_text(replace(again, resume="auto"), progress=False)
     found, expected = (last_weights(tmp_path / one / "phase-3") for one in ("cut", "run"))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 

@@ -68,7 +68,8 @@ def kept_tokenizer(config: TextRunConfig) -> Path:
     theirs = origin(config.from_run)[0] / TOKENIZER
     own = theirs if config.output is None else config.output / TOKENIZER
     if theirs.is_dir() and not own.is_dir():
-        replace_folder(Path(shutil.copytree(theirs, own.with_name(f"{TOKENIZER}.partial"))), own)
+        partial = own.with_name(f"{TOKENIZER}.partial")
+        replace_folder(shutil.copytree(theirs, partial, dirs_exist_ok=True), own)
     return own
 
 
