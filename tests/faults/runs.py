@@ -11,6 +11,7 @@ from tiny_persons import save_cuhk
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.system import METRICS, read_metrics
+from maskery.training.journal import SPEEDS
 
 COMMON = ("--log-every", "2", "--eval-every", "4", "--learning-rate", "1e-3", "--json")
 
@@ -49,9 +50,8 @@ def make_persons(folder: Path) -> list[str]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """Everything a run leaves that must not depend on its interruptions."""
-    timing = {"tokens_per_second", "waiting_time_share"}
     metrics = [
-        {name: value for name, value in line.items() if name not in timing}
+        {name: value for name, value in line.items() if name not in SPEEDS}
         for line in read_metrics(run / METRICS)
     ]
     evaluation = json.loads((run / "evaluation.json").read_text())

@@ -15,7 +15,7 @@ from maskery.core.errors import CheckpointError, ConfigError, DataError, Trainin
 from maskery.core.errors import StoppedError as StoppedBySignal
 from maskery.core.system import METRICS, SIGNALS, read_metrics
 from maskery.training.config import TrainingConfig
-from maskery.training.journal import Callback
+from maskery.training.journal import SPEEDS, Callback
 from maskery.training.loop import Step, Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
@@ -29,7 +29,6 @@ CONFIG = TrainingConfig(
     best_metric="none",
     precision="fp32",
 )
-TIMING = {"tokens_per_second", "waiting_time_share"}
 
 
 def loop_of(
@@ -53,7 +52,7 @@ def weights(task: Any) -> dict[str, torch.Tensor]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = read_metrics(folder / METRICS)
-    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
 
 
 def test_a_run_calls_the_task_in_order(tmp_path: Path, make_task: Make, make_source: Make) -> None:

@@ -256,8 +256,8 @@ class Verify(Command):
     """Recompute steps of a run from a kept checkpoint, and certify that they come out the same.
 
     Compares the losses of metrics.jsonl, and weights and optimiser of every checkpoint within the
-    steps: bit for bit on a machine like the run's. Ends with exit code 1 if something differs. The
-    run folder is only read.
+    steps: bit for bit on a machine like the run's. Ends with exit code 1 if something differs. What
+    the run has written is only read.
 
     Examples:
       maskery verify runs/meditations-minilm
@@ -269,7 +269,7 @@ class Verify(Command):
     steps: str | None = None
     """FIRST..LAST, counted from 1. Default: the steps between the two newest checkpoints."""
     certificate: Path | None = None
-    """The JSON file to write. Default: RUN.verified.json, beside the run folder."""
+    """The JSON file to write. Default: verified.json in the run folder."""
     tolerance: Annotated[float | None, Range(0)] = None
     """Largest difference of a loss or weight, over its size if that is above 1. Default: 0, and
     0.001 where the run's report names another machine, PyTorch or number of threads."""
@@ -278,8 +278,7 @@ class Verify(Command):
         """Recompute, write the certificate, and say what was the same."""
         with quick_imports():
             from maskery.runs.frame.verify import verify
-        folder = self.run.resolve()
-        path = self.certificate or folder.with_name(f"{folder.name}.verified.json")
+        path = self.certificate or open_run(self.run).folder / "verified.json"
         prepare_output(path, "--certificate")
         found = verify(self.run, self.steps, tolerance=self.tolerance, progress=not self.json)
         write_json(path, found)

@@ -40,11 +40,8 @@ log = logging.getLogger(__name__)
 
 # The families' names for the same setting.
 ATTENTION_DROPOUTS = (
-    "attention_probs_dropout_prob",
-    "attention_dropout",
-    "attn_dropout",
-    "attention_probs_dropout",
-)
+    "attention_probs_dropout_prob", "attention_dropout", "attn_dropout", "attention_probs_dropout",
+)  # fmt: skip
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout")
 ALIASES = ("minilm",)
 # Errors of damaged files and of a hub out of reach, whose first line says what is wrong. Others, of
@@ -75,8 +72,7 @@ def resolve(name: str) -> str:
         return str(package.get_model_path())
     path = Path(name).expanduser()
     if path.is_dir():
-        folder = _model_folder(path)
-        if folder is None:
+        if (folder := _model_folder(path)) is None:
             raise ModelError(
                 f"the folder '{name}' has no config.json: it is no Hugging Face model; "
                 f"name a folder written by save_pretrained, or a run folder of maskery train"
@@ -110,18 +106,16 @@ def _model_folder(path: Path) -> Path | None:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; raises ModelError if it has no mask token."""
-    source = resolve(name)
     with _loading(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
     require_mask(tokenizer)
     return tokenizer
 
 
 def read_config(name: str) -> PreTrainedConfig:
     """Read the configuration of a model of any family; raises ModelError if it cannot be read."""
-    source = resolve(name)
     with _loading(name, "configuration"):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -365,11 +359,8 @@ def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_siz
         hf.resize_token_embeddings(vocab_size, mean_resizing=False)
     tables = [hf.get_input_embeddings().weight]
     head = hf.get_output_embeddings()
-    if head is not None:
-        if head.weight is not tables[0]:
-            tables.append(head.weight)
-        if getattr(head, "bias", None) is not None:
-            tables.append(head.bias)
+    own = (getattr(head, name, None) for name in ("weight", "bias"))
+    tables += [table for table in own if table is not None and table is not tables[0]]
     for table in tables:
         mean = table[:old].mean(dim=0)
         for new, parts in pieces.items():
@@ -394,8 +385,7 @@ def start_new_head(
             nn.init.eye_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    bias = getattr(output, "bias", None)
-    if bias is not None:
+    if (bias := getattr(output, "bias", None)) is not None:
         start_at_frequencies(bias, token_counts)
 
 

@@ -218,13 +218,19 @@ class SpikeWatch:
 class Journal:
     """Decides what is written into `metrics.jsonl`, by the tracker of the main process.
 
-    `best_metric` is the held-out figure that tells the best; None for the first of a line.
+    `best_metric` is the held-out figure that tells the best; None for the first of a line. After
+    `first_step` the model is the start's.
     """
 
-    first_step = 0  # After which the model is the start's
-
-    def __init__(self, tracker: Tracker, processes: Processes, best_metric: str | None) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        processes: Processes,
+        best_metric: str | None,
+        first_step: int = 0,
+    ) -> None:
         self.tracker, self.processes, self.best_metric = tracker, processes, best_metric
+        self.first_step = first_step
         self.window = Window()
         self._spikes = SpikeWatch()
         self._best: float | None = None

@@ -114,8 +114,7 @@ class TrainingLoop:
         self.snapshots = SnapshotMaker()
         trackers = config.all_trackers if self.processes.is_main else ()
         self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
-        self.journal = Journal(self.tracker, self.processes, config.best_metric)
-        self.journal.first_step = first.step
+        self.journal = Journal(self.tracker, self.processes, config.best_metric, first.step)
         self.bad_steps = BadSteps(config.max_bad_steps)
         self.signals = StopSignals()
         self._last: Step | None = None
@@ -244,9 +243,8 @@ class TrainingLoop:
         done, tokens = step.number + 1, sum(micro.num_tokens for micro in step.micro)
         last, keeps = done == self.total_steps, done in self.checkpoints.keep_at
         scheduled = keeps or done % self.config.checkpoint_every == 0
-        self._tokens += tokens
         pairs = sum(getattr(micro, "num_pairs", 0) for micro in step.micro)
-        self._pairs += pairs
+        self._tokens, self._pairs = self._tokens + tokens, self._pairs + pairs
         # What batches count beyond their loss terms is logged as sums.
         names = {n for micro in step.micro for n in micro.counts} - set(self.task.loss_weights)
         counted = {n: sum(micro.counts.get(n, 0) for micro in step.micro) for n in sorted(names)}
@@ -271,8 +269,7 @@ class TrainingLoop:
         spoilt = (logs or self.bad_steps.free_to_ask) and self.bad_steps.too_many
         stops = (signalled is not None or spoilt) and not last
         self._seconds = time.perf_counter() - self._resumed_at
-        saves = last or stops or scheduled or due
-        if saves:  # before an evaluation, which may take long
+        if saves := last or stops or scheduled or due:  # before an evaluation, which may take long
             self._save(step, must=last or stops)
         if stops:
             self.processes.on_main(self.checkpoints.finish)
@@ -394,10 +391,10 @@ class TrainingLoop:
         epoch, epoch_step = (step.epoch + 1, 0) if last else (step.epoch, step.epoch_step + 1)
         self._saved = step.number + 1
         position = self._position(self._saved, epoch, epoch_step)
-        main = self.processes.is_main
         # The memory that is copied to may still be read.
         self.processes.on_main(self.checkpoints.finish)
-        snapshot = self.snapshots.take(self.task, self.stepper.optimiser, position, keeps=main)
+        main, optimiser = self.processes.is_main, self.stepper.optimiser
+        snapshot = self.snapshots.take(self.task, optimiser, position, keeps=main)
         self._saved_at = time.perf_counter()
         if main:
             self.checkpoints.begin(snapshot, must=must, first=self.tracker.flush)

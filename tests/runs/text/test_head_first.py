@@ -25,6 +25,7 @@ from maskery.runs.text.prepare import prepare_text
 from maskery.runs.text.run import TextResult, train_text
 from maskery.training import loop
 from maskery.training.config import TrainingConfig
+from maskery.training.journal import SPEEDS
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +138,7 @@ def test_a_run_stopped_in_or_after_the_phase_goes_on_alike(
     expected, found = (weights(folder, 10) for folder in (whole.folder, tmp_path / "cut"))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     traces = [
-        [
-            {n: v for n, v in row.items() if n not in ("tokens_per_second", "waiting_time_share")}
-            for row in rows
-        ]
+        [{n: v for n, v in row.items() if n not in SPEEDS} for row in rows]
         for rows in (read_metrics(f / "metrics.jsonl") for f in (whole.folder, resumed.folder))
     ]
     assert traces[0] == traces[1]
