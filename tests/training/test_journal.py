@@ -14,7 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from maskery.core.errors import ConfigError, MissingExtraError
 from maskery.core.processes import Processes, join_processes
 from maskery.core.system import METRICS, read_metrics
-from maskery.training.journal import Journal, SpikeWatch, Tracker, Window
+from maskery.training.journal import Journal, SpikeWatch, Tracker, Window, check_trackers
 
 CPU = torch.device("cpu")
 
@@ -251,6 +251,8 @@ def test_other_trackers_get_lines_and_settings(
 
 
 def test_a_tracker_without_its_package_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match=r"^wandb is needed to write to wandb .* wandb$"):
+        check_trackers(("tensorboard", "wandb"))
     with pytest.raises(MissingExtraError, match=r"^wandb is needed to write to wandb .* wandb$"):
         Tracker(tmp_path, trackers=("wandb",))
 

@@ -106,15 +106,28 @@ def _started(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
         tracker = kind("tensorboard" if board else "maskery", *where)
         tracker.start()
     except ImportError as error:
-        missing = name if board else (error.name or name).partition(".")[0]
-        package = "'maskery[tensorboard]'" if board else missing
-        raise MissingExtraError(
-            f"{missing} is needed to write to {name} and is not installed; install it with: "
-            f"pip install {package}"
-        ) from error
+        raise _missing(name) from error
     if not board:  # TensorBoard would write another folder of events for them
         tracker.store_init_configuration({"folder": str(folder), **settings})
     return tracker
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker whose package is not installed, before a run leaves anything."""
+    if names:
+        from accelerate.tracking import get_available_trackers
+
+        there = {one.value for one in get_available_trackers()}
+        if missing := [name for name in names if name not in there]:
+            raise _missing(missing[0])
+
+
+def _missing(name: str) -> MissingExtraError:
+    package = "'maskery[tensorboard]'" if name == "tensorboard" else name
+    return MissingExtraError(
+        f"{name} is needed to write to {name} and is not installed; install it with: "
+        f"pip install {package}"
+    )
 
 
 class Window:

@@ -18,7 +18,7 @@ from maskery.runs.frame.run_folder import MODEL, default_folder
 from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
 from maskery.runs.image_text.config import ImageTextRunConfig
 from maskery.runs.image_text.prepare import Prepared
-from maskery.training.journal import Callback, check_callbacks
+from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
@@ -112,6 +112,7 @@ def train_image_text(
     POLICIES.find(config.masking.policy)
     check_terms(config.objectives.term, terms)
     check_callbacks(callbacks)
+    check_trackers(config.training.all_trackers)
     result: ResultT = run_in_folder(
         config,
         beside or default_folder(data, config.start),

@@ -41,7 +41,7 @@ from maskery.tasks.text_mlm import (
     save_extra,
 )
 from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
-from maskery.training.journal import Callback, check_callbacks
+from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import STARTS_AT, build_optimiser, resolve_precision
 
@@ -121,6 +121,7 @@ def train_text(
     if config.lora:
         importlib.import_module("maskery.models.lora").peft()
     check_callbacks(callbacks)
+    check_trackers(config.training.all_trackers)
     if config.probe is not None:
         importlib.import_module("maskery.runs.text.vectors").labels_of(config)
     training = config.training.for_device()
