@@ -3,11 +3,12 @@
     python benchmarks/objectives.py --folder DIR --seconds 45 --runs 3
 
 The text is the Python language reference by paragraphs, every tenth held out; the model is
-`scratch:tiny` with one vocabulary, and Muon. A first run of each kind finds how many steps fit into
-the time, its whole schedule; reading, evaluations and saving do not count. Judged are: the held-out
-loss on frozen masks (mean nats, 15% of the tokens; where the model fills words), a linear probe of
-the chapter that a paragraph is from (accuracy), and 600 minimal pairs made from a grammar (where it
-fills words). Finished runs are lines of DIR/log.jsonl, and are not repeated. Nothing else may run.
+`scratch:tiny` with one vocabulary, and Muon. A trial of each kind finds how many steps fit into the
+time, the whole schedule of its runs; reading, evaluations and saving do not count. Judged are: the
+held-out loss on frozen masks (mean nats, 15% of the tokens; where the model fills words), a linear
+probe of the chapter that a paragraph is from (accuracy), and 300 minimal pairs made from a grammar
+(where it fills words). Finished runs are lines of DIR/log.jsonl, and are not repeated. Nothing else
+may run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ CAUSAL = f"{PLUGINS}/causal_objective.py:causal"
 COMMON: dict[str, Any] = {
     "model": "scratch:tiny", "unit": "line", "batch_tokens": 2048, "optimiser": "muon",
     "learning_rate": 1e-3, "warmup_share": 0.1, "hidden_dropout": 0.0, "epochs": 1000,
-    "checkpoint_every": 10**9, "checkpoint_minutes": None, "report": False, "progress": False,
+    "held_out_tokens": 1000, "checkpoint_every": 10**9, "checkpoint_minutes": None,
+    "report": False, "progress": False,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "mlm 15%": {"mask_rate": 0.15},
@@ -45,7 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ELECTRA": {"objective": f"{PLUGINS}/electra_objective.py:Electra", "mask_rate": 0.15},
 }
 FIRST = 0.25  # Share of the steps of a causal phase that comes first
-TRIAL = 12  # Steps that tell how long one takes; the first are slower
+TRIAL = 30  # Steps that tell how long one takes; the first are slower
 NOUNS = (
     *("statement", "expression", "name", "object", "function"),
     *("module", "value", "method", "argument", "type"),
@@ -72,7 +74,8 @@ def main() -> None:
         asked = {"kind": kind, "seed": seed, "seconds": options.seconds}
         if any(asked.items() <= line.items() for line in done):
             continue
-        again = [sys.executable, *sys.argv, "--one", json.dumps(asked)]
+        steps = [line["steps"] for line in done if line["kind"] == kind]
+        again = [sys.executable, *sys.argv, "--one", json.dumps(asked | {"steps": steps[:1]})]
         found = subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout
         done.append(asked | json.loads(found.splitlines()[-1]))
         with log.open("a") as file:
@@ -109,14 +112,15 @@ def minimal_pairs(draw: random.Random) -> list[dict[str, str]]:
         ):
             good, bad = (f"{words} {verb} {ENDINGS[one]}." for verb in (right, wrong))
             found.append({"sentence_good": good, "sentence_bad": bad, "linguistics_term": term})
-    return draw.sample(found, 600)
+    return draw.sample(found, 300)
 
 
-def run(folder: Path, kind: str, seed: int, seconds: float) -> dict[str, Any]:
+def run(folder: Path, kind: str, seed: int, seconds: float, steps: list[int]) -> dict[str, Any]:
     """Train for the time, and measure; `held_out` is None of a model that fills no words."""
-    trial = trained(folder, kind, seed, TRIAL)
-    steps = round(TRIAL * seconds / trial["seconds"])
-    found = trained(folder, kind, seed, steps)
+    if not steps:
+        trial = trained(folder, kind, seed, TRIAL)
+        steps = [round(TRIAL * seconds / trial["seconds"])]
+    found = trained(folder, kind, seed, steps[0])
     model = str(folder / "runs" / "now")
     fills = kind != "ELECTRA"
     held_out = (folder / "held_out.txt").read_text("utf-8").splitlines()
@@ -127,7 +131,7 @@ def run(folder: Path, kind: str, seed: int, seconds: float) -> dict[str, Any]:
     pairs = [x["accuracy"][0] for x in suite["figures"] if x["level"] == "micro"] if suite else []
     return {
         "trained": found["seconds"],
-        "steps": steps,
+        "steps": steps[0],
         "tokens": found["tokens"],
         "held_out": loss,
         "probe": next(iter(linear["models"].values()))[0],
@@ -138,7 +142,7 @@ def run(folder: Path, kind: str, seed: int, seconds: float) -> dict[str, Any]:
 def trained(folder: Path, kind: str, seed: int, steps: int) -> dict[str, float]:
     """Train a kind for some steps into `runs/now`; returns its seconds and tokens."""
     settings = {**COMMON, **KINDS[kind], "seed": seed}
-    texts = {"eval_data": str(folder / "held_out.txt"), "cache_dir": folder / "cache"}
+    settings |= {"eval_data": str(folder / "held_out.txt"), "cache_dir": folder / "cache"}
     now, first = folder / "runs" / "now", folder / "runs" / "first"
     shutil.rmtree(folder / "runs", ignore_errors=True)
     total = {"seconds": 0.0, "tokens": 0.0}
@@ -149,7 +153,7 @@ def trained(folder: Path, kind: str, seed: int, steps: int) -> dict[str, float]:
         parts = [(first, causal), (now, {**settings, "from_run": str(first), "max_steps": steps})]
         os.environ["CAUSAL_SHARE"] = "1"
     for output, chosen in parts:
-        found = train(str(folder / "train.txt"), output=output, **texts, **chosen).summary
+        found = train(str(folder / "train.txt"), output=output, **chosen).summary
         total["seconds"] += found.seconds
         total["tokens"] += found.tokens
     return total
