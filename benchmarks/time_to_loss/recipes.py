@@ -201,14 +201,14 @@ TRAIN: dict[str, Callable[[Recipe, str, Path, Path, int], float]] = {
 }
 RECIPES: dict[str, dict[str, Recipe]] = {
     "maskery": {
-        "meditations": Recipe(steps=60, learning_rate=3e-4, mask_rate=0.3, batch_tokens=2048),
+        "meditations": Recipe(steps=30, learning_rate=1e-3, mask_rate=0.3, batch_tokens=2048),
         "reference": Recipe(steps=100, learning_rate=3e-4, mask_rate=0.3, batch_tokens=2048),
-        "scratch": Recipe(steps=300, learning_rate=1e-3, mask_rate=0.15, batch_tokens=2048),
+        "scratch": Recipe(steps=30, learning_rate=2e-3, mask_rate=0.15, batch_tokens=2048),
     },
     "hf": {
-        "meditations": Recipe(steps=60, learning_rate=3e-4),
+        "meditations": Recipe(steps=120, learning_rate=5e-4, batch_tokens=1024),
         "reference": Recipe(steps=100, learning_rate=3e-4),
-        "scratch": Recipe(steps=600, learning_rate=1e-3),
+        "scratch": Recipe(steps=100, learning_rate=1e-3),
     },
     "seed": {name: Recipe(steps=40, learning_rate=5e-5) for name in TRACKS},
 }
