@@ -88,7 +88,7 @@ def tar_cases(draw: st.DrawFn) -> bytes:
     """An archive with members of every kind, name and size, damaged now and then."""
     stream = io.BytesIO()
     form = draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-    if draw(st.booleans()):
+    if draw(st.sampled_from([True, False])):  # the first case, always the simplest, is sound
         stream.write(tar_file({"0.png": pictures()["png"], "0.txt": b"one"})[:2048])
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2, 3, 5]))):
         member = tarfile.TarInfo(draw(st.sampled_from(NAMES)))
