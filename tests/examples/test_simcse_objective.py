@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cut_runs import die_before
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
@@ -118,7 +120,6 @@ def test_it_trains_and_resumes_from_the_command_line(
 def test_a_run_from_python_resumes_where_it_stopped(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskery.training import loop
 
     def config_of(folder: str) -> TextRunConfig:
         training = TrainingConfig(
@@ -129,17 +130,8 @@ def test_a_run_from_python_resumes_where_it_stopped(
         )
 
     whole = train_text(config_of("whole"), progress=False, objective=objective())
-    step = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == 4:
-            raise KeyboardInterrupt
-        return step(self, prepared)
-
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_text(config_of("cut"), progress=False, objective=objective())
-    monkeypatch.setattr(loop.TrainingLoop, "step", step)
+    train = partial(train_text, objective=objective())
+    die_before(4, train, config_of("cut"), monkeypatch)
     cut = replace(config_of("cut"), resume="auto")
     resumed = train_text(cut, progress=False, objective=objective())
     assert resumed.summary.resumed_from == 3

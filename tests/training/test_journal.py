@@ -250,6 +250,16 @@ def test_other_trackers_get_lines_and_settings(
     ]
 
 
+def test_the_start_of_a_branch_counts_for_no_patience(tmp_path: Path) -> None:
+    book = Journal(Tracker(tmp_path), Processes(), None, 5)
+    for step, loss, since in ((5, 1.0, 0), (6, 3.0, 0), (7, 4.0, 1), (8, 2.0, 0)):
+        book.held_out(step, {"loss": loss})
+        assert book.since_best == since
+        again = Journal(Tracker(tmp_path), Processes(), None, 5)
+        again.rewind(step, (), CPU)
+        assert again.since_best == since
+
+
 def test_a_tracker_without_its_package_is_told(tmp_path: Path) -> None:
     with pytest.raises(MissingExtraError, match=r"^wandb is needed to write to wandb .* wandb$"):
         check_trackers(("tensorboard", "wandb"))

@@ -85,8 +85,7 @@ class Search(Command):
         opened = open_for_retrieval(self.model)
         for text in self.text:
             encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
-        if self.like is not None:
-            picture_features(opened, self.like)
+        like = None if self.like is None else picture_features(opened, self.like)
         if self.sheet is not None:
             prepare_output(self.sheet, "--sheet")
         gallery = open_gallery(
@@ -97,11 +96,9 @@ class Search(Command):
             rehash=self.rehash,
             progress=not self.json,
         )
-        results = search(
-            opened, gallery, self.text, like=self.like, top=self.top, rerank=self.rerank
-        )
-        like = "" if self.like is None else f"like {shown(self.like)}"
-        asked = [", ".join(filter(None, (text, like))) for text in self.text or ("",)]
+        results = search(opened, gallery, self.text, like=like, top=self.top, rerank=self.rerank)
+        picture = "" if self.like is None else f"like {shown(self.like)}"
+        asked = [", ".join(filter(None, (text, picture))) for text in self.text or ("",)]
         found = list(zip(asked, results, strict=True))  # pairs: a query may be given twice
         changes, parts = gallery.changes, [counted(len(gallery), "picture")]
         if changes.encoded:

@@ -154,12 +154,18 @@ person_search = partial(training, "person-search")
 
 def take_config(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?", const="")
-    taken, rest = parser.parse_known_args(arguments)
-    if taken.config == "":
+    path, rest = taken(arguments, "--config")
+    if path == "":
         raise ConfigError("--config names no file; give the config.yaml of a run")
-    return rest, None if taken.config is None else Path(taken.config)
+    return rest, None if path is None else Path(path)
+
+
+def taken(arguments: Sequence[str], *names: str) -> tuple[str | None, list[str]]:
+    """Return the value of a flag by any of its names, "" where it has none, and the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(*names, nargs="?", const="", dest="value")
+    found, rest = parser.parse_known_args(arguments)
+    return found.value, rest
 
 
 @cache
@@ -185,10 +191,8 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
                 "--preset and --config do not go together: the file has every setting"
             )
         return command(run=replace(saved, output=None), repeated=output)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--from", "--from-run", nargs="?", dest="begun")
-    begun = parser.parse_known_args(arguments)[0].begun
-    if command.kind == "text" and begun:
+    begun = taken(arguments, "--from", "--from-run")[0] if command.kind == "text" else None
+    if begun:
         from maskery.runs.text.branch import open_origin
 
         saved = open_origin(begun)

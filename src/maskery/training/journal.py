@@ -310,7 +310,7 @@ class Journal:
             return BEST if improves else None
 
         best = self.processes.on_main(written) == BEST
-        self.since_best = 0 if best or step == 0 else self.since_best + 1
+        self.since_best = 0 if best or step == self.first_step else self.since_best + 1
         return best
 
     def has_held_out(self, step: int) -> bool:

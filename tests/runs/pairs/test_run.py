@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut_runs import die_before
 from safetensors.torch import load_file
 from tiny_pairs import save_tiny_pairs
 
@@ -110,21 +111,10 @@ def losses(folder: Path) -> list[float]:
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskery.training import loop
 
     pairs = save_tiny_pairs(tmp_path / "data", 24, persons=True)
     cut = config_of(pairs, tmp_path / "cut", checkpoint_every=2)
-    step = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == 3:
-            raise KeyboardInterrupt
-        return step(self, prepared)
-
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_pairs(cut, progress=False)
-    monkeypatch.setattr(loop.TrainingLoop, "step", step)
+    die_before(3, train_pairs, cut, monkeypatch)
     with pytest.raises(CheckpointError, match="in use"):
         train_pairs(cut, progress=False)
     resumed = train_pairs(replace(cut, resume="auto"), progress=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut_runs import die_before
 from safetensors.torch import load_file
 from tiny_persons import save_cuhk
 
@@ -116,20 +117,9 @@ def test_a_run_learns_to_find_people_and_leaves_what_it_promises(
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskery.training import loop
 
     cut = config_of(root, tmp_path / "cut", checkpoint_every=3, eval_every=2)
-    step = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == 8:
-            raise KeyboardInterrupt
-        return step(self, prepared)
-
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_person_search(cut, progress=False)
-    monkeypatch.setattr(loop.TrainingLoop, "step", step)
+    die_before(8, train_person_search, cut, monkeypatch)
     with pytest.raises(CheckpointError, match="in use"):
         train_person_search(cut, progress=False)
     resumed = train_person_search(replace(cut, resume="auto"), progress=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut_runs import die_before
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
@@ -19,7 +20,6 @@ from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.run import TextResult, train_text
-from maskery.training import loop
 from maskery.training.config import TrainingConfig
 
 WSD = {"lr_schedule": "wsd", "decay_share": 0.3, "warmup_share": 0.2, "max_steps": 10}
@@ -131,17 +131,7 @@ def test_a_branch_goes_on_without_the_other_run(
     copied = shutil.copytree(stable.folder, tmp_path / "run")
     settings = {"from_run": f"{copied}@4", "checkpoint_every": 3, **WSD}
     cut = config_of(corpus, model, tmp_path / "branch", **settings)
-    step = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == 7:
-            raise KeyboardInterrupt
-        return step(self, prepared)
-
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_text(cut, progress=False)
-    monkeypatch.setattr(loop.TrainingLoop, "step", step)
+    die_before(7, train_text, cut, monkeypatch)
     shutil.rmtree(copied)
     resumed = train_text(replace(cut, resume="auto"), progress=False)
     assert resumed.summary.resumed_from == 6

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cut_runs import die_before
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
@@ -23,7 +24,6 @@ from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.held_out import BEFORE, HELD_OUT, WITH_HEAD
 from maskery.runs.text.prepare import prepare_text
 from maskery.runs.text.run import TextResult, train_text
-from maskery.training import loop
 from maskery.training.config import TrainingConfig
 from maskery.training.journal import SPEEDS
 
@@ -120,17 +120,7 @@ def test_a_run_stopped_in_or_after_the_phase_goes_on_alike(
     dies_at: int,
 ) -> None:
     cut = config_of(corpus, encoder, tmp_path / "cut", head_first="0.4")
-    step = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == dies_at:
-            raise KeyboardInterrupt
-        return step(self, prepared)
-
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_text(cut, progress=False)
-    monkeypatch.setattr(loop.TrainingLoop, "step", step)
+    die_before(dies_at, train_text, cut, monkeypatch)
     resumed = train_text(replace(cut, resume="auto"), progress=False)
     assert resumed.summary.resumed_from == dies_at
     for one in ("as_loaded", "before", "after", "difference", "heads"):

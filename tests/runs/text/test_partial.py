@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cut_runs import die_before
 from families import PAD, tiny
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
@@ -25,7 +26,6 @@ from maskery.runs.text import run as text_run
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.run import TextResult, train_text
 from maskery.tasks.text_mlm_config import TextMLMConfig
-from maskery.training import loop
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import PEAK, STARTS_AT
 
@@ -56,17 +56,7 @@ def saved(folder: Path, step: int, file: str = "model") -> dict[str, torch.Tenso
 def cut_and_resumed(
     config: TextRunConfig, dies_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> TextResult:
-    step = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == dies_at:
-            raise KeyboardInterrupt
-        return step(self, prepared)
-
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_text(config, progress=False)
-    monkeypatch.setattr(loop.TrainingLoop, "step", step)
+    die_before(dies_at, train_text, config, monkeypatch)
     return train_text(replace(config, resume="auto"), progress=False)
 
 

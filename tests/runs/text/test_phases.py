@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cut_runs import die_before
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
@@ -19,7 +20,6 @@ from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.phases import phases_of
 from maskery.runs.text.run import train_text
-from maskery.training import loop
 
 PHASES = (
     {"until": 4, "lr_schedule": "constant", "warmup_share": 0.5},
@@ -78,18 +78,8 @@ def test_phases_are_run_in_order_and_resumed_at_any_point(
     saved = load_config(tmp_path / "run" / "config.yaml", TextRunConfig)
     assert saved.phases == tuple(one | {"corpus": settings["corpus"]} for one in PHASES)
 
-    take = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == 5:
-            raise KeyboardInterrupt
-        return take(self, prepared)
-
     cut = write(tmp_path / "cut.yaml", settings, *PHASES, output=str(tmp_path / "cut"))
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_text(load_config(cut, TextRunConfig), progress=False)
-    monkeypatch.setattr(loop.TrainingLoop, "step", take)
+    die_before(5, train_text, load_config(cut, TextRunConfig), monkeypatch)
     again = load_config(tmp_path / "cut" / "config.yaml", TextRunConfig)
     train_text(replace(again, resume="auto"), progress=False)
     found, expected = (last_weights(tmp_path / one / "phase-3") for one in ("cut", "run"))

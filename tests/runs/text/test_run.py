@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cut_runs import die_before
 from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 from transformers import AutoModelForMaskedLM, pipeline
@@ -121,23 +122,12 @@ def test_the_engine_that_is_gone_is_named_with_what_to_use(corpus: Path, model: 
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskery.training import loop
 
     whole = train_text(
         config_of(corpus, model, tmp_path / "whole", checkpoint_every=3), progress=False
     )
     cut = config_of(corpus, model, tmp_path / "cut", checkpoint_every=3)
-    step = loop.TrainingLoop.step
-
-    def die(self: loop.TrainingLoop, prepared: loop.Step) -> dict[str, torch.Tensor]:
-        if prepared.number == 7:
-            raise KeyboardInterrupt
-        return step(self, prepared)
-
-    monkeypatch.setattr(loop.TrainingLoop, "step", die)
-    with pytest.raises(KeyboardInterrupt):
-        train_text(cut, progress=False)
-    monkeypatch.setattr(loop.TrainingLoop, "step", step)
+    die_before(7, train_text, cut, monkeypatch)
     with pytest.raises(CheckpointError, match="in use"):
         train_text(cut, progress=False)
     resumed = train_text(

@@ -225,21 +225,23 @@ def search(
     gallery: str | Path | Gallery,
     texts: str | Sequence[str] = (),
     *,
-    like: str | Path | bytes | None = None,
+    like: str | Path | bytes | Float32Array | None = None,
     top: int = 10,
     rerank: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> list[list[Hit]]:
     """Find the best pictures for each of some descriptions, in a folder or an open gallery.
 
-    Or those most like another picture, or like it and each description.
+    Or those most like another picture, a file or its `picture_features`, or like it and each
+    description.
     """
     from maskery.data.tokenise import default_cache_dir
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         encode_query(opened, text)  # a bad description is told before an hour of indexing
-    picture = None if like is None else picture_features(opened, like)
+    if isinstance(like, str | Path | bytes):
+        like = picture_features(opened, like)
     if not isinstance(gallery, Gallery):
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
         gallery = open_gallery(opened, Path(gallery), cache_dir=cache)
@@ -247,7 +249,7 @@ def search(
     if rerank is not None:
         ranking = replace(ranking, rerank=rerank)
     searcher = Searcher(opened, gallery, ranking)
-    return [searcher.search(text, like=picture, top=top) for text in texts or (None,)]
+    return [searcher.search(text, like=like, top=top) for text in texts or (None,)]
 
 
 def picture_features(opened: OpenImageText, picture: str | Path | bytes) -> Float32Array:

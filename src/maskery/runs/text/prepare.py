@@ -151,9 +151,10 @@ def prepare_text(
     train, held_out = data.sources(batching)
     others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
     described = identity_of(config, data, given, loaded, layout=layout, max_length=max_length)
-    branch, first, alone, steps = None, BEGINNING, *head_steps(config, train)
-    if config.from_run is not None:
-        # By name: a run that begins anew needs none of it.
+    branch, first = None, BEGINNING
+    if config.from_run is None:
+        alone, steps = head_steps(config, train)
+    else:  # By name: a run that begins anew needs none of it.
         branching = importlib.import_module("maskery.runs.text.branch")
         branch, first = branching.branch_of(config, described)
         alone, steps = branching.left_steps(config, train, branch, first, loaded.new_parameters)
