@@ -131,6 +131,14 @@ def test_no_note_outlives_its_text(page: Any, alone: Client) -> None:
     assert page.locator(".mask-card").count() == 0
 
 
+def test_an_error_below_a_long_text_is_in_sight(page: Any, alone: Client) -> None:
+    go(page, alone, "river " * 900, "&m=2")
+    box = page.get_by_role("alert").bounding_box()
+    assert page.evaluate("document.documentElement.scrollHeight") > 2 * SIZE["height"]
+    assert page.evaluate("scrollY") == 0
+    assert box["y"] + box["height"] <= SIZE["height"]
+
+
 def test_bars_and_colours_say_their_scale(page: Any, alone: Client) -> None:
     go(page, alone, TEXT, "&m=2&v=influence")
     page.locator("#words .heated").first.wait_for()
