@@ -253,7 +253,7 @@ def config_cases(draw: st.DrawFn) -> tuple[int, bytes]:
     plain = to_plain(CONFIGS[number])
     if draw(st.booleans()):
         return number, draw(anything(lambda: [yaml.safe_dump(plain).encode()]))
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.integers(0, 3))):  # the first case, the simplest, is sound
         at = plain
         while True:
             key = draw(st.sampled_from(sorted(at)))
