@@ -6,8 +6,6 @@ A row is a mapping with `input_ids` (special tokens included) and, where known, 
 Shapes: B rows, T tokens of all rows together.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise

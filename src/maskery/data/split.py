@@ -10,8 +10,6 @@ library datasketch and bands of equal values.
 Shapes: N documents.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata

@@ -13,8 +13,6 @@ Medicine 24, 2005). `benchmarks/interval_coverage.py` measures how often they ho
 Shapes: N examples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

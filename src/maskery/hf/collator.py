@@ -10,8 +10,6 @@ keeps the collator itself, whose clock stands still.
 Shapes: B rows, L longest row, T tokens of all rows together.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

@@ -12,8 +12,6 @@ the same with k of L tokens masked and weighted L/k: of less variance, so evalua
 Shapes: B sequences, T tokens, M masked tokens.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar

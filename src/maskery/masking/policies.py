@@ -8,8 +8,6 @@ object in a file, named `--policy FILE.py:NAME`, or a callable that makes one fr
 Shapes: B sequences, T tokens, W words.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b

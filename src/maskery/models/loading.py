@@ -3,8 +3,6 @@
 Shapes: V vocabulary, D width.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence

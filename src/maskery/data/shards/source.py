@@ -7,8 +7,6 @@ documents are, whatever their order, so any step of any epoch is found without r
 Shapes: W windows, S steps, B blocks.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -6,8 +6,6 @@ compared word by word.
 Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,6 @@ share one, so figures do not depend on the order of a file.
 Shapes: N examples or pairs, D width, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -8,8 +8,6 @@ there is one, is its `UID`.
 Shapes: N pairs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias

@@ -3,8 +3,6 @@
 Shapes: L tokens of a text, special tokens included; V vocabulary.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

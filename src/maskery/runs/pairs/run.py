@@ -1,7 +1,5 @@
 """An image-text run: pairs in; a model that fills words from pictures, and its figures, out."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -3,8 +3,6 @@
 Shapes: N examples, T tokens, n words of k pieces.
 """
 
-from __future__ import annotations
-
 import resource
 import statistics
 import sys

@@ -1,7 +1,5 @@
 """The data of a text run over token shards."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
