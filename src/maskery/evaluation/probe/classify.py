@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskery.core.batch import Bools, Floats, Ints
 from maskery.data.corpus.examples import example_id
 from maskery.data.split import as_read, connected
 from maskery.evaluation.intervals import Interval, Kind, ratio_interval
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 # Of few labels three quarters are trained on; each fold costs four fits for each inner one.
 NUM_FOLDS = 4
 INNER_FOLDS = 3

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskery.core.batch import Ints
 from maskery.core.errors import DataError, counted
-from maskery.core.random import Int64Array
 from maskery.core.registry import plugin_identity
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
@@ -187,7 +187,7 @@ def prepare_pairs(
     )
 
 
-def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Int64Array:
+def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Ints:
     """Return the training pairs whose picture, and group where one is named, is not held out."""
     leaked = np.isin(pairs.contents, own.contents)
     if reading.group_column is not None:

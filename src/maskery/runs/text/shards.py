@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from maskery.core.batch import Ints
 from maskery.core.errors import DataError, ModelError, counted, reason_of
 from maskery.data.added_words import AddedWords
 from maskery.data.batching import Batching, TextSource
@@ -53,7 +53,7 @@ class ShardedText:
             **({"other_fingerprints": others} if others else {}),
         }
 
-    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+    def token_counts(self, vocab_size: int) -> Ints:
         """Return (vocab_size,) int64: counts in a few shards, spread evenly."""
         entries = self.shards.manifest.shards
         step = max(1, len(entries) // COUNTED_SHARDS)
