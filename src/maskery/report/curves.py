@@ -4,8 +4,6 @@ Both are drawn by matplotlib. In the page's SVG, colours are the page's own vari
 charts follow its dark and its light theme.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import math
