@@ -56,7 +56,8 @@ class Candidates:
         queues: Mapping[str, FeatureQueue],  # Of images, then of texts, or empty
     ) -> Candidates:
         """Gather the twin's features of all processes, then those of the queues."""
-        own = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
+        text = twin.text_feature(pair.hidden, pair.mask)
+        own = Features(image=twin.image_feature(tokens), text=text)
         crowd = Crowd.of(len(ids), pair.mask.shape[1], ids.device)
         crowd_ids = everyones = crowd.gather(ids)
         image, text = crowd.gather(own.image), crowd.gather(own.text)
@@ -176,7 +177,7 @@ class TermInputs:
         """Contrastive features of both sides, (B, E) each of unit length, with gradients."""
         return self.student or Features(
             image=self.model.image_feature(self.image_tokens),
-            text=self.model.text_feature(self.caption),
+            text=self.model.text_feature(self.caption, self.caption_mask),
         )
 
     @cached_property
