@@ -79,6 +79,9 @@ class TextRunConfig(VocabularyConfig):
     """The column of the labels in --probe. Default: label."""
     max_length: Annotated[int | None, Range(3, unit="tokens", hint="try 128")] = None
     """Most tokens of a sequence; longer documents become windows. Default: 512, or the model's."""
+    rope_base: Annotated[float | None, Range(1, above=True, hint="try {flag} 160000")] = None
+    """Base of rotary positions in layers that see all of a text; with it --max-length may be above
+    the model's own (ModernBERT: 160000 for 8,192 tokens)."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """packed computes no padding; padded groups by length. auto: packed where the family can."""
     attention_dropout: bool = False
