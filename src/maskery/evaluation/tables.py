@@ -3,8 +3,6 @@
 Figures come as plain data: as `evaluation.json` and `--json` have them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
-from maskery.core.random import Int64Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import (
     RankingFigures,
@@ -81,8 +80,8 @@ def evaluate_retrieval(
     images: Iterable[torch.Tensor],  # batches (B, 3, height, width), normalised, I in all
     texts: TokenBatch,  # T captions
     *,
-    image_persons: Int64Array,  # (I,) int64, the person that each image shows
-    text_persons: Int64Array,  # (T,) int64, the person that each caption describes
+    image_persons: Ints,  # (I,) int64, the person that each image shows
+    text_persons: Ints,  # (T,) int64, the person that each caption describes
     config: RetrievalConfig | None = None,
     processes: Processes | None = None,  # they share the matching out, as in `match_scores`
     progress: bool = False,
@@ -224,7 +223,7 @@ def _image_to_text(
     return summarise_texts(np.concatenate(parts), shown.cpu().numpy())
 
 
-def _require_persons(image_persons: Int64Array, text_persons: Int64Array, num_texts: int) -> None:
+def _require_persons(image_persons: Ints, text_persons: Ints, num_texts: int) -> None:
     """Refuse texts without a right image, and images among which none is wrong."""
     if not len(image_persons) or not len(text_persons):
         raise DataError(
