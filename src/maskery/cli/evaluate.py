@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -257,18 +257,13 @@ class EvaluateSearch(Way):
         from maskery.runs.person_search.evaluate import evaluate_retrieval_models
         from maskery.runs.person_search.transfer import evaluate_transfer
 
-        names, how = [self.model, *self.more], {"split": self.held_out, "overrides": self.overrides}
+        names = [self.model, *self.more]
+        how: Any = {"split": self.held_out, "overrides": self.overrides, "progress": not self.json}
         if self.on:
-            found = evaluate_transfer(names, self.on, **how, progress=not self.json).to_json()
+            found = evaluate_transfer(names, self.on, **how).to_json()
             self.answer(found, as_text(transfer_table(found)))
             return
-        result = evaluate_retrieval_models(
-            names,
-            data=self.source,
-            reading=self.pairs,
-            **how,
-            progress=not self.json,
-        )
+        result = evaluate_retrieval_models(names, data=self.source, reading=self.pairs, **how)
         found = result.to_json()
         tables = []
         # One model needs no heading: the user has just named it.

@@ -42,13 +42,13 @@ def datasets_of(named: Sequence[str]) -> dict[str, PersonSearchDataConfig]:
     found = {}
     for text in named:
         kind, _, place = text.partition(":")
-        kinds = typing.get_args(DatasetName)
+        kinds: dict[str, DatasetName] = {one: one for one in typing.get_args(DatasetName)}
         if kind not in kinds or not place:
             raise ConfigError(
                 f"--on has '{text}'; name each as KIND:DIR, where KIND is one of "
                 f"{', '.join(kinds)}{meant(kind, kinds)}"
             )
-        found[text] = PersonSearchDataConfig(dataset=kind, root=Path(place))
+        found[text] = PersonSearchDataConfig(dataset=kinds[kind], root=Path(place))
     places = {text: str(data.root) for text, data in found.items()}
     require_once([places.get(text, text) for text in named], "dataset")
     return found
@@ -80,5 +80,5 @@ def evaluate_transfer(
             gallery = RetrievalSet.read_by(opened, pairs, data, batch_images=settings.batch_images)
             found = evaluate_set(opened.model, gallery, settings, progress=progress).figures
             figures.setdefault(name, {})[given] = found
-    seeds = {name: run and run.training.seed for name, run in runs.items()}
+    seeds = {name: None if run is None else run.training.seed for name, run in runs.items()}
     return Transfer(figures=figures, splits=splits, seeds=seeds)
