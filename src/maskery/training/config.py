@@ -1,7 +1,5 @@
 """Settings of training: one frozen config, light to import."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import asdict, dataclass, replace

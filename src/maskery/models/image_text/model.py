@@ -193,13 +193,15 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         tokens: torch.Tensor = self.visual_encoder(pixel_values)
         return tokens
 
-    def image_feature(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, W) to (B, E), unit length."""
-        return F.normalize(self.vision_proj(self.visual_encoder.summarise(image_tokens)), dim=-1)
+    def image_feature(self, image_tokens: torch.Tensor, *, unit: bool = True) -> torch.Tensor:
+        """(B, N, W) to (B, E), by default of unit length."""
+        feature: torch.Tensor = self.vision_proj(self.visual_encoder.summarise(image_tokens))
+        return F.normalize(feature, dim=-1) if unit else feature
 
-    def text_feature(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) at the fusion boundary to (B, E), unit length; from the class token."""
-        return F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
+    def text_feature(self, hidden: torch.Tensor, *, unit: bool = True) -> torch.Tensor:
+        """(B, L, D) at the fusion boundary to (B, E), likewise; from the class token."""
+        feature: torch.Tensor = self.text_proj(hidden[:, 0])
+        return F.normalize(feature, dim=-1) if unit else feature
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """The keys and values that every text reading these images shares, layer by layer."""

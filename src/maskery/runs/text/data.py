@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import Ints
 from maskery.core.errors import ConfigError, counted
 from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.reader import Corpus
@@ -161,7 +161,7 @@ class StoredText:
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
         }
 
-    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+    def token_counts(self, vocab_size: int) -> Ints:
         """Return (vocab_size,) int64: how often each token stands in the corpus."""
         return self.store.token_counts(vocab_size)
 
@@ -187,7 +187,7 @@ def other_texts(
     cache_dir: Path,
     *,
     progress: bool = True,
-) -> dict[str, tuple[TokenStore, npt.NDArray[np.int64]]]:
+) -> dict[str, tuple[TokenStore, Ints]]:
     """Read and tokenise the held-out texts that have names, and choose what of each is scored."""
     found = {}
     for name, path in config.other_data.items():

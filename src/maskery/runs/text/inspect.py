@@ -3,8 +3,6 @@
 Shapes: N examples, T tokens, n words of k pieces.
 """
 
-from __future__ import annotations
-
 import resource
 import statistics
 import sys
@@ -16,11 +14,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.data.batching import Plan, TextSource, plan_epoch
 from maskery.data.corpus.reader import Corpus
@@ -144,7 +141,7 @@ def inspect_corpus(
     )
 
 
-def describe_lengths(lengths: npt.NDArray[np.int64]) -> Lengths:
+def describe_lengths(lengths: Ints) -> Lengths:
     """Return figures and histogram of (N,) lengths."""
     counts = np.bincount(np.searchsorted(BUCKETS, lengths), minlength=len(BUCKETS) + 1)
     bounds: tuple[int | None, ...] = (*BUCKETS, None)
