@@ -60,7 +60,7 @@ def test_the_choice_is_the_largest_that_fits(
         for tokens, some in room.items()
     }
     assert found == {tokens: tokens for tokens in room}
-    with pytest.raises(ConfigError, match="a sequence of 24 tokens needs about .* GiB"):
+    with pytest.raises(ConfigError, match=r"a sequence of 24 tokens needs about .* GiB"):
         chosen(config, monkeypatch, fixed)
 
 
