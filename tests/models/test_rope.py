@@ -1,4 +1,4 @@
-"""A rotary base that is set in a model is the one that Transformers reads from its configuration."""
+"""A rotary base that is set in a model is as Transformers reads it from its configuration."""
 
 from __future__ import annotations
 
