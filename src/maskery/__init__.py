@@ -4,8 +4,6 @@ The names below are the public surface; `docs/python.md` shows them at work. The
 first used, so that `import maskery` costs nothing.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from functools import cache

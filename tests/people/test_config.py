@@ -21,6 +21,9 @@ from maskery.people.config import PeopleConfig
         ({"splits": (1.5, -0.5, 0.0)}, "not negative"),
         ({"num_people": 3}, "nobody"),
         ({"image_format": "gif"}, "image_format is 'gif'"),
+        ({"style": 3}, "style is 3: it must be one of 1, 2"),
+        ({"swap_captions": 1.0}, "swap_captions is 1.0: it must be from 0 to below 1; try"),
+        ({"swap_captions": -0.1}, "swap_captions is -0.1"),
     ],
 )
 def test_settings_outside_their_range(settings: dict[str, object], message: str) -> None:

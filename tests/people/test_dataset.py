@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,37 @@ def test_jpeg_is_the_default(tmp_path: Path) -> None:
         drawn = np.asarray(render(identity_at(0, 0), 0, (64, 128))).astype(int)
         assert np.abs(np.asarray(image).astype(int) - drawn).mean() < 6
     assert not (tmp_path / "jpg" / "pairs_val.jsonl").exists()
+
+
+def test_captions_are_swapped_between_persons_and_the_truth_lies_beside(
+    folder: Path, tmp_path: Path
+) -> None:
+    draw_people(tmp_path / "noisy", replace(CONFIG, swap_captions=0.25))
+    index = np.load(tmp_path / "noisy" / "swapped_captions.npy")
+    assert sorted(index.tolist()) == list(range(48))
+    moved = np.flatnonzero(index != np.arange(48))
+    assert len(moved) == 12
+    assert (moved // 6 != index[moved] // 6).all()  # three pictures of two captions a person
+    clean, noisy = (
+        json.loads((path / "reid_raw.json").read_text()) for path in (folder, tmp_path / "noisy")
+    )
+    written = [c for r in clean if r["split"] == "train" for c in r["captions"]]
+    found = [c for r in noisy if r["split"] == "train" for c in r["captions"]]
+    assert found == [written[i] for i in index.tolist()]
+    assert [r for r in clean if r["split"] != "train"] == [
+        r for r in noisy if r["split"] != "train"
+    ]
+    few = replace(CONFIG, num_people=4, splits=(0.5, 0.25, 0.25), swap_captions=0.9)
+    with pytest.raises(ConfigError, match=r"swap_captions is 0\.9: .* draw more people"):
+        draw_people(tmp_path / "few", replace(few, images_per_person=1, splits=(0.25, 0.25, 0.5)))
+    assert not (tmp_path / "few").exists()
+
+
+def test_the_second_camera_shows_the_same_person_differently() -> None:
+    person = identity_at(4, 1)
+    one, two = (np.asarray(render(person, 0, (64, 128), style)).astype(int) for style in (1, 2))
+    np.testing.assert_array_equal(two, np.asarray(render(person, 0, (64, 128), 2)))
+    # Places become dark, colours paler.
+    assert np.median(two[:10]) < np.median(one[:10]) - 60
+    spread = [np.ptp(each[40:90, 20:44], axis=2).mean() for each in (one, two)]
+    assert np.abs(one - two).mean() > 20, spread

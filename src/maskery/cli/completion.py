@@ -1,7 +1,5 @@
 """`maskery completion`: scripts by which a shell completes commands, flags and choices."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal

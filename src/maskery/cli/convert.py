@@ -1,7 +1,5 @@
 """`maskery convert`, `export` and `push`: models from elsewhere, and for elsewhere."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory

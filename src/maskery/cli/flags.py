@@ -1,7 +1,5 @@
 """The flags of a command, read from its dataclass: its help, and advice where they are mistyped."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import os

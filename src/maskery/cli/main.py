@@ -3,8 +3,6 @@
 Nothing heavy is imported here, so that `maskery --help` answers at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib
@@ -18,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlparse
 
 from maskery.cli.output import print_json
@@ -33,9 +31,6 @@ from maskery.core.errors import (
 )
 from maskery.core.ranges import Settings
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
-
-if TYPE_CHECKING:
-    pass
 
 # The module of each command with its class, or with a function that makes it of the arguments, as
 # where one command is several; and what it does.

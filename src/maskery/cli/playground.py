@@ -1,7 +1,5 @@
 """`maskery playground`."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """`maskery probe`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

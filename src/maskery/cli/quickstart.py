@@ -1,7 +1,5 @@
 """`maskery quickstart`, `quickstart pairs`, `quickstart person-search`, `data draw-people`."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`maskery train text`, `pairs`, `person-search` and `--config`; `maskery report`."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

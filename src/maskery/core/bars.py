@@ -1,7 +1,5 @@
 """Progress: a bar in a terminal, and in a log file a plain line now and then."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from maskery.core.errors import ModelError
 
+# Arrays as docstrings name their shapes; of other types they are spelled out.
+Ints: TypeAlias = npt.NDArray[np.int64]
+Ids: TypeAlias = npt.NDArray[np.uint64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float64]
 # The label of a token that nothing is learned from, as in PyTorch and Hugging Face.
 IGNORE_INDEX = -100
 
@@ -29,19 +34,19 @@ class TokenBatch:
     random decision about the token is drawn for that name, whatever batch it stands in.
     """
 
-    input_ids: npt.NDArray[np.int64]  # (T,)
+    input_ids: Ints  # (T,)
     # (B + 1,); sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`
-    boundaries: npt.NDArray[np.int64]
-    example_ids: npt.NDArray[np.uint64]  # (B,); the windows of one document share its id
-    starts: npt.NDArray[np.int64]  # (B,); where the sequence starts in its document, in tokens
-    word_starts: npt.NDArray[np.bool_]  # (T,); the first token of each word, and special tokens
+    boundaries: Ints
+    example_ids: Ids  # (B,); the windows of one document share its id
+    starts: Ints  # (B,); where the sequence starts in its document, in tokens
+    word_starts: Bools  # (T,); the first token of each word, and special tokens
 
     @cached_property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Return (B,) int64: the tokens of each sequence."""
         return np.diff(self.boundaries)
 
-    def sequences_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def sequences_of(self, positions: Ints) -> Ints:
         """Return the sequence that each token position lies in."""
         return np.searchsorted(self.boundaries, positions, side="right") - 1
 
@@ -56,19 +61,19 @@ class MaskedTokens:
     """A `TokenBatch` after masking."""
 
     batch: TokenBatch  # As before masking
-    input_ids: npt.NDArray[np.int64]  # (T,), corrupted
-    positions: npt.NDArray[np.int64]  # (M,), ascending indices of the masked tokens into the T
-    targets: npt.NDArray[np.int64]  # (M,), the original ids there
+    input_ids: Ints  # (T,), corrupted
+    positions: Ints  # (M,), ascending indices of the masked tokens into the T
+    targets: Ints  # (M,), the original ids there
     weights: npt.NDArray[np.float32] | None = None  # (M,), of their losses; None: 1 each
     count: int | None = None  # Divides the sum of the losses; None: M
 
     @classmethod
-    def unmasked(cls, batch: TokenBatch, positions: npt.NDArray[np.int64]) -> MaskedTokens:
+    def unmasked(cls, batch: TokenBatch, positions: Ints) -> MaskedTokens:
         """Return a batch as it is, with positions (M,) whose rows an encoder is to hand out."""
         targets = batch.input_ids[positions]
         return cls(batch=batch, input_ids=batch.input_ids, positions=positions, targets=targets)
 
-    def labels(self, ignore_index: int = IGNORE_INDEX) -> npt.NDArray[np.int64]:
+    def labels(self, ignore_index: int = IGNORE_INDEX) -> Ints:
         """Return (T,) int64: the original ids at masked positions, `ignore_index` elsewhere."""
         labels = np.full(len(self.input_ids), ignore_index, np.int64)
         labels[self.positions] = self.targets
@@ -113,9 +118,9 @@ class Vocabulary:
     mask_token_id: int
     special_ids: tuple[int, ...]  # Never masked; sorted
     # (size,), True at `special_ids`
-    protected: npt.NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    protected: Bools = field(init=False, repr=False, compare=False)
     # What a masked token may be replaced by: all ids that are not special
-    replacements: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    replacements: Ints = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         protected = np.zeros(self.size, np.bool_)

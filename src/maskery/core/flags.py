@@ -1,7 +1,5 @@
 """Marks on settings that tell the command line how to show them; without tyro they are nothing."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -5,8 +5,6 @@ that no device is waited for. With one process nothing is sent. At the end: the 
 this process computes without gradients on a GPU (training's is the stepper's).
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -23,14 +23,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Ids, Ints, TokenBatch
 from maskery.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-Int64Array: TypeAlias = npt.NDArray[np.int64]
-UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 UInt32Array: TypeAlias = npt.NDArray[np.uint32]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -58,7 +56,7 @@ class Stream(IntEnum):
     EVALUATE = 9  # Frozen decisions of an evaluation
 
 
-Words: TypeAlias = tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array]
+Words: TypeAlias = tuple[Ids, Ids, Ids, Ids]
 
 
 def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
@@ -84,7 +82,7 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _blocks(
-    seed: int, stream: Stream, epoch: int, example_ids: UInt64Array, counters: Int64Array
+    seed: int, stream: Stream, epoch: int, example_ids: Ids, counters: Ints
 ) -> Iterator[tuple[slice, Words]]:
     """Yield a slice of the counters (C,) and their four words, block by block."""
     if not 0 <= seed < 1 << 64:
@@ -101,7 +99,7 @@ def _blocks(
 
 
 def random_words(
-    seed: int, stream: Stream, epoch: int, example_ids: UInt64Array, positions: Int64Array
+    seed: int, stream: Stream, epoch: int, example_ids: Ids, positions: Ints
 ) -> UInt32Array:
     """Return a 32-bit word for each (example id, position) of (N,), repeated ones too."""
     words = np.empty(len(positions), np.uint32)
@@ -111,12 +109,7 @@ def random_words(
 
 
 def random_rows(
-    seed: int,
-    stream: Stream,
-    epoch: int,
-    example_ids: UInt64Array,
-    starts: Int64Array,
-    lengths: Int64Array,
+    seed: int, stream: Stream, epoch: int, example_ids: Ids, starts: Ints, lengths: Ints
 ) -> UInt32Array:
     """`random_words` for runs of consecutive positions, four positions for each counter.
 
@@ -148,20 +141,20 @@ def to_uniforms(words: UInt32Array) -> Float32Array:
     return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def to_integers(words: UInt32Array, bound: int) -> Int64Array:
+def to_integers(words: UInt32Array, bound: int) -> Ints:
     """Turn 32-bit words into integers in [0, bound), each as likely to within 2**-32."""
     products = words.astype(np.uint64) * np.uint64(bound)
     return (products >> np.uint64(32)).astype(np.int64)
 
 
 def uniforms(
-    seed: int, stream: Stream, epoch: int, example_ids: UInt64Array, positions: Int64Array
+    seed: int, stream: Stream, epoch: int, example_ids: Ids, positions: Ints
 ) -> Float32Array:
     """`random_words` as float32 uniforms in [0, 1): (N,)."""
     return to_uniforms(random_words(seed, stream, epoch, example_ids, positions))
 
 
-def token_uniforms(batch: TokenBatch, tokens: Int64Array, *, seed: int, epoch: int) -> torch.Tensor:
+def token_uniforms(batch: TokenBatch, tokens: Ints, *, seed: int, epoch: int) -> torch.Tensor:
     """Return one uniform for each of the given tokens (N,), to sample replacements with."""
     import torch  # workers that tokenise do without
 

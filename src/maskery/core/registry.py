@@ -4,8 +4,6 @@ Code of a user's runs only where the user names it, on the command line or in Py
 `config.yaml` or a model folder says is a `FromFile`, and is never loaded by itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import importlib.util

@@ -13,8 +13,6 @@ disk before the content that it was given, so content is flushed before it is pu
 the folder that holds the name after.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import hashlib

@@ -5,8 +5,6 @@ Of a Unigram model, a new word is likelier than its pieces. Nothing is searched 
 and a word is written as the vocabulary writes words, with the space before it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile

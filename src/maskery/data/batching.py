@@ -20,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Bools, Ids, Ints, TokenBatch
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.random import Stream, random_words
 from maskery.core.task import StandIn
 from maskery.data.store import Documents
 
-Ints = npt.NDArray[np.int64]
 BatchT = TypeVar("BatchT")
 Layout = Literal["packed", "padded"]
 # Padded batches are cut from pools of this many budgets, sorted by length: large enough that
@@ -88,7 +87,7 @@ def plan_epoch(
     return plan.in_order(random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch))
 
 
-def random_order(names: npt.NDArray[np.uint64], *, position: int, seed: int, epoch: int) -> Ints:
+def random_order(names: Ids, *, position: int, seed: int, epoch: int) -> Ints:
     """Return the order of some things by a number drawn for the name of each: (N,) int64.
 
     `position`, a multiple of four, tells the uses of this apart.
@@ -233,10 +232,10 @@ class Template:
 
 def assemble(
     tokens: npt.NDArray[np.integer[Any]],
-    word_starts: npt.NDArray[np.bool_],
+    word_starts: Bools,
     firsts: Ints,  # (B,) of the stretches in `tokens`
     lengths: Ints,  # (B,)
-    example_ids: npt.NDArray[np.uint64],  # (B,) of their documents
+    example_ids: Ids,  # (B,) of their documents
     starts: Ints,  # (B,) within these
     template: Template,
 ) -> TokenBatch:
@@ -317,6 +316,10 @@ class PlannedSource(ABC, Generic[BatchT]):
             )
             self.kept_plan = epoch, plan
         return self.kept_plan[1]
+
+    def num_tokens(self, epoch: int = 0) -> int:
+        """Return the tokens of an epoch."""
+        return int(self.lengths[self.plan(epoch).order].sum())
 
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch."""

@@ -10,8 +10,6 @@ Several programs may index and search one gallery at once: a snapshot replaces t
 and who has opened one keeps it, whatever others do.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

@@ -6,8 +6,6 @@ A row is a mapping with `input_ids` (special tokens included) and, where known, 
 Shapes: B rows, T tokens of all rows together.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
@@ -18,9 +16,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Bools, Ids, Ints, TokenBatch
 from maskery.core.errors import DataError
-from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.batching import Batching, Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.store import Documents
@@ -118,7 +115,7 @@ def flat_column(columns: Sequence[Any], dtype: Any) -> npt.NDArray[Any]:
     return np.fromiter(chain.from_iterable(columns), dtype)
 
 
-def hash_rows(input_ids: Int64Array, boundaries: Int64Array) -> UInt64Array:
+def hash_rows(input_ids: Ints, boundaries: Ints) -> Ids:
     """Hash each row's tokens and their order: (B,) uint64, equal on any machine."""
     lengths = np.diff(boundaries)
     sums = np.zeros(len(lengths), np.uint64)
@@ -130,7 +127,7 @@ def hash_rows(input_ids: Int64Array, boundaries: Int64Array) -> UInt64Array:
     return spread(sums + lengths.astype(np.uint64))
 
 
-def spread(values: UInt64Array) -> UInt64Array:
+def spread(values: Ids) -> Ids:
     """Return SplitMix64's outputs number `values` of seed 0, so that neighbours share no bits."""
     return mix(values * np.uint64(GOLDEN_GAMMA))
 
@@ -219,7 +216,7 @@ class PieceWords:
         own = [index for index in special_ids if index < size]
         self._begins[own] = self._ends[own] = True
 
-    def __call__(self, ids: Int64Array) -> npt.NDArray[np.bool_]:
+    def __call__(self, ids: Ints) -> Bools:
         """Return the first token of each word, (T,) bool; the first of a row is always one."""
         starts = self._begins[ids]
         before, after = self._last[ids[:-1]], self._first[ids[1:]]
@@ -249,9 +246,7 @@ class PythonReader:
         self.tokenizer, self.keep = tokenizer, keep
         self.words = PieceWords(tokenizer, tokenizer.all_special_ids)
 
-    def __call__(
-        self, text: str
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[int, int]]]:
+    def __call__(self, text: str) -> tuple[Ints, Bools, list[tuple[int, int]]]:
         """Return ids (t,), word starts (t,) and character offsets, without special tokens."""
         parts = re.split(f"({re.escape(self.keep)})", text) if self.keep else [text]
         ids: list[int] = []

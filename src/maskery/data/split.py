@@ -10,8 +10,6 @@ library datasketch and bands of equal values.
 Shapes: N documents.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata
@@ -20,16 +18,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from maskery.core.batch import Bools, Ids, Ints
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import example_id, is_held_out, mix
 from maskery.data.store import Documents, TokenStore
 
 log = logging.getLogger(__name__)
 
-Ints = npt.NDArray[np.int64]
 # Texts are put together again to be compared; of more documents than this, which would take
 # minutes, only equal ones are kept on one side.
 MOST_DOCUMENTS = 2_000_000
@@ -87,7 +84,7 @@ def split_by_value(
     return train, measured
 
 
-def _chosen(names: npt.NDArray[np.uint64], share: float, too_few: str) -> npt.NDArray[np.bool_]:
+def _chosen(names: Ids, share: float, too_few: str) -> Bools:
     """Return which groups of these names are held out; at least one is, and one is not."""
     if len(names) < 2:
         raise DataError(too_few)
@@ -179,7 +176,7 @@ def copy_groups(texts: Sequence[str]) -> Ints:
     return connected(*pairs.T)[of_text]
 
 
-def least_ids(ids: npt.NDArray[np.uint64], groups: Ints) -> npt.NDArray[np.uint64]:
+def least_ids(ids: Ids, groups: Ints) -> Ids:
     """Return the least id of each group from 0, of ids and their groups, (N,) each."""
     least = np.full(int(groups.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(least, groups, ids)
@@ -227,7 +224,7 @@ def _shingles(text: str) -> set[bytes]:
     return {" ".join(one).encode() for one in several} or {text.encode()}
 
 
-def _alike(values: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+def _alike(values: Ids) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows, (N, ROWS), that are equal; the lower number first."""
     order = np.lexsort(values.T)
     ordered = values[order]

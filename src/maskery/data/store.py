@@ -32,15 +32,15 @@ import numpy as np
 import numpy.typing as npt
 from filelock import lock_descriptor
 
+from maskery.core.batch import Bools, Ids, Ints
 from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
-from maskery.core.random import Int64Array, UInt64Array
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 # Of a file that is larger than memory, this much is summed or counted at a time.
 BLOCK_BYTES = 1 << 22
 # Documents end to end: token ids (t,), word starts (t,), lengths (n,) that sum to t, ids (n,).
-Part = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.bool_], Int64Array, UInt64Array]
+Part = tuple[npt.NDArray[np.integer[Any]], Bools, Ints, Ids]
 
 
 def partial_of(path: Path) -> Path:
@@ -110,11 +110,7 @@ class Documents:
     """
 
     def __init__(
-        self,
-        tokens: npt.NDArray[np.integer[Any]],
-        word_starts: npt.NDArray[np.bool_],
-        boundaries: Int64Array,
-        ids: UInt64Array,
+        self, tokens: npt.NDArray[np.integer[Any]], word_starts: Bools, boundaries: Ints, ids: Ids
     ) -> None:
         self.tokens, self.word_starts = tokens, word_starts
         self.boundaries, self.ids = boundaries, ids
@@ -137,11 +133,11 @@ class Documents:
         """Number of tokens, T."""
         return len(self.tokens)
 
-    def lengths(self) -> Int64Array:
+    def lengths(self) -> Ints:
         """Return the number of tokens of each document: (N,) int64."""
         return np.diff(self.boundaries)
 
-    def token_counts(self, vocab_size: int) -> Int64Array:
+    def token_counts(self, vocab_size: int) -> Ints:
         """Return how often each token stands in the documents: (vocab_size,) int64."""
         counts = np.zeros(vocab_size, np.int64)
         for start in range(0, self.num_tokens, BLOCK_BYTES):

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from maskery.core.bars import byte_bar
-from maskery.core.batch import vocabulary_size
+from maskery.core.batch import Bools, Ints, vocabulary_size
 from maskery.core.errors import DataError
-from maskery.core.random import Int64Array
 from maskery.core.ranges import local_path
 from maskery.data.store import FORMAT, Part, TokenStore, own_folder, write_store
 
@@ -67,7 +65,7 @@ UNSPACED = (
 _BOUNDS = np.array([edge for first, last in UNSPACED for edge in (first, last + 1)], np.uint32)
 
 
-Encoded = tuple[Int64Array, npt.NDArray[np.bool_], Int64Array]
+Encoded = tuple[Ints, Bools, Ints]
 Encode = Callable[[list[str]], Encoded]
 Batch = tuple[list[str], list[int]]
 
@@ -253,7 +251,7 @@ def is_byte_level(backend: Tokenizer) -> bool:
     return "ByteLevel" in str(backend.pre_tokenizer) + str(backend.decoder)
 
 
-def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.NDArray[np.bool_]:
+def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> Bools:
     """Mark the tokens that start a word whatever stands before them: (V,) bool."""
     # Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
     # which split at spaces only; and they take any text for one word where nothing is split before
@@ -272,9 +270,7 @@ def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> npt.ND
     return table
 
 
-def word_starts(
-    encoding: Encoding, ids: Int64Array, always: npt.NDArray[np.bool_], text: str
-) -> npt.NDArray[np.bool_]:
+def word_starts(encoding: Encoding, ids: Ints, always: Bools, text: str) -> Bools:
     """Mark the first token of each word of a text, encoded without special tokens: (t,) bool.
 
     `ids` are its token ids, and `always` is from `starts_word_table`.
@@ -286,9 +282,7 @@ def word_starts(
     return unspaced_starts(starts, encoding.offsets, text)
 
 
-def unspaced_starts(
-    starts: npt.NDArray[np.bool_], offsets: Sequence[tuple[int, int]], text: str
-) -> npt.NDArray[np.bool_]:
+def unspaced_starts(starts: Bools, offsets: Sequence[tuple[int, int]], text: str) -> Bools:
     """Return word starts (t,) with those of scripts without spaces."""
     inside = is_unspaced(text)
     if len(starts) and inside.any():
@@ -304,7 +298,7 @@ def unspaced_starts(
     return starts
 
 
-def break_long_words(starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def break_long_words(starts: Bools) -> Bools:
     """Make each token a word of words that are too long, above all where a text is one of them."""
     # Else a row would be masked whole, with nothing left to learn it from.
     places = np.flatnonzero(starts)
@@ -328,10 +322,10 @@ def segmenter() -> Callable[[str], list[str]] | None:
     return lambda text: [str(word) for word in WordBreaker(text, "en")]
 
 
-def is_unspaced(text: str) -> npt.NDArray[np.bool_]:
+def is_unspaced(text: str) -> Bools:
     """Mark the characters of these scripts: (n,) bool."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    inside: npt.NDArray[np.bool_] = np.searchsorted(_BOUNDS, codes, side="right") % 2 == 1
+    inside: Bools = np.searchsorted(_BOUNDS, codes, side="right") % 2 == 1
     return inside
 
 
@@ -348,7 +342,7 @@ def word_rules() -> str:
         return "words by pieces"
 
 
-def word_numbers(text: str, inside: npt.NDArray[np.bool_]) -> Int64Array:
+def word_numbers(text: str, inside: Bools) -> Ints:
     """Number the words of the marked characters in order: (n,) int64; others have no meaning."""
     cut = segmenter()
     numbers = np.arange(len(text))

@@ -13,16 +13,15 @@ Medicine 24, 2005). `benchmarks/interval_coverage.py` measures how often they ho
 Shapes: N examples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import stdtrit
+
+from maskery.core.batch import Floats
 
 Kind = Literal["mean", "share", "difference of shares"]
 # With fewer, no method that was tried held the true value in 93% of the cases.
@@ -49,9 +48,7 @@ def interval_note(examples: int, over: str = "examples") -> str:
     return f"95% intervals over {over}"
 
 
-def ratio_interval(
-    numerators: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], kind: Kind = "mean"
-) -> Interval:
+def ratio_interval(numerators: Floats, weights: Floats, kind: Kind = "mean") -> Interval:
     """Return `sum(numerators) / sum(weights)` with its 95% interval.
 
     Of each example, (N,) its sum and (N,) its tokens; those without any do not count. A token

@@ -10,8 +10,6 @@ keeps the collator itself, whose clock stands still.
 Shapes: B rows, L longest row, T tokens of all rows together.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +20,7 @@ import torch
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from maskery.core.batch import IGNORE_INDEX, MaskedTokens, TokenBatch
+from maskery.core.batch import IGNORE_INDEX, Bools, Ints, MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError, DataError
 from maskery.data.rows import PieceWords, Row, flat_column, flatten
 from maskery.masking.config import MaskingConfig, PolicyChoice
@@ -162,11 +160,11 @@ class MaskCollator:
             )
         return padded
 
-    def _inside(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def _inside(self, lengths: Ints) -> Bools:
         """Return where the padded rows hold tokens: (B, L) bool."""
         longest = int(lengths.max(initial=0))
         length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        inside: npt.NDArray[np.bool_] = np.arange(length) < lengths[:, None]
+        inside: Bools = np.arange(length) < lengths[:, None]
         return inside[:, ::-1] if self.tokenizer.padding_side == "left" else inside
 
 
@@ -252,7 +250,7 @@ def _tokenwise(rows: Sequence[Row], name: str, batch: TokenBatch) -> npt.NDArray
     return flat_column(values, first.dtype) if first.dtype.kind in "biuf" else None
 
 
-def _padded(values: npt.NDArray[Any], inside: npt.NDArray[np.bool_], filling: int) -> torch.Tensor:
+def _padded(values: npt.NDArray[Any], inside: Bools, filling: int) -> torch.Tensor:
     full = np.full(inside.shape, filling, values.dtype)
     full[inside] = values
     return torch.from_numpy(full)

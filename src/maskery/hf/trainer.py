@@ -4,8 +4,6 @@ Rows that lie end to end need no padding to be computed, and the model stays the
 saving, resuming, callbacks and everything else are the Trainer's own.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -12,26 +12,21 @@ the same with k of L tokens masked and weighted L/k: of less variance, so evalua
 Shapes: B sequences, T tokens, M masked tokens.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import Floats, Ints, MaskedTokens, TokenBatch
 from maskery.core.random import Stream
 from maskery.masking.masker import Masker
-from maskery.masking.policies import IntArray
 
 # MDLM's least t: no weight is above 1,000, and the mean over t moves by less than a thousandth.
 FLOOR = 1e-3
 # The bell is a normal density around 1/2, cut to [0, 1]: at its ends still 0.23, so that no weight
 # is more than 4.5 times that of uniform t.
 SPREAD = 0.25
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +44,13 @@ class DiffusionMasker(Masker):
         chosen = tokens[uniforms < times[batch.sequences_of(tokens)]]
         return self._masked(batch, chosen, len(tokens), 1.0 / (times * density))
 
-    def _sequence_uniforms(self, batch: TokenBatch, epoch: int) -> FloatArray:
+    def _sequence_uniforms(self, batch: TokenBatch, epoch: int) -> Floats:
         """Return a number in (0, 1] for each sequence, (B,)."""
         words = self._draws(epoch).at("diffusion time", batch.example_ids, batch.starts)
         return (words.astype(np.float64) + 1.0) / 2.0**32
 
     def _masked(
-        self, batch: TokenBatch, positions: IntArray, count: int, weights: FloatArray
+        self, batch: TokenBatch, positions: Ints, count: int, weights: Floats
     ) -> MaskedTokens:
         """Hide `positions` (M,) of `count`, ascending; the weights (B,) are of their sequences."""
         corrupted = batch.input_ids.copy()
@@ -89,7 +84,7 @@ class NelboMasker(DiffusionMasker):
         return self._masked(batch, chosen, len(tokens), sizes / most / self.draws)
 
 
-def drawn_times(uniforms: FloatArray, *, bell: bool) -> tuple[FloatArray, FloatArray]:
+def drawn_times(uniforms: Floats, *, bell: bool) -> tuple[Floats, Floats]:
     """Return t in (`FLOOR`, 1] for uniform numbers in (0, 1], and its density among uniform t."""
     density = np.ones_like(uniforms)
     if bell:  # Hong et al., "Understanding and accelerating ..." (arXiv 2605.13026)

@@ -4,8 +4,6 @@ Training uses the flat engine in `masker.py`; this function is for reading, for 
 for scripts of one's own. Shapes: B sequences, L padded length, V vocabulary.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from maskery.core.batch import MaskedTokens, TokenBatch, Vocabulary
+from maskery.core.batch import Bools, Ints, MaskedTokens, TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError
 from maskery.core.random import Stream, to_integers, to_uniforms
 from maskery.masking.config import POLICIES, MaskingConfig, PolicyChoice
-from maskery.masking.policies import BoolArray, Draws, IntArray, Policy, Selection
+from maskery.masking.policies import Draws, Policy, Selection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,7 +134,7 @@ def _make_policy(config: MaskingConfig, tokenizer: PreTrainedTokenizerBase | Non
     return cast(Policy, found)
 
 
-def _check_selection(selection: object, maskable: BoolArray, choice: object) -> None:
+def _check_selection(selection: object, maskable: Bools, choice: object) -> None:
     """Refuse a selection that is none, or that masks what must not be masked."""
     if not isinstance(selection, Selection):
         raise POLICIES.misfit(choice, f"select returned a {type(selection).__name__}")
@@ -165,7 +164,7 @@ def _check_selection(selection: object, maskable: BoolArray, choice: object) -> 
 
 
 def at_least_one(
-    selection: Selection, batch: TokenBatch, maskable: BoolArray, draws: Draws
+    selection: Selection, batch: TokenBatch, maskable: Bools, draws: Draws
 ) -> Selection:
     """Give every sequence with a maskable token and no mask the mask nearest to being drawn."""
     full = np.flatnonzero(batch.lengths > 0)
@@ -193,12 +192,12 @@ def at_least_one(
 
 def corrupt(
     batch: TokenBatch,
-    positions: IntArray,  # (M,), ascending
-    anchors: IntArray | None,  # (M,)
+    positions: Ints,  # (M,), ascending
+    anchors: Ints | None,  # (M,)
     vocabulary: Vocabulary,
     draws: Draws,
     config: MaskingConfig,
-) -> npt.NDArray[np.int64]:
+) -> Ints:
     """Return (T,) int64: the ids with each masked token as `[MASK]`, random, or as it is.
 
     BERT, section 3.1. Tokens with the same anchor are corrupted alike.

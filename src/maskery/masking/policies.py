@@ -8,8 +8,6 @@ object in a file, named `--policy FILE.py:NAME`, or a callable that makes one fr
 Shapes: B sequences, T tokens, W words.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,14 +16,12 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Bools, Floats, Ids, Ints, TokenBatch
 from maskery.core.random import Stream, random_rows, random_words, to_uniforms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-IntArray: TypeAlias = npt.NDArray[np.int64]
 PolicyMaker: TypeAlias = "Callable[[PreTrainedTokenizerBase], Policy]"
 
 
@@ -49,9 +45,7 @@ class Draws:
         """Return a uniform number in [0, 1) for each token of the batch: (T,) float32."""
         return to_uniforms(self.rows(stream, batch))
 
-    def at(
-        self, stream: Stream | str, example_ids: npt.NDArray[np.uint64], positions: IntArray
-    ) -> npt.NDArray[np.uint32]:
+    def at(self, stream: Stream | str, example_ids: Ids, positions: Ints) -> npt.NDArray[np.uint32]:
         """Return a random word for each (example id, position in its document): (N,) uint32."""
         seed, stream = self._stream(stream)
         return random_words(seed, stream, self.epoch, example_ids, positions)
@@ -68,10 +62,10 @@ class Draws:
 class Selection:
     """The tokens that a policy chose."""
 
-    selected: BoolArray  # (T,) bool; only maskable tokens
+    selected: Bools  # (T,) bool; only maskable tokens
     # (T,) int64. Tokens with the same anchor, the index of a token of their example, are corrupted
     # alike: all `[MASK]`, all replaced or all kept. None: each token on its own.
-    anchors: IntArray | None = None
+    anchors: Ints | None = None
     # (T,) float32. An example in which nothing was chosen gets one mask all the same: the maskable
     # tokens of least value, several where they share it (a word, a phrase). None: one token, by
     # draws of its own.
@@ -81,9 +75,7 @@ class Selection:
 class Policy(Protocol):
     """Chooses the masked tokens of a batch."""
 
-    def select(
-        self, batch: TokenBatch, maskable: BoolArray, rate: float, draws: Draws
-    ) -> Selection:
+    def select(self, batch: TokenBatch, maskable: Bools, rate: float, draws: Draws) -> Selection:
         """Choose tokens, in expectation a share `rate` of those that are `maskable` (T,) bool.
 
         All randomness comes from `draws`, so that the choice is repeated in any batch; the batch, T
@@ -95,9 +87,7 @@ class Policy(Protocol):
 class TokenPolicy:
     """Mask each maskable token with probability `rate` (BERT, section 3.1)."""
 
-    def select(
-        self, batch: TokenBatch, maskable: BoolArray, rate: float, draws: Draws
-    ) -> Selection:
+    def select(self, batch: TokenBatch, maskable: Bools, rate: float, draws: Draws) -> Selection:
         """Choose single tokens."""
         uniforms = draws.uniforms(Stream.SELECT, batch)
         return Selection(selected=(uniforms < np.float32(rate)) & maskable, values=uniforms)
@@ -110,16 +100,14 @@ class WordPolicy:
     The expected share of masked tokens is `rate`, whatever the lengths of the words.
     """
 
-    def select(
-        self, batch: TokenBatch, maskable: BoolArray, rate: float, draws: Draws
-    ) -> Selection:
+    def select(self, batch: TokenBatch, maskable: Bools, rate: float, draws: Draws) -> Selection:
         """Choose whole words, each by the draw of its first token."""
         first, word = words_of(batch)
         uniforms = draws.uniforms(Stream.SELECT, batch)[first][word]
         return Selection(selected=(uniforms < np.float32(rate)) & maskable, values=uniforms)
 
 
-def words_of(batch: TokenBatch) -> tuple[IntArray, IntArray]:
+def words_of(batch: TokenBatch) -> tuple[Ints, Ints]:
     """Return the first token of each word (W,), and the word of each token (T,)."""
     starts = batch.word_starts.copy()
     # A word never crosses a sequence's start.
@@ -144,9 +132,7 @@ class SpanPolicy:
     p: float = 0.2  # Parameter of the geometric distribution of lengths
     longest: int = 10  # Longest span, in words
 
-    def select(
-        self, batch: TokenBatch, maskable: BoolArray, rate: float, draws: Draws
-    ) -> Selection:
+    def select(self, batch: TokenBatch, maskable: Bools, rate: float, draws: Draws) -> Selection:
         """Choose spans."""
         first, word = words_of(batch)
         span_of_word, firsts = walk_spans(batch, first, rate, draws, self.p, self.longest)
@@ -161,16 +147,16 @@ class SpanPolicy:
         )
 
 
-def span_lengths(p: float, longest: int) -> npt.NDArray[np.float64]:
+def span_lengths(p: float, longest: int) -> Floats:
     """Return P(length = 1), ..., P(length = longest), SpanBERT's distribution."""
     weights = p * (1.0 - p) ** np.arange(longest)
-    chances: npt.NDArray[np.float64] = weights / weights.sum()
+    chances: Floats = weights / weights.sum()
     return chances
 
 
 def walk_spans(
-    batch: TokenBatch, first: IntArray, rate: float, draws: Draws, p: float, longest: int
-) -> tuple[IntArray, IntArray]:
+    batch: TokenBatch, first: Ints, rate: float, draws: Draws, p: float, longest: int
+) -> tuple[Ints, Ints]:
     """Walk every sequence in gaps and spans, from the first tokens (W,) of the words.
 
     Returns (W,) int64, the span of each word or -1; and (S,) int64, the first word of each span.
@@ -202,7 +188,7 @@ def walk_spans(
     return span_of_word, firsts
 
 
-def _first_that_fit(starts: IntArray, ends: IntArray, bounds: IntArray) -> IntArray:
+def _first_that_fit(starts: Ints, ends: Ints, bounds: Ints) -> Ints:
     """Return the candidates that are left where each leaves out those it covers or touches.
 
     They start at (C,) ascending words; `bounds` (B + 1,) has the first of each sequence.

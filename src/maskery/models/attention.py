@@ -14,8 +14,6 @@ Shapes: T packed tokens, H heads, G key heads, E head width, n sequences of L to
 sequences.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Sequence

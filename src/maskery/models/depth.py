@@ -5,8 +5,6 @@ parent that are equally long (XLM's attentions, norms and feed-forwards) are par
 layers; others follow each other, as an encoder and its decoder. ALBERT's shared layers are one.
 """
 
-from __future__ import annotations
-
 from torch import nn
 from transformers import PreTrainedModel
 

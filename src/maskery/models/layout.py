@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from maskery.core.batch import IGNORE_INDEX, MaskedTokens, StaticShapes
+from maskery.core.batch import IGNORE_INDEX, Ints, MaskedTokens, StaticShapes
 from maskery.core.errors import ModelError, reason_of
 
 PACKABLE = frozenset({
@@ -76,9 +75,9 @@ class EncoderInputs:
 
 
 def pack(
-    input_ids: npt.NDArray[np.int64],
-    boundaries: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],  # (M,) indices into the T
+    input_ids: Ints,
+    boundaries: Ints,
+    positions: Ints,  # (M,) indices into the T
     *,
     first_position: int = 0,  # the position id of a sequence's first token
     longest: int | None = None,  # given where it must not change from batch to batch
@@ -103,12 +102,7 @@ def pack(
 
 
 def pad(
-    input_ids: npt.NDArray[np.int64],
-    boundaries: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
-    *,
-    pad_token_id: int,
-    least: int = 0,
+    input_ids: Ints, boundaries: Ints, positions: Ints, *, pad_token_id: int, least: int = 0
 ) -> EncoderInputs:
     """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s.
 
@@ -156,9 +150,7 @@ def pack_static(
     )
 
 
-def filled_boundaries(
-    boundaries: npt.NDArray[np.int64], shapes: StaticShapes
-) -> npt.NDArray[np.int64]:
+def filled_boundaries(boundaries: Ints, shapes: StaticShapes) -> Ints:
     """Return (S + 1,) int64: the sequences, then padding cut into pieces, then empty ones."""
     # A kernel computes no further than the constant maximum length, so padding is cut by it.
     real = int(boundaries[-1])
@@ -172,9 +164,7 @@ def filled_boundaries(
     return filled
 
 
-def masked_rows(
-    masked: MaskedTokens, shapes: StaticShapes
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def masked_rows(masked: MaskedTokens, shapes: StaticShapes) -> tuple[Ints, Ints]:
     """Return (M,) positions and (M,) targets; unused rows point anywhere and have no target."""
     count, room = len(masked.positions), shapes.num_masked
     if count > room:
@@ -211,9 +201,7 @@ def least_length(config: PreTrainedConfig) -> int:
     return 5 if config.model_type == "funnel" else 0  # it pools neighbours, and fails below
 
 
-def _sample(
-    hf: PreTrainedModel, pad_token_id: int, seed: int = 0
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints, Ints, Ints]:
     """Return ids (T,) of sequences at random, their boundaries (B + 1,), and all positions (T,)."""
     limit = max_positions(hf.config) or 64
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)

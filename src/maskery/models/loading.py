@@ -3,8 +3,6 @@
 Shapes: V vocabulary, D width.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +13,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -30,7 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from maskery.core.batch import require_mask, vocabulary_size
+from maskery.core.batch import Ints, require_mask, vocabulary_size
 from maskery.core.errors import MaskeryError, ModelError, counted, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
@@ -375,7 +372,7 @@ def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_siz
 def start_new_head(
     model: PreTrainedModel,
     new: Collection[str],  # names of parameters that no checkpoint had
-    token_counts: npt.NDArray[np.int64],  # (V,)
+    token_counts: Ints,  # (V,)
 ) -> None:
     """Set the output bias to log frequencies and square transforms to the identity, in place.
 
@@ -394,7 +391,7 @@ def start_new_head(
 
 
 @torch.no_grad()
-def start_at_frequencies(bias: torch.Tensor, token_counts: npt.NDArray[np.int64]) -> None:
+def start_at_frequencies(bias: torch.Tensor, token_counts: Ints) -> None:
     """Let a head's bias (V,) predict word frequencies before it has learnt anything."""
     counts = np.zeros(len(bias), np.float64)
     counts[: len(token_counts)] = token_counts[: len(bias)]

@@ -6,8 +6,6 @@ soft labels: Li et al., "Align before Fuse" (ALBEF, NeurIPS 2021), section 3.3.
 Shapes: B new features, K queued, E features.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Generic, TypeVar

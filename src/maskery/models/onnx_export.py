@@ -1,7 +1,5 @@
 """Write a masked language model as ONNX, checked against the model by onnxruntime."""
 
-from __future__ import annotations
-
 import io
 import logging
 import warnings

@@ -19,8 +19,6 @@ it is; `load_own_weights(module, folder)` reads it back.
 Shapes: B sequences, L padded length, M rows, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 from hashlib import blake2b
 from pathlib import Path

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskery.core.errors import ConfigError, PluginError, reason_of
+from maskery.core.errors import ConfigError, MaskeryError, PluginError, reason_of
 from maskery.core.registry import Registry, anchored_choice, split_weight
 
 # The contrast's learnt temperature is trained with the projections, but comparing needs it not.
@@ -26,7 +26,8 @@ TEMPERATURE = "temp"
 PROJECTIONS = ("vision_proj", "text_proj")
 CONTRACT = (
     "a function or torch.nn.Module that turns the step's TermInputs into a loss sum, a tensor "
-    "without dimensions, and a count; or a class that is made without arguments or from the model"
+    "without dimensions, and a count; or a class that is made without arguments, from the model or "
+    "from the model and the training pairs"
 )
 
 
@@ -60,12 +61,30 @@ TERMS: Mapping[str, Term] = {
         ("mrtd", "Replaced-token loss (MRTD)", ("mrtd_head",)),
     )
 }
+# Losses of a dual encoder's batch, loaded when they are named; by name, the label and the place.
+BATCH_TERMS: Mapping[str, tuple[str, str]] = {
+    name: (label, f"maskery.tasks.batch_terms:{term}")
+    for name, label, term in (
+        ("sdm", "Similarity distribution matching (SDM)", "sdm"),
+        ("tal", "Triplet alignment loss (TAL)", "tal"),
+        ("infonce", "Contrastive loss (InfoNCE)", "InfoNCE"),
+        ("sigmoid", "Sigmoid loss (SigLIP)", "Sigmoid"),
+        ("id", "Identity loss (ID)", "Identity"),
+    )
+}
+LABELS = {name: term.label for name, term in TERMS.items()}
+LABELS |= {name: label for name, (label, _) in BATCH_TERMS.items()}
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
 # Keys of a line in metrics.jsonl that a term's name would overwrite.
 RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate"}
 RESERVED |= {"tokens_per_second", "waiting_time_share"}
 # `LossTerm.of` tells more exactly what does not fit.
-CHOICES: Registry[Any] = Registry("--term", CONTRACT, TERMS, fits=lambda _: True)
+CHOICES: Registry[Any] = Registry(
+    "--term",
+    CONTRACT,
+    {**TERMS, **{name: place for name, (_, place) in BATCH_TERMS.items()}},
+    fits=lambda _: True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,22 +146,26 @@ def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, 
         CHOICES.check(choice)
         if choice in TERMS:
             weights[choice] = weight
-            if choice not in known:
-                raise ConfigError(
-                    f"--term {choice}: this kind of run has the terms {', '.join(known)}; "
-                    f"'{choice}' needs to know persons: maskery train person-search"
-                )
+        # Of the terms that know persons, every task of persons has this one.
+        if choice not in known and (choice in TERMS or (choice == "id" and "prd" not in known)):
+            raise ConfigError(
+                f"--term {choice}: this kind of run has the terms {', '.join(known)}; "
+                f"'{choice}' needs to know persons: maskery train person-search"
+            )
     return weights
 
 
-def load_terms(choices: Sequence[str], objects: Sequence[Any], model: Any) -> list[LossTerm]:
-    """Load the terms that are not built in.
+def load_terms(
+    choices: Sequence[str], objects: Sequence[Any], model: Any, pairs: Any = None
+) -> list[LossTerm]:
+    """Load the terms that the model has no heads of its own for.
 
-    Of a plug-in that is named twice the last weight counts. A class that takes an argument is made
-    from the model. `objects` are functions, modules and `LossTerm`s from Python.
+    Of a plug-in that is named twice the last weight counts. A class that takes arguments is made
+    from the model and, with a second one, the training `pairs`. `objects` are functions, modules
+    and `LossTerm`s from Python.
     """
     terms = [
-        LossTerm.of(_make(found, choice, model), weight=weight, choice=choice)
+        LossTerm.of(_make(found, choice, model, pairs), weight=weight, choice=choice)
         for choice, weight, found in _found(choices)
     ]
     terms += [LossTerm.of(thing) for thing in objects]
@@ -183,14 +206,16 @@ def _found(choices: Sequence[str]) -> list[tuple[str, float, Any]]:
     ]
 
 
-def _make(found: Any, choice: str, model: Any) -> Any:
-    """Return the term itself: a class is made without arguments, or from the model."""
+def _make(found: Any, choice: str, *arguments: Any) -> Any:
+    """Return the term itself: a class is made from as many arguments as it requires."""
     if not isinstance(found, type):
         return found
     try:
         parameters = inspect.signature(found).parameters.values()
         required = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-        return found(model) if required else found()
+        return found(*arguments[: len(required)])
+    except MaskeryError:
+        raise
     except Exception as error:  # the user's code may raise anything
         raise CHOICES.misfit(
             choice, f"it cannot be made: {type(error).__name__}: {reason_of(error)}"

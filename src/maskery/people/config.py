@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
+from maskery.core.ranges import Range, check_ranges
 
 SPLITS = ("train", "val", "test")
 MAX_SIDE = 2048
@@ -37,7 +38,16 @@ class PeopleConfig:
     image_format: Literal["jpg", "png"] = "jpg"
     """Files are JPEG of quality 95, or PNG (exact pixels, about six times larger)."""
 
+    style: Literal[1, 2] = 1
+    """The camera: 2 has dark places, a blue cast, paler colours and more noise, for measuring
+    transfer; people and captions are the same."""
+
+    swap_captions: Annotated[float, Range(0, 1, below=True, hint="try {flag} 0.2")] = 0.0
+    """Share of the training captions exchanged between persons, to measure what noisy pairs cost;
+    swapped_captions.npy tells which."""
+
     def __post_init__(self) -> None:
+        check_ranges(self)
         for name in ("num_people", "images_per_person"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -48,8 +58,6 @@ class PeopleConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}: it must be from 16 to {MAX_SIDE} pixels"
                 )
-        if self.image_format not in ("jpg", "png"):
-            raise ConfigError(f"image_format is {self.image_format!r}: choose 'jpg' or 'png'")
         self._check_splits()
 
     def _check_splits(self) -> None:

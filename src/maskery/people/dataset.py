@@ -6,19 +6,28 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from maskery.core.errors import ConfigError, DataError
+from maskery.core.random import Stream
 from maskery.people.attributes import identity_at, max_people
 from maskery.people.config import SPLITS, PeopleConfig
 from maskery.people.drawing import render
+from maskery.people.draws import permutation
 from maskery.people.grammar import captions_of
 
 MANIFEST = "drawn_people.json"
 ANNOTATIONS = "reid_raw.json"
 IMAGES = "imgs"
+# In the format of RDE's noise files (Qin et al., CVPR 2024): (C,) int64, for each training caption,
+# in the order of the annotations, the one that was written for its picture's place.
+SWAPPED = "swapped_captions.npy"
 # Part of the manifest: folders drawn by another version of the drawing code are not mixed.
 DRAWING_VERSION = 1
 JPEG_QUALITY = 95
@@ -64,7 +73,8 @@ def draw_people(
     Writes `imgs/` with the pictures, `reid_raw.json` as CUHK-PEDES has it (`id` from 1, `split`,
     `file_path` below `imgs/`, `captions`, `processed_tokens`), and `pairs_train.jsonl`,
     `pairs_val.jsonl` and `pairs_test.jsonl` with `image`, `caption` (a list) and `person`. People
-    are disjoint between splits. A call that was interrupted is continued by the next.
+    are disjoint between splits. A call that was interrupted is continued by the next. With
+    `swap_captions`, `swapped_captions.npy` tells whose caption each training caption is.
 
     Args:
         folder: New, empty, or left by an earlier call with the same settings.
@@ -72,13 +82,14 @@ def draw_people(
         progress: Called with pictures done and pictures in all, after each.
 
     Raises:
-        ConfigError: More people are wanted than look different.
+        ConfigError: More people are wanted than look different, or too few to swap captions.
         DataError: The folder holds something else.
     """
     if config.num_people > max_people():
         raise ConfigError(
             f"num_people is {config.num_people}: at most {max_people()} look different; draw fewer"
         )
+    index = _swapped(config) if config.swap_captions else None
     _claim(folder, config)
     pictures: list[_Picture] = []
     num_drawn = 0
@@ -88,12 +99,21 @@ def draw_people(
         pictures.append(picture)
         if progress is not None:
             progress(len(pictures), num_images)
+    if index is not None:
+        pictures = _exchanged(pictures, index)
+        buffer = io.BytesIO()
+        np.save(buffer, index)
+        _write(folder / SWAPPED, buffer.getvalue())
     _write_annotations(folder, pictures)
     return _summary(folder, config, pictures, num_drawn)
 
 
 def _manifest(config: PeopleConfig) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    # As folders of before these settings have it, where they are not used.
+    for field in fields(config):
+        if field.name in ("style", "swap_captions") and settings[field.name] == field.default:
+            del settings[field.name]
     return {"maskery": "drawn people", "drawing_version": DRAWING_VERSION, **settings}
 
 
@@ -146,11 +166,46 @@ def _plan(config: PeopleConfig) -> Iterator[_Picture]:
             )
 
 
+def _swapped(config: PeopleConfig) -> npt.NDArray[np.int64]:
+    """Return for each training caption the one to have in its place: (C,) int64.
+
+    Those to swap are drawn by the seed. Each takes the caption half of the drawn ones further on,
+    which is another person's.
+    """
+    owners = np.repeat(np.arange(config.split_sizes()[0]), 2 * config.images_per_person)
+    count = round(config.swap_captions * len(owners))
+    order = permutation(config.seed, Stream.NEGATIVE, 0, len(owners))
+    drawn = np.sort(order[:count])
+    taken = np.roll(drawn, count // 2)
+    if not count or (owners[drawn] == owners[taken]).any():
+        raise ConfigError(
+            f"swap_captions is {config.swap_captions:g}: this share of {len(owners)} training "
+            f"captions cannot be exchanged between persons; draw more people"
+        )
+    index = np.arange(len(owners))
+    index[drawn] = taken
+    return index
+
+
+def _exchanged(pictures: list[_Picture], index: npt.NDArray[np.int64]) -> list[_Picture]:
+    """Give each training caption's place the caption that `index` names."""
+    train = [picture for picture in pictures if picture.split == "train"]
+    captions = [caption for picture in train for caption in picture.captions]
+    given = iter([captions[i] for i in index.tolist()])
+    return [
+        replace(picture, captions=tuple(islice(given, len(picture.captions))))
+        if picture.split == "train"
+        else picture
+        for picture in pictures
+    ]
+
+
 def _draw_file(path: Path, picture: _Picture, config: PeopleConfig) -> bool:
     """Draw a picture's file. Returns False if it exists already."""
     if path.exists():
         return False
-    image = render(identity_at(config.seed, picture.number), picture.image_index, config.size)
+    identity = identity_at(config.seed, picture.number)
+    image = render(identity, picture.image_index, config.size, config.style)
     buffer = io.BytesIO()
     if config.image_format == "jpg":
         image.save(buffer, "JPEG", quality=JPEG_QUALITY)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from maskery.core.random import Stream
+from maskery.core.random import MAX_EPOCH, Stream
 from maskery.core.registry import require
 from maskery.people.attributes import Identity
 from maskery.people.bags import draw_bag_before, draw_bag_behind
@@ -27,13 +28,18 @@ SUPERSAMPLING = 2
 FULL_WIDTH, HAT_HEIGHT, FULL_HEIGHT = 0.56, 0.05, 1.04
 
 
-def render(identity: Identity, image_index: int, size: tuple[int, int]) -> Image:
+# The second camera: the weights of grey in its colours, and its blue cast.
+GREYNESS, CAST = 0.35, (0.86, 0.97, 1.1)
+
+
+def render(identity: Identity, image_index: int, size: tuple[int, int], style: int = 1) -> Image:
     """Draw picture `image_index` of a person.
 
     Args:
         identity: From `identity_at`.
         image_index: From 0.
         size: (width, height) in pixels.
+        style: The camera, 1 or 2.
 
     Returns:
         An RGB image, a pure function of the arguments.
@@ -41,10 +47,10 @@ def render(identity: Identity, image_index: int, size: tuple[int, int]) -> Image
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    return render_scene(identity, scene_of(identity, image_index), size)
+    return render_scene(identity, scene_of(identity, image_index), size, style)
 
 
-def render_scene(identity: Identity, scene: Scene, size: tuple[int, int]) -> Image:
+def render_scene(identity: Identity, scene: Scene, size: tuple[int, int], style: int = 1) -> Image:
     """Draw a person in a scene of one's own choice; see `render`."""
     purpose = "draw people"
     image_module = require("PIL.Image", extra="vision", purpose=purpose)
@@ -53,10 +59,14 @@ def render_scene(identity: Identity, scene: Scene, size: tuple[int, int]) -> Ima
     surface = image_module.new("RGB", large)
     draw = draw_module.Draw(surface)
     draw_place(draw, large, scene)
+    if style == 2:  # places by night
+        surface.paste(surface.point(lambda level: 0.9 * (255 - level)))
     _draw_figure(_canvas(draw, identity, scene, large), identity, scene)
     draw_occluder(draw, large, scene)
     picture = np.asarray(surface.reduce(SUPERSAMPLING))
     picture = _lit(picture, scene, _noise(identity, scene, picture.shape))
+    if style == 2:
+        picture = _second_camera(picture, identity, scene)
     image: Image = image_module.fromarray(picture)
     return image
 
@@ -119,3 +129,19 @@ def _lit(
     levels = levels * gain + noise * np.float32(scene.noise)
     lit: npt.NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     return lit
+
+
+def _second_camera(
+    picture: npt.NDArray[np.uint8], identity: Identity, scene: Scene
+) -> npt.NDArray[np.uint8]:
+    """Apply paler colours, a blue cast, less light in the middle tones, and more noise."""
+    levels = picture.astype(np.float32)
+    grey = levels.mean(axis=2, keepdims=True)
+    levels = 255 * ((levels + GREYNESS * (grey - levels)) / 255) ** np.float32(1.3)
+    # Of a picture that is nobody's, so that it is not the noise that was added already.
+    noise = _noise(
+        identity, replace(scene, image_index=MAX_EPOCH - scene.image_index), picture.shape
+    )
+    levels = levels * np.array(CAST, np.float32) + 6 * noise
+    seen: npt.NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return seen

@@ -1,7 +1,5 @@
 """Check the page's requests: JSON objects with known keys, each within its limits."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The models of a playground, its gallery, and the calls that the page makes, without any HTTP."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

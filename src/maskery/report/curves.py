@@ -4,8 +4,6 @@ Both are drawn by matplotlib. In the page's SVG, colours are the page's own vari
 charts follow its dark and its light theme.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import math
@@ -19,9 +17,10 @@ from maskery.core.registry import require
 from maskery.core.system import write_whole
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.evaluation.tables import RANKED_BY, SIGHTS
+from maskery.objectives.terms import LABELS as LOSSES
 from maskery.objectives.terms import TERMS
 
-LABELS = {name: term.label for name, term in TERMS.items()} | {
+LABELS = LOSSES | {
     "grad_norm": "Gradient norm",
     "keep": "Distance of vectors from the start's",
     "probe": "Vectors: probe",

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import Ints, MaskedTokens, TokenBatch
 from maskery.core.random import token_uniforms
 from maskery.core.task import moved
 from maskery.masking.masker import Masker
@@ -108,16 +107,14 @@ class PreparedPairs:
         return moved(self, device)
 
 
-def padded_places(batch: TokenBatch, length: int) -> npt.NDArray[np.int64]:
+def padded_places(batch: TokenBatch, length: int) -> Ints:
     """Return where each of the T tokens stands among B * `length`: (T,) int64."""
     rows = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
     within = np.arange(batch.num_tokens) - batch.boundaries[:-1][rows]
     return rows * length + within
 
 
-def _pad(
-    batch: TokenBatch, input_ids: npt.NDArray[np.int64], length: int, pad_token_id: int
-) -> torch.Tensor:
+def _pad(batch: TokenBatch, input_ids: Ints, length: int, pad_token_id: int) -> torch.Tensor:
     """Lay (T,) ids of a batch side by side: (B, `length`) int64."""
     padded = np.full(len(batch.lengths) * length, pad_token_id, np.int64)
     padded[padded_places(batch, length)] = input_ids

@@ -85,15 +85,17 @@ class ImageTextTask:
         masker: Masker,
         mrtd_masker: Masker,
         terms: Sequence[Any] = (),
+        pairs: Any = None,
     ) -> None:
         """Make the twin, attach the user's loss terms, and freeze heads that no term reads.
 
         The loss terms of the user's own are those that `config` names, and functions, modules or
         `LossTerm`s as `terms`; one that breaks its contract is a PluginError. `mrtd_masker` masks
-        captions again for the twin to fill, with another seed.
+        captions again for the twin to fill, with another seed. `pairs` are those to train on, which
+        terms that know persons are made from.
         """
         self.config, self.pad_token_id = config, pad_token_id
-        self.own_terms = load_terms(config.term, terms, model)
+        self.own_terms = load_terms(config.term, terms, model, pairs)
         self.captions = CaptionSteps(
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )

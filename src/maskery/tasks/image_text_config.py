@@ -34,7 +34,7 @@ class ImageTextMLMConfig(Settings):
         conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]"),
     ] = ()
     """A loss term, with its weight (default 1): one of yours in a Python file, or itc, itm, mlm,
-    prd, mrtd. Repeat the flag for more."""
+    prd, mrtd, and of dual encoders sdm, tal, infonce, sigmoid, id. Repeat the flag for more."""
     objective: Literal["mlm", "mlm+mrtd"] | None = None
     """Which word losses are on, as in train text: mlm alone, or with replaced token detection.
     Default: those whose weight is above 0."""

@@ -175,9 +175,14 @@ class TermInputs:
     @cached_property
     def features(self) -> Features:
         """Contrastive features of both sides, (B, E) each of unit length, with gradients."""
-        return self.student or Features(
-            image=self.model.image_feature(self.image_tokens),
-            text=self.model.text_feature(self.caption, self.caption_mask),
+        return self.student or self.projected.normalised()
+
+    @cached_property
+    def projected(self) -> Features:
+        """The same before they are made unit length."""
+        return Features(
+            image=self.model.image_feature(self.image_tokens, unit=False),
+            text=self.model.text_feature(self.caption, self.caption_mask, unit=False),
         )
 
     @cached_property

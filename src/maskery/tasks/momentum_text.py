@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import Ints, MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError
-from maskery.core.random import Int64Array, token_uniforms
+from maskery.core.random import token_uniforms
 from maskery.core.task import part_of
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
@@ -139,7 +139,7 @@ class MomentumTextMLM(TextMLM):
         return prepared.pin_memory() if self.pin_memory else prepared
 
     def _lay_out_copies(
-        self, batch: TokenBatch, copies: Sequence[tuple[Int64Array, Int64Array]]
+        self, batch: TokenBatch, copies: Sequence[tuple[Ints, Ints]]
     ) -> EncoderInputs:
         """Lay a batch out several times, one copy after another, each with ids (T,) and rows."""
         count = len(copies)

@@ -6,8 +6,6 @@ files differ from its manifest is skipped, with a warning, for the one before it
 stay the one that `best.json` names, with the best held-out figure, and each with a file `kept`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

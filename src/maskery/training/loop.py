@@ -3,8 +3,6 @@
 A step itself is taken in `training/stepper.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import signal

@@ -10,8 +10,6 @@ hidden layers: embeddings, positions, convolutions, biases, norms and output lay
 CPU without such products that takes 18 to 28 times as long, so it is not used.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager

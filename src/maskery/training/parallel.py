@@ -6,8 +6,6 @@ gradient and of its optimiser state, and whole layers exist only while they are 
 twin is sharded as its model is, so it moves without communication.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from typing import Any

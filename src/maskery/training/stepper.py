@@ -10,8 +10,6 @@ The loss of a step is `sum over terms of weight * (sum of the term / its count)`
 over every micro-batch of every process, so it does not depend on how the step is cut up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading

@@ -1,7 +1,5 @@
 """Settings of reading a corpus, light to import."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, fields

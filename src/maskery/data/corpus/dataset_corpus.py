@@ -3,8 +3,6 @@
 Code that a dataset of the hub carries is never run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: N examples.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from maskery.core.batch import Bools, Ids
 from maskery.core.errors import ConfigError, DataError
-from maskery.core.random import UInt64Array
 from maskery.data.corpus.config import CorpusConfig
 
 NOT_SPACE = re.compile(r"\S")
@@ -48,7 +45,7 @@ def example_id(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def is_held_out(ids: UInt64Array, share: float) -> npt.NDArray[np.bool_]:
+def is_held_out(ids: Ids, share: float) -> Bools:
     """Choose the held-out share of examples, by a hash of their ids: (N,) bool.
 
     A larger share holds out a superset of a smaller one.
@@ -61,7 +58,7 @@ def is_held_out(ids: UInt64Array, share: float) -> npt.NDArray[np.bool_]:
     return mix(ids) < np.uint64(int(share * 2.0**64))
 
 
-def mix(ids: UInt64Array) -> UInt64Array:
+def mix(ids: Ids) -> Ids:
     """Return the first output of SplitMix64 for each seed of `ids`: (N,) uint64, a bijection."""
     mixed = ids + np.uint64(GOLDEN_GAMMA)
     mixed ^= mixed >> np.uint64(30)

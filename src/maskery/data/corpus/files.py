@@ -1,7 +1,5 @@
 """From names to a list of files, here or at an address, or to a dataset of the hub."""
 
-from __future__ import annotations
-
 import difflib
 import glob
 import logging

@@ -9,8 +9,6 @@ examples: strings, or dicts with the text under `--text-column`. It is named on 
 Opening, decompression, decoding, ids, counting and messages are done here for all readers alike.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import traceback

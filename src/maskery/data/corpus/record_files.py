@@ -6,8 +6,6 @@ is read by a scanner that never holds more than a record. In CSV and TSV (RFC 41
 may hold line ends.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

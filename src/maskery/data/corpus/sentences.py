@@ -1,7 +1,5 @@
 """Files of one sentence, word or pair of sentences a line."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -9,8 +9,6 @@ first one is an error that names its offset in the decompressed stream. Under `s
 every bad sequence becomes one NUL character, the mark that `Reading.mend` deals with.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import gzip

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
+from maskery.core.batch import Ids
 from maskery.core.errors import DataError, MissingExtraError, counted, reason_of
-from maskery.core.random import UInt64Array
 from maskery.core.registry import require
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 
@@ -216,7 +216,7 @@ class ImageRef:
             return load_image(file, name=name, max_pixels=self.max_pixels, near=near)
 
 
-def content_hashes(refs: Iterable[ImageRef]) -> UInt64Array:
+def content_hashes(refs: Iterable[ImageRef]) -> Ids:
     """Return (N,) uint64: a hash of each picture's bytes, so that copies and links are known.
 
     A picture that cannot be read is known by its name.

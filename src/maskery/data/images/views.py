@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.core.random import Float32Array, Stream, UInt64Array, random_rows, to_uniforms
+from maskery.core.batch import Ids
+from maskery.core.random import Float32Array, Stream, random_rows, to_uniforms
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
 from maskery.data.images.loading import MAX_WORKERS, ImageRef, Skipped, decode_many, pillow
 
@@ -51,7 +52,7 @@ Draw = IntEnum(
 NUM_DRAWS = Draw.AUGMENT + DRAWS_PER_OPERATION * MAX_AUGMENT_OPERATIONS
 
 
-def view_draws(seed: int, epoch: int, example_ids: UInt64Array, view: int = 0) -> Float32Array:
+def view_draws(seed: int, epoch: int, example_ids: Ids, view: int = 0) -> Float32Array:
     """Draw the uniforms of one view, numbered from 0, of each example: (N, `NUM_DRAWS`)."""
     lengths = np.full(len(example_ids), NUM_DRAWS, np.int64)
     words = random_rows(seed, Stream.VIEW, epoch, example_ids, view * lengths, lengths)

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch, Vocabulary
+from maskery.core.batch import Bools, Ids, Ints, TokenBatch, Vocabulary
 from maskery.core.errors import DataError
-from maskery.core.random import Int64Array, Stream, UInt64Array, uniforms
+from maskery.core.random import Stream, uniforms
 from maskery.data.batching import PlannedSource, Template, assemble
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.loading import MAX_WORKERS, Skipped, decode_many
@@ -51,23 +51,23 @@ class CaptionTokens:
     """Every usable caption, tokenised once."""
 
     tokens: npt.NDArray[np.int32]  # (T,) int32, without special tokens
-    word_starts: npt.NDArray[np.bool_]  # (T,) bool
+    word_starts: Bools  # (T,) bool
     # (C + 1,) int64; caption c is `tokens[boundaries[c]:boundaries[c + 1]]`.
-    boundaries: Int64Array
-    owners: Int64Array  # (C,) int64, ascending: the pair of each caption
-    places: Int64Array  # (C,) int64: its number among its pair's captions
+    boundaries: Ints
+    owners: Ints  # (C,) int64, ascending: the pair of each caption
+    places: Ints  # (C,) int64: its number among its pair's captions
     # (C,) int64: the caption's first token among its pair's, special tokens counted. A pair's
     # captions are windows of one document, so that each has masks of its own.
-    starts: Int64Array
+    starts: Ints
     template: Template  # the special tokens of a sequence
     skipped: Skipped  # captions that were left out because nothing in them can be masked
     num_cut: int  # captions that were cut at the longest length
 
-    def token_counts(self, vocab_size: int) -> Int64Array:
+    def token_counts(self, vocab_size: int) -> Ints:
         """Count each token of the captions: (V,) int64."""
         return np.bincount(self.tokens, minlength=vocab_size).astype(np.int64)
 
-    def batch(self, captions: Int64Array, example_ids: npt.NDArray[np.uint64]) -> TokenBatch:
+    def batch(self, captions: Ints, example_ids: Ids) -> TokenBatch:
         """Return some captions end to end, each under the id of its pair."""
         firsts, ends = self.boundaries[captions], self.boundaries[captions + 1]
         arrays = self.tokens, self.word_starts, firsts, ends - firsts, example_ids
@@ -188,7 +188,7 @@ class JudgedPairs:
     wrong: torch.Tensor  # (B,) int64: a picture of something (someone) else
     text: TokenBatch  # B captions
     # (B,) uint64: the picture or person of each caption; what intervals resample.
-    groups: UInt64Array
+    groups: Ids
 
 
 ViewedT = TypeVar("ViewedT")
@@ -200,8 +200,8 @@ class PicturedExamples(PlannedSource[ViewedT]):
     def __init__(
         self,
         read: ReadPairs,
-        ids: UInt64Array,  # (N,)
-        pairs: Int64Array,  # (N,) of which each example has the picture
+        ids: Ids,  # (N,)
+        pairs: Ints,  # (N,) of which each example has the picture
         batch_size: int,  # examples of a step, over all processes
         micro_size: int | None,  # most examples of a micro-batch
         seed: int,
@@ -211,7 +211,7 @@ class PicturedExamples(PlannedSource[ViewedT]):
         self.ids, self.pairs = ids, pairs
         _, self.captions, self.pictures, self.view = read
 
-    def readable(self, members: Int64Array, epoch: int) -> tuple[Int64Array, list[Image]]:
+    def readable(self, members: Ints, epoch: int) -> tuple[Ints, list[Image]]:
         """Return those examples whose picture can be read, or else the next in the order."""
         order = self.plan(epoch).order
         at = int(np.flatnonzero(order == members[-1])[0])
@@ -224,9 +224,7 @@ class PicturedExamples(PlannedSource[ViewedT]):
                 return np.array([e for e, _ in found], np.int64), [image for _, image in found]
         raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
 
-    def views(
-        self, images: list[Image], ids: UInt64Array, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, images: list[Image], ids: Ids, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two random views of each picture: (B, 3, H, W) float32, normalised."""
         # In one go, so that no thread of the pool waits between the two.
         draws = np.concatenate([view_draws(self.seed, epoch, ids, view=n) for n in (0, 1)])
@@ -240,7 +238,7 @@ class PairSource(PicturedExamples[ViewedPairs]):
     def __init__(
         self,
         read: ReadPairs,
-        chosen: Int64Array,
+        chosen: Ints,
         *,
         batch_pairs: int,
         micro_pairs: int | None = None,
@@ -249,9 +247,7 @@ class PairSource(PicturedExamples[ViewedPairs]):
         chosen = chosen[np.isin(chosen, read.captions.owners)]
         super().__init__(read, read.pairs.ids[chosen], chosen, batch_pairs, micro_pairs, seed)
 
-    def batch(
-        self, chosen: Int64Array, epoch: int = 0, crowd: Int64Array | None = None
-    ) -> ViewedPairs:
+    def batch(self, chosen: Ints, epoch: int = 0, crowd: Ints | None = None) -> ViewedPairs:
         """Return the batch of some pairs that can be read, with one caption of each."""
         del crowd
         members, images = self.readable(chosen, epoch)
@@ -269,7 +265,7 @@ class HeldOutPairs:
     """Every caption of the `chosen` pairs, with the picture it belongs to and a wrong one."""
 
     def __init__(
-        self, read: ReadPairs, groups: UInt64Array, chosen: Int64Array, *, batch_pairs: int = 64
+        self, read: ReadPairs, groups: Ids, chosen: Ints, *, batch_pairs: int = 64
     ) -> None:
         pairs, self.captions, self.pictures, self.view = read
         self.ids, self.groups, self.batch_pairs = pairs.ids, groups, batch_pairs

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maskery.core.batch import Ids, Ints
 from maskery.core.errors import DataError, counted
-from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.corpus.examples import is_held_out, mix
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
@@ -82,9 +82,9 @@ class Pairs:
         self._ref = ref
         self._prepare: Callable[[str], str] = str
         # (N,) each: the id and the number of the person of each pair, `NOBODY` where there is none.
-        self.ids: UInt64Array = table["id"].to_numpy()
+        self.ids: Ids = table["id"].to_numpy()
         persons = table["person"].combine_chunks().dictionary_encode()
-        self.persons: Int64Array = persons.indices.fill_null(NOBODY).to_numpy().astype(np.int64)
+        self.persons: Ints = persons.indices.fill_null(NOBODY).to_numpy().astype(np.int64)
         self.person_names: tuple[str, ...] = tuple(persons.dictionary.to_pylist())
         self.groups = table["group"]  # names; pairs of one stay on one side of a split
         self.skipped_captions = skipped  # a pair that has no other is left out too
@@ -169,7 +169,7 @@ class Pairs:
         )
 
     @cached_property
-    def contents(self) -> UInt64Array:
+    def contents(self) -> Ids:
         """A hash of each picture's bytes, (N,): copies and links have one. Reads every picture."""
         return content_hashes(self[index].image for index in range(len(self)))
 
@@ -248,7 +248,7 @@ def _checked(
         )
 
 
-def group_ids(pairs: Pairs) -> UInt64Array:
+def group_ids(pairs: Pairs) -> Ids:
     """Return (N,) uint64: a hash of the person shown, else of the group, else of the picture.
 
     Where they share a picture, by its name or by its bytes, they are one.
@@ -271,13 +271,13 @@ def group_ids(pairs: Pairs) -> UInt64Array:
     return least_ids(own, joined)[joined]
 
 
-def group_ids_of(names: Sequence[str]) -> UInt64Array:
+def group_ids_of(names: Sequence[str]) -> Ids:
     """Return (N,) uint64: a hash of each name."""
     digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def split_pairs(groups: UInt64Array, share: float) -> tuple[Int64Array, Int64Array]:
+def split_pairs(groups: Ids, share: float) -> tuple[Ints, Ints]:
     """Split pairs into training and held-out ones, about `share` of groups (N,), by their hash."""
     unique = np.unique(groups)
     if len(unique) < 3:
@@ -292,7 +292,7 @@ def split_pairs(groups: UInt64Array, share: float) -> tuple[Int64Array, Int64Arr
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def wrong_pairs(groups: UInt64Array, among: Int64Array) -> Int64Array:
+def wrong_pairs(groups: Ids, among: Ints) -> Ints:
     """Return for each pair of `among`, (M,), a fixed one of another group among them."""
     own = groups[among]
     unique = np.unique(own)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import ConfigError
-from maskery.core.random import Int64Array, Stream, uniforms
+from maskery.core.random import Stream, uniforms
 from maskery.core.task import StandIn
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.pairs.batches import PicturedExamples, ReadPairs, ViewedPairs
@@ -82,9 +82,7 @@ class PersonSource(PicturedExamples[ViewedPersons]):
             )
         return super().micro_batches(epoch, step, rank=rank, world_size=world_size)
 
-    def batch(
-        self, chosen: Int64Array, epoch: int = 0, crowd: Int64Array | None = None
-    ) -> ViewedPersons:
+    def batch(self, chosen: Ints, epoch: int = 0, crowd: Ints | None = None) -> ViewedPersons:
         """Return the batch of some captions in an epoch, and the persons of the crowd."""
         crowd_ids = torch.from_numpy(self.persons[chosen if crowd is None else crowd])
         members, images = self.readable(chosen, epoch)

@@ -1,7 +1,5 @@
 """Settings of making token shards, light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

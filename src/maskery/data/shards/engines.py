@@ -4,8 +4,6 @@ An engine only calls `do_piece` for numbers, which may be repeated, lost and don
 docs/corpora.md says why Ray's own tasks are used, and datatrove for Slurm alone.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shlex

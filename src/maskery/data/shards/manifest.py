@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskery.core.batch import Ints
 from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
-from maskery.core.random import Int64Array
 from maskery.core.system import write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
@@ -147,7 +147,7 @@ def _fits(pattern: re.Pattern[str], value: object) -> bool:
 class DocumentLengths:
     """Counts of documents by length, for each shard."""
 
-    offsets: Int64Array  # (number of shards + 1,), into the other two
+    offsets: Ints  # (number of shards + 1,), into the other two
     lengths: npt.NDArray[np.uint32]  # ascending within a shard
     counts: npt.NDArray[np.uint32]
 
@@ -158,7 +158,7 @@ class DocumentLengths:
         offsets = np.cumsum([0, *map(len, histograms)], dtype=np.int64)
         return cls(offsets=offsets, lengths=flat[:, 0].copy(), counts=flat[:, 1].copy())
 
-    def of(self, shard: int) -> tuple[Int64Array, Int64Array]:
+    def of(self, shard: int) -> tuple[Ints, Ints]:
         """Return lengths and counts of one shard, int64."""
         chosen = slice(int(self.offsets[shard]), int(self.offsets[shard + 1]))
         return self.lengths[chosen].astype(np.int64), self.counts[chosen].astype(np.int64)

@@ -7,8 +7,6 @@ documents are, whatever their order, so any step of any epoch is found without r
 Shapes: W windows, S steps, B blocks.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Ids, Ints, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.task import StandIn
 from maskery.data.batching import (
@@ -48,8 +45,6 @@ from maskery.data.store import Documents
 SHARD_ORDER, WINDOW_ORDER, STEP_ORDER, HELD_OUT_ORDER = 8, 12, 16, 20
 # Window w of shard s is drawn for as s * 2**40 + w.
 WINDOW_BITS = 40
-
-Counts = npt.NDArray[np.int64]
 
 
 class TokenShards:
@@ -106,7 +101,7 @@ class Epoch:
     """Blocks of an epoch: their shards, and their first steps."""
 
     blocks: list[list[int]]  # the shards of each, in the order they are read
-    firsts: Counts  # (B + 1,): the first step of each block, and the number of steps
+    firsts: Ints  # (B + 1,): the first step of each block, and the number of steps
 
     @property
     def num_steps(self) -> int:
@@ -137,7 +132,7 @@ class ShardSource:
         *,
         shuffle_shards: int = 4,  # shards whose examples are shuffled together
         cache_shards: int = 16,  # copies kept besides those in use, for shards from an address
-        exclude: npt.NDArray[np.uint64] | None = None,  # (n,) documents that are left out
+        exclude: Ids | None = None,  # (n,) documents that are left out
     ) -> None:
         self.shards, self.batching, self.exclude = shards, batching, exclude
         self.shuffle_shards, self.cache_shards = shuffle_shards, cache_shards
@@ -230,7 +225,7 @@ def shard_blocks(num_shards: int, together: int, *, seed: int, epoch: int) -> li
     return [order[first : first + together] for first in range(0, num_shards, together)]
 
 
-def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch: int) -> Counts:
+def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch: int) -> Ints:
     """Return the windows of some shards, numbered end to end, in random order: (W,) int64."""
     names = [
         (np.uint64(shard) << np.uint64(WINDOW_BITS)) + np.arange(count, dtype=np.uint64)
@@ -239,13 +234,13 @@ def window_order(shards: list[int], num_windows: list[int], *, seed: int, epoch:
     return random_order(np.concatenate(names), position=WINDOW_ORDER, seed=seed, epoch=epoch)
 
 
-def step_order(first: int, count: int, *, seed: int, epoch: int) -> Counts:
+def step_order(first: int, count: int, *, seed: int, epoch: int) -> Ints:
     """Return steps in random order: (count,) int64; `first` tells an epoch's blocks apart."""
     names = np.uint64(first) + np.arange(count, dtype=np.uint64)
     return random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch)
 
 
-def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int) -> Counts:
+def window_histogram(lengths: Ints, counts: Ints, *, room: int, special: int) -> Ints:
     """Count the windows of each length that documents become, as `cut_windows` cuts them.
 
     `counts` tells how many documents have each of `lengths`, which are without special tokens, as
@@ -257,7 +252,7 @@ def window_histogram(lengths: Counts, counts: Counts, *, room: int, special: int
     return histogram
 
 
-def count_steps(histogram: Counts, *, batch_tokens: int, layout: Layout) -> int:
+def count_steps(histogram: Ints, *, batch_tokens: int, layout: Layout) -> int:
     """Count the steps that windows need in the worst order.
 
     Packed, in any order: every step but the last is followed by a window that it has no room for,
@@ -278,7 +273,7 @@ def count_steps(histogram: Counts, *, batch_tokens: int, layout: Layout) -> int:
     return min(by_tokens, by_windows)
 
 
-def padded_cuts(histogram: Counts, batch_tokens: int) -> Counts:
+def padded_cuts(histogram: Ints, batch_tokens: int) -> Ints:
     """Cut windows sorted by length, each counted as long as the longest of its step: (S + 1,)."""
     cuts, start, done = [np.zeros(1, np.int64)], 0, 0
     for length in np.flatnonzero(histogram).tolist():
@@ -294,7 +289,7 @@ def padded_cuts(histogram: Counts, batch_tokens: int) -> Counts:
     return np.concatenate(cuts)
 
 
-def cut_exactly(lengths: Counts, num_steps: int, *, batch_tokens: int, layout: Layout) -> Counts:
+def cut_exactly(lengths: Ints, num_steps: int, *, batch_tokens: int, layout: Layout) -> Ints:
     """Cut windows into a number of steps, of like size and none over the budget.
 
     `lengths` are (W,) in the order they are read, ascending in the padded layout; `num_steps` is
@@ -319,7 +314,7 @@ def cut_exactly(lengths: Counts, num_steps: int, *, batch_tokens: int, layout: L
     return split_fullest(cut_by_sum(lengths, high), num_steps)
 
 
-def split_fullest(boundaries: Counts, num_steps: int) -> Counts:
+def split_fullest(boundaries: Ints, num_steps: int) -> Ints:
     """Halve the steps of most windows until there are as many as asked for."""
     missing = num_steps - (len(boundaries) - 1)
     if missing <= 0:

@@ -6,22 +6,18 @@ compared word by word.
 Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, Vocabulary
+from maskery.core.batch import Floats, Ids, Ints, MaskedTokens, Vocabulary
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
-from maskery.core.random import Int64Array, UInt64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
 from maskery.data.images.loading import pillow
@@ -40,7 +36,7 @@ from maskery.models.layout import pad
 Condition = Literal["right", "wrong", "none"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 # Captions with pictures, their ids with masks in them, and the masked positions.
-Question: TypeAlias = tuple[JudgedPairs, Int64Array, Int64Array]
+Question: TypeAlias = tuple[JudgedPairs, Ints, Ints]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +61,7 @@ def score_pairs(
             masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
             yield batch, masked.input_ids, masked.positions
 
-    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+    def measure(logits: torch.Tensor, originals: Ints) -> Floats:
         return token_rows(logits, torch.from_numpy(originals).to(model.device)).cpu().numpy()
 
     none = "no held-out caption has a token that can be masked; bring more pairs"
@@ -100,7 +96,7 @@ def score_words(
                 ids[positions] = mask_token_id
                 yield batch, ids, positions
 
-    def measure(logits: torch.Tensor, originals: Int64Array) -> npt.NDArray[np.float64]:
+    def measure(logits: torch.Tensor, originals: Ints) -> Floats:
         filled = logits.argmax(dim=-1).tolist()
         hits = [f in accepted[o] for f, o in zip(filled, originals.tolist(), strict=True)]
         return np.column_stack((np.ones(len(hits)), np.array(hits, float)))
@@ -125,12 +121,12 @@ def _score(
     model: ImageTextModel,
     questions: Iterable[Question],
     # Turns logits (M, V) and original ids (M,) into one row a token.
-    measure: Callable[[torch.Tensor, Int64Array], npt.NDArray[np.float64]],
+    measure: Callable[[torch.Tensor, Ints], Floats],
     none: str,
 ) -> dict[Condition, ExampleSums]:
     """Ask questions under each condition and sum by picture or person; `none` is told of none."""
-    groups: list[UInt64Array] = []
-    rows: dict[Condition, list[npt.NDArray[np.float64]]] = {name: [] for name in CONDITIONS}
+    groups: list[Ids] = []
+    rows: dict[Condition, list[Floats]] = {name: [] for name in CONDITIONS}
     for batch, ids, positions in questions:
         if not len(positions):
             continue
@@ -144,7 +140,7 @@ def _score(
 
 
 def logits_by_condition(
-    model: ImageTextModel, batch: JudgedPairs, input_ids: Int64Array, positions: Int64Array
+    model: ImageTextModel, batch: JudgedPairs, input_ids: Ints, positions: Ints
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
     padded = pad(input_ids, batch.text.boundaries, positions, pad_token_id=0)
@@ -226,7 +222,7 @@ def sample_pictures(
     return tuple(found)
 
 
-def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Int64Array:
+def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Ints:
     """Choose one position in each of a few captions: a random whole word, the same every time."""
     places = np.flatnonzero(whole_words(batch.text, vocabulary))
     edges = np.searchsorted(places, batch.text.boundaries)

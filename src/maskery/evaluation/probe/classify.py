@@ -8,21 +8,17 @@ share one, so figures do not depend on the order of a file.
 Shapes: N examples or pairs, D width, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from maskery.core.batch import Bools, Floats, Ints
 from maskery.data.corpus.examples import example_id
 from maskery.data.split import as_read, connected
 from maskery.evaluation.intervals import Interval, Kind, ratio_interval
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 # Of few labels three quarters are trained on; each fold costs four fits for each inner one.
 NUM_FOLDS = 4
 INNER_FOLDS = 3

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.bars import Bar
+from maskery.core.batch import Bools, Floats, Ints
 from maskery.core.errors import ModelError
 from maskery.core.processes import inference, to_gpu
 from maskery.models.layout import max_positions
@@ -158,12 +159,12 @@ class Encoder:
 def tuned_hits(
     encoder: Encoder,  # left as it is; copies are trained
     texts: Sequence[str],
-    classes: npt.NDArray[np.int64],  # (N,) from 0
-    held_out: npt.NDArray[np.bool_],  # (N,) True for those that are judged and not trained on
+    classes: Ints,  # (N,) from 0
+    held_out: Bools,  # (N,) True for those that are judged and not trained on
     seeds: Sequence[int],  # each decides the head, the order and the dropout of one fine-tuning
     *,
     progress: bool = False,
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """Return which held-out texts are right after each fine-tuning, (seeds, H), 0 or 1."""
     tokens = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_length)
     rows: list[list[int]] = tokens["input_ids"]
@@ -181,12 +182,7 @@ def tuned_hits(
 
 
 def _tuned(
-    encoder: Encoder,
-    rows: Sequence[list[int]],
-    classes: npt.NDArray[np.int64],
-    train: npt.NDArray[np.int64],
-    seed: int,
-    bar: Bar,
+    encoder: Encoder, rows: Sequence[list[int]], classes: Ints, train: Ints, seed: int, bar: Bar
 ) -> Any:
     """Train a copy of the encoder, and return a function from places of texts to classes."""
     own = copy.copy(encoder)
@@ -223,7 +219,7 @@ def _tuned(
     own.hf.eval()
 
     @torch.no_grad()
-    def predict(places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def predict(places: Ints) -> Ints:
         parts = [
             places[start : start + BATCH_TEXTS] for start in range(0, len(places), BATCH_TEXTS)
         ]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from maskery.core.batch import Floats, Ints
 from maskery.core.errors import DataError, counted
 from maskery.core.registry import require
 from maskery.data.split import as_read
@@ -22,8 +22,6 @@ from maskery.evaluation.probe.classify import grouped_interval, pair_scores
 from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 # A linear probe of more words would take minutes; sentences are drawn by a hash of their text.
 MOST_WORDS = 20_000
 
@@ -314,7 +312,7 @@ def tuned_figure(
     held_out = classify.folds_of(texts, classify.NUM_FOLDS) == 0
     if not held_out.any() or len(np.unique(classes[~held_out])) < 2:
         raise DataError(f"{len(texts):,} texts are too few for --tune; leave it out")
-    hits: dict[str, npt.NDArray[np.float64]] = {}
+    hits: dict[str, Floats] = {}
     for name, one in encoders.items():
         if hits and same:  # equal vectors: nothing would come out otherwise
             hits[name] = next(iter(hits.values()))

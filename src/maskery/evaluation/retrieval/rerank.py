@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from maskery.core.bars import Bar
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import DataError, reason_of
 from maskery.core.processes import Processes, inference
-from maskery.core.random import Float32Array, Int64Array
+from maskery.core.random import Float32Array
 from maskery.data.batching import cut_by_padded_size
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.text.masked import require_numbers
@@ -53,10 +53,10 @@ class ReadTexts:
     # features were wanted.
     states: torch.Tensor | None
     # (T + 1,) int64; text t is `states[boundaries[t]:boundaries[t + 1]]`.
-    boundaries: Int64Array
+    boundaries: Ints
 
     @property
-    def lengths(self) -> Int64Array:
+    def lengths(self) -> Ints:
         """(T,) int64, in tokens."""
         return np.diff(self.boundaries)
 
@@ -124,19 +124,19 @@ def read_images(
     return ReadImages(features=features, tokens=kept)
 
 
-def by_length(lengths: Int64Array, batch_tokens: int) -> list[Int64Array]:
+def by_length(lengths: Ints, batch_tokens: int) -> list[Ints]:
     """Return indices in groups of similar length, each at most `batch_tokens` once padded."""
     order = np.argsort(lengths, kind="stable")
     cost = np.minimum(lengths[order], batch_tokens)  # a longer text has a group of its own
     return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens).tolist())]
 
 
-def tokens_of(boundaries: Int64Array, chosen: Int64Array) -> Int64Array:
+def tokens_of(boundaries: Ints, chosen: Ints) -> Ints:
     """Return the indices of all tokens of the chosen texts, in that order."""
     lengths = boundaries[chosen + 1] - boundaries[chosen]
     ends = np.cumsum(lengths)
     within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-    places: Int64Array = np.repeat(boundaries[chosen], lengths) + within
+    places: Ints = np.repeat(boundaries[chosen], lengths) + within
     return places
 
 
@@ -179,8 +179,8 @@ class ImageTexts:
     """One image by its number, and the texts (R,) that it is a candidate of."""
 
     image: int
-    texts: Int64Array
-    columns: Int64Array  # (R,), its number among the candidates of each text
+    texts: Ints
+    columns: Ints  # (R,), its number among the candidates of each text
 
 
 @torch.no_grad()
@@ -244,7 +244,7 @@ def match_images(
             yield one, _judge(model, texts, one, own, config.batch_tokens)
 
 
-def by_image(candidates: Int64Array) -> list[ImageTexts]:
+def by_image(candidates: Ints) -> list[ImageTexts]:
     """Sort the pairs of (T, K) candidates by image."""
     flat = candidates.ravel()
     order = np.argsort(flat, kind="stable")

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from maskery.core.bars import Bar
-from maskery.core.batch import TokenBatch
+from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
-from maskery.core.random import Int64Array
 from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import RIGHT, Cell, SheetRow, draw_sheet
 from maskery.data.images.loading import Skipped
@@ -86,7 +85,7 @@ class RetrievalSet:
         return [str(kind) for kind in kinds if kind.count]
 
     @cached_property
-    def gallery(self) -> Int64Array:
+    def gallery(self) -> Ints:
         """The pairs whose picture can be read, each picture once: (I,) int64."""
         unique = np.flatnonzero(self._first == np.arange(len(self.pairs)))
         sound = [
@@ -100,22 +99,22 @@ class RetrievalSet:
         return np.array(sound, np.int64)
 
     @cached_property
-    def queries(self) -> Int64Array:
+    def queries(self) -> Ints:
         """The captions of the gallery's pictures: (T,) int64."""
         return np.flatnonzero(np.isin(self._first[self.captions.owners], self.gallery))
 
     @property
-    def image_persons(self) -> Int64Array:
+    def image_persons(self) -> Ints:
         """The person that each picture shows: (I,) int64."""
         return self._persons[self.gallery]
 
     @property
-    def text_persons(self) -> Int64Array:
+    def text_persons(self) -> Ints:
         """The person that each caption describes: (T,) int64."""
-        persons: Int64Array = self._persons[self._first[self.captions.owners[self.queries]]]
+        persons: Ints = self._persons[self._first[self.captions.owners[self.queries]]]
         return persons
 
-    def texts_of(self, queries: Int64Array) -> TokenBatch:
+    def texts_of(self, queries: Ints) -> TokenBatch:
         """Return some of the T captions."""
         captions = self.queries[queries]
         return self.captions.batch(captions, self.pairs.ids[self.captions.owners[captions]])
@@ -133,12 +132,12 @@ class RetrievalSet:
             loaded = self.pictures.load(members)
             yield view_stack([image for image in loaded if image is not None], self.view)
 
-    def _batches(self, indices: Int64Array) -> Iterator[list[int]]:
+    def _batches(self, indices: Ints) -> Iterator[list[int]]:
         for first in range(0, len(indices), self.batch_images):
             yield indices[first : first + self.batch_images].tolist()
 
     @cached_property
-    def _persons(self) -> Int64Array:
+    def _persons(self) -> Ints:
         """The person of each pair, a number of its own where none is named: (N,) int64."""
         persons = self.pairs.persons
         # Below `NOBODY`, so that no picture shares a number with another or with a person.
@@ -150,7 +149,7 @@ def evaluate_set(
     data: RetrievalSet,
     config: RetrievalConfig,
     *,
-    queries: Int64Array | None = None,  # (Q,) of the T captions; by default all
+    queries: Ints | None = None,  # (Q,) of the T captions; by default all
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Retrieval:
@@ -182,14 +181,14 @@ class SearchSample(NamedTuple):
     found: tuple[FoundPicture, ...]  # best first
 
 
-def spread_queries(num_texts: int, count: int = 5) -> Int64Array:
+def spread_queries(num_texts: int, count: int = 5) -> Ints:
     """Choose at most `count` of T texts, evenly spread over all: (Q,) int64."""
     return np.unique(np.linspace(0, num_texts - 1, count + 2).astype(np.int64)[1:-1])
 
 
 def sample_searches(
     split: RetrievalSet,
-    queries: Int64Array,  # (Q,) of the T captions
+    queries: Ints,  # (Q,) of the T captions
     ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
     *,
     count: int = 10,
@@ -207,7 +206,7 @@ def sample_searches(
 
 def draw_searches(
     split: RetrievalSet,
-    queries: Int64Array,  # (Q,) of the T captions
+    queries: Ints,  # (Q,) of the T captions
     ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
     *,
     height: int = 192,  # pixels of a picture

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from maskery.core.bars import Bar
+from maskery.core.batch import Ints
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
 from maskery.core.random import Float32Array
@@ -346,7 +347,7 @@ def nearest(
     matrix: npt.NDArray[np.float16],  # (I, E), writable, or memory-mapped copy-on-write
     query: Float32Array,
     count: int,
-) -> tuple[npt.NDArray[np.int64], Float32Array]:
+) -> tuple[Ints, Float32Array]:
     """Return the rows (K,) with the largest inner products with a query (E,), and these."""
     vectors, column = torch.from_numpy(matrix), torch.from_numpy(query)
     products = torch.empty(len(vectors))

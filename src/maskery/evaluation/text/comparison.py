@@ -5,8 +5,6 @@ which gives the mean of the seeds' figures with an interval over examples; how f
 apart is another doubt, and stands beside it as their standard deviation.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

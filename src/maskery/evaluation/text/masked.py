@@ -20,14 +20,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from maskery.core.bars import Bar
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import Floats, Ids, Ints, MaskedTokens, TokenBatch
 from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
 from maskery.core.processes import Processes, inference
 from maskery.data.batching import TextSource
@@ -47,13 +46,13 @@ log = logging.getLogger(__name__)
 class ExampleSums:
     """Sums over the masked tokens of each example."""
 
-    ids: npt.NDArray[np.uint64]  # (N,) uint64, ascending
+    ids: Ids  # (N,) uint64, ascending
     # (N, 4) float64, as `COLUMNS` names them: masked tokens, their loss in nats, how many were
     # right, and how many were among the first five; ties count in part
-    sums: npt.NDArray[np.float64]
+    sums: Floats
 
     @classmethod
-    def of(cls, ids: npt.NDArray[np.uint64], rows: npt.NDArray[np.float64]) -> ExampleSums:
+    def of(cls, ids: Ids, rows: Floats) -> ExampleSums:
         """Add up (M, 4) rows by the example (M,) that each is of."""
         unique, inverse = np.unique(ids, return_inverse=True)
         sums = np.zeros((len(unique), rows.shape[1]))
@@ -152,9 +151,7 @@ def predict(model: MaskedLanguageModel, masked: MaskedTokens) -> torch.Tensor:
     return logits.float()
 
 
-def true_log_probabilities(
-    logits: torch.Tensor, targets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def true_log_probabilities(logits: torch.Tensor, targets: Ints) -> Floats:
     """Return the log-probabilities (M,) of the true tokens (M,), from logits (M, V)."""
     losses = F.cross_entropy(logits, torch.from_numpy(targets).to(logits.device), reduction="none")
     return (-losses).double().cpu().numpy()
@@ -236,7 +233,7 @@ def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
     }
 
 
-def auc(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+def auc(scores: Floats, labels: Ints) -> float:
     """Return the area under the ROC curve: the chance that a positive scores above a negative.
 
     Ties count half (Mann and Whitney's U over its largest value; Hanley and McNeil, 1982).

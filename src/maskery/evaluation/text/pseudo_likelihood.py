@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from maskery.core.batch import MaskedTokens, vocabulary_size
+from maskery.core.batch import Floats, Ints, MaskedTokens, vocabulary_size
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
 from maskery.evaluation.text.fill import Filler, end_to_end
@@ -143,9 +142,7 @@ class Scorer:
         require_numbers(torch.from_numpy(logs))
         return list(map(float, logs))
 
-    def _text_score(
-        self, text: str, encoded: EncodedText, values: npt.NDArray[np.float64]
-    ) -> TextScore:
+    def _text_score(self, text: str, encoded: EncodedText, values: Floats) -> TextScore:
         words = tuple(
             WordScore(
                 word=word.text,
@@ -171,7 +168,7 @@ class Copy:
 
     text: int  # The index of the text
     position: int  # The token that is predicted
-    ids: npt.NDArray[np.int64]  # (L,) int64, masked
+    ids: Ints  # (L,) int64, masked
     target: int  # The id of the hidden token
 
 

@@ -3,28 +3,22 @@
 Shapes: M masked tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import TokenBatch, Vocabulary
+from maskery.core.batch import Bools, Floats, Ids, Ints, TokenBatch, Vocabulary
 from maskery.core.processes import inference
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.evaluation.text.fill import Candidate, Filler, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, true_log_probabilities
 from maskery.masking.masker import Masker
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 # Of masked words (M,) each: their ids, their examples, log-probabilities before and after.
-Hidden = tuple[Ints, npt.NDArray[np.uint64], Floats, Floats]
+Hidden = tuple[Ints, Ids, Floats, Floats]
 # Words masked less often changed by luck; they are listed where no word was masked so often.
 FEWEST = 5
 # Shown on each side of the hidden word, so that a fill is read at a glance.
@@ -102,10 +96,10 @@ def sample_text(
     )
 
 
-def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> Flags:
+def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> Bools:
     """Return True for ordinary tokens that are a word by themselves: (T,) bool."""
     last = np.append(batch.word_starts[1:], True)
-    whole: Flags = batch.word_starts & last
+    whole: Bools = batch.word_starts & last
     return whole & ~vocabulary.protected[batch.input_ids]
 
 
@@ -139,7 +133,7 @@ def rank_changes(
     return described(order[change > 0]), described(order[change < 0][::-1])
 
 
-def _paired(examples: npt.NDArray[np.uint64], changes: Floats) -> Interval:
+def _paired(examples: Ids, changes: Floats) -> Interval:
     """Return the mean of changes, those of one example counted as one observation."""
     own, counts = np.unique(examples, return_inverse=True, return_counts=True)[1:]
     return ratio_interval(np.bincount(own, changes).astype(np.float64), counts.astype(np.float64))
@@ -148,7 +142,7 @@ def _paired(examples: npt.NDArray[np.uint64], changes: Floats) -> Interval:
 def _changes(
     before: Filler,
     after: Filler,
-    held_out: Sequence[tuple[TokenBatch, Flags]],
+    held_out: Sequence[tuple[TokenBatch, Bools]],
     vocabulary: Vocabulary,
     rounds: int,
 ) -> Hidden:
@@ -171,7 +165,7 @@ def _changes(
 
 
 def _hidden_words(
-    held_out: Iterable[tuple[TokenBatch, Flags]], tokenizer: PreTrainedTokenizerBase
+    held_out: Iterable[tuple[TokenBatch, Bools]], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[Ints, int]]:
     """Return the ids of each example and one of its longer words, drawn by a fixed seed."""
     generator = np.random.default_rng(0)

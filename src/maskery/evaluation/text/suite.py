@@ -8,22 +8,19 @@ there is one, is its `UID`.
 Shapes: N pairs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from maskery.core.batch import Floats
 from maskery.core.errors import DataError
 from maskery.data.corpus.files import find_files
 from maskery.data.corpus.formats import split_suffix
 from maskery.data.corpus.sentences import read_sentences
 from maskery.evaluation.intervals import ratio_interval
 
-Float64: TypeAlias = npt.NDArray[np.float64]
 SENTENCES = ("sentence_good", "sentence_bad")
 NAMES = ("linguistics_term", "field", "UID")
 # Log-probabilities are sums of float32, in which equal sentences may differ by their last digits.
@@ -71,7 +68,7 @@ def _pair(text: str, file: str, place: str) -> MinimalPair:
 
 
 def suite_figures(
-    pairs: Sequence[MinimalPair], scores: Float64, against: Float64 | None = None
+    pairs: Sequence[MinimalPair], scores: Floats, against: Floats | None = None
 ) -> list[dict[str, Any]]:
     """Return the accuracy by paradigm and phenomenon, then the mean of phenomena, and of all pairs.
 
@@ -82,7 +79,7 @@ def suite_figures(
     """
     more = [one[::2] - one[1::2] for one in (scores, against) if one is not None]
     right, *others = (np.where(abs(one) <= TIE, 0.5, one > 0) for one in more)
-    groups: list[tuple[str, str, Float64]] = []
+    groups: list[tuple[str, str, Floats]] = []
     for level in ("paradigm", "phenomenon"):
         names = np.array([getattr(pair, level) for pair in pairs])
         groups += [(level, str(n), (names == n).astype(float)) for n in np.unique(names) if n]

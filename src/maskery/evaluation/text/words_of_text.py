@@ -3,19 +3,16 @@
 Shapes: L tokens of a text, special tokens included; V vocabulary.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import Vocabulary
+from maskery.core.batch import Bools, Ints, Vocabulary
 from maskery.data.batching import Template
 from maskery.data.rows import PythonReader
 from maskery.data.tokenise import (
@@ -49,7 +46,7 @@ class Word:
 class EncodedText:
     """A text as a model reads it."""
 
-    ids: npt.NDArray[np.int64]  # (L,) int64
+    ids: Ints  # (L,) int64
     # Its words. Special tokens that stand in the text, such as `[MASK]`, belong to none; a word
     # that the tokenizer does not know is a word.
     words: tuple[Word, ...]
@@ -110,9 +107,7 @@ class TextReader:
         """Return tokens as the vocabulary spells them."""
         return tuple(map(str, self.tokenizer.convert_ids_to_tokens([int(token) for token in ids])))
 
-    def tokens(
-        self, text: str
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[int, int]]]:
+    def tokens(self, text: str) -> tuple[Ints, Bools, list[tuple[int, int]]]:
         """Return ids, word starts and character offsets, without the template's tokens."""
         if self._backend is None:
             ids, starts, offsets = self._read_slowly(text)
@@ -129,8 +124,8 @@ class TextReader:
         return ids[kept], starts[kept], offsets
 
     def _without_stray_spaces(
-        self, text: str, ids: npt.NDArray[np.int64], offsets: list[tuple[int, int]]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        self, text: str, ids: Ints, offsets: list[tuple[int, int]]
+    ) -> tuple[Ints, Bools]:
         """Remove spaces beside masks that no text has: returns ids (L,) and which stay (L,).
 
         A word would have taken the space before it, and a tokenizer that puts a space before every

@@ -4,8 +4,6 @@ ALBEF's and RaSa's text encoder, projections and heads carry the same names here
 encoder is timm's. What Hugging Face has a family for is loaded by its own code.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

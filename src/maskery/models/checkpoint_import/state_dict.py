@@ -3,8 +3,6 @@
 Nothing in a file is run.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import warnings

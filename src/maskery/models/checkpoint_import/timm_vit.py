@@ -3,8 +3,6 @@
 Shapes: P patches, S leading tokens (class, distillation), W width.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

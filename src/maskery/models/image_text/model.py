@@ -219,21 +219,22 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         tokens: torch.Tensor = self.visual_encoder(pixel_values)
         return tokens
 
-    def image_feature(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, W) to (B, E), unit length."""
+    def image_feature(self, image_tokens: torch.Tensor, *, unit: bool = True) -> torch.Tensor:
+        """(B, N, W) to (B, E), by default of unit length."""
         if self.logit_bias is None:  # else the projection pools them, as SigLIP does
             image_tokens = self.visual_encoder.summarise(image_tokens)
-        return F.normalize(self.vision_proj(image_tokens), dim=-1)
+        feature: torch.Tensor = self.vision_proj(image_tokens)
+        return F.normalize(feature, dim=-1) if unit else feature
 
     def text_feature(
-        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self, hidden: torch.Tensor, mask: torch.Tensor | None = None, *, unit: bool = True
     ) -> torch.Tensor:
-        """(B, L, D) at the fusion boundary to (B, E), unit length.
+        """(B, L, D) at the fusion boundary to (B, E), likewise.
 
         From the class token or, of a tower, the last token where the mask (B, L) is not 0.
         """
-        summary = self.text_encoder.summarise(hidden, attention_mask)
-        return F.normalize(self.text_proj(summary), dim=-1)
+        feature: torch.Tensor = self.text_proj(self.text_encoder.summarise(hidden, mask))
+        return F.normalize(feature, dim=-1) if unit else feature
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """The keys and values that every text reading these images shares, layer by layer."""

@@ -10,8 +10,6 @@ Shapes: R texts, L tokens, D text width, I images, N image tokens, W image width
 selected tokens.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

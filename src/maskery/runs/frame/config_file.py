@@ -3,8 +3,6 @@
 A file is not trusted: it cannot load code, and neither its size nor its nesting stalls a command.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib

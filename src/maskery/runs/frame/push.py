@@ -1,7 +1,5 @@
 """Upload the model of a finished run to the Hugging Face hub, with what the hub reads of a card."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

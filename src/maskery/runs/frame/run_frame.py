@@ -1,7 +1,5 @@
 """The frame around any training run: its folder, its files, its identity."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -4,8 +4,6 @@ The run is resumed in a copy, and a callback ends it after the last of the steps
 folder is only read.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -262,7 +262,7 @@ def prepare_model(
     if OUTPUT_BIAS in start.new_parameters:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
-    task = make_task(config, start.model, start.tokenizer, terms)
+    task = make_task(config, start.model, start.tokenizer, terms, pairs)
     if config.text_model is None and not config.model.startswith(SCRATCH):
         twin = twin_beside(config.model)
         if twin is not None:
@@ -298,6 +298,7 @@ def make_task(
     model: ImageTextModel,
     tokenizer: PreTrainedTokenizerBase,
     terms: Sequence[Any] = (),
+    pairs: Pairs | None = None,
 ) -> ImageTextTask:
     """Make the task of a run; its twin starts as a copy of the model."""
     seed = config.training.seed
@@ -309,6 +310,7 @@ def make_task(
         masker=masker,
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
         terms=terms,
+        pairs=pairs,
     )
 
 

@@ -5,8 +5,6 @@ The pictures are those of npm's `emoji-datasource-*` (a set is one artist's), th
 drawn, and PyPI's `emoji` has the names. Pictures and names keep their owners' licences.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Held-out figures of image-text models: what the picture adds, chosen words, replaced words."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The pairs quickstart: emoji by two artists teach a model to fill words and to find pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """An image-text run: pairs in; a model that fills words from pictures, and its figures, out."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskery.core.batch import Ints
 from maskery.core.errors import DataError, counted
-from maskery.core.random import Int64Array
 from maskery.core.registry import plugin_identity
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
@@ -189,7 +187,7 @@ def prepare_pairs(
     )
 
 
-def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Int64Array:
+def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Ints:
     """Return the training pairs whose picture, and group where one is named, is not held out."""
     leaked = np.isin(pairs.contents, own.contents)
     if reading.group_column is not None:

@@ -1,7 +1,5 @@
 """Begin a run at a checkpoint of another: `--from RUN@STEP`."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -4,8 +4,6 @@ Each run of a sweep has a folder named after its settings. A second call keeps f
 goes on with an interrupted one from its newest checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -4,8 +4,6 @@ A run has one held-out text that decides, and may have others by name, such as g
 might forget.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass

@@ -5,8 +5,6 @@ A linear merge is a weighted sum (Wortsman et al., "Model soups", 2022). TIES (Y
 have learnt: of each one's changes the largest, and of those the ones with the sign of their sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Phases of one run: each is a run of its own that begins where the one before it ended."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The quickstart: adapt a packaged encoder to a text that every Python carries."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,15 +1,13 @@
 """The data of a text run over token shards."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from maskery.core.batch import Ints
 from maskery.core.errors import DataError, ModelError, counted, reason_of
 from maskery.data.added_words import AddedWords
 from maskery.data.batching import Batching, TextSource
@@ -55,7 +53,7 @@ class ShardedText:
             **({"other_fingerprints": others} if others else {}),
         }
 
-    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+    def token_counts(self, vocab_size: int) -> Ints:
         """Return (vocab_size,) int64: counts in a few shards, spread evenly."""
         entries = self.shards.manifest.shards
         step = max(1, len(entries) // COUNTED_SHARDS)
