@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -21,8 +21,10 @@ from maskery.evaluation.tables import (
     models_tables,
     rankings_table,
     scores_table,
+    seeded,
     sights_table,
     spread_table,
+    transfer_table,
 )
 from maskery.masking.config import MaskingConfig
 from maskery.runs.frame.config_file import run_kind
@@ -38,7 +40,7 @@ maskery evaluate RUN_OR_MODEL --help shows those of the one that is named:
   image-text     the same for any image-text model on pairs that --data names
   person search  R@1 to mAP: captions find pictures; for runs of train person-search, for models
                  that only find pictures, and wherever --rerank, --score, --odds-weight,
-                 --held-out or --clean-captions is set or several runs are named
+                 --held-out, --on or --clean-captions is set or several runs are named
 
 examples:
   maskery evaluate runs/meditations-minilm
@@ -47,6 +49,7 @@ examples:
   maskery evaluate models/a --data pairs.json --pairs.images pictures --against models/b
   maskery evaluate runs/search-0 runs/search-1 runs/search-2
   maskery evaluate models/rasa --data persons.jsonl --rerank 128
+  maskery evaluate runs/search-0 --on icfg-pedes:ICFG-PEDES rstpreid:RSTPReid
 """
 BatchTokens = Annotated[int, Range(8)]
 Reading = Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes]
@@ -225,16 +228,23 @@ class EvaluateSearch(Way):
     """Pairs that name persons. Default: the pictures that the run held out."""
     held_out: Literal["test", "val"] = "test"
     """Which split of the run's dataset."""
+    on: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND:DIR ...")] = ()
+    """Other datasets, as cuhk-pedes:DIR icfg-pedes:DIR drawn-people:DIR jsonl:FILE: a table of runs
+    by datasets (direct transfer)."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        moved = self.overrides.of("root", "images")
+        if self.on and (self.data or moved):
+            flag = "--data" if self.data else f"--{next(iter(moved))}"
+            raise ConfigError(f"--on and {flag} both say what is measured on; leave one out")
         if not self.data:
             if self.pairs != PairsConfig():
                 raise ConfigError("--pairs... tells how --data is read; name it, or leave them out")
             return
-        places = {"held_out": self.held_out, **self.overrides.of("root", "images")}
+        places = {"held_out": self.held_out, **moved}
         for name, value in places.items():
             if value != "test":
                 raise ConfigError(
@@ -245,29 +255,28 @@ class EvaluateSearch(Way):
     def execute(self) -> None:
         """Evaluate person-search runs, or any image-text models on pairs."""
         from maskery.runs.person_search.evaluate import evaluate_retrieval_models
+        from maskery.runs.person_search.transfer import evaluate_transfer
 
-        result = evaluate_retrieval_models(
-            [self.model, *self.more],
-            data=self.source,
-            reading=self.pairs,
-            split=self.held_out,
-            overrides=self.overrides,
-            progress=not self.json,
-        )
+        names = [self.model, *self.more]
+        how: Any = {"split": self.held_out, "overrides": self.overrides, "progress": not self.json}
+        if self.on:
+            found = evaluate_transfer(names, self.on, **how).to_json()
+            self.answer(found, as_text(transfer_table(found)))
+            return
+        result = evaluate_retrieval_models(names, data=self.source, reading=self.pairs, **how)
         found = result.to_json()
         tables = []
         # One model needs no heading: the user has just named it.
         for name, seed in result.seeds.items():
-            heading = name if seed is None else f"{name} (seed {seed})"
             table = rankings_table(found["figures"][name])
-            tables.append(replace(table, title=heading if len(result.seeds) > 1 else ""))
+            tables.append(replace(table, title=seeded(name, seed) if self.more else ""))
         if result.spread is not None:
             tables.append(spread_table(found["spread"], list(result.seeds.values())))
         self.answer(found, as_texts(tables))
 
 
 WAYS: tuple[type[Way], ...] = (EvaluateText, EvaluatePairs, EvaluateImageText, EvaluateSearch)
-SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--held-out"}
+SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--held-out", "--on"}
 
 
 def evaluate(arguments: Sequence[str]) -> Command:

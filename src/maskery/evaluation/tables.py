@@ -294,6 +294,36 @@ def rankings_table(figures: Data, corner: str = "held out") -> Table:
     )
 
 
+def transfer_table(found: Data) -> Table:
+    """Return R@1 and mAP of each model on each dataset, of a `Transfer`."""
+    kinds = [given.partition(":")[0] for given in found["splits"]]
+    short = [
+        kind if kinds.count(kind) == 1 else given
+        for kind, given in zip(kinds, found["splits"], strict=True)
+    ]
+    rows, keys = [], ("r1", "map")
+    for name, by_data in found["figures"].items():
+        last = [one["reranked"] or one["contrastive"] for one in by_data.values()]
+        cells = tuple(named_figure(key, ranking[key]) for ranking in last for key in keys)
+        rows.append((seeded(name, found["seeds"][name]), cells))
+    told = zip(short, found["splits"].values(), by_data.values(), strict=True)
+    return Table(
+        title="Are the right people found in other datasets?",
+        corner="run",
+        columns=tuple(f"{name} {RANKINGS[key]}" for name in short for key in keys),
+        rows=tuple(rows),
+        notes=tuple(
+            f"{name}, {SPLITS[split]}: {_searched(one)}; R@1 by chance {_chance(one).value}"
+            for name, split, one in told
+        ),
+    )
+
+
+def seeded(name: str, seed: int | None) -> str:
+    """Return a run's name with its seed, where that is known."""
+    return name if seed is None else f"{name} (seed {seed})"
+
+
 def before_after_table(before: Data, after: Data) -> Table:
     """Return R@1, R@5 and mAP from `RetrievalFigures` before and after, by both rankings."""
     names = ("r1", "r5", "map")

@@ -267,7 +267,7 @@ class ImageTextTask:
         student = contrast = negatives = None
         if not self.loss_weights.keys().isdisjoint(("itc", "itm")):
             student = Features(
-                image=model.image_feature(tokens), text=model.text_feature(pair.hidden)
+                image=model.image_feature(tokens), text=model.text_feature(pair.hidden, pair.mask)
             )
             contrast = candidates.contrast(model, student, prepared, self.directions)
         if contrast is not None and "itm" in self.loss_weights:

@@ -56,7 +56,8 @@ class Candidates:
         queues: Mapping[str, FeatureQueue],  # Of images, then of texts, or empty
     ) -> Candidates:
         """Gather the twin's features of all processes, then those of the queues."""
-        own = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
+        text = twin.text_feature(pair.hidden, pair.mask)
+        own = Features(image=twin.image_feature(tokens), text=text)
         crowd = Crowd.of(len(ids), pair.mask.shape[1], ids.device)
         crowd_ids = everyones = crowd.gather(ids)
         image, text = crowd.gather(own.image), crowd.gather(own.text)
@@ -194,7 +195,7 @@ class TermInputs:
         """The same before they are made unit length."""
         return Features(
             image=self.model.image_feature(self.image_tokens, unit=False),
-            text=self.model.text_feature(self.caption, unit=False),
+            text=self.model.text_feature(self.caption, self.caption_mask, unit=False),
         )
 
     @cached_property

@@ -342,3 +342,36 @@ def test_mistakes_are_one_line_each(
     ):
         assert main(["evaluate", *arguments]) == 2
         assert line in capsys.readouterr().err
+
+
+def test_transfer_is_a_matrix_of_what_each_run_gives_there(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = load_config(Path(runs[0]) / "config.yaml", PersonSearchRunConfig).data.root
+    lines, on = as_pairs(Path(runs[0])), [f"cuhk-pedes:{own}", f"drawn-people:{own}/../other"]
+    save_cuhk(own.parent / "other", {"train": 2, "val": 2, "test": 4})
+    assert main(["evaluate", *runs, "--on", *on, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for run in runs:
+        assert found["figures"][run][on[0]] == plain(
+            asdict(evaluate_retrieval_models([run]).figures[run])
+        )
+        assert found["figures"][run][on[1]]["num_images"] == 8
+    # A model folder learnt from nothing that is known; a file without splits has no test split.
+    model = f"{runs[0]}/model"
+    assert main(["evaluate", model, "--on", f"jsonl:{lines}", on[0]]) == 0
+    printed = capsys.readouterr().out
+    assert "jsonl R@1" in printed
+    assert "cuhk-pedes, test split: 12 captions of 3 persons against 6 pictures" in printed
+    assert "jsonl, validation: " in printed
+    (tmp_path / "link").symlink_to(own)
+    for arguments, line in (
+        (["--on", on[0], on[0]], "is named twice; name each dataset once"),
+        (["--on", on[0], f"drawn-people:{tmp_path}/link"], "is named twice, also as"),
+        (["--on", "cuhk-pedes"], "name each as KIND:DIR"),
+        (["--on", "cuhk:x"], "did you mean cuhk-pedes"),
+        (["--on", on[0], "--root", "x"], "--on and --root both"),
+        (["--on", on[0], "--data", lines], "--on and --data both"),
+    ):
+        assert main(["evaluate", runs[0], *arguments]) == 2
+        assert line in capsys.readouterr().err

@@ -4,7 +4,7 @@ ALBEF (NeurIPS 2021, section 3.2) and RaSa (IJCAI 2023, section 4.1) rank a gall
 similarity of contrastive features, and rank the best k anew by the matching head. What lies beyond
 the k keeps its contrastive order here; the released code leaves it in no particular order.
 
-Shapes: T texts, I images, K = min(rerank, I) candidates.
+Shapes: T texts, I images, K = min(rerank, I) candidates, G right images of a text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from maskery.core.processes import Processes
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import (
     RankingFigures,
-    matches_of,
+    Right,
+    best,
     rank,
+    right_ranks,
     summarise_texts,
     text_figures,
 )
@@ -132,9 +134,9 @@ def evaluate_retrieval(
     right = counts[np.searchsorted(persons, text_persons)]
     return Retrieval(
         figures=RetrievalFigures(
-            contrastive=summarise_texts(text_figures(contrast.matches), text_persons),
+            contrastive=summarise_texts(text_figures(contrast.ranks), text_persons),
             reranked=(
-                summarise_texts(text_figures(reranked.matches), text_persons) if reranked else None
+                summarise_texts(text_figures(reranked.ranks), text_persons) if reranked else None
             ),
             image_to_text=image_to_text,
             chance=float(right.mean() / num_images),
@@ -154,7 +156,7 @@ class _Ranking(NamedTuple):
 
     order: torch.Tensor  # (T, k) int64
     scores: torch.Tensor  # (T, k), that they are sorted by
-    matches: torch.Tensor  # (T, I) bool: True where the image at a rank of the gallery is right
+    ranks: torch.Tensor  # (T, G) int64, of the right images; see `right_ranks`
 
 
 def _contrast(
@@ -166,15 +168,16 @@ def _contrast(
 ) -> _Ranking:
     """Rank by similarity, as many texts at a time as fit the memory."""
     kept = min(max(config.rerank, KEPT), len(shown))
-    # About 32 bytes a similarity at the peak: scores, sorting and its indices, matches.
-    rows = max(1, config.memory_bytes // (32 * len(shown)))
-    parts = []
-    for features, own in zip(texts.features.split(rows), described.split(rows), strict=True):
+    # About 16 bytes a similarity at the peak: scores, sorted scores, and what is compared.
+    rows = max(1, config.memory_bytes // (16 * len(shown)))
+    right, parts = Right.of(described, shown), []
+    for features, *own in zip(
+        *(part.split(rows) for part in (texts.features, *right)), strict=True
+    ):
         similarities = features @ images.features.T
-        order = rank(similarities)
-        best = order[:, :kept]
-        matches = matches_of(order, own, shown)
-        parts.append((best.cpu(), similarities.gather(1, best).cpu(), matches))
+        order = best(similarities, kept)
+        ranks = right_ranks(similarities, Right(*own))
+        parts.append((order.cpu(), similarities.gather(1, order).cpu(), ranks.cpu()))
     return _Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -195,18 +198,27 @@ def _rerank(
         model, texts, images, order, similar, config, processes=processes, progress=progress
     )
     sorting = rank(scores)
-    matches = contrast.matches.clone()
-    matches[:, : config.rerank] = matches.gather(1, sorting.to(matches.device))
-    return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), matches)
+    ranks = moved(contrast.ranks, sorting)
+    return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), ranks)
+
+
+def moved(ranks: torch.Tensor, sorting: torch.Tensor) -> torch.Tensor:
+    """Return the ranks (T, G) after the first K were sorted anew, by the columns (T, K)."""
+    places, last = sorting.argsort(dim=1), sorting.shape[1]
+    anew = places.gather(1, ranks.clamp(max=last) - 1) + 1
+    return anew.where(ranks <= last, ranks).sort(dim=1).values
 
 
 def _image_to_text(
     texts: ReadTexts, images: ReadImages, described: torch.Tensor, shown: torch.Tensor
 ) -> RankingFigures:
     """Let images find their texts, a thousand at a time to bound the memory."""
+    right = Right.of(shown, described)
     parts = [
-        text_figures(matches_of(rank(features @ texts.features.T), own, described))
-        for features, own in zip(images.features.split(1024), shown.split(1024), strict=True)
+        text_figures(right_ranks(features @ texts.features.T, Right(*own)))
+        for features, *own in zip(
+            *(part.split(1024) for part in (images.features, *right)), strict=True
+        )
     ]
     return summarise_texts(np.concatenate(parts), shown.cpu().numpy())
 

@@ -168,15 +168,10 @@ def evaluate_retrieval_models(
     `names` are run folders, or model folders where `data` is given: a source of pairs that name
     persons. The split is of the runs' datasets; `val` where a dataset has no test split.
     """
-    seen: dict[Path, str] = {}
-    for name in names:
-        first = seen.setdefault(Path(name).resolve(), name)
-        if first != name or list(names).count(name) > 1:
-            also = "" if first == name else f", also as '{name}'"
-            raise ConfigError(f"'{first}' is named twice{also}; name each run once")
+    require_once(names, "run")
     overrides = overrides or Overrides()
     conditions, read = Conditions(), cache(open_person_search)
-    runs = {name: _own_run(name, needed=data is None) for name in names}
+    runs = {name: own_run(name, needed=data is None) for name in names}
     for name, run in runs.items() if len(names) > 1 else ():
         # Told before the first is measured, which may take an hour.
         known = known_retrieval(name)
@@ -191,7 +186,7 @@ def evaluate_retrieval_models(
     own = {name: run_config_of(Path(name).resolve()) for name in names}
     figures = {}
     for name, run in runs.items():
-        opened, settings = _opened(name, run, overrides)
+        opened, settings = open_for_measuring(name, run, overrides)
         conditions.add(name, ranking_conditions(settings))
         if run is not None and data is None:
             dataset = read(overrides.of_data(run.data, opened.retrieval))
@@ -222,7 +217,17 @@ def evaluate_retrieval_models(
     )
 
 
-def _own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
+def require_once(names: Sequence[str], what: str) -> None:
+    """Refuse a place that is named twice, also by two names."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        first = seen.setdefault(Path(name).resolve(), name)
+        if first != name or list(names).count(name) > 1:
+            also = "" if first == name else f", also as '{name}'"
+            raise ConfigError(f"'{first}' is named twice{also}; name each {what} once")
+
+
+def own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
     """Return the configuration of a finished run; None of another model, if none is needed."""
     if run_kind(name) == PersonSearchRunConfig.kind:
         return open_run(name).finished(PersonSearchRunConfig)
@@ -276,7 +281,7 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
     return spread
 
 
-def _opened(
+def open_for_measuring(
     name: str, run: PersonSearchRunConfig | None, overrides: Overrides
 ) -> tuple[OpenImageText, RetrievalConfig]:
     """Open a model; returns it and how it is measured, both with the overrides."""
@@ -328,7 +333,7 @@ def _held_out(
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return a few captions that a finished run held out, with the pictures its model finds."""
     run = open_run(folder).finished(PersonSearchRunConfig)
-    opened, settings = _opened(str(folder), run, Overrides())
+    opened, settings = open_for_measuring(str(folder), run, Overrides())
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
     held_out = _held_out(opened, run, data, "test", settings)
     queries = spread_queries(len(held_out.queries))
