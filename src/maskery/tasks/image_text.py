@@ -156,7 +156,6 @@ class ImageTextTask:
             mlm=mlm,
             mrtd=mrtd,
             alpha=self.config.alpha_at(progress),
-            doubt=self.config.doubt_at(progress),
             num_tokens=text1.num_tokens,
             terms=frozenset(self.loss_weights),
         )
@@ -244,6 +243,7 @@ class ImageTextTask:
         candidates = None
         if pair is not None:
             candidates = Candidates.of(twin, tokens, pair, prepared.ids, self.queues)
+            candidates = candidates.doubted() if self.config.doubt else candidates
         images = twin.project_images(tokens) if blocks else None
         fused = self.captions.fuse(twin, blocks, images)
         return self.captions.lesson(twin, fused, prepared), candidates
@@ -282,9 +282,8 @@ class ImageTextTask:
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
-        believed = candidates.trust(prepared.ids, prepared.doubt)
         if negatives is not None:
-            sums["itm"] = itm_sum(model, fused, prepared, candidates.crowd_ids, believed)
+            sums["itm"] = itm_sum(model, fused, prepared, candidates)
         if "prd" in self.loss_weights and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in self.loss_weights:
@@ -300,7 +299,7 @@ class ImageTextTask:
             candidate_ids=candidates.ids,
             temperature=model.temp,
             alpha=prepared.alpha,
-            trust=believed,
+            trust=candidates.trust,
             by_use=fused,
             prepared=prepared,
             fuse=lambda: (  # matching has them already
