@@ -1,7 +1,5 @@
 """What commands print and write: JSON, tables as text, and the files that flags name."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -38,13 +36,13 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
-def as_text(shown: Table, *, titled: bool = False) -> str:
+def as_text(shown: "Table", *, titled: bool = False) -> str:
     """Return a table of figures with its notes below, and if wanted with its title above."""
     heading = [shown.title] if titled and shown.title else []
     return "\n".join([*heading, table(shown.lines()), *shown.notes])
 
 
-def as_texts(tables: Iterable[Table]) -> str:
+def as_texts(tables: Iterable["Table"]) -> str:
     """Return several tables with their titles."""
     return "\n\n".join(as_text(one, titled=True) for one in tables)
 

@@ -4,15 +4,9 @@ Every error a user can cause derives from `MaskeryError`. Its message is one lin
 value, the rule it breaks and the fix; the command line prints that line and exits with code 2.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
 
 # Python's errors for JSON, or arrays, of another shape than expected.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)

@@ -7,8 +7,6 @@ encoder, is never computed for words that nobody asks about.
 Shapes: B sequences, L padded length, T tokens, M rows asked for, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
@@ -119,7 +117,7 @@ class MaskedLanguageModel(nn.Module):
     def forward(
         self,
         inputs: EncoderInputs,
-        read: Callable[[MaskedLanguageModel, torch.Tensor], Any] | None = None,
+        read: Callable[["MaskedLanguageModel", torch.Tensor], Any] | None = None,
     ) -> Any:
         """Encode, and read the M rows: their logits (M, V), or what `read` returns.
 

@@ -4,8 +4,6 @@ A connection waits for its client while a request has not arrived whole, or an a
 whoever keeps the server waiting is let go.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
@@ -118,7 +116,7 @@ class PlaygroundConfig(Settings):
     """The port of the page, on 127.0.0.1; 0 for any free port."""
 
 
-def serve(session: Session, config: PlaygroundConfig, ready: Callable[[str], object]) -> None:
+def serve(session: "Session", config: PlaygroundConfig, ready: Callable[[str], object]) -> None:
     """Serve until interrupted; `ready` is called with the address once it is known."""
     listener = listen(config.port)
     server = make_server(session)
@@ -137,7 +135,7 @@ def listen(port: int) -> socket.socket:
         ) from error
 
 
-def make_server(session: Session) -> Any:
+def make_server(session: "Session") -> Any:
     """Return a uvicorn server with tight limits."""
     from maskery.playground.app import make_app
 

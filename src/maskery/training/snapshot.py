@@ -7,14 +7,12 @@ A checkpoint carries the identity of its run, a JSON object: every setting that 
 of the run, by name, and fingerprints of its data. So a refusal can name what differs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -55,7 +53,7 @@ class Position:
         return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, folder: Path) -> Position:
+    def read(cls, folder: Path) -> Self:
         """Read the position of a checkpoint."""
         values = json.loads((folder / STATE).read_text("utf-8"))
         return cls(**{**values, "window": tuple(values.get("window", ()))})

@@ -1,9 +1,7 @@
 """Settings that turn a picture into the input of a vision encoder; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Settings, Share
@@ -65,7 +63,7 @@ class ViewConfig(Settings):
             if limits is not None and limits[0] > limits[1]:
                 raise ConfigError(f"{name} is {limits}: give two rising numbers")
 
-    def for_encoder(self, *, height: int, width: int, mean: Channels, std: Channels) -> ViewConfig:
+    def for_encoder(self, *, height: int, width: int, mean: Channels, std: Channels) -> Self:
         """Return a copy with unset fields taken from the vision encoder."""
         return replace(
             self,

@@ -5,8 +5,6 @@ Face's `imagefolder` is a folder of such tables, called `metadata.jsonl` or `met
 Parquet images are bytes, as Hugging Face datasets writes them, or paths.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence

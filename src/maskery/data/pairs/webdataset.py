@@ -3,8 +3,6 @@
 Shards are indexed once, and images are then read at random by their offset.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import posixpath

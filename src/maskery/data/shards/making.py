@@ -5,8 +5,6 @@ piece, so a run that was killed, repeated or spread over other machines leaves t
 `engines` says who makes which piece; `shards.json` is written when all are finished.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter
@@ -62,7 +60,7 @@ class Made:
 
 def make_shards(
     corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     config: ShardingConfig,
     *,
@@ -117,7 +115,7 @@ def make_share(job: Job, _data: object, rank: int, world_size: int) -> None:
 
 
 def plan_job(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path, config: ShardingConfig
+    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", folder: Path, config: ShardingConfig
 ) -> Job:
     """Plan the pieces, and claim the folder for them."""
     pieces = tuple(plan_pieces(corpus, config.shard_bytes))
@@ -160,7 +158,7 @@ def claim_folder(folder: Path, fingerprint: str) -> None:
         (folder / RECORDS).mkdir(exist_ok=True)
 
 
-def about_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def about_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """Keep the tokenizer with the shards; returns what the manifest says of it."""
     # Models from scratch take it from there.
     final = folder / TOKENIZER

@@ -11,8 +11,6 @@ record is absent. A piece that makes several shards goes on after the last sound
 read again, but not tokenised.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re
@@ -214,7 +212,7 @@ class Job:
     config: ShardingConfig
     folder: Path
     pieces: tuple[Piece, ...]
-    tokenizer: Tokenizer | PreTrainedTokenizerBase  # in Rust as texts are read, or in Python
+    tokenizer: "Tokenizer | PreTrainedTokenizerBase"  # in Rust as texts are read, or in Python
     fingerprint: str
     vocab_size: int
     about: dict[str, Any]  # of the tokenizer, for the manifest

@@ -1,7 +1,5 @@
 """Labelled texts, labelled words and pairs of texts, from the files people keep them in."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections import Counter
@@ -9,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import fsspec
 
@@ -36,7 +34,7 @@ class Labelled:
     tags: tuple[tuple[str, ...], ...] = ()  # For `tokens`, a label for each of these words
     skipped: Mapping[str, int]  # Rows that were left out, by reason
 
-    def take(self, places: Sequence[int]) -> Labelled:
+    def take(self, places: Sequence[int]) -> Self:
         """Return some of the examples."""
 
         def some(column: tuple[T, ...]) -> tuple[T, ...]:

@@ -8,15 +8,13 @@ It shows what the prediction reacts to, not why.
 Shapes: B sequences, L tokens, M masks, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -98,10 +96,10 @@ class Filler:
         self.limit = max_positions(model.hf.config)
 
     @classmethod
-    def of(cls, model: str | Path | OpenModel) -> Filler:
+    def of(cls, model: str | Path | OpenModel) -> Self:
         """Open a text model for filling: `Filler.of("runs/notes").fill("A [MASK] idea.")`."""
         opened = open_model(model)
-        return Filler(opened.model, opened.tokenizer)
+        return cls(opened.model, opened.tokenizer)
 
     def fill(
         self,

@@ -4,8 +4,6 @@ A run has its folder alone until it ends. The lock is the kernel's, on a hidden 
 is killed lets go of it at that instant, so no lock is ever left behind; the file means nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -137,7 +135,7 @@ class HeldFolder:
 
 @contextlib.contextmanager
 def held_run_folder(
-    processes: Processes, output: Path | None, default: Path, *, resume: bool
+    processes: "Processes", output: Path | None, default: Path, *, resume: bool
 ) -> Iterator[HeldFolder]:
     """Choose and lock a folder once for all processes; only the main one holds the lock."""
     held: list[HeldFolder] = []
