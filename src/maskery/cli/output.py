@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, explained
 
 if TYPE_CHECKING:
     from maskery.evaluation.tables import Table
@@ -71,17 +71,14 @@ def percent(share: float | None) -> str:
 
 def prepare_output(path: Path, flag: str) -> None:
     """Make the folder of a file that a flag names, and check that the file can be written."""
-    try:
+    problem = f"{flag} is '{path}', and no file can be written there"
+    with explained(problem, "name another", kind=ConfigError):
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
         with path.open("ab"):
             pass
         if not there:
             path.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{flag} is '{path}', and no file can be written there ({error.strerror}); name another"
-        ) from error
 
 
 def check_png(path: Path, flag: str) -> None:

@@ -9,7 +9,6 @@ of the run, by name, and fingerprints of its data. So a refusal can name what di
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from maskery.core.errors import CheckpointError, reason_of
+from maskery.core.errors import CheckpointError, explained
 from maskery.core.task import Task
 from maskery.training.parallel import laid_out_like, unwrapped, whole
 
@@ -144,7 +143,9 @@ def restore(
     path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
 ) -> Position:
     """Load a checkpoint of the same run into a task and its optimiser."""
-    with _loading(path, "remove it to go on from the one before it"):
+    problem = f"the checkpoint '{path}' cannot be loaded"
+    fix = "remove it to go on from the one before it"
+    with explained(problem, fix, *UNSOUND, kind=CheckpointError):
         position = Position.read(path)
         require_same_run(path, position.identity, identity)
         _restore_task(path, task)
@@ -164,19 +165,11 @@ def restore(
 
 def restore_task(path: Path, task: Task[Any, Any]) -> int:
     """Load the weights of a checkpoint into a task, to use it; returns the checkpoint's step."""
-    with _loading(path, "restore it, or remove it to do with another"):
+    problem = f"the checkpoint '{path}' cannot be loaded"
+    fix = "restore it, or remove it to do with another"
+    with explained(problem, fix, *UNSOUND, kind=CheckpointError):
         _restore_task(path, task)
         return Position.read(path).step
-
-
-@contextmanager
-def _loading(path: Path, fix: str) -> Iterator[None]:
-    try:
-        yield
-    except UNSOUND as error:
-        raise CheckpointError(
-            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); {fix}"
-        ) from error
 
 
 def _restore_task(path: Path, task: Task[Any, Any]) -> None:

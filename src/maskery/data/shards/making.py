@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskery.core.bars import byte_bar
 from maskery.core.batch import vocabulary_size
-from maskery.core.errors import DataError, os_errors
+from maskery.core.errors import DataError, explained
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
@@ -139,7 +139,7 @@ def plan_job(
 def claim_folder(folder: Path, fingerprint: str) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings."""
     plan = folder / PLAN
-    with os_errors(f"the folder '{folder}' cannot be used", "name another"):
+    with explained(f"the folder '{folder}' cannot be used", "name another"):
         folder.mkdir(parents=True, exist_ok=True)
         # Listed before the plan is read: another command may begin at the same instant.
         names = [path.name for path in folder.iterdir()]
@@ -162,7 +162,7 @@ def about_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[
     """Keep the tokenizer with the shards; returns what the manifest says of it."""
     # Models from scratch take it from there.
     final = folder / TOKENIZER
-    with os_errors(f"the tokenizer cannot be written to '{final}'", "free some space"):
+    with explained(f"the tokenizer cannot be written to '{final}'", "free some space"):
         final.mkdir(exist_ok=True)
         with TemporaryDirectory() as here:
             tokenizer.save_pretrained(here)

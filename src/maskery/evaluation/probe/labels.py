@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import fsspec
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, explained
 from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
@@ -94,12 +94,10 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
-        try:
-            with path.open("rb") as file:
-                for batch in ParquetFile(file).iter_batches():
-                    yield from batch.to_pylist()
-        except (OSError, ArrowException) as error:
-            raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
+        problem = f"'{path}' is no readable Parquet file"
+        with explained(problem, "", OSError, ArrowException), path.open("rb") as file:
+            for batch in ParquetFile(file).iter_batches():
+                yield from batch.to_pylist()
         return
     with _opened(path) as file:
         if kind in (".jsonl", ".json"):
