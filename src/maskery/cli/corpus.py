@@ -13,8 +13,7 @@ from maskery.cli.output import table
 from maskery.core.errors import ConfigError, counted, explained
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports, signals_stop
-from maskery.data.corpus.config import CorpusConfig
-from maskery.data.shards.config import ShardingConfig
+from maskery.data.corpus.config import CorpusConfig, ShardingConfig
 from maskery.runs.text.config import TextRunConfig
 
 if TYPE_CHECKING:

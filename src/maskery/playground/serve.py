@@ -17,10 +17,9 @@ from maskery.core.ranges import Range, Settings
 from maskery.core.registry import require
 
 if TYPE_CHECKING:
-    from maskery.playground.session import Session
-
-if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from maskery.playground.session import Session
 else:
     H11Protocol = object  # uvicorn is optional: `make_server` names it as the second parent
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from maskery.core.bars import byte_bar
 from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError, explained
+from maskery.data.corpus.config import ShardingConfig
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.engines import in_processes, on_ray, on_slurm, stays_here
 from maskery.data.shards.manifest import (
     LENGTHS,

@@ -26,13 +26,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from maskery.core.errors import MALFORMED
-from maskery.data.corpus.config import AUTO, CorpusConfig
+from maskery.data.corpus.config import AUTO, CorpusConfig, ShardingConfig
 from maskery.data.corpus.examples import Example, ReadingReport, is_held_out
 from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
 from maskery.data.corpus.record_files import parquet_errors
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import (
     ShardEntry,
     check_sound,

@@ -40,8 +40,6 @@ from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 log = logging.getLogger(__name__)
 CACHE_BYTES = 2**30
-# Evaluation masks as BERT does, whatever the run trains with.
-EVALUATION_MASKING = MaskingConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

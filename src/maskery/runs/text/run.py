@@ -148,7 +148,7 @@ def train_text(
     folder = beside or default_folder(config.corpus[0], config.model)
     if config.phases:
         # By name: a run of one phase needs none of it.
-        phases = importlib.import_module("maskery.runs.text.phases")
+        phases = importlib.import_module("maskery.runs.text.branch")
         one = partial(train_text, progress=progress, **vars(given))
         last: TextResult = phases.train_phases(config, folder, one)
         return last
