@@ -4,9 +4,16 @@ Every error a user can cause derives from `MaskeryError`. Its message is one lin
 value, the rule it breaks and the fix; the command line prints that line and exits with code 2.
 """
 
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+# For type checkers alone: a test takes every class in here for an error.
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
 
 # Python's errors for JSON, or arrays, of another shape than expected.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)

@@ -35,6 +35,7 @@ from filelock import lock_descriptor
 from maskery.core.batch import Bools, Ids, Ints
 from maskery.core.errors import MALFORMED, DataError, explained, reason_of
 
+# Raised whenever stores would be read wrongly; their names depend on it, so all are made anew.
 FORMAT = 1
 MANIFEST = "manifest.json"
 # Of a file that is larger than memory, this much is summed or counted at a time.

@@ -58,6 +58,7 @@ class Position:
         return cls(**{**values, "window": tuple(values.get("window", ()))})
 
 
+# Of a run that no checkpoint goes before.
 BEGINNING = Position(step=0, identity="")
 
 

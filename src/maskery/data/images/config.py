@@ -8,6 +8,7 @@ from maskery.core.ranges import Range, Settings, Share
 
 Channels: TypeAlias = tuple[float, float, float]
 
+# Red, green and blue, as the families of vision encoders were trained with.
 CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)

@@ -33,6 +33,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mrtd import sample_tokens
 
 MASK = "[MASK]"
+# Nine digits at most, since the digits of a longer number take long to read.
 REPEATED = re.compile(r"\[MASK\]\*([0-9]{1,9})(?![0-9])")
 MOST_MASKS = 1 << 16  # more than a model has positions: it says so, before memory runs out
 

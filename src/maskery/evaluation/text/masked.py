@@ -36,6 +36,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 
 # Evaluations share an epoch that no run reaches, so frozen masks are never those of training.
 FROZEN_EPOCH = (1 << 24) - 1
+# Of the sums of an example: the first divides the others.
 COLUMNS = ("count", "loss", "top1", "top5")
 # Seconds; a small run would have a bar come and go at each of its evaluations.
 BAR_AFTER = 3.0

@@ -26,6 +26,7 @@ from maskery.data.tokenise import (
     word_starts,
 )
 
+# Pieces of Unigram and SentencePiece models for the single bytes of rare characters.
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
 

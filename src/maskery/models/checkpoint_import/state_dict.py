@@ -44,6 +44,7 @@ ENDS = {
     ".meta": "TensorFlow",
     ".npz": "NumPy or JAX",
 }
+# What files of PyTorch begin with; older ones are plain pickles.
 ZIP = b"PK\x03\x04"
 SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"

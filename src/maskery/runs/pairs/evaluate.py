@@ -39,6 +39,7 @@ from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 log = logging.getLogger(__name__)
+# Of decoded pictures: each is seen with its own caption and with others'.
 CACHE_BYTES = 2**30
 
 
