@@ -318,6 +318,10 @@ class PlannedSource(ABC, Generic[BatchT]):
             self.kept_plan = epoch, plan
         return self.kept_plan[1]
 
+    def num_tokens(self, epoch: int = 0) -> int:
+        """Return the tokens of an epoch."""
+        return int(self.lengths[self.plan(epoch).order].sum())
+
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch."""
         return self.plan(epoch).num_steps

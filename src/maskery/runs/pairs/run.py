@@ -249,5 +249,6 @@ def trained_config(folder: Path) -> PairsRunConfig:
         text_model=None,
         vision_model=None,
         fusion_layer=None,
+        fusion_layers=0,
         objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
     )

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # What of a run's identity decides which text comes when.
 DATA = (
     "corpus_fingerprint", "eval_data_fingerprint", "other_fingerprints", "held_out_share",
-    "group_column", "shuffle_shards", "layout", "max_length", "seed", "batch_tokens",
+    "group_column", "mix", "shuffle_shards", "layout", "max_length", "seed", "batch_tokens",
 )  # fmt: skip
 # They hold for all phases: of one model in one run, whose ends `until` names.
 COMMON = ("model", "output", "resume", "from_run", "lr_restart", "phases", "epochs", "max_steps")
