@@ -96,7 +96,10 @@ class ImageTextTask:
         terms that know persons are made from.
         """
         self.config, self.pad_token_id = config, pad_token_id
-        self.own_terms = load_terms(config.term, terms, model, pairs)
+        # New weights of terms follow from the seed, without moving the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.own_terms = load_terms(config.term, terms, model, pairs)
         self.captions = CaptionSteps(
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )
@@ -154,6 +157,7 @@ class ImageTextTask:
             mlm=mlm,
             mrtd=mrtd,
             alpha=self.config.alpha_at(progress),
+            doubt=self.config.doubt_at(progress),
             num_tokens=text1.num_tokens,
             terms=frozenset(self.loss_weights),
         )
@@ -232,8 +236,9 @@ class ImageTextTask:
         self, twin: ImageTextModel, *, prepared: PreparedPairs
     ) -> tuple[CaptionTargets, Candidates | None]:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
-        # Losses of the batch compare the model's own features.
-        inputs = self._pair_text(prepared, BATCH_TERMS) | self.captions.inputs(prepared)
+        # Losses of the batch compare the model's own features, unless the twin doubts pairs.
+        alone = () if self.config.doubt else BATCH_TERMS
+        inputs = self._pair_text(prepared, alone) | self.captions.inputs(prepared)
         if not inputs:  # nobody asks the twin
             return CaptionTargets(), None
         tokens = twin.encode_image(prepared.image2)
@@ -282,8 +287,11 @@ class ImageTextTask:
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
+        believed = torch.ones(len(prepared.ids), device=tokens.device)
+        if candidates is not None:
+            believed = candidates.trust(prepared.ids, prepared.doubt)
         if negatives is not None:
-            sums["itm"] = itm_sum(model, fused, prepared, taught.crowd_ids)
+            sums["itm"] = itm_sum(model, fused, prepared, taught.crowd_ids, believed)
         if "prd" in self.loss_weights and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in self.loss_weights:
@@ -299,6 +307,7 @@ class ImageTextTask:
             candidate_ids=taught.ids,
             temperature=model.temp,
             alpha=prepared.alpha,
+            trust=believed,
             by_use=fused,
             prepared=prepared,
             fuse=lambda: (  # matching has them already

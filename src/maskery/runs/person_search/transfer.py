@@ -1,7 +1,5 @@
 """Direct transfer: models measured on datasets that they did not learn from, as a matrix."""
 
-from __future__ import annotations
-
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
