@@ -11,6 +11,7 @@ from maskery.objectives.itc import (
     Direction,
     Features,
     itc_loss,
+    trust,
 )
 
 B, K, E = 3, 4, 5
@@ -27,8 +28,29 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return grown / grown.sum(axis=1, keepdims=True)
 
 
+def believed(scores: np.ndarray, same: np.ndarray, doubt: float) -> np.ndarray:
+    """The share of others that are less alike, to the power of doubt, in plain loops."""
+    found = np.ones(scores.shape)
+    for row, column in np.ndindex(scores.shape):
+        others = scores[row][~same[row]]
+        if len(others):
+            found[row, column] = (others < scores[row, column]).mean() ** doubt
+    return found
+
+
+def test_trust_is_the_share_of_others_that_are_less_alike() -> None:
+    scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    same = torch.randint(0, 3, (4, 30), generator=torch.Generator().manual_seed(1)) == 0
+    same[3] = True  # nobody else to compare with
+    expected = believed(scores.numpy(), same.numpy(), 3.0)
+    found = trust(scores, same, 3.0)
+    torch.testing.assert_close(found[same], torch.tensor(expected[same.numpy()]).float())
+    assert found[0][same[0]].min() < 0.2
+
+
+@pytest.mark.parametrize("doubt", [0.0, 2.0])
 @pytest.mark.parametrize("directions", [ALBEF_DIRECTIONS, RASA_DIRECTIONS])
-def test_loss_is_the_formula(directions: tuple[Direction, ...]) -> None:
+def test_loss_is_the_formula(directions: tuple[Direction, ...], doubt: float) -> None:
     student = Features(image=unit(B, E, seed=0), text=unit(B, E, seed=1))
     teacher = Features(image=unit(B, E, seed=2), text=unit(B, E, seed=3))
     candidates = Features(
@@ -45,6 +67,7 @@ def test_loss_is_the_formula(directions: tuple[Direction, ...]) -> None:
         temperature=torch.tensor(temperature),
         alpha=alpha,
         directions=directions,
+        doubt=doubt,
     )
     same = IDS.numpy()[:, None] == CANDIDATES.numpy()[None, :]
     hard = same / same.sum(axis=1, keepdims=True)
@@ -54,7 +77,8 @@ def test_loss_is_the_formula(directions: tuple[Direction, ...]) -> None:
         side, other = by_letter[direction[0]], by_letter[direction[2]]
         keys = getattr(candidates, other).double().numpy().T
         goal = softmax(getattr(teacher, side).double().numpy() @ keys / temperature)
-        goal = alpha * goal + (1 - alpha) * hard
+        trusted = hard * believed(goal, same, doubt)
+        goal = alpha * goal + (1 - alpha) * trusted
         shown = softmax(getattr(student, side).double().numpy() @ keys / temperature)
         losses.append(-(goal * np.log(shown)).sum())
     assert contrast.loss_sum.item() == pytest.approx(np.mean(losses), rel=1e-5)

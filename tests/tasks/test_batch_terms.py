@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from maskery.core.errors import ConfigError
+from maskery.objectives.batch import sdm_rows
 from maskery.objectives.terms import LossTerm, load_terms
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
@@ -96,6 +98,35 @@ def test_each_term_is_its_papers_formula() -> None:
     assert of.model.temp.grad is not None  # of InfoNCE
     for name in ("sigmoid.log_scale", "sigmoid.bias", "id.classifier.weight"):
         assert of.model.get_parameter(f"loss_terms.{name}").grad is not None
+
+
+def test_doubted_pairs_count_less_in_every_loss_of_pairs() -> None:
+    seen: dict[str, Any] = {}
+
+    def look(step: Any) -> tuple[torch.Tensor, int]:
+        seen.update(trust=step.trust, step=step)
+        return step.features.image.sum(), 1
+
+    of = task(term=("sdm",), doubt=3.0, doubt_warmup=0.5)
+    of.own_terms.append(LossTerm.of(look))
+    prepared = of.prepare(tiny.pairs(IDS, PERSONS), epoch=0, progress=0.25)
+    assert prepared.doubt == 1.5
+    sums = of.loss_sums(prepared)
+    step, trust = seen["step"], seen["trust"].numpy()
+    persons, others = np.array(PERSONS), step.candidate_ids.numpy()
+    sides = {name: getattr(step.candidates, name).double().numpy() for name in ("image", "text")}
+    for row in range(5):
+        shares = []
+        for one, other in (("image", "text"), ("text", "image")):
+            scores = sides[one][row] @ sides[other].T
+            shares.append((scores[others != persons[row]] < scores[row]).mean())
+        assert trust[row] == pytest.approx(min(shares) ** 1.5, rel=1e-5)
+    image, text = (getattr(step.features, side).detach() for side in ("image", "text"))
+    same = torch.tensor(persons[:, None] == persons[None])
+    rows = sdm_rows(image @ text.T, same) + sdm_rows(text @ image.T, same)
+    assert sums["sdm"].item() == pytest.approx(float((rows.numpy() * trust).sum()), rel=1e-5)
+    plain = task(term=("sdm",)).loss_sums(replace(prepared, doubt=0.0))
+    assert plain["itm"].item() > sums["itm"].item()
 
 
 def test_a_batch_of_one_person_has_nobody_to_be_told_from_and_finite_gradients() -> None:

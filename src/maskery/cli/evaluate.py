@@ -1,7 +1,5 @@
 """`maskery evaluate`: one command whose flags are those of the model that it is given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path

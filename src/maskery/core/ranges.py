@@ -45,11 +45,14 @@ class Range:
     high: float | None = None  # The largest; None for no limit
     above: bool = False  # True if `low` itself is not allowed
     below: bool = False  # True if `high` itself is not allowed
+    words: tuple[str, ...] = ()  # Also allowed, such as `auto`
     unit: str = ""  # Follows the limits in messages, such as `pixels`
     hint: str = ""  # Ends the message with what to do; `{flag}` in it becomes the flag of the field
 
     def __contains__(self, value: object) -> bool:
         number: Any = value
+        if value in self.words:
+            return True
         # Any comparison with NaN is False, so each condition is one that must hold.
         if not isinstance(value, Real) or not -math.inf < number < math.inf:
             return False
@@ -72,7 +75,7 @@ class Range:
             words = f"lie between {low} and {high}" if self.below else words
         else:
             words = f"be from {low} to {'below ' if self.below else ''}{high}"
-        return f"{words} {self.unit}".strip()
+        return " or ".join((f"{words} {self.unit}".strip(), *self.words))
 
 
 Count: TypeAlias = Annotated[int, Range(1)]

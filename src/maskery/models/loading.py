@@ -101,11 +101,15 @@ def _model_folder(path: Path) -> Path | None:
     return next(found, None)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model; raises ModelError if it has no mask token."""
+def load_tokenizer(name: str, *, mask: bool = True) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model; raises ModelError if it has no `mask` token or no words."""
     with _loading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
-    require_mask(tokenizer)
+        # Of a folder without one, Transformers makes some up from the configuration.
+        if not set(tokenizer.get_vocab()).difference(tokenizer.all_special_tokens):
+            raise ValueError("it has no words; put the model's own tokenizer into the folder")
+    if mask:
+        require_mask(tokenizer)
     return tokenizer
 
 

@@ -6,8 +6,6 @@ float32, of similarities in [-1, 1].
 Shapes: B rows of this process, G columns of all processes.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

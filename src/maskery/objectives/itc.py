@@ -56,6 +56,7 @@ def itc_loss(
     alpha: float,  # the weight of the teacher's similarities in the targets, in [0, 1]
     directions: Sequence[Direction] = RASA_DIRECTIONS,  # averaged; `i2t` asks images for texts
     crowd_size: int | None = None,  # G; by default B
+    doubt: float = 0.0,  # see `trust`
 ) -> Contrast:
     """Contrast each student feature with the teacher's features of the batch and the queues."""
     # Each row's target is spread evenly over the candidates of the same identity.
@@ -66,8 +67,10 @@ def itc_loss(
         asked, asked_of = (NAMES[letter] for letter in (direction[0], direction[2]))
         keys: torch.Tensor = getattr(candidates, asked_of)
         with torch.no_grad():
-            taught = F.softmax(similarities(getattr(teacher, asked), keys, temperature), dim=1)
-            targets = alpha * taught + (1 - alpha) * hard  # ALBEF, equation 6
+            taught = similarities(getattr(teacher, asked), keys, temperature)
+            trusted = hard * trust(taught, same, doubt) if doubt else hard
+            # ALBEF, equation 6
+            targets = alpha * F.softmax(taught, dim=1) + (1 - alpha) * trusted
         scores = similarities(getattr(student, asked), keys, temperature)
         loss_sum = loss_sum - torch.sum(F.log_softmax(scores, dim=1) * targets)
     with torch.no_grad():
@@ -79,6 +82,20 @@ def itc_loss(
         image_to_text=image_to_text,
         text_to_image=text_to_image,
     )
+
+
+def trust(scores: torch.Tensor, same: torch.Tensor, doubt: float) -> torch.Tensor:
+    """Return (B, C) float32, in [0, 1]: how far each positive is believed.
+
+    It is the share of the other identities' columns that the twin's similarity (`scores`, (B, C))
+    to this one exceeds, to the power of `doubt`: of a caption that describes someone else it is
+    spread evenly over [0, 1], of one's own it is near 1. Where nobody else is there it is 1.
+    """
+    others = scores.masked_fill(same.bool(), float("inf")).sort(dim=1).values
+    below = torch.searchsorted(others, scores.contiguous())
+    num_others = (others < float("inf")).sum(dim=1, keepdim=True)
+    share = below.float() / num_others.clamp(min=1)
+    return torch.where(num_others > 0, share.clamp(max=1), 1.0) ** doubt
 
 
 def similarities(

@@ -43,15 +43,15 @@ def has_negative(ids: torch.Tensor, crowd_ids: torch.Tensor) -> torch.Tensor:
 
 
 def itm_loss_sum(
-    logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor | None = None
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Sum of two-class cross-entropies over the judged pairs, in nats, float32.
 
     From logits (R, 2), mismatch against match; labels (R,) int64, 1 where image and text belong
-    together; and (R,) bool, False for pairs that do not count, since no negative could be drawn.
+    together; and (R,) weights, 0 for pairs that do not count, since no negative could be drawn.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    return losses.sum() if counted is None else losses.masked_fill(~counted, 0.0).sum()
+    return losses.sum() if weights is None else (losses * weights).sum()
 
 
 def prd_loss_sum(logits: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,8 @@ def compared(step: TermInputs, rows: Rows, *, both_ways: bool = True) -> tuple[t
     unscaled, total = step.temperature.new_ones(()), torch.zeros((), device=same.device)
     for asked, columns in (sides, sides[::-1]) if both_ways else (sides,):
         everyone = step.crowd.gather_with_gradients(columns)
-        total = total + rows(similarities(asked, everyone, unscaled), same).sum()
+        losses = rows(similarities(asked, everyone, unscaled), same)
+        total = total + (losses * step.trust).sum()
     return total, len(same)
 
 
@@ -110,5 +111,6 @@ class Identity(nn.Module):
         both = torch.stack((step.projected.image, step.projected.text))
         with torch.autocast(both.device.type, enabled=False):
             logits = self.classifier(both.float())
-        ids = step.ids.expand(2, -1).flatten()
-        return F.cross_entropy(logits.flatten(0, 1), ids, reduction="sum") / 2, len(step.ids)
+        image, text = (F.cross_entropy(each, step.ids, reduction="none") for each in logits)
+        # Whoever the caption is of, the picture is of its person.
+        return (image + text * step.trust).sum() / 2, len(step.ids)

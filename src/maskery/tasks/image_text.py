@@ -95,7 +95,10 @@ class ImageTextTask:
         terms that know persons are made from.
         """
         self.config, self.pad_token_id = config, pad_token_id
-        self.own_terms = load_terms(config.term, terms, model, pairs)
+        # New weights of terms follow from the seed, without moving the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.own_terms = load_terms(config.term, terms, model, pairs)
         self.captions = CaptionSteps(
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )
@@ -153,6 +156,7 @@ class ImageTextTask:
             mlm=mlm,
             mrtd=mrtd,
             alpha=self.config.alpha_at(progress),
+            doubt=self.config.doubt_at(progress),
             num_tokens=text1.num_tokens,
             terms=frozenset(self.loss_weights),
         )
@@ -263,7 +267,7 @@ class ImageTextTask:
         student = contrast = negatives = None
         if not self.loss_weights.keys().isdisjoint(("itc", "itm")):
             student = Features(
-                image=model.image_feature(tokens), text=model.text_feature(pair.hidden)
+                image=model.image_feature(tokens), text=model.text_feature(pair.hidden, pair.mask)
             )
             contrast = candidates.contrast(model, student, prepared, self.directions)
         if contrast is not None and "itm" in self.loss_weights:
@@ -278,8 +282,9 @@ class ImageTextTask:
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
+        believed = candidates.trust(prepared.ids, prepared.doubt)
         if negatives is not None:
-            sums["itm"] = itm_sum(model, fused, prepared, candidates.crowd_ids)
+            sums["itm"] = itm_sum(model, fused, prepared, candidates.crowd_ids, believed)
         if "prd" in self.loss_weights and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in self.loss_weights:
@@ -295,6 +300,7 @@ class ImageTextTask:
             candidate_ids=candidates.ids,
             temperature=model.temp,
             alpha=prepared.alpha,
+            trust=believed,
             by_use=fused,
             prepared=prepared,
             fuse=lambda: (  # matching has them already

@@ -24,7 +24,7 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
 from maskery.models.momentum import FeatureQueue
 from maskery.objectives import itm
-from maskery.objectives.itc import Contrast, Direction, Features, itc_loss
+from maskery.objectives.itc import Contrast, Direction, Features, itc_loss, similarities, trust
 from maskery.objectives.terms import CHOICES, HEADS, LossTerm, Term, belongs
 from maskery.tasks.caption_steps import Block, PreparedPairs
 
@@ -56,7 +56,8 @@ class Candidates:
         queues: Mapping[str, FeatureQueue],  # Of images, then of texts, or empty
     ) -> Candidates:
         """Gather the twin's features of all processes, then those of the queues."""
-        own = Features(image=twin.image_feature(tokens), text=twin.text_feature(pair.hidden))
+        text = twin.text_feature(pair.hidden, pair.mask)
+        own = Features(image=twin.image_feature(tokens), text=text)
         crowd = Crowd.of(len(ids), pair.mask.shape[1], ids.device)
         crowd_ids = everyones = crowd.gather(ids)
         image, text = crowd.gather(own.image), crowd.gather(own.text)
@@ -94,7 +95,18 @@ class Candidates:
             alpha=prepared.alpha,
             directions=directions,
             crowd_size=len(self.crowd_ids),
+            doubt=prepared.doubt,
         )
+
+    def trust(self, ids: torch.Tensor, doubt: float) -> torch.Tensor:
+        """Return (B,) float32, in [0, 1]: how far each caption is believed to be its picture's."""
+        if not doubt:
+            return torch.ones(len(ids), device=ids.device)
+        same, own = ids.unsqueeze(1) == self.ids.unsqueeze(0), self.crowd.mine.unsqueeze(1)
+        one = torch.ones((), device=ids.device)
+        ways = ((self.own.image, self.everyone.text), (self.own.text, self.everyone.image))
+        believed = [trust(similarities(a, b, one), same, doubt).gather(1, own) for a, b in ways]
+        return torch.minimum(*believed).squeeze(1)
 
     def draw(self, contrast: Contrast, prepared: PreparedPairs) -> Negatives:
         """Take the hard negatives handed in, or draw them by similarity among other persons."""
@@ -138,15 +150,16 @@ def itm_sum(
     fused: Mapping[str, torch.Tensor],  # (B, L, D) each
     prepared: PreparedPairs,
     crowd_ids: torch.Tensor,  # (G,) int64
+    believed: torch.Tensor,  # (B,) in [0, 1], the weight of each match
 ) -> torch.Tensor:
     """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
     parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
     judged = torch.cat(parts)
     possible = itm.has_negative(prepared.ids, crowd_ids)
-    counted = torch.cat((torch.ones_like(possible), possible, possible))
+    weights = torch.cat((believed, possible, possible))
     # 1 for matching pairs, then 0 for both kinds of negatives.
     labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
-    return itm.itm_loss_sum(model.itm_head(judged), labels, counted)
+    return itm.itm_loss_sum(model.itm_head(judged), labels, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +177,7 @@ class TermInputs:
     # Scalar, the contrast's; a term that trains it names "temp" in its `heads`.
     temperature: torch.Tensor
     alpha: float  # Weight of soft labels at this point of the run, in [0, 1]
+    trust: torch.Tensor  # (B,) in [0, 1]: how far each caption is believed to be its picture's
     # By what they are read for ("mlm", "mrtd"; with persons "match", "wrong text", "wrong image"),
     # (B, L, D): captions that have seen a picture.
     by_use: Mapping[str, torch.Tensor]
@@ -181,7 +195,7 @@ class TermInputs:
         """The same before they are made unit length."""
         return Features(
             image=self.model.image_feature(self.image_tokens, unit=False),
-            text=self.model.text_feature(self.caption, unit=False),
+            text=self.model.text_feature(self.caption, self.caption_mask, unit=False),
         )
 
     @cached_property

@@ -143,8 +143,9 @@ class TrainingConfig(BaseTrainingConfig):
     batch_tokens: Count | None = None
     """Tokens of one optimiser step, over all processes; short lines are never padded up to it.
     Default: 4,096, and 32,768 with a GPU, which waits for the next one in smaller steps."""
-    micro_batch_tokens: Count | None = None
-    """Most tokens one device computes at once; smaller values accumulate. Default: batch_tokens."""
+    micro_batch_tokens: Annotated[int | Literal["auto"] | None, Range(1, words=("auto",))] = None
+    """Most tokens one device computes at once; smaller values accumulate. auto: batch_tokens, or
+    half of them, a quarter, ..., whatever fits the memory. Default: batch_tokens."""
     compile: bool = False
     """Compile the step for constant shapes (a CUDA GPU, packed text); elsewhere it says why not."""
 
@@ -154,8 +155,13 @@ class TrainingConfig(BaseTrainingConfig):
             raise ConfigError(
                 "patience counts evaluations; say how often, as with --eval-every 100"
             )
+        if self.micro_batch_tokens == "auto" and self.compile:
+            raise ConfigError(
+                "--compile needs to know its shapes before memory is measured; give a number for "
+                "--micro-batch-tokens"
+            )
         most = self.batch_tokens or CPU_TOKENS
-        if self.micro_batch_tokens is not None and self.micro_batch_tokens > most:
+        if isinstance(self.micro_batch_tokens, int) and self.micro_batch_tokens > most:
             raise ConfigError(
                 f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
                 f"({most}); lower it, or raise batch_tokens"

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_persons import draw_images, records, save_cuhk
 
@@ -324,3 +325,44 @@ def test_settings_out_of_range() -> None:
     for settings, message in (({"val_share": 0.0}, "val_share"), ({"max_words": 0}, "max_words")):
         with pytest.raises(ConfigError, match=message):
             PersonSearchDataConfig(dataset="jsonl", root=Path(), **settings)  # type: ignore[arg-type]
+
+
+def test_a_noise_file_exchanges_training_captions_in_the_order_of_the_annotations(
+    tmp_path: Path,
+) -> None:
+    root, path = save_cuhk(tmp_path / "data", SPLITS), tmp_path / "noise.npy"
+    clean = opened("cuhk-pedes", root)
+    captions = [caption for pair in clean.train for caption in pair.captions]
+    index = np.random.default_rng(0).permutation(len(captions))
+    np.save(path, index)
+    noisy = opened("cuhk-pedes", root, noise_file=path)
+    found = [caption for pair in noisy.train for caption in pair.captions]
+    assert found == [captions[i] for i in index]
+    assert noisy.train.persons.tolist() == clean.train.persons.tolist()
+    assert [pair.captions for pair in noisy.val] == [pair.captions for pair in clean.val]
+    moved = int((index != np.arange(len(index))).sum())
+    assert f"exchanged by '{path}': {moved} of {len(captions)} training captions" in noisy.notes
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (np.arange(3), "has the shape (3,) of int64, and there are 16 training captions"),
+        (np.zeros(16), "has the shape (16,) of float64"),
+        (np.arange(1, 17), "has numbers from 1 to 16: they must be from 0 to 15"),
+        (None, "is no .npy array that can be read"),
+        (b"not an array", "is no .npy array that can be read"),
+    ],
+)
+def test_a_noise_file_of_something_else_is_told_in_one_line(
+    content: Any, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "noise.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(DataError) as caught:
+        opened("cuhk-pedes", save_cuhk(tmp_path / "data", SPLITS), noise_file=path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)

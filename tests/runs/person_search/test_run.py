@@ -117,8 +117,10 @@ def test_a_run_learns_to_find_people_and_leaves_what_it_promises(
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     cut = config_of(root, tmp_path / "cut", checkpoint_every=3, eval_every=2)
+    # Trust in pairs follows from the twin and the queues, and a term's classifier is saved, too.
+    more = replace(cut.objectives, doubt=4.0, term=("sdm=0.5", "id=0.5"))
+    cut = replace(cut, objectives=more)
     die_before(8, train_person_search, cut, monkeypatch)
     with pytest.raises(CheckpointError, match="in use"):
         train_person_search(cut, progress=False)

@@ -17,8 +17,8 @@ from maskery.cli.main import main
 from maskery.core.errors import ConfigError
 from maskery.core.system import read_metrics
 from maskery.runs.frame.config_file import load_config
+from maskery.runs.text.branch import phases_of
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.phases import phases_of
 from maskery.runs.text.run import train_text
 
 PHASES = (
@@ -91,8 +91,8 @@ def test_the_phases_of_the_page_are_taken(tmp_path: Path) -> None:
     (tmp_path / "page.yaml").write_text(page.partition("```yaml")[2].partition("```")[0], "utf-8")
     *_, last = phases_of(load_config(tmp_path / "page.yaml", TextRunConfig))
     assert (last.training.decay_share, last.training.warmup_share) == (1.0, 0.0)
-    # Of 32,768 tokens: 2B, and then twice what is left, rounded up.
-    assert last.training.max_steps == 61_036 + 9_155 + 6_103
+    # 0.2B tokens of 8,192 a step; then of 32,768 what is left to 2B, 2.3B and 2.5B, rounded up.
+    assert last.training.max_steps == 24_415 + 54_932 + 9_155 + 6_104
 
 
 def test_tokens_are_counted_over_phases(settings: dict[str, Any], tmp_path: Path) -> None:

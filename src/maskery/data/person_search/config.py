@@ -1,7 +1,5 @@
 """Settings of person-search datasets, and how their captions are cleaned; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +29,9 @@ class PersonSearchDataConfig(Settings):
     val_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.05")] = 0.05
     """Share of the training identities held out to choose the best epoch, where the dataset has no
     validation split (ICFG-PEDES); chosen by a hash."""
+    noise_file: Annotated[Path | None, conf.arg(metavar="FILE")] = None
+    """A noise file of RDE (.npy): each training caption is exchanged for the one whose number, in
+    the order of the annotations, stands in its place."""
     max_words: Annotated[int, Range(1, hint="try 50")] = 50
     """Most words of a caption; more are cut, as RaSa does."""
     clean_captions: bool = True

@@ -5,8 +5,6 @@ Layouts are those of CUHK-PEDES (Li et al., CVPR 2017), ICFG-PEDES (Ding et al.,
 image.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,11 +93,15 @@ class PersonSearchData:
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
-    records = list(read_annotations(config.dataset, root, config.images))
+    records, noise = list(read_annotations(config.dataset, root, config.images)), ""
+    if config.noise_file is not None:
+        from maskery.data.person_search.noise import exchanged
+
+        records, noise = exchanged(records, config.noise_file)
     images = _image_folder(config)
     annotated, leaks = {record.split for record in records}, leaks_note(records)
     records, missing = without_missing(records, images, config)
-    notes = [leaks, missing]
+    notes = [noise, leaks, missing]
     by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
     _need_expected_splits(config, by_split)
     skipped = Skipped("caption", config.on_bad_caption)

@@ -190,6 +190,8 @@ def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     problem = ""
     if not opened.model.text_encoder.fusion_layers:
         problem = "has no fusion layers: its words never look at the picture; use another model"
+    elif opened.model.config.has_towers:
+        problem = "looks at the picture before its fusion layers: use a model with a BERT"
     elif not matches and not fills:
         problem = (
             "learnt neither to match nor to fill words, so it says nothing that could be "

@@ -261,7 +261,7 @@ class ImageFiller(Filler):
     @property
     def embeddings(self) -> torch.nn.Module:
         """See `Filler.embeddings`."""
-        module: torch.nn.Module = self._model.text_encoder.bert.embeddings.word_embeddings
+        module: torch.nn.Module = self._model.text_encoder.word_embeddings
         return module
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -279,7 +279,10 @@ class ImageFiller(Filler):
         padded = pad(masked.input_ids, boundaries, masked.positions, pad_token_id=0)
         inputs = padded.to(self._model.device)
         hidden = self.read(inputs.input_ids, inputs.arguments["attention_mask"].bool())
-        return self._model.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()
+        logits: torch.Tensor = self._model.text_encoder.mlm_logits(
+            hidden.flatten(0, 1)[inputs.rows]
+        )
+        return logits.float()
 
     @property
     def detects(self) -> bool:

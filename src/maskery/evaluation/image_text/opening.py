@@ -28,6 +28,7 @@ from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.evaluation.text.fill import end_to_end
+from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
 
@@ -63,21 +64,38 @@ class OpenImageText:
 
 
 def is_image_text(name: str) -> bool:
-    """Return True if a name is the folder of an image-text model or of its run."""
+    """Return True if a name is the folder of an image-text model, of its run, or of a CLIP."""
     try:
         path = Path(resolve(name)) / "config.json"
-        return bool(json.loads(path.read_text("utf-8"))["model_type"] == ImageTextConfig.model_type)
+        found = json.loads(path.read_text("utf-8"))["model_type"]
+        return found in (ImageTextConfig.model_type, *WITHIN)
     except (ModelError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
 def open_image_text(name: str) -> OpenImageText:
-    """Load an image-text model with its tokenizer, from a run folder or a model folder."""
+    """Load an image-text model with its tokenizer: a run's, a model folder, a CLIP or SigLIP."""
+    if is_aligned(name):
+        model, tokenizer, _ = build_from_towers(name)
+    else:
+        model, tokenizer = _load_own(name), load_tokenizer(name)
+    to_gpu(model.eval())
+    return OpenImageText(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        view=preprocessing_of(name, model, ViewConfig()),
+        retrieval=read_model_retrieval(name) or _guess_model_retrieval(model),
+    )
+
+
+def _load_own(name: str) -> ImageTextModel:
+    """Load a model that Maskery has written."""
     if not is_image_text(name):
         resolve(name)  # says what is wrong with the path, if anything is
         raise ModelError(
             f"'{name}' is no image-text model; name a folder that maskery train pairs or maskery "
-            f"convert has written"
+            f"convert has written, or a CLIP or SigLIP"
         )
     model, info = load_weights(ImageTextModel, name)
     if info["missing_keys"]:
@@ -85,22 +103,17 @@ def open_image_text(name: str) -> OpenImageText:
             f"the model in '{name}' lacks weights ({min(info['missing_keys'])} and "
             f"{len(info['missing_keys']) - 1} others); restore its model.safetensors"
         )
-    to_gpu(model.eval())
-    return OpenImageText(
-        name=name,
-        model=model,
-        tokenizer=load_tokenizer(name),
-        view=preprocessing_of(name, model, ViewConfig()),
-        retrieval=read_model_retrieval(name) or _guess_model_retrieval(model),
-    )
+    loaded: ImageTextModel = model
+    return loaded
 
 
 def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
     """Guess which losses trained a model that has no settings file."""
     # Biases start at exactly zero, and no optimiser leaves a trained one there. The bias over the
     # vocabulary may start at the words' frequencies, so that head counts as trained.
-    trained = ["mlm"]
-    if bool(model.text_proj.bias.any()) and bool(model.vision_proj.bias.any()):
+    towers = model.config.has_towers  # which come trained to be compared
+    trained = [] if towers and not model.text_encoder.fusion_layers else ["mlm"]
+    if towers or all(bool(p.bias.any()) for p in (model.text_proj, model.vision_proj)):
         trained.append("itc")
     if model.text_encoder.fusion_layers and bool(model.itm_head.bias.any()):
         trained.append("itm")

@@ -85,7 +85,7 @@ def read_texts(
         inputs = pad(texts.input_ids[picked], ends, picked[:0], pad_token_id=0).to(device)
         mask = inputs.arguments["attention_mask"].bool()
         hidden = model.text_encoder.encode_text(inputs.input_ids, mask)
-        features[torch.from_numpy(chosen)] = model.text_feature(hidden).float()
+        features[torch.from_numpy(chosen)] = model.text_feature(hidden, mask).float()
         if kept is not None:
             begun = before_looking(model.text_encoder, hidden, mask)[mask]
             kept[torch.from_numpy(picked).to(device)] = begun.float()

@@ -1,4 +1,4 @@
-"""Image-text models from nothing, or from a BERT and a vision encoder that exist already."""
+"""Image-text models from nothing, from a BERT and a vision encoder, or from a CLIP or SigLIP."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerBase,
+    ViTConfig,
+)
 
+from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ModelError
 from maskery.models.checkpoint_import.timm_vit import resize_positions
 from maskery.models.image_text.model import (
@@ -20,12 +27,14 @@ from maskery.models.image_text.model import (
     vision_family,
 )
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.models.loading import load_weights, read_config
+from maskery.models.loading import add_rows, load_tokenizer, load_weights, read_config
 
 log = logging.getLogger(__name__)
 
 # Two-tower checkpoints whose vision tower is taken.
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+# Added to a tokenizer without a mask token, as IRRA does.
+MASK = "<|mask|>"
 # ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
 
@@ -115,6 +124,73 @@ def build_from_encoders(
         torch.nn.init.eye_(dense.weight)
         torch.nn.init.zeros_(dense.bias)
     return model, new
+
+
+def is_aligned(name: str) -> bool:
+    """Return True for the name of a CLIP or SigLIP, or of one tower, which is refused later."""
+    return read_config(name).model_type.split("_")[0] in (*WITHIN, "siglip2")
+
+
+def build_from_towers(
+    name: str,  # folder or hub name of a CLIP, SigLIP or SigLIP 2 of fixed resolution
+    *,
+    fusion_layers: int = 0,  # of IRRA's fusion encoder; 0: a dual encoder
+    image_size: tuple[int, int] | None = None,  # as in `build_from_encoders`
+) -> tuple[ImageTextModel, PreTrainedTokenizerBase, frozenset[str]]:
+    """Make a model of both towers, their projections and their temperature.
+
+    A tokenizer without a mask token is given one, which starts as the mean of all words. Returns
+    the model, its tokenizer, and the names of its parameters that the checkpoint did not have.
+    """
+    found, fault = read_config(name).model_type, ""
+    if found == "siglip2":
+        fault = "takes pictures of any shape (NaFlex): use a SigLIP 2 of fixed resolution"
+    elif found not in WITHIN:
+        side = "vision" if "vision" in found else "text"
+        fault = f"has the {side} tower alone: use the whole model"
+        fault += f", or --vision-model {name} with a --text-model" if side == "vision" else ""
+    if fault:
+        raise ModelError(f"'{name}' ({found}) {fault}")
+    tokenizer = load_tokenizer(name, mask=False)
+    towers, info = load_weights(AutoModel, name, dtype="float32")
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"'{name}' lacks weights of its towers ({missing[0]} and {len(missing) - 1} others); "
+            f"use a whole checkpoint"
+        )
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+        size = vocabulary_size(tokenizer)
+        add_rows(towers.text_model, {require_mask(tokenizer): ()}, size)
+    require_mask(tokenizer)
+    text, vision = towers.text_model.config, towers.vision_model.config
+    text.pad_token_id = tokenizer.pad_token_id  # SigLIP 2's configuration names another
+    image_size = image_size or _whole_patches(vision, name)
+    config = ImageTextConfig(
+        text_config=text,
+        vision_config=_resized(vision, image_size),
+        image_size=image_size,
+        embed_dim=getattr(text, "projection_size", None) or towers.config.projection_dim,
+        interaction_layers=fusion_layers,
+    )
+    model = ImageTextModel(config)
+    if found == "clip":
+        heads = towers.visual_projection, towers.text_projection
+    else:
+        heads = towers.vision_model.head, towers.text_model.head
+        model.logit_bias.data.copy_(towers.logit_bias.detach()[0])
+    eyes = fit_vision_positions(towers.vision_model, config.vision_config)
+    # The heads are the projections; nothing else is left out.
+    model.visual_encoder.backbone.load_state_dict(eyes, strict=False)
+    model.text_encoder.tower.load_state_dict(towers.text_model.state_dict(), strict=False)
+    for projection, head in zip((model.vision_proj, model.text_proj), heads, strict=True):
+        projection.load_state_dict(head.state_dict())
+    model.temp.data.copy_((-towers.logit_scale.detach()).exp().squeeze())
+    if fusion_layers:
+        model.text_encoder.fusion.start(model.text_encoder.cls)
+    begun = ("text_encoder.fusion.", "text_encoder.cls.", "itm_head.", "prd_head.", "mrtd_head.")
+    new = (name for name, _ in model.named_parameters() if name.startswith(begun))
+    return model.eval(), tokenizer, frozenset(new)
 
 
 def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:

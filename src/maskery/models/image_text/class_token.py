@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskery.models.image_text.text_encoder import ImageKeys, PackedRows, TextFusionEncoder
+from maskery.models.image_text.text_encoder import ImageKeys, Layer, PackedRows, TextFusionEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,10 @@ def before_looking(
 
     From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
     """
-    attention = encoder.fusion_layers[0].attention
+    first = encoder.fusion_layers[0]
+    if not isinstance(first, Layer):  # a fusion encoder of another kind begins by looking
+        return hidden
+    attention = first.attention
     attended: torch.Tensor = attention(hidden, attention_mask[:, None, None, :])
     return attended
 
@@ -59,6 +62,9 @@ def fuse_class_tokens(
 ) -> torch.Tensor:
     """Let all texts look at one image: (S, D) of `before_looking` to (R, D) fused class tokens."""
     layers = encoder.fusion_layers
+    if not isinstance(layers[0], Layer):
+        fused: torch.Tensor = layers[0](rows.spread(tokens), rows.mask, *image)
+        return fused[:, 0]
     hidden = tokens
     for number, (layer, keys) in enumerate(zip(layers, image, strict=True)):
         last = number + 1 == len(layers)

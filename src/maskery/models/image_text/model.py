@@ -1,7 +1,8 @@
 """The image-text model: two encoders, two projections and four heads.
 
 ALBEF (Li et al., NeurIPS 2021), section 3.1, with the relation and replaced-token heads of RaSa
-(Bai et al., IJCAI 2023). Outside the vision encoder, parameters carry their released names.
+(Bai et al., IJCAI 2023). Outside the vision encoder, parameters carry their released names. Or both
+towers of a CLIP or SigLIP, with their projections, in their place (`towers.py`).
 
 Shapes: B images or texts, N image tokens, W image width, L text length, D text width, E features,
 V vocabulary.
@@ -16,29 +17,34 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from maskery.core.errors import ModelError
 from maskery.models.image_text.text_encoder import ImageKeys, TextFusionEncoder
 
 ResultT = TypeVar("ResultT")
+# Text towers, each with the vision tower and the projections that it was trained with.
+TEXT_TOWERS = ("clip_text_model", "siglip_text_model")
 
 
 class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     """Sizes of an `ImageTextModel`."""
 
     model_type = "maskery_image_text"
-    sub_configs = {"text_config": BertConfig, "vision_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
 
-    # BERT sizes of the text-and-fusion encoder: `num_hidden_layers` counts both kinds of layers;
-    # attention is several times faster with an `attention_probs_dropout_prob` of 0.
+    # A tower of `TEXT_TOWERS`, or BERT sizes of the text-and-fusion encoder: `num_hidden_layers`
+    # counts both kinds of layers; attention is several times faster with an
+    # `attention_probs_dropout_prob` of 0.
     text_config: Any = None
     vision_config: Any = None  # Of Hugging Face: ViT, DeiT, CLIP, SigLIP or DINOv2
     # Height and width of the images in pixels; by default those of the vision encoder, which
     # interpolates its positions for others.
     image_size: Any = None
     fusion_layer: int = 6  # The first layer with cross-attention; those before read text alone
+    # Layers of IRRA's fusion encoder over two towers; 0: none, a dual encoder.
+    interaction_layers: int = 0
     embed_dim: int = 256  # Width of the contrastive features
     temperature: float = 0.07  # What similarities are divided by at first; learnt
     tie_word_embeddings: bool = False  # The masked-language-modelling head has no matrix to tie
@@ -47,11 +53,13 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
         text: Any = self.text_config
         if text is None:
             text = {"attention_probs_dropout_prob": 0.0}
-        self.text_config = BertConfig(**text) if isinstance(text, dict) else text
+        if isinstance(text, dict):
+            text = AutoConfig.for_model(**{"model_type": "bert", **text})
+        self.text_config = text
         vision = self.vision_config or {"model_type": "vit"}
         self.vision_config = AutoConfig.for_model(**vision) if isinstance(vision, dict) else vision
         num_layers: int = self.text_config.num_hidden_layers
-        if not 0 <= self.fusion_layer <= num_layers:
+        if not (self.has_towers or 0 <= self.fusion_layer <= num_layers):
             raise ModelError(
                 f"fusion_layer is {self.fusion_layer}: it must be from 0 to the text encoder's "
                 f"{num_layers} layers; half of them is usual"
@@ -59,6 +67,11 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
         self.image_size = list(self.image_size or image_size_of(self.vision_config))
         check_image_size(self.image_size, self.vision_config)
         super().__post_init__(**kwargs)
+
+    @property
+    def has_towers(self) -> bool:
+        """True for both towers of a CLIP or SigLIP."""
+        return self.text_config.model_type in TEXT_TOWERS
 
 
 def image_size_of(vision_config: Any) -> tuple[int, int]:
@@ -176,16 +189,29 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         self.visual_encoder = VisionEncoder(config.vision_config)
         width = self.visual_encoder.width
         # Text alone, text with an image, and the masked language modelling head.
-        self.text_encoder = TextFusionEncoder(text, config.fusion_layer, width)
+        self.text_encoder: Any
         # Contrastive features, of the image and of the text.
-        self.vision_proj = nn.Linear(width, config.embed_dim)
-        self.text_proj = nn.Linear(text.hidden_size, config.embed_dim)
+        self.vision_proj: Any
+        self.text_proj: Any
+        if config.has_towers:
+            from maskery.models.image_text.towers import TextTower, projections
+
+            self.text_encoder = TextTower(text, config.interaction_layers, width)
+            self.vision_proj, self.text_proj = projections(config)
+        else:
+            self.text_encoder = TextFusionEncoder(text, config.fusion_layer, width)
+            self.vision_proj = nn.Linear(width, config.embed_dim)
+            self.text_proj = nn.Linear(text.hidden_size, config.embed_dim)
         # From the fused class token: do image and text belong together; is a matching pair weak.
         self.itm_head = nn.Linear(text.hidden_size, 2)
         self.prd_head = nn.Linear(text.hidden_size, 2)
         # From the fused state of a token: was it replaced.
         self.mrtd_head = nn.Linear(text.hidden_size, 2)
         self.temp = nn.Parameter(torch.tensor(config.temperature))  # the contrastive temperature
+        # What SigLIP adds to similarities over the temperature, for losses that read it.
+        self.logit_bias: Any = None
+        if text.model_type == "siglip_text_model":
+            self.logit_bias = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.post_init()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -195,17 +221,25 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
 
     def image_feature(self, image_tokens: torch.Tensor, *, unit: bool = True) -> torch.Tensor:
         """(B, N, W) to (B, E), by default of unit length."""
-        feature: torch.Tensor = self.vision_proj(self.visual_encoder.summarise(image_tokens))
+        if self.logit_bias is None:  # else the projection pools them, as SigLIP does
+            image_tokens = self.visual_encoder.summarise(image_tokens)
+        feature: torch.Tensor = self.vision_proj(image_tokens)
         return F.normalize(feature, dim=-1) if unit else feature
 
-    def text_feature(self, hidden: torch.Tensor, *, unit: bool = True) -> torch.Tensor:
-        """(B, L, D) at the fusion boundary to (B, E), likewise; from the class token."""
-        feature: torch.Tensor = self.text_proj(hidden[:, 0])
+    def text_feature(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None = None, *, unit: bool = True
+    ) -> torch.Tensor:
+        """(B, L, D) at the fusion boundary to (B, E), likewise.
+
+        From the class token or, of a tower, the last token where the mask (B, L) is not 0.
+        """
+        feature: torch.Tensor = self.text_proj(self.text_encoder.summarise(hidden, mask))
         return F.normalize(feature, dim=-1) if unit else feature
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """The keys and values that every text reading these images shares, layer by layer."""
-        return self.text_encoder.project_images(image_tokens)
+        keys: list[ImageKeys] = self.text_encoder.project_images(image_tokens)
+        return keys
 
     def forward(
         self,

@@ -71,8 +71,11 @@ class ImageTextRunConfig(VocabularyConfig):
     NEW_HEADS: ClassVar[tuple[str, ...]] = ()
 
     model: str = "scratch:tiny"
-    """An image-text model folder (from convert or a run), or scratch:tiny, scratch:search,
-    scratch:small."""
+    """An image-text model folder (from convert or a run), a CLIP, SigLIP or SigLIP 2 (folder or hub
+    name, both towers), or scratch:tiny, scratch:search, scratch:small."""
+    fusion_layers: Annotated[int, Range(0, hint="IRRA has {flag} 4")] = 0
+    """Layers of IRRA's fusion encoder on top of a CLIP or SigLIP, for words that look at the
+    picture (MLM, matching); 0: a dual encoder alone."""
     text_model: str | None = None
     """A BERT folder or hub name to start the text side from; with --vision-model."""
     vision_model: str | None = None

@@ -28,7 +28,12 @@ from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer
 from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
-from maskery.models.image_text.build import build_from_encoders, build_from_scratch
+from maskery.models.image_text.build import (
+    build_from_encoders,
+    build_from_scratch,
+    build_from_towers,
+    is_aligned,
+)
 from maskery.models.image_text.model import ImageTextModel, check_image_size
 from maskery.models.loading import (
     known_as,
@@ -40,7 +45,12 @@ from maskery.models.loading import (
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
 from maskery.runs.frame.run_frame import identity
-from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
+from maskery.runs.image_text.config import (
+    SCRATCH,
+    SIZES,
+    ImageTextRunConfig,
+    PairsRunConfig,
+)
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 
@@ -93,10 +103,21 @@ def start_model(
             model = build_from_scratch(sizes, vocabulary_size=len(tokenizer), pad_token_id=pad)
             view = view.for_encoder(height=height, width=width, mean=HALF_MEAN, std=HALF_STD)
             new = frozenset(name for name, _ in model.named_parameters())
+        elif is_aligned(config.model):
+            layers = config.fusion_layers
+            model, tokenizer, new = build_from_towers(
+                config.model, fusion_layers=layers, image_size=size
+            )
+            view = _fitted(view, model, config.model)
         else:
             opened = open_image_text(config.model)
             model, tokenizer = opened.model, opened.tokenizer
             view = _fitted(view, model, opened.name)
+    if config.fusion_layers and config.fusion_layers != model.config.interaction_layers:
+        raise ConfigError(
+            f"--fusion-layers {config.fusion_layers} goes on top of a CLIP or SigLIP, and "
+            f"'{config.start}' is another start, with fusion of its own; leave it out"
+        )
     require_rows(f"'{config.start}'", model, tokenizer)
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
 
@@ -181,6 +202,7 @@ class Prepared:
         described = {
             **{part: None if name is None else known_as(name) for part, name in parts.items()},
             "fusion_layer": config.fusion_layer,
+            **({"fusion_layers": config.fusion_layers} if config.fusion_layers else {}),
             "tokenizer_fingerprint": tokenizer_fingerprint(self.start.tokenizer),
             **(config.learns() if config.start.startswith(SCRATCH) else {}),
             "max_length": self.max_length,
@@ -226,6 +248,7 @@ def prepare_model(
 ) -> Prepared:
     """Load or make the initial model, tokenise the captions, and make the task."""
     start = start_model(config, pairs, folder=folder, progress=progress)
+    _require_fusion(config, start.model)
     limit = int(start.model.config.text_config.max_position_embeddings)
     if config.max_length is not None and config.max_length > limit:
         raise ConfigError(
@@ -253,6 +276,21 @@ def prepare_model(
         captions=captions,
         task=task,
     )
+
+
+def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
+    """Refuse terms of words that look at a picture, where a dual encoder has none."""
+    if not model.config.has_towers or model.text_encoder.fusion_layers:
+        return
+    names = {"mlm", "mrtd", "itm", "prd"} & config.objectives.weights.keys()
+    if isinstance(config, PairsRunConfig):
+        names |= {"mlm"}  # its figures are words that are filled in
+    if names:
+        raise ConfigError(
+            f"'{config.start}' is a dual encoder, without fusion layers for "
+            f"{', '.join(sorted(names))}: add --fusion-layers 4, or train person search without "
+            f"them (--{min(names)}-weight 0 ...)"
+        )
 
 
 def make_task(

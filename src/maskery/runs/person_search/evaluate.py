@@ -1,7 +1,5 @@
 """Retrieval settings and figures of runs and image-text models, and their spread over runs."""
 
-from __future__ import annotations
-
 import json
 import logging
 import statistics

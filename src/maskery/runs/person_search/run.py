@@ -1,7 +1,5 @@
 """A person-search run: pictures of persons with captions in; a model that finds people out."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace

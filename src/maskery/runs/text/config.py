@@ -1,13 +1,11 @@
 """The whole configuration of a text run, light to import."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
@@ -51,6 +49,9 @@ class TextRunConfig(VocabularyConfig):
     eval_data: tuple[str, ...] = ()
     """Held-out text of its own, read like the corpus. Default: a share of the corpus. NAME=PATH is
     another text that is measured beside it, such as one that should not be forgotten."""
+    mix: Annotated[tuple[str, ...], conf.arg(metavar="NAME=SHARE ...")] = ()
+    """Shares of several corpora, in tokens: books=0.3 web=0.7 for books.txt and web/. An epoch has
+    the scarcest once, and of the others as much as belongs to it. Default: all of each."""
     held_out_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.05")] = 0.05
     """Share of the examples that is held out, chosen by a hash of their content."""
     head_first: str = "auto"
@@ -79,6 +80,9 @@ class TextRunConfig(VocabularyConfig):
     """The column of the labels in --probe. Default: label."""
     max_length: Annotated[int | None, Range(3, unit="tokens", hint="try 128")] = None
     """Most tokens of a sequence; longer documents become windows. Default: 512, or the model's."""
+    rope_base: Annotated[float | None, Range(1, above=True, hint="try {flag} 160000")] = None
+    """Base of rotary positions in layers that see all of a text; with it --max-length may be above
+    the model's own (ModernBERT: 160000 for 8,192 tokens)."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """packed computes no padding; padded groups by length. auto: packed where the family can."""
     attention_dropout: bool = False
@@ -102,7 +106,7 @@ class TextRunConfig(VocabularyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("corpus", "eval_data", "lora"):
+        for name in ("corpus", "eval_data", "lora", "mix"):
             value = getattr(self, name)
             if isinstance(value, str):  # else it would count as a list of letters
                 object.__setattr__(self, name, (value,))
@@ -122,6 +126,8 @@ class TextRunConfig(VocabularyConfig):
             import_module("maskery.models.lora").Lora.of(self.lora)  # few runs need it
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
+        if self.mix:
+            _ = self.shares
         if self.add_words is not None and self.model.startswith(SCRATCH):
             raise ConfigError(
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
@@ -188,6 +194,14 @@ class TextRunConfig(VocabularyConfig):
         return {name: path for name, path in map(named_text, self.eval_data) if name}
 
     @property
+    def shares(self) -> list[float]:
+        """The shares of `--mix`, one for each corpus; none without."""
+        if not self.mix:  # few runs need it
+            return []
+        shares: list[float] = import_module("maskery.data.mixture").shares_of(self.mix, self.corpus)
+        return shares
+
+    @property
     def head_share(self) -> float:
         """The share of `--head-first`; 0 for off, and for auto until a run has chosen."""
         share = Range(0, 1, below=True, hint="try 0.2")
@@ -216,11 +230,15 @@ class TextRunConfig(VocabularyConfig):
                 f"untrained, or be another whole model; leave out one of them"
             )
 
-    def anchored(self) -> TextRunConfig:
+    def anchored(self) -> Self:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""
         return replace(
             super().anchored(),
             corpus=_anchored(self.corpus),
+            mix=tuple(
+                f"{path}={share!r}"
+                for path, share in zip(_anchored(self.corpus), self.shares, strict=bool(self.mix))
+            ),
             eval_data=(
                 *_anchored(self.deciding_data),
                 *(f"{name}={_anchored([path])[0]}" for name, path in self.other_data.items()),

@@ -58,6 +58,10 @@ def open_text(
 ) -> StoredText | ShardedText:
     """Read and tokenise the corpus of a run, or open the shards that it names."""
     places = [] if given.texts is not None else list(filter(holds_shards, config.corpus))
+    if config.mix and (places or given.texts is not None):
+        raise ConfigError(
+            "--mix needs each corpus as text of its own, a file, folder or glob; name those"
+        )
     if places and len(config.corpus) > 1:
         raise ConfigError(
             f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
@@ -100,6 +104,14 @@ class StoredText:
         self.added = self._add_words(config.add_words)
         self.held_out_share, self.group_column = config.held_out_share, config.group_column
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
+        # Equal texts have one id: they are of the first corpus that has them.
+        self.corpora = [Path(corpus).name for corpus in config.corpus]
+        self.shares, self.owners = config.shares, np.full(self.store.num_documents, -1)
+        for number, path in enumerate(config.corpus if config.mix else ()):
+            one = Corpus.open([path], config.reading)
+            own = tokenise(one, self.tokenizer, cache_dir, progress=progress)
+            mine = np.isin(self.store.ids, own.ids)
+            self.owners[mine & (self.owners < 0)] = number
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
         if config.deciding_data or given.eval_texts is not None:
             other = _corpus(given.eval_texts, config.deciding_data, config.reading)
@@ -157,6 +169,7 @@ class StoredText:
             "held_out_share": None if own else self.held_out_share,
             # Not named where there is none, as by versions that knew of none.
             **({"group_column": self.group_column} if self.group_column else {}),
+            **({"mix": self.shares} if self.shares else {}),
             **({"other_fingerprints": others} if others else {}),
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
         }
@@ -167,8 +180,14 @@ class StoredText:
 
     def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
         """Return training and held-out batches."""
-        train = TextSource(self.store, self.train_documents, batching)
-        return train, TextSource(self.held_store, self.held_documents, batching)
+        chosen, train = (self.store, self.train_documents, batching), None
+        if self.shares:  # by name: few runs need it
+            mixture = importlib.import_module("maskery.data.mixture")
+            train = mixture.MixedSource(*chosen, self.owners, self.shares)
+            log.info("%s", train.describe(self.corpora))
+        return train or TextSource(*chosen), TextSource(
+            self.held_store, self.held_documents, batching
+        )
 
     def describe(self) -> str:
         """Return how much there is to train and to be measured on, in words."""

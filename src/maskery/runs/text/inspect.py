@@ -31,6 +31,7 @@ from maskery.tasks.text_mlm import new_parameters
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
 
+# Upper bounds of the histogram of lengths, in tokens; the last bucket has none.
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Masks are counted over so many batches: their number hardly changes from batch to batch.
 COUNTED_BATCHES = 8
@@ -38,6 +39,7 @@ COUNTED_BATCHES = 8
 SCORED_BATCHES = 3
 # Enough to know which words are frequent; reading on would only take longer.
 MOST_TOKENS = 20_000_000
+# One token for a word of two pieces saves little; longer runs of pieces are rarely words.
 FEWEST_PIECES, MOST_PIECES = 3, 16
 # Texts that are read again to name unknown words.
 UNKNOWN_TEXTS = 500
@@ -159,7 +161,7 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     """Return what the steps of a run compute, and what other ways of batching would."""
     config, limit = run.config, source.batching.max_length
     documents = source.store.lengths() + source.batching.template.num_special
-    lengths, training = source.lengths, config.training
+    training = config.training
     task: Any = run.task  # of diffusion has a masker of its own; one of a plug-in may have none
     masker = getattr(task, "masker", None) or Masker.of(run.loaded.tokenizer, config.masking)
     masked = []
@@ -174,25 +176,27 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
         layout=source.layout,
         real_share=real_shares(source, limit),
         steps=planned_steps(source, training)[1],
-        tokens=float(lengths.sum() / max(1, source.num_steps(0))),
+        tokens=source.num_tokens() / max(1, source.num_steps(0)),
         masked_tokens=statistics.fmean(masked) if masked else 0.0,
     )
 
 
 def real_shares(source: TextSource, limit: int) -> dict[str, float]:
     """Return the share of text in the computed tokens, of this run and of two usual ways."""
-    lengths = source.lengths
+    lengths = source.lengths[source.plan(0).order]
     total = float(lengths.sum())
     # Random batches of about as many sequences, each padded to its longest.
     mixed = plan_epoch(lengths, seed=source.seed, epoch=0, batch_tokens=source.step_size)
 
-    def padded(plan: Plan) -> float:
-        steps = (lengths[plan.step(step)] for step in range(plan.num_steps))
+    def padded(plan: Plan, known: Ints) -> float:
+        steps = (known[plan.step(step)] for step in range(plan.num_steps))
         return sum(float(members.max() * len(members)) for members in steps)
 
     return {
-        "this run": 1.0 if source.layout == "packed" else total / padded(source.plan(0)),
-        "random batches padded to their longest": total / padded(mixed),
+        "this run": 1.0
+        if source.layout == "packed"
+        else total / padded(source.plan(0), source.lengths),
+        "random batches padded to their longest": total / padded(mixed, lengths),
         "everything padded to max_length": total / (limit * len(lengths)),
     }
 
@@ -236,7 +240,7 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     return Estimate(
         timed_steps=max(1, len(speeds) - 1),
         tokens_per_second=rate,
-        seconds=epochs * float(source.lengths.sum()) / rate + scored,
+        seconds=epochs * source.num_tokens() / rate + scored,
         evaluations=evaluations,
         evaluation_seconds=scored,
         peak_megabytes=peak / 2**20,

@@ -20,7 +20,6 @@ from maskery.core.task import Task
 from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import (
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# BERT's, and that of most encoders since.
 DEFAULT_MAX_LENGTH = 512
 # Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
 KEEP_WEIGHT = "10"
@@ -57,8 +57,6 @@ KEEP_WEIGHT = "10"
 # left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"
 COMPILE_BACKEND = "inductor"
-# Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
-EVALUATION_MASKING = MaskingConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,8 @@ class TextRun:
         masker = Masker
         if self.config.objectives.objective == DIFFUSION:  # by name: others need none of it
             masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
-        return masker.of(self.vocabulary, EVALUATION_MASKING)
+        # Never at a random rate: as BERT masks, whatever the run trains with.
+        return masker.of(self.vocabulary)
 
     @cached_property
     def task(self) -> Task[Any, Any]:
@@ -139,12 +138,12 @@ def prepare_text(
         importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
-    pad_token = pad_token_id(data.tokenizer)
+    pad_token, micro = pad_token_id(data.tokenizer), config.training.micro_batch_tokens
     batching = Batching(
         template=Template.of(data.tokenizer),
         max_length=max_length,
         batch_tokens=config.training.batch_tokens or CPU_TOKENS,
-        micro_tokens=config.training.micro_batch_tokens,
+        micro_tokens=None if micro == "auto" else micro,
         layout=layout,
         seed=config.training.seed,
     )
@@ -176,6 +175,8 @@ def prepare_text(
         progress=progress,
         given=given,
     )
+    if micro == "auto":
+        importlib.import_module("maskery.runs.text.memory").limit_micro_batches(run)
     if branch is not None:  # after the task is made, which may keep the model's own start
         restore_task(branch, run.task)
     return run
@@ -240,6 +241,9 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
             hidden_dropout=config.hidden_dropout,
             seed=config.training.seed,
         )
+    if config.rope_base is not None:
+        rope = importlib.import_module("maskery.models.rope")
+        rope.set_rope_base(loaded.model, config.rope_base, config.max_length)
     if data.added is not None:
         add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
         loaded = replace(loaded, tokenizer=tokenizer)
@@ -340,6 +344,7 @@ def identity_of(
             **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
             **({"lora": config.lora} if config.lora else {}),
             **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
+            **({"rope_base": config.rope_base} if config.rope_base else {}),
         },
     )
 

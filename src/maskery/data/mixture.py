@@ -1,0 +1,119 @@
+"""Mixtures: epochs that have so many tokens of each corpus.
+
+An epoch reads the corpus that is scarce for its share once, and of each other one the next part of
+its stream, which is the corpus in a new random order, again and again. So a corpus with twice the
+tokens that an epoch takes is read in two epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from maskery.core.batch import Ints
+from maskery.core.errors import ConfigError, meant
+from maskery.data.batching import Batching, Plan, TextSource, plan_epoch, random_order
+from maskery.data.store import Documents
+
+# Tells these draws from the others of `random_order`.
+STREAM_ORDER = 24
+# Shares such as 0.33 0.33 0.34 are written with few digits.
+ROUNDED = 0.001
+
+
+def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
+    """Return the share of each corpus, from NAME=SHARE.
+
+    A name is a corpus as it is given, or the name of its file or folder, with or without its
+    ending. A ConfigError says what is no share, named twice or not at all, or does not sum to 1.
+    """
+    found: dict[str, float] = {}
+    for entry in mix:
+        name, _, text = entry.rpartition("=")
+        named = [one for one in corpora if name in (one, Path(one).name, Path(one).stem)]
+        if len(named) != 1:
+            known = [Path(one).name for one in corpora]
+            raise ConfigError(
+                f"--mix {entry}: '{name}' names {'several' if named else 'none'} of the corpora "
+                f"({', '.join(known)}); write NAME=SHARE{meant(name, known)}"
+            )
+        try:
+            share = float(text)
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1 or named[0] in found:
+            rule = "its share must be a number above 0 and at most 1"
+            raise ConfigError(
+                f"--mix {entry}: {'it is there twice' if named[0] in found else rule}"
+            )
+        found[named[0]] = share
+    missing = [one for one in corpora if one not in found]
+    if missing or abs(sum(found.values()) - 1) > ROUNDED:
+        rest = f"{missing[0]} has no share" if missing else f"they sum to {sum(found.values()):g}"
+        raise ConfigError(f"--mix: {rest}; give each corpus its share, 1 in all")
+    return [found[one] for one in corpora]
+
+
+class MixedSource(TextSource):
+    """The batches of a run over the documents of several corpora, in shares of tokens.
+
+    Args:
+        store: All documents, (N,).
+        documents: (n,) int64, those that are trained on.
+        batching: How they become batches.
+        owners: (N,) int64, the corpus of each document, from 0.
+        shares: Of each corpus; they sum to 1.
+
+    A ConfigError says that a corpus has nothing to train on.
+    """
+
+    def __init__(
+        self,
+        store: Documents,
+        documents: Ints,
+        batching: Batching,
+        owners: Ints,
+        shares: Sequence[float],
+    ) -> None:
+        super().__init__(store, documents, batching)
+        of_window = owners[self.windows.documents]
+        self.members = [np.flatnonzero(of_window == number) for number in range(len(shares))]
+        self.sizes = [int(self.lengths[members].sum()) for members in self.members]
+        if 0 in self.sizes:
+            raise ConfigError(
+                f"--mix: nothing of corpus {self.sizes.index(0) + 1} is left to train on: it is "
+                f"held out, or stands in another corpus; name more of it"
+            )
+        whole = min(size / share for size, share in zip(self.sizes, shares, strict=True))
+        self.taken = [round(share * whole) for share in shares]  # Tokens of each in an epoch
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Return what of each corpus an epoch has, in words."""
+        parts = zip(names, self.taken, self.sizes, strict=True)
+        told = (f"{taken:,} ({taken / size:.0%}) of {name}" for name, taken, size in parts)
+        return f"tokens of an epoch: {', '.join(told)}"
+
+    def plan(self, epoch: int) -> Plan:
+        """Return the steps of an epoch; the latest is kept."""
+        if self.kept_plan is None or self.kept_plan[0] != epoch:
+            parts = [self._part(number, epoch) for number in range(len(self.members))]
+            chosen, budget = np.concatenate(parts), self.batching.batch_tokens
+            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": budget}
+            plan = plan_epoch(self.lengths[chosen], **named, layout=self.layout)
+            self.kept_plan = epoch, Plan(order=chosen[plan.order], boundaries=plan.boundaries)
+        return self.kept_plan[1]
+
+    def _part(self, number: int, epoch: int) -> Ints:
+        """Return the windows of a corpus that begin in an epoch's part of its stream."""
+        members, size, taken = self.members[number], self.sizes[number], self.taken[number]
+        first, last = epoch * taken, (epoch + 1) * taken
+        found = [np.zeros(0, np.int64)]
+        for turn in range(first // size, -(-last // size)):
+            names = members.astype(np.uint64)
+            drawn = random_order(names, position=STREAM_ORDER, seed=self.seed, epoch=turn)
+            order = members[drawn]
+            starts = turn * size + np.cumsum(self.lengths[order]) - self.lengths[order]
+            found.append(order[(starts >= first) & (starts < last)])
+        return np.concatenate(found)

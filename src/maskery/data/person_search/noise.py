@@ -1,0 +1,48 @@
+"""Noise files, as RDE published them: training captions exchanged for those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from maskery.core.errors import DataError, counted
+from maskery.data.pairs.records import Record
+
+
+def exchanged(records: Sequence[Record], path: Path) -> tuple[list[Record], str]:
+    """Exchange training captions as a noise file says; returns a note about them, too.
+
+    RDE's `noiseindex` (Qin et al., CVPR 2024): an index for each caption of the training split, in
+    the order of the annotations, into the same captions.
+    """
+    listed = [
+        r if isinstance(r.caption, list) else replace(r, caption=[r.caption]) for r in records
+    ]
+    captions = [caption for r in listed if r.split == "train" for caption in r.caption]
+    try:
+        index = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the noise file '{path}' is no .npy array that can be read: {error}"
+        ) from error
+    if index.shape != (len(captions),) or index.dtype.kind not in "iu":
+        raise DataError(
+            f"the noise file '{path}' has the shape {index.shape} of {index.dtype}, and there are "
+            f"{len(captions):,} training captions: it must hold a whole number for each; name the "
+            f"file that was made for this dataset"
+        )
+    if len(index) and not 0 <= index.min() <= index.max() < len(captions):
+        raise DataError(
+            f"the noise file '{path}' has numbers from {index.min()} to {index.max()}: they must "
+            f"be from 0 to {len(captions) - 1}, which the training captions have"
+        )
+    given = iter([captions[i] for i in index.tolist()])
+    moved = int((index != np.arange(len(index))).sum())
+    return [
+        replace(r, caption=list(islice(given, len(r.caption)))) if r.split == "train" else r
+        for r in listed
+    ], f"exchanged by '{path}': {moved:,} of {counted(len(captions), 'training caption')}"
