@@ -29,10 +29,9 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from maskery.core.batch import vocabulary_size
 from maskery.data.batching import Batching, Template
-from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.config import CorpusConfig, ShardingConfig
 from maskery.data.corpus.examples import example_id
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.making import about_tokenizer, claim_folder, make_shards, write_manifest
 from maskery.data.shards.pieces import Job, PieceRecord, write_record, write_stretch
 from maskery.data.shards.places import open_place

@@ -22,8 +22,8 @@ from tiny_text import WORDS, lines, save_tiny_model
 
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError, DataError
+from maskery.data.corpus.config import ShardingConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.making import make_share, plan_job
 from maskery.data.shards.places import RemoteFolder, open_place, output_folder
 from maskery.models.loading import load_tokenizer

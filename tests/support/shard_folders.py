@@ -7,9 +7,8 @@ from pathlib import Path
 from tiny_text import WORDS
 from transformers import BertTokenizer
 
-from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.config import CorpusConfig, ShardingConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.making import Made, make_shards
 
 

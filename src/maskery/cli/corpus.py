@@ -10,11 +10,10 @@ import tyro
 
 from maskery.cli.main import Command
 from maskery.cli.output import table
-from maskery.core.errors import ConfigError, counted, os_errors
+from maskery.core.errors import ConfigError, counted, explained
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports, signals_stop
-from maskery.data.corpus.config import CorpusConfig
-from maskery.data.shards.config import ShardingConfig
+from maskery.data.corpus.config import CorpusConfig, ShardingConfig
 from maskery.runs.text.config import TextRunConfig
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from maskery.runs.text.inspect import Inspection
 
 
+# Characters of the longest bar, so that a row with its label fits into 80 columns.
 BAR = 30
 
 
@@ -55,7 +55,7 @@ class Inspect(Command):
             self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
         )
         if self.words_out is not None:
-            with os_errors(f"--words-out {self.words_out} cannot be written", "name another file"):
+            with explained(f"--words-out {self.words_out} cannot be written", "name another file"):
                 self.words_out.write_text("".join(f"{w.word}\n" for w in found.broken), "utf-8")
         self.answer(found, describe(found))
 

@@ -29,6 +29,7 @@ COMMON = {
     "evaluate": """data against rerank score held-out mask-seed mask-rate score-words text-column
     pairs.images batch-tokens json""",
 }
+# Characters for a name before its description, and of a line: wider ones are hard to read.
 NAMES_WIDTH, MOST_COLUMNS = 24, 100
 
 

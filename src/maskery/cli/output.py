@@ -1,7 +1,5 @@
 """What commands print and write: JSON, tables as text, and the files that flags name."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -11,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, explained
 
 if TYPE_CHECKING:
     from maskery.evaluation.tables import Table
@@ -38,13 +36,13 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
-def as_text(shown: Table, *, titled: bool = False) -> str:
+def as_text(shown: "Table", *, titled: bool = False) -> str:
     """Return a table of figures with its notes below, and if wanted with its title above."""
     heading = [shown.title] if titled and shown.title else []
     return "\n".join([*heading, table(shown.lines()), *shown.notes])
 
 
-def as_texts(tables: Iterable[Table]) -> str:
+def as_texts(tables: Iterable["Table"]) -> str:
     """Return several tables with their titles."""
     return "\n\n".join(as_text(one, titled=True) for one in tables)
 
@@ -73,17 +71,14 @@ def percent(share: float | None) -> str:
 
 def prepare_output(path: Path, flag: str) -> None:
     """Make the folder of a file that a flag names, and check that the file can be written."""
-    try:
+    problem = f"{flag} is '{path}', and no file can be written there"
+    with explained(problem, "name another", kind=ConfigError):
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
         with path.open("ab"):
             pass
         if not there:
             path.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"{flag} is '{path}', and no file can be written there ({error.strerror}); name another"
-        ) from error
 
 
 def check_png(path: Path, flag: str) -> None:

@@ -150,6 +150,7 @@ def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     draw_sheet(rows).save(path)
 
 
+# Pixels of each picture of a strip.
 HEIGHT = 256
 # Stands in a word's place where a caption is explained as a whole.
 WHOLE = "all words"

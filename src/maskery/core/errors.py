@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+# For type checkers alone: a test takes every class in here for an error.
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -102,9 +103,20 @@ class StoppedError(MaskeryError):
 
 
 @contextmanager
-def os_errors(problem: str, fix: str) -> Iterator[None]:
-    """Turn errors of the file system in a block into one line: `problem (reason); fix`."""
+def explained(
+    problem: str,
+    fix: str = "",
+    *errors: type[Exception],  # the file system's where none are named
+    kind: type[MaskeryError] = DataError,
+    most: int = 300,
+) -> Iterator[None]:
+    """Turn others' errors in a block into one line of ours: `problem (reason); fix`."""
+    caught = errors or (OSError,)
     try:
         yield
-    except OSError as error:
-        raise DataError(f"{problem} ({error.strerror or reason_of(error)}); {fix}") from error
+    except MaskeryError:  # it says more, also where all errors are named
+        raise
+    except caught as error:
+        # Of the file system's, the path is left out: the problem names it.
+        reason = getattr(error, "strerror", None) or reason_of(error, most=most)
+        raise kind(f"{problem} ({reason}){fix and f'; {fix}'}") from error

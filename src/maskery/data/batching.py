@@ -9,6 +9,7 @@ Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,13 +120,13 @@ def cut_by_sum(lengths: Ints, budget: int) -> Ints:
     return np.array(cuts, np.int64)
 
 
-def cut_by_padded_size(lengths: Ints, budget: int) -> Ints:
-    """Cut as `cut_by_sum` does, each example of a step counted as long as its longest."""
+def cut_by_padded_size(lengths: Ints, budget: int, most: float = math.inf) -> Ints:
+    """Cut as `cut_by_sum` does, each example of a step as long as its longest; `most` in a step."""
     cuts, longest, count = [0], 0, 0
     for index, length in enumerate(lengths.tolist()):
         longest = max(longest, length)
         count += 1
-        if longest * count > budget:
+        if longest * count > budget or count > most:
             cuts.append(index)
             longest, count = length, 1
     if len(lengths):

@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from maskery.core.errors import DataError, counted, os_errors, reason_of
+from maskery.core.errors import DataError, counted, explained, reason_of
 from maskery.data.images.loading import SUFFIXES, ImageRef, open_file
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def read_picture(folder: Path, name: str) -> ImageRef:
         name.encode("utf-8")  # the index keeps names as text
     except UnicodeEncodeError as error:
         raise DataError(f"image {path} has a name that is not UTF-8; rename it") from error
-    with os_errors(f"image {path} cannot be read", "restore it"), open_file(path) as file:
+    with explained(f"image {path} cannot be read", "restore it"), open_file(path) as file:
         return ImageRef.held(str(path), file.read())
 
 
@@ -140,7 +140,7 @@ class GalleryStore:
         """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
         fix = "name another with --cache-dir"
-        with os_errors(f"the index folder '{folder}' cannot be made", fix):
+        with explained(f"the index folder '{folder}' cannot be made", fix):
             folder.mkdir(parents=True, exist_ok=True)
         self._run(self._prepare)
 

@@ -89,6 +89,12 @@ class MixedSource(TextSource):
         whole = min(size / share for size, share in zip(self.sizes, shares, strict=True))
         self.taken = [round(share * whole) for share in shares]  # Tokens of each in an epoch
 
+    def describe(self, names: Sequence[str]) -> str:
+        """Return what of each corpus an epoch has, in words."""
+        parts = zip(names, self.taken, self.sizes, strict=True)
+        told = (f"{taken:,} ({taken / size:.0%}) of {name}" for name, taken, size in parts)
+        return f"tokens of an epoch: {', '.join(told)}"
+
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self.kept_plan is None or self.kept_plan[0] != epoch:

@@ -33,8 +33,9 @@ import numpy.typing as npt
 from filelock import lock_descriptor
 
 from maskery.core.batch import Bools, Ids, Ints
-from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
+from maskery.core.errors import MALFORMED, DataError, explained, reason_of
 
+# Raised whenever stores would be read wrongly; their names depend on it, so all are made anew.
 FORMAT = 1
 MANIFEST = "manifest.json"
 # Of a file that is larger than memory, this much is summed or counted at a time.
@@ -52,7 +53,7 @@ def partial_of(path: Path) -> Path:
 def own_folder(cache_dir: Path, name: str) -> Path:
     """Return a folder of the cache that this user alone may enter; made if it is not there."""
     folder = cache_dir / name
-    with os_errors(f"the cache folder '{folder}' cannot be made", "name another with --cache-dir"):
+    with explained(f"the cache folder '{folder}' cannot be made", "name another with --cache-dir"):
         cache_dir.parent.mkdir(parents=True, exist_ok=True)
         for path in (cache_dir, folder):
             path.mkdir(mode=0o700, exist_ok=True)
@@ -252,7 +253,7 @@ def write_store(
     fix = "free some space there, or choose another place with --cache-dir"
     try:
         # The files are owned until the store is in its place.
-        with os_errors(problem, fix), ExitStack() as stack:
+        with explained(problem, fix), ExitStack() as stack:
             for left in ownerless(folder.parent, "tokens.bin"):
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)

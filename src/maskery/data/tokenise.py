@@ -173,38 +173,30 @@ def encoder(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> Encode:
     """Return a function from texts to (ids (t,), word starts (t,), lengths (n,))."""
     # In Rust, it is from `plain_backend` already.
     backend = tokenizer if isinstance(tokenizer, Tokenizer) else plain_backend(tokenizer)
-    if backend is not None:
-        return encoder_of(backend)
+    if backend is None:
+        from maskery.data.rows import PythonReader
 
-    from maskery.data.rows import PythonReader
+        read = PythonReader(tokenizer)
+    else:
+        always = starts_word_table(backend.get_vocab(), is_byte_level(backend))
 
-    read = PythonReader(tokenizer)
-
-    def encode(texts: list[str]) -> Encoded:
-        rows = [read(text) for text in texts]
-        ids = [np.zeros(0, np.int64), *(row[0] for row in rows)]
-        starts = [np.zeros(0, np.bool_), *(break_long_words(row[1]) for row in rows)]
-        lengths = np.array([len(row[0]) for row in rows], np.int64)
-        return np.concatenate(ids), np.concatenate(starts), lengths
-
-    return encode
-
-
-def encoder_of(backend: Tokenizer) -> Encode:
-    """Return the function of `encoder` for a Rust tokenizer, from `plain_backend`."""
-    always = starts_word_table(backend.get_vocab(), is_byte_level(backend))
-
-    def encode(texts: list[str]) -> Encoded:
+    def rows_of(texts: list[str]) -> Iterator[tuple[Ints, Bools]]:
+        if backend is None:
+            yield from (read(text)[:2] for text in texts)
+            return
         encodings = backend.encode_batch(texts, add_special_tokens=False)
-        rows = [np.array(encoding.ids, np.int64) for encoding in encodings]
-        starts = [
-            break_long_words(word_starts(encoding, row, always, text))
-            for encoding, row, text in zip(encodings, rows, texts, strict=True)
-        ]
-        lengths = np.array([len(row) for row in rows], np.int64)
-        if not rows:
-            return np.zeros(0, np.int64), np.zeros(0, np.bool_), lengths
-        return np.concatenate(rows), np.concatenate(starts), lengths
+        for encoding, text in zip(encodings, texts, strict=True):
+            row = np.array(encoding.ids, np.int64)
+            yield row, word_starts(encoding, row, always, text)
+
+    def encode(texts: list[str]) -> Encoded:
+        # Of no texts, there are empty arrays.
+        ids, starts = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+        for row, first in rows_of(texts):
+            ids.append(row)
+            starts.append(break_long_words(first))
+        lengths = np.array([len(row) for row in ids[1:]], np.int64)
+        return np.concatenate(ids), np.concatenate(starts), lengths
 
     return encode
 

@@ -5,8 +5,6 @@ carry the words of most scripts, so folding them is a choice. The pieces depend 
 so a repeated run gets the same tokenizer.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -15,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -28,16 +26,18 @@ from tokenizers import (
     processors,
     trainers,
 )
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from maskery.core.bars import byte_bar
 from maskery.core.errors import ModelError
 from maskery.core.system import replace_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from maskery.data.corpus.config import VocabularyConfig
-    from maskery.data.corpus.reader import Corpus
+from maskery.data.corpus.config import VocabularyConfig
+from maskery.data.corpus.reader import Corpus
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CONTINUING = "##"
@@ -84,8 +84,6 @@ def learnt_tokenizer(
     corpus: Corpus, config: VocabularyConfig, kept: Path | None, *, progress: bool = True
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer that a run keeps in a folder, or learn one and keep it there."""
-    from transformers import AutoTokenizer
-
     # Learnt again, it might weigh its pieces differently, and the run could not be resumed.
     if kept is not None and kept.is_dir():
         try:
@@ -110,7 +108,6 @@ def train_tokenizer(
     corpus: Corpus, config: VocabularyConfig, *, progress: bool = True
 ) -> PreTrainedTokenizerBase:
     """Learn the pieces of a corpus, at most `config.vocab_size`."""
-    from transformers import BertTokenizer, PreTrainedTokenizerFast
 
     def texts(doing: str) -> Iterator[str]:
         with byte_bar(corpus.num_bytes, doing, progress) as bar:

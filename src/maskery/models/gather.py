@@ -3,11 +3,9 @@
 Shapes: B rows of this process, G rows of all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed
@@ -34,7 +32,7 @@ class Crowd:
     mine: torch.Tensor  # (B,): where this process's rows stand in the crowd
 
     @classmethod
-    def of(cls, num_rows: int, length: int, device: torch.device) -> Crowd:
+    def of(cls, num_rows: int, length: int, device: torch.device) -> Self:
         """Agree with the other processes on B and on the length of rows (padded text)."""
         me, told = 0, [(num_rows, length)]  # alone, without asking the device
         if not trains_alone():

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskery.core.batch import IGNORE_INDEX, Ints, MaskedTokens, StaticShapes
-from maskery.core.errors import ModelError, reason_of
+from maskery.core.errors import MALFORMED, ModelError, explained
 
 PACKABLE = frozenset({
     "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "esm",
@@ -218,13 +218,10 @@ def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints
 def require_readable(hf: PreTrainedModel, pad_token_id: int) -> None:
     """Raise a ModelError if a family needs more than token ids and a mask of what is padding."""
     least = least_length(hf.config)
-    try:
+    of = f"models of the family '{hf.config.model_type}' with these settings"
+    problem, fix = f"{of} cannot read texts of any length", "use another encoder"
+    with explained(problem, fix, RuntimeError, *MALFORMED, kind=ModelError):
         _logits(hf.eval(), pad(*_sample(hf, pad_token_id), pad_token_id=pad_token_id, least=least))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as failure:
-        raise ModelError(
-            f"models of the family '{hf.config.model_type}' with these settings cannot read texts "
-            f"of any length ({reason_of(failure)}); use another encoder"
-        ) from failure
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from maskery.core.errors import MALFORMED, ConfigError, ModelError, reason_of
+from maskery.core.errors import MALFORMED, ConfigError, ModelError, explained
 from maskery.core.ranges import Count, Range, Settings
 from maskery.core.registry import require
 
@@ -121,19 +121,19 @@ def folded(folder: Path) -> Loaded:
     from maskery.models.loading import load_masked_lm, quiet_transformers
 
     library, head = peft(), folder / HEAD
-    try:
-        with warnings.catch_warnings(), quiet_transformers():
-            warnings.simplefilter("ignore", FutureWarning)
-            start = library.PeftConfig.from_pretrained(folder).base_model_name_or_path
-            loaded = load_masked_lm(start, attention_dropout=True)
-            new = load_file(head) if head.is_file() else {}
-            loaded.model.load_state_dict(new, strict=False)
-            library.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
-    except (*MALFORMED, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"the adapter '{folder}' cannot be folded into its start ({reason_of(error)}); name a "
-            f"whole folder of a LoRA adapter"
-        ) from error
+    problem = f"the adapter '{folder}' cannot be folded into its start"
+    fix, errors = "name a whole folder of a LoRA adapter", (*MALFORMED, OSError, RuntimeError)
+    with (
+        explained(problem, fix, *errors, kind=ModelError),
+        warnings.catch_warnings(),
+        quiet_transformers(),
+    ):
+        warnings.simplefilter("ignore", FutureWarning)
+        start = library.PeftConfig.from_pretrained(folder).base_model_name_or_path
+        loaded = load_masked_lm(start, attention_dropout=True)
+        new = load_file(head) if head.is_file() else {}
+        loaded.model.load_state_dict(new, strict=False)
+        library.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
     # Of tied weights the file has one.
     own = {name for name, _ in loaded.model.named_parameters()}
     return replace(loaded, new_parameters=(loaded.new_parameters & own) - new.keys())

@@ -7,8 +7,6 @@ encoder, is never computed for words that nobody asks about.
 Shapes: B sequences, L padded length, T tokens, M rows asked for, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
@@ -119,7 +117,7 @@ class MaskedLanguageModel(nn.Module):
     def forward(
         self,
         inputs: EncoderInputs,
-        read: Callable[[MaskedLanguageModel, torch.Tensor], Any] | None = None,
+        read: Callable[["MaskedLanguageModel", torch.Tensor], Any] | None = None,
     ) -> Any:
         """Encode, and read the M rows: their logits (M, V), or what `read` returns.
 
@@ -163,17 +161,11 @@ class MaskedLanguageModel(nn.Module):
 
 @dataclass
 class _Rows(BaseModelOutputWithPoolingAndCrossAttentions):  # type: ignore[misc]  # untyped
-    """Rows in the place of a base model's output, with every field that a family asks for."""
+    """Rows in the place of a base model's output; what else a family asks for is None."""
 
-    global_attentions: None = None
-    encoder_last_hidden_state: None = None
-    encoder_hidden_states: None = None
-    encoder_attentions: None = None
-    decoder_hidden_states: None = None
-    decoder_attentions: None = None
-    entity_last_hidden_state: None = None
-    entity_hidden_states: None = None
-    image_hidden_states: None = None
+    def __getattr__(self, name: str) -> None:
+        if not name.endswith(("_states", "_state", "_attentions")):
+            raise AttributeError(name)
 
     @property
     def logits(self) -> Any:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from maskery.core.errors import CheckpointError, ConfigError, reason_of
+from maskery.core.errors import CheckpointError, ConfigError, explained
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 # The identity of a place in a queue that holds no feature yet: it matches no one.
@@ -66,16 +66,13 @@ class MomentumTwin(Generic[ModelT]):
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state_dict` gave; that of another model is a CheckpointError."""
-        try:
+        problem = "the checkpoint's momentum twin does not fit this model"
+        fix = "resume with the model and settings of the checkpoint's run"
+        with explained(problem, fix, RuntimeError, kind=CheckpointError):
             wrong = sorted(self.state_dict().keys() ^ state.keys())
             if wrong:
                 raise RuntimeError(f"'{wrong[0]}' and {len(wrong) - 1} others are on one side")
             self.model.load_state_dict(dict(state), strict=False)  # tied names stand there once
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"the checkpoint's momentum twin does not fit this model ({reason_of(error)}); "
-                f"resume with the model and settings of the checkpoint's run"
-            ) from error
 
 
 class FeatureQueue:

@@ -7,13 +7,11 @@ a Transformer, a Pooling, often a Normalize. Both formats of the pooling's setti
 Shapes: B sequences, T tokens of all of them end to end, D width.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +42,7 @@ class Pooling:
     own: bool = False  # True if the model's folder says so, False for the default
 
     @classmethod
-    def of(cls, folder: Path) -> Pooling:
+    def of(cls, folder: Path) -> Self:
         """Read the pooling of a model folder; the mean where it has no `modules.json`."""
         if not (folder / MODULES).is_file():
             return cls()

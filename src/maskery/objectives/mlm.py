@@ -11,8 +11,6 @@ their gradient alone.
 Shapes: B sequences, L tokens each, M masked tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -7,8 +7,6 @@ ELECTRA's (Clark et al., ICLR 2020, section 2); the generator is the momentum tw
 Shapes: B sequences, L tokens each, V vocabulary, N sampled tokens, P labelled tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -43,6 +43,7 @@ HEADERS = {
 }
 # A body comes from the same machine; who takes longer holds a connection for nothing.
 BODY_SECONDS = 15.0
+# By no other name does a page of this machine ask for itself.
 LOCAL_NAMES = ("127.0.0.1", "localhost")
 # Requests that wait while one is computed, and the seconds that one may take. Forty pages that ask
 # without a pause must not turn others away: each fill takes some hundredths of a second.

@@ -13,6 +13,7 @@ CHARACTERS = 6_000  # more than fit into the positions of an ordinary model
 # Scoring a text computes one copy of it for each token, so its cost grows with the square.
 SCORED_TOKENS = 192
 MASKS = 32  # the joint search goes through the model once for each
+# More would not be read on a page.
 TOP_K = 100
 WORDS = 16
 WORD_CHARACTERS = 100

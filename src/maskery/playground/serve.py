@@ -4,8 +4,6 @@ A connection waits for its client while a request has not arrived whole, or an a
 whoever keeps the server waiting is let go.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
@@ -19,10 +17,9 @@ from maskery.core.ranges import Range, Settings
 from maskery.core.registry import require
 
 if TYPE_CHECKING:
-    from maskery.playground.session import Session
-
-if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from maskery.playground.session import Session
 else:
     H11Protocol = object  # uvicorn is optional: `make_server` names it as the second parent
 
@@ -35,6 +32,7 @@ CONNECTIONS = 256
 # Connections taken in at once. A few such crowds fit into `CONNECTIONS`, so that the request of
 # whoever came with them is read before others push him out.
 BACKLOG = 64
+# Not 0.0.0.0: nothing is served to a network.
 HOST = "127.0.0.1"
 
 
@@ -118,7 +116,7 @@ class PlaygroundConfig(Settings):
     """The port of the page, on 127.0.0.1; 0 for any free port."""
 
 
-def serve(session: Session, config: PlaygroundConfig, ready: Callable[[str], object]) -> None:
+def serve(session: "Session", config: PlaygroundConfig, ready: Callable[[str], object]) -> None:
     """Serve until interrupted; `ready` is called with the address once it is known."""
     listener = listen(config.port)
     server = make_server(session)
@@ -137,7 +135,7 @@ def listen(port: int) -> socket.socket:
         ) from error
 
 
-def make_server(session: Session) -> Any:
+def make_server(session: "Session") -> Any:
     """Return a uvicorn server with tight limits."""
     from maskery.playground.app import make_app
 

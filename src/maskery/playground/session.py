@@ -32,6 +32,7 @@ from maskery.playground.requests import RequestError
 SIDE = 320  # pixels of a thumbnail
 # Pictures that were found lately, whose thumbnails can be loaded.
 REMEMBERED = 1_000
+# Each takes a pass through the fusion encoder while somebody waits.
 RERANK = 16
 
 

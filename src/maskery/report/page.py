@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, explained
 from maskery.core.registry import require
 from maskery.core.system import METRICS, read_metrics, write_whole
 from maskery.evaluation import tables
@@ -51,14 +51,12 @@ def write_report(folder: Path) -> Path:
         "config": (folder / CONFIG).read_text("utf-8"),
     }
     path = folder / REPORT
-    try:
+    with explained(f"'{path}' cannot be written", kind=CheckpointError):
         if drawn := [chart for chart in charts if chart.drawn]:
             draw_picture(drawn, folder / CURVES)
         for file in FILES:
             if text := fill_template(file, **values):
                 write_whole(folder / file, text.encode())
-    except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be written ({error.strerror})") from error
     return path
 
 
@@ -88,21 +86,16 @@ def percent(value: Any) -> str:
 
 def metrics_of(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's `metrics.jsonl`; none if there is no such file."""
-    try:
+    with explained(f"'{path}' cannot be read", "restore it", kind=CheckpointError):
         return read_metrics(path, tell=True) if path.is_file() else []
-    except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be read ({error}); restore it") from error
 
 
 def _object(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
     kind = path.suffix[1:].upper()
-    try:
+    problem, fix = f"'{path}' is no {kind} that can be read", "or remove it and evaluate again"
+    errors = (OSError, ValueError, yaml.YAMLError)
+    with explained(problem, f"restore it, {fix}", *errors, kind=CheckpointError):
         value = parse(path.read_text("utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"'{path}' is no {kind} that can be read ({' '.join(str(error).split())}); restore it, "
-            f"or remove it and evaluate again"
-        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"'{path}' is no {kind} object; remove it and evaluate again")
     return value

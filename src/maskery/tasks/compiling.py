@@ -6,8 +6,6 @@ a batch masks is random: there is room for six standard deviations above what is
 here fails for want of a compiler: the step is computed uncompiled, with one line that says why.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import math

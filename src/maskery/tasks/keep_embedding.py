@@ -10,8 +10,6 @@ token, the unmasked text, contrast, squared errors, similarities) and the trade 
 Shapes: T tokens, B sequences, M masked tokens, K = T - M kept ones, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

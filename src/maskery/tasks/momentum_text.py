@@ -9,8 +9,6 @@ Shapes: S places of one copy of the text, padding included where it is padded; M
 sampled tokens, P judged tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self

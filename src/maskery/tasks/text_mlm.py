@@ -6,8 +6,6 @@ An objective is a callable that makes a `Task` from `TextParts`. Ours are `text_
 Shapes: T tokens, M rows for masked tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping

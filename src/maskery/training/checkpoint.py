@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, explained
 from maskery.core.system import replace_folder, sha256_of, write_whole
 from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, STATE, Snapshot
 
@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 BEST = "best.json"
 KEPT = "kept"
 FILES = (MODEL, OPTIMISER, EXTRA, STATE)
+RETRY = "free some space there and continue with --resume auto"
 # Bytes that a checkpoint takes besides its tensors: file headers, the state and the manifest.
 HEADROOM = 1 << 20
 
@@ -52,13 +53,10 @@ class Checkpoints:
         assert self._writing is None
 
         def flush_and_write() -> Path:
-            try:
+            where = self.folder.parent
+            problem = f"the lines of the run in '{where}' could not be brought to disk"
+            with explained(problem, RETRY, kind=CheckpointError):
                 first()
-            except OSError as error:
-                raise CheckpointError(
-                    f"the lines of the run in '{self.folder.parent}' could not be brought to disk "
-                    f"({error.strerror}); free some space there and continue with --resume auto"
-                ) from error
             return self.write(snapshot)
 
         missing = self.room_for(snapshot)
@@ -131,8 +129,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f"the checkpoint '{final}' could not be written ({error}); free some space there "
-                f"and continue with --resume auto"
+                f"the checkpoint '{final}' could not be written ({error}); {RETRY}"
             ) from error
         self._prune()
         self.written.append((step, final))

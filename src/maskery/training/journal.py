@@ -5,8 +5,6 @@ Trackers of other tools get a copy of each line, through accelerate; `Callback` 
 own.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -15,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -194,7 +192,7 @@ class Window:
     @classmethod
     def restored(
         cls, state: Sequence[Mapping[str, float]], processes: Processes, device: torch.device
-    ) -> Window:
+    ) -> Self:
         """Return the window of a checkpoint, to the bit if there are as many processes as then."""
         if not state:
             return cls()

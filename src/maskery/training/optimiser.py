@@ -29,6 +29,7 @@ UNINITIALIZED: Any = torch.utils.deterministic
 # before which a group stays as it is.
 PEAK, ORTHOGONAL, STARTS_AT = "peak_lr", "orthogonal", "starts_at"
 BUFFER = "momentum_buffer"
+# The paper's.
 MOMENTUM = 0.95
 # Quintic iteration of the paper: its slope at zero is as steep as possible, so that five rounds
 # bring singular values to between 0.7 and 1.2.

@@ -7,14 +7,11 @@ A checkpoint carries the identity of its run, a JSON object: every setting that 
 of the run, by name, and fingerprints of its data. So a refusal can name what differs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from maskery.core.errors import CheckpointError, reason_of
+from maskery.core.errors import CheckpointError, explained
 from maskery.core.task import Task
 from maskery.training.parallel import laid_out_like, unwrapped, whole
 
@@ -55,12 +52,13 @@ class Position:
         return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, folder: Path) -> Position:
+    def read(cls, folder: Path) -> Self:
         """Read the position of a checkpoint."""
         values = json.loads((folder / STATE).read_text("utf-8"))
         return cls(**{**values, "window": tuple(values.get("window", ()))})
 
 
+# Of a run that no checkpoint goes before.
 BEGINNING = Position(step=0, identity="")
 
 
@@ -146,7 +144,9 @@ def restore(
     path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
 ) -> Position:
     """Load a checkpoint of the same run into a task and its optimiser."""
-    with _loading(path, "remove it to go on from the one before it"):
+    problem = f"the checkpoint '{path}' cannot be loaded"
+    fix = "remove it to go on from the one before it"
+    with explained(problem, fix, *UNSOUND, kind=CheckpointError):
         position = Position.read(path)
         require_same_run(path, position.identity, identity)
         _restore_task(path, task)
@@ -166,19 +166,11 @@ def restore(
 
 def restore_task(path: Path, task: Task[Any, Any]) -> int:
     """Load the weights of a checkpoint into a task, to use it; returns the checkpoint's step."""
-    with _loading(path, "restore it, or remove it to do with another"):
+    problem = f"the checkpoint '{path}' cannot be loaded"
+    fix = "restore it, or remove it to do with another"
+    with explained(problem, fix, *UNSOUND, kind=CheckpointError):
         _restore_task(path, task)
         return Position.read(path).step
-
-
-@contextmanager
-def _loading(path: Path, fix: str) -> Iterator[None]:
-    try:
-        yield
-    except UNSOUND as error:
-        raise CheckpointError(
-            f"the checkpoint '{path}' cannot be loaded ({reason_of(error)}); {fix}"
-        ) from error
 
 
 def _restore_task(path: Path, task: Task[Any, Any]) -> None:

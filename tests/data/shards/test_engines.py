@@ -298,7 +298,7 @@ from shard_folders import word_tokenizer
 from datatrove.executor import LocalPipelineExecutor
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.config import ShardingConfig
+from maskery.data.corpus.config import ShardingConfig
 from maskery.data.shards.making import make_share, plan_job
 from maskery.data.shards.places import output_folder
 if __name__ == "__main__":

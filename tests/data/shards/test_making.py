@@ -21,11 +21,10 @@ from shard_folders import contents, shard, word_tokenizer
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.config import CorpusConfig, ShardingConfig
 from maskery.data.corpus.examples import example_id, is_held_out
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards import making, pieces
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import DocumentLengths, Manifest, read_shards
 from maskery.data.tokenise import encode_texts, tokenizer_fingerprint
 

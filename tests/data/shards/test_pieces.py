@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
-from maskery.data.corpus.config import CorpusConfig
+from maskery.data.corpus.config import CorpusConfig, ShardingConfig
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.pieces import line_boundary, plan_fingerprint, plan_pieces, read_piece
 
 TEXTS = ["river stone", "a", "ember " * 30, "", " ", "\ufeffmark", "ünïcödé", "ÿþ", "the end"]

@@ -7,6 +7,7 @@ its pieces from tokenising each word by itself, its logits from `BertForMaskedLM
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from transformers import (
 )
 
 from maskery.core.errors import DataError
+from maskery.data.batching import cut_by_padded_size
 from maskery.evaluation.text.fill import Filler
 from maskery.evaluation.text.opening import OpenModel, open_model
-from maskery.evaluation.text.pseudo_likelihood import Copy, Method, Scorer, cut, score
+from maskery.evaluation.text.pseudo_likelihood import Method, Scorer, score
 
 SENTENCES = [
     "river",
@@ -208,16 +210,13 @@ def test_texts_that_cannot_be_scored(opened: OpenModel, text: str, message: str)
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 60), st.integers(1, 9))
 def test_batches_keep_order_and_budget(lengths: list[int], budget: int, most: int) -> None:
-    copies = [
-        Copy(text=i, position=0, ids=np.zeros(length, np.int64), target=0)
-        for i, length in enumerate(lengths)
-    ]
-    batches = list(cut(copies, budget, most))
-    assert [copy for batch in batches for copy in batch] == copies
-    for batch in batches:
-        size = max(len(copy.ids) for copy in batch) * len(batch)
-        assert size <= budget or len(batch) == 1
-        assert len(batch) <= most
+    cost = np.minimum(np.array(lengths, np.int64), budget)
+    cuts = cut_by_padded_size(cost, budget, most).tolist()
+    assert (cuts[0], cuts[-1]) == (0, len(lengths))
+    for first, end in pairwise(cuts):
+        batch = lengths[first:end]
+        assert max(batch) * len(batch) <= budget or len(batch) == 1
+        assert 1 <= len(batch) <= most
 
 
 def test_sentences_are_scored_by_the_models_name(folder: Path, opened: OpenModel) -> None:

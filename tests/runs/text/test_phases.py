@@ -17,8 +17,8 @@ from maskery.cli.main import main
 from maskery.core.errors import ConfigError
 from maskery.core.system import read_metrics
 from maskery.runs.frame.config_file import load_config
+from maskery.runs.text.branch import phases_of
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.phases import phases_of
 from maskery.runs.text.run import train_text
 
 PHASES = (

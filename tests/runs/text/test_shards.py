@@ -15,8 +15,7 @@ from tiny_text import lines, save_tiny_model
 from maskery.cli.corpus import Tokenize
 from maskery.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from maskery.core.system import read_metrics
-from maskery.data.corpus.config import StreamingConfig
-from maskery.data.shards.config import ShardingConfig
+from maskery.data.corpus.config import ShardingConfig, StreamingConfig
 from maskery.data.shards.source import ShardSource
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run

@@ -1,11 +1,9 @@
 """The corpus: a stream of examples from whatever the user names or passes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from maskery.core.errors import DataError
 from maskery.core.registry import plugin_identity
@@ -39,7 +37,7 @@ class Corpus:
         *,
         config: CorpusConfig,
         files: Sequence[Path] = (),
-        source: GivenTexts | None = None,
+        source: "GivenTexts | None" = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self.config, self.files, self.block_bytes = config, tuple(files), block_bytes
@@ -51,7 +49,7 @@ class Corpus:
         self.begin()
 
     @classmethod
-    def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Corpus:
+    def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Self:
         """Find what the sources name.
 
         Args:
@@ -79,7 +77,7 @@ class Corpus:
         return corpus
 
     @classmethod
-    def of(cls, data: Any, config: CorpusConfig | None = None, *, name: str = "the data") -> Corpus:
+    def of(cls, data: Any, config: CorpusConfig | None = None, *, name: str = "the data") -> Self:
         """Read what is passed in Python; ids depend on the texts alone, as for files.
 
         Args:

@@ -1,15 +1,14 @@
 """Settings that turn a picture into the input of a vision encoder; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Settings, Share
 
 Channels: TypeAlias = tuple[float, float, float]
 
+# Red, green and blue, as the families of vision encoders were trained with.
 CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
@@ -65,7 +64,7 @@ class ViewConfig(Settings):
             if limits is not None and limits[0] > limits[1]:
                 raise ConfigError(f"{name} is {limits}: give two rising numbers")
 
-    def for_encoder(self, *, height: int, width: int, mean: Channels, std: Channels) -> ViewConfig:
+    def for_encoder(self, *, height: int, width: int, mean: Channels, std: Channels) -> Self:
         """Return a copy with unset fields taken from the vision encoder."""
         return replace(
             self,

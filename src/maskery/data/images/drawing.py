@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Colour: TypeAlias = tuple[int, int, int]
 
+# Of a sheet: its ground, headings, labels, and the frame of a picture that is right.
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (32, 33, 36)
 FAINT: Colour = (110, 113, 118)

@@ -1,7 +1,5 @@
 """Settings of reading image-caption pairs, and the table of their formats; light to import."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

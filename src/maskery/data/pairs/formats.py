@@ -1,7 +1,5 @@
 """Opening a source of pairs: files of one of our formats, a user's reader, or Python objects."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """One record of a source of pairs, the checks it must pass, and where its picture lies."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -5,8 +5,6 @@ Face's `imagefolder` is a folder of such tables, called `metadata.jsonl` or `met
 Parquet images are bytes, as Hugging Face datasets writes them, or paths.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskery.core.errors import DataError, os_errors, reason_of
+from maskery.core.errors import DataError, explained, reason_of
 from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
@@ -75,7 +73,7 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     reader: Any = None
     try:
         with (
-            os_errors(f"{path} cannot be read", "correct the path"),
+            explained(f"{path} cannot be read", "correct the path"),
             path.open(encoding="utf-8-sig", newline="") as file,
         ):
             start = file.readline()  # the header decides; the reader below starts anew
@@ -145,7 +143,7 @@ def read_json(text: bytes, where: str) -> Any:
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     """Yield the values of a list, or one a line, and where each is."""
     of_lines = False
-    with os_errors(f"{path} cannot be read", "correct the path"), path.open("rb") as file:
+    with explained(f"{path} cannot be read", "correct the path"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             start = text.strip(WHITE_SPACE)

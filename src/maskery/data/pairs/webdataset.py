@@ -3,8 +3,6 @@
 Shards are indexed once, and images are then read at random by their offset.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import posixpath
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from maskery.core.errors import DataError, counted, os_errors, reason_of
+from maskery.core.errors import DataError, counted, explained, reason_of
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
@@ -58,7 +56,7 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
-            with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
+            with explained(f"{path} cannot be read", "restore it"), path.open("rb") as file:
                 shard = Shard(number, path, path.relative_to(root).as_posix(), file, config)
                 for stem, members in shard.samples():
                     yield shard.record(stem, members)
@@ -67,7 +65,7 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
         shard, offset, size = place
         path = paths[shard]
         # Opened for each image, so that threads and forked workers share no position.
-        with os_errors(f"{path} cannot be read", "restore it"), path.open("rb") as file:
+        with explained(f"{path} cannot be read", "restore it"), path.open("rb") as file:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:

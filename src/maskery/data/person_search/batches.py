@@ -6,8 +6,6 @@ random follows from (seed, epoch, example), as in `maskery.data.pairs.batches`.
 Shapes: C captions, B captions of a batch, G of all processes, H height, W width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Settings of person-search datasets, and how their captions are cleaned; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

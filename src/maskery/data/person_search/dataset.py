@@ -5,8 +5,6 @@ Layouts are those of CUHK-PEDES (Li et al., CVPR 2017), ICFG-PEDES (Ding et al.,
 image.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from maskery.core.errors import DataError, reason_of
+from maskery.core.errors import DataError, explained, reason_of
 from maskery.core.registry import require
 from maskery.core.system import signals_held
 from maskery.data.corpus.formats import is_portable
@@ -112,13 +112,10 @@ def _on_any_machine(number: int, job: Job, here: str) -> Done:
 def on_ray(job: Job, numbers: Sequence[int]) -> Generator[Done]:
     """Make pieces as tasks of a Ray cluster, which repeats those whose process or machine dies."""
     ray = require("ray", extra="cluster", purpose="make shards on a Ray cluster")
-    try:
+    problem, fix = "no Ray cluster can be reached", "start one with ray start --head, or name its "
+    fix += "address in RAY_ADDRESS (pip install 'maskery[cluster]')"
+    with explained(problem, fix, ConnectionError, ValueError, RuntimeError):
         connection = ray.init(address="auto", log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"no Ray cluster can be reached ({reason_of(error)}); start one with ray start "
-            f"--head, or name its address in RAY_ADDRESS (pip install 'maskery[cluster]')"
-        ) from error
     # What Ray says of a process that died is a message, and standard output may be read as JSON.
     with connection, redirect_stdout(sys.stderr):
         task = ray.remote(_on_any_machine).options(max_retries=RAY_RETRIES)

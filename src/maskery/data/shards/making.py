@@ -5,8 +5,6 @@ piece, so a run that was killed, repeated or spread over other machines leaves t
 `engines` says who makes which piece; `shards.json` is written when all are finished.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter
@@ -18,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from maskery.core.bars import byte_bar
 from maskery.core.batch import vocabulary_size
-from maskery.core.errors import DataError, os_errors
+from maskery.core.errors import DataError, explained
+from maskery.data.corpus.config import ShardingConfig
 from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.engines import in_processes, on_ray, on_slurm, stays_here
 from maskery.data.shards.manifest import (
     LENGTHS,
@@ -62,7 +60,7 @@ class Made:
 
 def make_shards(
     corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     config: ShardingConfig,
     *,
@@ -117,7 +115,7 @@ def make_share(job: Job, _data: object, rank: int, world_size: int) -> None:
 
 
 def plan_job(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path, config: ShardingConfig
+    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", folder: Path, config: ShardingConfig
 ) -> Job:
     """Plan the pieces, and claim the folder for them."""
     pieces = tuple(plan_pieces(corpus, config.shard_bytes))
@@ -141,7 +139,7 @@ def plan_job(
 def claim_folder(folder: Path, fingerprint: str) -> None:
     """Make the folder, or see that it belongs to the same corpus, tokenizer and settings."""
     plan = folder / PLAN
-    with os_errors(f"the folder '{folder}' cannot be used", "name another"):
+    with explained(f"the folder '{folder}' cannot be used", "name another"):
         folder.mkdir(parents=True, exist_ok=True)
         # Listed before the plan is read: another command may begin at the same instant.
         names = [path.name for path in folder.iterdir()]
@@ -160,11 +158,11 @@ def claim_folder(folder: Path, fingerprint: str) -> None:
         (folder / RECORDS).mkdir(exist_ok=True)
 
 
-def about_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def about_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """Keep the tokenizer with the shards; returns what the manifest says of it."""
     # Models from scratch take it from there.
     final = folder / TOKENIZER
-    with os_errors(f"the tokenizer cannot be written to '{final}'", "free some space"):
+    with explained(f"the tokenizer cannot be written to '{final}'", "free some space"):
         final.mkdir(exist_ok=True)
         with TemporaryDirectory() as here:
             tokenizer.save_pretrained(here)

@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.batch import Ints
-from maskery.core.errors import MALFORMED, DataError, os_errors, reason_of
+from maskery.core.errors import MALFORMED, DataError, explained, reason_of
 from maskery.core.system import write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
 
+# Raised whenever shards would be read as others than they are.
 FORMAT = 1
 LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
 # No folders: nothing that a manifest names may lie outside its own.
@@ -107,7 +108,8 @@ class Manifest:
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
         """Read it back."""
-        try:
+        fix = "repeat the maskery tokenize command that made it"
+        with explained(f"{where} is no sound list of shards", fix, *MALFORMED):
             fields = json.loads(data)
             version = fields.pop("format")
             if version != FORMAT:
@@ -121,11 +123,6 @@ class Manifest:
             fields["tokenizer_files"] = tuple(FileEntry(**f) for f in fields["tokenizer_files"])
             fields["lengths"] = FileEntry(**fields["lengths"])
             return cls(**fields)
-        except MALFORMED as error:
-            raise DataError(
-                f"{where} is no sound list of shards ({reason_of(error)}); repeat the maskery "
-                f"tokenize command that made it"
-            ) from error
 
 
 def is_count(value: object) -> bool:
@@ -175,11 +172,10 @@ class DocumentLengths:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        try:
+        errors = (OSError, SafetensorError, TypeError, ValueError)
+        with explained(f"'{path}' cannot be read", "restore it", *errors):
             found = cls(**load_file(path))
             fits = found._fits_to(manifest)
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
-            raise DataError(f"'{path}' cannot be read ({error}); restore it") from error
         if not fits:
             raise DataError(f"'{path}' does not fit to {MANIFEST}; repeat maskery tokenize")
         return found
@@ -216,7 +212,7 @@ def write_bytes(path: Path, data: bytes) -> FileEntry:
     """Write a file whole, or not at all; ranks may write the same one at once."""
     if isinstance(path, Path):
         fix = "free some space there and repeat the command: what is complete is kept"
-        with os_errors(f"'{path}' cannot be written", fix):
+        with explained(f"'{path}' cannot be written", fix):
             write_whole(path, data, aside=f"partial-{secrets.token_hex(4)}")
     else:  # a `RemoteFolder`
         path.write_bytes(data)

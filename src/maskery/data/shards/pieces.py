@@ -11,8 +11,6 @@ record is absent. A piece that makes several shards goes on after the last sound
 read again, but not tokenised.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re
@@ -28,13 +26,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from maskery.core.errors import MALFORMED
-from maskery.data.corpus.config import AUTO, CorpusConfig
+from maskery.data.corpus.config import AUTO, CorpusConfig, ShardingConfig
 from maskery.data.corpus.examples import Example, ReadingReport, is_held_out
 from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
 from maskery.data.corpus.record_files import parquet_errors
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.shards.config import ShardingConfig
 from maskery.data.shards.manifest import (
     ShardEntry,
     check_sound,
@@ -214,7 +211,7 @@ class Job:
     config: ShardingConfig
     folder: Path
     pieces: tuple[Piece, ...]
-    tokenizer: Tokenizer | PreTrainedTokenizerBase  # in Rust as texts are read, or in Python
+    tokenizer: "Tokenizer | PreTrainedTokenizerBase"  # in Rust as texts are read, or in Python
     fingerprint: str
     vocab_size: int
     about: dict[str, Any]  # of the tokenizer, for the manifest

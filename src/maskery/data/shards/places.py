@@ -5,8 +5,6 @@ copied to the local disk, whole or not at all, and the oldest copies go when the
 wanted, so the space used is bounded.
 """
 
-from __future__ import annotations
-
 import glob
 import logging
 import os
@@ -203,7 +201,7 @@ class RemoteFolder(RemoteFile):
 
     __slots__ = ()
 
-    def __truediv__(self, name: str) -> RemoteFolder:
+    def __truediv__(self, name: str) -> "RemoteFolder":
         return RemoteFolder(self.filesystem, f"{self.path}/{name}", None, None)
 
     def mkdir(self, **_: bool) -> None:
@@ -211,7 +209,7 @@ class RemoteFolder(RemoteFile):
         with suppress(Exception):
             self.filesystem.mkdir(self.path, create_parents=False)
 
-    def iterdir(self) -> Iterator[RemoteFolder]:
+    def iterdir(self) -> Iterator["RemoteFolder"]:
         """Yield what is in it; nothing if it is not there."""
         with suppress(FileNotFoundError):
             for name in self._asked("ls", detail=False):

@@ -30,7 +30,7 @@ from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retri
 from maskery.evaluation.text.fill import end_to_end
 from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
-from maskery.models.loading import load_tokenizer, load_weights, resolve
+from maskery.models.loading import load_tokenizer, load_weights, refuse_missing, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,11 +98,7 @@ def _load_own(name: str) -> ImageTextModel:
             f"convert has written, or a CLIP or SigLIP"
         )
     model, info = load_weights(ImageTextModel, name)
-    if info["missing_keys"]:
-        raise ModelError(
-            f"the model in '{name}' lacks weights ({min(info['missing_keys'])} and "
-            f"{len(info['missing_keys']) - 1} others); restore its model.safetensors"
-        )
+    refuse_missing(name, "the model", info)
     loaded: ImageTextModel = model
     return loaded
 

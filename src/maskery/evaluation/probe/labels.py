@@ -1,7 +1,5 @@
 """Labelled texts, labelled words and pairs of texts, from the files people keep them in."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections import Counter
@@ -9,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import fsspec
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, explained
 from maskery.data.corpus.files import asked, one_file
 
 Kind = Literal["labels", "tokens", "pairs"]
@@ -36,7 +34,7 @@ class Labelled:
     tags: tuple[tuple[str, ...], ...] = ()  # For `tokens`, a label for each of these words
     skipped: Mapping[str, int]  # Rows that were left out, by reason
 
-    def take(self, places: Sequence[int]) -> Labelled:
+    def take(self, places: Sequence[int]) -> Self:
         """Return some of the examples."""
 
         def some(column: tuple[T, ...]) -> tuple[T, ...]:
@@ -96,12 +94,10 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
-        try:
-            with path.open("rb") as file:
-                for batch in ParquetFile(file).iter_batches():
-                    yield from batch.to_pylist()
-        except (OSError, ArrowException) as error:
-            raise DataError(f"'{path}' is no readable Parquet file ({error})") from error
+        problem = f"'{path}' is no readable Parquet file"
+        with explained(problem, "", OSError, ArrowException), path.open("rb") as file:
+            for batch in ParquetFile(file).iter_batches():
+                yield from batch.to_pylist()
         return
     with _opened(path) as file:
         if kind in (".jsonl", ".json"):

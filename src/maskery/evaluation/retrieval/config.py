@@ -5,8 +5,6 @@ from its weights, and a model is copied without its run. So `maskery_retrieval.j
 them; for a model folder without it they are guessed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -8,15 +8,13 @@ It shows what the prediction reacts to, not why.
 Shapes: B sequences, L tokens, M masks, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +33,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mrtd import sample_tokens
 
 MASK = "[MASK]"
+# Nine digits at most, since the digits of a longer number take long to read.
 REPEATED = re.compile(r"\[MASK\]\*([0-9]{1,9})(?![0-9])")
 MOST_MASKS = 1 << 16  # more than a model has positions: it says so, before memory runs out
 
@@ -98,10 +97,10 @@ class Filler:
         self.limit = max_positions(model.hf.config)
 
     @classmethod
-    def of(cls, model: str | Path | OpenModel) -> Filler:
+    def of(cls, model: str | Path | OpenModel) -> Self:
         """Open a text model for filling: `Filler.of("runs/notes").fill("A [MASK] idea.")`."""
         opened = open_model(model)
-        return Filler(opened.model, opened.tokenizer)
+        return cls(opened.model, opened.tokenizer)
 
     def fill(
         self,

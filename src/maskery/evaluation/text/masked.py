@@ -27,7 +27,7 @@ from safetensors.numpy import save
 
 from maskery.core.bars import Bar
 from maskery.core.batch import Floats, Ids, Ints, MaskedTokens, TokenBatch
-from maskery.core.errors import CheckpointError, DataError, ModelError, reason_of
+from maskery.core.errors import CheckpointError, DataError, ModelError, explained
 from maskery.core.processes import Processes, inference
 from maskery.data.batching import TextSource
 from maskery.evaluation.intervals import Interval, ratio_interval
@@ -36,6 +36,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 
 # Evaluations share an epoch that no run reaches, so frozen masks are never those of training.
 FROZEN_EPOCH = (1 << 24) - 1
+# Of the sums of an example: the first divides the others.
 COLUMNS = ("count", "loss", "top1", "top5")
 # Seconds; a small run would have a bar come and go at each of its evaluations.
 BAR_AFTER = 3.0
@@ -66,7 +67,14 @@ class ExampleSums:
     @classmethod
     def read(cls, path: Path) -> tuple[ExampleSums, str]:
         """Return the sums in a file that holds `to_bytes`, and the identity of their run."""
-        try:
+        fix = "remove the file, and they are computed again"
+        with explained(
+            f"the held-out sums in '{path}' cannot be read",
+            fix,
+            *(OSError, KeyError, TypeError, ValueError, SafetensorError),
+            kind=CheckpointError,
+            most=120,
+        ):
             with safe_open(path, framework="numpy") as stored:
                 identity = (stored.metadata() or {})["identity"]
                 ids, sums = stored.get_tensor("ids"), stored.get_tensor("sums")
@@ -76,11 +84,6 @@ class ExampleSums:
                 raise ValueError(f"it has {len(ids)} ids and sums of the shape {sums.shape}")
             if (ids[1:] <= ids[:-1]).any() or not np.isfinite(sums).all() or sums[:, 0].min() <= 0:
                 raise ValueError("ids are not ascending, or sums are no numbers of masked tokens")
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"the held-out sums in '{path}' cannot be read ({reason_of(error, most=120)}); "
-                f"remove the file, and they are computed again"
-            ) from error
         return cls(ids=ids, sums=sums), identity
 
 

@@ -22,6 +22,7 @@ import torch
 from maskery.core.batch import Floats, Ints, MaskedTokens, vocabulary_size
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
+from maskery.data.batching import cut_by_padded_size
 from maskery.evaluation.text.fill import Filler, end_to_end
 from maskery.evaluation.text.masked import require_numbers, true_log_probabilities
 from maskery.evaluation.text.opening import OpenModel
@@ -107,7 +108,12 @@ class Scorer:
             order = np.argsort([len(one.ids) for one in encoded], kind="stable").tolist()
             copies = (copy for place in order for copy in self._copies(encoded[place], place))
             scores = [np.full(len(one.ids), np.nan) for one in encoded]
-            for batch in cut(copies, self.batch_tokens, self.batch_copies):
+            pieces = [sum(word.last - word.first for word in one.words) for one in encoded]
+            lengths = np.array([len(encoded[n].ids) for n in order for _ in range(pieces[n])])
+            # A copy longer than the budget fills it: it gets a batch of its own.
+            cost, budget = np.minimum(lengths, self.batch_tokens), self.batch_tokens
+            for size in np.diff(cut_by_padded_size(cost, budget, self.batch_copies)).tolist():
+                batch = list(islice(copies, size))
                 for copy, value in zip(batch, self._log_probabilities(batch), strict=True):
                     scores[copy.text][copy.position] = value
             for (_, text), one, values in zip(chunk, encoded, scores, strict=True):
@@ -170,21 +176,3 @@ class Copy:
     position: int  # The token that is predicted
     ids: Ints  # (L,) int64, masked
     target: int  # The id of the hidden token
-
-
-def cut(copies: Iterable[Copy], budget: int, most: int) -> Iterator[list[Copy]]:
-    """Split into batches of at most `most` copies and `budget` tokens.
-
-    A longer copy gets a batch of its own. Every copy counts as long as the longest of its batch,
-    so that padding is counted; sorted copies need next to none.
-    """
-    batch: list[Copy] = []
-    longest = 0
-    for copy in copies:
-        longest = max(longest, len(copy.ids))
-        if batch and (len(batch) == most or longest * (len(batch) + 1) > budget):
-            yield batch
-            batch, longest = [], len(copy.ids)
-        batch.append(copy)
-    if batch:
-        yield batch

@@ -18,6 +18,7 @@ from maskery.data.rows import PythonReader
 from maskery.data.tokenise import (
     BYTE_LEVEL_SPACE,
     METASPACE,
+    begins_unspaced,
     byte_level_alphabet,
     is_byte_level,
     plain_backend,
@@ -25,8 +26,7 @@ from maskery.data.tokenise import (
     word_starts,
 )
 
-# Words of these scripts follow each other without a space: Thai, Lao, Burmese, Khmer, kana, Han.
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+# Pieces of Unigram and SentencePiece models for the single bytes of rare characters.
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
 
@@ -201,7 +201,7 @@ class MaskPlaces:
             filled += text[done:start]
             word, in_a_row, done = spoken(self.tokenizer, token), start == done, end
             pair = self.tokenizer.decode(tokens[max(0, place - 1) : place + 1]).strip()
-            if in_a_row and not space and " " in pair and not UNSPACED.match(word):
+            if in_a_row and not space and " " in pair and not begins_unspaced(word):
                 filled += " "  # two masks in a row are two words
             if filled and not filled[-1].isspace():  # it joins what stands before it
                 spelt = str(self.tokenizer.convert_ids_to_tokens(token))
@@ -232,7 +232,7 @@ class MaskPlaces:
         if space:
             text = self._text(token.removeprefix(space))
             spaced = token.startswith(space) or not text[:1].isalnum()
-            return not text, spaced or bool(UNSPACED.match(text)), True, token.startswith(space)
+            return not text, spaced or begins_unspaced(text), True, token.startswith(space)
         within = token.startswith(CONTINUING) and token != CONTINUING
         ends = not (token.endswith(CONTINUED) and token != CONTINUED)
         return within, True, token.endswith(WORD_END) if marks_ends else ends, False

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from maskery.core.errors import ModelError, reason_of
+from maskery.core.errors import ModelError, explained
 from maskery.core.system import require_empty
 from maskery.core.task import EXTRA_STATE
 from maskery.models.checkpoint_import.state_dict import (
@@ -193,24 +193,23 @@ def import_bert(
 def import_described(state: State, described: Mapping[str, Any]) -> Imported:
     """Load a state dict into the encoder of Hugging Face that a `config.json` describes."""
     family = VISION_FAMILIES.get(str(described["model_type"]))
-    try:
+    problem = (
+        f"the checkpoint does not load as a {described['model_type']}: it is damaged, or the "
+        f"config.json is of another model"
+    )
+    # Whatever a damaged config.json makes a model's code do.
+    with explained(problem, "", Exception, kind=ModelError, most=120), quiet_transformers():
         config = AutoConfig.for_model(**described)
         kind = (MODEL_MAPPING if family else MODEL_FOR_MASKED_LM_MAPPING)[type(config)]
-        with quiet_transformers():
-            model, info = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype="float32",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **(family.arguments if family else {}),
-            )
-    except Exception as error:  # whatever a damaged config.json makes a model's code do
-        raise ModelError(
-            f"the checkpoint does not load as a {described['model_type']}: it is damaged, or the "
-            f"config.json is of another model ({reason_of(error, most=120)})"
-        ) from error
+        model, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype="float32",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **(family.arguments if family else {}),
+        )
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
         raise ModelError(

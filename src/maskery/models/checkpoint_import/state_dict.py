@@ -20,7 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.batch import require_mask, vocabulary_size
-from maskery.core.errors import ConfigError, ModelError, reason_of
+from maskery.core.errors import MALFORMED, ConfigError, ModelError, explained, reason_of
 from maskery.models.loading import quiet_transformers
 
 # Training loops keep the weights beside the optimiser, under one of these.
@@ -44,6 +44,7 @@ ENDS = {
     ".meta": "TensorFlow",
     ".npz": "NumPy or JAX",
 }
+# What files of PyTorch begin with; older ones are plain pickles.
 ZIP = b"PK\x03\x04"
 SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
@@ -120,13 +121,10 @@ def _files(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
         if (index := path / f"{name}{INDEX}").is_file():
-            try:
+            problem = f"'{index}' is no index of weights"
+            with explained(problem, "", OSError, *MALFORMED, kind=ModelError):
                 names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
                 files = [path / Path(name).name for name in names]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(
-                    f"'{index}' is no index of weights ({reason_of(error)})"
-                ) from error
             if missing := [file.name for file in files if not file.is_file()]:
                 raise ModelError(
                     f"'{index}' names {missing[0]}, which is not there; fetch it again"
@@ -250,10 +248,9 @@ def read_described(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         return {}
-    try:
+    problem = f"'{path}' is not readable JSON"
+    with explained(problem, "", OSError, ValueError, kind=ModelError, most=120):
         described = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"'{path}' is not readable JSON ({reason_of(error, most=120)})") from error
     if not isinstance(described, dict):
         raise ModelError(f"'{path}' holds a {type(described).__name__}: it must hold an object")
     return described
@@ -318,17 +315,14 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder, a list of words, or the hub."""
     path = Path(source).expanduser()
     words = path / WORDS if path.is_dir() else path
-    try:
-        with quiet_transformers():
-            if words.is_file() and not any((words.parent / file).is_file() for file in TOKENIZERS):
-                listed = words.read_text("utf-8").split("\n")
-                # A list without capitals is of a lower-casing BERT; only [CLS] and such have some.
-                cased = any(word != word.lower() for word in listed if not word.startswith("["))
-                return BertTokenizer(str(words), do_lower_case=not cased)
-            return AutoTokenizer.from_pretrained(
-                path if path.is_dir() else source, trust_remote_code=False
-            )
-    except Exception as error:  # damaged files of tokenizers fail in any way
-        raise ModelError(
-            f"'{source}' is not a tokenizer that can be read ({reason_of(error, most=140)})"
-        ) from error
+    problem = f"'{source}' is not a tokenizer that can be read"
+    # Damaged files of tokenizers fail in any way.
+    with explained(problem, "", Exception, kind=ModelError, most=140), quiet_transformers():
+        if words.is_file() and not any((words.parent / file).is_file() for file in TOKENIZERS):
+            listed = words.read_text("utf-8").split("\n")
+            # A list without capitals is of a lower-casing BERT; only [CLS] and such have some.
+            cased = any(word != word.lower() for word in listed if not word.startswith("["))
+            return BertTokenizer(str(words), do_lower_case=not cased)
+        return AutoTokenizer.from_pretrained(
+            path if path.is_dir() else source, trust_remote_code=False
+        )

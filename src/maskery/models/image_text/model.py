@@ -189,7 +189,7 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         self.visual_encoder = VisionEncoder(config.vision_config)
         width = self.visual_encoder.width
         # Text alone, text with an image, and the masked language modelling head.
-        self.text_encoder: Any
+        self.text_encoder: TextFusionEncoder
         # Contrastive features, of the image and of the text.
         self.vision_proj: Any
         self.text_proj: Any
@@ -238,8 +238,7 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """The keys and values that every text reading these images shares, layer by layer."""
-        keys: list[ImageKeys] = self.text_encoder.project_images(image_tokens)
-        return keys
+        return self.text_encoder.project_images(image_tokens)
 
     def forward(
         self,

@@ -1,7 +1,5 @@
 """Sizes of an image-text model trained from scratch; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -4,8 +4,6 @@ A run has its folder alone until it ends. The lock is the kernel's, on a hidden 
 is killed lets go of it at that instant, so no lock is ever left behind; the file means nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from maskery.core.errors import CheckpointError
+from maskery.core.errors import CheckpointError, explained
 from maskery.core.system import sha256_of, write_whole
 
 if TYPE_CHECKING:
@@ -76,12 +74,9 @@ def warn_of_another_model(folder: Path, what_now: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; what cannot be written is a CheckpointError."""
-    try:
+    problem = f"'{path}' cannot be written"
+    with explained(problem, "free some space there", kind=CheckpointError):
         write_whole(path, data)
-    except OSError as error:
-        raise CheckpointError(
-            f"'{path}' cannot be written ({error.strerror}); free some space there"
-        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,7 +132,7 @@ class HeldFolder:
 
 @contextlib.contextmanager
 def held_run_folder(
-    processes: Processes, output: Path | None, default: Path, *, resume: bool
+    processes: "Processes", output: Path | None, default: Path, *, resume: bool
 ) -> Iterator[HeldFolder]:
     """Choose and lock a folder once for all processes; only the main one holds the lock."""
     held: list[HeldFolder] = []
@@ -211,7 +206,8 @@ def _newest(default: Path) -> Path:
 
 def hold_folder(folder: Path) -> HeldFolder | None:
     """Make a folder if it is not there, and lock it; None if another process holds its lock."""
-    try:
+    problem = f"the run folder '{folder}' cannot be made"
+    with explained(problem, "name another --output", kind=CheckpointError):
         while True:
             created = not folder.is_dir()
             folder.mkdir(parents=True, exist_ok=True)
@@ -226,10 +222,6 @@ def hold_folder(folder: Path) -> HeldFolder | None:
                 if (folder / LOCK).exists():
                     return None
                 # Whoever held it has removed it between our opening and our locking it.
-    except OSError as error:
-        raise CheckpointError(
-            f"the run folder '{folder}' cannot be made ({error.strerror}); name another --output"
-        ) from error
     return HeldFolder(path=folder, lock=lock, main=True, created=created, fresh=not _in_use(folder))
 
 

@@ -1,7 +1,5 @@
 """An image-text run of either kind: pairs in; a trained model and its held-out figures out."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass

@@ -39,9 +39,8 @@ from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 log = logging.getLogger(__name__)
+# Of decoded pictures: each is seen with its own caption and with others'.
 CACHE_BYTES = 2**30
-# Evaluation masks as BERT does, whatever the run trains with.
-EVALUATION_MASKING = MaskingConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

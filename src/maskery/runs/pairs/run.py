@@ -26,7 +26,7 @@ from maskery.runs.frame.run_frame import fingerprint_of, model_card, public_name
 from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
-from maskery.runs.pairs.evaluate import EVALUATION_MASKING, PairsEvaluation, summarise_pairs
+from maskery.runs.pairs.evaluate import PairsEvaluation, summarise_pairs
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 
@@ -59,7 +59,8 @@ class PairsRun(ImageTextRun[PairsResult]):
         """Score held-out captions with the right picture, a wrong one, and none."""
         start = self.prepared.start
         was_training = start.model.training
-        masker = Masker.of(start.tokenizer, EVALUATION_MASKING)
+        # As BERT masks, whatever the run trains with.
+        masker = Masker.of(start.tokenizer)
         scored = score_pairs(start.model.eval(), self.held_out, masker)
         start.model.train(was_training)
         return scored

@@ -1,9 +1,9 @@
-"""Begin a run at a checkpoint of another: `--from RUN@STEP`."""
+"""Begin a run at a checkpoint of another (`--from RUN@STEP`), as each phase of a run does."""
 
 import json
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from maskery.core.errors import ConfigError
+from maskery.core.processes import join_processes
 from maskery.core.system import replace_folder
-from maskery.runs.frame.config_file import OpenRun, open_run
-from maskery.runs.frame.run_folder import TOKENIZER
+from maskery.runs.frame.config_file import OpenRun, open_run, save_config, with_settings
+from maskery.runs.frame.run_folder import TOKENIZER, held_run_folder
 from maskery.runs.frame.run_frame import CHECKPOINTS
 from maskery.runs.frame.verify import kept_checkpoints
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import head_steps
+from maskery.runs.text.run import TextResult
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.loop import TrainingLoop, planned_steps
 from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, Position, Snapshot, differences
@@ -28,8 +30,10 @@ log = logging.getLogger(__name__)
 # What of a run's identity decides which text comes when.
 DATA = (
     "corpus_fingerprint", "eval_data_fingerprint", "other_fingerprints", "held_out_share",
-    "group_column", "shuffle_shards", "layout", "max_length", "seed", "batch_tokens",
+    "group_column", "mix", "shuffle_shards", "layout", "max_length", "seed", "batch_tokens",
 )  # fmt: skip
+# They hold for all phases: of one model in one run, whose ends `until` names.
+COMMON = ("model", "output", "resume", "from_run", "lr_restart", "phases", "epochs", "max_steps")
 
 
 def origin(text: str | None) -> tuple[Path, int | None]:
@@ -145,3 +149,55 @@ def _checkpoint(config: TextRunConfig) -> Path:
     if (damage := find_damage(path)) is not None:
         raise ConfigError(f"the checkpoint '{path}' is damaged ({damage}); choose another step")
     return path
+
+
+def train_phases(
+    config: TextRunConfig, default: Path, run: Callable[[TextRunConfig], TextResult]
+) -> TextResult:
+    """Train the phases in `phase-1`, `phase-2`, ... of the run folder; returns the last's result.
+
+    Finished phases are found finished, so that a resumed run goes on in the one that was stopped.
+    """
+    planned, processes = phases_of(config), join_processes()
+    # With paths that hold from any folder.
+    both = zip(config.phases, planned, strict=True)
+    phases = tuple({**given, "corpus": [*one.corpus]} for given, one in both)
+    result: TextResult | None = None
+    with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
+        if processes.is_main:
+            save_config(held.path, replace(config, output=held.path, phases=phases))
+        for number, phase in enumerate(planned, 1):
+            phase = replace(phase, output=held.path / f"phase-{number}", resume="auto")
+            if result is not None:
+                before = f"{result.folder}@{result.summary.steps}"
+                phase = replace(phase, from_run=before, lr_restart=True)
+            result = run(phase)
+    assert result is not None
+    return result
+
+
+def phases_of(config: TextRunConfig) -> list[TextRunConfig]:
+    """Return the settings of each phase: the run's, what the phase changes, and its last step."""
+    found: list[TextRunConfig] = []
+    step = int(config.from_run.rpartition("@")[2]) if config.from_run else 0
+    tokens = step * (config.training.batch_tokens or 0)
+    for number, given in enumerate(config.phases, 1):
+        changes, where = dict(given), f"phase {number}"
+        until = str(changes.pop("until", ""))
+        common = [name for name in COMMON if name in changes]
+        if common or not until:
+            needs = f"{common[0]} is the whole run's" if common else "it names no end"
+            raise ConfigError(f"{where}: {needs}; give until, and only what the phase changes")
+        if found:
+            changes.setdefault("warmup_share", 0.0)
+        phase = with_settings(replace(config, phases=()), changes, where=where)
+        last = phase.training.steps_of(f"{where}: until", until, after=(step, tokens))
+        if last <= step:
+            raise ConfigError(
+                f"{where} ends at step {last} (until: {until}), and begins at step {step}; phases "
+                f"go forward"
+            )
+        tokens += (last - step) * (phase.training.batch_tokens or 0)
+        step, more = last, {"max_steps": last, "epochs": last}  # an epoch has at least one step
+        found.append(with_settings(phase, more).anchored())
+    return found

@@ -1,13 +1,11 @@
 """The whole configuration of a text run, light to import."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
@@ -232,7 +230,7 @@ class TextRunConfig(VocabularyConfig):
                 f"untrained, or be another whole model; leave out one of them"
             )
 
-    def anchored(self) -> TextRunConfig:
+    def anchored(self) -> Self:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""
         return replace(
             super().anchored(),

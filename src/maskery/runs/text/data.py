@@ -105,6 +105,7 @@ class StoredText:
         self.held_out_share, self.group_column = config.held_out_share, config.group_column
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
         # Equal texts have one id: they are of the first corpus that has them.
+        self.corpora = [Path(corpus).name for corpus in config.corpus]
         self.shares, self.owners = config.shares, np.full(self.store.num_documents, -1)
         for number, path in enumerate(config.corpus if config.mix else ()):
             one = Corpus.open([path], config.reading)
@@ -183,6 +184,7 @@ class StoredText:
         if self.shares:  # by name: few runs need it
             mixture = importlib.import_module("maskery.data.mixture")
             train = mixture.MixedSource(*chosen, self.owners, self.shares)
+            log.info("%s", train.describe(self.corpora))
         return train or TextSource(*chosen), TextSource(
             self.held_store, self.held_documents, batching
         )

@@ -31,6 +31,7 @@ from maskery.tasks.text_mlm import new_parameters
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
 
+# Upper bounds of the histogram of lengths, in tokens; the last bucket has none.
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Masks are counted over so many batches: their number hardly changes from batch to batch.
 COUNTED_BATCHES = 8
@@ -38,6 +39,7 @@ COUNTED_BATCHES = 8
 SCORED_BATCHES = 3
 # Enough to know which words are frequent; reading on would only take longer.
 MOST_TOKENS = 20_000_000
+# One token for a word of two pieces saves little; longer runs of pieces are rarely words.
 FEWEST_PIECES, MOST_PIECES = 3, 16
 # Texts that are read again to name unknown words.
 UNKNOWN_TEXTS = 500

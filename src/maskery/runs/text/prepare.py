@@ -20,7 +20,6 @@ from maskery.core.task import Task
 from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
-from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.layout import can_pack, max_positions
 from maskery.models.loading import (
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# BERT's, and that of most encoders since.
 DEFAULT_MAX_LENGTH = 512
 # Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
 KEEP_WEIGHT = "10"
@@ -57,8 +57,6 @@ KEEP_WEIGHT = "10"
 # left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"
 COMPILE_BACKEND = "inductor"
-# Evaluation never draws a random rate: BERT's masks, whatever the run trains with.
-EVALUATION_MASKING = MaskingConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,8 @@ class TextRun:
         masker = Masker
         if self.config.objectives.objective == DIFFUSION:  # by name: others need none of it
             masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
-        return masker.of(self.vocabulary, EVALUATION_MASKING)
+        # Never at a random rate: as BERT masks, whatever the run trains with.
+        return masker.of(self.vocabulary)
 
     @cached_property
     def task(self) -> Task[Any, Any]:

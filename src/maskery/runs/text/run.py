@@ -1,7 +1,5 @@
 """A text run: corpus and encoder in; adapted encoder, figures and a model folder out."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 from collections.abc import Callable, Sequence
@@ -60,7 +58,7 @@ class TextResult(Measured):
     others: dict[str, Measured]  # The figures of other held-out texts, by name
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
     summary: Summary  # Steps, tokens and time
-    vectors: ProbeResult | None  # How well the encoder's vectors do; None where nobody asked
+    vectors: "ProbeResult | None"  # How well the encoder's vectors do; None where nobody asked
     verdict: Verdict  # Whether the run helped, in words
 
     def to_json(self) -> dict[str, Any]:
@@ -150,7 +148,7 @@ def train_text(
     folder = beside or default_folder(config.corpus[0], config.model)
     if config.phases:
         # By name: a run of one phase needs none of it.
-        phases = importlib.import_module("maskery.runs.text.phases")
+        phases = importlib.import_module("maskery.runs.text.branch")
         one = partial(train_text, progress=progress, **vars(given))
         last: TextResult = phases.train_phases(config, folder, one)
         return last

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.batch import Ints
-from maskery.core.errors import DataError, ModelError, counted, reason_of
+from maskery.core.errors import DataError, ModelError, counted, explained
 from maskery.data.added_words import AddedWords
 from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.reader import Corpus
@@ -95,15 +95,10 @@ class ShardedText:
         if config.model.startswith(SCRATCH):
             # Not `load_tokenizer`: no model's configuration lies beside it.
             folder = self.shards.tokenizer_folder()
-            try:
-                saved: PreTrainedTokenizerBase
-                saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
-                raise ModelError(
-                    f"the tokenizer in '{folder}' cannot be loaded ({reason_of(error)}); make the "
-                    f"shards again"
-                ) from error
-            return saved
+            problem = f"the tokenizer in '{folder}' cannot be loaded"
+            errors = (OSError, ValueError, KeyError)
+            with explained(problem, "make the shards again", *errors, kind=ModelError):
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer = load_tokenizer(config.model)
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
             raise ModelError(

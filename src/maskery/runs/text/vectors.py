@@ -1,10 +1,8 @@
 """Are the vectors still good? A run's own check, before, while and after it trains."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -58,7 +56,7 @@ class VectorCheck:
         self.task.encode(self.before, progress=False)
 
     @classmethod
-    def of(cls, run: TextRun) -> VectorCheck | None:
+    def of(cls, run: TextRun) -> Self | None:
         """Make the check of a run: its `--probe` file, else halves of held-out texts.
 
         None where neither is: halves are judged where the start is a sentence encoder.

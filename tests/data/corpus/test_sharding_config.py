@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maskery.core.errors import ConfigError
-from maskery.data.corpus.config import StreamingConfig
-from maskery.data.shards.config import ShardingConfig
+from maskery.data.corpus.config import ShardingConfig, StreamingConfig
 
 
 @pytest.mark.parametrize(
