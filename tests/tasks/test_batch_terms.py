@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tiny_towers import save_towers
 
 from maskery.core.errors import ConfigError
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.models.image_text.build import build_from_towers
 from maskery.objectives.itc import Belief
 from maskery.objectives.terms import LossTerm, load_terms
+from maskery.runs.image_text.config import irra
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 
@@ -71,9 +76,10 @@ def test_each_term_is_its_papers_formula() -> None:
     seen: dict[str, Array] = {}
 
     def look(step: Any) -> tuple[torch.Tensor, int]:
-        for side in ("image", "text"):
-            seen[side] = getattr(step.projected, side).detach().double().numpy()
-        return step.projected.image.sum(), 1
+        image = step.model.image_feature(step.image_tokens, unit=False)
+        text = step.model.text_feature(step.caption, step.caption_mask, unit=False)
+        seen.update(image=image.detach().double().numpy(), text=text.detach().double().numpy())
+        return image.sum(), 1
 
     alone = dict.fromkeys(("itc_weight", "itm_weight", "mlm_weight", "prd_weight"), 0.0)
     of = task(**alone, mrtd_weight=0.0, term=tuple(f"{name}=0.5" for name in NAMES))
@@ -97,6 +103,39 @@ def test_each_term_is_its_papers_formula() -> None:
     assert of.model.temp.grad is not None  # of InfoNCE
     for name in ("sigmoid.log_scale", "sigmoid.bias", "id.classifier.weight"):
         assert of.model.get_parameter(f"loss_terms.{name}").grad is not None
+
+
+def test_an_irra_step_is_the_sum_of_three_plain_losses(tmp_path: Path) -> None:
+    save_towers(tmp_path, "clip")
+    model, *_ = build_from_towers(str(tmp_path), fusion_layers=2, image_size=(16, 8))
+    objectives = irra(PersonSearchDataConfig(dataset="cuhk-pedes", root=tmp_path)).objectives
+    of: Any = ImageTextTask(model, objectives, pairs=PAIRS, **tiny.PARTS)
+    model.eval()
+    prepared = of.prepare(tiny.pairs(IDS, PERSONS), epoch=0, progress=0.5)
+    sums = of.loss_sums(prepared)
+    total = sum(
+        of.loss_weights[name] * value / prepared.counts[name] for name, value in sums.items()
+    )
+    losses, sides = [], []
+    for row in range(5):
+        picture, mask = prepared.image1[row : row + 1], prepared.text2.attention_mask[row]
+        text = prepared.text2.input_ids[row : row + 1, mask]
+        words, eyes = model.text_encoder.tower(text)[0], model.visual_encoder(picture)
+        sides.append((model.vision_proj(eyes[0, 0]), model.text_proj(words[0, -1])))
+        width = prepared.text1.input_ids.shape[1]
+        within = (prepared.mlm.positions // width) == row
+        places, targets = prepared.mlm.positions[within] % width, prepared.mlm.targets[within]
+        masked = prepared.mlm.input_ids[row : row + 1, prepared.text1.attention_mask[row]]
+        logits = model(picture, masked).logits[0, places]
+        losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+    features = [torch.stack(each).detach().double().numpy() for each in zip(*sides, strict=True)]
+    persons = np.array(PERSONS)
+    same = (persons[:, None] == persons[None]).astype(float)
+    classifier: Any = model.loss_terms["id"].classifier
+    weight = classifier.weight.detach().double().numpy()
+    right = [softmax(each @ weight.T)[np.arange(5), persons] for each in features]
+    expected = formulas(*features, same, 1.0)["sdm"] - float(np.log(right).mean())
+    assert total.item() == pytest.approx(expected + torch.cat(losses).mean().item(), rel=1e-5)
 
 
 def test_doubted_pairs_count_less_in_every_loss_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,6 @@ class Features:
     image: torch.Tensor  # (B, E)
     text: torch.Tensor  # (B, E)
 
-    def normalised(self) -> Features:
-        """Return features of any length as features of unit length."""
-        return Features(image=F.normalize(self.image, dim=-1), text=F.normalize(self.text, dim=-1))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:

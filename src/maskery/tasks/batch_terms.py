@@ -8,6 +8,7 @@ Shapes: B pairs of this process, G of all processes, E features.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,46 +40,43 @@ def compared(step: TermInputs, rows: Rows, *, both_ways: bool = True) -> tuple[t
     return total, len(same)
 
 
-class SDM:
+def sdm_rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     """Similarity distribution matching: IRRA (Jiang and Ye, CVPR 2023), section 3.3.
 
     The divergence KL(p || q) of the softmax p at a temperature of 0.02 from q, spread evenly over
     the same person's columns. The logarithm of q is kept finite as released.
     """
-
-    name = "sdm"
-
-    def __call__(self, step: TermInputs) -> tuple[torch.Tensor, int]:
-        """Return the sum of both ways, and B."""
-
-        def rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-            logarithms = F.log_softmax(scores / 0.02, dim=1)
-            targets = same.float() / same.sum(dim=1, keepdim=True)
-            return (logarithms.exp() * (logarithms - torch.log(targets + 1e-8))).sum(dim=1)
-
-        return compared(step, rows)
+    logarithms = F.log_softmax(scores / 0.02, dim=1)
+    targets = same.float() / same.sum(dim=1, keepdim=True)
+    return (logarithms.exp() * (logarithms - torch.log(targets + 1e-8))).sum(dim=1)
 
 
-class TAL:
+def tal_rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     """Triplet alignment loss: RDE (Qin et al., CVPR 2024).
 
     Positives stay a margin of 0.1 above the soft maximum of all negatives, at a temperature of
     0.015. They are weighted by their own softmax, through which, as released, no gradient flows.
     """
+    logits = scores / 0.015
+    weights = F.softmax(logits.masked_fill(~same, float("-inf")), dim=1).detach()
+    # Finite where nobody else is in the batch, so that the gradient is 0 and no NaN.
+    others = logits.masked_fill(same, torch.finfo(logits.dtype).min).logsumexp(dim=1)
+    return (0.1 - (weights * scores).sum(dim=1) + 0.015 * others).clamp(min=0)
 
-    name = "tal"
+
+@dataclass(frozen=True, kw_only=True)
+class BothWays:
+    """A term of rows alone."""
+
+    name: str
+    rows: Rows
 
     def __call__(self, step: TermInputs) -> tuple[torch.Tensor, int]:
         """Return the sum of both ways, and B."""
+        return compared(step, self.rows)
 
-        def rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-            logits = scores / 0.015
-            weights = F.softmax(logits.masked_fill(~same, float("-inf")), dim=1).detach()
-            # Finite where nobody else is in the batch, so that the gradient is 0 and no NaN.
-            others = logits.masked_fill(same, torch.finfo(logits.dtype).min).logsumexp(dim=1)
-            return (0.1 - (weights * scores).sum(dim=1) + 0.015 * others).clamp(min=0)
 
-        return compared(step, rows)
+SDM, TAL = BothWays(name="sdm", rows=sdm_rows), BothWays(name="tal", rows=tal_rows)
 
 
 class INFONCE:
@@ -145,9 +143,15 @@ class ID(nn.Module):
 
     def forward(self, step: TermInputs) -> tuple[torch.Tensor, int]:
         """Return the sum over B pairs, and B."""
-        both = torch.stack((step.projected.image, step.projected.text))
+        model, text = step.model, (step.caption, step.caption_mask)
+        both = torch.stack(
+            (
+                model.image_feature(step.image_tokens, unit=False),
+                model.text_feature(*text, unit=False),
+            )
+        )
         with torch.autocast(both.device.type, enabled=False):
             logits = self.classifier(both.float())
-        image, text = (F.cross_entropy(each, step.ids, reduction="none") for each in logits)
+        seen, read = (F.cross_entropy(each, step.ids, reduction="none") for each in logits)
         # Whoever the caption is of, the picture is of its person.
-        return (image + text * step.trust).sum() / 2, len(step.ids)
+        return (seen + read * step.trust).sum() / 2, len(step.ids)

@@ -207,8 +207,16 @@ def test_presets_are_the_released_settings(tmp_path: Path) -> None:
     assert rasa.training.head_learning_rate == 1e-4
     assert albef.objectives.weights == {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
     assert not albef.objectives.within_modality
-    with pytest.raises(ConfigError, match=r"convert ALBEF\.pth"):
-        train_person_search(rasa, progress=False)
+    irra, rde, clip = (PRESETS[name](data) for name in ("irra", "rde", "clip"))
+    assert (irra.objectives.weights, irra.objectives.term) == ({"mlm": 1.0}, ("sdm", "id"))
+    assert (rde.objectives.term, rde.objectives.doubt) == (("tal",), True)
+    assert (clip.objectives.term, clip.objectives.weights) == (("infonce",), {})
+    assert [run.fusion_layers for run in (irra, rde, clip)] == [4, 0, 0]
+    assert (irra.view.height, irra.view.width, irra.training.batch_pairs) == (384, 128, 64)
+    assert (irra.training.epochs, irra.training.learning_rate) == (60, 1e-5)
+    for preset in (rasa, irra):
+        with pytest.raises(ConfigError, match=r"convert ALBEF\.pth writes, or a CLIP"):
+            train_person_search(preset, progress=False)
     assert PRESETS["small"](data).model.startswith("scratch:")
 
 
