@@ -215,12 +215,9 @@ def sha256_of(path: Path) -> str:
 
 def flush_tree(folder: Path) -> None:
     """Bring a folder with everything in it to disk."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            flush_tree(path)
-        else:
-            flush(path)
-    flush(folder)
+    # The folder comes last, when all that its names stand for is there.
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
 
 
 def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:

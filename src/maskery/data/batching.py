@@ -7,15 +7,13 @@ and cuts its steps into micro-batches. Documents are cut into windows in special
 Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T tokens.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 from itertools import chain, pairwise
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,11 +53,12 @@ class Plan:
         """Return the example indices of one step."""
         return self.order[self.boundaries[index] : self.boundaries[index + 1]]
 
-    def in_order(self, steps: Ints) -> Plan:
+    def in_order(self, steps: Ints) -> Self:
         """Return the plan with its steps in another order, a permutation (S,) int64."""
         pieces = [self.step(int(step)) for step in steps]
         sizes = np.diff(self.boundaries)[steps]
-        return Plan(
+        return replace(
+            self,
             order=np.concatenate(pieces) if pieces else self.order,
             boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
         )
@@ -210,7 +209,7 @@ class Template:
         return len(self.prefix) + len(self.suffix)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Read it off what the tokenizer does to a one-word text."""
         # "a" may be no letter of its script: then any of the tokens that it has.
         others = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)

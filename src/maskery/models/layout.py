@@ -8,11 +8,9 @@ is compared with padded on a few rows.
 Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows for them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,15 +44,15 @@ class EncoderInputs:
     rows: torch.Tensor  # (M,) int64: where the masked tokens lie in `input_ids`, flattened
     arguments: dict[str, Any]  # The other forward arguments
 
-    def to(self, device: torch.device) -> EncoderInputs:
+    def to(self, device: torch.device) -> Self:
         """Copy to `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> EncoderInputs:
+    def pin_memory(self) -> Self:
         """Copy to page-locked memory, from where a GPU copies while it computes."""
         return self.map(torch.Tensor.pin_memory)
 
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> EncoderInputs:
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """Apply `function` to every tensor."""
         # Forward arguments may share a tensor; what is made of it is shared, too.
         made: dict[int, torch.Tensor] = {}

@@ -3,8 +3,6 @@
 Shapes: N examples, D width.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,7 +109,7 @@ class Task:
         self.apart = np.arange(self.size)
 
     @staticmethod
-    def of(labelled: Labelled, seen: Iterable[str]) -> Task:
+    def of(labelled: Labelled, seen: Iterable[str]) -> "Task":
         """Choose the task of a kind, and note what is left out or was seen in training."""
         require("sklearn", extra="probe", purpose="fit a linear probe")
         notes = [

@@ -10,14 +10,13 @@ the same probability thus has a top-1 of one in V, not of 100%.
 Shapes: M masked tokens, N examples, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -53,7 +52,7 @@ class ExampleSums:
     sums: Floats
 
     @classmethod
-    def of(cls, ids: Ids, rows: Floats) -> ExampleSums:
+    def of(cls, ids: Ids, rows: Floats) -> Self:
         """Add up (M, 4) rows by the example (M,) that each is of."""
         unique, inverse = np.unique(ids, return_inverse=True)
         sums = np.zeros((len(unique), rows.shape[1]))
@@ -65,7 +64,7 @@ class ExampleSums:
         return save({"ids": self.ids, "sums": self.sums}, metadata={"identity": identity})
 
     @classmethod
-    def read(cls, path: Path) -> tuple[ExampleSums, str]:
+    def read(cls, path: Path) -> tuple[Self, str]:
         """Return the sums in a file that holds `to_bytes`, and the identity of their run."""
         fix = "remove the file, and they are computed again"
         with explained(
