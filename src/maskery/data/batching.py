@@ -115,6 +115,7 @@ def cut_by_sum(lengths: Ints, budget: int) -> Ints:
     while cuts[-1] < len(lengths):
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
         fitting = int(np.searchsorted(ends, done + budget, side="right"))
+        # At least one more: an example over the budget must not stop the loop.
         cuts.append(max(fitting, cuts[-1] + 1))
     return np.array(cuts, np.int64)
 
@@ -220,6 +221,7 @@ class Template:
             if bare:
                 break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
+        # Where the bare text lies within the full one, template tokens are what is around it.
         for start in range(len(full) - len(bare) + 1 if bare else 0):
             end = start + len(bare)
             if full[start:end] == bare:
@@ -337,6 +339,7 @@ class PlannedSource(ABC, Generic[BatchT]):
         batches: list[BatchT | StandIn[BatchT]] = []
         for turn in range(0, len(parts), world_size):
             mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
+            # Where none is left for this process, it computes the first one of the step.
             batch = self.batch(chosen[mine if len(mine) else [0]], epoch, chosen[crowd])
             batches.append(batch if len(mine) else StandIn(batch))
         return batches

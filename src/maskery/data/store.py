@@ -65,6 +65,7 @@ def own_folder(cache_dir: Path, name: str) -> Path:
                     f"with --cache-dir or MASKERY_CACHE"
                 )
         if found.st_mode & 0o077:
+            # `mkdir` leaves a folder that was there with the permissions that it had.
             folder.chmod(0o700)
     return folder
 
@@ -258,6 +259,7 @@ def write_store(
                 shutil.rmtree(folder)
             partial.rename(folder)
     finally:
+        # After the move nothing has that name any more.
         shutil.rmtree(partial, ignore_errors=True)
 
 

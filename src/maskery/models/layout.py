@@ -202,9 +202,11 @@ def least_length(config: PreTrainedConfig) -> int:
 def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints, Ints, Ints]:
     """Return ids (T,) of sequences at random, their boundaries (B + 1,), and all positions (T,)."""
     limit = max_positions(hf.config) or 64
+    # A single token, two of one length, longest and shortest apart: what packing may mix up.
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
     size = hf.config.get_text_config().vocab_size
+    # The first ids are special tokens, in most vocabularies.
     low = 5 if size > 10 else 0
     generator = np.random.default_rng(seed)
     ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)

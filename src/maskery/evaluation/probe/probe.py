@@ -225,6 +225,7 @@ class WordTask(Task):
 
     def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
         kept, words = [], 0
+        # By a hash of the text: the same sentences in whatever order the file has them.
         order = classify.folds_of(labelled.texts, 1 << 62, salt="sample ").argsort(kind="stable")
         for place in order:
             if words and words + len(labelled.words[place]) > MOST_WORDS:
