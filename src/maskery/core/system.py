@@ -216,9 +216,12 @@ def sha256_of(path: Path) -> str:
 
 def flush_tree(folder: Path) -> None:
     """Bring a folder with everything in it to disk."""
-    # The folder comes last, when all that its names stand for is there.
-    for path in (*folder.rglob("*"), folder):
-        flush(path)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            flush_tree(path)
+        else:
+            flush(path)
+    flush(folder)
 
 
 def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
