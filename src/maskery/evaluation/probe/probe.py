@@ -185,13 +185,12 @@ class ClassTask(Task):
         if len(first) < len(labelled.texts):
             notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
         if alone:
-            classes = "class" if alone == 1 else "classes"
-            notes.append(f"{alone:,} {classes} with one text are left out: it has no neighbour")
+            left_out = counted(alone, "class", "classes")
+            notes.append(f"{left_out} with one text are left out: it has no neighbour")
         if len(judged := {labelled.labels[place] for place in kept}) < 2:
-            classes = "class" if len(judged) == 1 else "classes"
             raise DataError(
-                f"the label file has {len(judged)} {classes} with two texts or more, of "
-                f"{len(counts):,} in all: a probe needs at least two such classes"
+                f"the label file has {counted(len(judged), 'class', 'classes')} with two texts or "
+                f"more, of {len(counts):,} in all: a probe needs at least two such classes"
             )
         chosen = labelled.take(kept)
         super().__init__(chosen, notes)
