@@ -14,9 +14,9 @@ from maskery.core.batch import Floats, Ints
 from maskery.core.errors import DataError, counted
 from maskery.core.registry import require
 from maskery.data.split import as_read
-from maskery.evaluation.intervals import Interval
+from maskery.evaluation.intervals import Interval, grouped_interval
 from maskery.evaluation.probe import classify
-from maskery.evaluation.probe.classify import grouped_interval, pair_scores
+from maskery.evaluation.probe.classify import pair_scores
 from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
